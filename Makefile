@@ -1,0 +1,60 @@
+# Every target sets up what it needs in .venv: a machine with Python 3.11 or later, g++ and make is enough.
+
+PYTHON ?= python3
+# installed before anything is built: the ops are compiled against it, and serve every later torch
+TORCH ?= torch==2.13.0
+# seconds that `make test` may take
+LIMIT ?= 720
+PYTEST_ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+SOURCES := pyproject.toml setup.py $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h csrc/*/*.inc csrc/*/*.cu)
+TIMEOUT := $(if $(shell command -v timeout),timeout $(LIMIT))
+BENCHMARKS := $(if $(wildcard benchmarks/bench_*.py),benchmarks)
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: install demo test test-slow lint bench clean distclean
+
+install: $(STAMP)
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "wanted Python 3.11 or later, got $$($(PYTHON) --version 2>&1); pass PYTHON=python3.12" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+
+$(STAMP): $(SOURCES) | $(BIN)/python
+	@command -v $${CXX:-g++} >/dev/null || { echo "wanted a C++ compiler, found no $${CXX:-g++}; install g++" >&2; exit 2; }
+	$(BIN)/python -m pip install --quiet "setuptools>=80" wheel
+	$(BIN)/python -m pip install --quiet $(TORCH)
+	$(BIN)/python -m pip install --quiet "pybind11>=2.13" ninja "numpy>=2"
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip install --quiet --no-build-isolation -e ".[dev]"
+	@touch $(STAMP)
+
+demo: install
+	$(BIN)/regframe demo -o demo-output --overwrite
+
+test: install
+	$(TIMEOUT) $(BIN)/python -m pytest tests $(BENCHMARKS) -m "not slow" --benchmark-disable \
+	  -o python_files="test_*.py bench_*.py" $(PYTEST_ARGS)
+
+test-slow: install
+	$(BIN)/python -m pytest tests -m slow $(PYTEST_ARGS)
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: install
+	$(BIN)/python -m pytest benchmarks -o python_files="bench_*.py" --benchmark-only $(PYTEST_ARGS)
+
+clean:
+	rm -rf build dist demo-output *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -f regframe/*.so $(STAMP)
+	find . -name __pycache__ -not -path "./$(VENV)/*" -prune -exec rm -rf {} +
+
+distclean: clean
+	rm -rf $(VENV)

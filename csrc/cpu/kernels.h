@@ -1,0 +1,79 @@
+// What the ops of cpu/ ask of a kernel, and the sets of kernels there are: one per instruction set, all compiled from kernels.inc.
+#pragma once
+
+#include <cstdint>
+
+#include "interp.h"
+
+namespace regframe {
+
+// from the index of a fixed pixel to positions in nodes of the padded velocity grid, and in pixels of the image
+template <class T, int D>
+struct Frame {
+  double to_flow[D][D + 1];
+  double to_image[D][D + 1];
+  T image_per_flow[D];  // image pixels per velocity node
+  int64_t shape[D];     // of the tile
+  int64_t offset[D];    // of the tile's first pixel
+};
+
+template <class T, int D>
+struct WarpTask {
+  Frame<T, D> frame;
+  FlowGrid<T, D> flow;
+  ImageGrid<T, D> grid;
+  const T* velocity;  // [T, *padded, D]
+  const T* image;     // [C, *S]
+  int64_t channels, image_pixels, out_pixels;
+};
+
+// points in nodes of the padded velocity grid: (x - origin) / spacing + kPad
+template <class T, int D>
+struct PointsTask {
+  FlowGrid<T, D> flow;
+  const T* velocity;  // [T, *padded, D]
+  double spacing[D], origin[D];
+  bool to_moving;
+};
+
+// Rows are the lines of the tile along its last axis, all other axes flattened: begin ... end-1.
+// `accumulator` [T, *padded, D] belongs to the calling thread alone, and so does `matrix` [D, D+1].
+#define RF_DECLARE_KERNELS(isa)                                                                                             \
+  namespace isa {                                                                                                           \
+  template <class T, int D>                                                                                                 \
+  void warp_forward(const WarpTask<T, D>& task, T* out, int64_t begin, int64_t end);                                        \
+  template <class T, int D>                                                                                                 \
+  void warp_backward(const WarpTask<T, D>& task, const T* grad, double* accumulator, double* matrix, int64_t begin,         \
+                     int64_t end);                                                                                          \
+  template <class T, int D>                                                                                                 \
+  void warp_backward_image(const WarpTask<T, D>& task, const T* grad, T* image_grad, int64_t begin, int64_t end);           \
+  template <class T, int D>                                                                                                 \
+  void points_forward(const PointsTask<T, D>& task, const T* points, T* out, int64_t begin, int64_t end);                   \
+  template <class T, int D>                                                                                                 \
+  void points_backward(const PointsTask<T, D>& task, const T* grad, const T* points, T* points_grad, double* accumulator,   \
+                       int64_t begin, int64_t end);                                                                         \
+  }
+
+RF_DECLARE_KERNELS(baseline)
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define RF_X86_VARIANTS 1
+RF_DECLARE_KERNELS(avx2)
+RF_DECLARE_KERNELS(avx512)
+#endif
+
+enum class Isa { baseline, avx2, avx512 };
+
+// the best this machine has, or what the environment variable REGFRAME_ISA names, where the machine has it
+Isa isa();
+
+// calls <isa>::name<T, D>(...)
+#ifdef RF_X86_VARIANTS
+#define RF_CALL(name, T, D, ...)                                             \
+  (::regframe::isa() == ::regframe::Isa::avx512 ? avx512::name<T, D>(__VA_ARGS__) \
+   : ::regframe::isa() == ::regframe::Isa::avx2 ? avx2::name<T, D>(__VA_ARGS__)   \
+                                                : baseline::name<T, D>(__VA_ARGS__))
+#else
+#define RF_CALL(name, T, D, ...) baseline::name<T, D>(__VA_ARGS__)
+#endif
+
+}  // namespace regframe

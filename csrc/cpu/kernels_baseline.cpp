@@ -1,0 +1,6 @@
+// The CPU kernels for any machine: SSE2 on x86-64, NEON on aarch64. See kernels.inc.
+#include <cstddef>
+#include <cstdint>
+
+#define RF_ISA baseline
+#include "cpu/kernels.inc"

@@ -1,0 +1,153 @@
+// warp on the CPU: forward and backward.
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <tuple>
+
+#include "cpu/kernels.h"
+#include "cpu/velocity.h"
+
+namespace regframe {
+
+Isa isa() {
+  static const Isa best = [] {
+    int level = 0;
+#ifdef RF_X86_VARIANTS
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) level = 1;
+    if (level == 1 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw"))
+      level = 2;
+#endif
+    const char* wish = std::getenv("REGFRAME_ISA");
+    if (wish != nullptr) {
+      if (std::strcmp(wish, "baseline") == 0) level = 0;
+      if (std::strcmp(wish, "avx2") == 0) level = std::min(level, 1);
+    }
+    return static_cast<Isa>(level);
+  }();
+  return best;
+}
+
+namespace {
+
+constexpr int64_t kForwardRows = 64;  // dealt out at a time
+
+template <class T, int D>
+WarpTask<T, D> make_task(const Tensor& image, const Tensor& velocity, const Tensor& matrix, const T* padded,
+                         const std::vector<int64_t>& shape, const std::vector<int64_t>& offset,
+                         const std::vector<double>& image_spacing, const std::vector<double>& image_origin,
+                         const std::vector<double>& velocity_spacing, const std::vector<double>& velocity_origin,
+                         int64_t n_steps) {
+  WarpTask<T, D> task{};
+  task.flow = flow_grid<T, D>(velocity, n_steps);
+  task.grid = image_grid<T, D>(image);
+  task.velocity = padded;
+  task.image = image.const_data_ptr<T>();
+  task.channels = image.size(0);
+  task.image_pixels = task.out_pixels = 1;
+  const double* m = matrix.const_data_ptr<double>();  // [D, D+1]
+  for (int d = 0; d < D; ++d) {
+    task.frame.shape[d] = shape[d];
+    task.frame.offset[d] = offset[d];
+    task.image_pixels *= image.size(1 + d);
+    task.out_pixels *= shape[d];
+    for (int e = 0; e < D; ++e) {
+      task.frame.to_flow[d][e] = m[d * (D + 1) + e] / velocity_spacing[d];
+      task.frame.to_image[d][e] = m[d * (D + 1) + e] / image_spacing[d];
+    }
+    task.frame.to_flow[d][D] = (m[d * (D + 1) + D] - velocity_origin[d]) / velocity_spacing[d] + kPad;
+    task.frame.to_image[d][D] = (m[d * (D + 1) + D] - image_origin[d]) / image_spacing[d];
+    task.frame.image_per_flow[d] = static_cast<T>(velocity_spacing[d] / image_spacing[d]);
+  }
+  return task;
+}
+
+Tensor warp(const Tensor& image_, const Tensor& velocity_, const Tensor& matrix_, const std::vector<int64_t>& shape,
+            const std::vector<int64_t>& offset, const std::vector<double>& image_spacing,
+            const std::vector<double>& image_origin, const std::vector<double>& velocity_spacing,
+            const std::vector<double>& velocity_origin, int64_t n_steps) {
+  check_warp(image_, velocity_, matrix_, shape, offset, image_spacing, image_origin, velocity_spacing, velocity_origin,
+             n_steps);
+  const Tensor image = torch::stable::contiguous(image_);        // [C, *S]
+  const Tensor velocity = torch::stable::contiguous(velocity_);  // [T, D, *S_v]
+  const Tensor matrix = torch::stable::contiguous(matrix_);      // [D, D+1]
+  std::vector<int64_t> sizes{image.size(0)};
+  sizes.insert(sizes.end(), shape.begin(), shape.end());
+  Tensor out = torch::stable::new_empty(image, {sizes.data(), sizes.size()});  // [C, *shape]
+  if (out.numel() == 0) return out;
+  dispatch(image.scalar_type(), matrix.size(0), [&](auto scalar, auto ndim) {
+    using T = decltype(scalar);
+    constexpr int D = decltype(ndim)::value;
+    const auto padded = pad_velocity<T, D>(flow_grid<T, D>(velocity, n_steps), velocity, velocity_spacing);
+    const auto task = make_task<T, D>(image, velocity, matrix, padded.get(), shape, offset, image_spacing, image_origin,
+                                      velocity_spacing, velocity_origin, n_steps);
+    T* to = out.mutable_data_ptr<T>();
+    in_blocks(task.out_pixels / shape[D - 1], kForwardRows, [&](int64_t begin, int64_t end) {
+      RF_CALL(warp_forward, T, D, task, to, begin, end);
+    });
+  });
+  return out;
+}
+
+std::tuple<Tensor, Tensor, Tensor> warp_backward(
+    const Tensor& grad_, const Tensor& image_, const Tensor& velocity_, const Tensor& matrix_,
+    const std::vector<int64_t>& shape, const std::vector<int64_t>& offset, const std::vector<double>& image_spacing,
+    const std::vector<double>& image_origin, const std::vector<double>& velocity_spacing,
+    const std::vector<double>& velocity_origin, int64_t n_steps, bool image_grad, bool velocity_grad, bool matrix_grad) {
+  check_warp(image_, velocity_, matrix_, shape, offset, image_spacing, image_origin, velocity_spacing, velocity_origin,
+             n_steps);
+  STD_TORCH_CHECK(grad_.dim() == image_.dim() && grad_.size(0) == image_.size(0) &&
+                      std::equal(shape.begin(), shape.end(), grad_.sizes().begin() + 1) &&
+                      grad_.scalar_type() == image_.scalar_type() && !grad_.is_cuda(),
+                  "grad must be [C, *shape], of the image's dtype and device");
+  const Tensor grad = torch::stable::contiguous(grad_);          // [C, *shape]
+  const Tensor image = torch::stable::contiguous(image_);        // [C, *S]
+  const Tensor velocity = torch::stable::contiguous(velocity_);  // [T, D, *S_v]
+  const Tensor matrix = torch::stable::contiguous(matrix_);      // [D, D+1]
+  Tensor to_image = image_grad ? torch::stable::new_zeros(image, image.sizes()) : empty_grad(image);
+  Tensor to_velocity = empty_grad(velocity);
+  Tensor to_matrix = matrix_grad ? torch::stable::new_zeros(matrix, matrix.sizes()) : empty_grad(matrix);
+  if (grad.numel() == 0) {
+    if (velocity_grad) to_velocity = torch::stable::new_zeros(velocity, velocity.sizes());
+    return {to_image, to_velocity, to_matrix};
+  }
+  dispatch(image.scalar_type(), matrix.size(0), [&](auto scalar, auto ndim) {
+    using T = decltype(scalar);
+    constexpr int D = decltype(ndim)::value;
+    const auto flow = flow_grid<T, D>(velocity, n_steps);
+    const auto padded = pad_velocity<T, D>(flow, velocity, velocity_spacing);
+    const auto task = make_task<T, D>(image, velocity, matrix, padded.get(), shape, offset, image_spacing, image_origin,
+                                      velocity_spacing, velocity_origin, n_steps);
+    const T* from = grad.const_data_ptr<T>();
+    const int64_t threads = get_num_threads();
+    if (velocity_grad || matrix_grad) {
+      Accumulators<T, D> sums(flow, threads);
+      std::vector<double> matrices(threads * D * (D + 1));  // [threads, D, D+1]
+      in_parts(task.out_pixels / shape[D - 1], threads, 1, [&](int64_t part, int64_t begin, int64_t end) {
+        RF_CALL(warp_backward, T, D, task, from, sums.of(part), matrices.data() + part * D * (D + 1), begin, end);
+      });
+      if (velocity_grad) to_velocity = sums.collect(velocity, velocity_spacing);
+      if (matrix_grad) {
+        double* to = to_matrix.mutable_data_ptr<double>();
+        for (int64_t part = 0; part < threads; ++part)
+          for (int d = 0; d < D; ++d)
+            for (int e = 0; e <= D; ++e) to[d * (D + 1) + e] += matrices[(part * D + d) * (D + 1) + e] / velocity_spacing[d];
+      }
+    }
+    if (image_grad) {
+      T* to = to_image.mutable_data_ptr<T>();
+      in_parts(image.size(1), threads, 1, [&](int64_t, int64_t begin, int64_t end) {
+        RF_CALL(warp_backward_image, T, D, task, from, to, begin, end);
+      });
+    }
+  });
+  return {to_image, to_velocity, to_matrix};
+}
+
+}  // namespace
+}  // namespace regframe
+
+STABLE_TORCH_LIBRARY_IMPL(regframe, CPU, m) {
+  m.impl("warp", TORCH_BOX(&regframe::warp));
+  m.impl("_warp_backward", TORCH_BOX(&regframe::warp_backward));
+}

@@ -1,0 +1,70 @@
+"""Point tables for regframe: the adapter ``points``."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+from typing import Any
+
+import regframe
+
+_SUFFIXES = (".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz", ".txt.gz")
+
+
+class PointsAdapter(regframe.Adapter):
+    """Positions in a table (CSV, TSV, white space; gzipped or not), every other column carried along.
+
+    Args:
+        columns: which columns are the positions, where their names leave it open: ``"x=NAME,y=NAME"``; for a file
+            without a header the names of its columns in order, e.g. ``"x,y"``.
+        unit: what columns without a unit suffix are in, ``"px"`` where None.
+    """
+
+    name = "points"
+
+    def __init__(self, columns: str | None = None, unit: str | None = None) -> None:
+        if columns is not None and not isinstance(columns, str):
+            columns = ",".join(map(str, columns))
+        self.columns = columns
+        self.unit = unit
+
+    def matches(self, source: Any) -> float:
+        """1 for a `PointSet`, 0.6 for a text file with a table's suffix, else 0."""
+        if isinstance(source, regframe.PointSet):
+            return 1.0
+        if not isinstance(source, (str, Path)) or not str(source).lower().endswith(_SUFFIXES):
+            return 0.0
+        path = Path(source)
+        if not path.is_file():
+            return 0.0
+        with path.open("rb") as file:
+            head = file.read(4096)
+        if head[:2] == b"\x1f\x8b":
+            try:
+                with gzip.open(path) as file:
+                    head = file.read(4096)
+            except (OSError, EOFError):
+                return 0.1
+        return 0.1 if b"\0" in head else 0.6
+
+    def open(self, source: Any) -> regframe.PointSet:
+        """The positions with their table; ValueError where it is not clear which columns they are in."""
+        if isinstance(source, regframe.PointSet):
+            return source
+        return regframe.read_points(source, self.columns, self.unit)
+
+    def apply(self, source: Any, transform: regframe.Transform, grid: regframe.Grid | None = None) -> regframe.PointSet:
+        """The same table in the same order, positions carried by ``transform``; ``grid`` plays no part."""
+        return regframe.move_points(self.open(source), transform)
+
+    def save(self, data: regframe.Image | regframe.PointSet, path: Path) -> None:
+        """Write the table, position columns replaced; see `regframe.write_points`."""
+        if not isinstance(data, regframe.PointSet):
+            raise TypeError(f"wanted a PointSet to write a table, got {type(data).__name__}; use another adapter")
+        regframe.write_points(data, path)
+
+
+@regframe.hookimpl
+def regframe_adapters() -> list[type[regframe.Adapter]]:
+    """The adapter of this plug-in."""
+    return [PointsAdapter]

@@ -1,0 +1,72 @@
+"""regframe: registration of spatial omics and histology images.
+
+The public names, loaded when they are first used, so that ``import regframe`` and ``regframe --help`` need no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+_HOME = {
+    "Adapter": "contracts",
+    "Affine": "transforms",
+    "Config": "config",
+    "Displacement": "transforms",
+    "Flow": "transforms",
+    "Grid": "data",
+    "Image": "data",
+    "Metric": "contracts",
+    "PluginError": "plugins",
+    "PluginWarning": "plugins",
+    "PointSet": "data",
+    "PointTable": "tables",
+    "Progress": "registration",
+    "Result": "registration",
+    "Sequence": "transforms",
+    "Transform": "transforms",
+    "adapter": "plugins",
+    "find_adapter": "plugins",
+    "hookimpl": "hookspecs",
+    "landmarks": "pose",
+    "load": "store",
+    "metric": "plugins",
+    "move_points": "transforms",
+    "open": "plugins",
+    "pair_points": "tables",
+    "read_landmarks": "tables",
+    "read_points": "tables",
+    "read_table": "tables",
+    "register": "registration",
+    "resample": "transforms",
+    "write_points": "tables",
+}
+"""Where each public name lives; ``__init__.pyi`` says the same to type checkers and a test compares the two."""
+
+__all__ = ["__version__", *_HOME]
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name from its module and keep it (PEP 562)."""
+    if name == "__version__":
+        value: Any = _version()
+    elif name in _HOME:
+        value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """The public names, loaded or not."""
+    return sorted({*globals(), *__all__})
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("regframe")
+    except PackageNotFoundError:
+        return "0+unknown"  # a source tree that was never installed

@@ -1,0 +1,33 @@
+from .config import Config as Config
+from .contracts import Adapter as Adapter
+from .contracts import Metric as Metric
+from .data import Grid as Grid
+from .data import Image as Image
+from .data import PointSet as PointSet
+from .hookspecs import hookimpl as hookimpl
+from .plugins import PluginError as PluginError
+from .plugins import PluginWarning as PluginWarning
+from .plugins import adapter as adapter
+from .plugins import find_adapter as find_adapter
+from .plugins import metric as metric
+from .plugins import open as open
+from .pose import landmarks as landmarks
+from .registration import Progress as Progress
+from .registration import Result as Result
+from .registration import register as register
+from .store import load as load
+from .tables import PointTable as PointTable
+from .tables import pair_points as pair_points
+from .tables import read_landmarks as read_landmarks
+from .tables import read_points as read_points
+from .tables import read_table as read_table
+from .tables import write_points as write_points
+from .transforms import Affine as Affine
+from .transforms import Displacement as Displacement
+from .transforms import Flow as Flow
+from .transforms import Sequence as Sequence
+from .transforms import Transform as Transform
+from .transforms import move_points as move_points
+from .transforms import resample as resample
+
+__version__: str

@@ -1,0 +1,22 @@
+"""The command line: click commands over the public API. Nothing here imports torch before a command needs it."""
+
+from __future__ import annotations
+
+from ._common import Main
+from .apply import apply
+from .demo import demo
+from .evaluate import evaluate
+from .inspect import doctor, info, plugins
+from .register import register
+from .report import report
+
+HELP = """Align images and point tables of tissue: one verb, one map, in both directions.
+
+Exit codes: 0 done and trusted (pass or warn), 3 done but the verdict is fail, 2 bad input, 1 a defect.
+"""
+
+main = Main(name="regframe", help=HELP, context_settings={"help_option_names": ["-h", "--help"]})
+for command in (register, apply, evaluate, report, info, plugins, doctor, demo):
+    main.add_command(command)
+
+__all__ = ["main"]

@@ -1,0 +1,283 @@
+"""What the commands share: errors as sentences, exit codes, options that many have, progress on stderr."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from ..contracts import Adapter
+    from ..data import Grid, Image, PointSet
+    from ..registration import Progress, Result
+
+EXIT_FAIL = 3
+"""Done, everything written, but the verdict is ``fail``."""
+
+_VERBOSE = "regframe.verbose"
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+class BadInput(click.ClickException):
+    """Something the user gave cannot be used: one sentence on stderr, exit code 2."""
+
+    exit_code = 2
+
+
+@contextlib.contextmanager
+def bad_input() -> Iterator[None]:
+    """Turn what a wrong file, value or place raises (ValueError, OSError) into `BadInput`."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        raise BadInput(sentence(error)) from error
+
+
+def sentence(error: BaseException) -> str:
+    """What an exception says, on one line; pydantic's reports name the key."""
+    if hasattr(error, "errors") and type(error).__name__ == "ValidationError":
+        return "; ".join(_setting_problem(item) for item in error.errors())
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _setting_problem(item: Mapping[str, Any]) -> str:
+    key = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "extra_forbidden":
+        return f"there is no setting {key!r}; known are {', '.join(_known_settings(item['loc'][:-1]))}"
+    wanted = str(item["msg"]).removeprefix("Input should be ").removeprefix("Value error, ")
+    return f"wanted for the setting {key!r} {wanted}, got {item['input']!r}"
+
+
+def _known_settings(path: Sequence[Any]) -> list[str]:
+    from ..config import Config, Section
+
+    section: type[Section] = Config
+    for part in path:
+        annotation = section.model_fields[str(part)].annotation
+        assert isinstance(annotation, type)
+        section = annotation
+    return list(section.model_fields)
+
+
+class Main(click.Group):
+    """The group of commands: an unforeseen exception becomes one line and exit code 1, with ``-v`` a traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            try:
+                return super().invoke(ctx)
+            except (click.exceptions.Exit, click.Abort, BrokenPipeError):  # the last one: `| head`
+                raise
+            except click.ClickException as error:
+                _show_traceback(ctx, error.__cause__)
+                raise
+            except KeyboardInterrupt:
+                click.echo("interrupted; nothing was written", err=True)
+                ctx.exit(130)
+            except MemoryError as error:
+                _show_traceback(ctx, error)
+                click.echo("Error: not enough memory; take a coarser level with --level", err=True)
+                ctx.exit(1)
+            except Exception as error:  # noqa: BLE001 - the last line: users get a sentence, not a stack
+                _show_traceback(ctx, error)
+                hint = "" if ctx.meta.get(_VERBOSE) else "; run again with -v for the traceback"
+                click.echo(f"Defect: {type(error).__name__}: {sentence(error)}{hint}, and please report it", err=True)
+                ctx.exit(1)
+
+
+def _show_traceback(ctx: click.Context, error: BaseException | None) -> None:
+    if error is not None and ctx.meta.get(_VERBOSE):
+        click.echo("".join(traceback.format_exception(error)), err=True, nl=False)
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    click.echo(f"Warning: {message}", err=True)
+
+
+def _set_verbose(ctx: click.Context, _: click.Parameter, value: bool) -> None:
+    if value:
+        ctx.meta[_VERBOSE] = True
+
+
+verbose_option = click.option(
+    "-v", "--verbose", is_flag=True, expose_value=False, callback=_set_verbose, help="Show the traceback of an error."
+)
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="One JSON object on stdout, everything else on stderr."
+)
+overwrite_option = click.option("--overwrite", is_flag=True, help="Replace the output if it exists.")
+path_type = click.Path(path_type=Path)
+
+
+def emit_json(value: Any) -> None:
+    """One JSON object on stdout."""
+    from ..outputs import to_json
+
+    click.echo(to_json(value, indent=2))
+
+
+def parse_pairs(pairs: Sequence[str], option: str) -> dict[str, Any]:
+    """``k=v`` options as a dict, values read as YAML scalars; `BadInput` for anything else."""
+    import yaml
+
+    values: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals or not key.strip():
+            raise BadInput(f"wanted {option} KEY=VALUE, got {pair!r}")
+        try:
+            values[key.strip()] = yaml.safe_load(text) if text.strip() else None
+        except yaml.YAMLError as error:
+            raise BadInput(f"wanted a YAML value in {option} {pair}, got {text!r}") from error
+    return values
+
+
+def side_options(side: str) -> Callable[[_F], _F]:
+    """The options that say how one side is opened."""
+
+    def decorate(command: _F) -> _F:
+        for option in reversed(
+            (
+                click.option(
+                    f"--{side}-adapter", metavar="NAME", help=f"Adapter of the {side} side; sniffed otherwise."
+                ),
+                click.option(f"--{side}-set", metavar="K=V", multiple=True, help=f"Option of the {side} adapter."),
+                click.option(f"--{side}-mpp", type=float, metavar="UM", help=f"Pixel size of the {side} image in µm."),
+                click.option(f"--{side}-channel", metavar="C", help=f"Channel of the {side} image, by name or number."),
+            )
+        ):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+def adapter_options(
+    pairs: Sequence[str], option: str, mpp: float | None = None, channel: str | None = None
+) -> dict[str, Any]:
+    """Keyword arguments for an adapter out of ``--*-set`` and the options that have names of their own."""
+    options = parse_pairs(pairs, option)
+    if mpp is not None:
+        options |= {"spacing": mpp, "unit": "µm"}
+    if channel is not None:
+        options["channels"] = int(channel) if channel.isdecimal() else channel
+    return options
+
+
+def open_side(
+    path: Path, adapter: str | None, options: Mapping[str, Any], level: int | None = None
+) -> tuple[Image | PointSet, Adapter, dict[str, Any]]:
+    """A file's data, the adapter that read it and its options; `BadInput` where it cannot be read.
+
+    ``level`` reaches an adapter that has such an option and is left out for one that has none.
+    """
+    import regframe
+
+    from .. import plugins
+
+    with bad_input():
+        reader = regframe.find_adapter(path, adapter, **options)
+        if level is not None and "level" not in options:
+            known = {entry.name: entry.options for entry in plugins.adapters()}
+            if "level" in known.get(reader.name, ()):
+                options = {**options, "level": level}
+                reader = regframe.adapter(reader.name, **options)
+        try:
+            return reader.open(path), reader, dict(options)
+        except ImportError as error:  # a format whose reader is an extra
+            raise BadInput(sentence(error)) from error
+
+
+def load_result(path: Path) -> Result:
+    """A saved result; `BadInput` where there is none."""
+    import regframe
+
+    with bad_input():
+        if not path.exists():
+            raise FileNotFoundError(
+                f"wanted a folder that `regframe register` wrote, got {str(path)!r}, which does not exist"
+            )
+        return regframe.load(path)
+
+
+def describe_grid(grid: Grid) -> str:
+    """A grid in a few words."""
+    size = " × ".join(str(n) for n in grid.shape)
+    spacing = " × ".join(f"{s:.6g}" for s in dict.fromkeys(grid.spacing))
+    return f"{size} px of {spacing} {grid.unit}"
+
+
+def finish(metrics: Mapping[str, Any], ctx: click.Context) -> None:
+    """Leave with the exit code of the verdict."""
+    if metrics.get("verdict") == "fail":
+        ctx.exit(EXIT_FAIL)
+
+
+class ProgressBar:
+    """Progress on stderr: a bar per stage and pyramid level on a terminal, else one plain line for each."""
+
+    def __init__(self) -> None:
+        self._live: Any = None
+        self._task: Any = None
+        self._current: tuple[str, int] | None = None
+        self._last: Progress | None = None
+
+    def __enter__(self) -> ProgressBar:
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+            from rich.progress import Progress as Bars
+
+            self._live = Bars(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=32),
+                TextColumn("{task.completed:>4.0f} / {task.total:.0f}"),
+                TextColumn("energy {task.fields[loss]:.5g}"),
+                TimeElapsedColumn(),
+                console=Console(stderr=True),
+            )
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        self._close(finished=error is None)
+        if self._live is not None:
+            self._live.stop()
+
+    def __call__(self, step: Progress) -> None:
+        """Take one step of `regframe.register`."""
+        if self._current != (step.stage, step.level):
+            self._close(finished=True)
+            self._current = (step.stage, step.level)
+            if self._live is not None:
+                self._task = self._live.add_task(self._name(step), total=max(step.max_iter, 1), loss=step.loss)
+        self._last = step
+        if self._live is not None:
+            self._live.update(self._task, completed=step.iteration, loss=step.loss)
+
+    def _name(self, step: Progress) -> str:
+        return f"{step.stage:<11} level {step.level} of {step.n_levels}"
+
+    def _close(self, finished: bool) -> None:
+        step = self._last
+        if step is None:
+            return
+        if self._live is not None:
+            if finished:  # converged before its limit: a full bar
+                self._live.update(self._task, total=max(step.iteration, 1), completed=max(step.iteration, 1))
+        else:
+            click.echo(f"{self._name(step)}: {step.iteration} iterations, energy {step.loss:.5g}", err=True)
+        self._last = None

@@ -1,0 +1,239 @@
+"""``regframe apply``: carry images and point tables through a saved map, either way."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ._common import (
+    BadInput,
+    adapter_options,
+    bad_input,
+    describe_grid,
+    load_result,
+    open_side,
+    overwrite_option,
+    path_type,
+    verbose_option,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..data import Grid, PointSet
+    from ..registration import Result
+
+_RATIO = 0.02  # how far two extents may differ before they are not taken for the same field
+
+
+@click.group(short_help="Carry images or points through a saved map.")
+def apply() -> None:
+    """Carry data through the map of a result.
+
+    ``--to fixed`` takes moving-space data to the fixed space, ``--to moving`` takes fixed-space data back.
+    """
+
+
+def _common(command: Any) -> Any:
+    for option in reversed(
+        (
+            click.argument("result_folder", type=path_type, metavar="OUT"),
+            click.argument("input_file", type=path_type, metavar="INPUT"),
+            click.option("-o", "--output", type=path_type, required=True, help="File to write."),
+            click.option("--to", type=click.Choice(["fixed", "moving"]), required=True, help="Space to go to."),
+            click.option(
+                "--input-spacing",
+                type=float,
+                metavar="S",
+                help="Pixel size of the input, in the unit of the side it belongs to.",
+            ),
+            overwrite_option,
+            verbose_option,
+        )
+    ):
+        command = option(command)
+    return command
+
+
+@apply.command(short_help="Resample an image on the other side's canvas.")
+@_common
+@click.option("--adapter", metavar="NAME", help="Adapter of the input; sniffed otherwise.")
+@click.option("--adapter-set", metavar="K=V", multiple=True, help="Option of the adapter, e.g. labels=true.")
+def image(
+    result_folder: Path,
+    input_file: Path,
+    output: Path,
+    to: str,
+    input_spacing: float | None,
+    overwrite: bool,
+    adapter: str | None,
+    adapter_set: tuple[str, ...],
+) -> None:
+    """Resample INPUT on the canvas of the side named by --to; the suffix of the output says its format.
+
+    INPUT belongs to the other side: it is the file that was registered, or the same field at another resolution.
+    """
+    from .. import outputs
+    from ..data import Image
+
+    _check_spacing(input_spacing)
+    with bad_input():
+        outputs.check_file(output, overwrite)
+    result = load_result(result_folder)
+    data, reader, _ = open_side(input_file, adapter, adapter_options(adapter_set, "--adapter-set"))
+    if not isinstance(data, Image):
+        raise BadInput(f"wanted an image, got points in {input_file}; use `regframe apply points`")
+    side = result.moving_grid if to == "fixed" else result.fixed_grid
+    with bad_input():
+        placed = data.replace(grid=place(data.grid, side, input_spacing))
+        moved = result.to_fixed(placed) if to == "fixed" else result.to_moving(placed)
+        with outputs.staged(output, overwrite) as path:
+            reader.save(moved, path)
+    click.echo(f"wrote {output}: {describe_grid(moved.grid)}", err=True)
+
+
+@apply.command(short_help="Move the positions of a table.")
+@_common
+@click.option(
+    "--columns", metavar="X,Y", help="Position columns, e.g. x=T_x,y=T_y, or the columns of a header-less file."
+)
+def points(
+    result_folder: Path,
+    input_file: Path,
+    output: Path,
+    to: str,
+    input_spacing: float | None,
+    overwrite: bool,
+    columns: str | None,
+) -> None:
+    """Move the positions of the table INPUT: same rows, same order, new columns at the end.
+
+    match_probability says how likely the position shows tissue that both sides have (blank outside the fixed canvas),
+    in_canvas whether it lies on the canvas of the destination.
+    """
+    import regframe
+
+    from .. import outputs
+
+    _check_spacing(input_spacing)
+    with bad_input():
+        outputs.check_file(output, overwrite)
+    result = load_result(result_folder)
+    source, target = result.moving_grid, result.fixed_grid
+    if to == "moving":
+        source, target = target, source
+    with bad_input():
+        table = regframe.read_points(input_file, columns=columns, unit="px" if input_spacing else source.unit)
+        before = in_unit(table, source, input_spacing)
+        after = result.to_fixed(before) if to == "fixed" else result.to_moving(before)
+        probability = match_probability(result, (after if to == "fixed" else before).coords)
+        extra = {
+            "match_probability": ["" if math.isnan(p) else f"{p:.4g}" for p in probability.tolist()],
+            "in_canvas": ["true" if inside else "false" for inside in target.contains(after.coords).tolist()],
+        }
+        with outputs.staged(output, overwrite) as path:
+            regframe.write_points(after, path, extra)
+    click.echo(f"wrote {output}: {len(after)} points in {after.unit}", err=True)
+
+
+def _check_spacing(spacing: float | None) -> None:
+    if spacing is not None and not (math.isfinite(spacing) and spacing > 0):
+        raise BadInput(f"wanted a positive --input-spacing, got {spacing}")
+
+
+def place(grid: Grid, side: Grid, spacing: float | None) -> Grid:
+    """Where an image's pixels lie in the space of ``side``, in its unit.
+
+    With ``spacing`` (in the side's unit) its outer edges are put on the side's lower edges. Without it the same number
+    of pixels is the side's own grid, and another number needs a spacing of its own that makes it the same field.
+    Raises ValueError where none of this tells where it lies.
+    """
+    from ..data import Grid, unit_ratio
+
+    if grid.ndim != side.ndim:
+        raise ValueError(f"wanted an image of {side.ndim} axes for this result, got {grid.ndim}")
+    if spacing is not None:
+        origin = tuple(o - s / 2 + spacing / 2 for o, s in zip(side.origin, side.spacing, strict=True))
+        return _same_field(Grid(grid.shape, (spacing,) * grid.ndim, origin, side.unit), side)
+    ratio = unit_ratio(grid.unit, side.unit)
+    if grid.shape == side.shape:
+        declared = ratio is not None and (grid.unit != "px" or side.unit == "px")
+        if declared and not _close(
+            grid.to_unit(side.unit).extent if grid.unit != side.unit else grid.extent, side.extent
+        ):
+            raise ValueError(
+                f"wanted the field of this result ({describe_grid(side)}), got {describe_grid(grid)}; "
+                "state --input-spacing if the file's own is wrong"
+            )
+        return side
+    if ratio is None:
+        raise ValueError(
+            f"wanted an image of {describe_grid(side)}, got {describe_grid(grid)}, which does not say how they "
+            f"relate; state --input-spacing in {side.unit}"
+        )
+    own = Grid(grid.shape, tuple(s * ratio for s in grid.spacing), tuple(o * ratio for o in grid.origin), side.unit)
+    if own.unit == "px" and not _close(own.extent, side.extent):
+        raise ValueError(
+            f"wanted an image of {describe_grid(side)}, got {describe_grid(grid)}, which is another size; "
+            "state --input-spacing in px of that side if it is the same field"
+        )
+    return _same_field(own, side)
+
+
+def _same_field(grid: Grid, side: Grid) -> Grid:
+    low = [
+        max(a - s / 2, b - t / 2)
+        for a, s, b, t in zip(grid.origin, grid.spacing, side.origin, side.spacing, strict=True)
+    ]
+    high = [
+        min(a - s / 2 + e, b - t / 2 + f)
+        for a, s, e, b, t, f in zip(
+            grid.origin, grid.spacing, grid.extent, side.origin, side.spacing, side.extent, strict=True
+        )
+    ]
+    if any(a >= b for a, b in zip(low, high, strict=True)):
+        raise ValueError(
+            f"wanted an image that overlaps the field of this result ({describe_grid(side)}), "
+            f"got {describe_grid(grid)} elsewhere"
+        )
+    if not _close(grid.extent, side.extent):
+        click.echo(
+            f"Warning: the input covers another extent ({describe_grid(grid)}) than the side it belongs to "
+            f"({describe_grid(side)})",
+            err=True,
+        )
+    return grid
+
+
+def _close(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
+    return all(abs(a - b) <= _RATIO * b for a, b in zip(one, other, strict=True))
+
+
+def in_unit(points: PointSet, side: Grid, spacing: float | None) -> PointSet:
+    """Points in the unit of ``side``; ``spacing`` multiplies pixels; ValueError where the units do not fit."""
+    from ..tables import to_unit_of
+
+    if spacing is None:
+        return to_unit_of(points, side)
+    if points.unit != "px":
+        raise ValueError(
+            f"wanted coordinates in px to multiply by a spacing, got columns in {points.unit}; leave it out"
+        )
+    return points.replace(coords=points.coords * spacing, unit=side.unit)
+
+
+def match_probability(result: Result, coords: Tensor) -> Tensor:
+    """Matching weight ``[N]`` at fixed-space positions ``[N, D]``; NaN outside the fixed canvas, or without weights."""
+    import torch
+
+    from ..reference import sample_image
+
+    if result.weight is None or result.weight_grid is None:
+        return torch.full(coords.shape[:1], float("nan"), dtype=torch.float64)
+    grid = result.weight_grid
+    index = (coords - torch.tensor(grid.origin, dtype=torch.float64)) / torch.tensor(grid.spacing, dtype=torch.float64)
+    value = sample_image(result.weight[None].to(torch.float64), index.nan_to_num(0.0))[0]
+    return torch.where(result.fixed_grid.contains(coords), value.clamp(0, 1), torch.nan)

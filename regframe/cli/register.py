@@ -1,0 +1,255 @@
+"""``regframe register``: two files in, one folder out."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ._common import (
+    BadInput,
+    ProgressBar,
+    adapter_options,
+    bad_input,
+    describe_grid,
+    emit_json,
+    finish,
+    json_option,
+    load_result,
+    open_side,
+    overwrite_option,
+    parse_pairs,
+    path_type,
+    side_options,
+    verbose_option,
+)
+
+if TYPE_CHECKING:
+    from ..config import Config
+    from ..contracts import Adapter
+    from ..data import Image, PointSet
+    from ..registration import Result
+
+TRANSFORMS = ("rigid", "similarity", "affine", "lddmm")
+
+
+@click.command(short_help="Align a moving file to a fixed one.")
+@click.argument("fixed", type=path_type)
+@click.argument("moving", type=path_type)
+@click.option("-o", "--output", "out", type=path_type, required=True, metavar="OUT", help="Folder to write.")
+@click.option("--landmarks", type=path_type, metavar="P.csv", help="Pairs: fixed_y, fixed_x, moving_y, moving_x.")
+@click.option("--metric", metavar="NAME", help="Similarity metric; `regframe plugins` lists them.")
+@click.option("--metric-set", metavar="K=V", multiple=True, help="Option of the metric.")
+@click.option("--transform", type=click.Choice(TRANSFORMS), help="Kind of map; lddmm, the default, bends.")
+@click.option(
+    "--init", default="auto", metavar="auto|identity|FILE", show_default=True, help="Start; FILE: a saved result."
+)
+@click.option(
+    "--config", "config_file", type=path_type, metavar="F.yaml", help="Settings, e.g. a config.resolved.yaml."
+)
+@click.option("--set", "settings", metavar="A.B=C", multiple=True, help="One setting, e.g. optimizer.max_iter=50.")
+@click.option("--level", type=click.IntRange(min=0), metavar="N", help="Pyramid level that is read of both files.")
+@side_options("fixed")
+@side_options("moving")
+@click.option("--device", metavar="cpu|cuda", help="Where to compute.")
+@click.option("--seed", type=click.IntRange(min=0), metavar="N", help="Seed of everything random.")
+@click.option("--save-warped", is_flag=True, help="Also write the moving data on the fixed canvas.")
+@overwrite_option
+@click.option("--dry-run", is_flag=True, help="Open and check everything, say what would be done, write nothing.")
+@json_option
+@verbose_option
+@click.pass_context
+def register(ctx: click.Context, /, **options: Any) -> None:
+    """Align MOVING to FIXED and write a folder with the map, its figures, a log and a report.
+
+    No landmark and no parameter is needed. FIXED stays where it is; the map takes moving positions to fixed positions
+    and back.
+    """
+    out: Path = options["out"]
+    as_json: bool = options["as_json"]
+    config = _config(options)
+    metric = _metric(config)
+    with bad_input():
+        from .. import outputs
+
+        outputs.check_folder(out, options["overwrite"])
+    fixed, fixed_adapter, fixed_run = _open("fixed", options)
+    moving, moving_adapter, moving_run = _open("moving", options)
+    init = _init(options, fixed, moving)
+    run = {
+        "fixed": fixed_run,
+        "moving": moving_run,
+        "landmarks": None if options["landmarks"] is None else options["landmarks"].resolve(),
+        "init": options["init"],
+    }
+    if options["dry_run"]:
+        _dry_run(out, config, fixed, moving, fixed_adapter, moving_adapter, run, as_json)
+        return
+
+    import regframe
+
+    if not sys.stderr.isatty():
+        click.echo(f"aligning {options['moving'].name} to {options['fixed'].name}", err=True)
+    with ProgressBar() as progress, bad_input():
+        result = regframe.register(fixed, moving, metric=metric, init=init, config=config, progress=progress)
+    with bad_input():
+        warped = _saver(moving_adapter, options["moving"], result) if options["save_warped"] else None
+        outputs.write(out, result, fixed, moving, run, options["overwrite"], warped)
+    if as_json:
+        emit_json({**result.metrics, "output": str(out)})
+    else:
+        _summary(result, out)
+    finish(result.metrics, ctx)
+
+
+def _config(options: dict[str, Any]) -> Config:
+    """Settings out of the file, then ``--set``, then the options with names of their own."""
+    import yaml
+
+    values: dict[str, Any] = {}
+    path: Path | None = options["config_file"]
+    if path is not None:
+        with bad_input():
+            try:
+                values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+            except (yaml.YAMLError, UnicodeDecodeError) as error:
+                raise ValueError(f"wanted YAML in {path}, got: {error}") from error
+            if not isinstance(values, dict):
+                raise BadInput(f"wanted settings by name in {path}, got {type(values).__name__}")
+        for extra in ("versions", "run"):  # what config.resolved.yaml holds beside the settings
+            values.pop(extra, None)
+    for key, value in parse_pairs(options["settings"], "--set").items():
+        section = values
+        *parents, last = key.split(".")
+        for parent in parents:
+            child = section.setdefault(parent, {})
+            if not isinstance(child, dict):
+                raise BadInput(f"wanted a group of settings at {parent!r} for --set {key}, got the value {child!r}")
+            section = child
+        section[last] = value
+    for name in ("metric", "transform", "device", "seed"):
+        if options[name] is not None:
+            if name == "metric" and options[name] != values.get("metric"):
+                values.pop("metric_options", None)
+            values[name] = options[name]
+    if options["metric_set"]:
+        values["metric_options"] = {
+            **(values.get("metric_options") or {}),
+            **parse_pairs(options["metric_set"], "--metric-set"),
+        }
+    from ..config import Config
+
+    with bad_input():
+        return Config.model_validate(values)
+
+
+def _metric(config: Config) -> Any:
+    import regframe
+
+    with bad_input():
+        return regframe.metric(config.metric, **config.metric_options)
+
+
+def _open(side: str, options: dict[str, Any]) -> tuple[Image | PointSet, Adapter, dict[str, Any]]:
+    path: Path = options[side]
+    name = options[f"{side}_adapter"]
+    chosen = adapter_options(
+        options[f"{side}_set"], f"--{side}-set", options[f"{side}_mpp"], options[f"{side}_channel"]
+    )
+    data, adapter, chosen = open_side(path, name, chosen, options["level"])
+    return data, adapter, {"path": path.resolve(), "adapter": adapter.name, "options": chosen}
+
+
+def _init(options: dict[str, Any], fixed: Image | PointSet, moving: Image | PointSet) -> Any:
+    """The start to hand to `regframe.register`: landmarks, a saved result, or the word."""
+    init: str = options["init"]
+    landmarks: Path | None = options["landmarks"]
+    if landmarks is not None:
+        if init != "auto":
+            raise BadInput(f"wanted one start, got --landmarks and --init {init}; leave one out")
+        with bad_input():
+            return _landmarks(landmarks, fixed, moving)
+    if init in ("auto", "identity"):
+        return init
+    return load_result(Path(init))
+
+
+def _landmarks(path: Path, fixed: Image | PointSet, moving: Image | PointSet) -> Any:
+    import regframe
+
+    from ..data import Image, PointSet
+    from ..tables import to_unit_of
+
+    fixed_points, moving_points, units = regframe.read_landmarks(path)
+    pairs = []
+    for side, data, coords, unit in (
+        ("fixed", fixed, fixed_points, units[0]),
+        ("moving", moving, moving_points, units[1]),
+    ):
+        own = data.grid.unit if isinstance(data, Image) else data.unit
+        points = PointSet(coords, unit or own)
+        if isinstance(data, Image):
+            points = to_unit_of(points, data.grid)
+            outside = (~data.grid.contains(points.coords)).nonzero().flatten().tolist()
+            if outside:
+                where = ", ".join(f"{v:.6g}" for v in points.coords[outside[0]].tolist())
+                raise ValueError(
+                    f"wanted landmarks of {path} inside the {side} image ({describe_grid(data.grid)}), "
+                    f"got ({where}) in row {outside[0] + 1}; check the order of the axes and the unit"
+                )
+        pairs.append(points.coords)
+    return regframe.landmarks(pairs[1], pairs[0])
+
+
+def _saver(adapter: Adapter, source: Path, result: Result) -> Any:
+    def save(folder: Path) -> None:
+        from ..data import Image
+
+        data = adapter.apply(source, result.transform, result.fixed_grid)
+        name = "warped.ome.zarr" if isinstance(data, Image) else "warped" + "".join(source.suffixes[-2:])
+        adapter.save(data, folder / name)
+
+    return save
+
+
+def _dry_run(
+    out: Path,
+    config: Config,
+    fixed: Image | PointSet,
+    moving: Image | PointSet,
+    fixed_adapter: Adapter,
+    moving_adapter: Adapter,
+    run: dict[str, Any],
+    as_json: bool,
+) -> None:
+    from .inspect import facts
+
+    if as_json:
+        sides = {"fixed": facts(fixed, fixed_adapter), "moving": facts(moving, moving_adapter)}
+        emit_json({"dry_run": True, "output": str(out), **sides, "config": config.model_dump(mode="json"), "run": run})
+        return
+    for side, data, adapter in (("fixed", fixed, fixed_adapter), ("moving", moving, moving_adapter)):
+        click.echo(f"{side:<7} {run[side]['path']} ({adapter.name}): {describe(data)}")
+    start = f"landmarks of {run['landmarks']}" if run["landmarks"] else run["init"]
+    click.echo(f"start   {start}")
+    click.echo(f"map     {config.transform}, metric {config.metric}, device {config.device}, seed {config.seed}")
+    click.echo(f"output  {out} (nothing was computed or written)")
+
+
+def describe(data: Image | PointSet) -> str:
+    """One side in a few words."""
+    from ..data import Image
+
+    if isinstance(data, Image):
+        n = len(data.channels)
+        return f"{describe_grid(data.grid)}, {n} channel{'' if n == 1 else 's'}, {str(data.data.dtype)[6:]}"
+    return f"{len(data)} points in {data.unit}"
+
+
+def _summary(result: Result, out: Path) -> None:
+    click.echo(repr(result))
+    for reason in result.reasons:
+        click.echo(f"  {reason}")
+    click.echo(f"wrote {out} (report: {out / 'report.html'})")

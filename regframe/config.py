@@ -1,0 +1,78 @@
+"""Every setting of a registration, each with a default that needs no tuning; ``None`` means: estimated from the data."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+TransformName = Literal["rigid", "similarity", "affine", "lddmm"]
+
+
+class Section(BaseModel):
+    """A frozen group of settings that refuses unknown names."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Sobolev(Section):
+    """The smoothness operator ``L = (id - scale² Δ)^order`` of METHOD.md."""
+
+    scale: float | None = Field(None, gt=0, description="length a, in the moving image's unit; None: from its extent")
+    order: float = Field(2.0, ge=1, le=6, description="power p")
+
+
+class Pyramid(Section):
+    """Resolutions, coarse to fine."""
+
+    levels: int | None = Field(
+        None, ge=1, le=12, description="number of levels; None: until the coarsest is about 48 px"
+    )
+    finest: int = Field(0, ge=0, le=12, description="halvings of the input at the finest level")
+    max_pixels: int = Field(
+        1_500_000, ge=64, description="the finest level is halved until the fixed side is within this"
+    )
+
+
+class Optimizer(Section):
+    """Whitened L-BFGS and its stopping rule."""
+
+    max_iter: int = Field(100, ge=0, le=100_000, description="iterations per pyramid level at most")
+    memory: int = Field(12, ge=1, le=100, description="pairs kept by L-BFGS")
+    tolerance: float = Field(
+        0.01, gt=0, description="stop when a step moves no fixed pixel by more than this many pixels of the level"
+    )
+
+
+class Matching(Section):
+    """EM weights: which fixed pixels show matching tissue, background or artefact (METHOD.md, W)."""
+
+    enabled: bool = True
+    rounds: int = Field(3, ge=1, le=100, description="E steps per level")
+
+
+class Config(Section):
+    """All settings of `regframe.register`; what a run resolved them to is saved beside its result."""
+
+    transform: TransformName = "lddmm"
+    metric: str = "contrast"
+    metric_options: dict[str, Any] = Field(default_factory=dict)
+    device: str = "cpu"
+    seed: int = Field(0, ge=0)
+    n_slices: int = Field(3, ge=1, le=64, description="time slices T of the velocity")
+    n_steps: int | None = Field(None, ge=1, le=1024, description="Euler steps, a multiple of n_slices; None: n_slices")
+    sigma_match: float | None = Field(
+        None, gt=0, description="noise of the contrast-mapped intensities; None: estimated"
+    )
+    sigma_regularizer: float | None = Field(
+        None,
+        gt=0,
+        description="scale of the velocity prior, as a displacement in the moving unit; None: from the extent",
+    )
+    sigma_landmarks: float | None = Field(
+        None, gt=0, description="landmark accuracy in the fixed unit; None: landmarks give the start only"
+    )
+    sobolev: Sobolev = Sobolev()
+    pyramid: Pyramid = Pyramid()
+    optimizer: Optimizer = Optimizer()
+    matching: Matching = Matching()

@@ -1,0 +1,75 @@
+"""The two abstract classes a plug-in implements: `Adapter` reads, moves and writes one modality; `Metric` compares.
+
+``docs/plugins.md`` takes a stranger from nothing to an installed plug-in.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from .data import Grid, Image, PointSet
+from .transforms import Transform
+
+
+class Adapter(ABC):
+    """One modality. An instance holds its options, which are the keyword arguments of ``__init__``, validated there."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def matches(self, source: Any) -> float:
+        """How sure the adapter is that it reads this path or object, 0 … 1; reads no more than a header."""
+
+    @abstractmethod
+    def open(self, source: Any) -> Image | PointSet:
+        """What the optimiser sees, lazy where large; positions physical, components in the order (z,) y, x.
+
+        Raises ValueError (or FileNotFoundError) with one sentence where the source cannot be read.
+        """
+
+    @abstractmethod
+    def apply(self, source: Any, transform: Transform, grid: Grid | None = None) -> Image | PointSet:
+        """The native data carried by ``transform``, which maps points of the data's space to the destination.
+
+        Images are resampled on ``grid`` (by pull-back through the inverse), points and shapes are moved; nothing is
+        lost or reordered.
+        """
+
+    @abstractmethod
+    def save(self, data: Image | PointSet, path: Path) -> None:
+        """Write ``data`` in this modality's format; the caller sees to it that ``path`` may be written."""
+
+
+class Metric(ABC):
+    """A scalar measure of mismatch: lower is better, differentiable in what was warped."""
+
+    name: ClassVar[str]
+    accepts: ClassVar[tuple[type, type]] = (Image, Image)
+    likelihood: ClassVar[bool] = False
+    """True where the value already is a mean negative log-likelihood per unit weight (minus mutual information, say):
+    no noise level is estimated for it. False where its scale is free."""
+
+    def prepare(self, fixed: Image | PointSet, moving: Image | PointSet) -> None:  # noqa: B027 - optional, not abstract
+        """Look at both sides once per pyramid level (scales, features); optional."""
+
+    @abstractmethod
+    def __call__(self, warped: Tensor, fixed: Tensor, weight: Tensor) -> Tensor:
+        """Mismatch as a scalar tensor.
+
+        Args:
+            warped: the moving side in the fixed space, ``[C_m, *S]`` for images, ``[N, D]`` for points.
+            fixed: ``[C_f, *S]`` or ``[M, D]``.
+            weight: ``[*S]`` or ``[N]`` ≥ 0: matching probability times masks and overlap; a weight of 0 must hide a
+                pixel.
+
+        A weighted *mean* per unit weight is the convention. The scale is free, for the solver estimates the noise level
+        itself, unless the class says ``likelihood = True``.
+        """
+
+    def fused(self, flow: Any, moving: Any, fixed: Any, weight: Tensor) -> tuple[Tensor, ...] | None:
+        """Loss and its gradients in one kernel, or None to take the generic path; optional."""
+        return None

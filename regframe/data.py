@@ -1,0 +1,301 @@
+"""What is registered: a `Grid` that turns indices into positions, an `Image` on one, a `PointSet`.
+
+Every position is physical, its components in tensor-axis order ``(y, x)`` or ``(z, y, x)``; a pixel's position is its
+centre. Only a `Grid` turns indices into positions.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+AXES: dict[int, tuple[str, ...]] = {2: ("y", "x"), 3: ("z", "y", "x")}
+
+UNITS: dict[str, float] = {"nm": 1e-9, "µm": 1e-6, "mm": 1e-3, "cm": 1e-2, "m": 1.0}
+"""Length units in metres; ``"px"`` is the unit of data that declare none."""
+
+_UNIT_ALIASES = {
+    "um": "µm", "μm": "µm", "micron": "µm", "microns": "µm", "micrometer": "µm", "micrometre": "µm",
+    "nanometer": "nm", "nanometre": "nm", "millimeter": "mm", "millimetre": "mm", "centimeter": "cm",
+    "centimetre": "cm", "meter": "m", "metre": "m", "pixel": "px", "pixels": "px", "": "px",
+}  # fmt: skip
+
+
+def canonical_unit(unit: str | None) -> str:
+    """The short name of a length unit (``"micrometer"`` → ``"µm"``; None → ``"px"``); ValueError for an unknown one."""
+    name = (unit or "px").strip()
+    name = _UNIT_ALIASES.get(name.lower(), name)
+    if name != "px" and name not in UNITS:
+        known = ", ".join(["px", *UNITS])
+        raise ValueError(f"wanted a length unit ({known}), got {unit!r}; name one of these")
+    return name
+
+
+def unit_ratio(source: str, target: str) -> float | None:
+    """Factor that turns a length in ``source`` into ``target``; None where one side is pixels and the other is not."""
+    source, target = canonical_unit(source), canonical_unit(target)
+    if source == target:
+        return 1.0
+    if "px" in (source, target):
+        return None
+    return UNITS[source] / UNITS[target]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A regular grid of pixels: position of index ``i`` is ``origin + spacing * i``, per axis.
+
+    Args:
+        shape: pixels per axis, tensor order ``(y, x)`` or ``(z, y, x)``.
+        spacing: distance of neighbouring pixel centres per axis, in ``unit``; positive. A scalar serves every axis.
+        origin: position of the first pixel's centre, in ``unit``.
+        unit: ``"px"`` where the data declare no physical size, else a length unit.
+    """
+
+    shape: tuple[int, ...]
+    spacing: tuple[float, ...] = ()
+    origin: tuple[float, ...] = ()
+    unit: str = "px"
+
+    def __post_init__(self) -> None:
+        shape = tuple(int(n) for n in self.shape)
+        ndim = len(shape)
+        if ndim not in AXES:
+            raise ValueError(f"wanted a grid of 2 or 3 axes, got shape {shape}; name the axes of the array")
+        spacing: Any = self.spacing if isinstance(self.spacing, Sequence) else (self.spacing,)
+        spacing = tuple(float(s) for s in spacing) or (1.0,) * ndim
+        spacing = spacing * ndim if len(spacing) == 1 else spacing
+        origin = tuple(float(o) for o in self.origin) or (0.0,) * ndim
+        if len(spacing) != ndim or len(origin) != ndim:
+            raise ValueError(
+                f"wanted {ndim} components of spacing and origin for shape {shape}, got {spacing} and {origin}"
+            )
+        if any(n < 1 for n in shape):
+            raise ValueError(f"wanted at least one pixel per axis, got shape {shape}")
+        if not all(math.isfinite(s) and s > 0 for s in spacing) or not all(math.isfinite(o) for o in origin):
+            raise ValueError(f"wanted finite, positive spacing and finite origin, got {spacing} and {origin}")
+        for name, value in (("shape", shape), ("spacing", spacing), ("origin", origin)):
+            object.__setattr__(self, name, value)
+        object.__setattr__(self, "unit", canonical_unit(self.unit))
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes, 2 or 3."""
+        return len(self.shape)
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """Axis names in tensor order."""
+        return AXES[self.ndim]
+
+    @property
+    def extent(self) -> tuple[float, ...]:
+        """Length covered per axis, whole pixels counted, in ``unit``."""
+        return tuple(n * s for n, s in zip(self.shape, self.spacing, strict=True))
+
+    @property
+    def diagonal(self) -> float:
+        """Diagonal of the extent, in ``unit``."""
+        return math.hypot(*self.extent)
+
+    @property
+    def pixel(self) -> float:
+        """Geometric mean of the spacing: the length that errors "in px" are divided by, in ``unit``."""
+        return math.prod(self.spacing) ** (1 / self.ndim)
+
+    @property
+    def center(self) -> tuple[float, ...]:
+        """Position of the middle, in ``unit``."""
+        return tuple(o + s * (n - 1) / 2 for o, s, n in zip(self.origin, self.spacing, self.shape, strict=True))
+
+    def index_to_position(self) -> Tensor:
+        """Homogeneous matrix ``[D+1, D+1]`` (float64) from index to position."""
+        matrix = torch.diag(torch.tensor([*self.spacing, 1.0], dtype=torch.float64))
+        matrix[:-1, -1] = torch.tensor(self.origin, dtype=torch.float64)
+        return matrix
+
+    def coords(self) -> Tensor:
+        """Positions of all pixel centres, ``[*S, D]`` float64, in ``unit``."""
+        axes = [
+            o + s * torch.arange(n, dtype=torch.float64)
+            for o, s, n in zip(self.origin, self.spacing, self.shape, strict=True)
+        ]
+        return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
+
+    def corners(self) -> Tensor:
+        """Positions of the outermost pixel centres, ``[2^D, D]`` float64."""
+        ends = [
+            torch.tensor([o, o + s * (n - 1)], dtype=torch.float64)
+            for o, s, n in zip(self.origin, self.spacing, self.shape, strict=True)
+        ]
+        return torch.stack(torch.meshgrid(*ends, indexing="ij"), dim=-1).reshape(-1, self.ndim)
+
+    def contains(self, coords: Tensor) -> Tensor:
+        """Whether positions ``[..., D]`` lie on a pixel's area, ``[...]`` bool."""
+        origin = torch.tensor(self.origin, dtype=coords.dtype)
+        spacing = torch.tensor(self.spacing, dtype=coords.dtype)
+        index = (coords - origin) / spacing
+        shape = torch.tensor(self.shape, dtype=coords.dtype)
+        return ((index >= -0.5) & (index <= shape - 0.5)).all(dim=-1)
+
+    def resampled(self, spacing: float | Sequence[float]) -> Grid:
+        """The grid of about the same extent with another spacing, its outer pixel edges at the same lower corner."""
+        target = tuple(spacing) if isinstance(spacing, Sequence) else (float(spacing),) * self.ndim
+        shape = tuple(max(1, round(e / s)) for e, s in zip(self.extent, target, strict=True))
+        origin = tuple(o - s / 2 + t / 2 for o, s, t in zip(self.origin, self.spacing, target, strict=True))
+        return Grid(shape, target, origin, self.unit)
+
+    def to_unit(self, unit: str) -> Grid:
+        """The same grid in another length unit; ValueError where the two cannot be converted (pixels and a length)."""
+        ratio = unit_ratio(self.unit, unit)
+        if ratio is None:
+            raise ValueError(
+                f"wanted a grid in a length unit, got {self.unit!r}, to convert to {unit!r}; state a spacing"
+            )
+        return Grid(self.shape, tuple(s * ratio for s in self.spacing), tuple(o * ratio for o in self.origin), unit)
+
+
+@dataclass(frozen=True)
+class Image:
+    """Pixels on a grid.
+
+    Args:
+        data: ``[C, *S]`` tensor in the data's own dtype.
+        grid: where its pixels are; ``grid.shape == data.shape[1:]``.
+        channels: one name per channel.
+        labels: True where values are ids (segmentations), which are never averaged.
+        weight: optional ``[*S]`` in 0 … 1, trust per pixel (a mask); None where every pixel counts.
+        name: what pictures and messages call it.
+    """
+
+    data: Tensor
+    grid: Grid
+    channels: tuple[str, ...] = ()
+    labels: bool = False
+    weight: Tensor | None = None
+    name: str = "image"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.data, Tensor):
+            raise TypeError(f"wanted a torch tensor [C, *S], got {type(self.data).__name__}; use Image.from_array")
+        if tuple(self.data.shape[1:]) != self.grid.shape:
+            raise ValueError(f"wanted data [C, {self.grid.shape}], got {tuple(self.data.shape)}")
+        channels = tuple(self.channels) or tuple(str(i) for i in range(self.data.shape[0]))
+        if len(channels) != self.data.shape[0]:
+            raise ValueError(f"wanted {self.data.shape[0]} channel names, got {len(channels)}: {channels}")
+        object.__setattr__(self, "channels", channels)
+        if self.weight is not None and tuple(self.weight.shape) != self.grid.shape:
+            raise ValueError(f"wanted a weight of shape {self.grid.shape}, got {tuple(self.weight.shape)}")
+
+    @classmethod
+    def from_array(
+        cls,
+        array: np.ndarray[Any, Any] | Tensor,
+        axes: str | None = None,
+        spacing: float | Sequence[float] = (),
+        origin: Sequence[float] = (),
+        unit: str = "px",
+        **kwargs: Any,
+    ) -> Image:
+        """Make an image of an array whose axes are named, e.g. ``"yx"``, ``"yxc"``, ``"czyx"``.
+
+        Without ``axes`` a 2D array is ``yx`` and a 3D one with 3 or 4 entries last (and more in the others) ``yxc``;
+        anything else raises ValueError, for it could mean two things.
+        """
+        tensor = array if isinstance(array, Tensor) else torch.from_numpy(_native(array))
+        if axes is None:
+            if tensor.ndim == 2:
+                axes = "yx"
+            elif tensor.ndim == 3 and tensor.shape[-1] in (3, 4) and min(tensor.shape[:2]) > 4:
+                axes = "yxc"
+            else:
+                raise ValueError(
+                    f"wanted axes for an array of shape {tuple(tensor.shape)}, got none; "
+                    "name them, e.g. axes='cyx' (channels first), 'yxc' or 'zyx'"
+                )
+        axes = axes.lower()
+        if len(axes) != tensor.ndim or len(set(axes)) != len(axes) or not set(axes) <= set("czyx"):
+            raise ValueError(f"wanted {tensor.ndim} distinct axes out of c, z, y, x, got {axes!r}")
+        if not {"y", "x"} <= set(axes):
+            raise ValueError(f"wanted at least the axes y and x, got {axes!r}")
+        if "c" not in axes:
+            tensor, axes = tensor[None], "c" + axes
+        order = [axes.index(a) for a in ("czyx" if "z" in axes else "cyx")]
+        tensor = tensor.permute(order).contiguous()
+        if isinstance(spacing, (int, float)):
+            spacing = (float(spacing),)
+        return cls(tensor, Grid(tuple(tensor.shape[1:]), tuple(spacing), tuple(origin), unit), **kwargs)
+
+    def replace(self, **changes: Any) -> Image:
+        """A copy with some fields changed."""
+        return dataclasses.replace(self, **changes)
+
+
+@dataclass(frozen=True)
+class PointSet:
+    """Unpaired positions, with whatever table they came in.
+
+    Args:
+        coords: ``[N, D]`` float64, in ``unit``, components in the order of `axes`: ``(y, x)`` or ``(z, y, x)``.
+        unit: length unit of the coordinates, ``"px"`` where none is declared.
+        weights: optional ``[N]``.
+        table: the columns of the source, by name, in its order, each of length N, carried untouched.
+        columns: the names of the position columns in ``table``, in the order of `axes`.
+        name: what pictures and messages call it.
+    """
+
+    coords: Tensor
+    unit: str = "px"
+    weights: Tensor | None = None
+    table: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    columns: tuple[str, ...] = ()
+    name: str = "points"
+
+    def __post_init__(self) -> None:
+        if self.coords.ndim != 2 or self.coords.shape[1] not in AXES:
+            raise ValueError(f"wanted coordinates [N, 2] or [N, 3], got {tuple(self.coords.shape)}")
+        object.__setattr__(self, "coords", self.coords.to(torch.float64))
+        object.__setattr__(self, "unit", canonical_unit(self.unit))
+        if self.weights is not None and self.weights.shape != self.coords.shape[:1]:
+            raise ValueError(f"wanted one weight per point, got {tuple(self.weights.shape)} for {len(self)} points")
+        bad = [name for name, column in self.table.items() if len(column) != len(self)]
+        if bad:
+            raise ValueError(f"wanted {len(self)} entries in every column, got another number in {bad}")
+
+    def __len__(self) -> int:
+        return int(self.coords.shape[0])
+
+    @property
+    def ndim(self) -> int:
+        """Number of components, 2 or 3."""
+        return int(self.coords.shape[1])
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """Axis names of the coordinates' components."""
+        return AXES[self.ndim]
+
+    def replace(self, **changes: Any) -> PointSet:
+        """A copy with some fields changed."""
+        return dataclasses.replace(self, **changes)
+
+
+def _native(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """The array in a byte order, stride and dtype torch can hold, values unchanged."""
+    array = np.asarray(array)
+    if array.dtype == np.bool_:
+        array = array.astype(np.uint8)
+    if array.dtype == np.float16:
+        array = array.astype(np.float32)
+    if array.dtype.kind not in "uif":
+        raise ValueError(f"wanted a numeric array, got dtype {array.dtype}")
+    array = array.astype(array.dtype.newbyteorder("="), copy=False)
+    array = np.ascontiguousarray(array)
+    return array if array.flags.writeable else array.copy()  # torch holds writable memory only

@@ -1,0 +1,39 @@
+"""The plug-in contract: two hooks, both return classes, both are called once, before any optimisation starts.
+
+A plug-in is any module named by an entry point of the group ``regframe``::
+
+    [project.entry-points.regframe]
+    my_modality = "my_package"
+
+and implements one or both of the functions below with the marker ``regframe.hookimpl``::
+
+    import regframe
+
+    @regframe.hookimpl
+    def regframe_metrics():
+        return [MyMetric]
+
+A class's ``name`` is what users type (``--metric my_metric``), its ``__init__`` keywords are its options.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pluggy
+
+if TYPE_CHECKING:
+    from .contracts import Adapter, Metric
+
+hookspec = pluggy.HookspecMarker("regframe")
+hookimpl = pluggy.HookimplMarker("regframe")
+
+
+@hookspec
+def regframe_adapters() -> list[type[Adapter]]:  # type: ignore[empty-body]
+    """Return the adapters this plug-in provides: classes that read one modality into an ``Image`` or a ``PointSet``."""
+
+
+@hookspec
+def regframe_metrics() -> list[type[Metric]]:  # type: ignore[empty-body]
+    """Return the similarity metrics this plug-in provides: classes whose calls give a scalar, lower is better."""

@@ -1,0 +1,487 @@
+"""The energy of METHOD.md: Sobolev-smooth velocity, affine map, matching term, EM weights, landmark term.
+
+Everything here lives in two normalised frames, so that nothing depends on a data set's unit: lengths of the moving side in
+moving pixels about the middle of its canvas, lengths of the fixed side in fixed pixels about the middle of its own.
+
+Sources: Beg et al. 2005 (LDDMM); Tward et al. 2020 (contrast maps and EM weights); Clifton et al. 2023 (both for spatial
+transcriptomics).
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from . import ops
+from .data import Grid, Image
+
+CORRELATION_LIMIT = 30.0
+"""Pixels one independent observation may at most stand for, when the residual is smooth."""
+
+
+class ImageMetric(Protocol):
+    """What the energy asks of a metric (see `regframe.contracts.Metric`)."""
+
+    likelihood: ClassVar[bool]
+
+    def __call__(self, warped: Tensor, fixed: Tensor, weight: Tensor) -> Tensor:
+        """Mismatch, a scalar."""
+        ...
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A normalised frame: ``x_n = (x - center) / length``."""
+
+    center: tuple[float, ...]
+    length: float
+
+    @classmethod
+    def of(cls, grid: Grid) -> Frame:
+        """The frame of one side: pixels about the middle of its canvas."""
+        return cls(grid.center, grid.pixel)
+
+    def matrix(self) -> Tensor:
+        """Homogeneous matrix ``[D+1, D+1]`` (float64) from physical to normalised positions."""
+        ndim = len(self.center)
+        out = torch.eye(ndim + 1, dtype=torch.float64) / self.length
+        out[:-1, -1] = -torch.tensor(self.center, dtype=torch.float64) / self.length
+        out[-1, -1] = 1.0
+        return out
+
+    def grid(self, grid: Grid) -> Grid:
+        """``grid`` expressed in this frame."""
+        spacing = tuple(s / self.length for s in grid.spacing)
+        origin = tuple((o - c) / self.length for o, c in zip(grid.origin, self.center, strict=True))
+        return Grid(grid.shape, spacing, origin)
+
+
+class Increment:
+    """Group increments ``H(q)`` of the fixed frame, scaled so that a unit of ``q`` moves the canvas' rim by one pixel.
+
+    The inverse affine map is ``B(q) = B_0 H(q)``: rigid, similarity or affine increments keep ``B`` in their class when
+    ``B_0`` is in it.
+
+    Args:
+        kind: ``rigid``, ``similarity`` or ``affine``.
+        ndim: 2 or 3.
+        radius: half the extent of the fixed canvas, in fixed pixels.
+    """
+
+    def __init__(self, kind: str, ndim: int, radius: float) -> None:
+        self.kind, self.ndim, self.radius = kind, ndim, radius
+        turns = ndim * (ndim - 1) // 2
+        self.size = ndim + {"rigid": turns, "similarity": turns + 1, "affine": ndim * ndim}[kind]
+
+    def matrix(self, q: Tensor) -> Tensor:
+        """``H(q)`` ``[D+1, D+1]`` (float64) of ``q`` ``[K]``; differentiable."""
+        ndim = self.ndim
+        q = q.to(torch.float64)
+        linear = q[ndim:] / self.radius
+        if self.kind == "affine":
+            block = torch.eye(ndim, dtype=torch.float64) + linear.reshape(ndim, ndim)
+        else:
+            upper = torch.triu_indices(ndim, ndim, offset=1)
+            turns = upper.shape[1]
+            skew = torch.zeros((ndim, ndim), dtype=torch.float64).index_put((upper[0], upper[1]), linear[:turns])
+            block = torch.linalg.matrix_exp(skew - skew.T)
+            if self.kind == "similarity":
+                block = block * torch.exp(linear[turns])
+        top = torch.cat([block, q[:ndim, None]], dim=1)  # [D, D+1]
+        last = torch.zeros((1, ndim + 1), dtype=torch.float64)
+        last[0, -1] = 1.0
+        return torch.cat([top, last])
+
+
+def smooth_size(n: int) -> int:
+    """The smallest integer ≥ ``n`` whose prime factors are 2, 3 and 5: the sizes the FFT is fast on."""
+    while True:
+        m = n
+        for p in (2, 3, 5):
+            while m % p == 0:
+                m //= p
+        if m == 1:
+            return n
+        n += 1
+
+
+class VelocitySpace:
+    """Velocities ``v = σ L⁻¹ u`` on a coarse periodic grid of the moving frame; ``|u|²/2`` is the regulariser.
+
+    ``L = (id - a²Δ)^p``, applied with the FFT. ``σ`` is set such that the prior standard deviation of the displacement
+    at a point is ``deviation`` moving pixels: with white ``u`` the variance of ``Σ_t h v_t`` is ``σ² K(0)``.
+
+    Args:
+        grid: nodes, in the moving frame.
+        n_slices: T.
+        n_steps: Euler steps, a multiple of T.
+        scale: a, in moving pixels.
+        order: p.
+        deviation: in moving pixels.
+    """
+
+    def __init__(self, grid: Grid, n_slices: int, n_steps: int, scale: float, order: float, deviation: float) -> None:
+        self.grid, self.n_slices, self.n_steps = grid, n_slices, n_steps
+        self.scale, self.order, self.deviation = scale, order, deviation
+        ndim = grid.ndim
+        laplacian = torch.zeros((1,) * ndim, dtype=torch.float64)  # symbol of -Δ on the grid's rfft frequencies
+        for d in range(ndim):
+            n = grid.shape[d]
+            k = torch.arange(n // 2 + 1 if d == ndim - 1 else n, dtype=torch.float64)
+            symbol = 2 * (1 - torch.cos(2 * math.pi * k / n)) / grid.spacing[d] ** 2
+            laplacian = laplacian + symbol.reshape([-1 if i == d else 1 for i in range(ndim)])
+        inverse = (1 + scale**2 * laplacian) ** (-order)  # [*S_rfft], symbol of L⁻¹
+        full = torch.fft.irfftn(inverse**2, s=grid.shape)  # K's kernel on the grid; its value at 0 is K(0) · cell
+        k0 = float(full.reshape(-1)[0])
+        self.symbol = (inverse * deviation / math.sqrt(k0) * math.sqrt(n_slices)).to(torch.float32)
+        self.shape = (n_slices, ndim, *grid.shape)
+        self.size = math.prod(self.shape)
+        self._axes = tuple(range(2, 2 + ndim))
+
+    def with_deviation(self, deviation: float) -> VelocitySpace:
+        """The same space with another prior deviation, in moving pixels."""
+        out = copy.copy(self)
+        out.symbol, out.deviation = self.symbol * (deviation / self.deviation), deviation
+        return out
+
+    def velocity(self, u: Tensor) -> Tensor:
+        """``v`` ``[T, D, *S]`` (moving pixels per unit time) of whitened ``u`` ``[P]``; linear, differentiable."""
+        spectrum = torch.fft.rfftn(u.reshape(self.shape), dim=self._axes)
+        velocity: Tensor = torch.fft.irfftn(spectrum * self.symbol, s=self.grid.shape, dim=self._axes)
+        return velocity
+
+
+@dataclass
+class Level:
+    """One pyramid level: both sides at a resolution, with the grids in their normalised frames.
+
+    Args:
+        fixed: ``[C_f, *S_f]`` float32.
+        moving: ``[C_m, *S_m]`` float32.
+        fixed_grid: in the fixed frame.
+        moving_grid: in the moving frame.
+        fixed_weight: ``[*S_f]`` in 0 … 1, the fixed side's own mask.
+        moving_weight: ``[*S_m]`` or None where every moving pixel counts.
+    """
+
+    fixed: Tensor
+    moving: Tensor
+    fixed_grid: Grid
+    moving_grid: Grid
+    fixed_weight: Tensor
+    moving_weight: Tensor | None
+
+    @property
+    def work(self) -> int:
+        """Values one evaluation handles: pixels times channels of the larger side."""
+        return max(self.fixed.numel(), self.moving.numel())
+
+
+class Energy:
+    """``E(q, u)`` of one level and its gradient: matching term, regulariser and landmark term.
+
+    With ``m`` the metric's value (mean mismatch per unit weight) and ``N`` the number of independent observations, the
+    matching term is ``N m / 2σ_M²`` where σ_M is given, and otherwise ``N/2 log m``: the same Gaussian log-likelihood with
+    σ_M² at its estimate ``m`` for every candidate, which needs no setting and no schedule. A metric that is a mean
+    negative log-likelihood already counts as ``N m``.
+
+    Args:
+        level: the images.
+        metric: the similarity.
+        increment: parametrisation of the affine part.
+        start: ``B_0`` ``[D+1, D+1]``, inverse affine map of the normalised frames (fixed → moving).
+        space: velocities, or None for an affine map.
+        weight: ``[*S_f]`` matching probability times masks and overlap, constant while this energy is minimised.
+        observations: N.
+        sigma_match: σ_M in standard deviations of the fixed channels, or None.
+        landmarks: moving and fixed positions ``[M, D]`` in their frames and σ_P in fixed pixels, or None.
+    """
+
+    def __init__(
+        self,
+        level: Level,
+        metric: ImageMetric,
+        increment: Increment,
+        start: Tensor,
+        space: VelocitySpace | None,
+        weight: Tensor,
+        observations: float,
+        sigma_match: float | None = None,
+        landmarks: tuple[Tensor, Tensor, float] | None = None,
+    ) -> None:
+        self.level, self.metric, self.increment, self.start, self.space = level, metric, increment, start, space
+        self.weight, self.observations, self.sigma_match, self.landmarks = weight, observations, sigma_match, landmarks
+        self.n_evaluations = 0
+        self.parts: dict[str, float] = {}
+        ndim = level.fixed_grid.ndim
+        self._index = level.fixed_grid.index_to_position()
+        self._rim = level.fixed_grid.corners()
+        self._still = torch.zeros((1, ndim, *(1,) * ndim))
+        # one fixed pixel of this level in full-resolution pixels, and what a moving pixel measures in them
+        self._pixel = level.fixed_grid.pixel
+        self._zoom = float(torch.linalg.det(start[:ndim, :ndim]).abs()) ** (-1 / ndim)
+
+    def split(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """``q`` ``[K]`` and ``u`` ``[P]`` of the variables ``x``."""
+        k = self.increment.size
+        return x[:k], (x[k:] if self.space is not None else None)
+
+    def pullback(self, q: Tensor) -> Tensor:
+        """``B(q)`` ``[D+1, D+1]``, fixed frame → moving frame."""
+        return self.start @ self.increment.matrix(q)
+
+    def warp(self, x: Tensor, image: Tensor, grid: Grid) -> Tensor:
+        """``image`` ``[C, *S_m]`` of the moving frame's ``grid`` on the level's fixed grid, ``[C, *S_f]``."""
+        q, u = self.split(x)
+        level, ndim = self.level, self.level.fixed_grid.ndim
+        matrix = (self.pullback(q) @ self._index)[:ndim]
+        if self.space is None or u is None:
+            velocity, v_grid, n_steps = self._still, Grid((1,) * ndim), 1
+        else:
+            velocity, v_grid, n_steps = self.space.velocity(u), self.space.grid, self.space.n_steps
+        return ops.warp(
+            image, velocity, matrix, level.fixed_grid.shape, (0,) * ndim,
+            grid.spacing, grid.origin, v_grid.spacing, v_grid.origin, n_steps,
+        )  # fmt: skip
+
+    def positions(self, x: Tensor) -> Tensor:
+        """Moving-frame position of every fixed pixel, ``[*S_f, D]`` float32."""
+        q, u = self.split(x)
+        coords = self.level.fixed_grid.coords()
+        matrix = self.pullback(q)
+        at = coords @ matrix[:-1, :-1].T + matrix[:-1, -1]
+        if self.space is None or u is None:
+            return at.to(torch.float32)
+        grid = self.space.grid
+        flat = at.reshape(-1, grid.ndim).to(torch.float32)
+        end = ops.flow_points(flat, self.space.velocity(u), grid.spacing, grid.origin, self.space.n_steps, True)
+        return end.reshape(at.shape)
+
+    def __call__(self, x: Tensor) -> tuple[float, Tensor]:
+        """Energy and gradient ``[K + P]`` at ``x``."""
+        self.n_evaluations += 1
+        x = x.detach().requires_grad_(True)
+        warped = self.warp(x, self.level.moving, self.level.moving_grid)
+        mismatch = self.metric(warped, self.level.fixed, self.weight)
+        if self.metric.likelihood:
+            matching = self.observations * mismatch
+        elif self.sigma_match is not None:
+            matching = self.observations / (2 * self.sigma_match**2) * mismatch
+        else:
+            matching = self.observations / 2 * torch.log(mismatch.clamp(min=0) + 1e-5)
+        q, u = self.split(x)
+        total = matching.to(torch.float64)
+        regularizer = pairs = None
+        if u is not None:
+            regularizer = 0.5 * (u.to(torch.float64) ** 2).sum()
+            total = total + regularizer
+        if self.landmarks is not None:
+            pairs = self._landmark_term(q, u)
+            total = total + pairs
+        (gradient,) = torch.autograd.grad(total, x)
+        self.parts = {
+            "mismatch": float(mismatch.detach()),
+            "matching": float(matching.detach()),
+            "regularizer": 0.0 if regularizer is None else float(regularizer.detach()),
+            "landmarks": 0.0 if pairs is None else float(pairs.detach()),
+        }
+        return float(total.detach()), gradient
+
+    def _landmark_term(self, q: Tensor, u: Tensor | None) -> Tensor:
+        assert self.landmarks is not None
+        p, target, sigma = self.landmarks
+        if self.space is not None and u is not None:
+            grid = self.space.grid
+            velocity = self.space.velocity(u).to(torch.float64)
+            p = ops.flow_points(p, velocity, grid.spacing, grid.origin, self.space.n_steps, False)
+        forward = torch.linalg.inv(self.pullback(q))
+        mapped = p @ forward[:-1, :-1].T + forward[:-1, -1]
+        return torch.as_tensor(((mapped - target) ** 2).sum() / (2 * sigma**2))
+
+    def movement(self, change: Tensor) -> float:
+        """The largest distance a change of the variables moves a fixed pixel, to first order, in pixels of the level."""
+        q, u = self.split(change)
+        ndim = self.level.fixed_grid.ndim
+        step = self.increment.matrix(q) - torch.eye(ndim + 1, dtype=torch.float64)
+        moved = float((self._rim @ step[:-1, :-1].T + step[:-1, -1]).norm(dim=-1).amax())
+        if self.space is not None and u is not None:
+            displacement = self.space.velocity(u).mean(dim=0)  # [D, *S]
+            moved += self._zoom * float(displacement.norm(dim=0).amax())
+        return moved / self._pixel
+
+    def overlap(self, x: Tensor) -> Tensor:
+        """Weight ``[*S_f]`` of fixed pixels that map onto trusted moving pixels, fading over the border pixel."""
+        level = self.level
+        at = self.positions(x)
+        index = (at - torch.tensor(level.moving_grid.origin)) / torch.tensor(level.moving_grid.spacing)
+        top = torch.tensor(level.moving_grid.shape, dtype=index.dtype) - 1
+        inside = (torch.minimum(index, top - index) + 0.5).clamp(0, 1).amin(dim=-1)
+        out = level.fixed_weight * inside
+        if level.moving_weight is not None:
+            out = out * self.warp(x, level.moving_weight[None], level.moving_grid)[0]
+        return out
+
+
+def fit_contrast(warped: Tensor, fixed: Tensor, weight: Tensor, order: int = 1, ridge: float = 1e-4) -> Tensor:
+    """Contrast map ``f_θ``: per fixed channel a polynomial of the moving channels, by weighted ridge regression.
+
+    Args:
+        warped: ``[C_m, *S]``.
+        fixed: ``[C_f, *S]``.
+        weight: ``[*S]`` ≥ 0.
+        order: highest power of each channel.
+        ridge: relative to the features' variance.
+
+    Returns:
+        ``f_θ(warped)`` ``[C_f, *S]``, detached.
+    """
+    with torch.no_grad():
+        features = torch.cat([warped.reshape(warped.shape[0], -1) ** p for p in range(1, order + 1)])  # [F, N]
+        w = weight.reshape(-1)
+        total = w.sum(dtype=torch.float64).clamp(min=1e-12)
+        flat = fixed.reshape(fixed.shape[0], -1)
+        mean_f = ((features * w).sum(dim=1, dtype=torch.float64) / total).to(features.dtype)
+        mean_j = ((flat * w).sum(dim=1, dtype=torch.float64) / total).to(flat.dtype)
+        centred = features - mean_f[:, None]
+        gram = ((centred * w) @ centred.T).to(torch.float64) / total  # [F, F]
+        cross = ((centred * w) @ (flat - mean_j[:, None]).T).to(torch.float64) / total  # [F, C_f]
+        gram = gram + ridge * (gram.diagonal().mean() + 1e-12) * torch.eye(gram.shape[0], dtype=gram.dtype)
+        theta: Tensor = torch.linalg.solve(gram, cross).to(features.dtype)
+        return (theta.T @ centred + mean_j[:, None]).reshape(fixed.shape)
+
+
+@dataclass
+class Mixture:
+    """EM weights of METHOD.md: matching tissue, background, artefact, three isotropic Gaussians over the fixed channels.
+
+    ``update`` does one E step and one M step. The artefact class is kept broad (never narrower than the image's own
+    spread), and the background no narrower than the matching noise, so that neither can claim tissue that matches.
+    """
+
+    background: Tensor  # [C_f]
+    artefact: Tensor  # [C_f]
+    spread: float  # standard deviation of the fixed image per channel, rms over the channels
+    sigma_match: float
+    sigma_background: float
+    sigma_artefact: float
+    fractions: tuple[float, float, float] = (0.9, 0.05, 0.05)
+    history: list[tuple[float, float, float]] = field(default_factory=list)
+
+    @classmethod
+    def start(cls, fixed: Tensor, predicted: Tensor, weight: Tensor) -> Mixture:
+        """First guess: background the flattest part of the fixed image, artefact its mean and a broad spread."""
+        c = fixed.shape[0]
+        flat, w = fixed.reshape(c, -1), weight.reshape(-1)
+        total = w.sum().clamp(min=1e-12)
+        mean = (flat * w).sum(dim=1) / total
+        spread = float(((((flat - mean[:, None]) ** 2) * w).sum() / (total * c)).sqrt().clamp(min=1e-6))
+        residual = ((fixed - predicted) ** 2).reshape(c, -1)
+        sigma = float(((residual * w).sum() / (total * c)).sqrt().clamp(min=1e-3 * spread))
+        background = _flattest(fixed, weight)
+        return cls(background, mean, spread, sigma, max(sigma, 0.3 * spread), 2.0 * spread)
+
+    def update(self, fixed: Tensor, predicted: Tensor, weight: Tensor) -> Tensor:
+        """Posterior probability of matching ``[*S]`` given the contrast-mapped moving image ``[C_f, *S]``."""
+        c = fixed.shape[0]
+        flat, w = fixed.reshape(c, -1), weight.reshape(-1)
+        squares = torch.stack(
+            [
+                ((flat - predicted.reshape(c, -1)) ** 2).sum(dim=0),
+                ((flat - self.background[:, None]) ** 2).sum(dim=0),
+                ((flat - self.artefact[:, None]) ** 2).sum(dim=0),
+            ]
+        )  # [3, N]
+        sigma = torch.tensor([self.sigma_match, self.sigma_background, self.sigma_artefact])[:, None]
+        prior = torch.tensor(self.fractions)[:, None]
+        log_p = -squares / (2 * sigma**2) - c * torch.log(sigma) + torch.log(prior)
+        posterior = torch.softmax(log_p, dim=0)  # [3, N]
+        mass = posterior * w
+        total = mass.sum(dim=1) + 1e-9  # [3]
+        # mixing weights with a weak Dirichlet prior in favour of matching tissue
+        counts = total + 0.1 * total.sum() * torch.tensor([0.9, 0.05, 0.05])
+        fractions = counts / counts.sum()
+        self.fractions = (float(fractions[0]), float(fractions[1]), float(fractions[2]))
+        self.sigma_match = max(float(((mass[0] * squares[0]).sum() / (c * total[0])).sqrt()), 1e-3 * self.spread)
+        self.background = (flat * mass[1]).sum(dim=1) / total[1]
+        sigma_b = float(((mass[1] * squares[1]).sum() / (c * total[1])).sqrt())
+        self.sigma_background = min(max(sigma_b, self.sigma_match, 0.1 * self.spread), self.spread)
+        self.artefact = (flat * mass[2]).sum(dim=1) / total[2]
+        self.sigma_artefact = max(2.0 * self.spread, 3.0 * self.sigma_match)
+        self.history.append(self.fractions)
+        return posterior[0].reshape(weight.shape)
+
+
+def _flattest(fixed: Tensor, weight: Tensor) -> Tensor:
+    """Mean colour ``[C]`` of the tenth of the pixels where the image changes least."""
+    c = fixed.shape[0]
+    change = torch.zeros_like(weight)
+    for d in range(1, fixed.ndim):
+        if fixed.shape[d] > 2:
+            step = (fixed.narrow(d, 2, fixed.shape[d] - 2) - fixed.narrow(d, 0, fixed.shape[d] - 2)).abs().sum(dim=0)
+            change.narrow(d - 1, 1, fixed.shape[d] - 2).add_(step)
+    flat = change.reshape(-1)
+    keep = flat.argsort(stable=True)[: max(1, flat.numel() // 10)]
+    return fixed.reshape(c, -1)[:, keep].mean(dim=1)
+
+
+def correlation_area(residual: Tensor, weight: Tensor) -> float:
+    """How many pixels one independent observation of a residual stands for: its integrated squared autocorrelation.
+
+    For white noise 1; for structure of size ``l`` pixels about ``l^D``. From the weighted autocorrelation (zero-padded
+    FFT), Bartlett's formula for the effective sample size: ``Σ_r ρ(r)²``.
+
+    Args:
+        residual: ``[C, *S]``.
+        weight: ``[*S]``.
+    """
+    w = weight.to(torch.float64)
+    r = residual.to(torch.float64)
+    dims = tuple(range(1, r.ndim))
+    mean = (r * w).sum(dim=dims, keepdim=True) / w.sum().clamp(min=1e-12)
+    r = (r - mean) * w
+    shape = [smooth_size(2 * n) for n in residual.shape[1:]]
+    power = torch.fft.rfftn(r, s=shape, dim=dims).abs() ** 2
+    auto = torch.fft.irfftn(power.sum(dim=0), s=shape)
+    pairs = torch.fft.irfftn(torch.fft.rfftn(w, s=shape).abs() ** 2, s=shape)
+    peak = float(auto.reshape(-1)[0] / pairs.reshape(-1)[0].clamp(min=1e-12))
+    if not peak > 0:
+        return 1.0
+    enough = pairs > 0.1 * pairs.reshape(-1)[0]  # lags seen often enough to be estimated
+    rho = torch.where(enough, auto / pairs.clamp(min=1e-12) / peak, torch.zeros_like(auto))
+    count = float(enough.sum())
+    # the square of a sample correlation has mean about 1/N even for white noise: take that floor off
+    floor = 1.0 / float(pairs.reshape(-1)[0].clamp(min=1.0))
+    area = float((rho**2).sum()) - floor * count
+    return min(max(area, 1.0), CORRELATION_LIMIT)
+
+
+def halve(data: Tensor, grid: Grid, axes: Sequence[int]) -> tuple[Tensor, Grid]:
+    """``data`` ``[C, *S]`` at half the resolution along ``axes``, low-passed with [1, 3, 3, 1]/8; the grid shifts along."""
+    shape, spacing, origin = list(grid.shape), list(grid.spacing), list(grid.origin)
+    for d in axes:
+        n = data.shape[1 + d]
+        m = n // 2
+        index = torch.arange(2 * m).reshape(m, 2)
+        before, after = (index[:, 0] - 1).clamp(min=0), (index[:, 1] + 1).clamp(max=n - 1)
+        taps = [data.index_select(1 + d, i) for i in (before, index[:, 0], index[:, 1], after)]
+        data = (taps[0] + 3 * taps[1] + 3 * taps[2] + taps[3]) / 8
+        shape[d], origin[d], spacing[d] = m, origin[d] + spacing[d] / 2, spacing[d] * 2
+    return data, Grid(tuple(shape), tuple(spacing), tuple(origin), grid.unit)
+
+
+def standardized(image: Image) -> Tensor:
+    """Channels ``[C, *S]`` float32 with mean 0 and variance 1 over trusted pixels; a constant channel becomes 0."""
+    data = image.data.to(torch.float32)
+    w = torch.ones(image.grid.shape) if image.weight is None else image.weight.to(torch.float32)
+    dims = tuple(range(1, data.ndim))
+    total = w.sum(dtype=torch.float64).clamp(min=1e-12)
+    mean = ((data * w).sum(dim=dims, keepdim=True, dtype=torch.float64) / total).to(torch.float32)
+    variance = (((data - mean) ** 2) * w).sum(dim=dims, keepdim=True, dtype=torch.float64) / total
+    scale = variance.sqrt().to(torch.float32)
+    return torch.where(scale > 1e-6 * (mean.abs() + 1e-30), (data - mean) / scale.clamp(min=1e-30), 0.0)

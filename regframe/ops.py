@@ -1,0 +1,271 @@
+"""Typed functions over ``torch.ops.regframe``: shape checks, fake kernels and autograd; without a build, the reference.
+
+Argument order, frames and border rules are those of `regframe.reference`, which states them once. Setting the
+environment variable ``REGFRAME_REFERENCE=1`` runs the reference everywhere, without a warning.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from regframe import reference
+
+try:
+    import regframe._C  # noqa: F401  (importing it registers the ops with torch)
+
+    _build_error: str | None = None
+except ImportError as error:
+    _build_error = str(error)
+
+BUILD_COMMAND = "pip install --no-build-isolation -e ."
+"""The line that builds the compiled ops, to be run where ``setup.py`` lies."""
+
+_MAX_NODES = 2**31 - 1  # the kernels address the nodes of one channel, or of one time slice, by 32-bit integers
+
+
+def is_built() -> bool:
+    """Whether the compiled ops are there; without them every op here runs its twin in `regframe.reference`."""
+    return _build_error is None
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    warnings.warn(message, RuntimeWarning, stacklevel=4)
+
+
+@functools.cache
+def _has_kernel(device_type: str) -> bool:
+    if device_type in ("cpu", "meta"):
+        return True
+    key = {"cuda": "CUDA"}.get(device_type)
+    return key is not None and torch._C._dispatch_has_kernel_for_dispatch_key("regframe::warp", key)
+
+
+def _use_reference(device: torch.device) -> bool:
+    if os.environ.get("REGFRAME_REFERENCE") == "1":
+        return True
+    if not is_built():
+        _warn_once(
+            "regframe: the compiled ops are not built, so the slow reference runs instead; build them with "
+            f"`{BUILD_COMMAND}` ({_build_error})"
+        )
+        return True
+    if not _has_kernel(device.type):
+        _warn_once(
+            f"regframe: this build has no kernels for {device.type}, so the slow reference runs instead; rebuild "
+            f"with a torch that has {device.type}: `{BUILD_COMMAND}`"
+        )
+        return True
+    # atomic additions on a GPU come in any order; the reference's sums do not
+    return device.type == "cuda" and torch.are_deterministic_algorithms_enabled()
+
+
+def _check_lengths(ndim: int, **lists: Sequence[float]) -> None:
+    for name, values in lists.items():
+        if len(values) != ndim:
+            raise ValueError(f"{name} needs {ndim} numbers, one per axis, got {len(values)}: {list(values)}")
+        if not all(math.isfinite(value) for value in values):
+            raise ValueError(f"{name} needs finite numbers, got {list(values)}")
+        if name.endswith("spacing") and not all(value > 0 for value in values):
+            raise ValueError(f"{name} needs numbers above 0, got {list(values)}")
+
+
+def _check_dtype_and_device(name: str, tensor: Tensor, velocity: Tensor) -> None:
+    if tensor.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"{name} must be float32 or float64, got {tensor.dtype}; convert it with .to(torch.float32)")
+    if velocity.dtype != tensor.dtype:
+        raise TypeError(
+            f"{name} and velocity must share one dtype, got {tensor.dtype} and {velocity.dtype}; "
+            f"convert with velocity.to({tensor.dtype})"
+        )
+    if velocity.device != tensor.device:
+        raise ValueError(
+            f"{name} and velocity must be on one device, got {tensor.device} and {velocity.device}; move one with .to()"
+        )
+
+
+def _check_velocity(ndim: int, velocity: Tensor, n_steps: int) -> None:
+    if velocity.dim() != ndim + 2 or velocity.shape[1] != ndim:
+        raise ValueError(
+            f"velocity must be [T, {ndim}, {'z, ' * (ndim - 2)}y, x] for {ndim} axes, got {list(velocity.shape)}"
+        )
+    if velocity.numel() == 0:
+        raise ValueError(f"velocity must hold at least one node and one time slice, got {list(velocity.shape)}")
+    if math.prod(n + 4 for n in velocity.shape[2:]) * ndim > _MAX_NODES:
+        raise ValueError(f"velocity {list(velocity.shape)} is too fine for one op; give it a coarser grid")
+    n_slices = velocity.shape[0]
+    if n_steps < n_slices or n_steps % n_slices:
+        raise ValueError(f"n_steps must be a multiple of the {n_slices} time slices of velocity, got {n_steps}")
+
+
+def warp(
+    image: Tensor,
+    velocity: Tensor,
+    matrix: Tensor,
+    shape: Sequence[int],
+    offset: Sequence[int],
+    image_spacing: Sequence[float],
+    image_origin: Sequence[float],
+    velocity_spacing: Sequence[float],
+    velocity_origin: Sequence[float],
+    n_steps: int,
+) -> Tensor:
+    """``image`` ``[C, *S]`` at the end of each fixed pixel's path; returns ``[C, *shape]``, of the image's dtype.
+
+    ``matrix`` ``[D, D+1]`` (float64) takes the index of a fixed pixel, ``offset + (0 ... shape-1)``, to its start in
+    the moving frame; ``velocity`` ``[T, D, *S_v]`` is in moving-frame lengths per unit time, and the spacings and
+    origins in moving-frame lengths. A pixel comes out the same, bit for bit, whatever tile (``shape``, ``offset``) it
+    is asked in. Differentiable in image, velocity and matrix; not twice. Raises ``TypeError`` or ``ValueError`` with
+    what was wanted, what came and what to do.
+    """
+    if matrix.dim() != 2 or matrix.shape[0] not in (2, 3) or matrix.shape[1] != matrix.shape[0] + 1:
+        raise ValueError(f"matrix must be [2, 3] or [3, 4], got {list(matrix.shape)}")
+    ndim = matrix.shape[0]
+    if matrix.dtype != torch.float64:
+        raise TypeError(f"matrix must be float64, got {matrix.dtype}; convert it with matrix.double()")
+    if image.dim() != ndim + 1:
+        raise ValueError(
+            f"image must be [C, {'z, ' * (ndim - 2)}y, x] for a {ndim}-row matrix, got {list(image.shape)}"
+        )
+    _check_dtype_and_device("image", image, velocity)
+    if matrix.device != image.device:
+        raise ValueError(
+            f"image and matrix must be on one device, got {image.device} and {matrix.device}; move one with .to()"
+        )
+    _check_velocity(ndim, velocity, n_steps)
+    _check_lengths(
+        ndim,
+        shape=shape,
+        offset=offset,
+        image_spacing=image_spacing,
+        image_origin=image_origin,
+        velocity_spacing=velocity_spacing,
+        velocity_origin=velocity_origin,
+    )
+    if any(n < 0 for n in shape):
+        raise ValueError(f"shape needs sizes of 0 or more, got {list(shape)}")
+    if 0 in image.shape[1:]:
+        raise ValueError(f"image must hold at least one pixel, got {list(image.shape)}")
+    if math.prod(image.shape[1:]) > _MAX_NODES:
+        raise ValueError(f"image {list(image.shape)} has more than {_MAX_NODES} pixels per channel; crop it to a part")
+    run: Any = reference.warp if _use_reference(image.device) else torch.ops.regframe.warp
+    out: Tensor = run(
+        image,
+        velocity,
+        matrix,
+        shape,
+        offset,
+        image_spacing,
+        image_origin,
+        velocity_spacing,
+        velocity_origin,
+        n_steps,
+    )
+    return out
+
+
+def flow_points(
+    points: Tensor,
+    velocity: Tensor,
+    velocity_spacing: Sequence[float],
+    velocity_origin: Sequence[float],
+    n_steps: int,
+    to_moving: bool,
+) -> Tensor:
+    """Carry ``points`` ``[N, D]`` (moving frame, lengths) along ``velocity`` ``[T, D, *S]``; returns ``[N, D]``.
+
+    ``to_moving=True`` applies the pull-back rule of `warp`, ``to_moving=False`` its exact inverse, so that both
+    directions together give the points back to rounding. Differentiable in points and velocity; not twice.
+    Raises ``TypeError`` or ``ValueError`` with what was wanted, what came and what to do.
+    """
+    if points.dim() != 2 or points.shape[1] not in (2, 3):
+        raise ValueError(f"points must be [N, 2] or [N, 3], got {list(points.shape)}")
+    ndim = points.shape[1]
+    _check_dtype_and_device("points", points, velocity)
+    _check_velocity(ndim, velocity, n_steps)
+    _check_lengths(ndim, velocity_spacing=velocity_spacing, velocity_origin=velocity_origin)
+    run: Any = reference.flow_points if _use_reference(points.device) else torch.ops.regframe.flow_points
+    out: Tensor = run(points, velocity, velocity_spacing, velocity_origin, n_steps, to_moving)
+    return out
+
+
+def _warp_fake(
+    image: Tensor, velocity: Tensor, matrix: Tensor, shape: Sequence[int], *geometry: Any
+) -> Tensor:  # [C, *shape]
+    return image.new_empty((image.shape[0], *shape))
+
+
+def _warp_backward_fake(
+    grad: Tensor, image: Tensor, velocity: Tensor, matrix: Tensor, *rest: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    wanted = rest[-3:]
+    image_grad, velocity_grad, matrix_grad = (
+        torch.empty(tensor.shape if want else (0,), dtype=tensor.dtype, device=tensor.device)
+        for tensor, want in zip((image, velocity, matrix), wanted, strict=True)
+    )
+    return image_grad, velocity_grad, matrix_grad
+
+
+def _warp_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:3])
+    ctx.geometry = inputs[3:]
+
+
+def _warp_vjp(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    wanted = ctx.needs_input_grad[:3]
+    grads = torch.ops.regframe._warp_backward(grad, *ctx.saved_tensors, *ctx.geometry, *wanted)
+    return (*(g if want else None for g, want in zip(grads, wanted, strict=True)), *(None for _ in ctx.geometry))
+
+
+def _flow_points_fake(points: Tensor, velocity: Tensor, *geometry: Any) -> Tensor:  # [N, D]
+    return torch.empty(points.shape, dtype=points.dtype, device=points.device)
+
+
+def _flow_points_backward_fake(
+    grad: Tensor, points: Tensor, end: Tensor, velocity: Tensor, *geometry: Any
+) -> tuple[Tensor, Tensor]:
+    return (
+        torch.empty(points.shape, dtype=points.dtype, device=points.device),  # [N, D]
+        torch.empty(velocity.shape, dtype=velocity.dtype, device=velocity.device),  # [T, D, *S]
+    )
+
+
+def _flow_points_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    points, velocity, *geometry = inputs
+    ctx.save_for_backward(points, output, velocity)
+    ctx.geometry = geometry
+
+
+def _flow_points_vjp(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    wanted = ctx.needs_input_grad[:2]
+    grads = torch.ops.regframe._flow_points_backward(grad, *ctx.saved_tensors, *ctx.geometry)
+    return (*(g if want else None for g, want in zip(grads, wanted, strict=True)), *(None for _ in ctx.geometry))
+
+
+def _no_second_derivative(name: str) -> Any:
+    def backward(ctx: Any, *grads: Tensor) -> None:
+        raise RuntimeError(
+            f"regframe.{name} has no second derivative: its kernel gives the first one only; "
+            "set REGFRAME_REFERENCE=1 to differentiate twice through plain torch"
+        )
+
+    return backward
+
+
+if is_built():
+    torch.library.register_fake("regframe::warp")(_warp_fake)
+    torch.library.register_fake("regframe::_warp_backward")(_warp_backward_fake)
+    torch.library.register_fake("regframe::flow_points")(_flow_points_fake)
+    torch.library.register_fake("regframe::_flow_points_backward")(_flow_points_backward_fake)
+    torch.library.register_autograd("regframe::warp", _warp_vjp, setup_context=_warp_setup)
+    torch.library.register_autograd("regframe::_warp_backward", _no_second_derivative("warp"))
+    torch.library.register_autograd("regframe::flow_points", _flow_points_vjp, setup_context=_flow_points_setup)
+    torch.library.register_autograd("regframe::_flow_points_backward", _no_second_derivative("flow_points"))

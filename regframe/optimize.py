@@ -1,0 +1,443 @@
+"""Limited-memory BFGS for an energy in whitened variables, where descent is well conditioned and needs no step size.
+
+Source: Nocedal & Wright, Numerical Optimization, 2nd ed., algorithms 7.4 (two loops) and 3.1 (backtracking), with the
+first step and every later one bounded by the movement it causes, in pixels.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .config import Config
+from .data import Grid, Image
+from .lddmm import (
+    Energy,
+    Frame,
+    ImageMetric,
+    Increment,
+    Level,
+    Mixture,
+    VelocitySpace,
+    correlation_area,
+    fit_contrast,
+    halve,
+    smooth_size,
+    standardized,
+)
+
+SCALE = 0.1
+"""Default length a of the Sobolev operator, as a fraction of the moving canvas' shorter side."""
+DEVIATION = 0.1
+"""Prior standard deviation of a displacement before anything is known, as the same fraction."""
+DEVIATION_FLOOR = 0.03
+"""Smallest prior deviation the fit may arrive at, in moving pixels."""
+DEVIATION_MARGIN = 3.0
+"""The prior deviation of the next level over the rms displacement found so far: wide enough to leave room for more."""
+
+PIXELS_PER_THREAD = 150_000
+"""Pixels (times channels) below which another thread costs more than it brings."""
+
+
+@contextlib.contextmanager
+def threads_for(pixels: int) -> Iterator[None]:
+    """Run on as many threads as the work is worth, never more than are set.
+
+    Threads that wait for each other after every few microseconds of work stall for whole time slices as soon as another
+    process wants a core: on a busy machine two threads on a small level are many times slower than one.
+    """
+    before = torch.get_num_threads()
+    wanted = max(1, min(before, pixels // PIXELS_PER_THREAD))
+    if wanted != before:
+        torch.set_num_threads(wanted)
+    try:
+        yield
+    finally:
+        if wanted != before:
+            torch.set_num_threads(before)
+
+
+Evaluate = Callable[[Tensor], tuple[float, Tensor]]
+"""From variables ``[P]`` to the energy and its gradient ``[P]``; a non-finite energy rejects the point."""
+
+
+@dataclass
+class Outcome:
+    """Where a minimisation ended and why.
+
+    Args:
+        x: variables ``[P]`` of the lowest energy seen.
+        energy: the energy there.
+        iterations: steps taken.
+        reason: ``converged`` (the last steps moved nothing), ``flat`` (no lower point along the descent direction),
+            ``max_iter``, or ``diverged`` (the energy was not finite at the start).
+    """
+
+    x: Tensor
+    energy: float
+    iterations: int
+    reason: str
+
+
+def _dot(a: Tensor, b: Tensor) -> float:
+    return float(torch.dot(a.to(torch.float64), b.to(torch.float64)))
+
+
+class _History:
+    """The last pairs of steps and gradient changes, and the product of the inverse Hessian they imply."""
+
+    def __init__(self, memory: int) -> None:
+        self.pairs: deque[tuple[Tensor, Tensor, float]] = deque(maxlen=memory)
+
+    def add(self, step: Tensor, change: Tensor) -> None:
+        curvature = _dot(step, change)
+        if curvature > 1e-10 * math.sqrt(_dot(step, step) * _dot(change, change)):
+            self.pairs.append((step, change, 1.0 / curvature))
+
+    def direction(self, gradient: Tensor) -> Tensor:
+        q = gradient.clone()
+        alphas = []
+        for s, y, rho in reversed(self.pairs):
+            alpha = rho * _dot(s, q)
+            q.add_(y, alpha=-alpha)
+            alphas.append(alpha)
+        if self.pairs:
+            s, y, rho = self.pairs[-1]
+            q.mul_(1.0 / (rho * _dot(y, y)))
+        for (s, y, rho), alpha in zip(self.pairs, reversed(alphas), strict=True):
+            q.add_(s, alpha=alpha - rho * _dot(y, q))
+        return q.neg_()
+
+
+def minimize(
+    evaluate: Evaluate,
+    x: Tensor,
+    movement: Callable[[Tensor], float],
+    *,
+    max_iter: int,
+    tolerance: float,
+    memory: int = 12,
+    max_move: float = 8.0,
+    first_move: float = 1.0,
+    callback: Callable[[int, float], None] | None = None,
+) -> Outcome:
+    """Minimise ``evaluate`` from ``x`` ``[P]``.
+
+    Args:
+        movement: from a change of the variables to the largest distance it moves a pixel, in pixels of the level.
+        max_iter: steps at most.
+        tolerance: two steps in a row that move less than this (pixels) end it: converged.
+        max_move: no step is tried that moves more than this (pixels).
+        first_move: length of the first step, which has no curvature to go by (pixels).
+        callback: called with the step's number and the energy after each step.
+    """
+    energy, gradient = evaluate(x)
+    if not math.isfinite(energy):
+        return Outcome(x, energy, 0, "diverged")
+    history = _History(memory)
+    quiet = 0
+    for iteration in range(1, max_iter + 1):
+        direction = history.direction(gradient)
+        slope = _dot(direction, gradient)
+        if not slope < 0:  # the curvature pairs have gone stale: start again from steepest descent
+            history = _History(memory)
+            direction = -gradient
+            slope = _dot(direction, gradient)
+            if not slope < 0:
+                return Outcome(x, energy, iteration - 1, "converged")
+        moved = movement(direction)
+        limit = max_move if history.pairs else first_move
+        t = 1.0 if history.pairs and moved <= limit else limit / max(moved, 1e-30)
+        accepted = None
+        for _ in range(12):
+            trial = x + t * direction
+            new_energy, new_gradient = evaluate(trial)
+            if math.isfinite(new_energy) and new_energy <= energy + 1e-4 * t * slope:
+                accepted = trial
+                break
+            if math.isfinite(new_energy):  # minimum of the parabola through both values and the slope
+                shrink = -slope * t / (2 * (new_energy - energy - slope * t))
+                t *= min(max(shrink, 0.1), 0.6)
+            else:
+                t *= 0.1
+            if t * moved < 0.01 * tolerance:
+                break
+        if accepted is None:
+            if history.pairs:
+                history = _History(memory)
+                first_move = max(tolerance, min(first_move, t * moved * 4))
+                quiet += 1
+                if quiet < 2:
+                    continue
+                return Outcome(x, energy, iteration, "converged")
+            return Outcome(x, energy, iteration, "flat")
+        history.add(accepted - x, new_gradient - gradient)
+        x, energy, gradient = accepted, new_energy, new_gradient
+        if callback is not None:
+            callback(iteration, energy)
+        quiet = quiet + 1 if t * moved < tolerance else 0
+        if quiet >= 2:
+            return Outcome(x, energy, iteration, "converged")
+    return Outcome(x, energy, max_iter, "max_iter")
+
+
+@dataclass
+class Fit:
+    """Where a fit over a pyramid stands: the variables and what they belong to.
+
+    Args:
+        x: variables ``[K + P]`` (see `lddmm.Energy.split`).
+        start: ``B_0`` ``[D+1, D+1]``, inverse affine map of the normalised frames the increment is taken from.
+        increment: parametrisation of the affine part.
+        space: velocities, or None.
+        weight: matching probability ``[*S_f]`` of the last level, mask and overlap included, or None.
+        matching: EM posterior ``[*S_f]`` of the last level alone.
+        history: one entry per step.
+        reasons: how each level's minimisation ended, coarse to fine.
+        n_evaluations: energy evaluations in all.
+    """
+
+    x: Tensor
+    start: Tensor
+    increment: Increment
+    space: VelocitySpace | None
+    weight: Tensor | None = None
+    matching: Tensor | None = None
+    overlap: Tensor | None = None
+    history: list[dict[str, Any]] = field(default_factory=list)
+    reasons: list[str] = field(default_factory=list)
+    n_evaluations: int = 0
+
+    @property
+    def pullback(self) -> Tensor:
+        """Inverse affine map ``[D+1, D+1]`` of the normalised frames."""
+        return self.start @ self.increment.matrix(self.x[: self.increment.size])
+
+    @property
+    def velocity(self) -> Tensor | None:
+        """``[T, D, *S]`` in moving pixels, or None for an affine map."""
+        return None if self.space is None else self.space.velocity(self.x[self.increment.size :])
+
+
+def adapt_prior(fit: Fit, moving: Grid) -> None:
+    """Set the prior's deviation from the displacement found so far (empirical Bayes), leaving the velocity as it is.
+
+    A pair that an affine map explains ends with a stiff prior, so that textureless regions stay where the affine map puts
+    them; a bent pair keeps a loose one.
+
+    Args:
+        fit: after at least one level of both parts.
+        moving: the moving canvas in its frame; nodes of the margin do not count.
+    """
+    assert fit.space is not None
+    velocity = fit.velocity
+    assert velocity is not None
+    displacement = velocity.mean(dim=0)  # [D, *S]
+    inside = moving.contains(fit.space.grid.coords())
+    rms = float((displacement**2).sum(dim=0)[inside].mean().div(moving.ndim).sqrt())
+    deviation = max(DEVIATION_MARGIN * rms, DEVIATION_FLOOR)
+    u = fit.x[fit.increment.size :] * (fit.space.deviation / deviation)
+    fit.space = fit.space.with_deviation(deviation)
+    fit.x = torch.cat([fit.x[: fit.increment.size], u])
+
+
+def fit_level(
+    fit: Fit,
+    level: Level,
+    metric: ImageMetric,
+    config: Config,
+    *,
+    stage: str,
+    number: int,
+    constant_weights: bool,
+    landmarks: tuple[Tensor, Tensor, float] | None = None,
+    callback: Callable[[str, int, int, float], None] | None = None,
+) -> Fit:
+    """Minimise the energy of one level, alternating with the E step of the matching weights.
+
+    Args:
+        stage: what progress and log call it.
+        number: index of the level, 0 the coarsest.
+        constant_weights: True in the initial phase, where every overlapping pixel counts as matching.
+        callback: called with stage, level, iteration and energy.
+    """
+    rounds = 1 if constant_weights or not config.matching.enabled else config.matching.rounds
+    x, done = fit.x, 0
+    mixture: Mixture | None = None
+    posterior = torch.ones(level.fixed_grid.shape)
+    for turn in range(rounds):
+        energy = Energy(
+            level, metric, fit.increment, fit.start, fit.space, torch.ones(level.fixed_grid.shape), 1.0,
+            config.sigma_match, landmarks,
+        )  # fmt: skip
+        overlap = energy.overlap(x)
+        with torch.no_grad():
+            warped = energy.warp(x, level.moving, level.moving_grid)
+        predicted = fit_contrast(warped, level.fixed, overlap * posterior)
+        if not constant_weights and config.matching.enabled:
+            if mixture is None:
+                mixture = Mixture.start(level.fixed, predicted, overlap)
+                for _ in range(3):  # the classes settle before they steer anything
+                    posterior = mixture.update(level.fixed, predicted, overlap)
+            posterior = mixture.update(level.fixed, predicted, overlap)
+        weight = overlap * posterior
+        area = correlation_area(level.fixed - predicted, weight)
+        energy.weight = weight
+        energy.observations = float(weight.sum(dtype=torch.float64)) / area
+
+        def step(iteration: int, value: float, energy: Energy = energy, before: int = done) -> None:
+            entry = {"stage": stage, "level": number, "iteration": before + iteration, "energy": value, **energy.parts}
+            fit.history.append(entry)
+            if callback is not None:
+                callback(stage, number, before + iteration, value)
+
+        last = turn == rounds - 1
+        budget = max(config.optimizer.max_iter - done, 0)
+        outcome = minimize(
+            energy, x, energy.movement,
+            max_iter=budget if last else min(budget, max(5, config.optimizer.max_iter // 5)),
+            tolerance=config.optimizer.tolerance if last else 4 * config.optimizer.tolerance,
+            memory=config.optimizer.memory,
+            callback=step,
+        )  # fmt: skip
+        fit.n_evaluations += energy.n_evaluations
+        done += outcome.iterations
+        x = outcome.x
+        if outcome.reason == "diverged":
+            break
+    fit.x, fit.weight, fit.matching, fit.overlap = x, weight, posterior, overlap
+    fit.reasons.append(outcome.reason)
+    return fit
+
+
+COARSEST = 40
+"""Pixels along the shorter side of the fixed image at the coarsest level, about."""
+
+
+def build_levels(fixed: Image, moving: Image, start: Tensor, config: Config) -> list[Level]:
+    """Both sides over a pyramid, coarse to fine, at matching resolutions, in their normalised frames.
+
+    Args:
+        fixed: standardised here; ``weight`` is its mask.
+        moving: likewise.
+        start: ``B_0``, which says how large a moving pixel is in fixed pixels.
+    """
+    ndim = fixed.grid.ndim
+    zoom = float(torch.linalg.det(start[:ndim, :ndim]).abs()) ** (-1 / ndim)  # fixed pixels per moving pixel
+    sides = []
+    for image in (fixed, moving):
+        grid = Frame.of(image.grid).grid(image.grid)
+        data = standardized(image)
+        weight = None if image.weight is None else image.weight.to(torch.float32)
+        sides.append([(data, weight, grid)])
+
+    def halved(side: list[tuple[Tensor, Tensor | None, Grid]], times: int) -> tuple[Tensor, Tensor | None, Grid]:
+        while len(side) <= times:
+            data, weight, grid = side[-1]
+            finest = min(grid.spacing)
+            axes = [d for d in range(ndim) if grid.spacing[d] < 1.5 * finest and grid.shape[d] >= 8]
+            if not axes:
+                break
+            stacked = data if weight is None else torch.cat([data, weight[None]])
+            stacked, grid = halve(stacked, grid, axes)
+            side.append((stacked, None, grid) if weight is None else (stacked[:-1], stacked[-1], grid))
+        return side[min(times, len(side) - 1)]
+
+    sizes = sorted(fixed.grid.shape)
+    short = sizes[-2]  # the shorter side of a 2D image, the middle one of a volume
+    finest = config.pyramid.finest
+    while math.prod(fixed.grid.shape) / 2 ** (ndim * finest) > config.pyramid.max_pixels:
+        finest += 1
+    coarsest = max(finest, math.floor(math.log2(max(short / COARSEST, 1))))
+    if config.pyramid.levels is not None:
+        coarsest = finest + config.pyramid.levels - 1
+    levels: list[Level] = []
+    for k in range(coarsest, finest - 1, -1):
+        f_data, f_weight, f_grid = halved(sides[0], k)
+        m_data, m_weight, m_grid = halved(sides[1], max(0, round(k - math.log2(zoom))))
+        if f_weight is None:
+            f_weight = torch.ones(f_grid.shape)
+        if levels and levels[-1].fixed_grid.shape == f_grid.shape:
+            continue
+        levels.append(Level(f_data, m_data, f_grid, m_grid, f_weight, m_weight))
+    return levels
+
+
+def velocity_space(moving: Grid, zoom: float, config: Config) -> VelocitySpace:
+    """Velocities for a moving canvas: smoothness from its extent, nodes half a scale apart over twice the canvas.
+
+    Args:
+        moving: the moving canvas, in its physical unit.
+        zoom: fixed pixels per moving pixel.
+        config: settings; lengths in the moving unit.
+    """
+    grid = Frame.of(moving).grid(moving)
+    extent = sorted(grid.extent)[-2] if grid.ndim == 2 else sorted(grid.extent)[1]
+    scale = extent * SCALE if config.sobolev.scale is None else config.sobolev.scale / moving.pixel
+    deviation = extent * DEVIATION
+    if config.sigma_regularizer is not None:
+        deviation = config.sigma_regularizer / moving.pixel
+    shape, origin = [], []
+    for d in range(grid.ndim):
+        spacing = scale / 2
+        margin = max(grid.extent[d] / 2, 2 * scale) if grid.shape[d] > 1 else 2 * scale
+        n = smooth_size(max(4, math.ceil((grid.extent[d] + 2 * margin) / spacing)))
+        shape.append(n)
+        origin.append(-(n - 1) / 2 * spacing)
+    nodes = Grid(tuple(shape), (scale / 2,) * grid.ndim, tuple(origin))
+    n_steps = config.n_steps or config.n_slices
+    return VelocitySpace(nodes, config.n_slices, n_steps, scale, config.sobolev.order, deviation)
+
+
+def fit_pyramid(
+    fixed: Image,
+    moving: Image,
+    start: Tensor,
+    metric: Callable[[Level], ImageMetric],
+    config: Config,
+    landmarks: tuple[Tensor, Tensor, float] | None = None,
+    callback: Callable[[str, int, int, float], None] | None = None,
+) -> Fit:
+    """Fit the map coarse to fine: the affine part first, then both together.
+
+    Args:
+        start: ``B_0`` ``[D+1, D+1]``, inverse affine map of the normalised frames (fixed → moving).
+        metric: makes the similarity ready for a level.
+        landmarks: moving and fixed positions in their frames and σ_P in fixed pixels, or None.
+    """
+    ndim = fixed.grid.ndim
+    levels = build_levels(fixed, moving, start, config)
+    kind = "affine" if config.transform == "lddmm" else config.transform
+    radius = math.hypot(*Frame.of(fixed.grid).grid(fixed.grid).extent) / 2
+    increment = Increment(kind, ndim, radius)
+    fit = Fit(torch.zeros(increment.size), start, increment, None)
+    bending = config.transform == "lddmm"
+    rigid_levels = levels[:-1] if bending and len(levels) > 1 else levels
+    for number, level in enumerate(rigid_levels):
+        with threads_for(level.work):
+            fit = fit_level(
+                fit, level, metric(level), config, stage="affine", number=number, constant_weights=number == 0,
+                landmarks=landmarks, callback=callback,
+            )  # fmt: skip
+    if not bending:
+        return fit
+    zoom = float(torch.linalg.det(fit.pullback[:ndim, :ndim]).abs()) ** (-1 / ndim)
+    space = velocity_space(moving.grid, zoom, config)
+    fit.space = space
+    fit.x = torch.cat([fit.x, torch.zeros(space.size)])
+    for number, level in enumerate(levels):
+        with threads_for(level.work):
+            if number > 0 and config.sigma_regularizer is None:
+                adapt_prior(fit, level.moving_grid)
+            fit = fit_level(
+                fit, level, metric(level), config, stage="lddmm", number=number, constant_weights=number == 0,
+                landmarks=landmarks, callback=callback,
+            )  # fmt: skip
+    return fit

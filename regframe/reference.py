@@ -1,0 +1,175 @@
+"""Plain-torch twins of every op: the oracle of the tests, the deterministic mode, the fallback without a built extension.
+
+Frame of every op here: the *moving frame*, positions ``X`` of ``D`` components in tensor-axis order ``(y, x)`` or
+``(z, y, x)``. A grid turns positions into indices by ``index = (X - origin) / spacing``; a node sits at its index.
+
+The flow is discretised as METHOD.md states, with ``n_steps`` Euler steps of ``h = 1 / n_steps`` spread evenly over the
+``T`` slices of the velocity (``n_steps`` is a multiple of ``T``; step ``k`` uses slice ``k * T // n_steps``):
+
+* towards the moving image (pull-back), explicit, for ``k = n_steps-1 ... 0``:  ``X_k = X_{k+1} - h v_k(X_{k+1})``;
+* towards the fixed image, the exact inverse of those steps, for ``k = 0 ... n_steps-1``: solve
+  ``X_{k+1} = X_k + h v_k(X_{k+1})`` by Newton's method. Both directions are therefore inverse to each other to rounding.
+
+Velocity is multilinear and zero outside its grid (missing nodes count as 0, so it fades over one cell); an image
+continues with its border value.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+NEWTON_ITERATIONS = 12
+"""Upper bound of the Newton iterations of one step; a cell-wise multilinear velocity needs two or three."""
+
+
+def sample_image(image: Tensor, index: Tensor) -> Tensor:
+    """Multilinear sample of ``image`` ``[C, *S]`` at ``index`` ``[..., D]`` (index units), clamped to the border.
+
+    Returns ``[C, ...]``. Differentiable in both; the derivative in ``index`` is 0 outside the image.
+    """
+    ndim = index.shape[-1]
+    base, frac, size = [], [], []
+    for d in range(ndim):
+        n = image.shape[1 + d]
+        x = index[..., d].clamp(0, n - 1)
+        i = x.detach().floor().clamp(0, max(n - 2, 0))
+        base.append(i.long())
+        frac.append(x - i)
+        size.append(n)
+    flat = image.reshape(image.shape[0], -1)  # [C, prod(S)]
+    out = torch.zeros((image.shape[0], *index.shape[:-1]), dtype=image.dtype, device=image.device)
+    for corner in itertools.product((0, 1), repeat=ndim):
+        address = torch.zeros_like(base[0])
+        weight = torch.ones_like(frac[0])
+        for d, bit in enumerate(corner):
+            address = address * size[d] + (base[d] + bit).clamp(max=size[d] - 1)
+            weight = weight * (frac[d] if bit else 1 - frac[d])
+        out = out + flat[:, address] * weight
+    return out
+
+
+def sample_velocity(velocity: Tensor, index: Tensor) -> Tensor:
+    """Multilinear sample of one slice ``velocity`` ``[D, *S]`` at ``index`` ``[..., D]``; nodes outside count as zero.
+
+    Returns ``[..., D]``.
+    """
+    ndim = index.shape[-1]
+    # floats far outside (or not finite) have no valid integer; any index left of -1 or right of n is equally outside
+    limits = torch.tensor([velocity.shape[1 + d] + 1.0 for d in range(ndim)], dtype=index.dtype, device=index.device)
+    inside = torch.minimum(torch.maximum(index, torch.full_like(index, -2.0)), limits)
+    base = inside.detach().floor()
+    frac = inside - base
+    cell = base.long()
+    flat = velocity.reshape(ndim, -1)  # [D, prod(S)]
+    out = torch.zeros_like(index)
+    for corner in itertools.product((0, 1), repeat=ndim):
+        address = torch.zeros_like(cell[..., 0])
+        weight = torch.ones_like(frac[..., 0])
+        valid = torch.ones_like(address, dtype=torch.bool)
+        for d, bit in enumerate(corner):
+            n = velocity.shape[1 + d]
+            node = cell[..., d] + bit
+            valid = valid & (node >= 0) & (node < n)
+            address = address * n + node.clamp(0, n - 1)
+            weight = weight * (frac[..., d] if bit else 1 - frac[..., d])
+        value = flat[:, address].movedim(0, -1)  # [..., D]
+        out = out + value * torch.where(valid, weight, torch.zeros_like(weight))[..., None]
+    return out
+
+
+def _slice_of_step(step: int, n_slices: int, n_steps: int) -> int:
+    return step * n_slices // n_steps
+
+
+def flow_points(
+    points: Tensor,
+    velocity: Tensor,
+    velocity_spacing: Sequence[float],
+    velocity_origin: Sequence[float],
+    n_steps: int,
+    to_moving: bool,
+) -> Tensor:
+    """Carry ``points`` ``[N, D]`` (moving frame) along ``velocity`` ``[T, D, *S]``; returns ``[N, D]``.
+
+    ``to_moving=True`` applies the pull-back rule, ``to_moving=False`` its exact inverse. Differentiable in both.
+    """
+    spacing = torch.as_tensor(velocity_spacing, dtype=points.dtype, device=points.device)
+    origin = torch.as_tensor(velocity_origin, dtype=points.dtype, device=points.device)
+    n_slices = velocity.shape[0]
+    h = 1.0 / n_steps
+    x = points
+    if to_moving:
+        for step in reversed(range(n_steps)):
+            v = velocity[_slice_of_step(step, n_slices, n_steps)]
+            x = x - h * sample_velocity(v, (x - origin) / spacing)
+        return x
+    for step in range(n_steps):
+        v = velocity[_slice_of_step(step, n_slices, n_steps)]
+        with torch.no_grad():
+            y = _solve_step(x.detach(), v.detach(), spacing, origin, h)
+            jacobian = _step_jacobian(y, v.detach(), spacing, origin, h)  # [N, D, D]
+        # implicit function theorem: one differentiable Newton step from the solution has its value and its gradient
+        residual = y - h * sample_velocity(v, (y - origin) / spacing) - x  # [N, D]
+        x = y - torch.linalg.solve(jacobian, residual[..., None])[..., 0]
+    return x
+
+
+def _step_jacobian(y: Tensor, v: Tensor, spacing: Tensor, origin: Tensor, h: float) -> Tensor:
+    """``I - h dv/dX`` ``[N, D, D]`` at ``y`` ``[N, D]``."""
+    ndim = y.shape[-1]
+    with torch.enable_grad():
+        z = y.detach().requires_grad_(True)
+        value = sample_velocity(v, (z - origin) / spacing)
+        rows = [torch.autograd.grad(value[..., d].sum(), z, retain_graph=True)[0] for d in range(ndim)]
+    eye = torch.eye(ndim, dtype=y.dtype, device=y.device)
+    return eye - h * torch.stack(rows, dim=-2).detach()
+
+
+def _solve_step(x: Tensor, v: Tensor, spacing: Tensor, origin: Tensor, h: float) -> Tensor:
+    """``y`` ``[N, D]`` with ``y - h v(y) = x``, from the explicit step, by Newton."""
+    y = x + h * sample_velocity(v, (x - origin) / spacing)
+    tolerance = 8 * torch.finfo(x.dtype).eps * (x.abs().amax().item() + 1.0) if x.numel() else 0.0
+    for _ in range(NEWTON_ITERATIONS):
+        residual = y - h * sample_velocity(v, (y - origin) / spacing) - x
+        if x.numel() == 0 or residual.abs().amax().item() <= tolerance:
+            break
+        y = y - torch.linalg.solve(_step_jacobian(y, v, spacing, origin, h), residual[..., None])[..., 0]
+    return y
+
+
+def pixel_positions(matrix: Tensor, shape: Sequence[int], offset: Sequence[int]) -> Tensor:
+    """Positions ``[*shape, D]`` of the pixels ``offset + (0 ... shape-1)`` under ``matrix`` ``[D, D+1]`` (float64)."""
+    axes = [torch.arange(n, dtype=matrix.dtype, device=matrix.device) + o for n, o in zip(shape, offset, strict=True)]
+    index = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)  # [*shape, D]
+    ndim = len(axes)
+    return index @ matrix[:, :ndim].T + matrix[:, ndim]
+
+
+def warp(
+    image: Tensor,
+    velocity: Tensor,
+    matrix: Tensor,
+    shape: Sequence[int],
+    offset: Sequence[int],
+    image_spacing: Sequence[float],
+    image_origin: Sequence[float],
+    velocity_spacing: Sequence[float],
+    velocity_origin: Sequence[float],
+    n_steps: int,
+) -> Tensor:
+    """``image`` ``[C, *S]`` at the end of each fixed pixel's path; returns ``[C, *shape]``.
+
+    ``matrix`` ``[D, D+1]`` (always float64) takes a fixed pixel's index to its start in the moving frame: the inverse
+    affine after the fixed grid. ``velocity`` is ``[T, D, *S_v]`` in moving-frame lengths per unit time, of the image's dtype.
+    """
+    ndim = matrix.shape[0]
+    start = pixel_positions(matrix, shape, offset).reshape(-1, ndim)  # [N, D] float64
+    end = flow_points(start, velocity.to(start.dtype), velocity_spacing, velocity_origin, n_steps, True)
+    spacing = torch.as_tensor(image_spacing, dtype=end.dtype, device=end.device)
+    origin = torch.as_tensor(image_origin, dtype=end.dtype, device=end.device)
+    out = sample_image(image.to(end.dtype), (end - origin) / spacing)  # [C, N]
+    return out.reshape(image.shape[0], *shape).to(image.dtype)

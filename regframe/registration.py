@@ -1,0 +1,471 @@
+"""`register`: one verb; `Result`: one object that carries everything both ways and says how far it can be trusted."""
+
+from __future__ import annotations
+
+import math
+import platform
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, overload
+
+import torch
+from torch import Tensor
+
+from . import plugins, pose
+from .config import Config
+from .contracts import Metric
+from .data import Grid, Image, PointSet, unit_ratio
+from .lddmm import Frame, Level, fit_contrast
+from .optimize import Fit, build_levels, fit_pyramid
+from .transforms import Affine, Flow, Sequence, Transform, move_points, resample
+
+SMALLEST = 8
+"""Pixels along the two longest axes that an image must have at least to be registered."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One step of a running registration, handed to the ``progress`` callback."""
+
+    stage: str
+    level: int
+    n_levels: int
+    iteration: int
+    max_iter: int
+    loss: float
+
+
+@dataclass(frozen=True)
+class Result:
+    """A registration: the map ``Φ`` (moving → fixed), its inverse, the weights, the figures and the verdict.
+
+    Args:
+        transform: ``Φ``, from positions of the moving space to positions of the fixed space, each in its own unit.
+        fixed_grid: canvas of the fixed side.
+        moving_grid: canvas of the moving side.
+        metrics: what ``metrics.json`` holds: ``verdict``, ``reasons``, ``seconds``, ``n_evaluations``, ``energy`` …
+        config: the resolved settings, with ``versions``.
+        history: one entry per evaluation: ``stage``, ``level``, ``iteration``, ``energy`` …
+        weight: matching probability per pixel of ``weight_grid`` (fixed space), ``[*S]``, or None.
+        weight_grid: the grid of ``weight``.
+        affine: the affine part of ``transform`` alone, moving → fixed.
+    """
+
+    transform: Transform
+    fixed_grid: Grid
+    moving_grid: Grid
+    metrics: dict[str, Any]
+    config: Config
+    affine: Transform
+    history: list[dict[str, Any]] = field(default_factory=list)
+    weight: Tensor | None = None
+    weight_grid: Grid | None = None
+
+    @property
+    def verdict(self) -> str:
+        """``pass``, ``warn`` or ``fail``."""
+        return str(self.metrics["verdict"])
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Why, one sentence each."""
+        return tuple(self.metrics["reasons"])
+
+    def __repr__(self) -> str:
+        m = self.metrics
+        return (
+            f"Result({m['verdict']}, {m['n_evaluations']} evaluations, {m['seconds']:.1f} s, "
+            f"round trip {m['roundtrip_px']['mean']:.2g} px)"
+        )
+
+    @overload
+    def to_fixed(self, data: Image) -> Image: ...
+    @overload
+    def to_fixed(self, data: PointSet) -> PointSet: ...
+    @overload
+    def to_fixed(self, data: Tensor) -> Tensor: ...
+    def to_fixed(self, data: Image | PointSet | Tensor) -> Image | PointSet | Tensor:
+        """Moving-space data in the fixed space: an `Image` on the fixed grid, a `PointSet` or ``[..., D]`` moved."""
+        return _carry(data, self.transform, self.fixed_grid)
+
+    @overload
+    def to_moving(self, data: Image) -> Image: ...
+    @overload
+    def to_moving(self, data: PointSet) -> PointSet: ...
+    @overload
+    def to_moving(self, data: Tensor) -> Tensor: ...
+    def to_moving(self, data: Image | PointSet | Tensor) -> Image | PointSet | Tensor:
+        """Fixed-space data in the moving space: an `Image` on the moving grid, a `PointSet` or ``[..., D]`` moved."""
+        return _carry(data, self.transform.inverse(), self.moving_grid)
+
+    def save(self, path: str | Path, overwrite: bool = False) -> None:
+        """Write the map as one OME-Zarr 0.6 folder, aside and then renamed; see `regframe.store`."""
+        from .store import save
+
+        save(self, Path(path), overwrite=overwrite)
+
+
+def _carry(data: Image | PointSet | Tensor, transform: Transform, grid: Grid) -> Image | PointSet | Tensor:
+    if isinstance(data, Image):
+        return resample(data, transform, grid)
+    if isinstance(data, PointSet):
+        return move_points(data, transform)
+    return transform.points(data)
+
+
+def register(
+    fixed: Any,
+    moving: Any,
+    *,
+    metric: Metric | str | None = None,
+    transform: str | None = None,
+    init: Any = "auto",
+    config: Config | None = None,
+    device: str | None = None,
+    seed: int | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> Result:
+    """Align ``moving`` to ``fixed``; nothing has to be set.
+
+    Args:
+        fixed: an `Image`, or anything `regframe.open` reads; it stays where it is.
+        moving: likewise; it is brought onto the fixed one.
+        metric: name or instance; ``config.metric`` where None.
+        transform: ``rigid``, ``similarity``, ``affine`` or ``lddmm``; ``config.transform`` where None.
+        init: ``"auto"`` (a search over turn, mirror and shift), ``"identity"``, `regframe.landmarks`, an affine
+            `Transform` from moving to fixed, or an earlier `Result`, whose affine part is taken.
+        config: every other setting.
+        device: ``cpu``; ``config.device`` where None.
+        seed: kept with the result; ``config.seed`` where None.
+        progress: called after every step.
+
+    Raises:
+        ValueError: for data that cannot be registered, with one sentence that says what was wanted, what came, what to do.
+    """
+    began = time.perf_counter()
+    config = config or Config()
+    changes = {"transform": transform, "device": device, "seed": seed}
+    if isinstance(metric, str):
+        changes["metric"] = metric
+    elif metric is not None:
+        changes["metric"] = type(metric).name
+    config = Config.model_validate(config.model_dump() | {k: v for k, v in changes.items() if v is not None})
+    if config.device != "cpu":
+        raise ValueError(f"wanted device 'cpu', got {config.device!r}; the solver does not run on other devices yet")
+    similarity = metric if isinstance(metric, Metric) else plugins.metric(config.metric, **config.metric_options)
+    fixed, moving = _open(fixed, "fixed"), _open(moving, "moving")
+    reasons: list[str] = []
+    check_pair(fixed, moving, similarity, reasons)
+
+    def ready(level: Level) -> Metric:
+        similarity.prepare(
+            Image(level.fixed, level.fixed_grid, weight=level.fixed_weight),
+            Image(level.moving, level.moving_grid, weight=level.moving_weight),
+        )
+        return similarity
+
+    to_fixed, to_moving = Frame.of(fixed.grid).matrix(), Frame.of(moving.grid).matrix()
+    start, margin = _start(fixed, moving, init, ready, config)
+    pairs = None
+    if config.sigma_landmarks is not None:
+        if not isinstance(init, pose.Landmarks):
+            raise ValueError("wanted landmarks beside sigma_landmarks, got none; pass init=regframe.landmarks(p, q)")
+        p = init.moving @ to_moving[:-1, :-1].T + to_moving[:-1, -1]
+        q = init.fixed @ to_fixed[:-1, :-1].T + to_fixed[:-1, -1]
+        pairs = (p, q, config.sigma_landmarks / fixed.grid.pixel)
+    pull = to_moving @ torch.linalg.inv(start) @ torch.linalg.inv(to_fixed)
+    n_levels = len(build_levels(fixed, moving, pull, config)) if progress is not None else 0
+
+    def step(stage: str, level: int, iteration: int, loss: float) -> None:
+        if progress is not None:
+            progress(Progress(stage, level, n_levels, iteration, config.optimizer.max_iter, loss))
+
+    fit = fit_pyramid(fixed, moving, pull, ready, config, pairs, step)
+    affine, phi = _maps(fit, fixed.grid, moving.grid)
+    figures = _figures(fit, fixed, moving, Affine(start, moving.grid.unit, fixed.grid.unit), affine, phi, margin)
+    if isinstance(init, pose.Landmarks):
+        figures["landmark_residual_px"] = [
+            float(v) / fixed.grid.pixel for v in (phi.points(init.moving) - init.fixed).norm(dim=1)
+        ]
+    verdict, more = _judge(figures, fit)
+    figures |= {
+        "verdict": verdict,
+        "reasons": reasons + more,
+        "n_evaluations": fit.n_evaluations,
+        "seconds": time.perf_counter() - began,
+        "versions": versions(),
+        "seed": config.seed,
+        "threads": torch.get_num_threads(),
+    }
+    assert fit.overlap is not None
+    assert fit.matching is not None
+    weight_grid = _level_grid(fixed.grid, fit)
+    return Result(
+        transform=phi,
+        fixed_grid=fixed.grid,
+        moving_grid=moving.grid,
+        metrics=figures,
+        config=config,
+        affine=affine,
+        history=fit.history,
+        weight=fit.matching * fit.overlap,
+        weight_grid=weight_grid,
+    )
+
+
+def versions() -> dict[str, str]:
+    """What ran: versions of regframe, torch, numpy and Python."""
+    out = {"python": platform.python_version()}
+    for name in ("regframe", "torch", "numpy"):
+        try:
+            out[name] = version(name)
+        except PackageNotFoundError:  # run from a tree that was never installed
+            out[name] = "unknown"
+    return out
+
+
+def check_image(image: Image, side: str) -> None:
+    """Refuse an image that holds nothing to align: too small, not finite, constant."""
+    longest = sorted(image.grid.shape)[-2:]
+    if min(longest) < SMALLEST:
+        raise ValueError(
+            f"wanted a {side} image of at least {SMALLEST} x {SMALLEST} pixels, got {_shape(image.grid)}; "
+            "check that it is the right file and level"
+        )
+    data = image.data
+    if data.dtype.is_floating_point:
+        bad = int((~torch.isfinite(data)).sum())
+        if bad:
+            raise ValueError(
+                f"wanted finite pixels in the {side} image, got {bad} NaN or inf; fill them, or give them weight 0 and a value"
+            )
+    flat = data.reshape(data.shape[0], -1)
+    if bool((flat.amin(dim=1) == flat.amax(dim=1)).all()):
+        raise ValueError(
+            f"wanted a {side} image with contrast, got a constant one (every pixel {float(flat[0, 0]):g}); "
+            "check the file, level and channel"
+        )
+
+
+def check_pair(fixed: Image, moving: Image, metric: Metric, reasons: list[str]) -> None:
+    """Refuse sides that cannot be registered with each other; add to ``reasons`` what can but is doubtful."""
+    for image, side in ((fixed, "fixed"), (moving, "moving")):
+        check_image(image, side)
+    if fixed.grid.ndim != moving.grid.ndim:
+        raise ValueError(
+            f"wanted two images of one dimension, got {fixed.grid.ndim}D fixed and {moving.grid.ndim}D moving; "
+            "name the axes when opening them"
+        )
+    if metric.accepts != (Image, Image):
+        wants = " and ".join(t.__name__ for t in metric.accepts)
+        raise ValueError(f"wanted a metric for two images, got {type(metric).name!r}, which compares {wants}")
+    if unit_ratio(moving.grid.unit, fixed.grid.unit) is None:
+        note = (
+            f"one side declares no pixel size (fixed in {fixed.grid.unit}, moving in {moving.grid.unit}): "
+            "the scale between them was estimated, not known"
+        )
+        reasons.append(note)
+        warnings.warn(f"regframe: {note}; state the spacing to fix it", UserWarning, stacklevel=3)
+
+
+def _open(source: Any, side: str) -> Image:
+    data = source if isinstance(source, (Image, PointSet)) else plugins.open(source)
+    if not isinstance(data, Image):
+        raise ValueError(
+            f"wanted an image on the {side} side, got points; rasterise them first (point metrics are not there yet)"
+        )
+    return data
+
+
+def _shape(grid: Grid) -> str:
+    return " x ".join(str(n) for n in grid.shape)
+
+
+def _start(
+    fixed: Image, moving: Image, init: Any, ready: Callable[[Level], Metric], config: Config
+) -> tuple[Tensor, float | None]:
+    """``A`` ``[D+1, D+1]`` in physical units to start from, and the margin of the pose search where one was run."""
+    ndim = fixed.grid.ndim
+    ratio = unit_ratio(moving.grid.unit, fixed.grid.unit)
+    margin = None
+    if isinstance(init, Result):
+        init = init.affine
+    if isinstance(init, pose.Landmarks):
+        _check_landmarks(init, fixed, moving)
+        kind = "affine" if config.transform == "lddmm" else config.transform
+        matrix = pose.fit_points(init.moving * (ratio or 1.0), init.fixed, kind)[0].matrix.clone()
+        matrix[:-1, :-1] = matrix[:-1, :-1] * (ratio or 1.0)
+        if not float(torch.linalg.det(matrix[:-1, :-1]).abs()) > 0:
+            raise ValueError("wanted landmarks that give an invertible map, got a singular one; check their pairing")
+    elif isinstance(init, Transform):
+        parts = init.parts()
+        if len(parts) != 1 or not isinstance(parts[0], Affine) or init.ndim != ndim:
+            raise ValueError(
+                f"wanted an affine map of {ndim}D to start from, got {type(init).__name__} of {init.ndim}D; "
+                "pass the .affine of a result"
+            )
+        if (init.source_unit, init.target_unit) != (moving.grid.unit, fixed.grid.unit):
+            raise ValueError(
+                f"wanted a start from {moving.grid.unit} to {fixed.grid.unit}, "
+                f"got one from {init.source_unit} to {init.target_unit}"
+            )
+        matrix = parts[0].matrix
+    elif init == "identity":
+        matrix = torch.diag(torch.tensor([*[ratio or 1.0] * ndim, 1.0], dtype=torch.float64))
+    elif init == "auto":
+        found = pose.search(fixed, moving, ready, config)
+        matrix, margin = found.matrix, found.margin
+    else:
+        raise ValueError(f"wanted init 'auto', 'identity', landmarks, a Transform or a Result, got {init!r}")
+    if config.transform == "rigid" and ratio is None:
+        raise ValueError(
+            f"wanted both sides in length units for a rigid map, got fixed in {fixed.grid.unit} and moving in "
+            f"{moving.grid.unit}; state the missing spacing, or use transform='similarity'"
+        )
+    return pose.nearest_of_kind(matrix, config.transform, ratio or 1.0, moving.grid.center), margin
+
+
+def _check_landmarks(pairs: pose.Landmarks, fixed: Image, moving: Image) -> None:
+    for coords, image, side in ((pairs.fixed, fixed, "fixed"), (pairs.moving, moving, "moving")):
+        if coords.shape[1] != image.grid.ndim:
+            raise ValueError(f"wanted {side} landmarks of {image.grid.ndim} components, got {coords.shape[1]}")
+        outside = int((~image.grid.contains(coords)).sum())
+        if outside:
+            raise ValueError(
+                f"wanted {side} landmarks inside the {side} image, got {outside} of {len(coords)} outside; "
+                "check their unit and the order of x and y"
+            )
+
+
+def _maps(fit: Fit, fixed: Grid, moving: Grid) -> tuple[Affine, Transform]:
+    """The affine part and ``Φ`` in physical units."""
+    to_fixed, to_moving = Frame.of(fixed).matrix(), Frame.of(moving).matrix()
+    matrix = torch.linalg.inv(to_fixed) @ torch.linalg.inv(fit.pullback) @ to_moving
+    matrix[-1] = torch.eye(matrix.shape[0], dtype=matrix.dtype)[-1]
+    affine = Affine(matrix, moving.unit, fixed.unit)
+    if fit.space is None or fit.velocity is None:
+        return affine, affine
+    nodes, length = fit.space.grid, moving.pixel
+    grid = Grid(
+        nodes.shape,
+        tuple(s * length for s in nodes.spacing),
+        tuple(o * length + c for o, c in zip(nodes.origin, moving.center, strict=True)),
+        moving.unit,
+    )
+    flow = Flow((fit.velocity * length).to(torch.float32), grid, fit.space.n_steps)
+    return affine, Sequence((flow, affine))
+
+
+def _level_grid(fixed: Grid, fit: Fit) -> Grid:
+    """The fixed grid at the resolution of the last level, where the weights live."""
+    assert fit.matching is not None
+    shape = tuple(fit.matching.shape)
+    factor = tuple(2 ** round(math.log2(n / m)) for n, m in zip(fixed.shape, shape, strict=True))
+    spacing = tuple(s * f for s, f in zip(fixed.spacing, factor, strict=True))
+    origin = tuple(o + s * (f - 1) / 2 for o, s, f in zip(fixed.origin, fixed.spacing, factor, strict=True))
+    return Grid(shape, spacing, origin, fixed.unit)
+
+
+def _probe(grid: Grid, most: int = 150_000) -> Grid:
+    """A grid over the same extent with at most ``most`` pixels."""
+    factor = max(1.0, (math.prod(grid.shape) / most) ** (1 / grid.ndim))
+    if factor == 1.0:
+        return grid
+    return grid.resampled(tuple(s * min(factor, n) for s, n in zip(grid.spacing, grid.shape, strict=True)))
+
+
+def _explained(fixed: Image, moving: Image, phi: Transform) -> float:
+    """Share of the fixed image's variance that the warped moving image explains where they overlap, 0 … 1."""
+    grid = _probe(fixed.grid)
+    target = resample(fixed.replace(data=fixed.data.to(torch.float32)), Affine.identity(grid.ndim, grid.unit), grid)
+    warped = resample(moving.replace(data=moving.data.to(torch.float32)), phi, grid).data
+    inside = moving.grid.contains(phi.inverse().points(grid.coords())).to(torch.float32)
+    if float(inside.sum()) < 16:
+        return 0.0
+    predicted = fit_contrast(warped, target.data, inside)
+    centre = (target.data * inside).flatten(1).sum(dim=1) / inside.sum()
+    spread = (((target.data - centre.reshape(-1, *(1,) * grid.ndim)) ** 2) * inside).sum()
+    rest = (((target.data - predicted) ** 2) * inside).sum()
+    return float((1 - rest / spread.clamp(min=1e-12)).clamp(0, 1))
+
+
+def _figures(
+    fit: Fit, fixed: Image, moving: Image, start: Affine, affine: Affine, phi: Transform, margin: float | None
+) -> dict[str, Any]:
+    """What ``metrics.json`` says about the map."""
+    grid = _probe(fixed.grid)
+    coords = grid.coords()
+    back = phi.inverse()
+    at = back.points(coords)
+    inside = moving.grid.contains(at)
+    error = (phi.points(at) - coords).norm(dim=-1) / fixed.grid.pixel
+    determinant = back.jacobian_determinant(grid) * torch.linalg.det(affine.matrix[:-1, :-1])
+    seen = inside if bool(inside.any()) else torch.ones_like(inside)
+    assert fit.matching is not None
+    assert fit.overlap is not None
+    overlap = fit.overlap
+    shift = (at - affine.inverse().points(coords)).norm(dim=-1) / moving.grid.pixel
+    final = [h for h in fit.history if h["stage"] == fit.history[-1]["stage"]] if fit.history else []
+    last = [h for h in final if h["level"] == final[-1]["level"]] if final else []
+    return {
+        "roundtrip_px": {"mean": float(error[seen].mean()), "max": float(error[seen].max())},
+        "jacobian_min": float(determinant[seen].min()),
+        "jacobian_max": float(determinant[seen].max()),
+        "folding_fraction": float((determinant[seen] <= 0).to(torch.float32).mean()),
+        "matching_fraction": float((fit.matching * overlap).sum() / overlap.sum().clamp(min=1e-9)),
+        "overlap_fraction": float(inside.to(torch.float32).mean()),
+        "pose_margin": margin,
+        "bending_px": {"mean": float(shift[seen].mean()), "max": float(shift[seen].max())},
+        "explained_variance": {
+            "start": _explained(fixed, moving, start),
+            "affine": _explained(fixed, moving, affine),
+            "final": _explained(fixed, moving, phi),
+        },
+        "energy": {
+            "first": last[0]["energy"] if last else None,
+            "last": last[-1]["energy"] if last else None,
+            "matching": last[-1]["matching"] if last else None,
+            "regularizer": last[-1]["regularizer"] if last else None,
+        },
+        "convergence": fit.reasons,
+        "sobolev": None
+        if fit.space is None
+        else {
+            "scale": fit.space.scale * moving.grid.pixel,
+            "order": fit.space.order,
+            "deviation": fit.space.deviation * moving.grid.pixel,
+        },
+    }
+
+
+def _judge(figures: dict[str, Any], fit: Fit) -> tuple[str, list[str]]:
+    """``pass``, ``warn`` or ``fail``, and why, in sentences a biologist understands."""
+    fail, warn = [], []
+    explained = figures["explained_variance"]
+    if "diverged" in fit.reasons:
+        fail.append("the fit diverged: the energy was not finite")
+    if figures["overlap_fraction"] < 0.02:
+        fail.append("the two images hardly overlap under the map that was found")
+    if explained["final"] < 0.02:
+        fail.append("the aligned images have nothing in common: the moving one explains under 2 % of the fixed one")
+    elif explained["final"] < 0.1:
+        warn.append(f"the aligned images have little in common ({explained['final']:.0%} of the variance explained)")
+    if explained["final"] + 0.02 < explained["start"]:
+        fail.append("the map explains less of the fixed image than its start did")
+    if figures["folding_fraction"] > 0:
+        warn.append(f"the map folds over at {figures['folding_fraction']:.2%} of the pixels")
+    if figures["roundtrip_px"]["mean"] > 0.02 or figures["roundtrip_px"]["max"] > 0.1:
+        warn.append(f"the map and its inverse disagree by up to {figures['roundtrip_px']['max']:.2g} px")
+    if figures["matching_fraction"] < 0.2:
+        warn.append(f"only {figures['matching_fraction']:.0%} of the overlap was recognised as matching tissue")
+    if figures["pose_margin"] is not None and figures["pose_margin"] < 0.1:
+        warn.append("another pose fits nearly as well: look at the overlay before you trust this one")
+    if fit.reasons and fit.reasons[-1] == "max_iter":
+        warn.append("the fit was still moving when it reached its iteration limit")
+    if fail:
+        return "fail", fail + warn
+    return ("warn", warn) if warn else ("pass", [])

@@ -1,0 +1,326 @@
+"""The quality report: one self-contained HTML page per registration, opened without a network."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+import PIL.Image
+import torch
+from numpy.typing import NDArray
+
+from ..data import Grid, Image, PointSet
+from ..registration import Result
+from ..transforms import Affine
+from . import figures, pictures
+from .pictures import Array, Side, View
+
+MAX_PX = 900
+"""Longer side of the large pictures."""
+
+MAX_BYTES = 6_000_000
+"""Size the page stays under; pictures are coded more coarsely until it does."""
+
+_HEADLINES = {
+    "pass": ("Aligned", "Every check passed."),
+    "warn": ("Aligned, with remarks", "The map can be used; look at the remarks first."),
+    "fail": ("Not to be trusted", "At least one check failed; nothing was thrown away."),
+}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One embedded picture and its caption."""
+
+    title: str
+    uri: str
+    note: str = ""
+
+
+def write(result: Result, fixed: Image | PointSet, moving: Image | PointSet, path: str | Path) -> None:
+    """Write the report of ``result`` as one HTML file.
+
+    Args:
+        result: the registration.
+        fixed: what it was aligned to.
+        moving: what was aligned.
+        path: the file, replaced if it exists.
+    """
+    for max_px, quality in ((MAX_PX, 86), (700, 78), (480, 70)):
+        html = render(result, fixed, moving, max_px, quality)
+        if len(html) <= MAX_BYTES:
+            break
+    Path(path).write_text(html, encoding="utf-8")
+
+
+def render(
+    result: Result, fixed: Image | PointSet, moving: Image | PointSet, max_px: int = MAX_PX, quality: int = 86
+) -> str:
+    """The page as text; ``max_px`` bounds the pictures' longer side, ``quality`` is JPEG's."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("regframe", "report"), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    title, summary = _HEADLINES.get(result.verdict, (result.verdict, ""))
+    return environment.get_template("report.html").render(
+        verdict=result.verdict,
+        title=title,
+        summary=summary,
+        reasons=result.reasons,
+        cards=_cards(result.metrics),
+        sides=[_side_facts("Fixed", fixed, result.fixed_grid), _side_facts("Moving", moving, result.moving_grid)],
+        table=list(_flatten(result.metrics)),
+        config=list(_flatten(result.config.model_dump(mode="json"))),
+        **_draw(result, fixed, moving, max_px, quality),
+    )
+
+
+def _draw(
+    result: Result, fixed: Image | PointSet, moving: Image | PointSet, max_px: int, quality: int
+) -> dict[str, Any]:
+    canvas = pictures.canvas_of(result.fixed_grid, max_px)
+    own = Affine.identity(result.fixed_grid.ndim, result.fixed_grid.unit)
+    start = pictures.identity_map(result.moving_grid, result.fixed_grid)
+    f, m = Side.of(fixed, max_px), Side.of(moving, max_px)
+
+    view_before, view_after = View.of(canvas, start), View.of(canvas, result.transform)
+    still = f.picture(View.of(canvas, own))
+    before, after = m.picture(view_before), m.picture(view_after)
+    seen_before, seen_after = view_before.covered(result.moving_grid), view_after.covered(result.moving_grid)
+    f_ink, f_rgb = f.ink(still), f.rgb(still)
+    m = m.attuned(after, f_ink, seen_after)
+    b_ink, a_ink = m.ink(before) * seen_before, m.ink(after) * seen_after
+    a_rgb = pictures.fade(m.rgb(after), seen_after)
+    b_rgb = pictures.fade(m.rgb(before), seen_before)
+
+    def jpeg(title: str, picture: Array, note: str = "") -> Picture:
+        return Picture(title, _jpeg(picture, quality), note)
+
+    own_canvas = pictures.canvas_of(result.moving_grid, max_px)
+    at_home = m.picture(View.of(own_canvas, Affine.identity(result.moving_grid.ndim, result.moving_grid.unit)))
+    colours = pictures.MAGENTA_GREEN
+    overlay_before, overlay_after = pictures.overlay(f_ink, b_ink), pictures.overlay(f_ink, a_ink)
+    viewer = [
+        jpeg("Overlay after", overlay_after, colours),
+        jpeg("Overlay before", overlay_before, colours),
+        jpeg("Checkerboard after", pictures.checkerboard(f_rgb, a_rgb), "fixed and warped moving in turn"),
+        jpeg("Checkerboard before", pictures.checkerboard(f_rgb, b_rgb), "fixed and unaligned moving in turn"),
+        jpeg("Fixed", f_rgb, "flip between this and the next to see what moves"),
+        jpeg("Moving, warped", a_rgb, "on the fixed canvas; hatched: outside the moving side"),
+    ]
+    volume = result.fixed_grid.ndim == 3
+    return {
+        "pair": [jpeg("Fixed", f_rgb), jpeg("Moving, as it came", m.rgb(at_home))],
+        "overlays": [
+            Picture("Before", _jpeg(pictures.halved(overlay_before), quality), colours),
+            Picture("After", _jpeg(pictures.halved(overlay_after), quality), colours),
+        ],
+        "viewer": viewer,
+        "plane": "Middle plane of the fixed volume." if volume else "",
+        "insets": _insets(result, fixed, moving, f, m, canvas, f_ink, seen_after, quality),
+        "maps": _maps(result, pictures.canvas_of(result.fixed_grid, min(max_px, 240)), canvas, a_rgb, seen_after),
+        "energy": _maybe("Energy", figures.energy(result.history)),
+    }
+
+
+def _insets(
+    result: Result,
+    fixed: Image | PointSet,
+    moving: Image | PointSet,
+    f: Side,
+    m: Side,
+    canvas: Grid,
+    f_ink: Array,
+    seen: NDArray[np.bool_],
+    quality: int,
+) -> list[list[Picture]]:
+    """Rows of fixed, warped moving and overlay at the input's own resolution, where there is most to see."""
+    size = max(16, min(f_ink.shape) // 5)
+    if min(f_ink.shape) < 48:
+        return []
+    trust = seen.astype(np.float32)
+    if result.weight is not None and result.weight_grid is not None:
+        trust = trust * np.clip(_weight_on(result, canvas), 0.05, 1)
+    rows = []
+    for top, left in pictures.telling_places(f_ink, trust, size, 3):
+        plane = Grid(
+            (size, size),
+            canvas.spacing[-2:],
+            tuple(o + s * i for o, s, i in zip(canvas.origin[-2:], canvas.spacing[-2:], (top, left), strict=True)),
+            canvas.unit,
+        )
+        pixel = max(min(result.fixed_grid.spacing[-2:]), max(plane.extent) / 320)
+        region = pictures.lift(plane.resampled(pixel), result.fixed_grid)
+        own = Affine.identity(region.ndim, region.unit)
+        still = _closeup(fixed, f, View.of(region, own))
+        moved = _closeup(moving, m, View.of(region, result.transform))
+        inks = f.ink(still), m.ink(moved)
+        rows.append(
+            [
+                Picture("fixed", _jpeg(f.rgb(still), quality)),
+                Picture("moving, warped", _jpeg(m.rgb(moved), quality)),
+                Picture("overlay", _jpeg(pictures.overlay(*inks), quality)),
+            ]
+        )
+    return rows
+
+
+def _closeup(data: Image | PointSet, side: Side, view: View) -> Array:
+    """Values of the original data on a small canvas: only the part of an image that is needed is touched."""
+    if isinstance(data, PointSet):
+        return side.picture(view)
+    needed = view.positions.reshape(-1, data.grid.ndim)
+    span = float((needed.amax(0) - needed.amin(0)).max())
+    cut = pictures.crop(data, needed, margin=2 * max(data.grid.spacing))
+    return view.sample(pictures.shrink(cut, span / max(view.canvas.shape)))
+
+
+def _weight_on(result: Result, canvas: Grid) -> Array:
+    """The matching weights ``[h, w]`` on ``canvas``."""
+    assert result.weight is not None
+    assert result.weight_grid is not None
+    weight = Image(result.weight[None].to(torch.float32), result.weight_grid)
+    return View.of(canvas, Affine.identity(canvas.ndim, canvas.unit)).sample(weight)[0]  # type: ignore[no-any-return]
+
+
+def _maps(result: Result, small: Grid, canvas: Grid, warped: Array, seen: NDArray[np.bool_]) -> list[Picture]:
+    """Weights, local area change, displacement beyond the affine part, and the deformed grid."""
+    maps = []
+    if result.weight is not None and result.weight_grid is not None:
+        weight = np.clip(_weight_on(result, small), 0, 1)
+        png = figures.field_map(weight, small, "probability", "viridis", (0.0, 1.0))
+        note = "Probability that a fixed pixel shows matching tissue, not background or an artefact."
+        maps.append(Picture("Matching weight", _data_uri(png, "png"), note))
+
+    positions = small.coords()
+    pulled = result.transform.inverse().points(positions)
+    inside = result.moving_grid.contains(pulled).reshape(small.shape[-2:]).numpy()
+    noun = "volume" if small.ndim == 3 else "area"
+
+    affine = float(torch.linalg.det(_linear(result)))
+    determinant = result.transform.inverse().jacobian_determinant(small).reshape(small.shape[-2:]).numpy()
+    with np.errstate(divide="ignore", invalid="ignore"):
+        change = np.where(determinant * affine > 0, 1 / (determinant * affine), np.nan)
+    spread = float(np.nanpercentile(np.abs(np.log2(change[inside])), 99.5)) if inside.any() else 0.0
+    spread = float(np.clip(spread, 0.05, 3.0)) if math.isfinite(spread) else 1.0
+    png = figures.field_map(
+        np.where(inside, change, np.nan), small, f"{noun} ratio", "RdBu_r", (2**-spread, 2**spread), 1.0,
+        folds=inside & ~(determinant * affine > 0),
+    )  # fmt: skip
+    note = f"Local {noun} change of the moving tissue beyond the affine part; red dots would be folds."
+    maps.append(Picture("Jacobian determinant", _data_uri(png, "png"), note))
+
+    pixel = result.moving_grid.pixel
+    bend = torch.linalg.vector_norm(pulled - result.affine.inverse().points(positions), dim=-1) / pixel
+    shift = np.where(inside, bend.reshape(small.shape[-2:]).numpy(), np.nan)
+    top = float(np.nanmax(shift)) if inside.any() else 1.0
+    png = figures.field_map(shift, small, "moving px", "magma_r", (0.0, max(top, 1e-3)))
+    maps.append(Picture("Displacement", _data_uri(png, "png"), "How far the map departs from its affine part."))
+
+    png = figures.grid_map(pictures.fade(warped, seen), canvas, _grid_lines(result))
+    maps.append(Picture("Deformed grid", _data_uri(png, "png"), "Lines that are straight in the moving space."))
+    return maps
+
+
+def _linear(result: Result) -> torch.Tensor:
+    """Linear part ``[D, D]`` of the affine part, from the images of the unit vectors."""
+    ndim = result.affine.ndim
+    unit = torch.cat([torch.zeros(1, ndim, dtype=torch.float64), torch.eye(ndim, dtype=torch.float64)])
+    moved = result.affine.points(unit)
+    return (moved[1:] - moved[0]).T
+
+
+def _grid_lines(result: Result) -> list[NDArray[np.float64]]:
+    """A regular grid of the moving space carried to the fixed space: lines ``[n, 2]`` in (y, x)."""
+    grid = result.moving_grid
+    height, width = grid.extent[-2:]
+    step = max(height, width) / 18
+    low = [o - s / 2 for o, s in zip(grid.origin[-2:], grid.spacing[-2:], strict=True)]
+    along = 97
+    lines = []
+    for axis, (extent, other) in enumerate(((height, width), (width, height))):
+        for i in range(math.floor(extent / step) + 1):
+            yx = torch.empty((along, 2), dtype=torch.float64)
+            yx[:, axis] = low[axis] + i * step
+            yx[:, 1 - axis] = low[1 - axis] + torch.linspace(0, other, along, dtype=torch.float64)
+            if grid.ndim == 3:
+                yx = torch.cat([torch.full((along, 1), grid.center[0], dtype=torch.float64), yx], dim=1)
+            lines.append(result.transform.points(yx)[:, -2:].numpy())
+    return lines
+
+
+def _maybe(title: str, png: bytes | None) -> Picture | None:
+    return None if png is None else Picture(title, _data_uri(png, "png"))
+
+
+def _jpeg(picture: Array, quality: int) -> str:
+    pixels = (np.clip(np.nan_to_num(picture), 0, 1) * 255 + 0.5).astype(np.uint8)
+    buffer = io.BytesIO()
+    PIL.Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, "JPEG", quality=quality, subsampling=0)
+    return _data_uri(buffer.getvalue(), "jpeg")
+
+
+def _data_uri(data: bytes, kind: str) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"
+
+
+def _side_facts(role: str, data: Image | PointSet, grid: Grid) -> dict[str, str]:
+    size = " × ".join(str(n) for n in grid.shape) + " px"
+    spacing = " × ".join(f"{s:.4g}" for s in dict.fromkeys(grid.spacing)) + f" {grid.unit}"
+    if isinstance(data, PointSet):
+        return {"role": role, "name": data.name, "facts": f"{len(data):,} points in {data.unit}"}
+    n = len(data.channels)
+    channels = "1 channel" if n == 1 else f"{n} channels"
+    declared = "no spacing declared" if grid.unit == "px" else f"pixel {spacing}"
+    dtype = str(data.data.dtype).removeprefix("torch.")
+    return {"role": role, "name": data.name, "facts": f"{size}, {channels}, {dtype}, {declared}"}
+
+
+def _cards(metrics: dict[str, Any]) -> list[tuple[str, str]]:
+    """The few figures a reader looks for first, those that are there."""
+
+    def get(*path: str) -> float | None:
+        value: Any = metrics
+        for key in path:
+            value = value.get(key) if isinstance(value, dict) else None
+        return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
+
+    wanted: tuple[tuple[str, float | None, Callable[[float], str]], ...] = (
+        ("time", get("seconds"), lambda v: f"{v:.2g} s" if v < 10 else f"{v:.0f} s"),
+        ("evaluations", get("n_evaluations"), lambda v: f"{v:.0f}"),
+        ("round trip at most", get("roundtrip_px", "max"), lambda v: f"{v:.2g} px"),
+        ("matching tissue", get("matching_fraction"), lambda v: f"{100 * v:.0f} %"),
+        ("folding", get("folding_fraction"), lambda v: f"{100 * v:.2g} %"),
+        ("least Jacobian", get("jacobian_min"), lambda v: f"{v:.2f}"),
+        ("start margin", get("pose_margin"), lambda v: f"{v:.2g}"),
+    )
+    return [(name, show(value)) for name, value, show in wanted if value is not None]
+
+
+def _flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Pairs of dotted name and text of nested settings or figures."""
+    if isinstance(value, dict):
+        if not value and prefix:
+            yield prefix, "–"
+        for key, item in value.items():
+            yield from _flatten(item, f"{prefix}.{key}" if prefix else str(key))
+    elif isinstance(value, (list, tuple)) and not any(isinstance(v, (dict, list, tuple)) for v in value):
+        yield prefix, "; ".join(_text(v) for v in value) or "–"
+    else:
+        yield prefix, _text(value)
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.5g}"
+    return str(value)

@@ -1,0 +1,353 @@
+"""Both sides as pictures on one canvas: images resampled, point sets as densities, of volumes the middle plane."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..data import Grid, Image, PointSet, unit_ratio
+from ..transforms import Affine, Transform, move_points
+
+Array: TypeAlias = NDArray[np.float32]
+
+MAGENTA_GREEN = "fixed in magenta, moving (tones adapted) in green, agreement in black"
+_BAND = 1 << 24  # values averaged at once while shrinking a large image
+_COLOURS = np.array(
+    [[0.0, 0.62, 0.91], [0.9, 0.1, 0.55], [0.95, 0.75, 0.1], [0.2, 0.75, 0.35], [0.95, 0.45, 0.1], [0.55, 0.35, 0.9]],
+    dtype=np.float32,
+)
+
+
+def canvas_of(grid: Grid, max_px: int) -> Grid:
+    """Square pixels over the extent of ``grid``, at most ``max_px`` a side; of a volume its middle plane."""
+    height, width = grid.extent[-2:]
+    spacing = max(max(height, width) / max_px, min(grid.spacing[-2:]))
+    plane = Grid(grid.shape[-2:], grid.spacing[-2:], grid.origin[-2:], grid.unit).resampled(spacing)
+    return lift(plane, grid)
+
+
+def lift(plane: Grid, grid: Grid) -> Grid:
+    """A 2D grid as it lies in ``grid``: itself, or one plane of a volume at its middle."""
+    if grid.ndim == 2:
+        return plane
+    return Grid((1, *plane.shape), (grid.spacing[0], *plane.spacing), (grid.center[0], *plane.origin), plane.unit)
+
+
+def identity_map(moving: Grid, fixed: Grid) -> Affine:
+    """The moving side before registration: at the same positions, or pixels where the units do not convert."""
+    ratio = unit_ratio(moving.unit, fixed.unit)
+    if ratio is not None:
+        scale = [ratio] * moving.ndim
+        shift = [0.0] * moving.ndim
+    else:
+        scale = [f / m for f, m in zip(fixed.spacing, moving.spacing, strict=True)]
+        shift = [f - m * s for f, m, s in zip(fixed.origin, moving.origin, scale, strict=True)]
+    matrix = torch.diag(torch.tensor([*scale, 1.0], dtype=torch.float64))
+    matrix[:-1, -1] = torch.tensor(shift, dtype=torch.float64)
+    return Affine(matrix, moving.unit, fixed.unit)
+
+
+def shrink(image: Image, spacing: float) -> Image:
+    """``image`` averaged over blocks in y and x (labels: thinned) so that its pixels are about ``spacing`` wide."""
+    factor = [max(1, math.floor(spacing / s + 1e-6)) for s in image.grid.spacing[-2:]]
+    if factor == [1, 1]:
+        return image
+    data = image.data
+    if image.labels:
+        data = data[..., factor[0] // 2 :: factor[0], factor[1] // 2 :: factor[1]]
+    else:
+        flat = data.reshape(-1, 1, *data.shape[-2:])
+        rows = factor[0] * max(1, _BAND // (flat.shape[0] * flat.shape[-1] * factor[0]))
+        bands = [
+            torch.nn.functional.avg_pool2d(flat[..., top : top + rows, :].to(torch.float32), factor, ceil_mode=True)
+            for top in range(0, flat.shape[-2], rows)
+        ]
+        small = torch.cat(bands, dim=-2)
+        data = small.reshape(*data.shape[:-2], *small.shape[-2:])
+    grid = image.grid
+    factors = [1] * (grid.ndim - 2) + factor
+    coarse = Grid(
+        tuple(data.shape[1:]),
+        tuple(s * f for s, f in zip(grid.spacing, factors, strict=True)),
+        tuple(o + s * (f - 1) / 2 for o, s, f in zip(grid.origin, grid.spacing, factors, strict=True)),
+        grid.unit,
+    )
+    return image.replace(data=data, grid=coarse, weight=None)
+
+
+def crop(image: Image, positions: Tensor, margin: float) -> Image:
+    """The part of ``image`` around ``positions`` ``[..., D]``, ``margin`` (in its unit) wider; at least one pixel."""
+    flat = positions.reshape(-1, image.grid.ndim)
+    origin = torch.tensor(image.grid.origin, dtype=torch.float64)
+    spacing = torch.tensor(image.grid.spacing, dtype=torch.float64)
+    top = torch.tensor(image.grid.shape)
+    low = ((flat.amin(0) - margin - origin) / spacing).floor().long().clamp(min=0)
+    high = ((flat.amax(0) + margin - origin) / spacing).ceil().long() + 1
+    low = torch.minimum(low, top - 1)
+    high = torch.maximum(torch.minimum(high, top), low + 1)
+    data = image.data[(slice(None), *(slice(int(a), int(b)) for a, b in zip(low, high, strict=True)))]
+    start = tuple(float(o + s * i) for o, s, i in zip(origin, spacing, low, strict=True))
+    return image.replace(
+        data=data, grid=Grid(tuple(data.shape[1:]), image.grid.spacing, start, image.grid.unit), weight=None
+    )
+
+
+@dataclass(frozen=True)
+class Look:
+    """How one side's values become ink and colour; taken once, so that before and after look alike."""
+
+    low: Array  # [C]
+    high: Array  # [C]
+    dark: NDArray[np.bool_]  # [C]: True where dark values are the signal (bright field)
+    colour: bool
+    labels: bool
+    share: Array | None = None  # [C]: how much each channel says; equally where None
+    curve: tuple[Array, Array] | None = None  # tone curve of the ink, from and to
+
+    def ink(self, picture: Array) -> Array:
+        """Amount of signal 0 … 1, ``[h, w]``, of ``picture`` ``[C, h, w]``."""
+        value = self.values(picture)
+        value = np.where(self.dark[:, None, None], 1 - value, value)
+        mixed = np.average(value, axis=0, weights=self.share)
+        ink = np.clip(mixed * 1.15, 0, 1) ** 0.8 if self.curve is None else np.interp(mixed, *self.curve)
+        return np.asarray(ink, dtype=np.float32)
+
+    def values(self, picture: Array) -> Array:
+        """``picture`` ``[C, h, w]`` scaled to 0 … 1 over the range of each channel."""
+        span = np.maximum(self.high - self.low, 1e-12)[:, None, None]
+        return np.asarray(np.clip((picture - self.low[:, None, None]) / span, 0, 1), dtype=np.float32)
+
+    def attuned(self, picture: Array, ink: Array, seen: NDArray[np.bool_]) -> Look:
+        """The same look with polarity, channels and tones chosen so that ``picture`` resembles ``ink`` ``[h, w]``.
+
+        One stain's dark is another's bright: an overlay is to show where the sides differ in place, not in colour. Only
+        ``seen`` pixels count. Where nothing resembles, the look stays as it is.
+        """
+        if seen.sum() < 64 or self.labels:
+            return self
+        value = self.values(picture)[:, seen]  # [C, n]
+        target = ink[seen]
+        value_0, target_0 = value - value.mean(axis=1, keepdims=True), target - target.mean()
+        norm = np.sqrt((value_0**2).sum(axis=1) * (target_0**2).sum())
+        likeness = (value_0 * target_0).sum(axis=1) / np.maximum(norm, 1e-12)  # [C]
+        if np.abs(likeness).max() < 0.1:
+            return self
+        dark, share = likeness < 0, np.abs(likeness) ** 2
+        mixed = np.average(np.where(dark[:, None], 1 - value, value), axis=0, weights=share)
+        ranks = np.linspace(0, 100, 33)
+        source = np.percentile(mixed, ranks) + np.arange(33) * 1e-6  # increasing, as interpolation wants it
+        curve = source.astype(np.float32), np.percentile(target, ranks).astype(np.float32)
+        return replace(self, dark=dark, share=share.astype(np.float32), curve=curve)
+
+    def rgb(self, picture: Array) -> Array:
+        """Natural colours ``[h, w, 3]`` in 0 … 1 of ``picture`` ``[C, h, w]``."""
+        if self.labels:
+            ids = picture[0].astype(np.int64)
+            colours = _COLOURS[ids % len(_COLOURS)] * (0.75 + 0.25 * np.sin(ids * 1.7))[..., None]
+            return np.where((ids == 0)[..., None], np.float32(0.97), colours).astype(np.float32)
+        if self.colour:
+            return np.clip(np.moveaxis(picture[:3], 0, -1) / 255, 0, 1).astype(np.float32)
+        value = self.values(picture)
+        if value.shape[0] == 1:
+            return np.repeat(value[0][..., None], 3, axis=-1)
+        shades = _COLOURS[np.arange(value.shape[0]) % len(_COLOURS)]  # [C, 3]
+        return np.clip(np.tensordot(value, shades, axes=(0, 0)), 0, 1).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class View:
+    """A canvas and, for each of its pixels, where it lies on the side that is drawn on it.
+
+    Args:
+        canvas: ``[h, w]`` or ``[1, h, w]`` pixels.
+        transform: the map from the side's space to the canvas's space.
+        positions: ``[*canvas.shape, D]`` in the side's space.
+    """
+
+    canvas: Grid
+    transform: Transform
+    positions: Tensor
+
+    @classmethod
+    def of(cls, canvas: Grid, transform: Transform, nodes: int = 200) -> View:
+        """Pull the canvas back: exactly at ``nodes`` positions a side, linearly between: enough for a picture."""
+        shape = tuple(min(n, nodes) for n in canvas.shape)
+        spacing = tuple(
+            s * (n - 1) / max(1, k - 1) for s, n, k in zip(canvas.spacing, canvas.shape, shape, strict=True)
+        )
+        coarse = Grid(shape, tuple(s or 1.0 for s in spacing), canvas.origin, canvas.unit)
+        exact = transform.inverse().points(coarse.coords())  # [*shape, D]
+        fine = torch.nn.functional.interpolate(
+            exact.movedim(-1, 0)[None].reshape(1, -1, *shape[-2:]),
+            size=canvas.shape[-2:],
+            mode="bilinear",
+            align_corners=True,
+        )  # [1, D, h, w]
+        return cls(canvas, transform, fine[0].movedim(0, -1).reshape(*canvas.shape, canvas.ndim))
+
+    def covered(self, grid: Grid) -> NDArray[np.bool_]:
+        """Whether each pixel ``[h, w]`` shows a part of ``grid``."""
+        return grid.contains(self.positions).reshape(self.canvas.shape[-2:]).numpy()
+
+    def sample(self, image: Image) -> Array:
+        """Values ``[C, h, w]`` of ``image`` at the positions, continued at its border; of labels the nearest pixel."""
+        size = torch.tensor(image.grid.shape, dtype=torch.float64)
+        origin = torch.tensor(image.grid.origin, dtype=torch.float64)
+        spacing = torch.tensor(image.grid.spacing, dtype=torch.float64)
+        index = ((self.positions - origin) / spacing).nan_to_num(0.0)
+        unit = torch.where(size > 1, 2 * index / (size - 1).clamp(min=1) - 1, torch.zeros_like(index))
+        out = torch.nn.functional.grid_sample(
+            image.data[None].to(torch.float32),
+            unit.flip(-1)[None].to(torch.float32),  # grid_sample wants x first
+            mode="nearest" if image.labels else "bilinear",
+            padding_mode="border",
+            align_corners=True,
+        )
+        return plane_of(out[0])
+
+
+@dataclass(frozen=True)
+class Side:
+    """One side of a registration, ready to be drawn."""
+
+    data: Image | PointSet
+    look: Look | None
+
+    @classmethod
+    def of(cls, data: Image | PointSet, max_px: int) -> Side:
+        """Prepare a side: an image is shrunk to about the picture's resolution and its value range taken."""
+        if isinstance(data, PointSet):
+            return cls(data, None)
+        grid = data.grid
+        spacing = max(max(grid.extent[-2:]) / max_px, min(grid.spacing[-2:]))
+        small = shrink(data, spacing)
+        return cls(small, look_of(small))
+
+    def picture(self, view: View) -> Array:
+        """Values ``[C, h, w]`` (images) or density ``[1, h, w]`` scaled to 0 … 1 (points)."""
+        if isinstance(self.data, PointSet):
+            return density(move_points(self.data, view.transform), view.canvas)
+        return view.sample(self.data)
+
+    def attuned(self, picture: Array, ink: Array, seen: NDArray[np.bool_]) -> Side:
+        """The same side, its ink made to resemble the other side's; see `Look.attuned`."""
+        return self if self.look is None else replace(self, look=self.look.attuned(picture, ink, seen))
+
+    def ink(self, picture: Array) -> Array:
+        """Amount of signal 0 … 1, ``[h, w]``."""
+        return self.look.ink(picture) if self.look else picture[0]
+
+    def rgb(self, picture: Array) -> Array:
+        """Colours ``[h, w, 3]`` in 0 … 1."""
+        return self.look.rgb(picture) if self.look else np.repeat(1 - picture[0][..., None], 3, axis=-1)
+
+
+def plane_of(data: Tensor) -> Array:
+    """``[..., h, w]`` as numpy ``[C, h, w]``; of a volume's ``[C, z, y, x]`` the middle plane."""
+    if data.ndim == 4:
+        data = data[:, data.shape[1] // 2]
+    return np.asarray(data.to(torch.float32).numpy(), dtype=np.float32)
+
+
+def look_of(image: Image) -> Look:
+    """Value range per channel, and whether signal is dark: decided by the border, where background mostly lies."""
+    data = plane_of(image.data.to(torch.float32))  # [C, h, w]
+    step = max(1, math.isqrt(data[0].size // 200_000))
+    sample = data[:, ::step, ::step].reshape(data.shape[0], -1)
+    sample = np.where(np.isfinite(sample), sample, np.nan)
+    low = np.nanpercentile(sample, 0.5, axis=1).astype(np.float32)
+    high = np.nanpercentile(sample, 99.5, axis=1).astype(np.float32)
+    border = np.concatenate([data[:, 0], data[:, -1], data[:, :, 0], data[:, :, -1]], axis=1)
+    dark = np.nanmedian(border, axis=1) > (low + high) / 2
+    colour = data.shape[0] == 3 and image.data.dtype == torch.uint8
+    if not colour and data.shape[0] == 3 and tuple(c.lower() for c in image.channels) in _RGB_NAMES:
+        colour = float(np.nanmax(sample)) > 1.5 and float(np.nanmax(sample)) <= 255
+    return Look(low, high, dark, colour, image.labels)
+
+
+_RGB_NAMES = {("r", "g", "b"), ("red", "green", "blue")}
+
+
+def density(points: PointSet, canvas: Grid) -> Array:
+    """Blurred density ``[1, h, w]`` of points on ``canvas`` (volumes: projected along z), scaled to 0 … 1."""
+    yx = points.coords[:, -2:].numpy()
+    yx = np.ascontiguousarray(yx[np.isfinite(yx).all(axis=1)])
+    out = _splat(yx, Grid(canvas.shape[-2:], canvas.spacing[-2:], canvas.origin[-2:], canvas.unit))
+    positive = out[out > 1e-3 * out.max()]
+    top = float(np.percentile(positive, 99)) if positive.size else 1.0
+    return np.asarray(np.clip(out / top, 0, 1) ** 0.6, dtype=np.float32)[None]
+
+
+def _splat(yx: NDArray[np.float64], canvas: Grid) -> NDArray[Any]:
+    """Gaussians of positions ``[N, 2]`` summed on a 2D ``canvas``, about one and a half pixels wide."""
+    width = max(1.2, max(canvas.shape) / 500)  # in px
+    try:
+        from .. import _host  # type: ignore[attr-defined]
+    except ImportError:  # without the compiled helper: to the nearest pixel, then blurred
+        from scipy.ndimage import gaussian_filter
+
+        index = (yx - np.array(canvas.origin)) / np.array(canvas.spacing)
+        edges = [np.arange(n + 1) - 0.5 for n in canvas.shape]
+        counts, _, _ = np.histogram2d(index[:, 0], index[:, 1], bins=edges)
+        return np.asarray(gaussian_filter(counts, width, mode="constant"))
+    weights = np.ones(len(yx), dtype=np.float32)
+    raster, _ = _host.splat(yx, weights, canvas.shape, canvas.origin, canvas.spacing, width * canvas.pixel)
+    return np.asarray(raster[0])
+
+
+def overlay(fixed: Array, moving: Array) -> Array:
+    """Two ink maps ``[h, w]`` as one picture ``[h, w, 3]`` on white: fixed magenta, moving green, both black."""
+    return np.stack([1 - moving, 1 - fixed, 1 - moving], axis=-1)
+
+
+def halved(picture: Array) -> Array:
+    """``picture`` ``[h, w, 3]`` at half its size where it is large enough to be worth it."""
+    if min(picture.shape[:2]) < 512:
+        return picture
+    height, width = (n // 2 * 2 for n in picture.shape[:2])
+    blocks = picture[:height, :width].reshape(height // 2, 2, width // 2, 2, 3)
+    return np.asarray(blocks.mean(axis=(1, 3)), dtype=np.float32)
+
+
+def checkerboard(fixed: Array, moving: Array, tiles: int = 8) -> Array:
+    """``[h, w, 3]`` pictures in alternating squares, ``tiles`` along the longer side."""
+    height, width = fixed.shape[:2]
+    size = max(1, math.ceil(max(height, width) / tiles))
+    y, x = np.arange(height) // size, np.arange(width) // size
+    pick = ((y[:, None] + x[None, :]) % 2 == 0)[..., None]
+    return np.where(pick, fixed, moving)
+
+
+def fade(picture: Array, covered: NDArray[np.bool_]) -> Array:
+    """``picture`` ``[h, w, 3]`` with what the moving side does not cover hatched in light grey."""
+    height, width = covered.shape
+    stripes = ((np.arange(height)[:, None] + np.arange(width)[None, :]) // 6 % 2).astype(np.float32)
+    blank = (0.93 + 0.03 * stripes)[..., None]
+    return np.where(covered[..., None], picture, blank).astype(np.float32)
+
+
+def telling_places(ink: Array, trust: Array, size: int, count: int) -> list[tuple[int, int]]:
+    """Upper-left corners of ``count`` squares of ``size`` pixels with the most structure, apart from each other."""
+    from scipy.ndimage import uniform_filter
+
+    gy, gx = np.gradient(ink)
+    score = uniform_filter(np.hypot(gy, gx) * trust, size)
+    half = size // 2
+    inner = np.zeros_like(score)
+    inner[half : max(half + 1, score.shape[0] - half), half : max(half + 1, score.shape[1] - half)] = 1
+    score = score * inner
+    corners: list[tuple[int, int]] = []
+    for _ in range(count):
+        y, x = np.unravel_index(int(np.argmax(score)), score.shape)
+        if score[y, x] <= 0:
+            break
+        corners.append((max(0, int(y) - half), max(0, int(x) - half)))
+        reach = round(size * 1.3)
+        score[max(0, y - reach) : y + reach, max(0, x - reach) : x + reach] = 0
+    return corners

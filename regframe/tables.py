@@ -1,0 +1,505 @@
+"""Point tables: CSV or TSV, gzipped or not, in and out without losing a column, a row or their order.
+
+Which columns are positions is read from the header: ``y`` and ``x`` (``z`` with them for 3D), any case, or a common
+spelling of them (``x_centroid``, ``center_x``, ``pixel_x``, ``pxl_row_in_fullres`` …). A suffix such as ``_px``,
+``_um`` or ``(mm)`` fixes the unit of a column. A blank or unnamed first column, or one called ``id``, is what rows
+are joined on. Where the header leaves two readings open the file is refused and the candidates are listed: nothing is
+guessed.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import math
+import os
+import re
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .data import AXES, Grid, PointSet, canonical_unit, unit_ratio
+
+_STYLES = (
+    "{}", "{}_coord", "coord_{}", "{}_coordinate", "coordinate_{}", "{}_centroid", "centroid_{}", "{}_center",
+    "center_{}",
+    "{}_centre", "centre_{}", "{}_position", "position_{}", "{}_pos", "pos_{}", "{}_location", "global_{}", "pixel_{}",
+)  # fmt: skip
+"""Spellings of a position column; ``{}`` is the axis."""
+
+_SPECIAL = {"pxl_row_in_fullres": ("pxl", "y", "px"), "pxl_col_in_fullres": ("pxl", "x", "px")}
+
+_IDS = ("id", "index", "name", "landmark", "landmark_id", "point_id", "cell_id", "barcode", "unnamed:_0")
+
+_VISIUM = ("barcode", "in_tissue", "array_row", "array_col", "pxl_row_in_fullres", "pxl_col_in_fullres")
+
+_UNITS = r"px|pixels?|um|µm|μm|microns?|nm|mm|cm"
+_UNIT_SUFFIX = re.compile(rf"^(?P<base>.+?)(?:_(?P<plain>{_UNITS})|_?[\[(](?P<bracketed>{_UNITS})[\])])?$")
+
+_SHOWN = 12  # names or lines listed in a message before it says how many more there are
+
+
+@dataclass(frozen=True)
+class PointTable:
+    """A table as it stands in its file, every cell a string.
+
+    Args:
+        path: where it came from.
+        columns: cells by column name, in the file's order, each column of the same length.
+        lines: line of the file each row ends on, counting from 1.
+        header: False where the file names no columns and the names are made up.
+    """
+
+    path: Path
+    columns: dict[str, list[str]]
+    lines: tuple[int, ...]
+    header: bool = True
+
+    def __len__(self) -> int:
+        return len(self.lines)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Column names in the file's order."""
+        return tuple(self.columns)
+
+    def numbers(self, names: Sequence[str]) -> Tensor:
+        """The columns ``names`` as ``[N, len(names)]`` float64; ValueError names the lines that hold no finite
+        number."""
+        values = [[_number(cell) for cell in self.columns[name]] for name in names]
+        bad = [
+            line
+            for line, row in zip(self.lines, zip(*values, strict=True), strict=True)
+            if not all(v is not None and math.isfinite(v) for v in row)
+        ]
+        if bad:
+            raise ValueError(
+                f"wanted a finite number in {_join(names)} of every row of {str(self.path)!r}, "
+                f"got {len(bad)} row(s) without (line {_join(bad)}); fill these in or leave them out"
+            )
+        return torch.tensor(values, dtype=torch.float64).reshape(len(names), len(self)).T.contiguous()
+
+
+class _Position(NamedTuple):
+    style: str
+    axis: str
+    unit: str | None
+
+
+def read_table(path: str | os.PathLike[str], columns: str | None = None) -> PointTable:
+    """Read a CSV, TSV or white-space separated table, gzipped or not; what it is is told by its content.
+
+    Args:
+        path: the file.
+        columns: for a file without a header, the names of its columns in order, e.g. ``"x,y"`` (the first ones, where
+            there are more columns than names). The six columns of a Visium ``tissue_positions_list`` need none.
+
+    Raises FileNotFoundError, or ValueError with one sentence where it is no such table.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"wanted a table of points, got {str(path)!r}, which is not a file")
+    rows, lines = _read_rows(path)
+    if not rows:
+        raise ValueError(f"wanted a table of points, got an empty file {str(path)!r}")
+    first = rows[0]
+    explicit = [name for _, name in _parse_columns(columns)] if columns else []
+    lowered = {cell.strip().lower() for cell in first}
+    named = any(_position(cell) for cell in first) or bool(explicit and {e.lower() for e in explicit} <= lowered)
+    header = named or not any(_number(cell) is not None for cell in first)
+    if header:
+        names = [cell.strip() for cell in first]
+        if len(rows) > 1 and all(len(row) == len(names) + 1 for row in rows[1:]):
+            names = ["", *names]  # R leaves the row names' column out of the header
+        rows, lines = rows[1:], lines[1:]
+    else:
+        names = _names_without_header(path, rows, explicit)
+    ragged = [line for line, row in zip(lines, rows, strict=True) if len(row) != len(names)]
+    if ragged:
+        raise ValueError(
+            f"wanted {len(names)} cells in every row of {str(path)!r}, "
+            f"got another number in line {_join(ragged)}; mend these"
+        )
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(
+            f"wanted distinct column names in {str(path)!r}, got {_join(twice)} more than once; rename them"
+        )
+    cells: list[list[str]] = [list(column) for column in zip(*rows, strict=True)] or [[] for _ in names]
+    return PointTable(path, dict(zip(names, cells, strict=True)), tuple(lines), header)
+
+
+def read_points(path: str | os.PathLike[str], columns: str | None = None, unit: str | None = None) -> PointSet:
+    """Read a table of points into a `PointSet` that carries the whole table.
+
+    Args:
+        path: CSV, TSV or white-space separated, gzipped or not.
+        columns: which columns are the positions where their names do not say so (``"x=T_x,y=T_y"``, or the names
+            alone where they end or begin with the axis), or the names of a header-less file's columns in order
+            (``"x,y"``).
+        unit: what columns without a unit suffix are in; ``"px"`` where None.
+
+    Raises ValueError where no or more than one choice of columns is possible, or where a coordinate is no finite
+    number.
+    """
+    table = read_table(path, columns)
+    names, declared = _position_columns(table, columns)
+    coords = table.numbers(names)
+    return PointSet(coords, declared or unit or "px", table=table.columns, columns=names, name=table.path.name)
+
+
+def read_landmarks(path: str | os.PathLike[str]) -> tuple[Tensor, Tensor, tuple[str | None, str | None]]:
+    """Read landmark pairs from one table with the columns ``fixed_y, fixed_x, moving_y, moving_x``.
+
+    Any order, ``_z`` with both or neither, other columns ignored. Returns fixed ``[N, D]``, moving ``[N, D]``
+    (float64, in the order (z,) y, x) and the unit of either side where a suffix states it (``fixed_y_um``), else
+    None: the image's own.
+    """
+    table = read_table(path)
+    sides: list[tuple[Tensor, str | None]] = []
+    for side in ("fixed", "moving"):
+        found: dict[str, list[tuple[str, str | None]]] = {}
+        for name in table.names:
+            base, unit = _split_unit(_normal(name))
+            for axis in AXES[3]:
+                if base in (f"{side}_{axis}", f"{axis}_{side}"):
+                    found.setdefault(axis, []).append((name, unit))
+        if not {"y", "x"} <= set(found) or any(len(names) > 1 for names in found.values()):
+            raise ValueError(
+                f"wanted one column each of fixed_y, fixed_x, moving_y, moving_x in {str(table.path)!r}, "
+                f"got {_join(table.names)}; rename the columns"
+            )
+        axes = AXES[3] if "z" in found else AXES[2]
+        units = {found[axis][0][1] for axis in axes}
+        if len(units) > 1:
+            raise ValueError(
+                f"wanted one unit for the {side} landmarks of {str(table.path)!r}, got {_join(map(str, units))}"
+            )
+        sides.append((table.numbers([found[axis][0][0] for axis in axes]), units.pop()))
+    (fixed, fixed_unit), (moving, moving_unit) = sides
+    if fixed.shape[1] != moving.shape[1]:
+        raise ValueError(f"wanted a z column for both sides of {str(table.path)!r} or for neither, got one")
+    if not len(table):
+        raise ValueError(f"wanted at least one pair of landmarks in {str(table.path)!r}, got none")
+    return fixed, moving, (fixed_unit, moving_unit)
+
+
+def id_column(points: PointSet) -> str | None:
+    """The column rows are joined on: a blank or unnamed first one, or one called ``id``, ``index``, ``name`` …; else
+    None."""
+    for i, name in enumerate(points.table):
+        if name not in points.columns and ((i == 0 and not name.strip()) or _normal(name) in _IDS):
+            return name
+    return None
+
+
+def pair_points(fixed: PointSet, moving: PointSet, strict: bool = True) -> tuple[PointSet, PointSet]:
+    """The two point sets as pairs, row i of one with row i of the other, in the order of ``fixed``.
+
+    Joined on the index or ``id`` column where both have one, else paired by row, for which the lengths must agree. A
+    point without a partner is an error, unless ``strict=False`` leaves it out. Raises ValueError also for an id that
+    occurs twice.
+    """
+    keys = id_column(fixed), id_column(moving)
+    if keys[0] is None or keys[1] is None:
+        if len(fixed) != len(moving):
+            raise ValueError(
+                f"wanted as many fixed as moving points, got {len(fixed)} and {len(moving)}; "
+                "give both an id column to join on, or leave out the points that have no partner"
+            )
+        return fixed, moving
+    rows: list[dict[str, int]] = []
+    for points, key in zip((fixed, moving), keys, strict=True):
+        ids = [cell.strip() for cell in points.table[key or ""]]
+        index = {name: i for i, name in enumerate(ids)}
+        if len(index) < len(ids):
+            twice = sorted({name for name in ids if ids.count(name) > 1})
+            raise ValueError(
+                f"wanted distinct ids in {points.name!r}, got {_join(twice)} more than once; mend column {key!r}"
+            )
+        rows.append(index)
+    alone = [[name for name in one if name not in other] for one, other in (rows, rows[::-1])]
+    if strict and any(alone):
+        raise ValueError(
+            f"wanted a partner for every point, got {len(fixed)} fixed and {len(moving)} moving points of which "
+            f"{len(alone[0])} fixed (id {_join(alone[0]) or '-'}) and {len(alone[1])} moving "
+            f"(id {_join(alone[1]) or '-'}) have none; leave these out"
+        )
+    both = [name for name in rows[0] if name in rows[1]]
+    if not both:
+        raise ValueError(f"wanted points with common ids, got none in {fixed.name!r} and {moving.name!r}")
+    return _take(fixed, [rows[0][name] for name in both]), _take(moving, [rows[1][name] for name in both])
+
+
+def to_unit_of(points: PointSet, grid: Grid) -> PointSet:
+    """``points`` in the unit of ``grid``: lengths converted, pixels read as indices of ``grid``'s own pixels.
+
+    Raises ValueError for lengths where the grid declares no physical size.
+    """
+    ratio = unit_ratio(points.unit, grid.unit)
+    if ratio is not None:
+        return points if ratio == 1.0 else points.replace(coords=points.coords * ratio, unit=grid.unit)
+    if points.unit != "px":
+        raise ValueError(
+            f"wanted points in px for an image without physical spacing, got {points.unit}; state the image's spacing"
+        )
+    origin, spacing = (torch.tensor(v, dtype=torch.float64) for v in (grid.origin, grid.spacing))
+    return points.replace(coords=origin + spacing * points.coords, unit=grid.unit)
+
+
+def write_points(
+    points: PointSet, path: str | os.PathLike[str], extra: Mapping[str, Sequence[Any] | Tensor] | None = None
+) -> None:
+    """Write the table the points came with: same rows, same order, position columns replaced, ``extra`` at the end.
+
+    A unit suffix of a position column follows the points' unit; without a table the columns are the axes with the unit
+    (``y_px,x_px``). ``.tsv`` writes tabs, ``.gz`` compresses. Numbers are written so that they read back the same.
+    The file is written aside and then renamed.
+    """
+    path = Path(path)
+    coords = points.coords.detach().cpu()
+    columns: dict[str, Sequence[str]] = {}
+    moved = {name: [repr(v) for v in coords[:, d].tolist()] for d, name in enumerate(points.columns)}
+    for name, cells in points.table.items():
+        columns[_with_unit(name, points.unit) if name in moved else name] = moved.get(name, cells)
+    if not points.columns:
+        suffix = {"µm": "um"}.get(points.unit, points.unit)
+        for d, axis in enumerate(points.axes):
+            columns[f"{axis}_{suffix}"] = [repr(v) for v in coords[:, d].tolist()]
+    for name, values in (extra or {}).items():
+        values = values.tolist() if isinstance(values, Tensor) else list(values)
+        if len(values) != len(points):
+            raise ValueError(f"wanted {len(points)} values for the column {name!r}, got {len(values)}")
+        columns[name] = [v if isinstance(v, str) else repr(v) for v in values]
+    suffixes = [s.lower() for s in path.suffixes]
+    text = io.StringIO()
+    writer = csv.writer(text, delimiter="\t" if ".tsv" in suffixes else ",", lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(zip(*columns.values(), strict=True))
+    data = text.getvalue().encode()
+    _replace_file(path, gzip.compress(data, mtime=0) if suffixes[-1:] == [".gz"] else data)
+
+
+# ---- reading ------------------------------------------------------------------------------------------------------
+
+
+def _read_rows(path: Path) -> tuple[list[list[str]], list[int]]:
+    """The rows that are not blank, and the line each ends on."""
+    try:
+        raw = path.read_bytes()
+        if raw[:2] == b"\x1f\x8b":
+            raw = gzip.decompress(raw)
+        text = raw.decode("utf-8-sig")
+        if "\0" in text:
+            raise ValueError("it holds zero bytes")
+        sample = next((line for line in text.splitlines() if line.strip()), "")
+        delimiter = next((d for d in "\t,;" if d in sample), None)
+        rows, lines = [], []
+        if delimiter is None:
+            for number, line in enumerate(text.splitlines(), 1):
+                if line.strip():
+                    rows.append(line.split())
+                    lines.append(number)
+        else:
+            reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+            for row in reader:
+                if any(cell.strip() for cell in row):
+                    rows.append(row)
+                    lines.append(reader.line_num)
+    except (OSError, EOFError, UnicodeDecodeError, ValueError, csv.Error) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"wanted a text table of points, got {str(path)!r}, which cannot be read as one ({reason})"
+        ) from error
+    return rows, lines
+
+
+def _names_without_header(path: Path, rows: list[list[str]], explicit: list[str]) -> list[str]:
+    n = len(rows[0])
+    if explicit:
+        if len(explicit) > n:
+            raise ValueError(
+                f"wanted names for the {n} columns of {str(path)!r}, got {len(explicit)}: {_join(explicit)}"
+            )
+        return [*explicit, *(f"column_{i + 1}" for i in range(len(explicit), n))]
+    if n == len(_VISIUM) and all(
+        len(row) == n and _number(row[0]) is None and row[1].strip() in ("0", "1") and all(map(_is_number, row[2:]))
+        for row in rows[:50]
+    ):
+        return list(_VISIUM)
+    raise ValueError(
+        f"wanted a header that names the columns of {str(path)!r}, got the row {_join(rows[0])}; "
+        "add one, or name the columns in order, e.g. columns='x,y'"
+    )
+
+
+def _position_columns(table: PointTable, columns: str | None) -> tuple[tuple[str, ...], str | None]:
+    """Names of the position columns in the order (z,) y, x, and their unit where it is declared."""
+    if columns is not None and table.header:
+        chosen = _explicit_columns(table, columns)
+    else:
+        chosen = _recognised_columns(table)
+    axes = AXES[3] if "z" in chosen else AXES[2]
+    if not set(axes) <= set(chosen):
+        raise ValueError(f"wanted a column for each of {_join(axes)} of {str(table.path)!r}, got {_join(chosen)}")
+    units = {chosen[axis][1] for axis in axes}
+    if len(units) > 1:
+        raise ValueError(
+            f"wanted one unit for the position columns of {str(table.path)!r}, "
+            f"got {_join(chosen[axis][0] for axis in axes)}; convert one of them"
+        )
+    return tuple(chosen[axis][0] for axis in axes), units.pop()
+
+
+def _explicit_columns(table: PointTable, columns: str) -> dict[str, tuple[str, str | None]]:
+    chosen: dict[str, tuple[str, str | None]] = {}
+    for axis, name in _parse_columns(columns):
+        if name not in table.columns:
+            alike = [column for column in table.columns if column.lower() == name.lower()]
+            name = alike[0] if len(alike) == 1 else name
+        if name not in table.columns:
+            raise ValueError(
+                f"wanted columns of {str(table.path)!r} ({_join(table.names)}), got {name!r}; name one of these"
+            )
+        base, unit = _split_unit(_normal(name))
+        if axis is None:
+            known = _position(name)
+            ends = {part for part in (base.split("_")[0], base.split("_")[-1]) if part in AXES[3]}
+            if known is None and len(ends) != 1:
+                raise ValueError(f"wanted the axis of the column {name!r}, got only its name; write e.g. x={name}")
+            axis = known.axis if known else ends.pop()
+        if axis in chosen:
+            raise ValueError(f"wanted one column per axis, got {chosen[axis][0]!r} and {name!r} for {axis}")
+        known = _position(name)
+        chosen[axis] = (name, known.unit if known else unit)
+    return chosen
+
+
+def _recognised_columns(table: PointTable) -> dict[str, tuple[str, str | None]]:
+    groups: dict[tuple[str, str | None], dict[str, list[str]]] = {}
+    for name in table.names:
+        position = _position(name)
+        if position is not None:
+            groups.setdefault((position.style, position.unit), {}).setdefault(position.axis, []).append(name)
+    whole = {key: group for key, group in groups.items() if {"y", "x"} <= set(group)}
+    if not whole:
+        raise ValueError(
+            f"wanted columns that name positions, such as y and x, in {str(table.path)!r}, got {_join(table.names)}; "
+            "say which they are with columns='x=NAME,y=NAME'"
+        )
+    if len(whole) > 1 or any(len(names) > 1 for group in whole.values() for names in group.values()):
+        candidates = " or ".join(
+            _join(name for axis in AXES[3] for name in group.get(axis, ())) for group in whole.values()
+        )
+        raise ValueError(
+            f"wanted one choice of position columns in {str(table.path)!r}, got {candidates}; "
+            "choose with columns='x=NAME,y=NAME'"
+        )
+    ((style, unit), group) = next(iter(whole.items()))
+    stray = [name for key, other in groups.items() if key[0] == style and key[1] != unit for name in other.get("z", ())]
+    if stray:
+        raise ValueError(
+            f"wanted one unit for the position columns of {str(table.path)!r}, got {_join(stray)} beside "
+            f"{_join(names[0] for names in group.values())}; choose with columns='x=NAME,y=NAME'"
+        )
+    return {axis: (names[0], unit) for axis, names in group.items()}
+
+
+def _parse_columns(columns: str) -> list[tuple[str | None, str]]:
+    """``"x=a,y=b"`` or ``"x,y"`` as pairs of axis (None where not said) and column name."""
+    pairs: list[tuple[str | None, str]] = []
+    for item in columns.split(","):
+        axis, equals, name = item.partition("=")
+        axis = axis.strip()
+        if equals and axis.lower() in AXES[3]:
+            pairs.append((axis.lower(), name.strip()))
+        elif item.strip():
+            pairs.append((None, item.strip()))
+        else:
+            raise ValueError(f"wanted columns such as 'x,y' or 'x=NAME,y=NAME', got {columns!r}")
+    return pairs
+
+
+def _normal(name: str) -> str:
+    return re.sub(r"[\s.\-_]+", "_", name.strip().lower()).strip("_")
+
+
+def _split_unit(normal: str) -> tuple[str, str | None]:
+    match = _UNIT_SUFFIX.match(normal)
+    if match is None:
+        return normal, None
+    unit = match["plain"] or match["bracketed"]
+    return match["base"], canonical_unit(unit) if unit else None
+
+
+def _position(name: str) -> _Position | None:
+    """The axis and unit a column name states, or None where it names no position."""
+    normal = _normal(name)
+    if normal in _SPECIAL:
+        return _Position(*_SPECIAL[normal])
+    base, unit = _split_unit(normal)
+    for style in _STYLES:
+        for axis in AXES[3]:
+            if base == style.format(axis):
+                return _Position(style, axis, "px" if style == "pixel_{}" and unit is None else unit)
+    return None
+
+
+def _with_unit(name: str, unit: str) -> str:
+    """The column's name with its unit suffix, where it has one, replaced."""
+    match = re.search(rf"(?<=[\s._\-\[(])({_UNITS})(?=[\])]?\s*$)", name, flags=re.IGNORECASE)
+    if match is None or canonical_unit(match[0]) == unit:
+        return name
+    return name[: match.start()] + {"µm": "um"}.get(unit, unit) + name[match.end() :]
+
+
+def _number(cell: str) -> float | None:
+    """The number a cell holds (NaN for what stands for a missing one), None where it holds something else."""
+    cell = cell.strip()
+    if "_" in cell:
+        return None  # Python reads 1_000 as a number, tables do not
+    try:
+        return float(cell)
+    except ValueError:
+        return None
+
+
+def _is_number(cell: str) -> bool:
+    return _number(cell) is not None
+
+
+def _take(points: PointSet, rows: list[int]) -> PointSet:
+    index = torch.tensor(rows, dtype=torch.long)
+    return points.replace(
+        coords=points.coords[index],
+        weights=None if points.weights is None else points.weights[index],
+        table={name: [cells[i] for i in rows] for name, cells in points.table.items()},
+    )
+
+
+def _join(items: Any) -> str:
+    listed = [str(item) if not isinstance(item, str) or item else "(unnamed)" for item in items]
+    more = f" and {len(listed) - _SHOWN} more" if len(listed) > _SHOWN else ""
+    return ", ".join(listed[:_SHOWN]) + more
+
+
+def _replace_file(path: Path, data: bytes) -> None:
+    """Write ``data`` beside ``path`` and rename it, so that a half-written file never bears the name."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    aside = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        umask = os.umask(0)
+        os.umask(umask)
+        aside.chmod(0o666 & ~umask)
+        aside.replace(path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,35 @@
+"""What all tests share: the folder of real data, a fixed number of threads, reproducible hypothesis examples."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import hypothesis
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+
+torch.set_num_threads(2)
+hypothesis.settings.register_profile("regframe", derandomize=True, deadline=None)
+hypothesis.settings.load_profile("regframe")
+
+
+def _data_dir() -> Path:
+    return Path(os.environ.get("REGFRAME_DATA") or ROOT.parent / "shared" / "data")
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """The folder of real data: ``$REGFRAME_DATA``, else ``shared/data`` beside the checkout; skips without one."""
+    folder = _data_dir()
+    if not folder.is_dir():
+        pytest.skip(f"no real data at {folder}; set REGFRAME_DATA to their folder")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The checkout."""
+    return ROOT

@@ -1,0 +1,308 @@
+"""Bad input: one sentence that says what is wrong, exit code 2, nothing computed that shows, nothing half-written."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import click.testing
+import numpy as np
+import PIL.Image
+import pytest
+import tifffile
+from fake_result import fake_result
+
+from regframe import outputs
+from regframe.cli import main
+from regframe.data import Grid, Image
+
+SIZE = (48, 52)
+
+
+def pixels(seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 255, (*SIZE, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """A folder with two good images and a good landmark table."""
+    PIL.Image.fromarray(pixels()).save(tmp_path / "fixed.png")
+    PIL.Image.fromarray(pixels(1)).save(tmp_path / "moving.png")
+    return tmp_path
+
+
+def refused(place: Path, *args: object, says: str) -> str:
+    """Run a command that must end with exit code 2 and one sentence, and leave the folder as it was."""
+    before = listing(place)
+    outcome = click.testing.CliRunner().invoke(main, [str(a) for a in args])
+    assert outcome.exit_code == 2, (outcome.exit_code, outcome.stderr, outcome.exception)
+    assert outcome.stdout == ""
+    lines = outcome.stderr.strip().splitlines()
+    errors = [line for line in lines if line.startswith("Error: ")]
+    assert len(errors) == 1, outcome.stderr
+    assert lines[-1] == errors[0]
+    assert "Traceback" not in outcome.stderr
+    assert "pydantic" not in outcome.stderr
+    assert re.search(says, errors[0]), errors[0]
+    assert listing(place) == before
+    return errors[0]
+
+
+def listing(folder: Path) -> dict[str, int]:
+    return {str(p.relative_to(folder)): p.stat().st_size for p in sorted(folder.rglob("*"))}
+
+
+def missing(path: Path) -> None:
+    """No file at all."""
+
+
+def truncated_jpeg(path: Path) -> None:
+    PIL.Image.fromarray(np.tile(pixels(), (6, 6, 1))).save(path, "JPEG", quality=95)
+    path.write_bytes(path.read_bytes()[:4000])
+
+
+def text_as_png(path: Path) -> None:
+    path.write_text("this is a shopping list\n" * 20)
+
+
+def one_pixel(path: Path) -> None:
+    PIL.Image.fromarray(pixels()[:1, :1]).save(path)
+
+
+def constant(path: Path) -> None:
+    PIL.Image.fromarray(np.full((*SIZE, 3), 200, dtype=np.uint8)).save(path)
+
+
+def with_value(value: float) -> Callable[[Path], None]:
+    def write(path: Path) -> None:
+        array = pixels()[..., 0].astype(np.float32)
+        array[7, 9] = value
+        tifffile.imwrite(path, array)
+
+    return write
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+IMAGES = {
+    "missing file": ("a.png", missing, "does not exist"),
+    "empty file": ("a.png", empty, "a.png"),
+    "truncated JPEG": ("a.jpg", truncated_jpeg, "a.jpg"),
+    "text renamed to .png": ("a.png", text_as_png, "a.png"),
+    "1 x 1 image": ("a.png", one_pixel, r"1\D+1|pixel"),
+    "constant image": ("a.png", constant, "constant|one value|same value"),
+    "NaN": ("a.tif", with_value(np.nan), "NaN|finite"),
+    "inf": ("a.tif", with_value(np.inf), "inf|finite"),
+}
+
+
+@pytest.mark.parametrize("side", ["fixed", "moving"])
+@pytest.mark.parametrize("case", IMAGES)
+def test_images(case: str, side: str, place: Path) -> None:
+    name, write, says = IMAGES[case]
+    write(place / name)
+    good = place / ("moving.png" if side == "fixed" else "fixed.png")
+    pair = (place / name, good) if side == "fixed" else (good, place / name)
+    refused(place, "register", *pair, "-o", place / "out", says=says)
+
+
+HEADER = "fixed_y,fixed_x,moving_y,moving_x\n"
+
+LANDMARKS = {
+    "collinear": (HEADER + "5,5,6,6\n20,20,22,22\n40,40,41,41\n", "line|collinear"),
+    "collinear on one side": (HEADER + "5,5,6,6\n20,20,22,40\n40,40,41,3\n", "line|collinear"),
+    "all in one place": (HEADER + "5,5,6,6\n5,5,6,6\n5,5,6,6\n", "line|collinear|place|distinct"),
+    "outside the fixed image": (HEADER + "5,5,6,6\n20,200,22,22\n40,10,41,41\n", "inside the fixed image.* row 2"),
+    "outside the moving image": (HEADER + "5,5,6,6\n20,20,22,22\n40,10,-8,41\n", "inside the moving image.* row 3"),
+    "one side longer": (HEADER + "5,5,6,6\n20,20,22,22\n40,10,41,31\n30,12,,\n", "line 5"),
+    "text for a number": (HEADER + "5,5,6,6\n20,here,22,22\n40,10,41,31\n", "line 3"),
+    "other columns": ("a,b\n1,2\n", "fixed_y"),
+    "no pairs": (HEADER, "at least one pair"),
+    "nothing": ("", "empty"),
+}
+
+
+@pytest.mark.parametrize("case", LANDMARKS)
+def test_landmarks(case: str, place: Path) -> None:
+    text, says = LANDMARKS[case]
+    (place / "p.csv").write_text(text)
+    pair = (place / "fixed.png", place / "moving.png")
+    refused(place, "register", *pair, "-o", place / "out", "--landmarks", place / "p.csv", says=says)
+
+
+def test_missing_landmarks(place: Path) -> None:
+    pair = (place / "fixed.png", place / "moving.png")
+    refused(place, "register", *pair, "-o", place / "out", "--landmarks", place / "none.csv", says="none.csv")
+
+
+def register_with(place: Path, *args: object, says: str, out: Path | None = None) -> str:
+    pair = (place / "fixed.png", place / "moving.png")
+    return refused(place, "register", *pair, "-o", out or place / "out", *args, says=says)
+
+
+def test_unknown_metric_is_told_which_there_are(place: Path) -> None:
+    register_with(place, "--metric", "telepathy", says="'telepathy'.*contrast")
+    register_with(place, "--metric-set", "radios=4", says="'radios'")
+
+
+def test_unknown_adapter_or_option(place: Path) -> None:
+    register_with(place, "--fixed-adapter", "oracle", says="'oracle'.*image")
+    register_with(place, "--moving-set", "colour=red", says="'colour'")
+    register_with(place, "--moving-set", "spacing", says="KEY=VALUE")
+
+
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        ("sobolev.order=0.5", "'sobolev.order'.*got 0.5"),
+        ("sobolv.order=2", "'sobolv'.*sobolev"),
+        ("sobolev.power=2", "'sobolev.power'.*scale, order"),
+        ("seed=-1", "'seed'.*got -1"),
+        ("transform=wobbly", "'transform'.*rigid"),
+        ("seed.more=1", "'seed'"),
+        ("seed", "KEY=VALUE"),
+        ("seed=[1", "YAML"),
+    ],
+)
+def test_settings(setting: str, says: str, place: Path) -> None:
+    register_with(place, "--set", setting, says=says)
+
+
+def test_config_files(place: Path) -> None:
+    (place / "c.yaml").write_text("optimizer: {max_iter: many}\n")
+    register_with(place, "--config", place / "c.yaml", says="'optimizer.max_iter'.*'many'")
+    (place / "c.yaml").write_text("a: [1\n")
+    register_with(place, "--config", place / "c.yaml", says="YAML")
+    (place / "c.yaml").write_text("- 1\n")
+    register_with(place, "--config", place / "c.yaml", says="settings by name")
+    (place / "c.yaml").write_text("!!python/object/apply:os.system ['true']\n")
+    register_with(place, "--config", place / "c.yaml", says="YAML")
+    register_with(place, "--config", place / "none.yaml", says="none.yaml")
+
+
+def test_two_starts(place: Path) -> None:
+    (place / "p.csv").write_text(HEADER + "5,5,6,6\n")
+    register_with(place, "--init", "identity", "--landmarks", place / "p.csv", says="one start")
+
+
+def test_unwritable_output(place: Path) -> None:
+    (place / "file").write_text("x")
+    register_with(place, out=place / "file" / "out", says="not a folder")
+    register_with(place, out=place / "file" / "deep" / "out", says="not a folder")
+    register_with(place, out=place / "fixed.png", says="exists")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_output_without_permission(place: Path) -> None:
+    locked = place / "locked"
+    locked.mkdir(mode=0o500)
+    register_with(place, out=locked / "out", says="cannot write")
+
+
+def test_a_file_system_that_refuses(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> str:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr("tempfile.mkdtemp", refuse)
+    with monkeypatch.context() as patch:
+        patch.setattr(outputs.tempfile, "mkdtemp", refuse)
+        register_with(place, says="cannot write.*Read-only")
+
+
+@pytest.mark.parametrize("kind", ["empty", "other", "file", "regframe"])
+def test_existing_output(kind: str, place: Path) -> None:
+    out = place / "out"
+    if kind == "file":
+        out.write_text("x")
+    else:
+        out.mkdir()
+    if kind == "other":
+        (out / "thesis.txt").write_text("x")
+    if kind == "regframe":
+        result = fake_result(Grid(SIZE), Grid(SIZE), bend=0.3)
+        blank = Image.from_array(pixels())
+        outputs.write(out, result, blank, blank, {}, overwrite=True)
+    register_with(place, says="exists.*--overwrite")
+    if kind in ("other", "file"):
+        register_with(place, "--overwrite", says="left alone")
+
+
+# ---- results ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def saved(place: Path) -> Path:
+    blank = Image.from_array(pixels())
+    outputs.write(place / "run", fake_result(Grid(SIZE), Grid(SIZE), bend=0.3), blank, blank, {})
+    return place / "run"
+
+
+def evaluate(place: Path, fixed: str, moving: str, *args: object, says: str) -> str:
+    (place / "f.csv").write_text(fixed)
+    (place / "m.csv").write_text(moving)
+    files = ("--fixed-landmarks", place / "f.csv", "--moving-landmarks", place / "m.csv")
+    return refused(place, "evaluate", place / "run", *files, *args, says=says)
+
+
+def test_one_landmark_file_longer_than_the_other(place: Path, saved: Path) -> None:
+    evaluate(place, "y,x\n1,2\n3,4\n5,6\n", "y,x\n1,2\n3,4\n", says="3 and 2")
+    evaluate(place, "id,y,x\na,1,2\nb,3,4\nc,5,6\n", "id,y,x\nb,1,2\na,3,4\n", says="id c")
+
+
+def test_landmark_files(place: Path, saved: Path) -> None:
+    evaluate(place, "1,2\n3,4\n", "y,x\n1,2\n", says="header")
+    evaluate(place, "a,b\n3,4\n", "y,x\n1,2\n", says="y and x")
+    evaluate(place, "y,x\n3,nan\n", "y,x\n1,2\n", says="line 2")
+    evaluate(place, "y_um,x_um\n3,4\n", "y,x\n1,2\n", says="µm")
+    evaluate(place, "y,x\n", "y,x\n", says="at least one pair")
+    evaluate(place, "y,x\n1,2\n", "y,x\n1,2\n", "--fixed-spacing", 0, says="positive spacing")
+    evaluate(place, "z,y,x\n1,2,3\n", "z,y,x\n1,2,3\n", says=r"\[N, 2\]")
+
+
+def test_broken_results(place: Path, saved: Path) -> None:
+    arguments = (place / "moving.png", "-o", place / "w.png", "--to", "fixed")
+    refused(place, "apply", "image", place / "none", *arguments, says="does not exist")
+    refused(place, "apply", "image", place / "moving.png", *arguments, says=".")
+    (place / "hollow").mkdir()
+    refused(place, "apply", "image", place / "hollow", *arguments, says="hollow")
+    inner = saved / "transform.ome.zarr" / "zarr.json"
+    inner.write_text(inner.read_text()[:200])
+    refused(place, "apply", "image", saved, *arguments, says=".")
+    refused(place, "info", saved, says=".")
+    refused(place, "report", saved, says=".")
+
+
+def test_apply(place: Path, saved: Path) -> None:
+    out = place / "w.png"
+    refused(place, "apply", "image", saved, place / "none.png", "-o", out, "--to", "fixed", says="none.png")
+    (place / "small.png").write_bytes(b"")
+    PIL.Image.fromarray(pixels()[:20]).save(place / "small.png")
+    refused(place, "apply", "image", saved, place / "small.png", "-o", out, "--to", "fixed", says="--input-spacing")
+    refused(place, "apply", "image", saved, place / "moving.png", "-o", place / "w.xyz", "--to", "fixed", says="xyz")
+    refused(place, "apply", "image", saved, place / "moving.png", "-o", place / "moving.png" / "w.png", "--to", "fixed",
+            says="not a folder")  # fmt: skip
+    (place / "cells.csv").write_text("gene,count\na,1\n")
+    refused(
+        place, "apply", "points", saved, place / "cells.csv", "-o", place / "m.csv", "--to", "fixed", says="y and x"
+    )
+    refused(
+        place, "apply", "points", saved, place / "moving.png", "-o", place / "m.csv", "--to", "fixed", says="moving.png"
+    )
+    (place / "cells.csv").write_text("x_um,y_um\n1,2\n")
+    refused(place, "apply", "points", saved, place / "cells.csv", "-o", place / "m.csv", "--to", "fixed", says="µm")
+    (place / "kept").mkdir()
+    (place / "kept" / "thesis.txt").write_text("x")
+    refused(place, "apply", "image", saved, place / "moving.png", "-o", place / "kept", "--to", "fixed", "--overwrite",
+            says="left alone")  # fmt: skip
+
+
+def test_a_traceback_is_there_for_who_asks(place: Path) -> None:
+    arguments = ["register", str(place / "none.png"), str(place / "moving.png"), "-o", str(place / "out"), "-v"]
+    outcome = click.testing.CliRunner().invoke(main, arguments)
+    assert outcome.exit_code == 2
+    assert "Traceback" in outcome.stderr
+    assert outcome.stderr.strip().splitlines()[-1].startswith("Error: ")

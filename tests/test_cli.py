@@ -1,0 +1,541 @@
+"""The commands: what they write, what they print where, how they end. Registration itself is a made-up result here."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import click.testing
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+import yaml
+from fake_result import fake_result
+
+import regframe
+from regframe import outputs
+from regframe.cli import main
+from regframe.cli.apply import place
+from regframe.data import Grid, Image, PointSet
+from regframe.registration import Progress, Result
+
+FILES = {"transform.ome.zarr", "metrics.json", "config.resolved.yaml", "log.jsonl", "report.html"}
+
+
+def run(*args: object, code: int = 0) -> click.testing.Result:
+    outcome = click.testing.CliRunner().invoke(main, [str(a) for a in args])
+    assert outcome.exit_code == code, (outcome.exit_code, outcome.stdout, outcome.stderr, outcome.exception)
+    return outcome
+
+
+def picture(path: Path, height: int, width: int, seed: int = 0) -> Path:
+    pixels = np.random.default_rng(seed).integers(0, 255, (height, width, 3), dtype=np.uint8)
+    PIL.Image.fromarray(pixels).save(path)
+    return path
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> tuple[Path, Path]:
+    return picture(tmp_path / "fixed.png", 60, 70), picture(tmp_path / "moving.png", 64, 50, seed=1)
+
+
+class Fake:
+    """Stands for `regframe.register` and remembers what it was given."""
+
+    def __init__(self) -> None:
+        self.calls: list[dict[str, Any]] = []
+        self.verdict = "pass"
+        self.raises: BaseException | None = None
+
+    def __call__(self, fixed: Any, moving: Any, **kwargs: Any) -> Result:
+        self.calls.append({"fixed": fixed, "moving": moving, **kwargs})
+        if self.raises is not None:
+            raise self.raises
+        for level in (1, 0):
+            for i in range(3):
+                kwargs["progress"](Progress("lddmm", level, 2, i, 10, 1.0 / (i + 1)))
+        return fake_result(fixed.grid, moving.grid, bend=0.3, verdict=self.verdict)
+
+
+@pytest.fixture(autouse=True)
+def quick_report(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Most tests here only ask that the report is written; those that use ``real_report`` get it."""
+    if "real_report" not in request.fixturenames:
+        monkeypatch.setattr("regframe.report.write", lambda *args: Path(args[3]).write_text("<html>"))
+
+
+@pytest.fixture
+def real_report() -> None:
+    """Asks for the report as it is."""
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> Fake:
+    stand_in = Fake()
+    monkeypatch.setattr(regframe, "register", stand_in, raising=False)
+    return stand_in
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> tuple[Path, Result]:
+    fixed, moving = Grid((60, 70)), Grid((64, 50))
+    turn = torch.tensor([[0.96, -0.2, 9.0], [0.2, 0.96, -3.0], [0, 0, 1]], dtype=torch.float64)
+    result = fake_result(fixed, moving, turn, bend=0.5, pose_margin=0.4)
+    blank = [Image(torch.rand((1, *g.shape)), g) for g in (fixed, moving)]
+    outputs.write(tmp_path / "run", result, blank[0], blank[1], {})
+    return tmp_path / "run", result
+
+
+def leftovers(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.iterdir() if p.name.startswith("."))
+
+
+# ---- the group ----------------------------------------------------------------------------------------------------
+
+
+def test_help_needs_no_torch(root: Path) -> None:
+    code = (
+        "import sys\nfrom regframe.cli import main\n"
+        "try:\n    main(['--help'])\nexcept SystemExit as end:\n    assert end.code == 0\n"
+        "heavy = {'torch', 'numpy', 'pydantic', 'matplotlib', 'zarr', 'rich'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, check=False)
+    assert found.returncode == 0, found.stderr
+    for command in ("register", "apply", "evaluate", "report", "info", "plugins", "doctor", "demo"):
+        assert command in found.stdout
+
+
+@pytest.mark.parametrize("command", ["register", "apply image", "apply points", "evaluate", "info", "plugins", "demo"])
+def test_every_command_has_help(command: str) -> None:
+    assert "Usage" in run(*command.split(), "--help").stdout
+
+
+def test_a_defect_is_one_line_and_exit_code_1(pair: tuple[Path, Path], tmp_path: Path, fake: Fake) -> None:
+    fake.raises = RuntimeError("the third\nkind")
+    outcome = run("register", *pair, "-o", tmp_path / "out", code=1)
+    assert "Defect: RuntimeError: the third kind" in outcome.stderr
+    assert "Traceback" not in outcome.stderr
+    assert "Traceback" in run("register", *pair, "-o", tmp_path / "out", "-v", code=1).stderr
+    assert not (tmp_path / "out").exists()
+    assert not leftovers(tmp_path)
+
+
+def test_interruption_is_clean(pair: tuple[Path, Path], tmp_path: Path, fake: Fake) -> None:
+    fake.raises = KeyboardInterrupt()
+    outcome = run("register", *pair, "-o", tmp_path / "out", code=130)
+    assert "interrupted" in outcome.stderr
+    assert not (tmp_path / "out").exists()
+    assert not leftovers(tmp_path)
+
+
+# ---- register -----------------------------------------------------------------------------------------------------
+
+
+def test_register_writes_the_folder(pair: tuple[Path, Path], tmp_path: Path, fake: Fake) -> None:
+    out = tmp_path / "deep" / "out"
+    outcome = run("register", *pair, "-o", out, "--seed", 7, "--set", "optimizer.max_iter=12")
+    assert {p.name for p in out.iterdir()} == FILES
+    assert not leftovers(out.parent)
+    assert "Result(pass" in outcome.stdout
+    assert "lddmm" in outcome.stderr
+    assert fake.calls[0]["config"].seed == 7
+    assert fake.calls[0]["config"].optimizer.max_iter == 12
+    assert fake.calls[0]["init"] == "auto"
+    assert fake.calls[0]["metric"].name == "contrast"
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["verdict"] == "pass"
+    log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    assert len(log) == 36
+    assert log[0]["stage"] == "affine"
+    resolved = yaml.safe_load((out / "config.resolved.yaml").read_text())
+    assert set(resolved["versions"]) >= {"regframe", "torch", "numpy", "python"}
+    assert resolved["seed"] == 0  # of the made-up result
+    assert resolved["run"]["fixed"]["path"] == str(pair[0])
+    assert regframe.load(out).verdict == "pass"
+    assert oct(out.stat().st_mode & 0o777) == oct(0o777 & ~_umask())
+
+
+def _umask() -> int:
+    value = os.umask(0)
+    os.umask(value)
+    return value
+
+
+def test_json_is_alone_on_stdout(pair: tuple[Path, Path], tmp_path: Path, fake: Fake) -> None:
+    outcome = run("register", *pair, "-o", tmp_path / "out", "--json")
+    found = json.loads(outcome.stdout)
+    wanted = {"verdict", "reasons", "seconds", "n_evaluations", "energy", "roundtrip_px", "jacobian_min", "output"}
+    assert wanted <= set(found)
+
+
+@pytest.mark.parametrize(("verdict", "code"), [("pass", 0), ("warn", 0), ("fail", 3)])
+def test_exit_code_follows_the_verdict(
+    verdict: str, code: int, pair: tuple[Path, Path], tmp_path: Path, fake: Fake
+) -> None:
+    fake.verdict = verdict
+    run("register", *pair, "-o", tmp_path / "out", code=code)
+    assert {p.name for p in (tmp_path / "out").iterdir()} == FILES
+
+
+def test_the_resolved_config_can_be_passed_back(pair: tuple[Path, Path], tmp_path: Path, fake: Fake) -> None:
+    run("register", *pair, "-o", tmp_path / "one")
+    config = tmp_path / "one" / "config.resolved.yaml"
+    run(
+        "register",
+        *pair,
+        "-o",
+        tmp_path / "two",
+        "--config",
+        config,
+        "--transform",
+        "rigid",
+        "--set",
+        "sobolev.scale=4",
+    )
+    settings = fake.calls[1]["config"]
+    assert (settings.transform, settings.sobolev.scale) == ("rigid", 4.0)
+
+
+def test_overwrite_replaces_only_what_regframe_wrote(pair: tuple[Path, Path], tmp_path: Path, fake: Fake) -> None:
+    out = tmp_path / "out"
+    run("register", *pair, "-o", out)
+    (out / "metrics.json").write_text('{"old": true}')
+    run("register", *pair, "-o", out, code=2)
+    run("register", *pair, "-o", out, "--overwrite")
+    assert "old" not in json.loads((out / "metrics.json").read_text())
+    assert not leftovers(tmp_path)
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "thesis.txt").write_text("x")
+    outcome = run("register", *pair, "-o", precious, "--overwrite", code=2)
+    assert "left alone" in outcome.stderr
+    assert (precious / "thesis.txt").read_text() == "x"
+    assert len(fake.calls) == 2  # refused before computing
+
+
+def test_a_failed_overwrite_keeps_the_old_output(
+    pair: tuple[Path, Path], tmp_path: Path, fake: Fake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    run("register", *pair, "-o", out)
+    before = (out / "metrics.json").read_bytes()
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr("regframe.report.write", fail)
+    outcome = run("register", *pair, "-o", out, "--overwrite", code=2)
+    assert "disk is full" in outcome.stderr
+    assert (out / "metrics.json").read_bytes() == before
+    assert {p.name for p in out.iterdir()} == FILES
+    assert not leftovers(tmp_path)
+
+
+def test_dry_run_writes_nothing(pair: tuple[Path, Path], tmp_path: Path, fake: Fake) -> None:
+    outcome = run("register", *pair, "-o", tmp_path / "out", "--dry-run", "--transform", "affine")
+    assert "60 × 70 px" in outcome.stdout
+    assert "affine" in outcome.stdout
+    found = json.loads(run("register", *pair, "-o", tmp_path / "out", "--dry-run", "--json").stdout)
+    assert found["moving"]["shape"] == [64, 50]
+    assert not fake.calls
+    assert not (tmp_path / "out").exists()
+
+
+def test_sides_are_opened_as_asked(pair: tuple[Path, Path], tmp_path: Path, fake: Fake) -> None:
+    run("register", *pair, "-o", tmp_path / "out", "--fixed-mpp", 0.5, "--moving-set", "spacing=2", "--moving-set",
+        "unit=nm", "--fixed-channel", 1, "--moving-channel", "red", "--fixed-adapter", "image")  # fmt: skip
+    fixed, moving = fake.calls[0]["fixed"], fake.calls[0]["moving"]
+    assert (fixed.grid.unit, fixed.grid.spacing, fixed.data.shape[0]) == ("µm", (0.5, 0.5), 1)
+    assert (moving.grid.unit, moving.grid.spacing, moving.channels) == ("nm", (2.0, 2.0), ("red",))
+    run("report", tmp_path / "out")  # opens both sides as this run did
+
+
+def test_save_warped(pair: tuple[Path, Path], tmp_path: Path, fake: Fake) -> None:
+    run("register", *pair, "-o", tmp_path / "out", "--save-warped")
+    warped = regframe.open(tmp_path / "out" / "warped.ome.zarr")
+    assert isinstance(warped, Image)
+    assert warped.grid.shape == (60, 70)
+
+
+def test_init_from_a_saved_result(
+    pair: tuple[Path, Path], tmp_path: Path, saved: tuple[Path, Result], fake: Fake
+) -> None:
+    run("register", *pair, "-o", tmp_path / "out", "--init", saved[0])
+    assert isinstance(fake.calls[0]["init"], Result)
+    run("register", *pair, "-o", tmp_path / "out2", "--init", tmp_path / "absent", code=2)
+
+
+def test_landmarks_reach_register(pair: tuple[Path, Path], tmp_path: Path, fake: Fake) -> None:
+    marks = tmp_path / "p.csv"
+    marks.write_text("fixed_y,fixed_x,moving_y,moving_x\n10,10,12,9\n50,12,52,10\n20,60,22,45\n")
+    run("register", *pair, "-o", tmp_path / "out", "--landmarks", marks)
+    assert fake.calls[0]["init"] not in ("auto", "identity", None)
+
+
+def test_report_is_drawn_again(pair: tuple[Path, Path], tmp_path: Path, fake: Fake, real_report: None) -> None:
+    out = tmp_path / "out"
+    run("register", *pair, "-o", out)
+    (out / "report.html").unlink()
+    run("report", out)
+    assert (out / "report.html").stat().st_size > 10_000
+    moved = pair[1].rename(tmp_path / "elsewhere.png")
+    assert "--moving" in run("report", out, code=2).stderr
+    run("report", out, "--moving", moved)
+
+
+# ---- apply --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("to", ["fixed", "moving"])
+def test_apply_image(to: str, pair: tuple[Path, Path], tmp_path: Path, saved: tuple[Path, Result]) -> None:
+    out, result = saved
+    source = pair[1] if to == "fixed" else pair[0]
+    run("apply", "image", out, source, "-o", tmp_path / "w.png", "--to", to)
+    opened = regframe.open(source)
+    assert isinstance(opened, Image)
+    expected = result.to_fixed(opened) if to == "fixed" else result.to_moving(opened)
+    found = regframe.open(tmp_path / "w.png")
+    assert isinstance(found, Image)
+    assert (found.data.int() - expected.data.int()).abs().max() <= 1
+    assert "exists" in run("apply", "image", out, source, "-o", tmp_path / "w.png", "--to", to, code=2).stderr
+    run("apply", "image", out, source, "-o", tmp_path / "w.png", "--to", to, "--overwrite")
+
+
+@pytest.mark.parametrize("name", ["w.tif", "w.ome.zarr"])
+def test_apply_image_saves_by_suffix(
+    name: str, pair: tuple[Path, Path], tmp_path: Path, saved: tuple[Path, Result]
+) -> None:
+    for extra in ((), ("--overwrite",)):
+        run("apply", "image", saved[0], pair[1], "-o", tmp_path / name, "--to", "fixed", *extra)
+    found = regframe.open(tmp_path / name)
+    assert isinstance(found, Image)
+    assert found.grid.shape == (60, 70)
+    assert not leftovers(tmp_path)
+
+
+def test_apply_image_at_another_resolution(tmp_path: Path, saved: tuple[Path, Result]) -> None:
+    large = picture(tmp_path / "large.png", 128, 100)
+    outcome = run("apply", "image", saved[0], large, "-o", tmp_path / "w.png", "--to", "fixed", code=2)
+    assert "--input-spacing" in outcome.stderr
+    assert not (tmp_path / "w.png").exists()
+    run("apply", "image", saved[0], large, "-o", tmp_path / "w.png", "--to", "fixed", "--input-spacing", 0.5)
+    for bad in (0, -1, "nan"):
+        run(
+            "apply", "image", saved[0], large, "-o", tmp_path / "v.png", "--to", "fixed", "--input-spacing", bad, code=2
+        )
+
+
+def test_apply_image_refuses_points(tmp_path: Path, saved: tuple[Path, Result]) -> None:
+    table = tmp_path / "cells.csv"
+    table.write_text("x,y\n1,2\n")
+    assert (
+        "apply points"
+        in run("apply", "image", saved[0], table, "-o", tmp_path / "w.png", "--to", "fixed", code=2).stderr
+    )
+
+
+def test_place() -> None:
+    side = Grid((100, 80), 0.5, (), "µm")
+    assert place(Grid((100, 80)), side, None) == side  # the same pixels, without a declared size
+    assert place(side.to_unit("nm"), side, None) == side
+    half = place(Grid((200, 160)), side, 0.25)
+    assert half.origin == pytest.approx((-0.125, -0.125))
+    assert half.extent == pytest.approx(side.extent)
+    own = place(Grid((50, 40), 1000.0, (250.0, 250.0), "nm"), side, None)
+    assert (own.spacing, own.origin, own.unit) == (pytest.approx((1, 1)), pytest.approx((0.25, 0.25)), "µm")
+    level = Grid((25, 20), 4.0, (1.5, 1.5))
+    assert place(level, Grid((100, 80)), None) == level
+    for grid, spacing in (
+        (Grid((200, 160)), None),  # no telling
+        (Grid((100, 80), 5.0, (), "µm"), None),  # the same pixels, another declared size
+        (Grid((50, 40), 1.0, (1000.0, 0.0), "µm"), None),  # elsewhere
+        (Grid((3, 100, 80)), None),
+    ):
+        with pytest.raises(ValueError, match="wanted"):
+            place(grid, side, spacing)
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("to", ["fixed", "moving"])
+def test_apply_points(to: str, tmp_path: Path, saved: tuple[Path, Result]) -> None:
+    out, result = saved
+    table = tmp_path / "cells.csv"
+    rows = ["cell,x,y,type", 'c1,10.5,20,"a, b"', "c2,30,41,T", "c3,-400,5,B"]
+    table.write_text("\n".join(rows) + "\n")
+    run("apply", "points", out, table, "-o", tmp_path / "moved.csv", "--to", to)
+    found = read_csv(tmp_path / "moved.csv")
+    assert list(found[0]) == ["cell", "x", "y", "type", "match_probability", "in_canvas"]
+    assert [(row["cell"], row["type"]) for row in found] == [("c1", "a, b"), ("c2", "T"), ("c3", "B")]
+    coords = torch.tensor([[20, 10.5], [41, 30], [5, -400]], dtype=torch.float64)
+    moved = result.to_fixed(coords) if to == "fixed" else result.to_moving(coords)
+    there = torch.tensor([[float(row["y"]), float(row["x"])] for row in found], dtype=torch.float64)
+    assert torch.allclose(there, moved)
+    target = result.fixed_grid if to == "fixed" else result.moving_grid
+    assert [row["in_canvas"] for row in found] == ["true" if c else "false" for c in target.contains(moved).tolist()]
+    assert found[2]["match_probability"] == ""
+    assert 0 < float(found[0]["match_probability"]) <= 1
+
+
+def test_points_there_and_back(tmp_path: Path, saved: tuple[Path, Result]) -> None:
+    table = tmp_path / "cells.csv"
+    table.write_text("y,x\n20,10.5\n41,30\n")
+    run("apply", "points", saved[0], table, "-o", tmp_path / "there.csv", "--to", "fixed")
+    run("apply", "points", saved[0], tmp_path / "there.csv", "-o", tmp_path / "back.csv", "--to", "moving")
+    back = read_csv(tmp_path / "back.csv")
+    assert list(back[0]) == ["y", "x", "match_probability", "in_canvas"]
+    assert [float(back[0]["y"]), float(back[0]["x"])] == pytest.approx([20, 10.5], abs=1e-6)
+
+
+def test_points_in_pixels_of_another_resolution(tmp_path: Path, saved: tuple[Path, Result]) -> None:
+    (tmp_path / "full.csv").write_text("40,21\n82,60\n")
+    options = ("--columns", "y,x", "--input-spacing", 0.5)
+    run("apply", "points", saved[0], tmp_path / "full.csv", "-o", tmp_path / "m.csv", "--to", "fixed", *options)
+    expected = saved[1].to_fixed(torch.tensor([[20.0, 10.5]], dtype=torch.float64))[0]
+    row = read_csv(tmp_path / "m.csv")[0]
+    assert [float(row["y"]), float(row["x"])] == pytest.approx(expected.tolist())
+
+
+# ---- evaluate -----------------------------------------------------------------------------------------------------
+
+
+def landmark_files(tmp_path: Path, result: Result, error: float = 0.0) -> tuple[Path, Path]:
+    moving = torch.tensor([[10, 12], [50, 15], [30, 40], [22, 33]], dtype=torch.float64)
+    fixed = result.to_fixed(moving)
+    moving = moving + torch.tensor([0.0, error])
+    for name, coords, order in (("f.csv", fixed, [0, 1, 2, 3]), ("m.csv", moving, [3, 1, 0, 2])):
+        lines = ["id,X,Y", *(f"p{i},{float(coords[i, 1])!r},{float(coords[i, 0])!r}" for i in order)]
+        (tmp_path / name).write_text("\n".join(lines) + "\n")
+    return tmp_path / "f.csv", tmp_path / "m.csv"
+
+
+def test_evaluate(tmp_path: Path, saved: tuple[Path, Result]) -> None:
+    fixed, moving = landmark_files(tmp_path, saved[1], error=0.5)
+    outcome = run("evaluate", saved[0], "--fixed-landmarks", fixed, "--moving-landmarks", moving, "--json")
+    found = json.loads(outcome.stdout)
+    assert found["n"] == 4
+    for statistic in ("mean", "median", "p90", "max"):
+        assert found["tre_px"][statistic] == pytest.approx(0.5, abs=1e-6)
+        assert found["before"]["tre_px"][statistic] > 1
+    assert found["rtre_median"] == pytest.approx(0.5 / math.hypot(64, 50), rel=1e-5)
+    text = run("evaluate", saved[0], "--fixed-landmarks", fixed, "--moving-landmarks", moving).stdout
+    assert "4 pairs" in text
+    assert "after, px" in text
+
+
+def test_evaluate_in_physical_units(tmp_path: Path) -> None:
+    fixed, moving = Grid((60, 70), 0.002, (), "mm"), Grid((64, 50), 0.5, (), "µm")
+    result = fake_result(fixed, moving, torch.diag(torch.tensor([1e-3, 1e-3, 1.0], dtype=torch.float64)), bend=1.0)
+    marks = torch.tensor([[10.0, 12.0], [5.0, 7.0], [20.0, 15.0]], dtype=torch.float64)
+    found = regframe_evaluate(result, result.to_fixed(marks), marks + torch.tensor([1.5, 2.0]))
+    assert found["unit"] == "µm"
+    assert found["tre"]["mean"] == pytest.approx(2.5)
+    assert found["tre_px"]["mean"] == pytest.approx(5.0)
+    with pytest.raises(ValueError, match="in mm"):
+        regframe_evaluate(result, PointSet(marks, "px"), PointSet(marks, "µm"))
+    with pytest.raises(ValueError, match="missing value in row 1"):
+        regframe_evaluate(result, torch.tensor([[0.0, 0.0], [math.nan, 0.0]]), marks[:2])
+
+
+def regframe_evaluate(*args: Any) -> dict[str, Any]:
+    from regframe.evaluation import evaluate
+
+    return evaluate(*args)
+
+
+def test_evaluate_with_scaled_landmarks(tmp_path: Path, saved: tuple[Path, Result]) -> None:
+    marks = torch.tensor([[10, 12], [50, 15], [30, 40]], dtype=torch.float64)
+    for name, coords in (("f.csv", saved[1].to_fixed(marks) * 10), ("m.csv", marks * 4)):
+        (tmp_path / name).write_text("y,x\n" + "\n".join(f"{a!r},{b!r}" for a, b in coords.tolist()) + "\n")
+    files = ("--fixed-landmarks", tmp_path / "f.csv", "--moving-landmarks", tmp_path / "m.csv")
+    outcome = run("evaluate", saved[0], *files, "--fixed-spacing", 0.1, "--moving-spacing", 0.25, "--json")
+    assert json.loads(outcome.stdout)["tre_px"]["max"] < 1e-6
+
+
+# ---- info, plugins, doctor, demo ----------------------------------------------------------------------------------
+
+
+def test_info(pair: tuple[Path, Path], tmp_path: Path, saved: tuple[Path, Result]) -> None:
+    found = json.loads(run("info", pair[0], "--json").stdout)
+    assert (found["kind"], found["shape"], found["adapter"]) == ("image", [60, 70], "image")
+    assert "60, 70" in run("info", pair[0]).stdout
+    (tmp_path / "c.csv").write_text("x_um,y_um,g\n1,2,3\n")
+    found = json.loads(run("info", tmp_path / "c.csv", "--json").stdout)
+    assert (found["kind"], found["n"], found["unit"]) == ("points", 1, "µm")
+    assert json.loads(run("info", saved[0], "--json").stdout)["verdict"] == "pass"
+    assert "Flow then Affine" in run("info", saved[0]).stdout
+    run("info", tmp_path / "absent", code=2)
+
+
+def test_plugins() -> None:
+    found = json.loads(run("plugins", "--json").stdout)
+    assert "contrast" in {entry["name"] for entry in found["metrics"]}
+    assert {"image", "points"} <= {entry["name"] for entry in found["adapters"]}
+    assert "from regframe" in run("plugins").stdout
+
+
+def test_doctor() -> None:
+    found = json.loads(run("doctor", "--json").stdout)
+    assert found["check"]["ok"]
+    assert found["versions"]["torch"] == torch.__version__
+    assert found["ops"]["built"] == (found["ops"].get("isa") in ("baseline", "avx2", "avx512"))
+    assert "check      ok" in run("doctor").stdout
+
+
+def test_demo_pair_and_its_errors() -> None:
+    from regframe import demo
+
+    pair = demo.make()
+    assert pair.moving.data.shape == (3, 512, 512)
+    grid = pair.moving.grid
+    bend = demo.bending(grid, 0)
+    size = torch.linalg.vector_norm(bend.points(grid.coords()) - grid.coords(), dim=-1)
+    assert 2 < float(size.mean()) < 8
+    assert float(size.max()) <= demo.BEND_PX
+    assert float(pair.truth.jacobian_determinant(grid.resampled(8)).min()) > 0.3
+    perfect = Result(pair.truth, pair.fixed.grid, grid, {}, regframe.Config(), demo.turn(grid))
+    errors = demo.errors(pair, perfect)
+    assert errors["after"]["max"] < 1e-6
+    assert errors["before"]["mean"] > 50
+
+
+def test_demo_command(tmp_path: Path, fake: Fake) -> None:
+    outcome = run("demo", "-o", tmp_path / "demo")
+    assert "before" in outcome.stdout
+    assert (tmp_path / "demo" / "report.html").as_uri() in outcome.stdout
+    assert {p.name for p in (tmp_path / "demo").iterdir()} == FILES
+    run("demo", "-o", tmp_path / "demo", code=2)
+    assert "error_px" in json.loads(run("demo", "-o", tmp_path / "demo", "--overwrite", "--json").stdout)
+
+
+# ---- the folder ---------------------------------------------------------------------------------------------------
+
+
+def test_json_of_what_runs_produce() -> None:
+    value = {"a": torch.tensor(1.5), "b": np.float32(2), "c": math.nan, "d": (np.arange(2), Path("x")), 3: True}
+    assert json.loads(outputs.to_json(value)) == {"a": 1.5, "b": 2.0, "c": None, "d": [[0, 1], "x"], "3": True}
+
+
+def test_staging_refuses_what_appeared_meanwhile(tmp_path: Path) -> None:
+    target = tmp_path / "out.txt"
+
+    def write() -> None:
+        with outputs.staged(target) as path:
+            path.write_text("mine")
+            target.write_text("theirs")
+
+    with pytest.raises(FileExistsError, match="appeared"):
+        write()
+    assert target.read_text() == "theirs"
+    assert not leftovers(tmp_path)

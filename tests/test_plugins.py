@@ -1,0 +1,459 @@
+"""Plug-ins: found, listed, isolated from each other, disabled; a stranger's package, really installed and used."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import shutil
+import subprocess
+import sys
+import sysconfig
+import venv
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import regframe as rf
+from regframe import hookspecs, plugins
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Distribution:
+    name: str
+    version: str
+
+
+@dataclass(frozen=True)
+class FakePoint:
+    """An entry point whose module is made on the spot."""
+
+    name: str
+    load: Callable[[], Any]
+    dist: Distribution | None = Distribution("stranger", "2.0")
+    value: str = "stranger_module"
+
+
+def metric_class(label: str, **members: Any) -> type[rf.Metric]:
+    def call(self: rf.Metric, warped: Tensor, fixed: Tensor, weight: Tensor) -> Tensor:
+        return (warped - fixed).square().mean()
+
+    return type("M", (rf.Metric,), {"name": label, "__call__": call, **members})
+
+
+def adapter_class(label: str, score: float, **members: Any) -> type[rf.Adapter]:
+    body = {
+        "name": label,
+        "matches": lambda self, source: score,
+        "open": lambda self, source: label,
+        "apply": lambda self, source, transform, grid=None: source,
+        "save": lambda self, data, path: None,
+    }
+    return type("A", (rf.Adapter,), body | members)
+
+
+def module(**hooks: Any) -> Callable[[], ModuleType]:
+    """A plug-in module whose hooks return (or, for an exception, raise) what is given."""
+
+    def load() -> ModuleType:
+        made = ModuleType("stranger_module")
+        for name, answer in hooks.items():
+
+            def hook(answer: Any = answer) -> Any:
+                if isinstance(answer, BaseException):
+                    raise answer
+                return answer
+
+            hook.__signature__ = inspect.Signature()  # type: ignore[attr-defined]
+            setattr(made, name, rf.hookimpl(hook))
+        return made
+
+    return load
+
+
+def broken(error: BaseException) -> Callable[[], Any]:
+    def load() -> Any:
+        raise error
+
+    return load
+
+
+Install = Callable[..., None]
+
+
+@pytest.fixture
+def install(monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
+    """Put fake entry points beside the real ones."""
+    real = plugins._entry_points()
+    monkeypatch.delenv(plugins.DISABLE, raising=False)
+
+    def put(*points: FakePoint) -> None:
+        monkeypatch.setattr(plugins, "_entry_points", lambda: (*real, *points))
+        plugins.refresh()
+
+    put()
+    yield put
+    plugins.refresh()
+
+
+def names(entries: tuple[plugins.Entry, ...]) -> list[str]:
+    return [entry.name for entry in entries]
+
+
+# ---- the hooks ------------------------------------------------------------------------------------------------------
+
+
+def test_hook_regframe_adapters(install: Install) -> None:
+    install(FakePoint("s", module(regframe_adapters=[adapter_class("rings", 0.0)])))
+    entry = next(e for e in plugins.adapters() if e.name == "rings")
+    assert entry.provider == "stranger 2.0 (s)"
+    assert rf.open("anything://x", adapter="rings") == "rings"
+    assert rf.adapter("rings").name == "rings"
+
+
+def test_hook_regframe_metrics(install: Install) -> None:
+    install(FakePoint("s", module(regframe_metrics=(metric_class("odd"),))))
+    assert rf.metric("odd")(torch.zeros(1, 2, 2), torch.ones(1, 2, 2), torch.ones(2, 2)).item() == 1.0
+    assert next(p for p in plugins.providers() if p.name == "s").metrics == ("odd",)
+
+
+def test_every_hook_is_tested_and_documented() -> None:
+    hooks = [name for name, f in vars(hookspecs).items() if hasattr(f, "regframe_spec")]
+    assert set(hooks) == {hook for hook, _ in plugins._HOOKS.values()}
+    guide = (ROOT / "docs" / "plugins.md").read_text(encoding="utf-8")
+    for hook in hooks:
+        assert f"test_hook_{hook}" in globals(), f"no test of {hook}"
+        assert hook in guide, f"docs/plugins.md does not mention {hook}"
+
+
+def test_the_guide_shows_the_example() -> None:
+    guide = (ROOT / "docs" / "plugins.md").read_text(encoding="utf-8")
+    entry = (ROOT / "plugins" / "example_mi" / "pyproject.toml").read_text(encoding="utf-8")
+    assert '[project.entry-points.regframe]\nmi = "example_mi"' in guide
+    assert '[project.entry-points.regframe]\nmi = "example_mi"' in entry
+    for member in ("matches", "open", "apply", "save", "prepare", "__call__", "fused", "likelihood", "accepts"):
+        assert f"`{member}" in guide
+    assert plugins.DISABLE in guide
+
+
+def test_the_code_of_the_guide_runs(tmp_path: Path) -> None:
+    guide = (ROOT / "docs" / "plugins.md").read_text(encoding="utf-8")
+    blocks = [block.partition("```")[0] for block in guide.split("```python\n")[1:]]
+    space: dict[str, Any] = {}
+    for block in blocks:
+        if "class " in block:
+            exec(block, space)
+    metric = space["MyMetric"](power=1)
+    assert metric(torch.zeros(1, 2, 2), torch.ones(1, 2, 2), torch.ones(2, 2)).item() == 1.0
+    assert space["regframe_metrics"]() == [space["MyMetric"]]
+    path = tmp_path / "a.grain"
+    path.write_text("1.5 2.5\n3.0 4.0\n")
+    grains = space["regframe_adapters"]()[0]()
+    assert grains.matches(path) == 0.9
+    points = grains.apply(path, rf.Affine.identity(2, "µm"))
+    assert points.coords.tolist() == [[2.5, 1.5], [4.0, 3.0]]
+    grains.save(points, path)
+    assert path.read_text() == "1.5 2.5\n3.0 4.0\n"
+
+
+# ---- what ships -----------------------------------------------------------------------------------------------------
+
+
+def test_what_ships_comes_through_the_same_door(install: Install) -> None:
+    own = {p.name: p for p in plugins.providers() if p.distribution.startswith("regframe ")}
+    assert {"image", "points", "metrics"} <= set(own)
+    assert all(p.status == "ok" for p in own.values())
+    assert {"image", "points"} <= set(names(plugins.adapters()))
+    assert {"contrast", "ssd", "ncc", "lncc"} <= set(names(plugins.metrics()))
+    for entry in (*plugins.adapters(), *plugins.metrics()):
+        assert entry.summary, f"{entry.name} has no docstring"
+
+
+@pytest.mark.parametrize("statement", ["import regframe", "import regframe; regframe.hookimpl; regframe.__version__"])
+def test_importing_needs_no_torch(statement: str) -> None:
+    check = f"{statement}; import sys; print('torch' in sys.modules, 'numpy' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False"]
+
+
+def test_public_names() -> None:
+    stub = (ROOT / "regframe" / "__init__.pyi").read_text(encoding="utf-8")
+    declared = {line.split(" as ")[1] for line in stub.splitlines() if line.startswith("from .")}
+    assert declared | {"__version__"} == set(rf.__all__)
+    for line in stub.splitlines():
+        if line.startswith("from ."):
+            assert rf._HOME[line.split(" as ")[1]] == line.split()[1].lstrip("."), line
+    missing = {name for name in rf.__all__ if not (ROOT / "regframe" / f"{rf._HOME.get(name, 'data')}.py").exists()}
+    for name in set(rf.__all__) - missing:
+        assert getattr(rf, name) is not None
+    assert set(rf.__all__) <= set(dir(rf))
+    with pytest.raises(AttributeError, match="no attribute 'registre'"):
+        rf.registre  # noqa: B018
+
+
+# ---- what goes wrong ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("load", "problem"),
+    [
+        (broken(ImportError("No module named 'rings'")), "cannot be imported: ImportError: No module named 'rings'"),
+        (broken(SystemExit(3)), "cannot be imported: SystemExit: 3"),
+        (module(regframe_metrics=RuntimeError("not\ntoday")), "hook regframe_metrics raised: RuntimeError: not today"),
+        (module(regframe_metrics="contrast"), "returned 'contrast', not a list of classes"),
+        (module(regframe_metrics=[3]), "returned 3, which is no subclass of regframe.Metric"),
+        (module(regframe_metrics=[adapter_class("a", 0)]), "returned A, which is no subclass of regframe.Metric"),
+        (module(regframe_adapters=[rf.Adapter]), "returned Adapter, which lacks apply, matches, open, save"),
+        (module(regframe_metrics=[metric_class("two words")]), "whose name is 'two words' instead of one word"),
+        (module(regframe_metrics=[metric_class("m", accepts=(str, str))]), "whose accepts is neither"),
+        (module(regframe_metric=[]), "implements regframe_metric, which no hook is called; there is regframe_adapters"),
+        (module(), "implements no hook: mark regframe_adapters or regframe_metrics"),
+        (lambda: None, "implements no hook"),
+    ],
+)
+def test_a_broken_plugin_is_named_and_kills_nothing(install: Install, load: Callable[[], Any], problem: str) -> None:
+    install(FakePoint("bad", load), FakePoint("good", module(regframe_metrics=[metric_class("fine")])))
+    with pytest.warns(plugins.PluginWarning, match=r"the plug-in 'bad' of stranger 2\.0 is left out") as caught:
+        assert {"fine", "contrast"} <= set(names(plugins.metrics()))
+    assert problem in str(caught[0].message)
+    assert len(caught) == 1
+    provider = next(p for p in plugins.providers() if p.name == "bad")
+    assert provider.status == "broken"
+    assert problem in provider.problems[0]
+
+
+def test_half_a_plugin_is_better_than_none(install: Install) -> None:
+    hooks = module(regframe_metrics=[metric_class("fine"), 7], regframe_adapters=ValueError("no"))
+    install(FakePoint("half", hooks))
+    with pytest.warns(plugins.PluginWarning):
+        assert "fine" in names(plugins.metrics())
+    assert len(next(p for p in plugins.providers() if p.name == "half").problems) == 2
+
+
+def test_where_warnings_are_errors_the_rest_is_still_there(install: Install) -> None:
+    install(FakePoint("bad", broken(ImportError("x"))))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(plugins.PluginWarning):
+            plugins.metrics()
+        warnings.simplefilter("ignore")
+        assert "contrast" in names(plugins.metrics())
+
+
+def test_a_clash_names_both_culprits_when_the_name_is_looked_up(install: Install) -> None:
+    install(
+        FakePoint("one", module(regframe_metrics=[metric_class("ncc")])),
+        FakePoint("two", module(regframe_metrics=[metric_class("ncc")]), Distribution("other", "3")),
+    )
+    assert rf.metric("ssd").name == "ssd"
+    message = (
+        r"wanted one metric called 'ncc', but other 3 \(two\) and regframe \S+ \(metrics\) and stranger 2.0 \(one\)"
+    )
+    with pytest.raises(plugins.PluginError, match=message + r".*there is contrast \(from regframe"):
+        rf.metric("ncc")
+
+
+def test_one_class_from_two_entry_points_is_no_clash(install: Install) -> None:
+    same = metric_class("same")
+    install(FakePoint("one", module(regframe_metrics=[same])), FakePoint("two", module(regframe_metrics=[same])))
+    assert isinstance(rf.metric("same"), same)
+
+
+def test_unknown_names_list_what_is_there(install: Install) -> None:
+    message = r"wanted the name of a metric, got 'nccc'; there is contrast \(from regframe \S+ \(metrics\)\), lncc"
+    with pytest.raises(ValueError, match=message):
+        rf.metric("nccc")
+    with pytest.raises(plugins.PluginError, match=r"wanted the name of an adapter, got 'cels'; there is image \(from"):
+        rf.open(torch.zeros(2, 2), adapter="cels")
+    install(FakePoint("bad", broken(ImportError("x"))))
+    with (
+        pytest.warns(plugins.PluginWarning),
+        pytest.raises(plugins.PluginError, match=r"left out: bad of stranger 2\.0 \(broken\)"),
+    ):
+        rf.metric("bad")
+
+
+def test_disabled(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(
+        FakePoint("one", module(regframe_metrics=[metric_class("first")])),
+        FakePoint("two", module(regframe_metrics=[metric_class("second")])),
+    )
+    monkeypatch.setenv(plugins.DISABLE, " one, points")
+    plugins.refresh()
+    assert "second" in names(plugins.metrics())
+    assert "first" not in names(plugins.metrics())
+    assert names(plugins.adapters()) == ["image"]
+    with pytest.raises(plugins.PluginError, match=r"left out: .*one of stranger 2\.0 \(disabled\)"):
+        rf.metric("first")
+    monkeypatch.setenv(plugins.DISABLE, "all")
+    plugins.refresh()
+    assert not {"first", "second"} & set(names(plugins.metrics()))
+    assert "contrast" in names(plugins.metrics())
+    monkeypatch.setenv(plugins.DISABLE, "oen")
+    plugins.refresh()
+    with pytest.warns(
+        plugins.PluginWarning, match="REGFRAME_DISABLE_PLUGINS names oen, but the plug-ins installed are"
+    ):
+        plugins.metrics()
+
+
+def test_a_disabled_plugin_is_not_imported(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(plugins.DISABLE, "bad")
+    install(FakePoint("bad", broken(AssertionError("imported"))))
+    assert "contrast" in names(plugins.metrics())
+
+
+def test_options(install: Install) -> None:
+    assert rf.metric("lncc", radius=2).radius == 2  # type: ignore[attr-defined]
+    with pytest.raises(
+        plugins.PluginError, match=r"wanted options of the metric 'lncc' \(radius, signed\), got 'radus'"
+    ):
+        rf.metric("lncc", radus=2)
+    with pytest.raises(plugins.PluginError, match="'ssd' \\(it has none\\), got 'radius'"):
+        rf.metric("ssd", radius=2)
+
+    def needs(self: Any, spacing: float, unit: str = "µm") -> None:
+        self.spacing = spacing
+
+    def takes_all(self: Any, **options: Any) -> None:
+        self.options = options
+
+    cells = adapter_class("cells", 1.0, __init__=needs)
+    install(
+        FakePoint("s", module(regframe_adapters=[cells], regframe_metrics=[metric_class("any", __init__=takes_all)]))
+    )
+    with pytest.raises(plugins.PluginError, match="wanted the options spacing for the adapter 'cells'; state them"):
+        rf.adapter("cells")
+    assert rf.metric("any", x=1).options == {"x": 1}  # type: ignore[attr-defined]
+    assert next(e for e in plugins.adapters() if e.name == "cells").options == ("spacing", "unit")
+
+
+def test_open_takes_the_surest_adapter(install: Install, tmp_path: Path) -> None:
+    path = tmp_path / "x.rings"
+    path.write_text("r")
+    with pytest.raises(
+        plugins.PluginError, match=r"wanted a source that an adapter knows, got '.*x\.rings'; there is image"
+    ):
+        rf.open(path)
+
+    def asks(self: Any, source: Any) -> float:
+        raise OSError("no")
+
+    install(
+        FakePoint("s", module(regframe_adapters=[adapter_class("low", 0.2), adapter_class("high", 0.8)])),
+        FakePoint("t", module(regframe_adapters=[adapter_class("rude", 1.0, matches=asks), adapter_class("mad", 7.0)])),
+    )
+    with pytest.warns(plugins.PluginWarning) as caught:
+        assert rf.open(path) == "high"
+    assert sorted(str(w.message).partition(" of ")[0] for w in caught) == ["the adapter 'mad'", "the adapter 'rude'"]
+    assert rf.open(path, adapter="low") == "low"
+    with pytest.raises(FileNotFoundError, match="which does not exist"):
+        rf.open(tmp_path / "gone.rings", adapter="low")
+
+
+def test_open_does_not_choose_between_equals(install: Install, tmp_path: Path) -> None:
+    path = tmp_path / "x.rings"
+    path.write_text("r")
+    install(FakePoint("s", module(regframe_adapters=[adapter_class("left", 0.5), adapter_class("right", 0.5)])))
+    with pytest.raises(plugins.PluginError, match=r"but left \(from .*\), right \(from .*\) are equally sure of it"):
+        rf.open(path)
+
+
+def test_open_judges_options_after_the_choice(install: Install, tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("x,y\n1,2\n")
+    with pytest.raises(
+        plugins.PluginError, match=r"wanted options of the adapter 'points' \(columns, unit\), got 'spacing'"
+    ):
+        rf.open(path, spacing=3)
+
+
+# ---- a stranger's package, installed --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def stranger(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The Python of an environment of its own that sees this one's packages and has ``example_mi`` installed by pip."""
+    folder = tmp_path_factory.mktemp("stranger")
+    venv.create(folder / "venv", with_pip=False)
+    python = folder / "venv" / ("Scripts" if sys.platform == "win32" else "bin") / "python"
+    purelib = subprocess.run(
+        [str(python), "-c", "import sysconfig; print(sysconfig.get_paths()['purelib'])"],
+        capture_output=True, text=True, check=True,
+    ).stdout.strip()  # fmt: skip
+    here = sysconfig.get_paths()["purelib"]
+    # addsitedir, and not a plain path, so that an editable regframe is seen as well
+    (Path(purelib) / "outer.pth").write_text(f"import site; site.addsitedir({here!r})\n")
+    source = folder / "example_mi"
+    shutil.copytree(
+        ROOT / "plugins" / "example_mi", source, ignore=shutil.ignore_patterns("build", "*.egg-info", "__pycache__")
+    )
+    done = subprocess.run(
+        [
+            str(python), "-m", "pip", "install", "--no-deps", "--no-build-isolation", "--no-index",
+            "--disable-pip-version-check", str(source),
+        ],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return python
+
+
+def test_a_strangers_metric_is_listed(stranger: Path) -> None:
+    code = (
+        "import json; from regframe import plugins; "
+        "print(json.dumps({e.name: [e.provider, e.options] for e in plugins.metrics()}))"
+    )
+    done = subprocess.run([str(stranger), "-c", code], capture_output=True, text=True, check=True)
+    listed = json.loads(done.stdout)
+    assert listed["mi"] == ["example-mi 0.1.0 (mi)", ["bins"]]
+    assert "contrast" in listed
+    assert "mi" not in names(plugins.metrics())
+
+
+def test_a_strangers_metric_is_listed_by_the_command(stranger: Path) -> None:
+    code = "from regframe.cli import main; main(['plugins'])"
+    done = subprocess.run([str(stranger), "-c", code], capture_output=True, text=True, check=False)
+    if "ModuleNotFoundError" in done.stderr or "ImportError" in done.stderr:
+        pytest.skip("the command line is not there yet")
+    assert done.returncode == 0, done.stderr
+    assert "mi" in done.stdout.split()
+    assert "example-mi 0.1.0 (mi)" in done.stdout
+
+
+ALIGN = """
+import json, sys
+import torch
+import regframe as rf
+
+folder = sys.argv[1]
+matrix = torch.tensor([[1.0762, 0.0476, -10.4762], [-0.0952, 1.1905, -11.9048], [0, 0, 1]])
+fixed, moving = rf.open(folder + "/cells2_crop.jpg"), rf.open(folder + "/cells.jpg")
+try:
+    result = rf.register(fixed, moving, metric="mi", transform="affine", init=rf.Affine(matrix))
+except NotImplementedError:
+    sys.exit(77)
+at = fixed.grid.coords()
+error = (result.to_moving(at) - (111 + (at - 111) * 5 / 6)).norm(dim=-1)
+print(json.dumps({"mean": float(error.mean()), "metric": result.config.metric}))
+"""
+
+
+def test_a_strangers_metric_aligns_a_pair(stranger: Path, data_dir: Path) -> None:
+    done = subprocess.run(
+        [str(stranger), "-c", ALIGN, str(data_dir / "01_seed_cells")], capture_output=True, text=True, check=False
+    )
+    if done.returncode == 77:
+        pytest.skip("regframe.register is not implemented yet")
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout.splitlines()[-1])
+    assert answer["metric"] == "mi"
+    assert answer["mean"] < 0.3  # px of the moving image; the start is off by 7.7
