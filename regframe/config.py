@@ -37,7 +37,7 @@ class Pyramid(Section):
 class Optimizer(Section):
     """Whitened L-BFGS and its stopping rule."""
 
-    max_iter: int = Field(100, ge=0, le=100_000, description="iterations per pyramid level at most")
+    max_iter: int = Field(200, ge=0, le=100_000, description="iterations per pyramid level at most")
     memory: int = Field(12, ge=1, le=100, description="pairs kept by L-BFGS")
     tolerance: float = Field(
         0.01, gt=0, description="stop when a step moves no fixed pixel by more than this many pixels of the level"

@@ -108,6 +108,8 @@ class Grid:
     @property
     def pixel(self) -> float:
         """Geometric mean of the spacing: the length that errors "in px" are divided by, in ``unit``."""
+        if len(set(self.spacing)) == 1:  # exactly, so that a change of unit changes nothing else
+            return self.spacing[0]
         return math.prod(self.spacing) ** (1 / self.ndim)
 
     @property

@@ -18,11 +18,15 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from . import ops
+from . import homogeneous, ops
 from .data import Grid, Image
 
 CORRELATION_LIMIT = 30.0
 """Pixels one independent observation may at most stand for, when the residual is smooth."""
+
+SHARPEST = 0.1
+"""Narrowest noise the classes are told apart with, in standard deviations of the fixed image: with less, every small misfit
+of a good fit would count as an artefact."""
 
 
 class ImageMetric(Protocol):
@@ -58,6 +62,8 @@ class Frame:
     def grid(self, grid: Grid) -> Grid:
         """``grid`` expressed in this frame."""
         spacing = tuple(s / self.length for s in grid.spacing)
+        if grid.center == self.center:  # from the shape alone: the same to the last bit in every unit
+            return Grid(grid.shape, spacing, tuple(-s * (n - 1) / 2 for s, n in zip(spacing, grid.shape, strict=True)))
         origin = tuple((o - c) / self.length for o, c in zip(grid.origin, self.center, strict=True))
         return Grid(grid.shape, spacing, origin)
 
@@ -150,6 +156,21 @@ class VelocitySpace:
         out.symbol, out.deviation = self.symbol * (deviation / self.deviation), deviation
         return out
 
+    def steep(self, u: Tensor) -> float:
+        """Largest component of ``h dv/dX`` between neighbouring nodes: the Euler steps are invertible while it is < 1/D."""
+        velocity = self.velocity(u) / self.n_steps
+        most = 0.0
+        for d, spacing in enumerate(self.grid.spacing):
+            if self.grid.shape[d] > 1:
+                most = max(most, float(velocity.diff(dim=2 + d).abs().amax()) / spacing)
+        return most
+
+    def with_steps(self, n_steps: int) -> VelocitySpace:
+        """The same space integrated in another number of steps."""
+        out = copy.copy(self)
+        out.n_steps = n_steps
+        return out
+
     def velocity(self, u: Tensor) -> Tensor:
         """``v`` ``[T, D, *S]`` (moving pixels per unit time) of whitened ``u`` ``[P]``; linear, differentiable."""
         spectrum = torch.fft.rfftn(u.reshape(self.shape), dim=self._axes)
@@ -225,7 +246,7 @@ class Energy:
         self._still = torch.zeros((1, ndim, *(1,) * ndim))
         # one fixed pixel of this level in full-resolution pixels, and what a moving pixel measures in them
         self._pixel = level.fixed_grid.pixel
-        self._zoom = float(torch.linalg.det(start[:ndim, :ndim]).abs()) ** (-1 / ndim)
+        self._zoom = float(homogeneous.determinant(start).abs()) ** (-1 / ndim)
 
     def split(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """``q`` ``[K]`` and ``u`` ``[P]`` of the variables ``x``."""
@@ -234,13 +255,13 @@ class Energy:
 
     def pullback(self, q: Tensor) -> Tensor:
         """``B(q)`` ``[D+1, D+1]``, fixed frame → moving frame."""
-        return self.start @ self.increment.matrix(q)
+        return homogeneous.compose(self.start, self.increment.matrix(q))
 
     def warp(self, x: Tensor, image: Tensor, grid: Grid) -> Tensor:
         """``image`` ``[C, *S_m]`` of the moving frame's ``grid`` on the level's fixed grid, ``[C, *S_f]``."""
         q, u = self.split(x)
         level, ndim = self.level, self.level.fixed_grid.ndim
-        matrix = (self.pullback(q) @ self._index)[:ndim]
+        matrix = homogeneous.compose(self.pullback(q), self._index)[:ndim]
         if self.space is None or u is None:
             velocity, v_grid, n_steps = self._still, Grid((1,) * ndim), 1
         else:
@@ -253,9 +274,7 @@ class Energy:
     def positions(self, x: Tensor) -> Tensor:
         """Moving-frame position of every fixed pixel, ``[*S_f, D]`` float32."""
         q, u = self.split(x)
-        coords = self.level.fixed_grid.coords()
-        matrix = self.pullback(q)
-        at = coords @ matrix[:-1, :-1].T + matrix[:-1, -1]
+        at = homogeneous.carry(self.pullback(q), self.level.fixed_grid.coords())
         if self.space is None or u is None:
             return at.to(torch.float32)
         grid = self.space.grid
@@ -300,8 +319,7 @@ class Energy:
             grid = self.space.grid
             velocity = self.space.velocity(u).to(torch.float64)
             p = ops.flow_points(p, velocity, grid.spacing, grid.origin, self.space.n_steps, False)
-        forward = torch.linalg.inv(self.pullback(q))
-        mapped = p @ forward[:-1, :-1].T + forward[:-1, -1]
+        mapped = homogeneous.carry(homogeneous.inverse(self.pullback(q)), p)
         return torch.as_tensor(((mapped - target) ** 2).sum() / (2 * sigma**2))
 
     def movement(self, change: Tensor) -> float:
@@ -309,7 +327,7 @@ class Energy:
         q, u = self.split(change)
         ndim = self.level.fixed_grid.ndim
         step = self.increment.matrix(q) - torch.eye(ndim + 1, dtype=torch.float64)
-        moved = float((self._rim @ step[:-1, :-1].T + step[:-1, -1]).norm(dim=-1).amax())
+        moved = float(homogeneous.carry(step, self._rim).norm(dim=-1).amax())
         if self.space is not None and u is not None:
             displacement = self.space.velocity(u).mean(dim=0)  # [D, *S]
             moved += self._zoom * float(displacement.norm(dim=0).amax())
@@ -321,7 +339,7 @@ class Energy:
         at = self.positions(x)
         index = (at - torch.tensor(level.moving_grid.origin)) / torch.tensor(level.moving_grid.spacing)
         top = torch.tensor(level.moving_grid.shape, dtype=index.dtype) - 1
-        inside = (torch.minimum(index, top - index) + 0.5).clamp(0, 1).amin(dim=-1)
+        inside = torch.minimum(index, top - index).clamp(0, 1).amin(dim=-1)
         out = level.fixed_weight * inside
         if level.moving_weight is not None:
             out = out * self.warp(x, level.moving_weight[None], level.moving_grid)[0]
@@ -397,7 +415,8 @@ class Mixture:
                 ((flat - self.artefact[:, None]) ** 2).sum(dim=0),
             ]
         )  # [3, N]
-        sigma = torch.tensor([self.sigma_match, self.sigma_background, self.sigma_artefact])[:, None]
+        judged = max(self.sigma_match, SHARPEST * self.spread)
+        sigma = torch.tensor([judged, max(self.sigma_background, judged), self.sigma_artefact])[:, None]
         prior = torch.tensor(self.fractions)[:, None]
         log_p = -squares / (2 * sigma**2) - c * torch.log(sigma) + torch.log(prior)
         posterior = torch.softmax(log_p, dim=0)  # [3, N]
@@ -418,15 +437,16 @@ class Mixture:
 
 
 def _flattest(fixed: Tensor, weight: Tensor) -> Tensor:
-    """Mean colour ``[C]`` of the tenth of the pixels where the image changes least."""
+    """Mean colour ``[C]`` of the tenth of the trusted pixels where the image changes least."""
     c = fixed.shape[0]
     change = torch.zeros_like(weight)
     for d in range(1, fixed.ndim):
         if fixed.shape[d] > 2:
             step = (fixed.narrow(d, 2, fixed.shape[d] - 2) - fixed.narrow(d, 0, fixed.shape[d] - 2)).abs().sum(dim=0)
             change.narrow(d - 1, 1, fixed.shape[d] - 2).add_(step)
-    flat = change.reshape(-1)
-    keep = flat.argsort(stable=True)[: max(1, flat.numel() // 10)]
+    seen = weight.reshape(-1) > 0
+    flat = torch.where(seen, change.reshape(-1), torch.inf)
+    keep = flat.argsort(stable=True)[: max(1, int(seen.sum()) // 10)]
     return fixed.reshape(c, -1)[:, keep].mean(dim=1)
 
 
@@ -452,12 +472,15 @@ def correlation_area(residual: Tensor, weight: Tensor) -> float:
     peak = float(auto.reshape(-1)[0] / pairs.reshape(-1)[0].clamp(min=1e-12))
     if not peak > 0:
         return 1.0
-    enough = pairs > 0.1 * pairs.reshape(-1)[0]  # lags seen often enough to be estimated
+    enough = pairs > 0.1 * pairs.reshape(-1)[0]  # lags seen often enough to be estimated, and not far
+    for d, n in enumerate(residual.shape[1:]):
+        lag = torch.arange(shape[d])
+        lag = torch.minimum(lag, shape[d] - lag)
+        enough = enough & (lag <= max(4, n // 8)).reshape([-1 if i == d else 1 for i in range(len(shape))])
     rho = torch.where(enough, auto / pairs.clamp(min=1e-12) / peak, torch.zeros_like(auto))
-    count = float(enough.sum())
-    # the square of a sample correlation has mean about 1/N even for white noise: take that floor off
-    floor = 1.0 / float(pairs.reshape(-1)[0].clamp(min=1.0))
-    area = float((rho**2).sum()) - floor * count
+    # the square of a sample correlation has mean area/n over its n pairs by chance alone: solve for the area
+    chance = float(torch.where(enough, 1 / pairs.clamp(min=1.0), torch.zeros_like(pairs)).sum())
+    area = float((rho**2).sum()) / (1 + chance)
     return min(max(area, 1.0), CORRELATION_LIMIT)
 
 

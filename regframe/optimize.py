@@ -7,6 +7,7 @@ first step and every later one bounded by the movement it causes, in pixels.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import homogeneous
 from .config import Config
 from .data import Grid, Image
 from .lddmm import (
@@ -37,11 +39,17 @@ SCALE = 0.1
 """Default length a of the Sobolev operator, as a fraction of the moving canvas' shorter side."""
 DEVIATION = 0.1
 """Prior standard deviation of a displacement before anything is known, as the same fraction."""
+BENDING_EVIDENCE = 5.0
+"""Nats by which the energy of a bent map must be lower than the best affine one's for the bend to be kept."""
 DEVIATION_FLOOR = 0.03
 """Smallest prior deviation the fit may arrive at, in moving pixels."""
 DEVIATION_MARGIN = 3.0
 """The prior deviation of the next level over the rms displacement found so far: wide enough to leave room for more."""
 
+PATIENCE = 5
+"""Steps over which a fit must have gained something to go on."""
+WORTHWHILE = 1e-4
+"""Nats per independent observation below which the gain of `PATIENCE` steps of a bent fit is not worth them."""
 PIXELS_PER_THREAD = 150_000
 """Pixels (times channels) below which another thread costs more than it brings."""
 
@@ -77,7 +85,8 @@ class Outcome:
         energy: the energy there.
         iterations: steps taken.
         reason: ``converged`` (the last steps moved nothing), ``flat`` (no lower point along the descent direction),
-            ``max_iter``, or ``diverged`` (the energy was not finite at the start).
+            ``slow`` (out of iterations while the last steps gained next to nothing), ``max_iter`` (out of iterations
+            while they still gained), or ``diverged`` (the energy was not finite at the start).
     """
 
     x: Tensor
@@ -126,6 +135,7 @@ def minimize(
     memory: int = 12,
     max_move: float = 8.0,
     first_move: float = 1.0,
+    worthwhile: float = 0.0,
     callback: Callable[[int, float], None] | None = None,
 ) -> Outcome:
     """Minimise ``evaluate`` from ``x`` ``[P]``.
@@ -133,16 +143,18 @@ def minimize(
     Args:
         movement: from a change of the variables to the largest distance it moves a pixel, in pixels of the level.
         max_iter: steps at most.
-        tolerance: two steps in a row that move less than this (pixels) end it: converged.
+        tolerance: three steps in a row that move less than this (pixels) end it: converged.
         max_move: no step is tried that moves more than this (pixels).
         first_move: length of the first step, which has no curvature to go by (pixels).
+        worthwhile: energy that `PATIENCE` steps must gain together; less ends it: converged.
         callback: called with the step's number and the energy after each step.
     """
     energy, gradient = evaluate(x)
-    if not math.isfinite(energy):
+    if not (math.isfinite(energy) and bool(torch.isfinite(gradient).all())):
         return Outcome(x, energy, 0, "diverged")
     history = _History(memory)
     quiet = 0
+    past = deque([energy], maxlen=PATIENCE + 1)
     for iteration in range(1, max_iter + 1):
         direction = history.direction(gradient)
         slope = _dot(direction, gradient)
@@ -183,9 +195,11 @@ def minimize(
         if callback is not None:
             callback(iteration, energy)
         quiet = quiet + 1 if t * moved < tolerance else 0
-        if quiet >= 2:
+        past.append(energy)
+        if quiet >= 3 or (len(past) > PATIENCE and past[0] - energy < worthwhile):
             return Outcome(x, energy, iteration, "converged")
-    return Outcome(x, energy, max_iter, "max_iter")
+    slow = len(past) > PATIENCE and past[0] - energy < 10 * worthwhile
+    return Outcome(x, energy, max_iter, "slow" if slow else "max_iter")
 
 
 @dataclass
@@ -202,6 +216,10 @@ class Fit:
         history: one entry per step.
         reasons: how each level's minimisation ended, coarse to fine.
         n_evaluations: energy evaluations in all.
+        observations: N of the last energy.
+        mismatch: the metric's value where the last level ended.
+        bending_gain: how much lower the energy of the bent map is than that of the best affine one, in nats; None where
+            no bending was asked for.
     """
 
     x: Tensor
@@ -214,11 +232,14 @@ class Fit:
     history: list[dict[str, Any]] = field(default_factory=list)
     reasons: list[str] = field(default_factory=list)
     n_evaluations: int = 0
+    observations: float = 1.0
+    mismatch: float = math.nan
+    bending_gain: float | None = None
 
     @property
     def pullback(self) -> Tensor:
         """Inverse affine map ``[D+1, D+1]`` of the normalised frames."""
-        return self.start @ self.increment.matrix(self.x[: self.increment.size])
+        return homogeneous.compose(self.start, self.increment.matrix(self.x[: self.increment.size]))
 
     @property
     def velocity(self) -> Tensor | None:
@@ -248,6 +269,20 @@ def adapt_prior(fit: Fit, moving: Grid) -> None:
     fit.x = torch.cat([fit.x[: fit.increment.size], u])
 
 
+STEEPEST = 0.25
+"""Largest ``h dv/dX`` a fit is integrated with; well below 1/D, so that it may grow within a round without folding."""
+MOST_STEPS = 48
+"""Euler steps at most."""
+
+
+def enough_steps(space: VelocitySpace, u: Tensor) -> VelocitySpace:
+    """The space with as many Euler steps as its velocity needs for every step to be invertible."""
+    n_steps = space.n_steps
+    while n_steps < MOST_STEPS and space.with_steps(n_steps).steep(u) > STEEPEST:
+        n_steps += space.n_slices
+    return space.with_steps(n_steps)
+
+
 def fit_level(
     fit: Fit,
     level: Level,
@@ -273,6 +308,8 @@ def fit_level(
     mixture: Mixture | None = None
     posterior = torch.ones(level.fixed_grid.shape)
     for turn in range(rounds):
+        if fit.space is not None and config.n_steps is None:
+            fit.space = enough_steps(fit.space, x[fit.increment.size :])
         energy = Energy(
             level, metric, fit.increment, fit.start, fit.space, torch.ones(level.fixed_grid.shape), 1.0,
             config.sigma_match, landmarks,
@@ -305,6 +342,7 @@ def fit_level(
             max_iter=budget if last else min(budget, max(5, config.optimizer.max_iter // 5)),
             tolerance=config.optimizer.tolerance if last else 4 * config.optimizer.tolerance,
             memory=config.optimizer.memory,
+            worthwhile=0.0 if fit.space is None else WORTHWHILE * energy.observations,
             callback=step,
         )  # fmt: skip
         fit.n_evaluations += energy.n_evaluations
@@ -312,7 +350,10 @@ def fit_level(
         x = outcome.x
         if outcome.reason == "diverged":
             break
+    energy(x)
+    fit.mismatch = energy.parts["mismatch"]
     fit.x, fit.weight, fit.matching, fit.overlap = x, weight, posterior, overlap
+    fit.observations = energy.observations
     fit.reasons.append(outcome.reason)
     return fit
 
@@ -330,7 +371,7 @@ def build_levels(fixed: Image, moving: Image, start: Tensor, config: Config) -> 
         start: ``B_0``, which says how large a moving pixel is in fixed pixels.
     """
     ndim = fixed.grid.ndim
-    zoom = float(torch.linalg.det(start[:ndim, :ndim]).abs()) ** (-1 / ndim)  # fixed pixels per moving pixel
+    zoom = float(homogeneous.determinant(start).abs()) ** (-1 / ndim)  # fixed pixels per moving pixel
     sides = []
     for image in (fixed, moving):
         grid = Frame.of(image.grid).grid(image.grid)
@@ -428,7 +469,7 @@ def fit_pyramid(
             )  # fmt: skip
     if not bending:
         return fit
-    zoom = float(torch.linalg.det(fit.pullback[:ndim, :ndim]).abs()) ** (-1 / ndim)
+    zoom = float(homogeneous.determinant(fit.pullback).abs()) ** (-1 / ndim)
     space = velocity_space(moving.grid, zoom, config)
     fit.space = space
     fit.x = torch.cat([fit.x, torch.zeros(space.size)])
@@ -440,4 +481,51 @@ def fit_pyramid(
                 fit, level, metric(level), config, stage="lddmm", number=number, constant_weights=number == 0,
                 landmarks=landmarks, callback=callback,
             )  # fmt: skip
-    return fit
+    with threads_for(levels[-1].work):
+        return simpler_if_as_good(fit, levels[-1], metric(levels[-1]), config, landmarks, callback)
+
+
+def simpler_if_as_good(
+    fit: Fit,
+    level: Level,
+    metric: ImageMetric,
+    config: Config,
+    landmarks: tuple[Tensor, Tensor, float] | None,
+    callback: Callable[[str, int, int, float], None] | None,
+) -> Fit:
+    """The best affine map instead of a bent one whose bending the data do not ask for.
+
+    Both are judged by the same energy (weights and N of the bent fit): the negative log-posterior, in which the bent map
+    pays for its bending, so a bend that only fits noise loses.
+    """
+    assert fit.space is not None
+    assert fit.weight is not None
+    bent = Energy(
+        level, metric, fit.increment, fit.start, fit.space, fit.weight, fit.observations, config.sigma_match, landmarks
+    )
+    with_bending, _ = bent(fit.x)
+    straight = Energy(
+        level, metric, fit.increment, fit.pullback, None, fit.weight, fit.observations, config.sigma_match, landmarks
+    )
+
+    def step(iteration: int, value: float) -> None:
+        fit.history.append(
+            {"stage": "straight", "level": level_number, "iteration": iteration, "energy": value, **straight.parts}
+        )
+        if callback is not None:
+            callback("straight", level_number, iteration, value)
+
+    level_number = int(fit.history[-1]["level"]) if fit.history else 0
+    outcome = minimize(
+        straight, torch.zeros(fit.increment.size), straight.movement,
+        max_iter=config.optimizer.max_iter, tolerance=config.optimizer.tolerance / 4, memory=config.optimizer.memory,
+        callback=step,
+    )  # fmt: skip
+    fit.n_evaluations += straight.n_evaluations + bent.n_evaluations
+    fit.bending_gain = outcome.energy - with_bending
+    if fit.bending_gain > BENDING_EVIDENCE:
+        return fit
+    overlap = straight.overlap(outcome.x)
+    return dataclasses.replace(
+        fit, x=outcome.x, start=fit.pullback, space=None, overlap=overlap, reasons=[*fit.reasons, outcome.reason]
+    )

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .config import Config
 from .data import Grid, Image, unit_ratio
+from .homogeneous import carry, compose, inverse
 from .lddmm import Frame, ImageMetric, Increment, Level, smooth_size, standardized
 from .optimize import Fit, build_levels, fit_level, threads_for
 from .transforms import Affine, resample
@@ -26,6 +27,10 @@ ANGLES = 36
 """Turns tried around the full circle, each with and without a mirror."""
 CANDIDATES = 6
 """Distinct poses that are refined and compared."""
+
+
+EQUAL = 0.02
+"""Relative difference of two scores that says nothing about which pose is right."""
 
 
 @dataclass(frozen=True)
@@ -96,9 +101,11 @@ def fit_points(p: Tensor, q: Tensor, kind: str = "affine") -> tuple[Affine, Tens
     if kind == "translation":
         linear = torch.eye(ndim, dtype=torch.float64)
     elif kind == "affine":
-        linear = torch.linalg.lstsq(p - centre_p, q - centre_q).solution.T
+        gram = torch.eye(ndim + 1, dtype=torch.float64)
+        gram[:-1, :-1] = _products(p - centre_p, p - centre_p)
+        linear = compose(_products(q - centre_q, p - centre_p), inverse(gram)[:-1, :-1])
     else:
-        covariance = (q - centre_q).T @ (p - centre_p) / len(p)
+        covariance = _products(q - centre_q, p - centre_p) / len(p)
         u, s, vh = torch.linalg.svd(covariance)
         sign = torch.ones(ndim, dtype=torch.float64)
         sign[-1] = torch.sign(torch.linalg.det(u) * torch.linalg.det(vh))
@@ -110,6 +117,11 @@ def fit_points(p: Tensor, q: Tensor, kind: str = "affine") -> tuple[Affine, Tens
     matrix[:-1, -1] = centre_q - linear @ centre_p
     fitted = Affine(matrix)
     return fitted, (fitted.points(p) - q).norm(dim=1)
+
+
+def _products(a: Tensor, b: Tensor) -> Tensor:
+    """``Σ_i a_i b_iᵀ`` ``[D, D]`` of ``[N, D]`` each, summed in one order (see `regframe.homogeneous`)."""
+    return (a[:, :, None] * b[:, None, :]).sum(dim=0)
 
 
 def _flat(p: Tensor) -> bool:
@@ -164,7 +176,8 @@ def search(fixed: Image, moving: Image, metric: Callable[[Level], ImageMetric], 
     zoom = ratio if ratio is not None else fixed.grid.diagonal / moving.grid.diagonal
     centred = torch.diag(torch.tensor([*[zoom] * ndim, 1.0], dtype=torch.float64))
     identity = centred.clone()
-    centred[:-1, -1] = torch.tensor(fixed.grid.center) - zoom * torch.tensor(moving.grid.center)
+    middles = [torch.tensor(grid.center, dtype=torch.float64) for grid in (fixed.grid, moving.grid)]
+    centred[:-1, -1] = middles[0] - zoom * middles[1]
     starts = [identity, centred] if ratio is not None else [centred]
     if ndim == 2:
         with threads_for(SEARCH_SIZE**2):
@@ -178,32 +191,34 @@ def search(fixed: Image, moving: Image, metric: Callable[[Level], ImageMetric], 
     )
     levels: list[Level] = []
     for matrix in starts:
-        start = to_moving @ torch.linalg.inv(matrix) @ torch.linalg.inv(to_fixed)
+        start = compose(to_moving, inverse(matrix), inverse(to_fixed))
         if not levels:
             levels = build_levels(fixed, moving, start, quick)[:1]
         increment = Increment(kind, ndim, radius)
         fit = Fit(torch.zeros(increment.size), start, increment, None)
         with threads_for(levels[0].work):
             fit = fit_level(fit, levels[0], metric(levels[0]), quick, stage="pose", number=0, constant_weights=True)
-        if not fit.history or fit.overlap is None:
+        if fit.overlap is None or not math.isfinite(fit.mismatch):
             continue
         share = float(fit.overlap.mean())
         # explained variance counts in proportion to the share of the fixed image it explains
-        gain = -math.log(max(float(fit.history[-1]["mismatch"]), 1e-6)) * share
-        found = torch.linalg.inv(to_fixed) @ torch.linalg.inv(fit.pullback) @ to_moving
+        gain = -math.log(max(fit.mismatch, 1e-6)) * share
+        found = compose(inverse(to_fixed), inverse(fit.pullback), to_moving)
         scored.append((-gain, found))
     if not scored:
         return Pose(starts[0], 0.0, None)
-    scored.sort(key=lambda pair: pair[0])
-    best_score, best = scored[0]
-    rival = next((s for s, m in scored[1:] if _differs(m, best, moving.grid, fixed.grid)), None)
+    lowest = min(score for score, _ in scored)
+    # of poses that fit equally well (a disc fits at any turn) the plainest: identity and centres come first
+    best_score, best = next(pair for pair in scored if pair[0] <= lowest + EQUAL * abs(lowest))
+    rivals = [score for score, matrix in scored if _differs(matrix, best, moving.grid, fixed.grid)]
+    rival = min(rivals, default=None)
     margin = None if rival is None else (rival - best_score) / max(abs(best_score), 1e-9)
     return Pose(best, best_score, margin)
 
 
 def _differs(a: Tensor, b: Tensor, moving: Grid, fixed: Grid) -> bool:
     """Whether two poses put the moving canvas' corners further than a tenth of the fixed diagonal apart, in the mean."""
-    apart = moving.corners() @ (a - b)[:-1, :-1].T + (a - b)[:-1, -1]
+    apart = carry(a - b, moving.corners())
     return float(apart.norm(dim=1).mean()) > 0.1 * fixed.diagonal
 
 

@@ -22,6 +22,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from . import homogeneous
+
 NEWTON_ITERATIONS = 12
 """Upper bound of the Newton iterations of one step; a cell-wise multilinear velocity needs two or three."""
 
@@ -145,8 +147,7 @@ def pixel_positions(matrix: Tensor, shape: Sequence[int], offset: Sequence[int])
     """Positions ``[*shape, D]`` of the pixels ``offset + (0 ... shape-1)`` under ``matrix`` ``[D, D+1]`` (float64)."""
     axes = [torch.arange(n, dtype=matrix.dtype, device=matrix.device) + o for n, o in zip(shape, offset, strict=True)]
     index = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)  # [*shape, D]
-    ndim = len(axes)
-    return index @ matrix[:, :ndim].T + matrix[:, ndim]
+    return homogeneous.carry(matrix, index)
 
 
 def warp(

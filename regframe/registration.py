@@ -19,6 +19,7 @@ from . import plugins, pose
 from .config import Config
 from .contracts import Metric
 from .data import Grid, Image, PointSet, unit_ratio
+from .homogeneous import carry, compose, determinant, inverse
 from .lddmm import Frame, Level, fit_contrast
 from .optimize import Fit, build_levels, fit_pyramid
 from .transforms import Affine, Flow, Sequence, Transform, move_points, resample
@@ -174,10 +175,11 @@ def register(
     if config.sigma_landmarks is not None:
         if not isinstance(init, pose.Landmarks):
             raise ValueError("wanted landmarks beside sigma_landmarks, got none; pass init=regframe.landmarks(p, q)")
-        p = init.moving @ to_moving[:-1, :-1].T + to_moving[:-1, -1]
-        q = init.fixed @ to_fixed[:-1, :-1].T + to_fixed[:-1, -1]
+        p = carry(to_moving, init.moving)
+        q = carry(to_fixed, init.fixed)
         pairs = (p, q, config.sigma_landmarks / fixed.grid.pixel)
-    pull = to_moving @ torch.linalg.inv(start) @ torch.linalg.inv(to_fixed)
+    # a start is only a start: without the last bits, in which one unit differs from another, so do their fits not
+    pull = torch.round(compose(to_moving, inverse(start), inverse(to_fixed)), decimals=10)
     n_levels = len(build_levels(fixed, moving, pull, config)) if progress is not None else 0
 
     def step(stage: str, level: int, iteration: int, loss: float) -> None:
@@ -299,7 +301,7 @@ def _start(
         kind = "affine" if config.transform == "lddmm" else config.transform
         matrix = pose.fit_points(init.moving * (ratio or 1.0), init.fixed, kind)[0].matrix.clone()
         matrix[:-1, :-1] = matrix[:-1, :-1] * (ratio or 1.0)
-        if not float(torch.linalg.det(matrix[:-1, :-1]).abs()) > 0:
+        if not float(determinant(matrix).abs()) > 0:
             raise ValueError("wanted landmarks that give an invertible map, got a singular one; check their pairing")
     elif isinstance(init, Transform):
         parts = init.parts()
@@ -344,8 +346,7 @@ def _check_landmarks(pairs: pose.Landmarks, fixed: Image, moving: Image) -> None
 def _maps(fit: Fit, fixed: Grid, moving: Grid) -> tuple[Affine, Transform]:
     """The affine part and ``Φ`` in physical units."""
     to_fixed, to_moving = Frame.of(fixed).matrix(), Frame.of(moving).matrix()
-    matrix = torch.linalg.inv(to_fixed) @ torch.linalg.inv(fit.pullback) @ to_moving
-    matrix[-1] = torch.eye(matrix.shape[0], dtype=matrix.dtype)[-1]
+    matrix = compose(inverse(to_fixed), inverse(fit.pullback), to_moving)
     affine = Affine(matrix, moving.unit, fixed.unit)
     if fit.space is None or fit.velocity is None:
         return affine, affine
@@ -403,19 +404,20 @@ def _figures(
     at = back.points(coords)
     inside = moving.grid.contains(at)
     error = (phi.points(at) - coords).norm(dim=-1) / fixed.grid.pixel
-    determinant = back.jacobian_determinant(grid) * torch.linalg.det(affine.matrix[:-1, :-1])
+    area = back.jacobian_determinant(grid) * determinant(affine.matrix)  # of the bending alone
     seen = inside if bool(inside.any()) else torch.ones_like(inside)
     assert fit.matching is not None
     assert fit.overlap is not None
     overlap = fit.overlap
     shift = (at - affine.inverse().points(coords)).norm(dim=-1) / moving.grid.pixel
-    final = [h for h in fit.history if h["stage"] == fit.history[-1]["stage"]] if fit.history else []
-    last = [h for h in final if h["level"] == final[-1]["level"]] if final else []
+    bent = [h for h in fit.history if h["stage"] != "straight"]
+    kept = bent if fit.space is not None else fit.history
+    last = [h for h in kept if (h["stage"], h["level"]) == (kept[-1]["stage"], kept[-1]["level"])]
     return {
         "roundtrip_px": {"mean": float(error[seen].mean()), "max": float(error[seen].max())},
-        "jacobian_min": float(determinant[seen].min()),
-        "jacobian_max": float(determinant[seen].max()),
-        "folding_fraction": float((determinant[seen] <= 0).to(torch.float32).mean()),
+        "jacobian_min": float(area[seen].min()),
+        "jacobian_max": float(area[seen].max()),
+        "folding_fraction": float((area[seen] <= 0).to(torch.float32).mean()),
         "matching_fraction": float((fit.matching * overlap).sum() / overlap.sum().clamp(min=1e-9)),
         "overlap_fraction": float(inside.to(torch.float32).mean()),
         "pose_margin": margin,
@@ -425,6 +427,8 @@ def _figures(
             "affine": _explained(fixed, moving, affine),
             "final": _explained(fixed, moving, phi),
         },
+        "model": "affine" if fit.space is None else "lddmm",
+        "bending_gain": fit.bending_gain,
         "energy": {
             "first": last[0]["energy"] if last else None,
             "last": last[-1]["energy"] if last else None,

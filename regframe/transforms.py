@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from . import ops, reference
+from . import homogeneous, ops, reference
 from .data import AXES, Grid, Image, PointSet, canonical_unit
 
 _CHUNK = 1 << 20  # positions handled at once where a generic map needs its coordinates in memory
@@ -121,14 +121,14 @@ class Affine(Transform):
 
     def points(self, coords: Tensor) -> Tensor:  # noqa: D102
         x = _check_coords(coords, self.ndim)
-        return x @ self.matrix[:-1, :-1].T + self.matrix[:-1, -1]
+        return homogeneous.carry(self.matrix, x)
 
     def inverse(self) -> Affine:  # noqa: D102
-        determinant = torch.linalg.det(self.matrix[:-1, :-1])
+        determinant = homogeneous.determinant(self.matrix)
         scale = self.matrix[:-1, :-1].abs().max()
         if not abs(float(determinant)) > 1e-12 * float(scale) ** self.ndim:
             raise ValueError(f"wanted an invertible affine map, got determinant {float(determinant):.3g}")
-        return Affine(_with_exact_last_row(torch.linalg.inv(self.matrix)), self.target_unit, self.source_unit)
+        return Affine(homogeneous.inverse(self.matrix), self.target_unit, self.source_unit)
 
 
 @dataclass(frozen=True)
@@ -322,7 +322,7 @@ def _interpolate(image: Image, pull: Transform, grid: Grid, background: float | 
     if fused is not None:
         affine, flow = fused
         ndim = grid.ndim
-        matrix = (affine @ grid.index_to_position())[:ndim]
+        matrix = homogeneous.compose(affine, grid.index_to_position())[:ndim]
         if flow is None:
             velocity, v_grid, n_steps = torch.zeros((1, ndim, *(1,) * ndim)), Grid((1,) * ndim), 1
         else:
@@ -335,7 +335,8 @@ def _interpolate(image: Image, pull: Transform, grid: Grid, background: float | 
     else:
         out = torch.empty((source.shape[0], *grid.shape), dtype=dtype)
         flat = out.reshape(source.shape[0], -1)
-        spacing, origin = torch.tensor(image.grid.spacing), torch.tensor(image.grid.origin)
+        spacing = torch.tensor(image.grid.spacing, dtype=torch.float64)
+        origin = torch.tensor(image.grid.origin, dtype=torch.float64)
         inside = None if background is None else torch.empty(grid.shape, dtype=torch.bool)
         for rows, coords in _chunks(grid):
             at = pull.points(coords)
@@ -352,14 +353,16 @@ def _interpolate(image: Image, pull: Transform, grid: Grid, background: float | 
 
 def _gather_nearest(image: Image, pull: Transform, grid: Grid, background: float) -> Tensor:
     out = torch.empty((image.data.shape[0], *grid.shape), dtype=image.data.dtype)
+    if not out.dtype.is_floating_point:
+        background = min(max(background, torch.iinfo(out.dtype).min), torch.iinfo(out.dtype).max)
     flat, source = out.reshape(out.shape[0], -1), image.data.reshape(image.data.shape[0], -1)
     spacing = torch.tensor(image.grid.spacing, dtype=torch.float64)
     origin = torch.tensor(image.grid.origin, dtype=torch.float64)
-    top = torch.tensor(image.grid.shape) - 1
+    top = torch.tensor(image.grid.shape, dtype=torch.float64) - 1
     for rows, coords in _chunks(grid):
         at = pull.points(coords)
         inside = image.grid.contains(at)
-        index = torch.minimum(((at - origin) / spacing).round().nan_to_num(0.0).clamp(min=0).long(), top)
+        index = torch.minimum(((at - origin) / spacing).round().nan_to_num(0.0).clamp(min=0), top).long()
         address = torch.zeros(index.shape[0], dtype=torch.long)
         for d, n in enumerate(image.grid.shape):
             address = address * n + index[:, d]
@@ -399,7 +402,7 @@ def _affine_then_flow(pull: Transform) -> tuple[Tensor, Flow | None] | None:
     for part in parts:
         if not isinstance(part, Affine):
             return None
-        matrix = part.matrix @ matrix
+        matrix = homogeneous.compose(part.matrix, matrix)
     return matrix, flow if isinstance(flow, Flow) else None
 
 
@@ -433,10 +436,3 @@ def _check_grid(transform: Transform, grid: Grid) -> None:
 def _canonical_units(affine: Affine) -> None:
     object.__setattr__(affine, "source_unit", canonical_unit(affine.source_unit))
     object.__setattr__(affine, "target_unit", canonical_unit(affine.target_unit))
-
-
-def _with_exact_last_row(matrix: Tensor) -> Tensor:
-    matrix = matrix.clone()
-    matrix[-1] = 0.0
-    matrix[-1, -1] = 1.0
-    return matrix

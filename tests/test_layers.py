@@ -18,7 +18,7 @@ PLUGINS = ROOT / "plugins"
 
 ROWS: dict[int, set[str]] = {
     0: {"_C", "_host"},
-    1: {"hookspecs", "reference", "ops"},
+    1: {"hookspecs", "homogeneous", "reference", "ops"},
     2: {"data", "transforms", "config"},
     3: {"contracts", "plugins", "tables"},
     4: {"pose", "lddmm", "optimize"},

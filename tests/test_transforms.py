@@ -464,7 +464,7 @@ def test_a_shift_by_whole_voxels_is_exact() -> None:
 @pytest.mark.parametrize(("dtype", "atol"), [(torch.float64, 1e-10), (torch.float32, 2e-4)])
 @pytest.mark.parametrize("ndim", [2, 3])
 @pytest.mark.parametrize("background", [None, 5.0])
-@pytest.mark.parametrize("kind", ["affine", "flow", "flow then affine"])
+@pytest.mark.parametrize("kind", ["affine", "flow", "flow then affine", "flow then two affine"])
 def test_the_fused_path_equals_the_generic_one(
     dtype: torch.dtype, atol: float, ndim: int, background: float | None, kind: str, calls: list[str]
 ) -> None:
@@ -476,6 +476,8 @@ def test_the_fused_path_equals_the_generic_one(
     small[:ndim] += 0.1 * _uniform((ndim, ndim + 1), generator)
     parts = {"affine": [rf.Affine(small)], "flow": [_flow(ndim, generator)]}
     parts["flow then affine"] = parts["flow"] + parts["affine"]
+    turned = rf.Affine(small.flip(0, 1).roll((-1, -1), (0, 1)))  # does not commute with the first
+    parts["flow then two affine"] = [*parts["flow then affine"], turned]
     move = rf.Sequence(tuple(parts[kind]))
     fused = rf.resample(image, move, target, background)
     assert calls == ["warp"]

@@ -1,0 +1,351 @@
+"""Where a registration starts: maps of paired landmarks, and the search without any."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import regframe as rf
+from regframe import pose
+from regframe.lddmm import ImageMetric, Level
+
+laws = settings(max_examples=25)
+seeds = st.integers(0, 2**31)
+ndims = st.sampled_from([2, 3])
+
+MOVING = torch.tensor([[150.0, 190.0], [100.0, 60.0], [75.0, 100.0]], dtype=torch.float64)
+FIXED = torch.tensor([[160.0, 200.0], [100.0, 50.0], [75.0, 100.0]], dtype=torch.float64)
+
+
+def _rotation(ndim: int, generator: torch.Generator) -> Tensor:
+    q, _ = torch.linalg.qr(torch.randn((ndim, ndim), generator=generator, dtype=torch.float64))
+    q[:, 0] *= torch.linalg.det(q)
+    return q
+
+
+def _map(linear: Tensor, generator: torch.Generator) -> rf.Affine:
+    ndim = linear.shape[0]
+    matrix = torch.eye(ndim + 1, dtype=torch.float64)
+    matrix[:-1, :-1] = linear
+    matrix[:-1, -1] = 100 * torch.randn(ndim, generator=generator, dtype=torch.float64)
+    return rf.Affine(matrix)
+
+
+def _points(n: int, ndim: int, generator: torch.Generator) -> Tensor:
+    return 50 * torch.randn((n, ndim), generator=generator, dtype=torch.float64)
+
+
+# --------------------------------------------------------------------------------------------------------- fit_points
+
+
+def test_three_pairs_give_the_matrix_of_the_method_to_its_printed_digits() -> None:
+    fitted, residuals = pose.fit_points(MOVING, FIXED, "affine")
+    assert np.round(fitted.matrix.numpy(), 4).tolist() == [
+        [1.0762, 0.0476, -10.4762],
+        [-0.0952, 1.1905, -11.9048],
+        [0, 0, 1],
+    ]
+    assert residuals.max() < 1e-9
+
+
+@laws
+@given(seed=seeds, ndim=ndims, kind=st.sampled_from(["translation", "rigid", "similarity", "affine"]))
+def test_a_map_of_the_kind_is_recovered_exactly(seed: int, ndim: int, kind: str) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    linear = torch.eye(ndim, dtype=torch.float64)
+    if kind in ("rigid", "similarity"):
+        linear = _rotation(ndim, generator)
+    if kind == "similarity":
+        linear = linear * (0.2 + 3 * float(torch.rand(1, generator=generator)))
+    if kind == "affine":
+        linear = _rotation(ndim, generator) @ torch.diag(torch.tensor([1.5, 0.7, 1.2])[:ndim].double())
+    truth = _map(linear, generator)
+    p = _points(8, ndim, generator)
+    fitted, residuals = pose.fit_points(p, truth.points(p), kind)
+    torch.testing.assert_close(fitted.matrix, truth.matrix, rtol=0, atol=1e-9)
+    assert residuals.shape == (8,)
+    assert residuals.max() < 1e-9
+
+
+@laws
+@given(seed=seeds, ndim=ndims, kind=st.sampled_from(["rigid", "similarity"]))
+def test_mirrored_data_are_never_answered_with_a_mirror(seed: int, ndim: int, kind: str) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    mirror = _rotation(ndim, generator)
+    mirror[:, 0] *= -1
+    p = _points(9, ndim, generator)
+    q = _map(mirror, generator).points(p)
+    fitted, residuals = pose.fit_points(p, q, kind)
+    linear = fitted.matrix[:-1, :-1]
+    size = float(torch.linalg.det(linear))
+    assert size > 0
+    unit = linear / size ** (1 / ndim)
+    torch.testing.assert_close(unit @ unit.T, torch.eye(ndim, dtype=torch.float64), rtol=0, atol=1e-9)
+    if kind == "rigid":
+        assert size == pytest.approx(1)
+    assert residuals.max() > 1  # and the misfit is said
+    _is_least(fitted, p, q, kind)
+
+
+@laws
+@given(seed=seeds, ndim=ndims, kind=st.sampled_from(["translation", "rigid", "similarity", "affine"]))
+def test_noisy_pairs_get_the_best_map_of_the_kind(seed: int, ndim: int, kind: str) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    p = _points(7, ndim, generator)
+    q = _map(_rotation(ndim, generator), generator).points(p) + 3 * torch.randn(p.shape, generator=generator).double()
+    fitted, residuals = pose.fit_points(p, q, kind)
+    torch.testing.assert_close(residuals, (fitted.points(p) - q).norm(dim=1))
+    _is_least(fitted, p, q, kind)
+
+
+def _is_least(fitted: rf.Affine, p: Tensor, q: Tensor, kind: str) -> None:
+    """No small change within the kind lowers the sum of squares."""
+    ndim = p.shape[1]
+    centre = q.mean(dim=0)
+    mapped = fitted.points(p)
+    cost = ((mapped - q) ** 2).sum()
+    changes = [torch.zeros((ndim, ndim), dtype=torch.float64)]  # with a shift alone
+    for i in range(ndim):
+        for j in range(ndim):
+            e = torch.zeros((ndim, ndim), dtype=torch.float64)
+            e[i, j] = 1
+            if kind == "affine":
+                changes.append(e)
+            elif kind in ("rigid", "similarity") and i < j:
+                changes.append(e - e.T)
+    if kind == "similarity":
+        changes.append(torch.eye(ndim, dtype=torch.float64))
+    for change in changes:
+        for sign in (-1e-3, 1e-3):
+            moved = (mapped - centre) @ torch.linalg.matrix_exp(sign * change).T + centre
+            assert ((moved - q) ** 2).sum() >= cost * (1 - 1e-12)
+            assert ((moved + sign - q) ** 2).sum() > cost - 1e-9 or bool(change.any())
+
+
+@pytest.mark.parametrize("kind", ["translation", "rigid", "similarity", "affine"])
+@pytest.mark.parametrize("n", [1, 2])
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_fewer_than_three_pairs_give_a_translation(kind: str, n: int, ndim: int) -> None:
+    p = _points(n, ndim, torch.Generator().manual_seed(0))
+    q = p + torch.tensor([5.0, -3.0, 2.0])[:ndim]
+    q[-1] += n - 1  # two pairs that a turn or a size would explain better
+    fitted, residuals = pose.fit_points(p, q, kind)
+    assert torch.equal(fitted.matrix[:-1, :-1], torch.eye(ndim, dtype=torch.float64))
+    torch.testing.assert_close(fitted.matrix[:-1, -1], (q - p).mean(dim=0))
+    assert residuals.tolist() == pytest.approx([(n - 1) / 2 * math.sqrt(ndim)] * n)
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_pairs_that_do_not_determine_an_affine_volume_map_give_a_similarity(flat: bool) -> None:
+    generator = torch.Generator().manual_seed(1)
+    p = _points(6 if flat else 3, 3, generator)
+    if flat:
+        p[:, 0] = 7.0
+    truth = _map(1.3 * _rotation(3, generator), generator)
+    fitted, residuals = pose.fit_points(p, truth.points(p), "affine")
+    torch.testing.assert_close(fitted.matrix, truth.matrix, rtol=0, atol=1e-8)
+    assert residuals.max() < 1e-8
+
+
+# ---------------------------------------------------------------------------------------------------------- landmarks
+
+
+def test_landmarks_keep_their_order_in_double_precision() -> None:
+    pairs = rf.landmarks(MOVING.tolist(), rf.PointSet(FIXED))
+    assert torch.equal(pairs.moving, MOVING)
+    assert torch.equal(pairs.fixed, FIXED)
+    assert pairs.moving.dtype == torch.float64
+    # two pairs say nothing about lines: they are welcome
+    assert len(rf.landmarks([[0.0, 0.0], [0.0, 0.0]], [[1.0, 1.0], [2.0, 2.0]]).moving) == 2
+
+
+LINE = [[0.0, 0.0], [1.0, 2.0], [2.0, 4.0], [5.0, 10.0]]
+CORNER = [[0.0, 0.0], [1.0, 2.0], [2.0, 0.0], [5.0, 1.0]]
+
+
+@pytest.mark.parametrize(
+    ("p", "q", "message"),
+    [
+        (LINE, CORNER, "moving landmarks that span .*collinear"),
+        (CORNER, LINE, "fixed landmarks that span .*collinear"),
+        ([[3.0, 3.0]] * 3, CORNER[:3], "collinear"),  # all at one place
+        (np.array(LINE) * 1e6 + 1e9, CORNER, "collinear"),
+        (CORNER, CORNER[:3], "3 fixed and 4 moving"),
+        (CORNER, [[0.0, 0.0, 0.0]] * 4, "as many fixed as moving"),
+        ([*CORNER[:3], [float("nan"), 1.0]], CORNER, "finite moving landmarks, got 1 "),
+        (CORNER, [*CORNER[:3], [1.0, float("inf")]], "finite fixed landmarks, got 1 "),
+        ([], [], "landmarks"),
+        (torch.zeros((0, 2)), torch.zeros((0, 2)), "at least one pair"),
+        ([1.0, 2.0], [1.0, 2.0], r"\[N, 2\] or \[N, 3\]"),
+        ([[1.0]], [[1.0]], r"\[N, 2\] or \[N, 3\]"),
+    ],
+)
+def test_landmarks_that_cannot_start_anything(p: object, q: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        rf.landmarks(p, q)
+
+
+@pytest.mark.parametrize("unit", [1.0, 1e-6, 1e6])
+def test_whether_landmarks_span_does_not_depend_on_the_unit(unit: float) -> None:
+    thin = torch.tensor([[0.0, 0.0], [100.0, 0.0], [50.0, 2.0]]) * unit
+    pose.check_spread(thin, "moving")
+    thinner = torch.tensor([[0.0, 0.0], [100.0, 0.0], [50.0, 0.01]]) * unit
+    with pytest.raises(ValueError, match="collinear"):
+        pose.check_spread(thinner, "moving")
+
+
+# ---------------------------------------------------------------------------------------------------- nearest_of_kind
+
+
+@laws
+@given(seed=seeds, ndim=ndims, kind=st.sampled_from(["rigid", "similarity"]), mirrored=st.booleans())
+def test_the_nearest_map_of_a_kind_keeps_the_middle_and_the_mirror(
+    seed: int, ndim: int, kind: str, mirrored: bool
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    linear = 1.4 * _rotation(ndim, generator) @ torch.diag(torch.tensor([1.2, 0.9, 1.1])[:ndim].double())
+    if mirrored:
+        linear[0] *= -1
+    given_map = _map(linear, generator)
+    center = tuple((10 * torch.randn(ndim, generator=generator)).tolist())
+    found = rf.Affine(pose.nearest_of_kind(given_map.matrix, kind, 0.5, center))
+    middle = torch.tensor(center, dtype=torch.float64)
+    torch.testing.assert_close(found.points(middle), given_map.points(middle), rtol=0, atol=1e-9)
+    block = found.matrix[:-1, :-1]
+    gram = block.T @ block
+    size = float(gram[0, 0].sqrt())
+    torch.testing.assert_close(gram, size**2 * torch.eye(ndim, dtype=torch.float64), rtol=0, atol=1e-9)
+    assert (torch.linalg.det(block) < 0) == (torch.linalg.det(linear) < 0)
+    if kind == "rigid":
+        assert size == pytest.approx(0.5)  # the known factor between the units
+    # nearest: no other turn (and size) of the kind comes closer, in the Frobenius norm
+    distance = (block - linear).norm()
+    skew = torch.randn((ndim, ndim), generator=generator, dtype=torch.float64)
+    for step in (1e-3, -1e-3):
+        assert (torch.linalg.matrix_exp(step * (skew - skew.T)) @ block - linear).norm() >= distance - 1e-12
+        if kind == "similarity":
+            assert ((1 + step) * block - linear).norm() >= distance - 1e-12
+
+
+@pytest.mark.parametrize("kind", ["affine", "lddmm"])
+def test_other_kinds_take_an_affine_start_as_it_is(kind: str) -> None:
+    matrix = _map(torch.tensor([[1.0, 0.5], [0.0, 2.0]]).double(), torch.Generator().manual_seed(0)).matrix
+    assert torch.equal(pose.nearest_of_kind(matrix, kind, 1.0, (3.0, 4.0)), matrix)
+
+
+# ------------------------------------------------------------------------------------------------------------- search
+
+
+def _ready() -> Callable[[Level], ImageMetric]:
+    metric = rf.metric("contrast")
+
+    def prepared(level: Level) -> ImageMetric:
+        metric.prepare(
+            rf.Image(level.fixed, level.fixed_grid, weight=level.fixed_weight),
+            rf.Image(level.moving, level.moving_grid, weight=level.moving_weight),
+        )
+        return metric
+
+    return prepared
+
+
+@pytest.fixture(scope="module")
+def photograph() -> Tensor:
+    """``[1, 128, 128]`` of the picture that scikit-image carries."""
+    from skimage.data import camera
+
+    return torch.from_numpy(camera()[::4, ::4].copy())[None].to(torch.float32)
+
+
+@pytest.fixture(scope="module")
+def section() -> Tensor:
+    """``[3, 128, 128]`` of the stained section that scikit-image carries."""
+    from skimage.data import immunohistochemistry
+
+    return torch.from_numpy(immunohistochemistry()[::4, ::4].copy()).permute(2, 0, 1).to(torch.float32)
+
+
+def _posed(
+    moving: rf.Image, angle: float, mirror: int, shift: tuple[float, float], scale: float
+) -> tuple[rf.Image, rf.Affine]:
+    """A turned, mirrored, shifted, inverted copy on a smaller, oblong canvas, and the true map onto it."""
+    cos, sin = scale * math.cos(math.radians(angle)), scale * math.sin(math.radians(angle))
+    linear = torch.tensor([[cos, -sin * mirror], [sin, cos * mirror]], dtype=torch.float64)
+    centre = torch.tensor(moving.grid.center, dtype=torch.float64)
+    grid = rf.Grid((118, 126), (moving.grid.pixel,) * 2, (2 * moving.grid.pixel,) * 2, moving.grid.unit)
+    matrix = torch.eye(3, dtype=torch.float64)
+    matrix[:2, :2] = linear
+    matrix[:2, 2] = centre - linear @ centre + torch.tensor(shift, dtype=torch.float64) * moving.grid.pixel
+    truth = rf.Affine(matrix, grid.unit, grid.unit)
+    fixed = rf.resample(moving, truth, grid, background=float(moving.data.mean()))
+    return fixed.replace(data=255 - fixed.data), truth
+
+
+@pytest.mark.parametrize(
+    ("picture", "angle", "mirror", "shift", "scale"),
+    [
+        ("photograph", 33, 1, (9.0, -6.0), 1.0),
+        ("photograph", 147, -1, (-8.0, 12.0), 1.0),
+        ("section", 265, 1, (0.0, 20.0), 1.08),
+        ("section", 75, -1, (14.0, 0.0), 1.0),
+    ],
+)
+def test_the_search_finds_a_copy_in_any_pose(
+    picture: str, angle: float, mirror: int, shift: tuple[float, float], scale: float, request: pytest.FixtureRequest
+) -> None:
+    data = request.getfixturevalue(picture)
+    moving = rf.Image(data, rf.Grid(data.shape[1:], (0.5, 0.5), (30.0, -10.0), "µm"))
+    fixed, truth = _posed(moving, angle, mirror, shift, scale)
+    found = pose.search(fixed, moving, _ready(), rf.Config())
+    x = moving.grid.coords()
+    inside = fixed.grid.contains(truth.points(x))
+    error = (rf.Affine(found.matrix, "µm", "µm").points(x) - truth.points(x)).norm(dim=-1)[inside] / 0.5
+    assert float(error.max()) < 3
+    assert found.margin is not None
+    assert found.margin > 0.1
+
+
+def test_the_search_gives_one_answer_and_knows_the_ratio_of_two_units(photograph: Tensor) -> None:
+    moving = rf.Image(photograph, rf.Grid((128, 128), (2.0, 2.0), unit="µm"))
+    fixed, truth = _posed(moving, -60, 1, (5.0, 3.0), 1.0)
+    small = fixed.replace(grid=fixed.grid.to_unit("mm"))
+    found = [pose.search(small, moving, _ready(), rf.Config(transform="rigid")) for _ in range(2)]
+    assert torch.equal(found[0].matrix, found[1].matrix)
+    assert found[0].score == found[1].score
+    x = moving.grid.coords()
+    error = (rf.Affine(found[0].matrix).points(x) * 1e3 - truth.points(x)).norm(dim=-1) / 2
+    assert float(error.max()) < 3
+    block = found[0].matrix[:2, :2]  # rigid: exactly the ratio of the units, no size of its own
+    torch.testing.assert_close(block @ block.T, 1e-6 * torch.eye(2, dtype=torch.float64), rtol=1e-9, atol=1e-15)
+
+
+def test_the_search_says_when_another_pose_fits_as_well() -> None:
+    axis = torch.arange(96.0) - 47.5
+    radius = (axis[:, None] ** 2 + axis**2).sqrt()
+    ring = torch.exp(-((radius - 25) ** 2) / 18) + 0.5 * torch.exp(-(radius**2) / 30)
+    image = rf.Image(ring[None], rf.Grid((96, 96)))
+    found = pose.search(image, image, _ready(), rf.Config())
+    assert found.margin is not None
+    assert 0 <= found.margin < 0.1
+    middle = torch.tensor([47.5, 47.5])
+    assert (rf.Affine(found.matrix).points(middle) - middle).norm() < 0.5  # the turn is anyone's guess, the place not
+
+
+def test_a_volume_starts_from_where_it_is_or_from_the_middles() -> None:
+    grid = rf.Grid((16, 18, 20), (1.0, 1.0, 1.0))
+    generator = torch.Generator().manual_seed(3)
+    noise = torch.nn.functional.avg_pool3d(torch.randn((1, 1, 20, 22, 24), generator=generator), 5, 1)[0]
+    image = rf.Image(noise, grid)
+    apart = rf.Grid(grid.shape, grid.spacing, (500.0, -300.0, 70.0))
+    for fixed_grid in (grid, apart):
+        found = pose.search(image.replace(grid=fixed_grid), image, _ready(), rf.Config())
+        x = grid.coords()
+        expected = x + torch.tensor(fixed_grid.origin, dtype=torch.float64)
+        assert (rf.Affine(found.matrix).points(x) - expected).norm(dim=-1).max() < 0.5
