@@ -26,7 +26,7 @@ class Pyramid(Section):
     """Resolutions, coarse to fine."""
 
     levels: int | None = Field(
-        None, ge=1, le=12, description="number of levels; None: until the coarsest is about 48 px"
+        None, ge=1, le=12, description="number of levels; None: until the coarsest is about 40 px"
     )
     finest: int = Field(0, ge=0, le=12, description="halvings of the input at the finest level")
     max_pixels: int = Field(
@@ -40,7 +40,7 @@ class Optimizer(Section):
     max_iter: int = Field(200, ge=0, le=100_000, description="iterations per pyramid level at most")
     memory: int = Field(12, ge=1, le=100, description="pairs kept by L-BFGS")
     tolerance: float = Field(
-        0.01, gt=0, description="stop when a step moves no fixed pixel by more than this many pixels of the level"
+        0.003, gt=0, description="stop when a step moves no fixed pixel by more than this many pixels of the level"
     )
 
 
@@ -60,14 +60,16 @@ class Config(Section):
     device: str = "cpu"
     seed: int = Field(0, ge=0)
     n_slices: int = Field(3, ge=1, le=64, description="time slices T of the velocity")
-    n_steps: int | None = Field(None, ge=1, le=1024, description="Euler steps, a multiple of n_slices; None: n_slices")
+    n_steps: int | None = Field(
+        None, ge=1, le=1024, description="Euler steps, a multiple of n_slices; None: as many as the velocity needs"
+    )
     sigma_match: float | None = Field(
         None, gt=0, description="noise of the contrast-mapped intensities; None: estimated"
     )
     sigma_regularizer: float | None = Field(
         None,
         gt=0,
-        description="scale of the velocity prior, as a displacement in the moving unit; None: from the extent",
+        description="scale of the velocity prior, as a displacement in the moving unit; None: from the data",
     )
     sigma_landmarks: float | None = Field(
         None, gt=0, description="landmark accuracy in the fixed unit; None: landmarks give the start only"

@@ -37,6 +37,8 @@ from .lddmm import (
 
 SCALE = 0.1
 """Default length a of the Sobolev operator, as a fraction of the moving canvas' shorter side."""
+NODES = 3
+"""Velocity nodes per length a: with fewer, the kinks of the multilinear velocity cost accuracy and storage."""
 DEVIATION = 0.1
 """Prior standard deviation of a displacement before anything is known, as the same fraction."""
 BENDING_EVIDENCE = 5.0
@@ -412,7 +414,7 @@ def build_levels(fixed: Image, moving: Image, start: Tensor, config: Config) -> 
 
 
 def velocity_space(moving: Grid, zoom: float, config: Config) -> VelocitySpace:
-    """Velocities for a moving canvas: smoothness from its extent, nodes half a scale apart over twice the canvas.
+    """Velocities for a moving canvas: smoothness from its extent, `NODES` nodes to a scale over twice the canvas.
 
     Args:
         moving: the moving canvas, in its physical unit.
@@ -427,12 +429,12 @@ def velocity_space(moving: Grid, zoom: float, config: Config) -> VelocitySpace:
         deviation = config.sigma_regularizer / moving.pixel
     shape, origin = [], []
     for d in range(grid.ndim):
-        spacing = scale / 2
+        spacing = scale / NODES
         margin = max(grid.extent[d] / 2, 2 * scale) if grid.shape[d] > 1 else 2 * scale
         n = smooth_size(max(4, math.ceil((grid.extent[d] + 2 * margin) / spacing)))
         shape.append(n)
         origin.append(-(n - 1) / 2 * spacing)
-    nodes = Grid(tuple(shape), (scale / 2,) * grid.ndim, tuple(origin))
+    nodes = Grid(tuple(shape), (scale / NODES,) * grid.ndim, tuple(origin))
     n_steps = config.n_steps or config.n_slices
     return VelocitySpace(nodes, config.n_slices, n_steps, scale, config.sobolev.order, deviation)
 
@@ -518,7 +520,7 @@ def simpler_if_as_good(
     level_number = int(fit.history[-1]["level"]) if fit.history else 0
     outcome = minimize(
         straight, torch.zeros(fit.increment.size), straight.movement,
-        max_iter=config.optimizer.max_iter, tolerance=config.optimizer.tolerance / 4, memory=config.optimizer.memory,
+        max_iter=config.optimizer.max_iter, tolerance=config.optimizer.tolerance, memory=config.optimizer.memory,
         callback=step,
     )  # fmt: skip
     fit.n_evaluations += straight.n_evaluations + bent.n_evaluations

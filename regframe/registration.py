@@ -21,7 +21,7 @@ from .contracts import Metric
 from .data import Grid, Image, PointSet, unit_ratio
 from .homogeneous import carry, compose, determinant, inverse
 from .lddmm import Frame, Level, fit_contrast
-from .optimize import Fit, build_levels, fit_pyramid
+from .optimize import Fit, build_levels, fit_pyramid, threads_for
 from .transforms import Affine, Flow, Sequence, Transform, move_points, resample
 
 SMALLEST = 8
@@ -50,7 +50,7 @@ class Result:
         moving_grid: canvas of the moving side.
         metrics: what ``metrics.json`` holds: ``verdict``, ``reasons``, ``seconds``, ``n_evaluations``, ``energy`` …
         config: the resolved settings, with ``versions``.
-        history: one entry per evaluation: ``stage``, ``level``, ``iteration``, ``energy`` …
+        history: one entry per step: ``stage``, ``level``, ``iteration``, ``energy`` …
         weight: matching probability per pixel of ``weight_grid`` (fixed space), ``[*S]``, or None.
         weight_grid: the grid of ``weight``.
         affine: the affine part of ``transform`` alone, moving → fixed.
@@ -79,7 +79,7 @@ class Result:
     def __repr__(self) -> str:
         m = self.metrics
         return (
-            f"Result({m['verdict']}, {m['n_evaluations']} evaluations, {m['seconds']:.1f} s, "
+            f"Result({m['verdict']}, {m.get('model', 'map')}, {m['n_evaluations']} evaluations, {m['seconds']:.1f} s, "
             f"round trip {m['roundtrip_px']['mean']:.2g} px)"
         )
 
@@ -161,6 +161,20 @@ def register(
     fixed, moving = _open(fixed, "fixed"), _open(moving, "moving")
     reasons: list[str] = []
     check_pair(fixed, moving, similarity, reasons)
+    with threads_for(max(fixed.data.numel(), moving.data.numel())):
+        return _register(fixed, moving, similarity, init, config, progress, reasons, began)
+
+
+def _register(
+    fixed: Image,
+    moving: Image,
+    similarity: Metric,
+    init: Any,
+    config: Config,
+    progress: Callable[[Progress], None] | None,
+    reasons: list[str],
+    began: float,
+) -> Result:
 
     def ready(level: Level) -> Metric:
         similarity.prepare(
@@ -246,7 +260,7 @@ def check_image(image: Image, side: str) -> None:
                 f"wanted finite pixels in the {side} image, got {bad} NaN or inf; fill them, or give them weight 0 and a value"
             )
     flat = data.reshape(data.shape[0], -1)
-    if bool((flat.amin(dim=1) == flat.amax(dim=1)).all()):
+    if bool((flat == flat[:, :1]).all()):
         raise ValueError(
             f"wanted a {side} image with contrast, got a constant one (every pixel {float(flat[0, 0]):g}); "
             "check the file, level and channel"

@@ -50,6 +50,8 @@ OME_VERSION = "0.6"
 TOLERANCE_PX = 0.003
 """Largest error a stored displacement field may add by being interpolated, in pixels of the moving image."""
 
+WORTH_A_WARNING_PX = 0.01
+"""Error of a stored field at which the caller is warned; a smaller miss of the tolerance stands in the metadata only."""
 MAX_NODES = 1 << 22
 """Nodes of one displacement field at most, whatever its error."""
 
@@ -125,7 +127,7 @@ def save(result: Result, path: str | Path, overwrite: bool = False) -> dict[str,
         header = {"format": FORMAT, "complete": True, "fields": _encode(measured, "fields")}
         root.update_attributes({"ome": {"version": OME_VERSION, "scene": scene}, "regframe": header})
     for report in reports.values():
-        if not report.reached:
+        if report.max_error_px > WORTH_A_WARNING_PX:
             warnings.warn(
                 f"the displacement field {report.path} in {target} is {report.max_error_px:.2g} px off at most where "
                 f"{report.tolerance_px} was wanted, the best {MAX_NODES} nodes can do for this much bending; "

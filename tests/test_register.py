@@ -287,3 +287,14 @@ def test_time_is_bounded_by_max_iter(seed: Seed) -> None:
         per_level[key] = per_level.get(key, 0) + 1
     assert max(per_level.values()) <= 2
     assert time.perf_counter() - began < 30
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.float64])
+def test_every_pixel_type_is_registered(dtype: type) -> None:
+    rng = np.random.default_rng(4)
+    image = gaussian_filter(rng.random((96, 96)), 3)
+    image = ((image - image.min()) / np.ptp(image) * 60000).astype(dtype)
+    pair = [rf.Image.from_array(a, axes="yx") for a in (image[2:-2, 2:-2], image[4:, 4:])]
+    result = rf.register(*pair, transform="rigid" if dtype is np.float64 else "affine")
+    assert float((result.to_moving(torch.tensor([[40.0, 40.0]])) - 38.0).abs().max()) < 0.02
+    assert result.to_fixed(pair[1]).data.dtype == pair[1].data.dtype

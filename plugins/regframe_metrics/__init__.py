@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from torch import Tensor
 import regframe
 
 _TINY = 1e-30  # keeps a mean over no weight at all finite
-_CHUNK = 1 << 16  # pixels whose features are held in float64 at once
+_CHUNK = 1 << 15  # pixels whose features are held at once: they stay in cache
 
 
 class _ImageMetric(regframe.Metric):
@@ -34,15 +35,29 @@ class _ImageMetric(regframe.Metric):
 
     def _standardised(self, warped: Tensor, fixed: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Both sides as ``[C, *S]`` with mean 0 and deviation 1; ValueError where shapes do not fit."""
+        self._check(warped, fixed, weight)
+        of_fixed, of_moving = self._both_scales(warped, fixed, weight)
+        return _apply(warped, of_moving), _apply(fixed, of_fixed)
+
+    def _check(self, warped: Tensor, fixed: Tensor, weight: Tensor) -> None:
         if warped.shape[1:] != fixed.shape[1:] or weight.shape != fixed.shape[1:]:
             raise ValueError(
                 f"wanted warped [C_m, *S], fixed [C_f, *S] and weight [*S] on one grid, got {tuple(warped.shape)}, "
                 f"{tuple(fixed.shape)} and {tuple(weight.shape)}"
             )
+
+    def _both_scales(
+        self, warped: Tensor, fixed: Tensor, weight: Tensor
+    ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """Mean and deviation per channel of the fixed and of the moving side."""
         if self._scales is None:
             self._scales = _scale(fixed, weight), _scale(warped, weight)
-        of_fixed, of_moving = self._scales
-        return _apply(warped, of_moving), _apply(fixed, of_fixed)
+        for data, (mean, _) in zip((fixed, warped), self._scales, strict=True):
+            if mean.shape[0] != data.shape[0]:
+                raise ValueError(
+                    f"wanted {mean.shape[0]} channels as in prepare, got {data.shape[0]}; call prepare for these images"
+                )
+        return self._scales
 
 
 def _scale(data: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -59,10 +74,6 @@ def _scale(data: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
 
 def _apply(data: Tensor, scale: tuple[Tensor, Tensor]) -> Tensor:
     mean, deviation = scale
-    if mean.shape[0] != data.shape[0]:
-        raise ValueError(
-            f"wanted {mean.shape[0]} channels as in prepare, got {data.shape[0]}; call prepare for these images"
-        )
     shape = (-1, *(1,) * (data.ndim - 1))
     return (data - mean.to(data).reshape(shape)) / deviation.to(data).reshape(shape)
 
@@ -137,12 +148,20 @@ class Contrast(_ImageMetric):
 
     def __call__(self, warped: Tensor, fixed: Tensor, weight: Tensor) -> Tensor:
         """Weighted mean squared residual after the fit; 0 is a perfect explanation, 1 none at all."""
-        moving, target = self._standardised(warped, fixed, weight)
-        theta = self._fit(moving, target, weight)
-        penalty = self.ridge * theta[:, 1:].square().sum() / theta.shape[0]
-        return _weighted_mean((self._map(moving) - target).square(), weight) + penalty.to(moving)
+        self._check(warped, fixed, weight)
+        (mean_f, scale_f), (mean_m, scale_m) = self._both_scales(warped, fixed, weight)
+        value: Tensor = _Contrast.apply(warped, fixed, weight, mean_f, scale_f, mean_m, scale_m, self)
+        return value
+
+    def _features(self, x: Tensor) -> Tensor:
+        """Powers ``[1 + order * C_m, n]`` of standardised channels ``[C_m, n]``: constant, linear, square …"""
+        powers = [torch.ones_like(x[:1])]
+        for _ in range(self.order):
+            powers.append(x if len(powers) == 1 else powers[-1] * x)
+        return torch.cat(powers)
 
     def _fit(self, moving: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+        """θ of standardised ``[C_m, *S]`` and ``[C_f, *S]``, from weighted moments summed up in float64."""
         with torch.no_grad():
             x = moving.detach().reshape(moving.shape[0], -1)  # [C_m, N]
             y = target.detach().reshape(target.shape[0], -1)  # [C_f, N]
@@ -152,19 +171,18 @@ class Contrast(_ImageMetric):
             right = torch.zeros((size, y.shape[0]), dtype=torch.float64, device=x.device)
             for start in range(0, w.shape[0], _CHUNK):
                 part = slice(start, start + _CHUNK)
-                z = x[:, part].to(torch.float64)
-                powers = [torch.ones_like(z[:1])]
-                for _ in range(self.order):
-                    powers.append(z if len(powers) == 1 else powers[-1] * z)
-                phi = torch.cat(powers)  # [P, n]
-                weighted = (phi * w[part].to(torch.float64)).T  # [n, P]
+                phi = self._features(x[:, part])  # [P, n]
+                weighted = (phi * w[part]).T  # [n, P]
                 gram += phi @ weighted
-                right += (y[:, part].to(torch.float64) @ weighted).T
-            total = w.to(torch.float64).sum().clamp_min(_TINY)
-            penalty = torch.full((size,), self.ridge, dtype=torch.float64, device=x.device)
-            penalty[0] = 1e-12  # only so that no weight at all is solvable
-            self.theta = torch.linalg.solve(gram / total + torch.diag(penalty), right / total).T.contiguous()
-            return self.theta
+                right += (y[:, part] @ weighted).T
+            return self._solve(gram, right, w.sum(dtype=torch.float64))
+
+    def _solve(self, gram: Tensor, right: Tensor, total: Tensor) -> Tensor:
+        total = total.clamp_min(_TINY)
+        penalty = torch.full((gram.shape[0],), self.ridge, dtype=torch.float64, device=gram.device)
+        penalty[0] = 1e-12  # only so that no weight at all is solvable
+        self.theta = torch.linalg.solve(gram / total + torch.diag(penalty), right / total).T.contiguous()
+        return self.theta
 
     def _map(self, moving: Tensor) -> Tensor:
         """``θ · φ`` of standardised ``[C_m, *S]``: ``[C_f, *S]``, by Horner's rule over the powers."""
@@ -179,6 +197,65 @@ class Contrast(_ImageMetric):
             power = flat if k == 0 else power * flat
             out = out + part @ power
         return out.reshape(theta.shape[0], *moving.shape[1:])
+
+
+class _Contrast(torch.autograd.Function):
+    """Value and gradient of `Contrast` in two passes over chunks that stay in cache: moments, then residuals.
+
+    The gradient in the warped image, ``2 w (θ φ(x) - y)ᵀ θ φ'(x)`` over the total weight, falls out of the second pass.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        warped: Tensor,
+        fixed: Tensor,
+        weight: Tensor,
+        mean_f: Tensor,
+        scale_f: Tensor,
+        mean_m: Tensor,
+        scale_m: Tensor,
+        metric: Contrast,
+    ) -> Tensor:
+        x_all, y_all, w_all = warped.reshape(warped.shape[0], -1), fixed.reshape(fixed.shape[0], -1), weight.reshape(-1)
+        mean_f, scale_f, mean_m, scale_m = (t.to(x_all)[:, None] for t in (mean_f, scale_f, mean_m, scale_m))
+        n_m, n_f, order = x_all.shape[0], y_all.shape[0], metric.order
+        size = 1 + order * n_m
+        gram = torch.zeros((size, size), dtype=torch.float64, device=x_all.device)
+        right = torch.zeros((size, n_f), dtype=torch.float64, device=x_all.device)
+        chunks = [slice(start, start + _CHUNK) for start in range(0, w_all.shape[0], _CHUNK)]
+        for part in chunks:
+            phi = metric._features((x_all[:, part] - mean_m) / scale_m)  # [P, n]
+            weighted = (phi * w_all[part]).T  # [n, P]
+            gram += phi @ weighted
+            right += (((y_all[:, part] - mean_f) / scale_f) @ weighted).T
+        total = w_all.sum(dtype=torch.float64).clamp_min(_TINY)
+        theta64 = metric._solve(gram, right, total)
+        theta = theta64.to(x_all)
+        gradient = torch.empty_like(x_all) if ctx.needs_input_grad[0] else None
+        squares = torch.zeros((), dtype=torch.float64, device=x_all.device)
+        for part in chunks:
+            x = (x_all[:, part] - mean_m) / scale_m  # [C_m, n]
+            residual = theta @ metric._features(x) - (y_all[:, part] - mean_f) / scale_f  # [C_f, n]
+            pulled = residual * w_all[part]
+            squares += (pulled * residual).sum(dtype=torch.float64)
+            if gradient is not None:
+                slope, power = theta[:, 1 : 1 + n_m].T @ pulled, x  # [C_m, n]
+                for k in range(1, order):
+                    block = theta[:, 1 + k * n_m : 1 + (k + 1) * n_m]
+                    slope = slope + (k + 1) * power * (block.T @ pulled)
+                    power = power * x
+                gradient[:, part] = slope
+        if gradient is not None:
+            gradient.mul_((2 / (n_f * total)).to(gradient) / scale_m)
+            ctx.save_for_backward(gradient.reshape(warped.shape))
+        penalty = metric.ridge * theta64[:, 1:].square().sum() / n_f
+        return (squares / (n_f * total) + penalty).to(warped.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        (gradient,) = ctx.saved_tensors
+        return (gradient * grad, *[None] * 7)
 
 
 class SSD(_ImageMetric):

@@ -1,0 +1,131 @@
+"""The documents: examples of the README run, links lead somewhere, pictures are small, constants are the code's."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image
+
+from regframe.cli import main
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / ".github").glob("*.md"))]
+SEED = Path(os.environ.get("REGFRAME_DATA") or ROOT.parent / "shared" / "data") / "01_seed_cells"
+
+LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return [body for name, body in FENCE.findall(page.read_text(encoding="utf-8")) if name == language]
+
+
+def anchors(page: Path) -> set[str]:
+    """Headings as GitHub names them."""
+    text = FENCE.sub("", page.read_text(encoding="utf-8"))
+    titles = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder with the files that the README names; a zoomed image of scikit-image where the real pair is absent."""
+    if SEED.is_dir():
+        for name in ("cells2_crop.jpg", "cells.jpg"):
+            (tmp_path / name).write_bytes((SEED / name).read_bytes())
+    else:
+        from skimage.data import immunohistochemistry
+
+        whole = Image.fromarray(immunohistochemistry()[:446, :446])  # type: ignore[no-untyped-call]
+        whole.resize((223, 223)).crop((19, 19, 204, 204)).resize((223, 223)).save(tmp_path / "cells2_crop.jpg")
+        grey = 255 - np.asarray(whole.resize((223, 223)).convert("L"))
+        Image.fromarray(grey).convert("RGB").save(tmp_path / "cells.jpg")
+    (tmp_path / "cells.csv").write_text("id,x,y,type\n1,60,100,epithelium\n2,100,75,macrophage\n3,190,150,vessel\n")
+    pairs = [(160, 200, 150, 190), (100, 50, 100, 60), (75, 100, 75, 100)]
+    rows = "\n".join(",".join(map(str, pair)) for pair in pairs)
+    (tmp_path / "three.csv").write_text(f"fixed_y,fixed_x,moving_y,moving_x\n{rows}\n")
+    fixed = np.stack(np.meshgrid(np.arange(0, 223, 10), np.arange(0, 223, 10)), axis=-1).reshape(-1, 2)
+    for name, points in (("f.csv", fixed), ("m.csv", 111 + (fixed - 111) * 5 / 6)):
+        np.savetxt(tmp_path / name, points, delimiter=",", header="y,x", comments="")
+    monkeypatch.chdir(tmp_path)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # images this small gain nothing from a second one
+    yield tmp_path
+    torch.set_num_threads(threads)
+
+
+def test_readme_python_runs(workplace: Path) -> None:
+    names: dict[str, object] = {}
+    found = blocks(ROOT / "README.md", "python")
+    assert found
+    for body in found:
+        exec(compile(body, "README.md", "exec"), names)
+    assert "Result(" in repr(names["again"])
+    assert (workplace / "lung.ome.zarr").is_dir()
+
+
+def test_readme_commands_run(workplace: Path) -> None:
+    lines = [line for body in blocks(ROOT / "README.md", "console") for line in body.splitlines()]
+    commands = [shlex.split(line)[2:] for line in lines if line.startswith("$ regframe ")]
+    assert len(commands) >= 4
+    for command in commands:
+        result = CliRunner().invoke(main, command)
+        assert result.exit_code == 0, (command, result.output)
+    assert (workplace / "moved.csv").read_text().splitlines()[0] == "id,x,y,type,match_probability,in_canvas"
+    listed = set(re.findall(r"^\| `([\w.]+)` \|", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE))
+    assert {path.name for path in (workplace / "run").iterdir()} == listed - {"warped.ome.zarr"}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_links_resolve(page: Path) -> None:
+    for target in LINK.findall(FENCE.sub("", page.read_text(encoding="utf-8"))):
+        if target.startswith(("http://", "https://", "mailto:")):
+            continue
+        name, _, anchor = target.partition("#")
+        path = (page.parent / name).resolve() if name else page
+        assert path.exists(), f"{page.name} links to {target}, which is not there"
+        assert ROOT in path.parents, f"{page.name} links to {target}, which is outside the project"
+        if anchor:
+            assert anchor in anchors(path), f"{page.name} links to {target}, which has no such heading"
+
+
+def test_every_page_is_in_the_contents() -> None:
+    index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    missing = [p.name for p in (ROOT / "docs").glob("*.md") if p.name != "index.md" and f"({p.name})" not in index]
+    assert not missing
+
+
+def test_pictures_are_there_and_small() -> None:
+    pictures = sorted((ROOT / "docs" / "images").iterdir())
+    used = " ".join(page.read_text(encoding="utf-8") for page in PAGES)
+    assert pictures
+    for path in pictures:
+        assert path.stat().st_size < 200_000, f"{path.name} has {path.stat().st_size} bytes"
+        assert f"images/{path.name}" in used, f"{path.name} is on no page"
+        with Image.open(path) as picture:
+            picture.verify()
+    assert sum(path.stat().st_size for path in pictures) < 1_000_000
+
+
+def test_constants_are_those_of_the_code() -> None:
+    text = (ROOT / "docs" / "method.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)\.([A-Z_]+)` \| ([\d.]+) \|$", text, re.MULTILINE)
+    assert len(rows) > 10
+    for module, name, value in rows:
+        assert getattr(importlib.import_module(f"regframe.{module}"), name) == float(value), f"{module}.{name}"
+
+
+def test_gallery_is_filled_in() -> None:
+    text = (ROOT / "docs" / "gallery.md").read_text(encoding="utf-8")
+    sections = re.findall(r"<!-- figures: (\w+) -->\n(.*?)<!-- end -->", text, re.DOTALL)
+    assert len(sections) == 6
+    assert all("Result(" in body for _, body in sections)
