@@ -243,7 +243,7 @@ class Energy:
         ndim = level.fixed_grid.ndim
         self._index = level.fixed_grid.index_to_position()
         self._rim = level.fixed_grid.corners()
-        self._still = torch.zeros((1, ndim, *(1,) * ndim))
+        self._still = torch.zeros((1, ndim, *(1,) * ndim), dtype=torch.float32)
         # one fixed pixel of this level in full-resolution pixels, and what a moving pixel measures in them
         self._pixel = level.fixed_grid.pixel
         self._zoom = float(homogeneous.determinant(start).abs()) ** (-1 / ndim)
@@ -337,7 +337,9 @@ class Energy:
         """Weight ``[*S_f]`` of fixed pixels that map onto trusted moving pixels, fading over the border pixel."""
         level = self.level
         at = self.positions(x)
-        index = (at - torch.tensor(level.moving_grid.origin)) / torch.tensor(level.moving_grid.spacing)
+        index = (at - torch.tensor(level.moving_grid.origin, dtype=at.dtype)) / torch.tensor(
+            level.moving_grid.spacing, dtype=at.dtype
+        )
         top = torch.tensor(level.moving_grid.shape, dtype=index.dtype) - 1
         inside = torch.minimum(index, top - index).clamp(0, 1).amin(dim=-1)
         out = level.fixed_weight * inside
@@ -416,14 +418,14 @@ class Mixture:
             ]
         )  # [3, N]
         judged = max(self.sigma_match, SHARPEST * self.spread)
-        sigma = torch.tensor([judged, max(self.sigma_background, judged), self.sigma_artefact])[:, None]
-        prior = torch.tensor(self.fractions)[:, None]
+        sigma = squares.new_tensor([judged, max(self.sigma_background, judged), self.sigma_artefact])[:, None]
+        prior = squares.new_tensor(self.fractions)[:, None]
         log_p = -squares / (2 * sigma**2) - c * torch.log(sigma) + torch.log(prior)
         posterior = torch.softmax(log_p, dim=0)  # [3, N]
         mass = posterior * w
         total = mass.sum(dim=1) + 1e-9  # [3]
         # mixing weights with a weak Dirichlet prior in favour of matching tissue
-        counts = total + 0.1 * total.sum() * torch.tensor([0.9, 0.05, 0.05])
+        counts = total + 0.1 * total.sum() * total.new_tensor([0.9, 0.05, 0.05])
         fractions = counts / counts.sum()
         self.fractions = (float(fractions[0]), float(fractions[1]), float(fractions[2]))
         self.sigma_match = max(float(((mass[0] * squares[0]).sum() / (c * total[0])).sqrt()), 1e-3 * self.spread)
@@ -501,7 +503,7 @@ def halve(data: Tensor, grid: Grid, axes: Sequence[int]) -> tuple[Tensor, Grid]:
 def standardized(image: Image) -> Tensor:
     """Channels ``[C, *S]`` float32 with mean 0 and variance 1 over trusted pixels; a constant channel becomes 0."""
     data = image.data.to(torch.float32)
-    w = torch.ones(image.grid.shape) if image.weight is None else image.weight.to(torch.float32)
+    w = torch.ones(image.grid.shape, dtype=torch.float32) if image.weight is None else image.weight.to(torch.float32)
     dims = tuple(range(1, data.ndim))
     total = w.sum(dtype=torch.float64).clamp(min=1e-12)
     mean = ((data * w).sum(dim=dims, keepdim=True, dtype=torch.float64) / total).to(torch.float32)

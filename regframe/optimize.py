@@ -36,7 +36,9 @@ from .lddmm import (
 )
 
 SCALE = 0.1
-"""Default length a of the Sobolev operator, as a fraction of the moving canvas' shorter side."""
+"""Default length a of the Sobolev operator, as a fraction of the moving canvas' extent (geometric mean of its sides)."""
+MOST_VARIABLES = 6_000_000
+"""Values of a velocity at most; a finer one is given wider nodes, and more memory would not make it better."""
 NODES = 3
 """Velocity nodes per length a: with fewer, the kinks of the multilinear velocity cost accuracy and storage."""
 DEVIATION = 0.1
@@ -308,12 +310,12 @@ def fit_level(
     rounds = 1 if constant_weights or not config.matching.enabled else config.matching.rounds
     x, done = fit.x, 0
     mixture: Mixture | None = None
-    posterior = torch.ones(level.fixed_grid.shape)
+    posterior = torch.ones(level.fixed_grid.shape, dtype=torch.float32)
     for turn in range(rounds):
         if fit.space is not None and config.n_steps is None:
             fit.space = enough_steps(fit.space, x[fit.increment.size :])
         energy = Energy(
-            level, metric, fit.increment, fit.start, fit.space, torch.ones(level.fixed_grid.shape), 1.0,
+            level, metric, fit.increment, fit.start, fit.space, torch.ones(level.fixed_grid.shape, dtype=torch.float32), 1.0,
             config.sigma_match, landmarks,
         )  # fmt: skip
         overlap = energy.overlap(x)
@@ -406,7 +408,7 @@ def build_levels(fixed: Image, moving: Image, start: Tensor, config: Config) -> 
         f_data, f_weight, f_grid = halved(sides[0], k)
         m_data, m_weight, m_grid = halved(sides[1], max(0, round(k - math.log2(zoom))))
         if f_weight is None:
-            f_weight = torch.ones(f_grid.shape)
+            f_weight = torch.ones(f_grid.shape, dtype=torch.float32)
         if levels and levels[-1].fixed_grid.shape == f_grid.shape:
             continue
         levels.append(Level(f_data, m_data, f_grid, m_grid, f_weight, m_weight))
@@ -422,19 +424,22 @@ def velocity_space(moving: Grid, zoom: float, config: Config) -> VelocitySpace:
         config: settings; lengths in the moving unit.
     """
     grid = Frame.of(moving).grid(moving)
-    extent = sorted(grid.extent)[-2] if grid.ndim == 2 else sorted(grid.extent)[1]
+    extent = math.prod(grid.extent) ** (1 / grid.ndim)
     scale = extent * SCALE if config.sobolev.scale is None else config.sobolev.scale / moving.pixel
     deviation = extent * DEVIATION
     if config.sigma_regularizer is not None:
         deviation = config.sigma_regularizer / moving.pixel
-    shape, origin = [], []
-    for d in range(grid.ndim):
-        spacing = scale / NODES
-        margin = max(grid.extent[d] / 2, 2 * scale) if grid.shape[d] > 1 else 2 * scale
-        n = smooth_size(max(4, math.ceil((grid.extent[d] + 2 * margin) / spacing)))
-        shape.append(n)
-        origin.append(-(n - 1) / 2 * spacing)
-    nodes = Grid(tuple(shape), (scale / NODES,) * grid.ndim, tuple(origin))
+    spacing = scale / NODES
+    while True:
+        shape = []
+        for d in range(grid.ndim):
+            margin = max(grid.extent[d] / 2, 2 * scale) if grid.shape[d] > 1 else 2 * scale
+            shape.append(smooth_size(max(4, math.ceil((grid.extent[d] + 2 * margin) / spacing))))
+        if math.prod(shape) * grid.ndim * config.n_slices <= MOST_VARIABLES:
+            break
+        spacing *= 1.25
+    origin = tuple(-(n - 1) / 2 * spacing for n in shape)
+    nodes = Grid(tuple(shape), (spacing,) * grid.ndim, origin)
     n_steps = config.n_steps or config.n_slices
     return VelocitySpace(nodes, config.n_slices, n_steps, scale, config.sobolev.order, deviation)
 
@@ -460,7 +465,7 @@ def fit_pyramid(
     kind = "affine" if config.transform == "lddmm" else config.transform
     radius = math.hypot(*Frame.of(fixed.grid).grid(fixed.grid).extent) / 2
     increment = Increment(kind, ndim, radius)
-    fit = Fit(torch.zeros(increment.size), start, increment, None)
+    fit = Fit(torch.zeros(increment.size, dtype=torch.float32), start, increment, None)
     bending = config.transform == "lddmm"
     rigid_levels = levels[:-1] if bending and len(levels) > 1 else levels
     for number, level in enumerate(rigid_levels):
@@ -474,7 +479,7 @@ def fit_pyramid(
     zoom = float(homogeneous.determinant(fit.pullback).abs()) ** (-1 / ndim)
     space = velocity_space(moving.grid, zoom, config)
     fit.space = space
-    fit.x = torch.cat([fit.x, torch.zeros(space.size)])
+    fit.x = torch.cat([fit.x, torch.zeros(space.size, dtype=torch.float32)])
     for number, level in enumerate(levels):
         with threads_for(level.work):
             if number > 0 and config.sigma_regularizer is None:
@@ -519,7 +524,7 @@ def simpler_if_as_good(
 
     level_number = int(fit.history[-1]["level"]) if fit.history else 0
     outcome = minimize(
-        straight, torch.zeros(fit.increment.size), straight.movement,
+        straight, torch.zeros(fit.increment.size, dtype=torch.float32), straight.movement,
         max_iter=config.optimizer.max_iter, tolerance=config.optimizer.tolerance, memory=config.optimizer.memory,
         callback=step,
     )  # fmt: skip

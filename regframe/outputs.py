@@ -88,13 +88,11 @@ def staged(path: Path, overwrite: bool = False) -> Iterator[Path]:
             if not overwrite:
                 raise FileExistsError(f"output {path} appeared while this ran; choose another name or pass --overwrite")
             path.rename(old)
-        try:
-            (aside / path.name).rename(path)
-        except OSError:
-            if old.exists():
-                old.rename(path)
-            raise
+        (aside / path.name).rename(path)
     finally:
+        old = aside / f"{path.name}.replaced"
+        if old.exists() and not path.exists():  # whatever broke in between, an interrupt too: the earlier run stays
+            old.rename(path)
         shutil.rmtree(aside, ignore_errors=True)
 
 

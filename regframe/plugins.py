@@ -14,6 +14,7 @@ import functools
 import inspect
 import os
 import warnings
+import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from importlib.metadata import EntryPoint, entry_points
@@ -38,6 +39,9 @@ _HOOKS: dict[Kind, tuple[str, type]] = {
     "adapter": ("regframe_adapters", Adapter),
     "metric": ("regframe_metrics", Metric),
 }
+
+
+_options: weakref.WeakKeyDictionary[Any, dict[str, Any]] = weakref.WeakKeyDictionary()
 
 
 class PluginError(ValueError):
@@ -244,7 +248,14 @@ def _build(entry: Entry, options: dict[str, Any]) -> Any:
     missing = [p.name for p in named.values() if p.default is inspect.Parameter.empty and p.name not in options]
     if missing:
         raise PluginError(f"wanted the options {', '.join(missing)} for the {entry.kind} {entry.name!r}; state them")
-    return entry.cls(**options)
+    instance = entry.cls(**options)
+    _options[instance] = dict(options)
+    return instance
+
+
+def options_of(instance: Any) -> dict[str, Any]:
+    """The options an adapter or metric was built with by `adapter` or `metric`; empty for one built by hand."""
+    return dict(_options.get(instance, {}))
 
 
 # ---- discovery ----------------------------------------------------------------------------------------------------

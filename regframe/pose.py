@@ -17,7 +17,7 @@ from torch import Tensor
 from .config import Config
 from .data import Grid, Image, unit_ratio
 from .homogeneous import carry, compose, inverse
-from .lddmm import Frame, ImageMetric, Increment, Level, smooth_size, standardized
+from .lddmm import Frame, ImageMetric, Increment, Level, halve, smooth_size, standardized
 from .optimize import Fit, build_levels, fit_level, threads_for
 from .transforms import Affine, resample
 
@@ -195,7 +195,7 @@ def search(fixed: Image, moving: Image, metric: Callable[[Level], ImageMetric], 
         if not levels:
             levels = build_levels(fixed, moving, start, quick)[:1]
         increment = Increment(kind, ndim, radius)
-        fit = Fit(torch.zeros(increment.size), start, increment, None)
+        fit = Fit(torch.zeros(increment.size, dtype=torch.float32), start, increment, None)
         with threads_for(levels[0].work):
             fit = fit_level(fit, levels[0], metric(levels[0]), quick, stage="pose", number=0, constant_weights=True)
         if fit.overlap is None or not math.isfinite(fit.mismatch):
@@ -226,12 +226,12 @@ def _feature(image: Image, spacing: float) -> tuple[Tensor, Grid]:
     """Gradient magnitude ``[H, W]`` of an image at about ``spacing``, standardised."""
     grid = image.grid.resampled(spacing)
     data, at = standardized(image), image.grid
+    while True:  # low-pass before it is sampled
+        axes = [d for d in range(at.ndim) if 2 * at.spacing[d] <= spacing and at.shape[d] >= 2]
+        if not axes:
+            break
+        data, at = halve(data, at, axes)
     smooth = Image(data, at)
-    factor = spacing / at.pixel
-    if factor > 1:  # average over the coarser pixel before it is sampled
-        size = max(1, round(factor))
-        padded = torch.nn.functional.pad(data[None], (size // 2,) * 4, mode="replicate")
-        smooth = Image(torch.nn.functional.avg_pool2d(padded, size, stride=1)[0, :, : at.shape[0], : at.shape[1]], at)
     small = resample(smooth, Affine.identity(2, at.unit), grid).data  # [C, H, W]
     dy = small.diff(dim=1, prepend=small[:, :1])
     dx = small.diff(dim=2, prepend=small[:, :, :1])
@@ -277,7 +277,9 @@ def _correlation_peaks(fixed: Image, moving: Image, zoom: float) -> list[Tensor]
             shift = [best // score.shape[1], best % score.shape[1]]
             # correlation at lag r compares f(i) with m(i + r): canvas index = fixed index + lag, lags wrap
             lag = [r - size if r > size - n_f else r for r, size, n_f in zip(shift, shape, f.shape, strict=True)]
-            offset = torch.tensor([-(diagonal - 1) / 2.0] * 2) + torch.tensor(lag)  # canvas position of fixed index 0
+            offset = torch.tensor(
+                [-(diagonal - 1) / 2.0 + shift for shift in lag], dtype=torch.float64
+            )  # canvas position of fixed index 0
             pose = torch.eye(3, dtype=torch.float64)
             pose[:2, :2] = linear * zoom
             f0 = torch.tensor(f_grid.origin, dtype=torch.float64)

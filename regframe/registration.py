@@ -24,6 +24,10 @@ from .lddmm import Frame, Level, fit_contrast
 from .optimize import Fit, build_levels, fit_pyramid, threads_for
 from .transforms import Affine, Flow, Sequence, Transform, move_points, resample
 
+LITTLE_IN_COMMON = 0.35
+"""Explained share of the fixed image's variance below which a person has to look."""
+VIOLENT = 10.0
+"""Largest change of area that tissue is believed to go through without a remark."""
 SMALLEST = 8
 """Pixels along the two longest axes that an image must have at least to be registered."""
 
@@ -149,11 +153,15 @@ def register(
     """
     began = time.perf_counter()
     config = config or Config()
-    changes = {"transform": transform, "device": device, "seed": seed}
+    if not isinstance(config, Config):
+        raise ValueError(f"wanted a regframe.Config, got {type(config).__name__}; make one with Config.model_validate")
+    if metric is not None and not isinstance(metric, (str, Metric)):
+        raise ValueError(f"wanted a metric by name or as an instance, got {metric!r}; regframe.metric(name) makes one")
+    changes: dict[str, Any] = {"transform": transform, "device": device, "seed": seed}
     if isinstance(metric, str):
         changes["metric"] = metric
     elif metric is not None:
-        changes["metric"] = type(metric).name
+        changes |= {"metric": type(metric).name, "metric_options": plugins.options_of(metric)}
     config = Config.model_validate(config.model_dump() | {k: v for k, v in changes.items() if v is not None})
     if config.device != "cpu":
         raise ValueError(f"wanted device 'cpu', got {config.device!r}; the solver does not run on other devices yet")
@@ -161,7 +169,11 @@ def register(
     fixed, moving = _open(fixed, "fixed"), _open(moving, "moving")
     reasons: list[str] = []
     check_pair(fixed, moving, similarity, reasons)
-    with threads_for(max(fixed.data.numel(), moving.data.numel())):
+    with (
+        threads_for(max(fixed.data.numel(), moving.data.numel())),
+        torch.inference_mode(False),  # the fit needs gradients, whatever the caller has switched off around it
+        torch.enable_grad(),
+    ):
         return _register(fixed, moving, similarity, init, config, progress, reasons, began)
 
 
@@ -330,9 +342,9 @@ def _start(
                 f"got one from {init.source_unit} to {init.target_unit}"
             )
         matrix = parts[0].matrix
-    elif init == "identity":
+    elif isinstance(init, str) and init == "identity":
         matrix = torch.diag(torch.tensor([*[ratio or 1.0] * ndim, 1.0], dtype=torch.float64))
-    elif init == "auto":
+    elif isinstance(init, str) and init == "auto":
         found = pose.search(fixed, moving, ready, config)
         matrix, margin = found.matrix, found.margin
     else:
@@ -468,12 +480,24 @@ def _judge(figures: dict[str, Any], fit: Fit) -> tuple[str, list[str]]:
         fail.append("the fit diverged: the energy was not finite")
     if figures["overlap_fraction"] < 0.02:
         fail.append("the two images hardly overlap under the map that was found")
+    elif figures["overlap_fraction"] < 0.3:
+        warn.append(f"the moving image covers only {figures['overlap_fraction']:.0%} of the fixed one")
     if explained["final"] < 0.02:
         fail.append("the aligned images have nothing in common: the moving one explains under 2 % of the fixed one")
-    elif explained["final"] < 0.1:
+    elif explained["final"] < LITTLE_IN_COMMON:
         warn.append(f"the aligned images have little in common ({explained['final']:.0%} of the variance explained)")
     if explained["final"] + 0.02 < explained["start"]:
         fail.append("the map explains less of the fixed image than its start did")
+    low, high = figures["jacobian_min"], figures["jacobian_max"]
+    if low < 1 / VIOLENT or high > VIOLENT:
+        torn = "squeezes" if low < 1 / high else "stretches"
+        factor = max(high, 1 / max(low, 1e-6))
+        message = f"the map {torn} tissue {factor:.0f}-fold somewhere, which tissue does not do"
+        (fail if low < 1 / (4 * VIOLENT) or high > 4 * VIOLENT else warn).append(message)
+    if figures["model"] == "lddmm" and explained["affine"] < 0.5 * explained["final"]:
+        warn.append(
+            "most of the likeness came from bending, not from the pose: unlike images can be bent alike, so look at the overlay"
+        )
     if figures["folding_fraction"] > 0:
         warn.append(f"the map folds over at {figures['folding_fraction']:.2%} of the pixels")
     if figures["roundtrip_px"]["mean"] > 0.02 or figures["roundtrip_px"]["max"] > 0.1:

@@ -173,12 +173,7 @@ def _written_aside(target: Path) -> Iterator[Path]:
         yield fresh
         if target.exists():
             target.rename(old)
-        try:
-            fresh.rename(target)
-        except OSError:
-            if old.exists():
-                old.rename(target)
-            raise
+        fresh.rename(target)
         created = []
     except OSError as error:
         blocker = next((p for p in (target.parent, *target.parent.parents) if p.exists() and not p.is_dir()), None)
@@ -189,6 +184,8 @@ def _written_aside(target: Path) -> Iterator[Path]:
         raise type(error)(f"cannot write {target}: {reason}; nothing was left behind, pass another path") from error
     finally:
         if aside is not None:
+            if (aside / "old").exists() and not target.exists():  # an interrupt too leaves the earlier store in place
+                (aside / "old").rename(target)
             shutil.rmtree(aside, ignore_errors=True)
         for folder in created:
             if folder.is_dir() and not any(folder.iterdir()):

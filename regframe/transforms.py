@@ -324,7 +324,7 @@ def _interpolate(image: Image, pull: Transform, grid: Grid, background: float | 
         ndim = grid.ndim
         matrix = homogeneous.compose(affine, grid.index_to_position())[:ndim]
         if flow is None:
-            velocity, v_grid, n_steps = torch.zeros((1, ndim, *(1,) * ndim)), Grid((1,) * ndim), 1
+            velocity, v_grid, n_steps = torch.zeros((1, ndim, *(1,) * ndim), dtype=dtype), Grid((1,) * ndim), 1
         else:
             velocity, v_grid, n_steps = flow.velocity, flow.grid, flow.n_steps or 1
         out = ops.warp(

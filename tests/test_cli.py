@@ -539,3 +539,18 @@ def test_staging_refuses_what_appeared_meanwhile(tmp_path: Path) -> None:
         write()
     assert target.read_text() == "theirs"
     assert not leftovers(tmp_path)
+
+
+def test_a_column_of_the_users_own_is_kept(tmp_path: Path, saved: tuple[Path, Result]) -> None:
+    (tmp_path / "cells.csv").write_text("y,x,in_canvas\n20,10.5,sketch\n")
+    run("apply", "points", saved[0], tmp_path / "cells.csv", "-o", tmp_path / "out.csv", "--to", "fixed")
+    row = read_csv(tmp_path / "out.csv")[0]
+    assert row["in_canvas"] == "sketch"
+    assert row["regframe_in_canvas"] in ("true", "false")
+
+
+def test_landmarks_outside_the_image_are_remarked_on(tmp_path: Path, saved: tuple[Path, Result]) -> None:
+    for side in ("f", "m"):
+        (tmp_path / f"{side}.csv").write_text("y,x\n2000,1050\n2100,900\n")
+    out = run("evaluate", saved[0], "--fixed-landmarks", tmp_path / "f.csv", "--moving-landmarks", tmp_path / "m.csv")
+    assert "2 of 2 landmarks" in out.stderr

@@ -260,8 +260,8 @@ def test_velocities_cover_the_canvas_and_a_margin_in_moving_pixels() -> None:
         grid = rf.Grid((90, 120), (unit, unit), (7 * unit, 0.0))
         space = velocity_space(grid, 1.0, rf.Config(n_slices=2, n_steps=6))
         assert (space.n_slices, space.n_steps) == (2, 6)
-        assert space.scale == pytest.approx(9)  # a tenth of the shorter side
-        assert space.grid.spacing == pytest.approx((3.0, 3.0))  # three nodes to a scale
+        assert space.scale == pytest.approx((90 * 120) ** 0.5 / 10)  # a tenth of the canvas' extent
+        assert space.grid.spacing == pytest.approx((space.scale / 3,) * 2)  # three nodes to a scale
         assert space.grid.center == pytest.approx((0.0, 0.0), abs=1e-9)
         assert space.grid.extent[0] >= 180
         assert space.grid.extent[1] >= 240

@@ -276,6 +276,70 @@ def test_a_pair_that_does_not_belong_together_is_not_called_pass(data_dir: Path)
     assert result.reasons
 
 
+@pytest.mark.parametrize(
+    ("fixed", "moving"),
+    [
+        ("01_seed_cells/cells.jpg", "15_2d_classics/fair/hands-R.jpg"),
+        ("15_2d_classics/fair/PET-CT-CT.jpg", "15_2d_classics/fair/hands-T.jpg"),
+        ("15_2d_classics/fair/disc.jpg", "15_2d_classics/ants/r16slice.jpg"),
+    ],
+)
+def test_unlike_images_bent_alike_are_not_called_pass(data_dir: Path, fixed: str, moving: str) -> None:
+    result = rf.register(rf.open(data_dir / fixed), rf.open(data_dir / moving))
+    assert result.verdict in ("warn", "fail")
+
+
+def test_a_rigid_map_of_a_zoomed_pair_is_not_called_pass(seed: Seed) -> None:
+    assert rf.register(seed.fixed, seed.moving, transform="rigid").verdict != "pass"
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_the_callers_gradient_mode_does_not_matter(seed: Seed, mode: type) -> None:
+    with mode():
+        result = rf.register(seed.fixed, seed.moving, transform="affine", init=rf.landmarks(MOVING, FIXED))
+    assert float(seed.error(result).mean()) <= 0.03
+
+
+def test_the_callers_default_dtype_does_not_matter(seed: Seed) -> None:
+    want = rf.register(seed.fixed, seed.moving)
+    torch.set_default_dtype(torch.float64)
+    try:
+        result = rf.register(seed.fixed, seed.moving)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    coords = seed.fixed.grid.coords()
+    assert torch.equal(result.to_moving(coords), want.to_moving(coords))
+
+
+def test_options_of_a_metric_are_recorded(seed: Seed) -> None:
+    config = rf.Config.model_validate({"optimizer": {"max_iter": 1}, "metric_options": {"order": 2}})
+    metric = rf.metric("ncc", signed=False)
+    result = rf.register(seed.fixed, seed.moving, metric=metric, init="identity", transform="affine", config=config)
+    assert (result.config.metric, result.config.metric_options) == ("ncc", {"signed": False})
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"metric": 3}, "wanted a metric by name"),
+        ({"config": {"transform": "affine"}}, "wanted a regframe.Config"),
+        ({"init": np.eye(3)}, "wanted init"),
+        ({"device": "cuda"}, "wanted device"),
+    ],
+)
+def test_wrong_arguments_get_a_sentence(seed: Seed, wrong: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        rf.register(seed.fixed, seed.moving, **wrong)
+
+
+def test_an_elongated_image_is_registered(seed: Seed) -> None:
+    rng = np.random.default_rng(2)
+    strip = gaussian_filter(rng.random((24, 620)), 2)
+    pair = [rf.Image.from_array(a, axes="yx") for a in (strip[:, 10:-10], strip[:, 13:-7])]
+    result = rf.register(*pair)
+    assert float((result.to_moving(torch.tensor([[12.0, 300.0]])) - torch.tensor([[12.0, 297.0]])).abs().max()) < 0.1
+
+
 def test_time_is_bounded_by_max_iter(seed: Seed) -> None:
     config = rf.Config.model_validate({"optimizer": {"max_iter": 2}, "matching": {"rounds": 1}})
     began = time.perf_counter()

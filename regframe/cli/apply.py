@@ -112,7 +112,8 @@ def points(
     """Move the positions of the table INPUT: same rows, same order, new columns at the end.
 
     match_probability says how likely the position shows tissue that both sides have (blank outside the fixed canvas),
-    in_canvas whether it lies on the canvas of the destination.
+    in_canvas whether it lies on the canvas of the destination; with "regframe_" before them where the table has such
+    columns already.
     """
     import regframe
 
@@ -134,9 +135,27 @@ def points(
             "match_probability": ["" if math.isnan(p) else f"{p:.4g}" for p in probability.tolist()],
             "in_canvas": ["true" if inside else "false" for inside in target.contains(after.coords).tolist()],
         }
+        extra = {f"regframe_{name}" if _is_foreign(table, name) else name: column for name, column in extra.items()}
         with outputs.staged(output, overwrite) as path:
             regframe.write_points(after, path, extra)
     click.echo(f"wrote {output}: {len(after)} points in {after.unit}", err=True)
+
+
+def _is_foreign(table: PointSet, name: str) -> bool:
+    """Whether a column of that name is the user's own: it keeps its values; what an earlier run wrote is replaced."""
+    for value in table.table.get(name, ()):
+        if name == "in_canvas" and value not in ("true", "false"):
+            return True
+        if name == "match_probability" and value and not _is_probability(value):
+            return True
+    return False
+
+
+def _is_probability(value: str) -> bool:
+    try:
+        return 0 <= float(value) <= 1
+    except ValueError:
+        return False
 
 
 def _check_spacing(spacing: float | None) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ._common import BadInput, bad_input, emit_json, json_option, load_result, path_type, verbose_option
+from ._common import BadInput, bad_input, describe_grid, emit_json, json_option, load_result, path_type, verbose_option
 from .apply import in_unit
 
 if TYPE_CHECKING:
@@ -53,7 +53,15 @@ def evaluate(
             if spacing is not None and not spacing > 0:
                 raise BadInput(f"wanted a positive spacing for {path}, got {spacing}")
             table = regframe.read_points(path, unit=grid.unit if spacing is None else "px")
-            sides.append(in_unit(table, grid, spacing))
+            points = in_unit(table, grid, spacing)
+            sides.append(points)
+            outside = int((~grid.contains(points.coords)).sum()) if points.ndim == grid.ndim else 0
+            if outside:
+                click.echo(
+                    f"Warning: {outside} of {len(points)} landmarks of {path} lie outside the image "
+                    f"({describe_grid(grid)}); check the order of the axes, or state the spacing they are in",
+                    err=True,
+                )
         fixed, moving = regframe.pair_points(sides[0], sides[1])
         figures = measure(result, fixed, moving)
     if as_json:
