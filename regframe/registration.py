@@ -28,6 +28,8 @@ LITTLE_IN_COMMON = 0.35
 """Explained share of the fixed image's variance below which a person has to look."""
 VIOLENT = 10.0
 """Largest change of area that tissue is believed to go through without a remark."""
+STRONG = 3.0
+"""Change of area from which a likeness that came mostly from bending is not believed without a look."""
 SMALLEST = 8
 """Pixels along the two longest axes that an image must have at least to be registered."""
 
@@ -494,7 +496,7 @@ def _judge(figures: dict[str, Any], fit: Fit) -> tuple[str, list[str]]:
         factor = max(high, 1 / max(low, 1e-6))
         message = f"the map {torn} tissue {factor:.0f}-fold somewhere, which tissue does not do"
         (fail if low < 1 / (4 * VIOLENT) or high > 4 * VIOLENT else warn).append(message)
-    if figures["model"] == "lddmm" and explained["affine"] < 0.5 * explained["final"]:
+    if explained["affine"] < 0.5 * explained["final"] and (low < 1 / STRONG or high > STRONG):
         warn.append(
             "most of the likeness came from bending, not from the pose: unlike images can be bent alike, so look at the overlay"
         )

@@ -84,6 +84,7 @@ def test_seed_bent(seed: Seed, number: int) -> None:
     moving, truth = bend(seed.moving, number)
     result = rf.register(seed.fixed, moving, init=rf.landmarks(MOVING, FIXED))
     assert float(seed.error(result, truth.points).mean()) <= 0.3
+    assert (result.verdict, result.metrics["model"]) == ("pass", "lddmm")
     coords = seed.fixed.grid.coords().reshape(-1, 2)
     back = (result.to_fixed(result.to_moving(coords)) - coords).norm(dim=1)
     assert float(back.mean()) <= 0.02
