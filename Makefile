@@ -49,7 +49,7 @@ lint: install
 	$(BIN)/mypy
 
 bench: install
-	$(BIN)/python -m pytest benchmarks -o python_files="bench_*.py" --benchmark-only $(PYTEST_ARGS)
+	$(BIN)/python -m pytest benchmarks -o python_files="bench_*.py" -s $(PYTEST_ARGS)
 
 clean:
 	rm -rf build dist demo-output *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
