@@ -451,7 +451,7 @@ def fit_pyramid(
     metric: Callable[[Level], ImageMetric],
     config: Config,
     landmarks: tuple[Tensor, Tensor, float] | None = None,
-    callback: Callable[[str, int, int, float], None] | None = None,
+    callback: Callable[[str, int, int, int, float], None] | None = None,
 ) -> Fit:
     """Fit the map coarse to fine: the affine part first, then both together.
 
@@ -459,9 +459,15 @@ def fit_pyramid(
         start: ``B_0`` ``[D+1, D+1]``, inverse affine map of the normalised frames (fixed → moving).
         metric: makes the similarity ready for a level.
         landmarks: moving and fixed positions in their frames and σ_P in fixed pixels, or None.
+        callback: called with stage, level, number of levels, iteration and energy after each step.
     """
     ndim = fixed.grid.ndim
     levels = build_levels(fixed, moving, start, config)
+
+    def step(stage: str, number: int, iteration: int, energy: float) -> None:
+        if callback is not None:
+            callback(stage, number, len(levels), iteration, energy)
+
     kind = "affine" if config.transform == "lddmm" else config.transform
     radius = math.hypot(*Frame.of(fixed.grid).grid(fixed.grid).extent) / 2
     increment = Increment(kind, ndim, radius)
@@ -472,7 +478,7 @@ def fit_pyramid(
         with threads_for(level.work):
             fit = fit_level(
                 fit, level, metric(level), config, stage="affine", number=number, constant_weights=number == 0,
-                landmarks=landmarks, callback=callback,
+                landmarks=landmarks, callback=step,
             )  # fmt: skip
     if not bending:
         return fit
@@ -486,10 +492,10 @@ def fit_pyramid(
                 adapt_prior(fit, level.moving_grid)
             fit = fit_level(
                 fit, level, metric(level), config, stage="lddmm", number=number, constant_weights=number == 0,
-                landmarks=landmarks, callback=callback,
+                landmarks=landmarks, callback=step,
             )  # fmt: skip
     with threads_for(levels[-1].work):
-        return simpler_if_as_good(fit, levels[-1], metric(levels[-1]), config, landmarks, callback)
+        return simpler_if_as_good(fit, levels[-1], metric(levels[-1]), config, landmarks, step)
 
 
 def simpler_if_as_good(
@@ -498,7 +504,7 @@ def simpler_if_as_good(
     metric: ImageMetric,
     config: Config,
     landmarks: tuple[Tensor, Tensor, float] | None,
-    callback: Callable[[str, int, int, float], None] | None,
+    callback: Callable[[str, int, int, float], None],
 ) -> Fit:
     """The best affine map instead of a bent one whose bending the data do not ask for.
 
@@ -519,8 +525,7 @@ def simpler_if_as_good(
         fit.history.append(
             {"stage": "straight", "level": level_number, "iteration": iteration, "energy": value, **straight.parts}
         )
-        if callback is not None:
-            callback("straight", level_number, iteration, value)
+        callback("straight", level_number, iteration, value)
 
     level_number = int(fit.history[-1]["level"]) if fit.history else 0
     outcome = minimize(

@@ -21,7 +21,7 @@ from .contracts import Metric
 from .data import Grid, Image, PointSet, unit_ratio
 from .homogeneous import carry, compose, determinant, inverse
 from .lddmm import Frame, Level, fit_contrast
-from .optimize import Fit, build_levels, fit_pyramid, threads_for
+from .optimize import Fit, fit_pyramid, threads_for
 from .transforms import Affine, Flow, Sequence, Transform, move_points, resample
 
 LITTLE_IN_COMMON = 0.35
@@ -208,9 +208,8 @@ def _register(
         pairs = (p, q, config.sigma_landmarks / fixed.grid.pixel)
     # a start is only a start: without the last bits, in which one unit differs from another, so do their fits not
     pull = torch.round(compose(to_moving, inverse(start), inverse(to_fixed)), decimals=10)
-    n_levels = len(build_levels(fixed, moving, pull, config)) if progress is not None else 0
 
-    def step(stage: str, level: int, iteration: int, loss: float) -> None:
+    def step(stage: str, level: int, n_levels: int, iteration: int, loss: float) -> None:
         if progress is not None:
             progress(Progress(stage, level, n_levels, iteration, config.optimizer.max_iter, loss))
 
