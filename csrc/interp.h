@@ -21,6 +21,7 @@
 namespace regframe {
 
 constexpr int kPad = 2;  // nodes of zeros on each side of the velocity grid
+constexpr int64_t kMostFeatures = 127;  // powers of moving channels that a contrast map may have
 
 // ---------------------------------------------------------------------------------------------------- lanes of one pixel
 

@@ -12,6 +12,10 @@ STABLE_TORCH_LIBRARY(regframe, m) {
       "float[] image_spacing, float[] image_origin, float[] velocity_spacing, float[] velocity_origin, int n_steps, "
       "bool image_grad, bool velocity_grad, bool matrix_grad) -> (Tensor, Tensor, Tensor)");
   m.def(
+      "contrast(Tensor moving, Tensor fixed, Tensor weight, Tensor velocity, Tensor matrix, float[] image_spacing, "
+      "float[] image_origin, float[] velocity_spacing, float[] velocity_origin, int n_steps, Tensor moving_scale, "
+      "Tensor fixed_scale, int order, float ridge) -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def(
       "flow_points(Tensor points, Tensor velocity, float[] velocity_spacing, float[] velocity_origin, int n_steps, "
       "bool to_moving) -> Tensor");
   m.def(

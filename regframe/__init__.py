@@ -32,6 +32,7 @@ _HOME = {
     "load": "store",
     "metric": "plugins",
     "move_points": "transforms",
+    "ops": "",
     "open": "plugins",
     "pair_points": "tables",
     "read_landmarks": "tables",
@@ -41,7 +42,7 @@ _HOME = {
     "resample": "transforms",
     "write_points": "tables",
 }
-"""Where each public name lives; ``__init__.pyi`` says the same to type checkers and a test compares the two."""
+"""Where each public name lives (``""``: it is a module); ``__init__.pyi`` says the same and a test compares the two."""
 
 __all__ = ["__version__", *_HOME]
 
@@ -51,7 +52,12 @@ def __getattr__(name: str) -> Any:
     if name == "__version__":
         value: Any = _version()
     elif name in _HOME:
-        value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+        home = _HOME[name]
+        value = (
+            getattr(importlib.import_module(f"{__name__}.{home}"), name)
+            if home
+            else importlib.import_module(f"{__name__}.{name}")
+        )
     else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     globals()[name] = value

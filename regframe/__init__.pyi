@@ -1,3 +1,4 @@
+from . import ops as ops
 from .config import Config as Config
 from .contracts import Adapter as Adapter
 from .contracts import Metric as Metric

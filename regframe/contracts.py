@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from . import ops
 from .data import Grid, Image, PointSet
 from .transforms import Transform
 
@@ -70,6 +71,19 @@ class Metric(ABC):
         itself, unless the class says ``likelihood = True``.
         """
 
-    def fused(self, flow: Any, moving: Any, fixed: Any, weight: Tensor) -> tuple[Tensor, ...] | None:
-        """Loss and its gradients in one kernel, or None to take the generic path; optional."""
+    def fused(
+        self, path: ops.Path, moving: Tensor, fixed: Tensor, weight: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor] | None:
+        """The mismatch and its gradients in one go, or None to take the generic path; optional.
+
+        Args:
+            path: how fixed pixels reach the moving image (see `regframe.ops.Path`).
+            moving: ``[C_m, *S_m]``, not yet warped.
+            fixed: ``[C_f, *S_f]``.
+            weight: ``[*S_f]``, as above.
+
+        Returns:
+            The scalar that ``self(ops.warp(moving, *path), fixed, weight)`` would give, and its gradients in ``path.velocity``
+            and ``path.matrix``, of their shapes.
+        """
         return None

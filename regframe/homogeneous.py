@@ -14,7 +14,7 @@ def compose(*matrices: Tensor) -> Tensor:
     """The product ``matrices[0] · matrices[1] · …``: the last is applied to a position first."""
     out = matrices[0]
     for matrix in matrices[1:]:
-        out = torch.as_tensor(sum(out[:, k, None] * matrix[None, k, :] for k in range(matrix.shape[0])))
+        out = (out.unsqueeze(2) * matrix.unsqueeze(0)).sum(dim=1)
     return out
 
 

@@ -10,6 +10,8 @@ transcriptomics).
 from __future__ import annotations
 
 import copy
+import functools
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -36,6 +38,12 @@ class ImageMetric(Protocol):
 
     def __call__(self, warped: Tensor, fixed: Tensor, weight: Tensor) -> Tensor:
         """Mismatch, a scalar."""
+        ...
+
+    def fused(
+        self, path: ops.Path, moving: Tensor, fixed: Tensor, weight: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Mismatch and its gradients in the path's velocity and matrix, or None."""
         ...
 
 
@@ -104,6 +112,15 @@ class Increment:
         last[0, -1] = 1.0
         return torch.cat([top, last])
 
+    def gradient(self, q: Tensor, gradient: Tensor) -> Tensor:
+        """The gradient in ``q`` ``[K]`` of what has the gradient ``[D+1, D+1]`` in ``H(q)``."""
+        ndim = self.ndim
+        if self.kind == "affine":  # linear in q
+            return torch.cat([gradient[:ndim, ndim], gradient[:ndim, :ndim].reshape(-1) / self.radius])
+        with torch.enable_grad():
+            at = q.detach().to(torch.float64).requires_grad_(True)
+            return torch.autograd.grad((self.matrix(at) * gradient).sum(), at)[0]
+
 
 def smooth_size(n: int) -> int:
     """The smallest integer ≥ ``n`` whose prime factors are 2, 3 and 5: the sizes the FFT is fast on."""
@@ -118,42 +135,81 @@ def smooth_size(n: int) -> int:
 
 
 class VelocitySpace:
-    """Velocities ``v = σ L⁻¹ u`` on a coarse periodic grid of the moving frame; ``|u|²/2`` is the regulariser.
+    """Velocities ``v = σ L⁻¹ u`` on a periodic grid of the moving frame, whitened: ``|u|²/2`` is the regulariser.
 
-    ``L = (id - a²Δ)^p``, applied with the FFT. ``σ`` is set such that the prior standard deviation of the displacement
-    at a point is ``deviation`` moving pixels: with white ``u`` the variance of ``Σ_t h v_t`` is ``σ² K(0)``.
+    ``L = (id - a²Δ)^p`` is diagonal in the Fourier basis, and so are the variables: ``u`` holds the Fourier coefficients
+    of every wave that the nodes of ``waves`` can tell apart, weighted such that ``|u|²`` is the sum of squares over the nodes.
+    ``grid`` may be several times finer: between the nodes of ``waves`` the velocity then is the waves, not their chords.
+
+    ``σ`` is set such that the prior standard deviation of the displacement at a point is ``deviation`` moving pixels: with
+    white ``u`` the variance of ``Σ_t h v_t`` is ``σ² K(0)``.
 
     Args:
-        grid: nodes, in the moving frame.
+        waves: nodes, in the moving frame, that the waves are counted on.
         n_slices: T.
         n_steps: Euler steps, a multiple of T.
         scale: a, in moving pixels.
         order: p.
         deviation: in moving pixels.
+        finer: nodes of ``grid`` per node of ``waves`` and axis.
     """
 
-    def __init__(self, grid: Grid, n_slices: int, n_steps: int, scale: float, order: float, deviation: float) -> None:
-        self.grid, self.n_slices, self.n_steps = grid, n_slices, n_steps
+    def __init__(
+        self,
+        waves: Grid,
+        n_slices: int,
+        n_steps: int,
+        scale: float,
+        order: float,
+        deviation: float,
+        finer: int = 1,
+    ) -> None:
+        self.waves, self.n_slices, self.n_steps = waves, n_slices, n_steps
         self.scale, self.order, self.deviation = scale, order, deviation
-        ndim = grid.ndim
-        laplacian = torch.zeros((1,) * ndim, dtype=torch.float64)  # symbol of -Δ on the grid's rfft frequencies
-        for d in range(ndim):
-            n = grid.shape[d]
-            k = torch.arange(n // 2 + 1 if d == ndim - 1 else n, dtype=torch.float64)
-            symbol = 2 * (1 - torch.cos(2 * math.pi * k / n)) / grid.spacing[d] ** 2
+        ndim = waves.ndim
+        self._kept = [(n - 1) // 2 for n in waves.shape]  # highest frequency: one at the limit has no phase of its own
+        laplacian = torch.zeros((1,) * ndim, dtype=torch.float64)  # symbol of -Δ on the frequencies kept
+        for d, (n, spacing, kept) in enumerate(zip(waves.shape, waves.spacing, self._kept, strict=True)):
+            k = torch.arange(kept + 1, dtype=torch.float64)
+            if d < ndim - 1:
+                k = torch.cat([k, k[1:].flip(0)])  # 0 ... kept, -kept ... -1
+            symbol = 2 * (1 - torch.cos(2 * math.pi * k / n)) / spacing**2
             laplacian = laplacian + symbol.reshape([-1 if i == d else 1 for i in range(ndim)])
-        inverse = (1 + scale**2 * laplacian) ** (-order)  # [*S_rfft], symbol of L⁻¹
-        full = torch.fft.irfftn(inverse**2, s=grid.shape)  # K's kernel on the grid; its value at 0 is K(0) · cell
-        k0 = float(full.reshape(-1)[0])
+        inverse = (1 + scale**2 * laplacian) ** (-order)  # symbol of L⁻¹
+        # half a spectrum stands for the whole: every column but the first counts twice
+        twice = torch.full((self._kept[-1] + 1,), 2.0, dtype=torch.float64)
+        twice[0] = 1.0
+        self._columns = twice.sqrt().to(torch.float32)
+        k0 = float((inverse**2 * twice).sum()) / math.prod(waves.shape)  # K's kernel at 0, times the cell
         self.symbol = (inverse * deviation / math.sqrt(k0) * math.sqrt(n_slices)).to(torch.float32)
-        self.shape = (n_slices, ndim, *grid.shape)
-        self.size = math.prod(self.shape)
-        self._axes = tuple(range(2, 2 + ndim))
+        self.shape = (n_slices, ndim, *self.symbol.shape)
+        self.size = 2 * math.prod(self.shape)
+        self._set_finer(finer)
+
+    def _set_finer(self, finer: int) -> None:
+        waves = self.waves
+        self.grid = Grid(
+            tuple(n * finer if n > 1 else 1 for n in waves.shape),
+            tuple(s / finer if n > 1 else s for n, s in zip(waves.shape, waves.spacing, strict=True)),
+            waves.origin,
+        )
+
+    def with_finer(self, finer: int) -> VelocitySpace:
+        """The same velocities on a grid of ``finer`` times as many nodes per axis as ``waves``."""
+        out = copy.copy(self)
+        out._set_finer(finer)
+        return out
 
     def with_deviation(self, deviation: float) -> VelocitySpace:
         """The same space with another prior deviation, in moving pixels."""
         out = copy.copy(self)
         out.symbol, out.deviation = self.symbol * (deviation / self.deviation), deviation
+        return out
+
+    def with_steps(self, n_steps: int) -> VelocitySpace:
+        """The same space integrated in another number of steps."""
+        out = copy.copy(self)
+        out.n_steps = n_steps
         return out
 
     def steep(self, u: Tensor) -> float:
@@ -165,17 +221,34 @@ class VelocitySpace:
                 most = max(most, float(velocity.diff(dim=2 + d).abs().amax()) / spacing)
         return most
 
-    def with_steps(self, n_steps: int) -> VelocitySpace:
-        """The same space integrated in another number of steps."""
-        out = copy.copy(self)
-        out.n_steps = n_steps
-        return out
-
     def velocity(self, u: Tensor) -> Tensor:
         """``v`` ``[T, D, *S]`` (moving pixels per unit time) of whitened ``u`` ``[P]``; linear, differentiable."""
-        spectrum = torch.fft.rfftn(u.reshape(self.shape), dim=self._axes)
-        velocity: Tensor = torch.fft.irfftn(spectrum * self.symbol, s=self.grid.shape, dim=self._axes)
+        if u.storage_offset() % 2 == 1:  # a complex number may not start anywhere
+            u = u.clone()
+        scale = self.symbol / (self._columns * math.sqrt(math.prod(self.waves.shape)))
+        spectrum = torch.view_as_complex(u.reshape(*self.shape, 2)) * scale
+        # one axis after the other, so that frequencies that are not kept are not transformed either
+        for d, (n, kept) in enumerate(zip(self.grid.shape[:-1], self._kept[:-1], strict=True)):
+            gap = list(spectrum.shape)
+            gap[2 + d] = n - 2 * kept - 1
+            low, high = spectrum.narrow(2 + d, 0, kept + 1), spectrum.narrow(2 + d, kept + 1, kept)
+            spectrum = torch.fft.ifft(
+                torch.cat([low, spectrum.new_zeros(gap), high], dim=2 + d), dim=2 + d, norm="forward"
+            )
+        velocity: Tensor = torch.fft.irfft(spectrum, n=self.grid.shape[-1], dim=-1, norm="forward")
         return velocity
+
+    def adjoint(self, gradient: Tensor) -> Tensor:
+        """From the gradient of ``v`` ``[T, D, *S]`` to that of ``u`` ``[P]``: the transpose of `velocity`."""
+        spectrum = torch.fft.rfft(gradient, dim=-1)[..., : self._kept[-1] + 1]
+        for d in reversed(range(self.grid.ndim - 1)):
+            n, kept = self.grid.shape[d], self._kept[d]
+            spectrum = torch.fft.fft(spectrum, dim=2 + d)
+            spectrum = torch.cat(
+                [spectrum.narrow(2 + d, 0, kept + 1), spectrum.narrow(2 + d, n - kept, kept)], dim=2 + d
+            )
+        spectrum = spectrum * (self.symbol * self._columns / math.sqrt(math.prod(self.waves.shape)))
+        return torch.view_as_real(spectrum).reshape(-1)
 
 
 @dataclass
@@ -197,6 +270,18 @@ class Level:
     moving_grid: Grid
     fixed_weight: Tensor
     moving_weight: Tensor | None
+
+    @functools.cached_property
+    def trusted(self) -> Tensor:
+        """``[1, *S_m]``: the moving side's mask, 0 on its border pixels, which stand for everything beyond."""
+        out = torch.ones(self.moving_grid.shape, dtype=torch.float32)
+        if self.moving_weight is not None:
+            out = self.moving_weight.clone()
+        for d, n in enumerate(self.moving_grid.shape):
+            if n > 2:
+                out.narrow(d, 0, 1).zero_()
+                out.narrow(d, n - 1, 1).zero_()
+        return out[None]
 
     @property
     def work(self) -> int:
@@ -246,7 +331,7 @@ class Energy:
         self._still = torch.zeros((1, ndim, *(1,) * ndim), dtype=torch.float32)
         # one fixed pixel of this level in full-resolution pixels, and what a moving pixel measures in them
         self._pixel = level.fixed_grid.pixel
-        self._zoom = float(homogeneous.determinant(start).abs()) ** (-1 / ndim)
+        self.zoom = float(homogeneous.determinant(start).abs()) ** (-1 / ndim)
 
     def split(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """``q`` ``[K]`` and ``u`` ``[P]`` of the variables ``x``."""
@@ -257,19 +342,23 @@ class Energy:
         """``B(q)`` ``[D+1, D+1]``, fixed frame → moving frame."""
         return homogeneous.compose(self.start, self.increment.matrix(q))
 
-    def warp(self, x: Tensor, image: Tensor, grid: Grid) -> Tensor:
-        """``image`` ``[C, *S_m]`` of the moving frame's ``grid`` on the level's fixed grid, ``[C, *S_f]``."""
+    def path(self, x: Tensor, grid: Grid) -> ops.Path:
+        """How the level's fixed pixels reach an image on the moving frame's ``grid``."""
         q, u = self.split(x)
-        level, ndim = self.level, self.level.fixed_grid.ndim
+        ndim = self.level.fixed_grid.ndim
         matrix = homogeneous.compose(self.pullback(q), self._index)[:ndim]
         if self.space is None or u is None:
             velocity, v_grid, n_steps = self._still, Grid((1,) * ndim), 1
         else:
             velocity, v_grid, n_steps = self.space.velocity(u), self.space.grid, self.space.n_steps
-        return ops.warp(
-            image, velocity, matrix, level.fixed_grid.shape, (0,) * ndim,
+        return ops.Path(
+            velocity, matrix, self.level.fixed_grid.shape, (0,) * ndim,
             grid.spacing, grid.origin, v_grid.spacing, v_grid.origin, n_steps,
         )  # fmt: skip
+
+    def warp(self, x: Tensor, image: Tensor, grid: Grid) -> Tensor:
+        """``image`` ``[C, *S_m]`` of the moving frame's ``grid`` on the level's fixed grid, ``[C, *S_f]``."""
+        return ops.warp(image, *self.path(x, grid))
 
     def positions(self, x: Tensor) -> Tensor:
         """Moving-frame position of every fixed pixel, ``[*S_f, D]`` float32."""
@@ -285,32 +374,54 @@ class Energy:
     def __call__(self, x: Tensor) -> tuple[float, Tensor]:
         """Energy and gradient ``[K + P]`` at ``x``."""
         self.n_evaluations += 1
-        x = x.detach().requires_grad_(True)
-        warped = self.warp(x, self.level.moving, self.level.moving_grid)
-        mismatch = self.metric(warped, self.level.fixed, self.weight)
-        if self.metric.likelihood:
-            matching = self.observations * mismatch
-        elif self.sigma_match is not None:
-            matching = self.observations / (2 * self.sigma_match**2) * mismatch
-        else:
-            matching = self.observations / 2 * torch.log(mismatch.clamp(min=0) + 1e-5)
+        x = x.detach()
         q, u = self.split(x)
-        total = matching.to(torch.float64)
-        regularizer = pairs = None
-        if u is not None:
-            regularizer = 0.5 * (u.to(torch.float64) ** 2).sum()
-            total = total + regularizer
+        level = self.level
+        path = self.path(x, level.moving_grid)
+        mismatch, v_grad, m_grad = self._mismatch(path)
+        # the matching term and its derivative in the mismatch
+        if self.metric.likelihood:
+            slope = self.observations
+            matching = slope * mismatch
+        elif self.sigma_match is not None:
+            slope = self.observations / (2 * self.sigma_match**2)
+            matching = slope * mismatch
+        else:
+            floored = max(mismatch, 0.0) + 1e-5
+            slope = self.observations / 2 / floored
+            matching = self.observations / 2 * math.log(floored) if math.isfinite(floored) else math.nan
+        gradient = torch.empty_like(x)
+        # the matrix is start · H(q) · index: from its gradient to that of H
+        ndim = level.fixed_grid.ndim
+        h_grad = homogeneous.compose(self.start[:ndim].T, slope * m_grad, self._index.T)
+        gradient[: q.shape[0]] = self.increment.gradient(q, h_grad)
+        regularizer = 0.0
+        if u is not None and self.space is not None:
+            regularizer = 0.5 * float(torch.linalg.vector_norm(u, dtype=torch.float64)) ** 2
+            torch.add(u, self.space.adjoint(v_grad), alpha=slope, out=gradient[q.shape[0] :])
+        pairs = 0.0
         if self.landmarks is not None:
-            pairs = self._landmark_term(q, u)
-            total = total + pairs
-        (gradient,) = torch.autograd.grad(total, x)
-        self.parts = {
-            "mismatch": float(mismatch.detach()),
-            "matching": float(matching.detach()),
-            "regularizer": 0.0 if regularizer is None else float(regularizer.detach()),
-            "landmarks": 0.0 if pairs is None else float(pairs.detach()),
-        }
-        return float(total.detach()), gradient
+            with torch.enable_grad():
+                at = x.requires_grad_(True)
+                term = self._landmark_term(*self.split(at))
+                gradient += torch.autograd.grad(term, at)[0]
+            pairs = float(term.detach())
+        self.parts = {"mismatch": mismatch, "matching": matching, "regularizer": regularizer, "landmarks": pairs}
+        return matching + regularizer + pairs, gradient
+
+    def _mismatch(self, path: ops.Path) -> tuple[float, Tensor, Tensor]:
+        """The metric's value and its gradients in velocity and matrix: from its own kernel, or else through `ops.warp`."""
+        level = self.level
+        fused = self.metric.fused(path, level.moving, level.fixed, self.weight)
+        if fused is not None:
+            value, v_grad, m_grad = fused
+            return float(value), v_grad, m_grad
+        with torch.enable_grad():
+            velocity, matrix = path.velocity.detach().requires_grad_(True), path.matrix.detach().requires_grad_(True)
+            warped = ops.warp(level.moving, *path._replace(velocity=velocity, matrix=matrix))
+            mismatch = self.metric(warped, level.fixed, self.weight)
+            v_grad, m_grad = torch.autograd.grad(mismatch, (velocity, matrix))
+        return float(mismatch.detach()), v_grad, m_grad
 
     def _landmark_term(self, q: Tensor, u: Tensor | None) -> Tensor:
         assert self.landmarks is not None
@@ -327,25 +438,50 @@ class Energy:
         q, u = self.split(change)
         ndim = self.level.fixed_grid.ndim
         step = self.increment.matrix(q) - torch.eye(ndim + 1, dtype=torch.float64)
-        moved = float(homogeneous.carry(step, self._rim).norm(dim=-1).amax())
+        moved = float(homogeneous.carry(step, self._rim).square().sum(dim=-1).amax().sqrt())
         if self.space is not None and u is not None:
-            displacement = self.space.velocity(u).mean(dim=0)  # [D, *S]
-            moved += self._zoom * float(displacement.norm(dim=0).amax())
+            displacement = self.space.with_finer(1).velocity(u).mean(dim=0)  # [D, *S]
+            moved += self.zoom * float(displacement.square_().sum(dim=0).amax().sqrt())
         return moved / self._pixel
 
     def overlap(self, x: Tensor) -> Tensor:
         """Weight ``[*S_f]`` of fixed pixels that map onto trusted moving pixels, fading over the border pixel."""
         level = self.level
-        at = self.positions(x)
-        index = (at - torch.tensor(level.moving_grid.origin, dtype=at.dtype)) / torch.tensor(
-            level.moving_grid.spacing, dtype=at.dtype
-        )
-        top = torch.tensor(level.moving_grid.shape, dtype=index.dtype) - 1
-        inside = torch.minimum(index, top - index).clamp(0, 1).amin(dim=-1)
-        out = level.fixed_weight * inside
-        if level.moving_weight is not None:
-            out = out * self.warp(x, level.moving_weight[None], level.moving_grid)[0]
-        return out
+        return level.fixed_weight * self.warp(x, level.trusted, level.moving_grid)[0]
+
+
+class Preconditioner:
+    """A symmetric linear change of variables ``x = P z`` in which the energy is about equally curved along all of them.
+
+    The matching term curves the energy by ``N |∇f|² / m`` per squared pixel of displacement. Against the prior that is
+    nothing for the finest waves and everything for the coarsest, whose variables are therefore scaled down, each by the
+    square root of its own curvature.
+
+    Args:
+        increment: parametrisation of the affine part.
+        space: velocities.
+        canvas: how many nodes of its grid of waves lie on the moving canvas.
+        curvature_q: of the energy, per squared fixed pixel of displacement of the whole canvas.
+        curvature_u: the same per squared moving pixel.
+    """
+
+    def __init__(
+        self, increment: Increment, space: VelocitySpace, canvas: float, curvature_q: float, curvature_u: float
+    ) -> None:
+        # a canvas turned by one pixel at its rim moves by 6^-1/2 of it per axis
+        q = torch.full((increment.size,), 6.0**0.5, dtype=torch.float32)
+        q[: increment.ndim] = 1.0
+        hessian = curvature_u / (canvas * space.n_slices) * space.symbol.to(torch.float64) ** 2
+        u = ((1 + hessian) ** -0.5)[..., None].expand(*space.shape, 2)
+        self._scale = torch.cat([q / math.sqrt(max(curvature_q, 1e-12)), u.reshape(-1).to(torch.float32)])
+
+    def __call__(self, z: Tensor) -> Tensor:
+        """``x`` ``[K + P]`` of ``z`` ``[K + P]``; also from a gradient in ``x`` to the one in ``z``."""
+        return z * self._scale
+
+    def inverse(self, x: Tensor) -> Tensor:
+        """``z`` ``[K + P]`` of ``x`` ``[K + P]``."""
+        return x / self._scale
 
 
 def fit_contrast(warped: Tensor, fixed: Tensor, weight: Tensor, order: int = 1, ridge: float = 1e-4) -> Tensor:
@@ -446,40 +582,59 @@ def _flattest(fixed: Tensor, weight: Tensor) -> Tensor:
         if fixed.shape[d] > 2:
             step = (fixed.narrow(d, 2, fixed.shape[d] - 2) - fixed.narrow(d, 0, fixed.shape[d] - 2)).abs().sum(dim=0)
             change.narrow(d - 1, 1, fixed.shape[d] - 2).add_(step)
-    seen = weight.reshape(-1) > 0
-    flat = torch.where(seen, change.reshape(-1), torch.inf)
-    keep = flat.argsort(stable=True)[: max(1, int(seen.sum()) // 10)]
+    seen = (weight.reshape(-1) > 0).nonzero()[:, 0]
+    seen = seen[:: max(1, len(seen) // 100_000)]
+    if len(seen) == 0:
+        return fixed.reshape(c, -1).mean(dim=1)
+    keep = seen[change.reshape(-1)[seen].argsort(stable=True)[: max(1, len(seen) // 10)]]
     return fixed.reshape(c, -1)[:, keep].mean(dim=1)
+
+
+TILE = 256
+"""Pixels along the sides of the parts in which the autocorrelation of a large residual is looked at."""
+TILES = 4
+"""How many parts of it are, along each axis, at most."""
 
 
 def correlation_area(residual: Tensor, weight: Tensor) -> float:
     """How many pixels one independent observation of a residual stands for: its integrated squared autocorrelation.
 
     For white noise 1; for structure of size ``l`` pixels about ``l^D``. From the weighted autocorrelation (zero-padded
-    FFT), Bartlett's formula for the effective sample size: ``Σ_r ρ(r)²``.
+    FFT), Bartlett's formula for the effective sample size: ``Σ_r ρ(r)²``. An image of more than `TILE` pixels along an axis is
+    looked at in parts, spread evenly.
 
     Args:
         residual: ``[C, *S]``.
         weight: ``[*S]``.
     """
-    w = weight.to(torch.float64)
-    r = residual.to(torch.float64)
-    dims = tuple(range(1, r.ndim))
-    mean = (r * w).sum(dim=dims, keepdim=True) / w.sum().clamp(min=1e-12)
-    r = (r - mean) * w
-    shape = [smooth_size(2 * n) for n in residual.shape[1:]]
-    power = torch.fft.rfftn(r, s=shape, dim=dims).abs() ** 2
-    auto = torch.fft.irfftn(power.sum(dim=0), s=shape)
-    pairs = torch.fft.irfftn(torch.fft.rfftn(w, s=shape).abs() ** 2, s=shape)
+    parts = [
+        [slice(None)]
+        if n <= TILE
+        else [slice(o, o + TILE // 2) for o in torch.linspace(0, n - TILE // 2, TILES).round().long().tolist()]
+        for n in weight.shape
+    ]
+    dims = tuple(range(1, residual.ndim))
+    mean = (residual * weight).sum(dim=dims, keepdim=True) / weight.sum().clamp(min=1e-12)
+    size = [n if n <= TILE else TILE // 2 for n in weight.shape]
+    reach = [max(4, n // 8) for n in size]  # lags not too far, seen often enough to be estimated
+    shape = [smooth_size(n + r) for n, r in zip(size, reach, strict=True)]
+    power = pairs_power = torch.zeros(())
+    for part in itertools.product(*parts):
+        w = weight[part]
+        r = (residual[(slice(None), *part)] - mean) * w
+        power = power + torch.fft.rfftn(r, s=shape, dim=dims).abs().square().sum(dim=0)
+        pairs_power = pairs_power + torch.fft.rfftn(w, s=shape).abs().square()
+    auto, pairs = torch.fft.irfftn(power, s=shape), torch.fft.irfftn(pairs_power, s=shape)
     peak = float(auto.reshape(-1)[0] / pairs.reshape(-1)[0].clamp(min=1e-12))
     if not peak > 0:
         return 1.0
-    enough = pairs > 0.1 * pairs.reshape(-1)[0]  # lags seen often enough to be estimated, and not far
-    for d, n in enumerate(residual.shape[1:]):
-        lag = torch.arange(shape[d])
-        lag = torch.minimum(lag, shape[d] - lag)
-        enough = enough & (lag <= max(4, n // 8)).reshape([-1 if i == d else 1 for i in range(len(shape))])
-    rho = torch.where(enough, auto / pairs.clamp(min=1e-12) / peak, torch.zeros_like(auto))
+    enough = pairs > 0.1 * pairs.reshape(-1)[0]
+    for d, (n, most) in enumerate(zip(shape, reach, strict=True)):
+        lag = torch.arange(n)
+        lag = torch.minimum(lag, n - lag)
+        enough = enough & (lag <= most).reshape([-1 if i == d else 1 for i in range(len(shape))])
+    pairs = pairs.clamp(min=1e-12)
+    rho = torch.where(enough, auto / pairs / peak, torch.zeros_like(auto))
     # the square of a sample correlation has mean area/n over its n pairs by chance alone: solve for the area
     chance = float(torch.where(enough, 1 / pairs.clamp(min=1.0), torch.zeros_like(pairs)).sum())
     area = float((rho**2).sum()) / (1 + chance)
@@ -498,6 +653,41 @@ def halve(data: Tensor, grid: Grid, axes: Sequence[int]) -> tuple[Tensor, Grid]:
         data = (taps[0] + 3 * taps[1] + 3 * taps[2] + taps[3]) / 8
         shape[d], origin[d], spacing[d] = m, origin[d] + spacing[d] / 2, spacing[d] * 2
     return data, Grid(tuple(shape), tuple(spacing), tuple(origin), grid.unit)
+
+
+def noise_share(data: Tensor) -> float:
+    """The share of an image's squared gradient that white noise accounts for: 1 for noise alone, ``data`` ``[C, *S]``.
+
+    From the second difference along all axes at once, in which little but noise is left (Immerkær 1996); fine texture
+    counts as noise too.
+    """
+    rough, slope, ndim = data, 0.0, 0
+    for d in range(1, data.ndim):
+        n = data.shape[d]
+        if n > 2:
+            slope += float((data.narrow(d, 1, n - 1) - data.narrow(d, 0, n - 1)).square().mean())
+            rough = (rough.narrow(d, 0, n - 2) - 2 * rough.narrow(d, 1, n - 2) + rough.narrow(d, 2, n - 2)) / 6**0.5
+            ndim += 1
+    return 2 * ndim * float(rough.square().mean()) / slope if slope > 0 else 0.0
+
+
+def soften(data: Tensor) -> Tensor:
+    """``data`` ``[C, *S]`` filtered with [1, 2, 1]/4 along every axis, the border repeated.
+
+    Between its pixels a linearly interpolated image is smoother than at them, white noise by up to 2^-D in variance, and a
+    fit finds the noise it would rather have: positions half a pixel off. Neighbouring pixels of a softened image are alike
+    already.
+    """
+    for d in range(1, data.ndim):
+        n = data.shape[d]
+        if n > 1:
+            index = torch.arange(n)
+            before, after = (
+                data.index_select(d, (index - 1).clamp(min=0)),
+                data.index_select(d, (index + 1).clamp(max=n - 1)),
+            )
+            data = (before + 2 * data + after) / 4
+    return data
 
 
 def standardized(image: Image) -> Tensor:

@@ -11,7 +11,7 @@ import math
 import os
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,6 +27,9 @@ except ImportError as error:
 
 BUILD_COMMAND = "pip install --no-build-isolation -e ."
 """The line that builds the compiled ops, to be run where ``setup.py`` lies."""
+
+MOST_FEATURES = 127
+"""Powers of moving channels that `contrast` may be asked for."""
 
 _MAX_NODES = 2**31 - 1  # the kernels address the nodes of one channel, or of one time slice, by 32-bit integers
 
@@ -106,6 +109,48 @@ def _check_velocity(ndim: int, velocity: Tensor, n_steps: int) -> None:
         raise ValueError(f"n_steps must be a multiple of the {n_slices} time slices of velocity, got {n_steps}")
 
 
+class Path(NamedTuple):
+    """The way of fixed pixels into the moving image: what `warp` and `contrast` take beside the pixels themselves.
+
+    Args:
+        velocity: ``[T, D, *S_v]``, in moving-frame lengths per unit time.
+        matrix: ``[D, D+1]`` float64, from the index of a fixed pixel to its start in the moving frame.
+        shape: pixels of the fixed grid, or of a tile of it.
+        offset: index of the tile's first pixel.
+        image_spacing: of the moving image, in moving-frame lengths.
+        image_origin: likewise.
+        velocity_spacing: of the velocity's nodes, likewise.
+        velocity_origin: likewise.
+        n_steps: Euler steps, a multiple of T.
+    """
+
+    velocity: Tensor
+    matrix: Tensor
+    shape: tuple[int, ...]
+    offset: tuple[int, ...]
+    image_spacing: tuple[float, ...]
+    image_origin: tuple[float, ...]
+    velocity_spacing: tuple[float, ...]
+    velocity_origin: tuple[float, ...]
+    n_steps: int
+
+
+class Contrast(NamedTuple):
+    """What `contrast` returns.
+
+    Args:
+        value: float64 scalar, the mean squared residual per fixed channel and unit weight, the ridge included.
+        theta: ``[C_f, 1 + order * C_m]`` float64, the contrast map of standardised channels: constant, linear, square …
+        velocity_grad: ``[T, D, *S_v]``, the value's gradient.
+        matrix_grad: ``[D, D+1]`` float64, likewise.
+    """
+
+    value: Tensor
+    theta: Tensor
+    velocity_grad: Tensor
+    matrix_grad: Tensor
+
+
 def warp(
     image: Tensor,
     velocity: Tensor,
@@ -172,6 +217,74 @@ def warp(
     return out
 
 
+def contrast(
+    path: Path,
+    moving: Tensor,
+    fixed: Tensor,
+    weight: Tensor,
+    moving_scale: Tensor,
+    fixed_scale: Tensor,
+    order: int = 1,
+    ridge: float = 1e-6,
+) -> Contrast:
+    """The residual that the best contrast map leaves between the warped moving image and the fixed one, and its gradients.
+
+    With both sides standardised and ``φ = (1, I, … I^order)`` of the warped channels::
+
+        value = 1/C_f Σ_c min_θ [ Σ_y W(y) (θ_c · φ(I(y)) - J_c(y))² / Σ_y W(y) + ridge |θ_c|² ]
+
+    in which the constant goes without ridge. Two passes over the pixels, nothing of the image's size beside them: the first sums
+    up what θ needs, the second follows the paths again and scatters the gradient. θ is at its optimum, so that is all of
+    the gradient (envelope theorem). Not differentiable itself: value and gradients come at once.
+
+    Args:
+        path: with the fixed grid as its ``shape`` and no ``offset``.
+        moving: ``[C_m, *S_m]``.
+        fixed: ``[C_f, *S_f]``.
+        weight: ``[*S_f]`` ≥ 0; a pixel of weight 0 is not even visited by the kernels.
+        moving_scale: mean and deviation ``[2, C_m]`` float64 of the moving channels, on the CPU.
+        fixed_scale: likewise ``[2, C_f]``.
+        order: highest power, 1 to 3.
+        ridge: strength of the ridge, above 0.
+
+    Raises:
+        TypeError: for a dtype that does not fit.
+        ValueError: for a shape, device or number that does not fit, with what was wanted, what came and what to do.
+    """
+    velocity, matrix, shape, offset, *geometry = path
+    ndim = matrix.shape[0] if matrix.dim() == 2 else 0
+    if tuple(fixed.shape[1:]) != tuple(shape) or weight.shape != fixed.shape[1:] or any(offset):
+        raise ValueError(
+            f"fixed must be [C, *shape] and weight [*shape] of a whole grid, got {list(fixed.shape)} and "
+            f"{list(weight.shape)} for shape {list(shape)} and offset {list(offset)}"
+        )
+    if fixed.dim() != ndim + 1 or moving.dim() != ndim + 1:
+        raise ValueError(
+            f"moving and fixed must have {ndim} axes beside their channels, got {moving.dim()}, {fixed.dim()}"
+        )
+    for name, tensor in (("fixed", fixed), ("weight", weight), ("moving", moving)):
+        _check_dtype_and_device(name, tensor, velocity)
+    if matrix.dtype != torch.float64:
+        raise TypeError(f"matrix must be float64, got {matrix.dtype}; convert it with matrix.double()")
+    _check_velocity(ndim, velocity, path.n_steps)
+    if not 1 <= order <= 3 or order * moving.shape[0] > MOST_FEATURES:
+        raise ValueError(
+            f"order must be 1, 2 or 3 and order times moving channels at most {MOST_FEATURES}, got {order} and "
+            f"{moving.shape[0]} channels"
+        )
+    if not (math.isfinite(ridge) and ridge > 0):
+        raise ValueError(f"ridge must be above 0, got {ridge}")
+    for name, scale, image in (("moving_scale", moving_scale, moving), ("fixed_scale", fixed_scale, fixed)):
+        if scale.shape != (2, image.shape[0]) or scale.dtype != torch.float64:
+            raise ValueError(
+                f"{name} must be [2, {image.shape[0]}] float64, got {list(scale.shape)} {scale.dtype}: "
+                "mean and deviation per channel"
+            )
+    args = (moving, fixed, weight, velocity, matrix, *geometry, moving_scale, fixed_scale, order, ridge)
+    run: Any = reference.contrast if _use_reference(moving.device) else torch.ops.regframe.contrast
+    return Contrast(*run(*(a.detach() if isinstance(a, Tensor) else a for a in args)))
+
+
 def flow_points(
     points: Tensor,
     velocity: Tensor,
@@ -225,6 +338,18 @@ def _warp_vjp(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return (*(g if want else None for g, want in zip(grads, wanted, strict=True)), *(None for _ in ctx.geometry))
 
 
+def _contrast_fake(
+    moving: Tensor, fixed: Tensor, weight: Tensor, velocity: Tensor, matrix: Tensor, *rest: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    order = rest[-2]
+    return (
+        matrix.new_empty(()),
+        matrix.new_empty((fixed.shape[0], 1 + order * moving.shape[0])),
+        torch.empty(velocity.shape, dtype=velocity.dtype, device=velocity.device),
+        torch.empty(matrix.shape, dtype=matrix.dtype, device=matrix.device),
+    )
+
+
 def _flow_points_fake(points: Tensor, velocity: Tensor, *geometry: Any) -> Tensor:  # [N, D]
     return torch.empty(points.shape, dtype=points.dtype, device=points.device)
 
@@ -263,6 +388,7 @@ def _no_second_derivative(name: str) -> Any:
 if is_built():
     torch.library.register_fake("regframe::warp")(_warp_fake)
     torch.library.register_fake("regframe::_warp_backward")(_warp_backward_fake)
+    torch.library.register_fake("regframe::contrast")(_contrast_fake)
     torch.library.register_fake("regframe::flow_points")(_flow_points_fake)
     torch.library.register_fake("regframe::_flow_points_backward")(_flow_points_backward_fake)
     torch.library.register_autograd("regframe::warp", _warp_vjp, setup_context=_warp_setup)

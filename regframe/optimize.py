@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import math
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from . import homogeneous
@@ -27,11 +30,14 @@ from .lddmm import (
     Increment,
     Level,
     Mixture,
+    Preconditioner,
     VelocitySpace,
     correlation_area,
     fit_contrast,
     halve,
+    noise_share,
     smooth_size,
+    soften,
     standardized,
 )
 
@@ -50,6 +56,10 @@ DEVIATION_FLOOR = 0.03
 DEVIATION_MARGIN = 3.0
 """The prior deviation of the next level over the rms displacement found so far: wide enough to leave room for more."""
 
+FIRST_STEP = 0.25
+"""First step over the gradient in preconditioned variables, whose curvature is about 1 and seldom above 4."""
+NOISY = 0.5
+"""Share of the moving image's squared gradient above which noise would steer the finest level: both sides are softened."""
 PATIENCE = 5
 """Steps over which a fit must have gained something to go on."""
 WORTHWHILE = 1e-4
@@ -76,6 +86,7 @@ def threads_for(pixels: int) -> Iterator[None]:
             torch.set_num_threads(before)
 
 
+FloatArray = NDArray[np.float64]
 Evaluate = Callable[[Tensor], tuple[float, Tensor]]
 """From variables ``[P]`` to the energy and its gradient ``[P]``; a non-finite energy rejects the point."""
 
@@ -99,34 +110,68 @@ class Outcome:
     reason: str
 
 
-def _dot(a: Tensor, b: Tensor) -> float:
+def dot(a: Tensor, b: Tensor) -> float:
+    """Inner product of ``[P]`` and ``[P]`` in float64."""
     return float(torch.dot(a.to(torch.float64), b.to(torch.float64)))
 
 
 class _History:
-    """The last pairs of steps and gradient changes, and the product of the inverse Hessian they imply."""
+    """The last pairs of steps and gradient changes, and the product of the inverse Hessian they imply.
 
-    def __init__(self, memory: int) -> None:
-        self.pairs: deque[tuple[Tensor, Tensor, float]] = deque(maxlen=memory)
+    Every product of two of them is kept, so that a direction costs one pass over the pairs for their products with the
+    gradient, one for the sum, and the two loops run on numbers (Chen et al. 2014, "Large-scale L-BFGS using MapReduce").
+    """
+
+    def __init__(self, memory: int, like: Tensor) -> None:
+        self.memory = memory
+        self._rows = torch.zeros((2 * memory, like.numel()), dtype=like.dtype)  # steps, then changes
+        self._products = np.zeros((2 * memory, 2 * memory))
+        self._order: list[int] = []  # slots, oldest first
+
+    def clear(self) -> None:
+        """Forget all pairs."""
+        self._order.clear()
+
+    def __bool__(self) -> bool:
+        return bool(self._order)
+
+    def _with(self, row: Tensor) -> FloatArray:
+        """Products ``[2 memory]`` of all rows in use with ``row``; the rest is of no meaning."""
+        out: FloatArray = torch.mv(self._rows, row).numpy().astype(np.float64)
+        return out
 
     def add(self, step: Tensor, change: Tensor) -> None:
-        curvature = _dot(step, change)
-        if curvature > 1e-10 * math.sqrt(_dot(step, step) * _dot(change, change)):
-            self.pairs.append((step, change, 1.0 / curvature))
+        """Remember a pair, unless the energy did not curve upwards along it."""
+        norms = [float(torch.linalg.vector_norm(row, dtype=torch.float64)) for row in (step, change)]
+        if not dot(step, change) > 1e-10 * norms[0] * norms[1]:
+            return
+        m = self.memory
+        slot = len(self._order) if len(self._order) < m else self._order.pop(0)
+        self._rows[slot], self._rows[m + slot] = step, change
+        for k, row in ((slot, step), (m + slot, change)):
+            self._products[k] = self._products[:, k] = self._with(row)
+        self._order.append(slot)
 
     def direction(self, gradient: Tensor) -> Tensor:
-        q = gradient.clone()
+        """Minus the inverse Hessian times ``gradient``."""
+        if not self._order:
+            return -gradient
+        m, products = self.memory, self._products
+        with_gradient = self._with(gradient)
+        weights, scale = np.zeros(2 * m), 1.0  # the vector is scale * (gradient + Σ weights * rows)
         alphas = []
-        for s, y, rho in reversed(self.pairs):
-            alpha = rho * _dot(s, q)
-            q.add_(y, alpha=-alpha)
+        for k in reversed(self._order):
+            alpha = (with_gradient[k] + weights @ products[k]) / products[k, m + k]
+            weights[m + k] -= alpha
             alphas.append(alpha)
-        if self.pairs:
-            s, y, rho = self.pairs[-1]
-            q.mul_(1.0 / (rho * _dot(y, y)))
-        for (s, y, rho), alpha in zip(self.pairs, reversed(alphas), strict=True):
-            q.add_(s, alpha=alpha - rho * _dot(y, q))
-        return q.neg_()
+        last = self._order[-1]
+        scale = products[last, m + last] / products[m + last, m + last]
+        weights *= scale
+        for k, alpha in zip(self._order, reversed(alphas), strict=True):
+            beta = (scale * with_gradient[m + k] + weights @ products[m + k]) / products[k, m + k]
+            weights[k] += alpha - beta
+        out = torch.mv(self._rows.T, torch.from_numpy(weights).to(gradient.dtype))
+        return out.add_(gradient, alpha=scale).neg_()
 
 
 def minimize(
@@ -139,6 +184,7 @@ def minimize(
     memory: int = 12,
     max_move: float = 8.0,
     first_move: float = 1.0,
+    first_step: float | None = None,
     worthwhile: float = 0.0,
     callback: Callable[[int, float], None] | None = None,
 ) -> Outcome:
@@ -150,27 +196,30 @@ def minimize(
         tolerance: three steps in a row that move less than this (pixels) end it: converged.
         max_move: no step is tried that moves more than this (pixels).
         first_move: length of the first step, which has no curvature to go by (pixels).
+        first_step: the first step over the gradient at most, where the curvature is known to be about 1 along all variables.
         worthwhile: energy that `PATIENCE` steps must gain together; less ends it: converged.
         callback: called with the step's number and the energy after each step.
     """
     energy, gradient = evaluate(x)
     if not (math.isfinite(energy) and bool(torch.isfinite(gradient).all())):
         return Outcome(x, energy, 0, "diverged")
-    history = _History(memory)
+    history = _History(memory, x)
     quiet = 0
     past = deque([energy], maxlen=PATIENCE + 1)
     for iteration in range(1, max_iter + 1):
         direction = history.direction(gradient)
-        slope = _dot(direction, gradient)
+        slope = dot(direction, gradient)
         if not slope < 0:  # the curvature pairs have gone stale: start again from steepest descent
-            history = _History(memory)
+            history.clear()
             direction = -gradient
-            slope = _dot(direction, gradient)
+            slope = dot(direction, gradient)
             if not slope < 0:
                 return Outcome(x, energy, iteration - 1, "converged")
         moved = movement(direction)
-        limit = max_move if history.pairs else first_move
-        t = 1.0 if history.pairs and moved <= limit else limit / max(moved, 1e-30)
+        if history:
+            t = min(1.0, max_move / max(moved, 1e-30))
+        else:
+            t = min(math.inf if first_step is None else first_step, first_move / max(moved, 1e-30))
         accepted = None
         for _ in range(12):
             trial = x + t * direction
@@ -186,9 +235,10 @@ def minimize(
             if t * moved < 0.01 * tolerance:
                 break
         if accepted is None:
-            if history.pairs:
-                history = _History(memory)
+            if history:
+                history.clear()
                 first_move = max(tolerance, min(first_move, t * moved * 4))
+                first_step = None if first_step is None else min(first_step, 4 * t)
                 quiet += 1
                 if quiet < 2:
                     continue
@@ -341,17 +391,22 @@ def fit_level(
 
         last = turn == rounds - 1
         budget = max(config.optimizer.max_iter - done, 0)
+        # an affine increment is scaled to pixels already
+        change = None if fit.space is None else precondition(energy, predicted)
         outcome = minimize(
-            energy, x, energy.movement,
+            energy if change is None else functools.partial(_changed, energy, change),
+            x if change is None else change.inverse(x),
+            energy.movement if change is None else functools.partial(_moved, energy, change),
             max_iter=budget if last else min(budget, max(5, config.optimizer.max_iter // 5)),
             tolerance=config.optimizer.tolerance if last else 4 * config.optimizer.tolerance,
             memory=config.optimizer.memory,
+            first_step=None if change is None else FIRST_STEP,
             worthwhile=0.0 if fit.space is None else WORTHWHILE * energy.observations,
             callback=step,
-        )  # fmt: skip
+        )
         fit.n_evaluations += energy.n_evaluations
         done += outcome.iterations
-        x = outcome.x
+        x = outcome.x if change is None else change(outcome.x)
         if outcome.reason == "diverged":
             break
     energy(x)
@@ -360,6 +415,35 @@ def fit_level(
     fit.observations = energy.observations
     fit.reasons.append(outcome.reason)
     return fit
+
+
+def _changed(energy: Energy, change: Preconditioner, z: Tensor) -> tuple[float, Tensor]:
+    value, gradient = energy(change(z))
+    return value, change(gradient)
+
+
+def _moved(energy: Energy, change: Preconditioner, z: Tensor) -> float:
+    return energy.movement(change(z))
+
+
+def precondition(energy: Energy, predicted: Tensor) -> Preconditioner:
+    """Variables in which ``energy`` is about equally curved, judged by the contrast-mapped moving image ``[C_f, *S_f]``."""
+    assert energy.space is not None
+    level, ndim = energy.level, energy.level.fixed_grid.ndim
+    w = energy.weight
+    total = w.sum().clamp(min=1e-12)
+    residual = float((((level.fixed - predicted) ** 2).mean(dim=0) * w).sum() / total)
+    slope = 0.0  # mean squared derivative along an axis, per fixed pixel
+    for d in range(ndim):
+        if predicted.shape[1 + d] > 2:
+            n = predicted.shape[1 + d]
+            step = (predicted.narrow(1 + d, 2, n - 2) - predicted.narrow(1 + d, 0, n - 2)) / (
+                2 * level.fixed_grid.spacing[d]
+            )
+            slope += float(((step**2).mean(dim=0) * w.narrow(d, 1, n - 2)).sum() / total) / ndim
+    curvature = energy.observations * slope / max(residual, 1e-5)
+    canvas = math.prod(level.moving_grid.extent) / math.prod(energy.space.waves.spacing)
+    return Preconditioner(energy.increment, energy.space, max(canvas, 1.0), curvature, curvature * energy.zoom**2)
 
 
 COARSEST = 40
@@ -411,6 +495,8 @@ def build_levels(fixed: Image, moving: Image, start: Tensor, config: Config) -> 
             f_weight = torch.ones(f_grid.shape, dtype=torch.float32)
         if levels and levels[-1].fixed_grid.shape == f_grid.shape:
             continue
+        if k == finest and noise_share(m_data) > NOISY:
+            f_data, m_data = soften(f_data), soften(m_data)
         levels.append(Level(f_data, m_data, f_grid, m_grid, f_weight, m_weight))
     return levels
 

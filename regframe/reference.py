@@ -174,3 +174,48 @@ def warp(
     origin = torch.as_tensor(image_origin, dtype=end.dtype, device=end.device)
     out = sample_image(image.to(end.dtype), (end - origin) / spacing)  # [C, N]
     return out.reshape(image.shape[0], *shape).to(image.dtype)
+
+
+def contrast(
+    moving: Tensor,
+    fixed: Tensor,
+    weight: Tensor,
+    velocity: Tensor,
+    matrix: Tensor,
+    image_spacing: Sequence[float],
+    image_origin: Sequence[float],
+    velocity_spacing: Sequence[float],
+    velocity_origin: Sequence[float],
+    n_steps: int,
+    moving_scale: Tensor,
+    fixed_scale: Tensor,
+    order: int,
+    ridge: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Residual of the best contrast map, θ, and the residual's gradient in velocity and matrix, in float64 by autograd.
+
+    Shapes as in `regframe.ops.contrast`; returns the value ``[]``, θ ``[C_f, 1 + order * C_m]``, ``[T, D, *S_v]`` and
+    ``[D, D+1]``.
+    """
+    velocity, matrix = velocity.detach(), matrix.detach()
+    with torch.enable_grad():
+        v = velocity.to(torch.float64).requires_grad_(True)
+        m = matrix.clone().requires_grad_(True)
+        shape = fixed.shape[1:]
+        geometry = (image_spacing, image_origin, velocity_spacing, velocity_origin, n_steps)
+        warped = warp(moving.to(torch.float64), v, m, shape, [0] * len(shape), *geometry)
+        scales = [scale.to(matrix)[..., None] for scale in (*moving_scale, *fixed_scale)]  # 4 of [C, 1]
+        x = (warped.reshape(warped.shape[0], -1) - scales[0]) / scales[1]  # [C_m, N]
+        y = (fixed.to(torch.float64).reshape(fixed.shape[0], -1) - scales[2]) / scales[3]  # [C_f, N]
+        w = weight.to(torch.float64).reshape(-1)
+        w = w / w.sum().clamp(min=1e-30)
+        phi = torch.cat([torch.ones_like(x[:1]), *(x**k for k in range(1, order + 1))])  # [P, N]
+        penalty = torch.full((phi.shape[0],), ridge, dtype=phi.dtype, device=phi.device)
+        penalty[0] = 1e-12  # only so that no weight at all is solvable
+        with torch.no_grad():
+            gram = (phi * w) @ phi.T + torch.diag(penalty)
+            theta = torch.linalg.solve(gram, (phi * w) @ y.T).T.contiguous()  # [C_f, P]
+        squares = (w * (theta @ phi - y) ** 2).sum()
+        value = (squares + ridge * theta[:, 1:].square().sum()) / y.shape[0]
+        v_grad, m_grad = torch.autograd.grad(value, (v, m))
+    return value.detach(), theta, v_grad.to(velocity.dtype), m_grad

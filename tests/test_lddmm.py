@@ -124,11 +124,10 @@ def _space(ndim: int = 2, n_slices: int = 3, order: float = 2.0, deviation: floa
 )
 def test_the_prior_deviation_is_that_of_the_displacement(ndim: int, n_slices: int, order: float, n: int) -> None:
     space = _space(ndim, n_slices, order, n=n)
-    # exactly: by stationarity the variance at a node is the energy of the response to one unit of one variable
-    one = torch.zeros(space.shape)
-    one[0, 0].view(-1)[5] = 1
-    response = space.velocity(one.reshape(-1))
-    assert float((response.double() ** 2).sum()) / n_slices == pytest.approx(1.7**2, rel=1e-4)
+    # exactly: the variance of a linear function of white variables is its gradient's square
+    mean = torch.zeros((n_slices, ndim, *space.grid.shape))
+    mean[:, 0].view(n_slices, -1)[:, 5] = 1 / n_slices
+    assert float((space.adjoint(mean).double() ** 2).sum()) == pytest.approx(1.7**2, rel=1e-4)
     # and by experiment
     square, draws = 0.0, 20
     for seed in range(draws):
@@ -141,16 +140,46 @@ def test_the_prior_deviation_is_that_of_the_displacement(ndim: int, n_slices: in
 def test_the_regulariser_is_the_sobolev_norm_of_the_velocity(ndim: int, n: int) -> None:
     # L v = σ u with L = (id - a²Δ)² in finite differences: what METHOD.md writes, without any FFT
     space = _space(ndim, 2, 2.0, n=n)
-    u = torch.randn(space.shape, generator=_generator(1))
-    v = space.velocity(u.reshape(-1)).double()
-    for _ in range(2):
-        laplacian = sum(
-            (v.roll(1, 2 + d) + v.roll(-1, 2 + d) - 2 * v) / space.grid.spacing[d] ** 2 for d in range(ndim)
-        )
-        v = v - space.scale**2 * laplacian
-    sigma = float((v * u).sum() / (u.double() ** 2).sum())
+    # variables that no velocity depends on (a spectrum's second halves) are never moved: the gradient has nothing there
+    us = [space.adjoint(torch.randn((2, ndim, *space.grid.shape), generator=_generator(i))).double() for i in (1, 2)]
+    sobolev = []
+    for u in us:
+        v = space.velocity(u.float()).double()
+        for _ in range(2):
+            laplacian = sum(
+                (v.roll(1, 2 + d) + v.roll(-1, 2 + d) - 2 * v) / space.grid.spacing[d] ** 2 for d in range(ndim)
+            )
+            v = v - space.scale**2 * laplacian
+        sobolev.append(v)
+    sigma = float((sobolev[0] ** 2).sum() / (us[0] ** 2).sum())
     assert sigma > 0
-    torch.testing.assert_close(v, sigma * u.double(), rtol=0, atol=2e-3 * sigma)
+    assert float((sobolev[1] ** 2).sum() / (us[1] ** 2).sum()) == pytest.approx(sigma, rel=1e-3)
+    scale = float((us[0] ** 2).sum() * (us[1] ** 2).sum()) ** 0.5
+    assert float((sobolev[0] * sobolev[1]).sum()) / sigma == pytest.approx(
+        float((us[0] * us[1]).sum()), abs=1e-3 * scale
+    )
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+@pytest.mark.parametrize("finer", [1, 2, 3])
+def test_adjoint_is_the_transpose_of_velocity(ndim: int, finer: int) -> None:
+    space = _space(ndim, n=10).with_finer(finer)
+    u = torch.randn(space.size, generator=_generator(1), dtype=torch.float64)
+    gradient = torch.randn((3, ndim, *space.grid.shape), generator=_generator(2), dtype=torch.float64)
+    assert float((space.velocity(u) * gradient).sum()) == pytest.approx(
+        float((u * space.adjoint(gradient)).sum()), rel=1e-5
+    )
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_a_finer_grid_shows_the_same_velocity(ndim: int) -> None:
+    space = _space(ndim, n=10)
+    u = torch.randn(space.size, generator=_generator(1))
+    finer = space.with_finer(3)
+    assert finer.grid.shape == tuple(3 * n for n in space.grid.shape)
+    every = (slice(None), slice(None), *[slice(None, None, 3)] * ndim)
+    torch.testing.assert_close(finer.velocity(u)[every], space.velocity(u), rtol=0, atol=1e-5)
+    torch.testing.assert_close(finer.grid.coords()[every[2:]], space.grid.coords())
 
 
 def test_velocities_are_linear_in_their_variables_and_scale_with_the_deviation() -> None:
@@ -190,8 +219,10 @@ def test_smooth_size_is_the_next_number_of_small_primes() -> None:
 # ------------------------------------------------------------------------------------------------------------- Energy
 
 
-class _Squares:
+class _Squares(rf.Metric):
     """The plainest metric, as a likelihood or not."""
+
+    name = "squares"
 
     def __init__(self, likelihood: bool) -> None:
         self.likelihood = likelihood  # type: ignore[misc]
@@ -356,7 +387,7 @@ def test_overlap_counts_trusted_pixels_and_fades_over_the_border() -> None:
     level = Level(ones, ones, grid, grid, fixed_weight, None)
     shift = torch.eye(3, dtype=torch.float64)
 
-    def overlap(x: float) -> Tensor:
+    def overlap(x: float, level: Level = level) -> Tensor:
         shift[1, 2] = x  # fixed column j shows moving column j + x
         energy = Energy(level, _Squares(True), Increment("rigid", 2, 5.0), shift.clone(), None, fixed_weight, 1.0)
         return energy.overlap(torch.zeros(3))
@@ -372,8 +403,7 @@ def test_overlap_counts_trusted_pixels_and_fades_over_the_border() -> None:
     assert way[-1] == 0
     assert (way.diff() <= 0).all()
     assert way.diff().abs().max() < 0.051
-    level.moving_weight = trust
-    masked = overlap(0.0)
+    masked = overlap(0.0, Level(ones, ones, grid, grid, fixed_weight, trust))
     assert (masked[3] == 0).all()
     assert torch.equal(masked[4:], here[4:])
     assert torch.equal(masked[:3], here[:3])

@@ -27,6 +27,23 @@ struct WarpTask {
   int64_t channels, image_pixels, out_pixels;
 };
 
+// The residual of the best contrast map: theta . phi(x) - y, with phi = (1, x, x^2, ...) of the warped channels, all standardised.
+template <class T, int D>
+struct ContrastTask {
+  WarpTask<T, D> warp;  // its tile is the whole fixed grid
+  const T* fixed;       // [C_f, *shape]
+  const T* weight;      // [*shape]
+  int64_t targets;      // C_f
+  int64_t order;
+  const T* moving_mean;  // [C_m], and the factor that follows
+  const T* moving_gain;
+  const T* fixed_mean;  // [C_f]
+  const T* fixed_gain;
+  int64_t features() const { return 1 + order * warp.channels; }  // P
+  // weighted sums of products: upper triangle of phi phi^T, then phi y^T
+  int64_t moments() const { return features() * (features() + 1) / 2 + features() * targets; }
+};
+
 // points in nodes of the padded velocity grid: (x - origin) / spacing + kPad
 template <class T, int D>
 struct PointsTask {
@@ -47,6 +64,11 @@ struct PointsTask {
                      int64_t end);                                                                                          \
   template <class T, int D>                                                                                                 \
   void warp_backward_image(const WarpTask<T, D>& task, const T* grad, T* image_grad, int64_t begin, int64_t end);           \
+  template <class T, int D>                                                                                                 \
+  void contrast_moments(const ContrastTask<T, D>& task, double* moments, int64_t begin, int64_t end);                       \
+  template <class T, int D>                                                                                                 \
+  void contrast_gradient(const ContrastTask<T, D>& task, const T* theta, double* squares, double* accumulator,              \
+                         double* matrix, int64_t begin, int64_t end);                                                       \
   template <class T, int D>                                                                                                 \
   void points_forward(const PointsTask<T, D>& task, const T* points, T* out, int64_t begin, int64_t end);                   \
   template <class T, int D>                                                                                                 \

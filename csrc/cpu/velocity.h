@@ -52,7 +52,7 @@ class Accumulators {
   double* of(int64_t thread) { return sums_.get() + thread * size_; }  // [T, *padded, D]
 
   // added in the order of the threads: the same bytes for the same number of threads
-  Tensor collect(const Tensor& velocity, const std::vector<double>& spacing) const {
+  Tensor collect(const Tensor& velocity, const std::vector<double>& spacing, double factor = 1.0) const {
     Tensor out = torch::stable::new_empty(velocity, velocity.sizes());  // [T, D, *S]
     T* to = out.mutable_data_ptr<T>();
     const int64_t first = D == 3 ? velocity.size(2) : 1, height = velocity.size(D), width = velocity.size(D + 1);
@@ -61,7 +61,7 @@ class Accumulators {
         const int64_t t = i / first, z = i % first;
         const int64_t plane = D == 3 ? (z + kPad) * flow_.padded[1] : 0;
         for (int d = 0; d < D; ++d) {
-          const double scale = 1.0 / (flow_.n_steps * spacing[d]);
+          const double scale = factor / (flow_.n_steps * spacing[d]);
           for (int64_t y = 0; y < height; ++y) {
             const double* from = sums_.get() + t * flow_.slice + ((plane + y + kPad) * flow_.padded[D - 1] + kPad) * D + d;
             T* row = to + (((t * D + d) * first + z) * height + y) * width;
@@ -82,6 +82,16 @@ class Accumulators {
   int64_t threads_, size_;
   std::unique_ptr<double[]> sums_;
 };
+
+// the matrix gradients of all threads, [threads, D, D+1] in nodes, added to `to` [D, D+1] in their order
+template <int D>
+void collect_matrix(const std::vector<double>& parts, int64_t threads, const std::vector<double>& spacing, double factor,
+                    double* to) {
+  for (int64_t part = 0; part < threads; ++part)
+    for (int d = 0; d < D; ++d)
+      for (int e = 0; e <= D; ++e)
+        to[d * (D + 1) + e] += parts[(part * D + d) * (D + 1) + e] * (factor / spacing[d]);
+}
 
 // splits 0 ... n-1 into one fixed part per thread: `f(part, begin, end)`; parts are multiples of `grain`
 template <class F>

@@ -5,6 +5,7 @@
 #include <tuple>
 
 #include "cpu/kernels.h"
+#include "cpu/task.h"
 #include "cpu/velocity.h"
 
 namespace regframe {
@@ -32,36 +33,6 @@ namespace {
 
 constexpr int64_t kForwardRows = 64;  // dealt out at a time
 
-template <class T, int D>
-WarpTask<T, D> make_task(const Tensor& image, const Tensor& velocity, const Tensor& matrix, const T* padded,
-                         const std::vector<int64_t>& shape, const std::vector<int64_t>& offset,
-                         const std::vector<double>& image_spacing, const std::vector<double>& image_origin,
-                         const std::vector<double>& velocity_spacing, const std::vector<double>& velocity_origin,
-                         int64_t n_steps) {
-  WarpTask<T, D> task{};
-  task.flow = flow_grid<T, D>(velocity, n_steps);
-  task.grid = image_grid<T, D>(image);
-  task.velocity = padded;
-  task.image = image.const_data_ptr<T>();
-  task.channels = image.size(0);
-  task.image_pixels = task.out_pixels = 1;
-  const double* m = matrix.const_data_ptr<double>();  // [D, D+1]
-  for (int d = 0; d < D; ++d) {
-    task.frame.shape[d] = shape[d];
-    task.frame.offset[d] = offset[d];
-    task.image_pixels *= image.size(1 + d);
-    task.out_pixels *= shape[d];
-    for (int e = 0; e < D; ++e) {
-      task.frame.to_flow[d][e] = m[d * (D + 1) + e] / velocity_spacing[d];
-      task.frame.to_image[d][e] = m[d * (D + 1) + e] / image_spacing[d];
-    }
-    task.frame.to_flow[d][D] = (m[d * (D + 1) + D] - velocity_origin[d]) / velocity_spacing[d] + kPad;
-    task.frame.to_image[d][D] = (m[d * (D + 1) + D] - image_origin[d]) / image_spacing[d];
-    task.frame.image_per_flow[d] = static_cast<T>(velocity_spacing[d] / image_spacing[d]);
-  }
-  return task;
-}
-
 Tensor warp(const Tensor& image_, const Tensor& velocity_, const Tensor& matrix_, const std::vector<int64_t>& shape,
             const std::vector<int64_t>& offset, const std::vector<double>& image_spacing,
             const std::vector<double>& image_origin, const std::vector<double>& velocity_spacing,
@@ -79,7 +50,7 @@ Tensor warp(const Tensor& image_, const Tensor& velocity_, const Tensor& matrix_
     using T = decltype(scalar);
     constexpr int D = decltype(ndim)::value;
     const auto padded = pad_velocity<T, D>(flow_grid<T, D>(velocity, n_steps), velocity, velocity_spacing);
-    const auto task = make_task<T, D>(image, velocity, matrix, padded.get(), shape, offset, image_spacing, image_origin,
+    const auto task = warp_task<T, D>(image, velocity, matrix, padded.get(), shape, offset, image_spacing, image_origin,
                                       velocity_spacing, velocity_origin, n_steps);
     T* to = out.mutable_data_ptr<T>();
     in_blocks(task.out_pixels / shape[D - 1], kForwardRows, [&](int64_t begin, int64_t end) {
@@ -116,7 +87,7 @@ std::tuple<Tensor, Tensor, Tensor> warp_backward(
     constexpr int D = decltype(ndim)::value;
     const auto flow = flow_grid<T, D>(velocity, n_steps);
     const auto padded = pad_velocity<T, D>(flow, velocity, velocity_spacing);
-    const auto task = make_task<T, D>(image, velocity, matrix, padded.get(), shape, offset, image_spacing, image_origin,
+    const auto task = warp_task<T, D>(image, velocity, matrix, padded.get(), shape, offset, image_spacing, image_origin,
                                       velocity_spacing, velocity_origin, n_steps);
     const T* from = grad.const_data_ptr<T>();
     const int64_t threads = get_num_threads();
@@ -127,12 +98,7 @@ std::tuple<Tensor, Tensor, Tensor> warp_backward(
         RF_CALL(warp_backward, T, D, task, from, sums.of(part), matrices.data() + part * D * (D + 1), begin, end);
       });
       if (velocity_grad) to_velocity = sums.collect(velocity, velocity_spacing);
-      if (matrix_grad) {
-        double* to = to_matrix.mutable_data_ptr<double>();
-        for (int64_t part = 0; part < threads; ++part)
-          for (int d = 0; d < D; ++d)
-            for (int e = 0; e <= D; ++e) to[d * (D + 1) + e] += matrices[(part * D + d) * (D + 1) + e] / velocity_spacing[d];
-      }
+      if (matrix_grad) collect_matrix<D>(matrices, threads, velocity_spacing, 1.0, to_matrix.mutable_data_ptr<double>());
     }
     if (image_grad) {
       T* to = to_image.mutable_data_ptr<T>();

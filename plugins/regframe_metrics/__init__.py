@@ -153,6 +153,17 @@ class Contrast(_ImageMetric):
         value: Tensor = _Contrast.apply(warped, fixed, weight, mean_f, scale_f, mean_m, scale_m, self)
         return value
 
+    def fused(
+        self, path: regframe.ops.Path, moving: Tensor, fixed: Tensor, weight: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor] | None:
+        """The same value and its gradients in two passes that keep nothing of the image's size (`regframe.ops.contrast`)."""
+        if self._scales is None or self.order * moving.shape[0] > regframe.ops.MOST_FEATURES:
+            return None
+        of_fixed, of_moving = (torch.stack(scale) for scale in self._both_scales(moving, fixed, weight))
+        fit = regframe.ops.contrast(path, moving, fixed, weight, of_moving, of_fixed, self.order, self.ridge)
+        self.theta = fit.theta
+        return fit.value, fit.velocity_grad, fit.matrix_grad
+
     def _features(self, x: Tensor) -> Tensor:
         """Powers ``[1 + order * C_m, n]`` of standardised channels ``[C_m, n]``: constant, linear, square …"""
         powers = [torch.ones_like(x[:1])]

@@ -1,0 +1,105 @@
+// The contrast map of METHOD.md: its least-squares problem, from moments to theta; shared by both backends.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <vector>
+
+#include "prepare.h"
+
+namespace regframe {
+
+inline void check_contrast(const Tensor& moving, const Tensor& fixed, const Tensor& weight, const Tensor& velocity,
+                           const Tensor& matrix, const std::vector<double>& image_spacing,
+                           const std::vector<double>& image_origin, const std::vector<double>& velocity_spacing,
+                           const std::vector<double>& velocity_origin, int64_t n_steps, const Tensor& moving_scale,
+                           const Tensor& fixed_scale, int64_t order, double ridge) {
+  STD_TORCH_CHECK(matrix.dim() == 2 && fixed.dim() == matrix.size(0) + 1, "fixed must be [C, *S] with the axes of matrix");
+  const std::vector<int64_t> shape(fixed.sizes().begin() + 1, fixed.sizes().end()), offset(matrix.size(0), 0);
+  check_warp(moving, velocity, matrix, shape, offset, image_spacing, image_origin, velocity_spacing, velocity_origin, n_steps);
+  STD_TORCH_CHECK(weight.dim() == matrix.size(0), "weight must be [*S] of fixed");
+  for (int64_t d = 0; d < weight.dim(); ++d) STD_TORCH_CHECK(weight.size(d) == shape[d], "weight must be [*S] of fixed");
+  for (const Tensor* other : {&fixed, &weight})
+    STD_TORCH_CHECK(other->scalar_type() == moving.scalar_type() && other->is_cuda() == moving.is_cuda() &&
+                        other->get_device_index() == moving.get_device_index(),
+                    "moving, fixed and weight must share one dtype and device");
+  STD_TORCH_CHECK(moving.size(0) > 0 && fixed.size(0) > 0, "moving and fixed must have at least one channel");
+  STD_TORCH_CHECK(order >= 1 && order <= 3 && order * moving.size(0) <= kMostFeatures,
+                  "order must be 1, 2 or 3, and order times moving channels at most ", kMostFeatures);
+  STD_TORCH_CHECK(ridge > 0, "ridge must be above 0");
+  const Tensor* sides[2] = {&moving_scale, &fixed_scale};
+  const int64_t channels[2] = {moving.size(0), fixed.size(0)};
+  for (int i = 0; i < 2; ++i)
+    STD_TORCH_CHECK(sides[i]->dim() == 2 && sides[i]->size(0) == 2 && sides[i]->size(1) == channels[i] &&
+                        sides[i]->scalar_type() == ScalarType::Double && !sides[i]->is_cuda(),
+                    "scales must be [2, C] float64 on the CPU: mean and deviation per channel");
+}
+
+// mean, and 1 / deviation, per channel: [2, C]
+template <class T>
+std::vector<T> scale_factors(const Tensor& scale) {
+  const int64_t n = scale.size(1);
+  const double* from = scale.const_data_ptr<double>();
+  std::vector<T> out(2 * n);
+  for (int64_t i = 0; i < n; ++i) {
+    out[i] = static_cast<T>(from[i]);
+    out[n + i] = static_cast<T>(1.0 / from[n + i]);
+  }
+  return out;
+}
+
+class ContrastMap {
+ public:
+  ContrastMap(int64_t channels, int64_t targets, int64_t order, double ridge)
+      : features(1 + order * channels), targets_(targets), ridge_(ridge) {}
+
+  const int64_t features;  // P
+
+  int64_t moments() const { return features * (features + 1) / 2 + features * targets_; }
+
+  // theta [C_f, P] from the moments: upper triangle of phi phi^T, then phi y^T [C_f, P], by Cholesky's decomposition
+  void solve(const double* moments, double* theta) {
+    constexpr double kTiny = 1e-30, kNothing = 1e-12;  // only so that no weight at all is solvable
+    total_ = moments[0] > kTiny ? moments[0] : kTiny;
+    const int64_t n = features;
+    std::vector<double> a(n * n);  // lower triangle
+    const double* from = moments;
+    for (int64_t i = 0; i < n; ++i)
+      for (int64_t j = i; j < n; ++j) a[j * n + i] = *from++ / total_ + (i == j ? (i == 0 ? kNothing : ridge_) : 0.0);
+    for (int64_t j = 0; j < n; ++j) {
+      for (int64_t k = 0; k < j; ++k)
+        for (int64_t i = j; i < n; ++i) a[i * n + j] -= a[i * n + k] * a[j * n + k];
+      const double pivot = std::sqrt(a[j * n + j] > kTiny ? a[j * n + j] : kTiny);
+      for (int64_t i = j; i < n; ++i) a[i * n + j] /= pivot;
+      a[j * n + j] = pivot;
+    }
+    for (int64_t f = 0; f < targets_; ++f, theta += n) {
+      for (int64_t i = 0; i < n; ++i) {
+        theta[i] = *from++ / total_;
+        for (int64_t k = 0; k < i; ++k) theta[i] -= a[i * n + k] * theta[k];
+        theta[i] /= a[i * n + i];
+      }
+      for (int64_t i = n - 1; i >= 0; --i) {
+        for (int64_t k = i + 1; k < n; ++k) theta[i] -= a[k * n + i] * theta[k];
+        theta[i] /= a[i * n + i];
+      }
+    }
+  }
+
+  // mean squared residual per channel and unit weight, and the ridge
+  double value(double squares, const double* theta) const {
+    double penalty = 0;
+    for (int64_t f = 0; f < targets_; ++f)
+      for (int64_t i = 1; i < features; ++i) penalty += theta[f * features + i] * theta[f * features + i];
+    return (squares / total_ + ridge_ * penalty) / static_cast<double>(targets_);
+  }
+
+  // from the gradient of half the sum of squares to that of the value
+  double gradient_factor() const { return 2.0 / (static_cast<double>(targets_) * total_); }
+
+ private:
+  int64_t targets_;
+  double ridge_, total_ = 1;
+};
+
+}  // namespace regframe
