@@ -172,10 +172,10 @@ struct ImageGrid {
   int32_t corner[1 << D];  // offset of each corner of a cell, in elements; an axis of one pixel has both corners in it
 };
 
-// offset (in elements) and fractions f [D] of the velocity cell at position + shift [D]
+// offset (in elements), fractions f [D] and first corner [D] (in nodes) of the velocity cell at position + shift [D]
 template <class L, int D, class T>
 RF_HD typename L::Int locate(const FlowGrid<T, D>& grid, const typename L::Real* position, const typename L::Real* shift,
-                             typename L::Real* f) {
+                             typename L::Real* f, typename L::Real* corner) {
   using Real = typename L::Real;
   typename L::Int cell{};
   for (int d = 0; d < D; ++d) {
@@ -184,10 +184,18 @@ RF_HD typename L::Int locate(const FlowGrid<T, D>& grid, const typename L::Real*
     x = L::max(x, low);  // NaN goes to 0: it must never be turned into an address
     x = x < high ? x : high;
     const typename L::Int i = L::to_int(x);  // x >= 0, so this is the floor
-    f[d] = x - L::to_real(i);
+    corner[d] = L::to_real(i);
+    f[d] = x - corner[d];
     cell = cell * grid.padded[d] + i;
   }
   return cell * D;
+}
+
+template <class L, int D, class T>
+RF_HD typename L::Int locate(const FlowGrid<T, D>& grid, const typename L::Real* position, const typename L::Real* shift,
+                             typename L::Real* f) {
+  typename L::Real corner[D];
+  return locate<L, D>(grid, position, shift, f, corner);
 }
 
 // Offset, fractions f [D] and inside [D] (1, or 0 where the border is continued) of the image cell at whole + rest [D].
@@ -221,16 +229,28 @@ RF_HD typename L::Int locate(const ImageGrid<T, D>& grid, const typename L::Int*
 
 // `Cells` hands out the velocity cell of a step and takes its gradient:
 //   const Real* enter(int step, Int cell, const Real* f)   coefficients [D][2^D]; remembers cell and f where it records
+//   or, where finding the cell is theirs too, Real* find(int step, const Real* start, const Real* shift, Real* f)
 //   const Real* recall(int step, Real* f)                  the same again, for the adjoint
 //   void scatter(int step, const Real* g, const Real* f)   adds g [D] to the gradient of the velocity there
+
+template <class L, int D, class T, class Cells>
+RF_HD auto find_cell(const FlowGrid<T, D>&, int step, const typename L::Real* start, const typename L::Real* shift,
+                     typename L::Real* f, Cells& cells, int) -> decltype(cells.find(step, start, shift, f)) {
+  return cells.find(step, start, shift, f);
+}
+template <class L, int D, class T, class Cells>
+RF_HD const typename L::Real* find_cell(const FlowGrid<T, D>& grid, int step, const typename L::Real* start,
+                                        const typename L::Real* shift, typename L::Real* f, Cells& cells, long) {
+  const typename L::Int cell = locate<L, D>(grid, start, shift, f);
+  return cells.enter(step, cell, f);
+}
 
 // Pull-back, explicit: for k = n-1 ... 0, X_k = X_{k+1} - h v_k(X_{k+1}). shift [D] is X_k - X_n, in nodes, and starts at 0.
 template <class L, int D, class T, class Cells>
 RF_HD void pull_back(const FlowGrid<T, D>& grid, const typename L::Real* start, typename L::Real* shift, Cells& cells) {
   typename L::Real f[D];
   for (int step = grid.n_steps - 1; step >= 0; --step) {
-    const typename L::Int cell = locate<L, D>(grid, start, shift, f);
-    const typename L::Real* c = cells.enter(step, cell, f);  // [D][2^D]
+    const typename L::Real* c = find_cell<L, D>(grid, step, start, shift, f, cells, 0);  // [D][2^D]
     for (int d = 0; d < D; ++d) shift[d] = shift[d] - evaluate<D>(c + (d << D), f);
   }
 }
@@ -277,11 +297,11 @@ RF_HD void push_forward(const FlowGrid<T, D>& grid, const typename L::Real* star
   const Real zero = L::splat(T(0)), one = L::splat(T(1)), tolerance = L::splat(4 * epsilon);
   for (int step = 0; step < grid.n_steps; ++step) {
     Real f[D], next[D], value[D], jacobian[D][D], residual[D], delta[D];
-    const Real* c = cells.enter(step, locate<L, D>(grid, start, shift, f), f);
+    const Real* c = find_cell<L, D>(grid, step, start, shift, f, cells, 0);
     for (int d = 0; d < D; ++d) next[d] = shift[d] + evaluate<D>(c + (d << D), f);
     Real active = one;
     for (int iteration = 0; iteration < kIterations; ++iteration) {
-      c = cells.enter(step, locate<L, D>(grid, start, next, f), f);
+      c = find_cell<L, D>(grid, step, start, next, f, cells, 0);
       step_jacobian<L, D>(c, f, jacobian, value);
       for (int d = 0; d < D; ++d) residual[d] = (next[d] - value[d]) - shift[d];
       if (iteration < kNewton) {
@@ -311,7 +331,7 @@ RF_HD void push_forward_adjoint(const FlowGrid<T, D>& grid, const typename L::Re
   Real shift[D], f[D], value[D], jacobian[D][D], back[D];
   for (int d = 0; d < D; ++d) shift[d] = L::splat(T(0));
   for (int step = grid.n_steps - 1; step >= 0; --step) {
-    const Real* c = cells.enter(step, locate<L, D>(grid, end, shift, f), f);
+    const Real* c = find_cell<L, D>(grid, step, end, shift, f, cells, 0);
     step_jacobian<L, D>(c, f, jacobian, value);
     solve<D, true>(jacobian, g, back);
     cells.scatter(step, back, f);

@@ -30,6 +30,8 @@ VIOLENT = 10.0
 """Largest change of area that tissue is believed to go through without a remark."""
 STRONG = 3.0
 """Change of area from which a likeness that came mostly from bending is not believed without a look."""
+FROM_POSE = 2 / 3
+"""Share of the likeness that must come from the pose for a strong bend to be believed without a look."""
 SMALLEST = 8
 """Pixels along the two longest axes that an image must have at least to be registered."""
 
@@ -495,9 +497,9 @@ def _judge(figures: dict[str, Any], fit: Fit) -> tuple[str, list[str]]:
         factor = max(high, 1 / max(low, 1e-6))
         message = f"the map {torn} tissue {factor:.0f}-fold somewhere, which tissue does not do"
         (fail if low < 1 / (4 * VIOLENT) or high > 4 * VIOLENT else warn).append(message)
-    if explained["affine"] < 0.5 * explained["final"] and (low < 1 / STRONG or high > STRONG):
+    if explained["affine"] < FROM_POSE * explained["final"] and (low < 1 / STRONG or high > STRONG):
         warn.append(
-            "most of the likeness came from bending, not from the pose: unlike images can be bent alike, so look at the overlay"
+            "much of the likeness came from bending, not from the pose: unlike images can be bent alike, so look at the overlay"
         )
     if figures["folding_fraction"] > 0:
         warn.append(f"the map folds over at {figures['folding_fraction']:.2%} of the pixels")

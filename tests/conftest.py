@@ -5,6 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+os.environ.setdefault(
+    "OMP_WAIT_POLICY", "PASSIVE"
+)  # before torch: a busy machine is no reason to take five times as long
+
 import hypothesis
 import pytest
 import torch

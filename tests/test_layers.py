@@ -23,7 +23,7 @@ ROWS: dict[int, set[str]] = {
     3: {"contracts", "plugins", "tables"},
     4: {"pose", "lddmm", "optimize"},
     5: {"store", "slide", "registration", "evaluation"},
-    6: {"report", "batch", "cli", "outputs", "demo"},
+    6: {"report", "batch", "cli", "outputs", "demo", "bench"},
 }
 ROW = {module: row for row, modules in ROWS.items() for module in modules}
 

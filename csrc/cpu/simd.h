@@ -21,13 +21,6 @@ struct Lanes<float> {
   static constexpr int kLanes = kBytes / 4;
   typedef float Real __attribute__((vector_size(kBytes)));
   typedef int32_t Int __attribute__((vector_size(kBytes)));
-  typedef double Half __attribute__((vector_size(kBytes)));        // kLanes / 2 doubles
-  typedef float HalfReal __attribute__((vector_size(kBytes / 2)));  // kLanes / 2 floats
-  typedef int32_t HalfInt __attribute__((vector_size(kBytes / 2)));
-  struct Wide {
-    Half low, high;
-  };
-
   static RF_HD Real splat(float x) { return x - Real{}; }  // x - 0 is x, whatever x is: no instruction is left of it
   static RF_HD Int to_int(Real x) { return __builtin_convertvector(x, Int); }
   static RF_HD Real to_real(Int i) { return __builtin_convertvector(i, Real); }
@@ -41,53 +34,36 @@ struct Lanes<float> {
 #endif
   }
 
-  static RF_HD Real join(HalfReal low, HalfReal high) {
+  static RF_HD Real floor(Real x) {
 #if RF_AVX512
-    return (Real)_mm512_insertf32x8(_mm512_castps256_ps512((__m256)low), (__m256)high, 1);
+    return (Real)_mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
 #elif RF_AVX2
-    return (Real)_mm256_set_m128((__m128)high, (__m128)low);
+    return (Real)_mm256_floor_ps((__m256)x);
 #else
-    Real out;
-    __builtin_memcpy(&out, &low, kBytes / 2);
-    __builtin_memcpy(reinterpret_cast<char*>(&out) + kBytes / 2, &high, kBytes / 2);
-    return out;
+    const Real whole = to_real(to_int(x));
+    return whole > x ? whole - 1.0f : whole;
 #endif
   }
-  static RF_HD Int join(HalfInt low, HalfInt high) { return (Int)join((HalfReal)low, (HalfReal)high); }
-
-  // a * (first + lane, at most last) + b: the same pixel gets the same bits wherever its lane lies
-  static RF_HD Wide index(double first, double last) {
-    Wide out;
-    for (int i = 0; i < kLanes / 2; ++i) {
-      const double low = first + i, high = first + (i + kLanes / 2);
-      out.low[i] = low < last ? low : last;
-      out.high[i] = high < last ? high : last;
-    }
-    return out;
+  // one bit per lane in which any of f [D] is not in 0 <= f < 1
+  template <int D>
+  static RF_HD unsigned outside(const Real* f) {
+#if RF_AVX512
+    unsigned bits = 0;  // as unsigned integers, negative numbers and NaN come after all of them
+    for (int d = 0; d < D; ++d) bits |= _mm512_cmpge_epu32_mask((__m512i)f[d], _mm512_set1_epi32(0x3f800000));
+    return bits;
+#else
+    Int in = (f[0] >= 0.0f) & (f[0] < 1.0f);
+    for (int d = 1; d < D; ++d) in = in & (f[d] >= 0.0f) & (f[d] < 1.0f);
+    return missing(in);
+#endif
   }
-  static RF_HD Wide affine(const Wide& x, double a, double b) { return {x.low * a + b, x.high * a + b}; }
-  static RF_HD Real narrow(const Wide& x) {
-    return join(__builtin_convertvector(x.low, HalfReal), __builtin_convertvector(x.high, HalfReal));
-  }
-
-  // x = whole + rest; see ScalarLanes::split_scalar
-  static RF_HD void split(const Wide& x, double limit, Int& whole, Real& rest) {
-    HalfInt whole_low, whole_high;
-    HalfReal rest_low, rest_high;
-    split(x.low, limit, whole_low, rest_low);
-    split(x.high, limit, whole_high, rest_high);
-    whole = join(whole_low, whole_high);
-    rest = join(rest_low, rest_high);
-  }
-  static RF_HD void split(Half x, double limit, HalfInt& whole, HalfReal& rest) {
-    constexpr int kFar = 4194304;  // 2^22
-    const Half zero{}, high = (limit + 2.0 * kFar) - zero;
-    x = x + double(kFar);
-    x = x > zero ? x : zero;
-    x = x < high ? x : high;
-    const HalfInt i = __builtin_convertvector(x, HalfInt);
-    rest = __builtin_convertvector(x - __builtin_convertvector(i, Half), HalfReal);
-    whole = i - kFar;
+  // one bit per lane in which a mask of 0 and -1 is 0
+  static RF_HD unsigned missing(Int mask) {
+#if RF_AVX2
+    return 0xffu & ~unsigned(_mm256_movemask_ps((__m256)mask));
+#else
+    return differ(mask, Int{} - 1);
+#endif
   }
 
   // one bit per lane in which a and b differ
@@ -97,6 +73,7 @@ struct Lanes<float> {
 #elif RF_AVX2
     return 0xffu & ~unsigned(_mm256_movemask_ps((__m256)(a == b)));
 #else
+    if (__builtin_memcmp(&a, &b, kBytes) == 0) return 0;
     unsigned bits = 0;
     for (int i = 0; i < kLanes; ++i) bits |= unsigned(a[i] != b[i]) << i;
     return bits;
@@ -155,9 +132,6 @@ struct Lanes<double> {
   static constexpr int kLanes = kBytes / 8;
   typedef double Real __attribute__((vector_size(kBytes)));
   typedef int64_t Int __attribute__((vector_size(kBytes)));
-  struct Wide {
-    Real value;
-  };
 
   static RF_HD Real splat(double x) { return x - Real{}; }
   static RF_HD Int to_int(Real x) { return __builtin_convertvector(x, Int); }
@@ -165,18 +139,23 @@ struct Lanes<double> {
   static RF_HD Int below(Real a, Real b) { return a < b; }
   static RF_HD Real max(Real a, Real b) { return a > b ? a : b; }
 
-  static RF_HD Wide index(double first, double last) {
-    Wide out;
-    for (int i = 0; i < kLanes; ++i) out.value[i] = first + i < last ? first + i : last;
-    return out;
+  static RF_HD Real floor(Real x) {
+#if RF_AVX512
+    return (Real)_mm512_roundscale_pd((__m512d)x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+#else
+    const Real whole = to_real(to_int(x));
+    return whole > x ? whole - 1.0 : whole;
+#endif
   }
-  static RF_HD Wide affine(const Wide& x, double a, double b) { return {x.value * a + b}; }
-  static RF_HD Real narrow(const Wide& x) { return x.value; }
-  static RF_HD void split(const Wide& x, double, Int& whole, Real& rest) {  // float64 needs no splitting
-    whole = Int{};
-    rest = x.value;
+  template <int D>
+  static RF_HD unsigned outside(const Real* f) {
+    Int in = (f[0] >= 0.0) & (f[0] < 1.0);
+    for (int d = 1; d < D; ++d) in = in & (f[d] >= 0.0) & (f[d] < 1.0);
+    return missing(in);
   }
+  static RF_HD unsigned missing(Int mask) { return differ(mask, Int{} - 1); }
   static RF_HD unsigned differ(Int a, Int b) {
+    if (__builtin_memcmp(&a, &b, kBytes) == 0) return 0;
     unsigned bits = 0;
     for (int i = 0; i < kLanes; ++i) bits |= unsigned(a[i] != b[i]) << i;
     return bits;
@@ -207,23 +186,51 @@ struct Lanes<double> {
   }
 };
 
-// the first `count` lanes; the rest are 0
+// 0, 1, 2 ...
 template <class T>
-RF_HD typename Lanes<T>::Real load(const T* from, int count) {
+RF_HD typename Lanes<T>::Real lane_numbers() {
   typename Lanes<T>::Real out{};
-  if (count == Lanes<T>::kLanes) {
+  for (int i = 0; i < Lanes<T>::kLanes; ++i) out[i] = static_cast<T>(i);
+  return out;
+}
+
+// Which lanes of a register are pixels of the tile: first ... last-1. `from` and `to` are where lane 0 would lie.
+struct Span {
+  int first, last;
+
+  template <class T>
+  RF_HD bool whole() const {
+    return first == 0 && last == Lanes<T>::kLanes;
+  }
+  RF_HD unsigned bits() const { return ((1u << last) - 1u) & ~((1u << first) - 1u); }
+};
+
+// the lanes of the span; the rest are 0
+template <class T>
+RF_HD typename Lanes<T>::Real load(const T* from, Span span) {
+#if RF_AVX512
+  if constexpr (sizeof(T) == 4) return (typename Lanes<T>::Real)_mm512_maskz_loadu_ps(static_cast<__mmask16>(span.bits()), from);
+#endif
+  typename Lanes<T>::Real out{};
+  if (span.whole<T>()) {
     __builtin_memcpy(&out, from, kBytes);
   } else {
-    for (int i = 0; i < count; ++i) out[i] = from[i];
+    for (int i = span.first; i < span.last; ++i) out[i] = from[i];
   }
   return out;
 }
 
 template <class T>
-RF_HD void store(T* to, typename Lanes<T>::Real value, int count) {
-  if (count == Lanes<T>::kLanes) {
+RF_HD void store(T* to, typename Lanes<T>::Real value, Span span) {
+#if RF_AVX512
+  if constexpr (sizeof(T) == 4) {
+    _mm512_mask_storeu_ps(to, static_cast<__mmask16>(span.bits()), (__m512)value);
+    return;
+  }
+#endif
+  if (span.whole<T>()) {
     __builtin_memcpy(to, &value, kBytes);
   } else {
-    for (int i = 0; i < count; ++i) to[i] = value[i];
+    for (int i = span.first; i < span.last; ++i) to[i] = value[i];
   }
 }

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import os
+
+# Threads that wait by spinning starve each other as soon as another process wants a core: a fit then takes five times as long.
+# Read once, when torch loads OpenMP; whoever has set it knows better.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 from ._common import Main
 from .apply import apply
+from .bench import bench
 from .demo import demo
 from .evaluate import evaluate
 from .inspect import doctor, info, plugins
@@ -16,7 +23,7 @@ Exit codes: 0 done and trusted (pass or warn), 3 done but the verdict is fail, 2
 """
 
 main = Main(name="regframe", help=HELP, context_settings={"help_option_names": ["-h", "--help"]})
-for command in (register, apply, evaluate, report, info, plugins, doctor, demo):
+for command in (register, apply, evaluate, report, info, plugins, doctor, demo, bench):
     main.add_command(command)
 
 __all__ = ["main"]
