@@ -498,26 +498,31 @@ def fit_contrast(warped: Tensor, fixed: Tensor, weight: Tensor, order: int = 1, 
         ``f_θ(warped)`` ``[C_f, *S]``, detached.
     """
     with torch.no_grad():
+        flat, w = fixed.reshape(fixed.shape[0], -1), weight.reshape(-1)
         features = torch.cat([warped.reshape(warped.shape[0], -1) ** p for p in range(1, order + 1)])  # [F, N]
-        w = weight.reshape(-1)
+        n = features.shape[0]
         total = w.sum(dtype=torch.float64).clamp(min=1e-12)
-        flat = fixed.reshape(fixed.shape[0], -1)
-        mean_f = ((features * w).sum(dim=1, dtype=torch.float64) / total).to(features.dtype)
-        mean_j = ((flat * w).sum(dim=1, dtype=torch.float64) / total).to(flat.dtype)
-        centred = features - mean_f[:, None]
-        gram = ((centred * w) @ centred.T).to(torch.float64) / total  # [F, F]
-        cross = ((centred * w) @ (flat - mean_j[:, None]).T).to(torch.float64) / total  # [F, C_f]
-        gram = gram + ridge * (gram.diagonal().mean() + 1e-12) * torch.eye(gram.shape[0], dtype=gram.dtype)
+        both = torch.cat([features, flat])  # [F + C_f, N]
+        mean = ((both @ w).to(torch.float64) / total).to(both.dtype)
+        both -= mean[:, None]
+        products = ((both[:n] * w) @ both.T).to(torch.float64) / total  # [F, F + C_f]
+        gram, cross = products[:, :n], products[:, n:]
+        gram = gram + ridge * (gram.diagonal().mean() + 1e-12) * torch.eye(n, dtype=gram.dtype)
         theta: Tensor = torch.linalg.solve(gram, cross).to(features.dtype)
-        return (theta.T @ centred + mean_j[:, None]).reshape(fixed.shape)
+        return torch.addmm(mean[n:, None], theta.T, both[:n]).reshape(fixed.shape)
+
+
+SAMPLE = 200_000
+"""Pixels from which the classes of a large image are estimated; what every pixel is they then decide for all of them."""
 
 
 @dataclass
 class Mixture:
     """EM weights of METHOD.md: matching tissue, background, artefact, three isotropic Gaussians over the fixed channels.
 
-    ``update`` does one E step and one M step. The artefact class is kept broad (never narrower than the image's own
-    spread), and the background no narrower than the matching noise, so that neither can claim tissue that matches.
+    ``update`` does one E step and one M step, ``matching`` another E step for every pixel. The artefact class is kept broad
+    (never narrower than the image's own spread), and the background no narrower than the matching noise, so that neither can
+    claim tissue that matches.
     """
 
     background: Tensor  # [C_f]
@@ -532,62 +537,87 @@ class Mixture:
     @classmethod
     def start(cls, fixed: Tensor, predicted: Tensor, weight: Tensor) -> Mixture:
         """First guess: background the flattest part of the fixed image, artefact its mean and a broad spread."""
-        c = fixed.shape[0]
-        flat, w = fixed.reshape(c, -1), weight.reshape(-1)
+        flat, guess, w = _sample(fixed, predicted, weight)
+        c = flat.shape[0]
         total = w.sum().clamp(min=1e-12)
         mean = (flat * w).sum(dim=1) / total
         spread = float(((((flat - mean[:, None]) ** 2) * w).sum() / (total * c)).sqrt().clamp(min=1e-6))
-        residual = ((fixed - predicted) ** 2).reshape(c, -1)
-        sigma = float(((residual * w).sum() / (total * c)).sqrt().clamp(min=1e-3 * spread))
+        sigma = float(((((flat - guess) ** 2) * w).sum() / (total * c)).sqrt().clamp(min=1e-3 * spread))
         background = _flattest(fixed, weight)
         return cls(background, mean, spread, sigma, max(sigma, 0.3 * spread), 2.0 * spread)
 
-    def update(self, fixed: Tensor, predicted: Tensor, weight: Tensor) -> Tensor:
-        """Posterior probability of matching ``[*S]`` given the contrast-mapped moving image ``[C_f, *S]``."""
-        c = fixed.shape[0]
-        flat, w = fixed.reshape(c, -1), weight.reshape(-1)
-        squares = torch.stack(
-            [
-                ((flat - predicted.reshape(c, -1)) ** 2).sum(dim=0),
-                ((flat - self.background[:, None]) ** 2).sum(dim=0),
-                ((flat - self.artefact[:, None]) ** 2).sum(dim=0),
-            ]
-        )  # [3, N]
-        judged = max(self.sigma_match, SHARPEST * self.spread)
-        sigma = squares.new_tensor([judged, max(self.sigma_background, judged), self.sigma_artefact])[:, None]
-        prior = squares.new_tensor(self.fractions)[:, None]
-        log_p = -squares / (2 * sigma**2) - c * torch.log(sigma) + torch.log(prior)
-        posterior = torch.softmax(log_p, dim=0)  # [3, N]
-        mass = posterior * w
+    def update(self, fixed: Tensor, predicted: Tensor, weight: Tensor) -> None:
+        """One E step and one M step, given the contrast-mapped moving image ``[C_f, *S]`` and the pixels' weight ``[*S]``."""
+        flat, guess, w = _sample(fixed, predicted, weight)
+        c = flat.shape[0]
+        log_p, squares = self._classes(flat, guess)
+        mass = torch.softmax(torch.stack(log_p), dim=0) * w  # [3, N]
         total = mass.sum(dim=1) + 1e-9  # [3]
         # mixing weights with a weak Dirichlet prior in favour of matching tissue
         counts = total + 0.1 * total.sum() * total.new_tensor([0.9, 0.05, 0.05])
-        fractions = counts / counts.sum()
-        self.fractions = (float(fractions[0]), float(fractions[1]), float(fractions[2]))
-        self.sigma_match = max(float(((mass[0] * squares[0]).sum() / (c * total[0])).sqrt()), 1e-3 * self.spread)
-        self.background = (flat * mass[1]).sum(dim=1) / total[1]
-        sigma_b = float(((mass[1] * squares[1]).sum() / (c * total[1])).sqrt())
+        fractions = (counts / counts.sum()).tolist()
+        self.fractions = (fractions[0], fractions[1], fractions[2])
+        self.sigma_match = max(float((mass[0] @ squares[0] / (c * total[0])).sqrt()), 1e-3 * self.spread)
+        self.background = flat @ mass[1] / total[1]
+        sigma_b = float((mass[1] @ squares[1] / (c * total[1])).sqrt())
         self.sigma_background = min(max(sigma_b, self.sigma_match, 0.1 * self.spread), self.spread)
-        self.artefact = (flat * mass[2]).sum(dim=1) / total[2]
+        self.artefact = flat @ mass[2] / total[2]
         self.sigma_artefact = max(2.0 * self.spread, 3.0 * self.sigma_match)
         self.history.append(self.fractions)
-        return posterior[0].reshape(weight.shape)
+
+    def matching(self, fixed: Tensor, predicted: Tensor) -> Tensor:
+        """Posterior probability ``[*S]`` that a pixel shows matching tissue."""
+        c = fixed.shape[0]
+        (match, background, artefact), _ = self._classes(fixed.reshape(c, -1), predicted.reshape(c, -1))
+        odds = background.sub_(match).exp_().add_(artefact.sub_(match).exp_())  # against matching
+        return odds.add_(1.0).reciprocal_().reshape(fixed.shape[1:])
+
+    def _classes(self, flat: Tensor, guess: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Log-likelihood and squared distance ``[N]`` of pixels ``[C, N]`` under each class."""
+        c = flat.shape[0]
+        judged = max(self.sigma_match, SHARPEST * self.spread)
+        sigmas = (judged, max(self.sigma_background, judged), self.sigma_artefact)
+        log_p, squares = [], []
+        for mean, sigma, share in zip(
+            (guess, self.background[:, None], self.artefact[:, None]), sigmas, self.fractions, strict=True
+        ):
+            square = torch.sub(flat, mean).square_()
+            square = square[0] if c == 1 else square.sum(dim=0)
+            squares.append(square)
+            constant = torch.full((), math.log(max(share, 1e-30)) - c * math.log(sigma), dtype=flat.dtype)
+            log_p.append(torch.add(constant, square, alpha=-1 / (2 * sigma**2)))
+        return log_p, squares
+
+
+def _sample(fixed: Tensor, predicted: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """About `SAMPLE` pixels of ``[C, *S]``, ``[C, *S]`` and ``[*S]`` at equal distances, flat."""
+    step = max(1, weight.numel() // SAMPLE)
+    while step > 1 and math.gcd(step, weight.shape[-1]) > 1:  # not the same columns in every row
+        step -= 1
+    c = fixed.shape[0]
+    return fixed.reshape(c, -1)[:, ::step], predicted.reshape(c, -1)[:, ::step], weight.reshape(-1)[::step]
 
 
 def _flattest(fixed: Tensor, weight: Tensor) -> Tensor:
     """Mean colour ``[C]`` of the tenth of the trusted pixels where the image changes least."""
-    c = fixed.shape[0]
-    change = torch.zeros_like(weight)
-    for d in range(1, fixed.ndim):
-        if fixed.shape[d] > 2:
-            step = (fixed.narrow(d, 2, fixed.shape[d] - 2) - fixed.narrow(d, 0, fixed.shape[d] - 2)).abs().sum(dim=0)
-            change.narrow(d - 1, 1, fixed.shape[d] - 2).add_(step)
-    seen = (weight.reshape(-1) > 0).nonzero()[:, 0]
-    seen = seen[:: max(1, len(seen) // 100_000)]
-    if len(seen) == 0:
-        return fixed.reshape(c, -1).mean(dim=1)
-    keep = seen[change.reshape(-1)[seen].argsort(stable=True)[: max(1, len(seen) // 10)]]
-    return fixed.reshape(c, -1)[:, keep].mean(dim=1)
+    c, shape = fixed.shape[0], fixed.shape[1:]
+    flat, w = fixed.reshape(c, -1), weight.reshape(-1)
+    places = torch.arange(0, w.numel(), max(1, w.numel() // SAMPLE))
+    places = places[w[places] > 0]
+    if len(places) == 0:
+        return flat.mean(dim=1)
+    change = torch.zeros(len(places), dtype=flat.dtype)
+    stride = 1
+    for n in reversed(shape):
+        if n > 2:
+            index = places // stride % n
+            # at the border of an image nothing is known of the change across it
+            within = (index > 0) & (index < n - 1)
+            step = torch.where(within, stride, 0)
+            change += (flat[:, places + step] - flat[:, places - step]).abs().sum(dim=0)
+        stride *= n
+    flattest = change <= change.kthvalue(max(1, len(places) // 10)).values
+    return flat[:, places[flattest]].mean(dim=1)
 
 
 TILE = 256
@@ -647,10 +677,18 @@ def halve(data: Tensor, grid: Grid, axes: Sequence[int]) -> tuple[Tensor, Grid]:
     for d in axes:
         n = data.shape[1 + d]
         m = n // 2
-        index = torch.arange(2 * m).reshape(m, 2)
-        before, after = (index[:, 0] - 1).clamp(min=0), (index[:, 1] + 1).clamp(max=n - 1)
-        taps = [data.index_select(1 + d, i) for i in (before, index[:, 0], index[:, 1], after)]
-        data = (taps[0] + 3 * taps[1] + 3 * taps[2] + taps[3]) / 8
+
+        def part(start: int, stop: int, data: Tensor = data, d: int = d) -> Tensor:
+            return data[(slice(None),) * (1 + d) + (slice(start, stop, 2),)]
+
+        first, second = part(0, 2 * m), part(1, 2 * m)  # pixels 2 i and 2 i + 1
+        out = (first + second).mul_(3 / 8)
+        inner = out.narrow(1 + d, 1, m - 1)
+        inner.add_(second.narrow(1 + d, 0, m - 1), alpha=1 / 8)  # 2 i - 1, and the border repeated
+        out.narrow(1 + d, 0, 1).add_(first.narrow(1 + d, 0, 1), alpha=1 / 8)
+        out.narrow(1 + d, 0, m - 1).add_(first.narrow(1 + d, 1, m - 1), alpha=1 / 8)  # 2 i + 2
+        out.narrow(1 + d, m - 1, 1).add_(part(min(2 * m, n - 1), min(2 * m, n - 1) + 1), alpha=1 / 8)
+        data = out
         shape[d], origin[d], spacing[d] = m, origin[d] + spacing[d] / 2, spacing[d] * 2
     return data, Grid(tuple(shape), tuple(spacing), tuple(origin), grid.unit)
 
@@ -681,22 +719,60 @@ def soften(data: Tensor) -> Tensor:
     for d in range(1, data.ndim):
         n = data.shape[d]
         if n > 1:
-            index = torch.arange(n)
-            before, after = (
-                data.index_select(d, (index - 1).clamp(min=0)),
-                data.index_select(d, (index + 1).clamp(max=n - 1)),
-            )
-            data = (before + 2 * data + after) / 4
+            out = data / 2
+            out.narrow(d, 1, n - 1).add_(data.narrow(d, 0, n - 1), alpha=1 / 4)
+            out.narrow(d, 0, n - 1).add_(data.narrow(d, 1, n - 1), alpha=1 / 4)
+            for i in (0, n - 1):
+                out.narrow(d, i, 1).add_(data.narrow(d, i, 1), alpha=1 / 4)
+            data = out
     return data
 
 
 def standardized(image: Image) -> Tensor:
     """Channels ``[C, *S]`` float32 with mean 0 and variance 1 over trusted pixels; a constant channel becomes 0."""
     data = image.data.to(torch.float32)
-    w = torch.ones(image.grid.shape, dtype=torch.float32) if image.weight is None else image.weight.to(torch.float32)
     dims = tuple(range(1, data.ndim))
-    total = w.sum(dtype=torch.float64).clamp(min=1e-12)
-    mean = ((data * w).sum(dim=dims, keepdim=True, dtype=torch.float64) / total).to(torch.float32)
-    variance = (((data - mean) ** 2) * w).sum(dim=dims, keepdim=True, dtype=torch.float64) / total
+    if image.weight is None:
+        mean = data.mean(dim=dims, keepdim=True, dtype=torch.float64).to(torch.float32)
+        data = data - mean
+        variance = data.square().mean(dim=dims, keepdim=True, dtype=torch.float64)
+    else:
+        w = image.weight.to(torch.float32)
+        total = w.sum(dtype=torch.float64).clamp(min=1e-12)
+        mean = ((data * w).sum(dim=dims, keepdim=True, dtype=torch.float64) / total).to(torch.float32)
+        data = data - mean
+        variance = data.square().mul_(w).sum(dim=dims, keepdim=True, dtype=torch.float64) / total
     scale = variance.sqrt().to(torch.float32)
-    return torch.where(scale > 1e-6 * (mean.abs() + 1e-30), (data - mean) / scale.clamp(min=1e-30), 0.0)
+    gain = torch.where(scale > 1e-6 * (mean.abs() + 1e-30), 1 / scale.clamp(min=1e-30), 0.0)
+    return data.mul_(gain)
+
+
+class Halvings:
+    """One side of a pair, standardised, in its normalised frame, and halved as often as is asked for, each time once.
+
+    Args:
+        image: ``weight`` is its mask.
+    """
+
+    def __init__(self, image: Image) -> None:
+        self.image, self.grid = image, image.grid
+        weight = None if image.weight is None else image.weight.to(torch.float32)
+        self._made = [(standardized(image), weight, Frame.of(image.grid).grid(image.grid))]
+
+    @classmethod
+    def of(cls, side: Image | Halvings) -> Halvings:
+        """``side`` itself, or the halvings of an image."""
+        return side if isinstance(side, Halvings) else cls(side)
+
+    def at(self, times: int) -> tuple[Tensor, Tensor | None, Grid]:
+        """Data ``[C, *S]``, mask ``[*S]`` or None, and grid after ``times`` halvings, or as many as there can be."""
+        while len(self._made) <= times:
+            data, weight, grid = self._made[-1]
+            finest = min(grid.spacing)
+            axes = [d for d in range(grid.ndim) if grid.spacing[d] < 1.5 * finest and grid.shape[d] >= 8]
+            if not axes:
+                break
+            stacked = data if weight is None else torch.cat([data, weight[None]])
+            stacked, grid = halve(stacked, grid, axes)
+            self._made.append((stacked, None, grid) if weight is None else (stacked[:-1], stacked[-1], grid))
+        return self._made[min(times, len(self._made) - 1)]

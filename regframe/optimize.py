@@ -26,6 +26,7 @@ from .data import Grid, Image
 from .lddmm import (
     Energy,
     Frame,
+    Halvings,
     ImageMetric,
     Increment,
     Level,
@@ -34,11 +35,9 @@ from .lddmm import (
     VelocitySpace,
     correlation_area,
     fit_contrast,
-    halve,
     noise_share,
     smooth_size,
     soften,
-    standardized,
 )
 
 SCALE = 0.1
@@ -373,11 +372,13 @@ def fit_level(
             warped = energy.warp(x, level.moving, level.moving_grid)
         predicted = fit_contrast(warped, level.fixed, overlap * posterior)
         if not constant_weights and config.matching.enabled:
+            settling = 1
             if mixture is None:
                 mixture = Mixture.start(level.fixed, predicted, overlap)
-                for _ in range(3):  # the classes settle before they steer anything
-                    posterior = mixture.update(level.fixed, predicted, overlap)
-            posterior = mixture.update(level.fixed, predicted, overlap)
+                settling = 3  # before the classes steer anything
+            for _ in range(settling):
+                mixture.update(level.fixed, predicted, overlap)
+            posterior = mixture.matching(level.fixed, predicted)
         weight = overlap * posterior
         area = correlation_area(level.fixed - predicted, weight)
         energy.weight = weight
@@ -450,7 +451,7 @@ COARSEST = 40
 """Pixels along the shorter side of the fixed image at the coarsest level, about."""
 
 
-def build_levels(fixed: Image, moving: Image, start: Tensor, config: Config) -> list[Level]:
+def build_levels(fixed: Image | Halvings, moving: Image | Halvings, start: Tensor, config: Config) -> list[Level]:
     """Both sides over a pyramid, coarse to fine, at matching resolutions, in their normalised frames.
 
     Args:
@@ -458,27 +459,9 @@ def build_levels(fixed: Image, moving: Image, start: Tensor, config: Config) -> 
         moving: likewise.
         start: ``B_0``, which says how large a moving pixel is in fixed pixels.
     """
+    fixed, moving = Halvings.of(fixed), Halvings.of(moving)
     ndim = fixed.grid.ndim
     zoom = float(homogeneous.determinant(start).abs()) ** (-1 / ndim)  # fixed pixels per moving pixel
-    sides = []
-    for image in (fixed, moving):
-        grid = Frame.of(image.grid).grid(image.grid)
-        data = standardized(image)
-        weight = None if image.weight is None else image.weight.to(torch.float32)
-        sides.append([(data, weight, grid)])
-
-    def halved(side: list[tuple[Tensor, Tensor | None, Grid]], times: int) -> tuple[Tensor, Tensor | None, Grid]:
-        while len(side) <= times:
-            data, weight, grid = side[-1]
-            finest = min(grid.spacing)
-            axes = [d for d in range(ndim) if grid.spacing[d] < 1.5 * finest and grid.shape[d] >= 8]
-            if not axes:
-                break
-            stacked = data if weight is None else torch.cat([data, weight[None]])
-            stacked, grid = halve(stacked, grid, axes)
-            side.append((stacked, None, grid) if weight is None else (stacked[:-1], stacked[-1], grid))
-        return side[min(times, len(side) - 1)]
-
     sizes = sorted(fixed.grid.shape)
     short = sizes[-2]  # the shorter side of a 2D image, the middle one of a volume
     finest = config.pyramid.finest
@@ -489,8 +472,8 @@ def build_levels(fixed: Image, moving: Image, start: Tensor, config: Config) -> 
         coarsest = finest + config.pyramid.levels - 1
     levels: list[Level] = []
     for k in range(coarsest, finest - 1, -1):
-        f_data, f_weight, f_grid = halved(sides[0], k)
-        m_data, m_weight, m_grid = halved(sides[1], max(0, round(k - math.log2(zoom))))
+        f_data, f_weight, f_grid = fixed.at(k)
+        m_data, m_weight, m_grid = moving.at(max(0, round(k - math.log2(zoom))))
         if f_weight is None:
             f_weight = torch.ones(f_grid.shape, dtype=torch.float32)
         if levels and levels[-1].fixed_grid.shape == f_grid.shape:
@@ -531,8 +514,8 @@ def velocity_space(moving: Grid, zoom: float, config: Config) -> VelocitySpace:
 
 
 def fit_pyramid(
-    fixed: Image,
-    moving: Image,
+    fixed: Image | Halvings,
+    moving: Image | Halvings,
     start: Tensor,
     metric: Callable[[Level], ImageMetric],
     config: Config,
@@ -547,6 +530,7 @@ def fit_pyramid(
         landmarks: moving and fixed positions in their frames and σ_P in fixed pixels, or None.
         callback: called with stage, level, number of levels, iteration and energy after each step.
     """
+    fixed, moving = Halvings.of(fixed), Halvings.of(moving)
     ndim = fixed.grid.ndim
     levels = build_levels(fixed, moving, start, config)
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from .config import Config
 from .data import Grid, Image, unit_ratio
 from .homogeneous import carry, compose, inverse
-from .lddmm import Frame, ImageMetric, Increment, Level, halve, smooth_size, standardized
+from .lddmm import Frame, Halvings, ImageMetric, Increment, Level, halve, smooth_size
 from .optimize import Fit, build_levels, fit_level, threads_for
 from .transforms import Affine, resample
 
@@ -159,7 +159,9 @@ class Pose:
     margin: float | None
 
 
-def search(fixed: Image, moving: Image, metric: Callable[[Level], ImageMetric], config: Config) -> Pose:
+def search(
+    fixed: Image | Halvings, moving: Image | Halvings, metric: Callable[[Level], ImageMetric], config: Config
+) -> Pose:
     """Find the pose of ``moving`` on ``fixed`` over the full circle, both mirrors and all shifts.
 
     Candidates are the peaks of the masked normalised cross-correlation of gradient magnitudes, which do not depend on the
@@ -171,6 +173,7 @@ def search(fixed: Image, moving: Image, metric: Callable[[Level], ImageMetric], 
         moving: in the fixed side's unit, or in pixels.
         metric: makes the similarity ready for a level.
     """
+    fixed, moving = Halvings.of(fixed), Halvings.of(moving)
     ndim = fixed.grid.ndim
     ratio = unit_ratio(moving.grid.unit, fixed.grid.unit)
     zoom = ratio if ratio is not None else fixed.grid.diagonal / moving.grid.diagonal
@@ -222,10 +225,20 @@ def _differs(a: Tensor, b: Tensor, moving: Grid, fixed: Grid) -> bool:
     return float(apart.norm(dim=1).mean()) > 0.1 * fixed.diagonal
 
 
-def _feature(image: Image, spacing: float) -> tuple[Tensor, Grid]:
+def _feature(side: Halvings, spacing: float) -> tuple[Tensor, Grid]:
     """Gradient magnitude ``[H, W]`` of an image at about ``spacing``, standardised."""
-    grid = image.grid.resampled(spacing)
-    data, at = standardized(image), image.grid
+    grid = side.grid.resampled(spacing)
+    pixel, center = Frame.of(side.grid).length, side.grid.center
+    times = 0
+    while side.at(times + 1) is not side.at(times) and max(side.at(times + 1)[2].spacing) * pixel <= spacing:
+        times += 1
+    data, _, at = side.at(times)
+    at = Grid(
+        at.shape,
+        tuple(s * pixel for s in at.spacing),
+        tuple(o * pixel + c for o, c in zip(at.origin, center, strict=True)),
+        grid.unit,
+    )
     while True:  # low-pass before it is sampled
         axes = [d for d in range(at.ndim) if 2 * at.spacing[d] <= spacing and at.shape[d] >= 2]
         if not axes:
@@ -239,7 +252,7 @@ def _feature(image: Image, spacing: float) -> tuple[Tensor, Grid]:
     return (magnitude - magnitude.mean()) / magnitude.std().clamp(min=1e-6), grid
 
 
-def _correlation_peaks(fixed: Image, moving: Image, zoom: float) -> list[Tensor]:
+def _correlation_peaks(fixed: Halvings, moving: Halvings, zoom: float) -> list[Tensor]:
     """Affine matrices of the best distinct (turn, mirror, shift), by masked normalised cross-correlation."""
     spacing = max(max(fixed.grid.extent), zoom * max(moving.grid.extent)) / SEARCH_SIZE
     f, f_grid = _feature(fixed, spacing)

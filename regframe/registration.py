@@ -20,7 +20,7 @@ from .config import Config
 from .contracts import Metric
 from .data import Grid, Image, PointSet, unit_ratio
 from .homogeneous import carry, compose, determinant, inverse
-from .lddmm import Frame, Level, fit_contrast
+from .lddmm import Frame, Halvings, Level, fit_contrast
 from .optimize import Fit, fit_pyramid, threads_for
 from .transforms import Affine, Flow, Sequence, Transform, move_points, resample
 
@@ -200,7 +200,8 @@ def _register(
         return similarity
 
     to_fixed, to_moving = Frame.of(fixed.grid).matrix(), Frame.of(moving.grid).matrix()
-    start, margin = _start(fixed, moving, init, ready, config)
+    sides = Halvings(fixed), Halvings(moving)
+    start, margin = _start(sides, init, ready, config)
     pairs = None
     if config.sigma_landmarks is not None:
         if not isinstance(init, pose.Landmarks):
@@ -215,7 +216,7 @@ def _register(
         if progress is not None:
             progress(Progress(stage, level, n_levels, iteration, config.optimizer.max_iter, loss))
 
-    fit = fit_pyramid(fixed, moving, pull, ready, config, pairs, step)
+    fit = fit_pyramid(*sides, pull, ready, config, pairs, step)
     affine, phi = _maps(fit, fixed.grid, moving.grid)
     figures = _figures(fit, fixed, moving, Affine(start, moving.grid.unit, fixed.grid.unit), affine, phi, margin)
     if isinstance(init, pose.Landmarks):
@@ -317,9 +318,10 @@ def _shape(grid: Grid) -> str:
 
 
 def _start(
-    fixed: Image, moving: Image, init: Any, ready: Callable[[Level], Metric], config: Config
+    sides: tuple[Halvings, Halvings], init: Any, ready: Callable[[Level], Metric], config: Config
 ) -> tuple[Tensor, float | None]:
     """``A`` ``[D+1, D+1]`` in physical units to start from, and the margin of the pose search where one was run."""
+    fixed, moving = (side.image for side in sides)
     ndim = fixed.grid.ndim
     ratio = unit_ratio(moving.grid.unit, fixed.grid.unit)
     margin = None
@@ -348,7 +350,7 @@ def _start(
     elif isinstance(init, str) and init == "identity":
         matrix = torch.diag(torch.tensor([*[ratio or 1.0] * ndim, 1.0], dtype=torch.float64))
     elif isinstance(init, str) and init == "auto":
-        found = pose.search(fixed, moving, ready, config)
+        found = pose.search(*sides, ready, config)
         matrix, margin = found.matrix, found.margin
     else:
         raise ValueError(f"wanted init 'auto', 'identity', landmarks, a Transform or a Result, got {init!r}")

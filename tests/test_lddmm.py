@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import regframe as rf
+from regframe import lddmm
 from regframe.lddmm import (
     CORRELATION_LIMIT,
     Energy,
@@ -489,7 +490,8 @@ def test_the_mixture_tells_missing_tissue_and_blots_from_what_matches(rounds: in
     weight = torch.ones(fixed.shape[1:])
     mixture = Mixture.start(fixed, predicted, weight)
     for _ in range(rounds):
-        posterior = mixture.update(fixed, predicted, weight)
+        mixture.update(fixed, predicted, weight)
+        posterior = mixture.matching(fixed, predicted)
         assert posterior.shape == weight.shape
         assert float(posterior.min()) >= 0
         assert float(posterior.max()) <= 1
@@ -508,7 +510,8 @@ def test_a_pair_that_matches_everywhere_is_believed_everywhere() -> None:
     weight = torch.ones((60, 60))
     mixture = Mixture.start(fixed, predicted, weight)
     for _ in range(5):
-        posterior = mixture.update(fixed, predicted, weight)
+        mixture.update(fixed, predicted, weight)
+        posterior = mixture.matching(fixed, predicted)
     assert float(posterior.mean()) > 0.95
     assert mixture.fractions[0] > 0.9
 
@@ -527,10 +530,26 @@ def test_pixels_without_weight_do_not_steer_the_mixture(junk: str) -> None:
     for image in (fixed, dirty):
         mixture = Mixture.start(image, predicted, weight)
         for _ in range(4):
-            posterior = mixture.update(image, predicted, weight)
+            mixture.update(image, predicted, weight)
+        posterior = mixture.matching(image, predicted)
         found.append((posterior[:, :80], torch.tensor([*mixture.fractions, mixture.sigma_match]), mixture.background))
     torch.testing.assert_close(found[0][1:], found[1][1:], rtol=0.01, atol=0.01)
     assert float((found[0][0] - found[1][0]).abs().mean()) < 0.01
+
+
+def test_a_large_image_is_judged_by_a_sample_of_its_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    fixed, predicted, where = _stained_section()
+    weight = torch.ones(fixed.shape[1:])
+    found = []
+    for sample in (lddmm.SAMPLE, 1500):
+        monkeypatch.setattr(lddmm, "SAMPLE", sample)
+        mixture = Mixture.start(fixed, predicted, weight)
+        for _ in range(4):
+            mixture.update(fixed, predicted, weight)
+        found.append(mixture.matching(fixed, predicted))
+        assert found[-1].shape == weight.shape
+    assert float((found[0] - found[1]).abs().mean()) < 0.02
+    assert float(found[1][where["blot"]].mean()) < 0.05
 
 
 @pytest.mark.parametrize("case", ["perfect", "constant", "no weight"])
@@ -541,7 +560,8 @@ def test_the_mixture_survives_pairs_with_nothing_to_estimate(case: str) -> None:
     weight = torch.zeros((20, 20)) if case == "no weight" else torch.ones((20, 20))
     mixture = Mixture.start(fixed, fixed.clone(), weight)
     for _ in range(5):
-        posterior = mixture.update(fixed, fixed.clone(), weight)
+        mixture.update(fixed, fixed.clone(), weight)
+        posterior = mixture.matching(fixed, fixed.clone())
         assert posterior.isfinite().all()
         assert mixture.sigma_match > 0
     if case == "perfect":
