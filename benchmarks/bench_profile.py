@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 import synthetic
+from records import record
 
 import regframe as rf
-from records import record
 from regframe import lddmm, ops, optimize, pose, registration
 
 STAGES: list[tuple[str, object, str]] = [

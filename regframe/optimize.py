@@ -46,6 +46,9 @@ MOST_VARIABLES = 6_000_000
 """Values of a velocity at most; a finer one is given wider nodes, and more memory would not make it better."""
 NODES = 3
 """Velocity nodes per length a: with fewer, the kinks of the multilinear velocity cost accuracy and storage."""
+CHORD = 16
+"""Pixels of a level between two nodes from which twice as many per axis are worth their price: the chords of long waves are
+far off there, and cells still large enough to be walked through fast."""
 DEVIATION = 0.1
 """Prior standard deviation of a displacement before anything is known, as the same fraction."""
 BENDING_EVIDENCE = 5.0
@@ -63,6 +66,8 @@ PATIENCE = 5
 """Steps over which a fit must have gained something to go on."""
 WORTHWHILE = 1e-4
 """Nats per independent observation below which the gain of `PATIENCE` steps of a bent fit is not worth them."""
+LEAST = 1.0
+"""Nats that those steps must gain at least on all levels but the finest, which need not be settled to the last."""
 PIXELS_PER_THREAD = 150_000
 """Pixels (times channels) below which another thread costs more than it brings."""
 
@@ -345,6 +350,7 @@ def fit_level(
     stage: str,
     number: int,
     constant_weights: bool,
+    least: float = 0.0,
     landmarks: tuple[Tensor, Tensor, float] | None = None,
     callback: Callable[[str, int, int, float], None] | None = None,
 ) -> Fit:
@@ -354,6 +360,7 @@ def fit_level(
         stage: what progress and log call it.
         number: index of the level, 0 the coarsest.
         constant_weights: True in the initial phase, where every overlapping pixel counts as matching.
+        least: nats that `PATIENCE` steps of a bent fit must gain at least, however few the observations.
         callback: called with stage, level, iteration and energy.
     """
     rounds = 1 if constant_weights or not config.matching.enabled else config.matching.rounds
@@ -402,7 +409,7 @@ def fit_level(
             tolerance=config.optimizer.tolerance if last else 4 * config.optimizer.tolerance,
             memory=config.optimizer.memory,
             first_step=None if change is None else FIRST_STEP,
-            worthwhile=0.0 if fit.space is None else WORTHWHILE * energy.observations,
+            worthwhile=0.0 if fit.space is None else max(WORTHWHILE * energy.observations, least),
             callback=step,
         )
         fit.n_evaluations += energy.n_evaluations
@@ -560,9 +567,12 @@ def fit_pyramid(
         with threads_for(level.work):
             if number > 0 and config.sigma_regularizer is None:
                 adapt_prior(fit, level.moving_grid)
+            fit.space = fit.space.with_finer(
+                2 if min(space.waves.spacing) >= CHORD * min(level.moving_grid.spacing) else 1
+            )
             fit = fit_level(
                 fit, level, metric(level), config, stage="lddmm", number=number, constant_weights=number == 0,
-                landmarks=landmarks, callback=step,
+                least=LEAST if level is not levels[-1] else 0.0, landmarks=landmarks, callback=step,
             )  # fmt: skip
     with threads_for(levels[-1].work):
         return simpler_if_as_good(fit, levels[-1], metric(levels[-1]), config, landmarks, step)

@@ -266,6 +266,8 @@ def _correlation_peaks(fixed: Halvings, moving: Halvings, zoom: float) -> list[T
     about_middle = Grid(tuple(m.shape), (1.0, 1.0), tuple(-(n - 1) / 2 for n in m.shape))
     source = Image(torch.stack([m, torch.ones_like(m)]), about_middle)
     peaks: list[tuple[float, Tensor]] = []
+    # a canvas looks the same mirrored, and the same again after half a turn: what depends on it alone is made once
+    covered: dict[int, tuple[Tensor, Tensor]] = {}
     for mirror in (1.0, -1.0):
         for turn in range(ANGLES):
             angle = 2 * math.pi * turn / ANGLES
@@ -274,12 +276,15 @@ def _correlation_peaks(fixed: Halvings, moving: Halvings, zoom: float) -> list[T
             matrix = torch.eye(3, dtype=torch.float64)
             matrix[:2, :2] = linear
             turned = resample(source, Affine(matrix), canvas, background=0.0).data
-            image, mask = turned[0], (turned[1] > 0.5).to(turned.dtype)
-            image = image * mask
-            other = torch.fft.rfft2(torch.stack([mask, image, image * image]), s=shape)
-            pairs = [(0, 0), (1, 0), (2, 0), (0, 1), (0, 2), (1, 1)]  # (fixed, moving) products
-            sums = torch.fft.irfft2(torch.stack([spectrum[i] * other[j] for i, j in pairs]), s=shape)
-            n, s_f, s_ff, s_m, s_mm, s_fm = sums
+            half = turn % (ANGLES // 2)
+            if half not in covered:
+                mask = (turned[1] > 0.5).to(turned.dtype)
+                covered[half] = mask, torch.fft.irfft2(spectrum * torch.fft.rfft2(mask, s=shape), s=shape)
+            mask, (n, s_f, s_ff) = covered[half]
+            image = turned[0] * mask
+            other = torch.fft.rfft2(torch.stack([image, image * image]), s=shape)
+            pairs = torch.stack([spectrum[0] * other[0], spectrum[0] * other[1], spectrum[1] * other[0]])
+            s_m, s_mm, s_fm = torch.fft.irfft2(pairs, s=shape)
             n = n.clamp(min=1.0)
             top = s_fm - s_f * s_m / n
             bottom = ((s_ff - s_f**2 / n).clamp(min=1e-3) * (s_mm - s_m**2 / n).clamp(min=1e-3)).sqrt()

@@ -498,7 +498,7 @@ def _judge(figures: dict[str, Any], fit: Fit) -> tuple[str, list[str]]:
         torn = "squeezes" if low < 1 / high else "stretches"
         factor = max(high, 1 / max(low, 1e-6))
         message = f"the map {torn} tissue {factor:.0f}-fold somewhere, which tissue does not do"
-        (fail if low < 1 / (4 * VIOLENT) or high > 4 * VIOLENT else warn).append(message)
+        (fail if low < 1 / (10 * VIOLENT) or high > 10 * VIOLENT else warn).append(message)
     if explained["affine"] < FROM_POSE * explained["final"] and (low < 1 / STRONG or high > STRONG):
         warn.append(
             "much of the likeness came from bending, not from the pose: unlike images can be bent alike, so look at the overlay"
