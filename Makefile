@@ -10,7 +10,7 @@ PYTEST_ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-SOURCES := pyproject.toml setup.py $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h csrc/*/*.inc csrc/*/*.cu)
+SOURCES := pyproject.toml setup.py $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h csrc/*/*.inc csrc/*/*.cu csrc/*/*.cuh)
 TIMEOUT := $(if $(shell command -v timeout),timeout $(LIMIT))
 BENCHMARKS := $(if $(wildcard benchmarks/bench_*.py),benchmarks)
 
@@ -48,8 +48,12 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# a table and a figure of all that was measured; the rivals only where REGFRAME_RIVALS names a Python that has them
 bench: install
-	$(BIN)/python -m pytest benchmarks -o python_files="bench_*.py" -s $(PYTEST_ARGS)
+	@mkdir -p build
+	rm -f build/bench.jsonl
+	REGFRAME_BENCH_JSON=$(CURDIR)/build/bench.jsonl $(BIN)/python -m pytest benchmarks -o python_files="bench_*.py" -s $(PYTEST_ARGS)
+	$(BIN)/python benchmarks/make_table.py build/bench.jsonl -o benchmarks/RESULTS.md
 
 clean:
 	rm -rf build dist demo-output *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

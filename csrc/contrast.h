@@ -48,6 +48,53 @@ std::vector<T> scale_factors(const Tensor& scale) {
   return out;
 }
 
+// where the sum of products (i, j), i <= j, is among the moments: the upper triangle of phi phi^T
+RF_HD int64_t moment_at(int64_t features, int64_t i, int64_t j) { return i * features - i * (i - 1) / 2 + (j - i); }
+
+// theta [C_f, P] from the moments: upper triangle of phi phi^T, then phi y^T [C_f, P], by Cholesky's decomposition a [P, P]
+// (lower triangle). Returns the sum of the weights. `each(n, f)` calls f(0), ... f(n-1) in any order, at once if it likes, and
+// returns when all are done: a loop on the CPU, the threads of a block on CUDA.
+template <class Each>
+RF_HD double solve_contrast(int64_t features, int64_t targets, double ridge, const double* moments, double* a, double* theta,
+                            const Each& each) {
+  constexpr double kTiny = 1e-30, kNothing = 1e-12;  // only so that no weight at all is solvable
+  const double total = moments[0] > kTiny ? moments[0] : kTiny;
+  const int64_t n = features;
+  for (int64_t j = 0; j < n; ++j)
+    each(n - j, [=](int64_t below) {
+      const int64_t i = j + below;
+      double x = moments[moment_at(n, j, i)] / total, square = moments[moment_at(n, j, j)] / total;
+      square += j == 0 ? kNothing : ridge;
+      for (int64_t k = 0; k < j; ++k) {
+        x -= a[i * n + k] * a[j * n + k];
+        square -= a[j * n + k] * a[j * n + k];
+      }
+      const double pivot = std::sqrt(square > kTiny ? square : kTiny);
+      a[i * n + j] = i == j ? pivot : x / pivot;
+    });
+  each(targets, [=](int64_t f) {
+    const double* from = moments + n * (n + 1) / 2 + f * n;
+    double* to = theta + f * n;
+    for (int64_t i = 0; i < n; ++i) {
+      to[i] = from[i] / total;
+      for (int64_t k = 0; k < i; ++k) to[i] -= a[i * n + k] * to[k];
+      to[i] /= a[i * n + i];
+    }
+    for (int64_t i = n - 1; i >= 0; --i) {
+      for (int64_t k = i + 1; k < n; ++k) to[i] -= a[k * n + i] * to[k];
+      to[i] /= a[i * n + i];
+    }
+  });
+  return total;
+}
+
+struct EachInTurn {
+  template <class F>
+  RF_HD void operator()(int64_t n, const F& f) const {
+    for (int64_t i = 0; i < n; ++i) f(i);
+  }
+};
+
 class ContrastMap {
  public:
   ContrastMap(int64_t channels, int64_t targets, int64_t order, double ridge)
@@ -57,33 +104,10 @@ class ContrastMap {
 
   int64_t moments() const { return features * (features + 1) / 2 + features * targets_; }
 
-  // theta [C_f, P] from the moments: upper triangle of phi phi^T, then phi y^T [C_f, P], by Cholesky's decomposition
+  // theta [C_f, P] from the moments
   void solve(const double* moments, double* theta) {
-    constexpr double kTiny = 1e-30, kNothing = 1e-12;  // only so that no weight at all is solvable
-    total_ = moments[0] > kTiny ? moments[0] : kTiny;
-    const int64_t n = features;
-    std::vector<double> a(n * n);  // lower triangle
-    const double* from = moments;
-    for (int64_t i = 0; i < n; ++i)
-      for (int64_t j = i; j < n; ++j) a[j * n + i] = *from++ / total_ + (i == j ? (i == 0 ? kNothing : ridge_) : 0.0);
-    for (int64_t j = 0; j < n; ++j) {
-      for (int64_t k = 0; k < j; ++k)
-        for (int64_t i = j; i < n; ++i) a[i * n + j] -= a[i * n + k] * a[j * n + k];
-      const double pivot = std::sqrt(a[j * n + j] > kTiny ? a[j * n + j] : kTiny);
-      for (int64_t i = j; i < n; ++i) a[i * n + j] /= pivot;
-      a[j * n + j] = pivot;
-    }
-    for (int64_t f = 0; f < targets_; ++f, theta += n) {
-      for (int64_t i = 0; i < n; ++i) {
-        theta[i] = *from++ / total_;
-        for (int64_t k = 0; k < i; ++k) theta[i] -= a[i * n + k] * theta[k];
-        theta[i] /= a[i * n + i];
-      }
-      for (int64_t i = n - 1; i >= 0; --i) {
-        for (int64_t k = i + 1; k < n; ++k) theta[i] -= a[k * n + i] * theta[k];
-        theta[i] /= a[i * n + i];
-      }
-    }
+    std::vector<double> a(features * features);
+    total_ = solve_contrast(features, targets_, ridge_, moments, a.data(), theta, EachInTurn{});
   }
 
   // mean squared residual per channel and unit weight, and the ridge

@@ -29,6 +29,8 @@ CANDIDATES = 6
 """Distinct poses that are refined and compared."""
 
 
+CLEAR = 0.5
+"""Share of the best peak's score below which a peak is not refined, once there is one rival to compare with."""
 EQUAL = 0.02
 """Relative difference of two scores that says nothing about which pose is right."""
 
@@ -181,7 +183,7 @@ def search(
     identity = centred.clone()
     middles = [torch.tensor(grid.center, dtype=torch.float64) for grid in (fixed.grid, moving.grid)]
     centred[:-1, -1] = middles[0] - zoom * middles[1]
-    starts = [identity, centred] if ratio is not None else [centred]
+    starts = [identity, centred] if ratio is not None and not torch.equal(identity, centred) else [centred]
     if ndim == 2:
         with threads_for(SEARCH_SIZE**2):
             starts += _correlation_peaks(fixed, moving, zoom)
@@ -307,7 +309,9 @@ def _correlation_peaks(fixed: Halvings, moving: Halvings, zoom: float) -> list[T
             peaks.append((float(score.reshape(-1)[best]), pose))
     peaks.sort(key=lambda pair: -pair[0])
     chosen: list[Tensor] = []
-    for _, pose in peaks:
+    for score, pose in peaks:
+        if len(chosen) >= 2 and score < CLEAR * peaks[0][0]:
+            break
         if all(_differs(pose, other, moving.grid, fixed.grid) for other in chosen):
             chosen.append(pose)
         if len(chosen) == CANDIDATES:

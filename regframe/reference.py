@@ -1,4 +1,4 @@
-"""Plain-torch twins of every op: the oracle of the tests, the deterministic mode, the fallback without a built extension.
+"""Plain-torch twins of every op: the oracle of the tests, the fallback without a built extension.
 
 Frame of every op here: the *moving frame*, positions ``X`` of ``D`` components in tensor-axis order ``(y, x)`` or
 ``(z, y, x)``. A grid turns positions into indices by ``index = (X - origin) / spacing``; a node sits at its index.

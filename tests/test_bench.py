@@ -41,8 +41,8 @@ def test_nothing_is_timed_that_is_wrong(ndim: int, monkeypatch: pytest.MonkeyPat
 
 def test_runs_take_turns_and_the_first_round_does_not_count() -> None:
     turns: list[str] = []
-    seconds = bench.interleaved({"a": lambda: turns.append("a"), "b": lambda: turns.append("b")}, rounds=3)
-    assert turns == ["a", "b"] * 4
+    seconds = bench.interleaved({"a": lambda: turns.append("a"), "b": lambda: turns.append("b")}, rounds=3, in_a_row=2)
+    assert turns == ["a", "b"] + ["a", "a", "b", "b"] * 3
     assert set(seconds) == {"a", "b"}
 
 

@@ -1,8 +1,8 @@
-// flow_points on CUDA: forward and backward. One thread per point.
+// flow_points on CUDA: forward and backward. One lane per point.
 #include <algorithm>
 #include <tuple>
 
-#include "cuda/common.cuh"
+#include "cuda/scatter.cuh"
 
 namespace regframe {
 namespace {
@@ -26,8 +26,8 @@ template <class T, int D>
 __global__ void __launch_bounds__(kThreads) points_kernel(PointsTask<T, D> task, const T* points, T* out) {
   using L = ScalarLanes<T>;
   constexpr T kEpsilon = sizeof(T) == 4 ? T(1.1920929e-7) : T(2.220446049250313e-16);
-  ThreadCells<T, D, false> cells(task.flow, task.velocity, nullptr);
-  for (int64_t i = blockIdx.x * int64_t(blockDim.x) + threadIdx.x; i < task.n; i += int64_t(gridDim.x) * blockDim.x) {
+  ReadingCells<T, D> cells(task.flow, task.velocity);
+  for (int64_t i = thread_index(); i < task.n; i += thread_count()) {
     T start[D], shift[D] = {};
     load_point<T, D>(task, points + i * D, start);
     if (task.to_moving)
@@ -39,30 +39,31 @@ __global__ void __launch_bounds__(kThreads) points_kernel(PointsTask<T, D> task,
   }
 }
 
-template <class T, int D, bool kShared>
-__global__ void __launch_bounds__(kThreads)
-    points_backward_kernel(PointsTask<T, D> task, const T* grad, const T* points, T* points_grad, T* velocity_sums) {
+template <class T, int D>
+__global__ void __launch_bounds__(kThreads) points_backward_kernel(PointsTask<T, D> task, ScatterTask<T> scatter, Deal deal,
+                                                                   const T* grad, const T* points, T* points_grad, Pass pass) {
   using L = ScalarLanes<T>;
-  const int64_t size = task.flow.n_slices * task.flow.slice;
-  T* sums = velocity_sums;
-  if constexpr (kShared) {
-    sums = shared_sums<T>();
-    clear_sums(sums, size);
-  }
-  ThreadCells<T, D, true> cells(task.flow, task.velocity, sums);
-  for (int64_t i = blockIdx.x * int64_t(blockDim.x) + threadIdx.x; i < task.n; i += int64_t(gridDim.x) * blockDim.x) {
+  if (pass == Pass::again && !FixedPoint<T>::repeats(scatter.ranges)) return;
+  Steps<T, D> steps;
+  AddingCells<T, D> cells(task.flow, task.velocity, scatter, steps, pass);
+  int64_t patch;
+  for (int64_t round = 0; (patch = deal.patch(round, pass == Pass::probe)) >= 0; ++round) {
+    const bool mine = patch * kWarp + lane_index() < task.n;  // else this lane adds zeros to the last one's path
+    if (!__any_sync(kEveryLane, mine)) continue;
+    const int64_t i = mine ? patch * kWarp + lane_index() : task.n - 1;
     T position[D], shift[D] = {}, g[D];
     load_point<T, D>(task, points + i * D, position);
-    for (int d = 0; d < D; ++d) g[d] = static_cast<T>(grad[i * D + d] * task.spacing[d]);
+    for (int d = 0; d < D; ++d) g[d] = mine ? static_cast<T>(grad[i * D + d] * task.spacing[d]) : T(0);
     if (task.to_moving) {
       pull_back<L, D>(task.flow, position, shift, cells);
       pull_back_adjoint<L, D>(task.flow, g, cells);
     } else {
       push_forward_adjoint<L, D>(task.flow, position, g, cells);
     }
-    for (int d = 0; d < D; ++d) points_grad[i * D + d] = static_cast<T>(g[d] / task.spacing[d]);
+    if (mine && pass != Pass::probe)
+      for (int d = 0; d < D; ++d) points_grad[i * D + d] = static_cast<T>(g[d] / task.spacing[d]);
   }
-  if constexpr (kShared) publish_sums(sums, velocity_sums, size);
+  cells.finish();
 }
 
 template <class T, int D>
@@ -101,7 +102,8 @@ Tensor flow_points(const Tensor& points_, const Tensor& velocity_, const std::ve
     const auto flow = flow_grid<T, D>(velocity, n_steps);
     const Tensor padded = pad_velocity<T, D>(flow, velocity, spacing, stream);
     const auto task = make_task<T, D>(flow, padded, points.size(0), spacing, origin, to_moving);
-    launch(points_kernel<T, D>, blocks_for(task.n), 0, stream, task, points.const_data_ptr<T>(), out.mutable_data_ptr<T>());
+    launch(points_kernel<T, D>, blocks_for(task.n, processors_of(points)), kThreads, 0, stream, task,
+           points.const_data_ptr<T>(), out.mutable_data_ptr<T>());
   });
   return out;
 }
@@ -116,7 +118,6 @@ std::tuple<Tensor, Tensor> flow_points_backward(const Tensor& grad_, const Tenso
                       end_.get_device_index() == points_.get_device_index() &&
                       grad_.get_device_index() == points_.get_device_index(),
                   "grad and end must have the shape, dtype and device of points");
-  STD_TORCH_CHECK(n_steps <= kMaxSteps, "the CUDA gradient remembers at most ", kMaxSteps, " steps, got ", n_steps);
   const torch::stable::accelerator::DeviceGuard guard(points_.get_device_index());
   const Tensor grad = torch::stable::contiguous(grad_);                         // [N, D]
   const Tensor points = torch::stable::contiguous(to_moving ? points_ : end_);  // [N, D]
@@ -131,13 +132,15 @@ std::tuple<Tensor, Tensor> flow_points_backward(const Tensor& grad_, const Tenso
     const auto flow = flow_grid<T, D>(velocity, n_steps);
     const Tensor padded = pad_velocity<T, D>(flow, velocity, spacing, stream);
     const auto task = make_task<T, D>(flow, padded, points.size(0), spacing, origin, to_moving);
-    const int64_t size[1] = {flow.n_slices * flow.slice};
-    Tensor sums = torch::stable::new_zeros(velocity, {size, 1});  // [T, *padded, D]
-    const auto plan = plan_scatter<T, D>(points_backward_kernel<T, D, true>, flow, task.n, points.get_device_index());
-    const auto kernel = plan.shared ? points_backward_kernel<T, D, true> : points_backward_kernel<T, D, false>;
-    launch(kernel, plan.shared ? plan.blocks : std::min<int64_t>(blocks_for(task.n), 8192), plan.bytes, stream, task,
-           grad.const_data_ptr<T>(), points.const_data_ptr<T>(), to_points.mutable_data_ptr<T>(), sums.mutable_data_ptr<T>());
-    to_velocity = collect<T, D>(flow, sums, velocity, spacing, stream);
+    const auto kernel = points_backward_kernel<T, D>;
+    const auto scatter = make_scatter<T, D>(kernel, flow, points, task.n, true);
+    constexpr int32_t kTileBits = 3;  // a patch per warp
+    const Deal deal{((task.n + kThreads - 1) / kThreads) << kTileBits, kTileBits};
+    scatter.run(stream, [&](Pass pass) {
+      launch(kernel, scatter.blocks, scatter.threads, scatter.bytes, stream, task, scatter.task, deal, grad.const_data_ptr<T>(),
+             points.const_data_ptr<T>(), to_points.mutable_data_ptr<T>(), pass);
+    });
+    to_velocity = scatter.template collect<D>(flow, velocity, spacing, stream);
   });
   return {to_points, to_velocity};
 }

@@ -1,142 +1,102 @@
-// warp on CUDA: forward and backward. One thread per pixel runs the path and the adjoint of interp.h.
+// warp on CUDA: forward and backward. One lane per pixel runs the path and the adjoint of interp.h.
 #include <algorithm>
 #include <tuple>
 
-#include "cuda/common.cuh"
+#include "cuda/follow.cuh"
+#include "cuda/scatter.cuh"
 
 namespace regframe {
 namespace {
 
 template <class T, int D>
-struct WarpTask {
-  FlowGrid<T, D> flow;
-  ImageGrid<T, D> grid;
-  const double* matrix;  // [D, D+1]
-  const T* velocity;     // [T, *padded, D]
-  const T* image;        // [C, *S]
-  int64_t channels, image_pixels, out_pixels;
-  int64_t shape[D], offset[D];
-  double image_scale[D], image_origin[D], flow_scale[D], flow_origin[D];  // scales are 1 / spacing
-  T image_per_flow[D];
-};
-
-// the pixel's index in the whole fixed grid, its path, and the image cell where it ends
-template <class T, int D, class C>
-__device__ __forceinline__ int32_t follow(const WarpTask<T, D>& task, int64_t pixel, C& cells, double* index, T* f, T* inside) {
-  using L = ScalarLanes<T>;
-  for (int d = D - 1; d >= 0; --d) {
-    index[d] = static_cast<double>(pixel % task.shape[d] + task.offset[d]);
-    pixel /= task.shape[d];
-  }
-  double position[D];
-  T start[D], shift[D], rest[D];
-  int32_t whole[D];
-  for (int d = 0; d < D; ++d) {
-    position[d] = task.matrix[d * (D + 1) + D];
-    for (int e = 0; e < D; ++e) position[d] += task.matrix[d * (D + 1) + e] * index[e];
-    start[d] = static_cast<T>((position[d] - task.flow_origin[d]) * task.flow_scale[d] + kPad);
-    shift[d] = T(0);
-  }
-  pull_back<L, D>(task.flow, start, shift, cells);
-  for (int d = 0; d < D; ++d) {
-    L::split((position[d] - task.image_origin[d]) * task.image_scale[d], static_cast<double>(task.grid.size[d]), whole[d],
-             rest[d]);
-    rest[d] += shift[d] * task.image_per_flow[d];
-  }
-  return locate<L, D>(task.grid, whole, rest, f, inside);
-}
-
-template <class T, int D>
 __global__ void __launch_bounds__(kThreads) warp_kernel(WarpTask<T, D> task, T* out) {
-  ThreadCells<T, D, false> cells(task.flow, task.velocity, nullptr);
-  for (int64_t i = blockIdx.x * int64_t(blockDim.x) + threadIdx.x; i < task.out_pixels; i += int64_t(gridDim.x) * blockDim.x) {
+  ReadingCells<T, D> cells(task.flow, task.velocity);
+  int64_t patch, local[D];
+  for (int64_t round = 0; (patch = task.patches.patch(round, false)) >= 0; ++round) {
+    if (!task.patches.locate(patch, local)) continue;
+    const int64_t pixel = task.patches.pixel(local);
     double index[D];
     T f[D], inside[D];
-    const int32_t cell = follow<T, D>(task, i, cells, index, f, inside);
+    const int32_t cell = follow<T, D>(task, local, cells, index, f, inside);
     for (int64_t channel = 0; channel < task.channels; ++channel) {
       T c[1 << D];
-      for (int k = 0; k < (1 << D); ++k) c[k] = task.image[channel * task.image_pixels + cell + task.grid.corner[k]];
-      to_coefficients<D>(c);
-      out[channel * task.out_pixels + i] = evaluate<D>(c, f);
+      image_cell<T, D>(task, channel, cell, c);
+      out[channel * task.out_pixels + pixel] = evaluate<D>(c, f);
     }
   }
 }
 
-// kShared: the velocity's gradient is summed per block first. Null pointers: that gradient is not asked for.
-template <class T, int D, bool kShared>
-__global__ void __launch_bounds__(kThreads)
-    warp_backward_kernel(WarpTask<T, D> task, const T* grad, T* image_grad, T* velocity_sums, double* matrix_grad) {
-  const int64_t size = task.flow.n_slices * task.flow.slice;
-  T* sums = velocity_sums;
-  if constexpr (kShared) {
-    sums = shared_sums<T>();
-    clear_sums(sums, size);
-  }
-  ThreadCells<T, D, true> cells(task.flow, task.velocity, sums);
-  double total[D][D + 1] = {};
-  for (int64_t i = blockIdx.x * int64_t(blockDim.x) + threadIdx.x; i < task.out_pixels; i += int64_t(gridDim.x) * blockDim.x) {
+// where the gradient of the image goes; null sums: it is not asked for
+struct ImageScatter {
+  Word* sums;  // [C, *S]
+  Range* range;
+  int32_t log2_terms;
+};
+
+// rows: [blocks, D (D+1)], the gradient of the matrix in nodes
+template <class T, int D>
+__global__ void __launch_bounds__(kThreads) warp_backward_kernel(WarpTask<T, D> task, ScatterTask<T> scatter,
+                                                                 ImageScatter image, const T* grad, double* rows, Pass pass) {
+  if (pass == Pass::again && !FixedPoint<T>::repeats(scatter.ranges)) return;
+  Steps<T, D> steps;
+  AddingCells<T, D> cells(task.flow, task.velocity, scatter, steps, pass);
+  const T image_scale = ldexp(T(1), FixedPoint<T>::shift(*image.range, pass == Pass::again, image.log2_terms));
+  decltype(magnitude(T())) largest = 0;  // of the incoming gradients
+  double total[D * (D + 1)] = {};
+  int64_t patch, local[D];
+  for (int64_t round = 0; (patch = task.patches.patch(round, pass == Pass::probe)) >= 0; ++round) {
+    const bool mine = task.patches.locate(patch, local);  // else this lane adds zeros to its neighbour's path
+    if (!__any_sync(kEveryLane, mine)) continue;
+    const int64_t pixel = task.patches.pixel(local);
     double index[D];
     T f[D], inside[D], g[D] = {};
-    const int32_t cell = follow<T, D>(task, i, cells, index, f, inside);
+    const int32_t cell = follow<T, D>(task, local, cells, index, f, inside);
     T weight[1 << D] = {};
     add_moments<D>(weight, T(1), f);
     to_corner_gradient<D>(weight);
     for (int64_t channel = 0; channel < task.channels; ++channel) {
       T c[1 << D], slope[D];
-      const T come = grad[channel * task.out_pixels + i];
-      const int64_t at = channel * task.image_pixels + cell;
-      for (int k = 0; k < (1 << D); ++k) {
-        c[k] = task.image[at + task.grid.corner[k]];
-        if (image_grad != nullptr) atomicAdd(image_grad + at + task.grid.corner[k], weight[k] * come);
+      const T come = mine ? grad[channel * task.out_pixels + pixel] : T(0);
+      if (image.sums != nullptr) {
+        largest = magnitude(come) > largest ? magnitude(come) : largest;
+        Word* to = image.sums + channel * task.image_pixels + cell;
+        if (pass != Pass::probe)
+          for (int k = 0; k < (1 << D); ++k) {
+            const Word fixed = to_fixed(weight[k] * come, image_scale);
+            if (fixed != 0) atomicAdd(to + task.grid.corner[k], fixed);
+          }
       }
-      to_coefficients<D>(c);
+      if (scatter.sums == nullptr) continue;
+      image_cell<T, D>(task, channel, cell, c);
       evaluate<D>(c, f, slope);
       for (int d = 0; d < D; ++d) g[d] += come * slope[d];
     }
-    if (velocity_sums == nullptr) continue;
+    if (scatter.sums == nullptr) continue;
     for (int d = 0; d < D; ++d) g[d] *= inside[d] * task.image_per_flow[d];
     pull_back_adjoint<ScalarLanes<T>, D>(task.flow, g, cells);
-    for (int d = 0; d < D; ++d) {
-      for (int e = 0; e < D; ++e) total[d][e] += static_cast<double>(g[d]) * index[e];
-      total[d][D] += static_cast<double>(g[d]);
-    }
+    add_start<T, D>(g, index, total);
   }
-  if (velocity_sums == nullptr) return;
-  if constexpr (kShared) publish_sums(sums, velocity_sums, size);
-  for (int d = 0; d < D; ++d)
-    for (int e = 0; e <= D; ++e) {
-      double value = total[d][e] * task.flow_scale[d];
-      for (int step = 16; step > 0; step >>= 1) value += __shfl_down_sync(0xffffffffu, value, step);
-      if (threadIdx.x % 32 == 0) atomicAdd(matrix_grad + d * (D + 1) + e, value);
-    }
+  if (image.sums != nullptr) note(largest, pass, image.range);
+  cells.finish();
+  if (pass != Pass::probe && scatter.sums != nullptr) write_row(total, rows);
 }
 
-template <class T, int D>
-WarpTask<T, D> make_task(const Tensor& image, const Tensor& velocity, const Tensor& matrix, const Tensor& padded,
-                         const std::vector<int64_t>& shape, const std::vector<int64_t>& offset,
-                         const std::vector<double>& image_spacing, const std::vector<double>& image_origin,
-                         const std::vector<double>& velocity_spacing, const std::vector<double>& velocity_origin,
-                         int64_t n_steps) {
-  WarpTask<T, D> task{};
-  task.flow = flow_grid<T, D>(velocity, n_steps);
-  task.grid = image_grid<T, D>(image);
-  task.matrix = matrix.const_data_ptr<double>();
-  task.velocity = padded.const_data_ptr<T>();
-  task.image = image.const_data_ptr<T>();
-  task.channels = image.size(0);
-  task.image_pixels = task.out_pixels = 1;
-  for (int d = 0; d < D; ++d) {
-    task.shape[d] = shape[d];
-    task.offset[d] = offset[d];
-    task.image_pixels *= image.size(1 + d);
-    task.out_pixels *= shape[d];
-    task.image_scale[d] = 1.0 / image_spacing[d];
-    task.image_origin[d] = image_origin[d];
-    task.flow_scale[d] = 1.0 / velocity_spacing[d];
-    task.flow_origin[d] = velocity_origin[d];
-    task.image_per_flow[d] = static_cast<T>(velocity_spacing[d] / image_spacing[d]);
+// one warp per number
+template <int D>
+__global__ void __launch_bounds__(kThreads)
+    matrix_kernel(const double* rows, int64_t n_rows, Scale<D> flow_scale, double* to) {
+  for (int i = warp_index(); i < D * (D + 1); i += blockDim.x / kWarp) {
+    const double sum = column_sum(rows, n_rows, D * (D + 1), i);
+    if (lane_index() == 0) to[i] = sum * flow_scale.value[i / (D + 1)];
   }
-  return task;
+}
+
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    image_kernel(const Range* ranges, const Word* sums, int32_t log2_terms, int64_t size, T* to) {
+  const double unit = FixedPoint<T>::unit(ranges, 1, log2_terms);
+  for (int64_t i = thread_index(); i < size; i += thread_count())
+    to[i] = static_cast<T>(static_cast<double>(static_cast<long long>(sums[i])) * unit);
 }
 
 Tensor warp(const Tensor& image_, const Tensor& velocity_, const Tensor& matrix_, const std::vector<int64_t>& shape,
@@ -158,9 +118,11 @@ Tensor warp(const Tensor& image_, const Tensor& velocity_, const Tensor& matrix_
     using T = decltype(scalar);
     constexpr int D = decltype(ndim)::value;
     const Tensor padded = pad_velocity<T, D>(flow_grid<T, D>(velocity, n_steps), velocity, velocity_spacing, stream);
-    const auto task = make_task<T, D>(image, velocity, matrix, padded, shape, offset, image_spacing, image_origin,
-                                      velocity_spacing, velocity_origin, n_steps);
-    launch(warp_kernel<T, D>, blocks_for(task.out_pixels), 0, stream, task, out.mutable_data_ptr<T>());
+    auto task = make_task<T, D>(image, velocity, matrix, padded, shape, offset, image_spacing, image_origin, velocity_spacing,
+                                velocity_origin, n_steps);
+    const int64_t blocks = blocks_for(task.out_pixels, processors_of(image));
+    task.patches = make_patches<D>(shape.data(), blocks);
+    launch(warp_kernel<T, D>, blocks, kThreads, 0, stream, task, out.mutable_data_ptr<T>());
   });
   return out;
 }
@@ -176,44 +138,49 @@ std::tuple<Tensor, Tensor, Tensor> warp_backward(
                       std::equal(shape.begin(), shape.end(), grad_.sizes().begin() + 1) &&
                       grad_.scalar_type() == image_.scalar_type() && grad_.get_device_index() == image_.get_device_index(),
                   "grad must be [C, *shape], of the image's dtype and device");
-  STD_TORCH_CHECK(n_steps <= kMaxSteps, "the CUDA gradient remembers at most ", kMaxSteps, " steps, got ", n_steps);
   const torch::stable::accelerator::DeviceGuard guard(image_.get_device_index());
   const Tensor grad = torch::stable::contiguous(grad_);          // [C, *shape]
   const Tensor image = torch::stable::contiguous(image_);        // [C, *S]
   const Tensor velocity = torch::stable::contiguous(velocity_);  // [T, D, *S_v]
   const Tensor matrix = torch::stable::contiguous(matrix_);      // [D, D+1]
-  Tensor to_image = wants_image ? torch::stable::new_zeros(image, image.sizes()) : empty_grad(image);
-  Tensor to_velocity = empty_grad(velocity);
-  Tensor to_matrix = torch::stable::new_zeros(matrix, matrix.sizes());
-  const cudaStream_t stream = current_stream(image);
+  Tensor to_image = empty_grad(image), to_velocity = empty_grad(velocity), to_matrix = empty_grad(matrix);
   if (grad.numel() == 0) {
+    if (wants_image) to_image = torch::stable::new_zeros(image, image.sizes());
     if (wants_velocity) to_velocity = torch::stable::new_zeros(velocity, velocity.sizes());
-  } else {
-    dispatch(image.scalar_type(), matrix.size(0), [&](auto scalar, auto ndim) {
-      using T = decltype(scalar);
-      constexpr int D = decltype(ndim)::value;
-      const auto flow = flow_grid<T, D>(velocity, n_steps);
-      const Tensor padded = pad_velocity<T, D>(flow, velocity, velocity_spacing, stream);
-      const auto task = make_task<T, D>(image, velocity, matrix, padded, shape, offset, image_spacing, image_origin,
-                                        velocity_spacing, velocity_origin, n_steps);
-      const bool wants_flow = wants_velocity || wants_matrix;
-      const int64_t size[1] = {wants_flow ? flow.n_slices * flow.slice : 0};
-      Tensor sums = torch::stable::new_zeros(velocity, {size, 1});  // [T, *padded, D]
-      T* to_image_ = wants_image ? to_image.mutable_data_ptr<T>() : nullptr;
-      T* sums_ = wants_flow ? sums.mutable_data_ptr<T>() : nullptr;
-      double* to_matrix_ = to_matrix.mutable_data_ptr<double>();
-      auto plan = plan_scatter<T, D>(warp_backward_kernel<T, D, true>, flow, task.out_pixels, image.get_device_index());
-      if (plan.shared && wants_flow) {
-        launch(warp_backward_kernel<T, D, true>, plan.blocks, plan.bytes, stream, task, grad.const_data_ptr<T>(), to_image_, sums_,
-               to_matrix_);
-      } else {
-        launch(warp_backward_kernel<T, D, false>, std::min<int64_t>(blocks_for(task.out_pixels), 8192), 0, stream, task,
-               grad.const_data_ptr<T>(), to_image_, sums_, to_matrix_);
-      }
-      if (wants_velocity) to_velocity = collect<T, D>(flow, sums, velocity, velocity_spacing, stream);
-    });
+    if (wants_matrix) to_matrix = torch::stable::new_zeros(matrix, matrix.sizes());
+    return {to_image, to_velocity, to_matrix};
   }
-  if (!wants_matrix) to_matrix = empty_grad(matrix);
+  const cudaStream_t stream = current_stream(image);
+  dispatch(image.scalar_type(), matrix.size(0), [&](auto scalar, auto ndim) {
+    using T = decltype(scalar);
+    constexpr int D = decltype(ndim)::value;
+    const auto flow = flow_grid<T, D>(velocity, n_steps);
+    const Tensor padded = pad_velocity<T, D>(flow, velocity, velocity_spacing, stream);
+    auto task = make_task<T, D>(image, velocity, matrix, padded, shape, offset, image_spacing, image_origin, velocity_spacing,
+                                velocity_origin, n_steps);
+    const auto kernel = warp_backward_kernel<T, D>;
+    const auto scatter = make_scatter<T, D>(kernel, flow, image, task.out_pixels, wants_velocity || wants_matrix,
+                                            wants_image ? image.numel() : 0);
+    task.patches = make_patches<D>(shape.data(), scatter.blocks);
+    const ImageScatter to{scatter.image_sums, scatter.task.ranges + 1, log2_ceil(task.out_pixels)};
+    const int64_t row_sizes[2] = {scatter.blocks, D * (D + 1)};
+    const Tensor rows = torch::stable::new_empty(matrix, {row_sizes, 2});
+    scatter.run(stream, [&](Pass pass) {
+      launch(kernel, scatter.blocks, scatter.threads, scatter.bytes, stream, task, scatter.task, to, grad.const_data_ptr<T>(),
+             rows.mutable_data_ptr<double>(), pass);
+    });
+    if (wants_image) {
+      to_image = torch::stable::new_empty(image, image.sizes());
+      launch(image_kernel<T>, blocks_for(image.numel(), processors_of(image)), kThreads, 0, stream, scatter.task.ranges,
+             scatter.image_sums, to.log2_terms, image.numel(), to_image.mutable_data_ptr<T>());
+    }
+    if (wants_velocity) to_velocity = scatter.template collect<D>(flow, velocity, velocity_spacing, stream);
+    if (wants_matrix) {
+      to_matrix = torch::stable::new_empty(matrix, matrix.sizes());
+      launch(matrix_kernel<D>, 1, kThreads, 0, stream, rows.const_data_ptr<double>(), scatter.blocks,
+             make_scale<D>(1, velocity_spacing), to_matrix.mutable_data_ptr<double>());
+    }
+  });
   return {to_image, to_velocity, to_matrix};
 }
 
