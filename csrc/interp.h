@@ -2,8 +2,7 @@
 //
 // Everything is a template over "lanes": a type L with
 //   L::Real, L::Int                   one number, or a vector of them (one per pixel)
-//   L::Wide                           the same number of doubles, for positions before they are split
-//   L::splat(x), L::to_int(r), L::to_real(i), L::below(a, b), L::max(a, b), L::any(r), L::narrow(w), L::split(w, ...)
+//   L::splat(x), L::to_int(r), L::to_real(i), L::max(a, b), L::any(r)
 // so that a CUDA thread (ScalarLanes) and a SIMD register of pixels (cpu/simd.h) run the same source.
 //
 // Positions are counted in nodes of the velocity grid padded by two nodes of zeros on each side: "missing nodes count as
@@ -29,7 +28,6 @@ template <class T>
 struct ScalarLanes {
   using Real = T;
   using Int = int32_t;
-  using Wide = double;
   static constexpr int kLanes = 1;
   static RF_HD Real splat(T x) { return x; }
   static RF_HD Int to_int(Real x) { return static_cast<Int>(x); }  // towards zero
@@ -37,12 +35,10 @@ struct ScalarLanes {
   static RF_HD Int below(Real a, Real b) { return a < b ? -1 : 0; }
   static RF_HD Real max(Real a, Real b) { return a > b ? a : b; }  // b where a is not a number
   static RF_HD bool any(Real x) { return x != T(0); }
-  static RF_HD Real narrow(Wide x) { return static_cast<Real>(x); }
-  static RF_HD void split(Wide x, double limit, Int& whole, Real& rest) { split_scalar(x, limit, whole, rest); }
 
   // x = whole + rest, 0 <= rest < 1: keeps the full precision of a position in a large image through a float32 path.
   // Positions so far outside that they cannot come back are clamped first, so that the integer is always valid.
-  static RF_HD void split_scalar(double x, double limit, Int& whole, Real& rest) {
+  static RF_HD void split(double x, double limit, Int& whole, Real& rest) {
     if constexpr (sizeof(T) == sizeof(double)) {
       whole = 0;
       rest = x;

@@ -177,6 +177,18 @@ SIZES: dict[str, tuple[int, int, int, int]] = {
 """What the short form runs: axes, pixels per side, channels, time slices."""
 
 
+def _beside(what: str, ours: Callable[[], Any], rival: str, theirs: Callable[[], Any], rounds: int) -> dict[str, Any]:
+    """One measurement with its rival, in turns."""
+    seconds = interleaved({"ours": ours, "theirs": theirs}, rounds)
+    return {
+        "what": what,
+        "seconds": seconds["ours"],
+        "rival": rival,
+        "rival_seconds": seconds["theirs"],
+        "ratio": seconds["theirs"] / seconds["ours"],
+    }
+
+
 def short(rounds: int = 5, scale: float = 1.0) -> Iterator[dict[str, Any]]:
     """Measurements one after the other, as they are made.
 
@@ -201,14 +213,7 @@ def short(rounds: int = 5, scale: float = 1.0) -> Iterator[dict[str, Any]]:
         def theirs(case: Case = case, grad: Tensor = grad, parts: int = parts) -> object:
             return with_gradient(lambda: eager(case, parts), case, grad)
 
-        seconds = interleaved({"ours": ours, "theirs": theirs}, rounds)
-        yield {
-            "what": f"warp and its gradients, {name}",
-            "seconds": seconds["ours"],
-            "rival": "eager torch, rows split",
-            "rival_seconds": seconds["theirs"],
-            "ratio": seconds["theirs"] / seconds["ours"],
-        }
+        yield _beside(f"warp and its gradients, {name}", ours, "eager torch, rows split", theirs, rounds)
         if threads > 1 and name == next(iter(SIZES)):
 
             def on_one() -> object:
@@ -218,14 +223,7 @@ def short(rounds: int = 5, scale: float = 1.0) -> Iterator[dict[str, Any]]:
                 finally:
                     torch.set_num_threads(threads)
 
-            seconds = interleaved({"ours": ours, "one": on_one}, rounds)
-            yield {
-                "what": f"the same on {threads} threads",
-                "seconds": seconds["ours"],
-                "rival": "one thread",
-                "rival_seconds": seconds["one"],
-                "ratio": seconds["one"] / seconds["ours"],
-            }
+            yield _beside(f"the same on {threads} threads", ours, "one thread", on_one, rounds)
     from . import demo
     from .registration import register
 

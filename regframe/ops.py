@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.library import register_autograd, register_fake
 
 from regframe import reference
 
@@ -385,12 +386,12 @@ def _no_second_derivative(name: str) -> Any:
 
 
 if is_built():
-    torch.library.register_fake("regframe::warp")(_warp_fake)
-    torch.library.register_fake("regframe::_warp_backward")(_warp_backward_fake)
-    torch.library.register_fake("regframe::contrast")(_contrast_fake)
-    torch.library.register_fake("regframe::flow_points")(_flow_points_fake)
-    torch.library.register_fake("regframe::_flow_points_backward")(_flow_points_backward_fake)
-    torch.library.register_autograd("regframe::warp", _warp_vjp, setup_context=_warp_setup)
-    torch.library.register_autograd("regframe::_warp_backward", _no_second_derivative("warp"))
-    torch.library.register_autograd("regframe::flow_points", _flow_points_vjp, setup_context=_flow_points_setup)
-    torch.library.register_autograd("regframe::_flow_points_backward", _no_second_derivative("flow_points"))
+    register_fake("regframe::warp")(_warp_fake)
+    register_fake("regframe::_warp_backward")(_warp_backward_fake)
+    register_fake("regframe::contrast")(_contrast_fake)
+    register_fake("regframe::flow_points")(_flow_points_fake)
+    register_fake("regframe::_flow_points_backward")(_flow_points_backward_fake)
+    register_autograd("regframe::warp", _warp_vjp, setup_context=_warp_setup)
+    register_autograd("regframe::_warp_backward", _no_second_derivative("warp"))
+    register_autograd("regframe::flow_points", _flow_points_vjp, setup_context=_flow_points_setup)
+    register_autograd("regframe::_flow_points_backward", _no_second_derivative("flow_points"))

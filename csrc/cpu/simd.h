@@ -24,7 +24,6 @@ struct Lanes<float> {
   static RF_HD Real splat(float x) { return x - Real{}; }  // x - 0 is x, whatever x is: no instruction is left of it
   static RF_HD Int to_int(Real x) { return __builtin_convertvector(x, Int); }
   static RF_HD Real to_real(Int i) { return __builtin_convertvector(i, Real); }
-  static RF_HD Int below(Real a, Real b) { return a < b; }
   // b where a is not a number
   static RF_HD Real max(Real a, Real b) {
 #if RF_AVX512
@@ -136,7 +135,6 @@ struct Lanes<double> {
   static RF_HD Real splat(double x) { return x - Real{}; }
   static RF_HD Int to_int(Real x) { return __builtin_convertvector(x, Int); }
   static RF_HD Real to_real(Int i) { return __builtin_convertvector(i, Real); }
-  static RF_HD Int below(Real a, Real b) { return a < b; }
   static RF_HD Real max(Real a, Real b) { return a > b ? a : b; }
 
   static RF_HD Real floor(Real x) {
