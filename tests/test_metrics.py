@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
+import math
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 import regframe as rf
@@ -32,7 +36,13 @@ METRICS: dict[str, Callable[[], rf.Metric]] = {
     "ncc, signed": lambda: rf.metric("ncc", signed=True),
     "lncc": lambda: rf.metric("lncc", radius=2),
     "lncc, signed": lambda: rf.metric("lncc", radius=1, signed=True),
-    "mi": _example,
+    "mi": lambda: rf.metric("mi", bins=12),
+    "mi, 2 components": lambda: rf.metric("mi", bins=9, components=2),
+    "nmi": lambda: rf.metric("nmi", bins=12),
+    "ngf": lambda: rf.metric("ngf"),
+    "mind": lambda: rf.metric("mind", radius=1, dilation=1),
+    "mind, wide": lambda: rf.metric("mind", radius=2),
+    "the example's mi": _example,
 }
 
 
@@ -61,19 +71,34 @@ def test_gradient(name: str, shape: tuple[int, ...]) -> None:
     assert torch.autograd.gradcheck(lambda x: metric(x, fixed, weight), (moved,), eps=1e-5, atol=1e-6, rtol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("shape", "hidden"),
+    [((6, 7), (2, 3)), ((9, 9), (slice(3, 6), slice(4, 9))), ((5, 4, 6), (slice(0, 2), 1, slice(2, 4)))],
+    ids=["a pixel", "a block", "3D"],
+)
 @pytest.mark.parametrize("name", METRICS)
-def test_a_weight_of_zero_hides_a_pixel(name: str) -> None:
-    warped, fixed, weight = sides()
+def test_a_weight_of_zero_hides_pixels(
+    name: str, shape: tuple[int, ...], hidden: tuple[int | slice, ...], dtype: torch.dtype
+) -> None:
+    warped, fixed, weight = sides(shape=shape, dtype=dtype)
     metric = prepared(name, warped, fixed)
-    weight[2, 3] = 0.0
-    inside = warped.clone().requires_grad_(True)
-    value = metric(inside, fixed, weight)
-    value.backward()
-    assert inside.grad is not None
-    assert inside.grad[:, 2, 3].abs().max() == 0
-    other_warped, other_fixed = warped.clone(), fixed.clone()
-    other_warped[:, 2, 3], other_fixed[:, 2, 3] = 90.0, 9.0
-    assert metric(other_warped, other_fixed, weight).item() == pytest.approx(value.item(), rel=1e-12)
+    weight[hidden] = 0.0
+    values, gradients = [], []
+    for other in (False, True):
+        x, y = warped.clone(), fixed.clone()
+        if other:
+            x[:, *hidden], y[:, *hidden] = 90.0, 9.0
+        x.requires_grad_(True)
+        value = metric(x, y, weight)
+        value.backward()
+        assert x.grad is not None
+        assert x.grad[:, *hidden].abs().max() == 0
+        values.append(value.item())
+        gradients.append(x.grad)
+    exact = dtype == torch.float64
+    assert values[1] == pytest.approx(values[0], rel=1e-12 if exact else 1e-5)
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-9 if exact else 1e-3, atol=1e-12 if exact else 1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -111,7 +136,7 @@ def test_lower_is_better(name: str) -> None:
     assert values[0] < values[1] - 1e-3
 
 
-@pytest.mark.parametrize("name", [name for name in METRICS if name not in ("ssd", "mi")])
+@pytest.mark.parametrize("name", [name for name in METRICS if name not in ("ssd", "the example's mi")])
 def test_no_scale_matters(name: str) -> None:
     warped, fixed, weight = sides()
     value = prepared(name, warped, fixed)(0.9 * warped, fixed, weight)
@@ -119,11 +144,87 @@ def test_no_scale_matters(name: str) -> None:
     assert scaled.item() == pytest.approx(value.item(), rel=1e-7)
 
 
-@pytest.mark.parametrize(("name", "blind"), [("contrast", True), ("ncc", True), ("lncc", True), ("ncc, signed", False)])
-def test_polarity(name: str, blind: bool) -> None:
+@pytest.mark.parametrize("name", [name for name in METRICS if name not in ("ssd", "the example's mi")])
+def test_polarity(name: str) -> None:
+    warped, fixed, weight = sides()
+    value = prepared(name, warped, fixed)(0.9 * warped, fixed, weight).item()
+    inverted = prepared(name, -warped, fixed)(-0.9 * warped, fixed, weight).item()
+    if name.endswith("signed"):
+        assert inverted == pytest.approx(2 - value, rel=1e-9)
+    else:
+        assert inverted == pytest.approx(value, rel=1e-9)
+
+
+def test_ncc_signed_minds_polarity() -> None:
     warped, _, weight = sides(1)
-    best = prepared(name, warped, -warped)(warped, -warped, weight).item()
-    assert best < 1e-3 if blind else best > 1.9
+    assert prepared("ncc, signed", warped, -warped)(warped, -warped, weight).item() > 1.9
+    assert prepared("ncc", warped, -warped)(warped, -warped, weight).item() < 1e-3
+
+
+@given(
+    name=st.sampled_from(sorted(set(METRICS) - {"ssd", "the example's mi"})),
+    slopes=st.tuples(*[st.floats(0.01, 100.0)] * 2),
+    shifts=st.tuples(*[st.floats(-100.0, 100.0)] * 2),
+    mass=st.floats(0.01, 100.0),
+)
+@settings(max_examples=40)
+def test_brightness_contrast_and_mass_do_not_matter(
+    name: str, slopes: tuple[float, float], shifts: tuple[float, float], mass: float
+) -> None:
+    warped, fixed, weight = sides()
+    other, target = slopes[0] * warped + shifts[0], slopes[1] * fixed + shifts[1]
+    value = prepared(name, warped, fixed)(warped, fixed, weight).item()
+    assert prepared(name, other, target)(other, target, mass * weight).item() == pytest.approx(
+        value, rel=1e-5, abs=1e-6
+    )
+
+
+@given(
+    seed=st.integers(0, 1000), shape=st.sampled_from([(1, 1), (2, 9), (8, 8), (3, 4, 5)]), channels=st.integers(1, 3)
+)
+@settings(max_examples=30)
+def test_values_stay_in_their_range(seed: int, shape: tuple[int, ...], channels: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    warped, fixed = (torch.randn((c, *shape), generator=generator, dtype=torch.float64) for c in (channels, 2))
+    weight = torch.rand(shape, generator=generator, dtype=torch.float64)
+    ranges = {"ncc": (0, 1), "lncc": (0, 1), "mi": (-math.log(12), 0), "nmi": (0, 1), "ngf": (0, 1), "mind": (0, 1)}
+    for name, (low, high) in ranges.items():
+        assert low - 1e-9 <= prepared(name, warped, fixed)(warped, fixed, weight).item() <= high + 1e-9, name
+
+
+@pytest.mark.parametrize("name", ["lncc", "ngf", "mind"])
+def test_what_is_remembered_of_the_fixed_side_is_never_stale(name: str) -> None:
+    warped, fixed, weight = sides()
+    metric = prepared(name, warped, fixed)
+    before = metric(warped, fixed, weight).item()
+    assert metric(warped, fixed, weight).item() == before
+    fixed.numpy()[:, 2:4] += 0.3  # behind the back of any version counter
+    changed = metric(warped, fixed, weight).item()
+    assert changed != before
+    fresh = METRICS[name]()
+    fresh._scales, fresh._eta, fresh._floors = (  # type: ignore[attr-defined]
+        metric._scales, getattr(metric, "_eta", None), getattr(metric, "_floors", None)  # type: ignore[attr-defined]
+    )  # fmt: skip
+    fresh._per_pixel = getattr(metric, "_per_pixel", ())  # type: ignore[attr-defined]
+    assert fresh(warped, fixed, weight).item() == changed
+    weight.numpy()[0] = 0.0
+    assert metric(warped, fixed, weight).item() == fresh(warped, fixed, weight.clone()).item()
+    copied = copy.deepcopy(metric)
+    assert copied._memory._kept is None  # type: ignore[attr-defined]
+    assert copied(warped, fixed, weight).item() == metric(warped, fixed, weight).item()
+
+
+@pytest.mark.parametrize("name", sorted(set(METRICS) - {"the example's mi"}))
+def test_without_a_gradient_the_value_is_the_same(name: str) -> None:
+    warped, fixed, weight = sides()
+    metric = prepared(name, warped, fixed)
+    with_gradient = metric(warped.clone().requires_grad_(True), fixed, weight)
+    with torch.no_grad():
+        without = metric(warped, fixed, weight)
+    assert not without.requires_grad
+    assert without.item() == with_gradient.item()
+    unprepared = METRICS[name]()
+    assert torch.isfinite(unprepared(warped, fixed, weight))
 
 
 def test_contrast_explains_one_modality_by_another() -> None:
@@ -181,8 +282,13 @@ def test_lncc_is_the_correlation_of_each_box() -> None:
 
 def test_channels_that_differ() -> None:
     warped, fixed, weight = sides(3)
-    for name in ("contrast", "ncc", "lncc"):
-        assert torch.isfinite(prepared(name, warped, fixed[:1])(warped, fixed[:1], weight))
+    for name in ("contrast", "ncc", "lncc", "mi", "mi, 2 components", "nmi", "ngf", "mind"):
+        x = warped.clone().requires_grad_(True)
+        value = prepared(name, warped, fixed[:1])(x, fixed[:1], weight)
+        value.backward()
+        assert torch.isfinite(value)
+        assert x.grad is not None
+        assert (x.grad.flatten(1).norm(dim=1) > 0).all()
     with pytest.raises(ValueError, match="wanted as many moving as fixed channels for ssd, got 3 and 1"):
         prepared("ssd", warped, fixed[:1])(warped, fixed[:1], weight)
 
@@ -205,11 +311,32 @@ def test_what_the_metrics_refuse() -> None:
         ("lncc", {"radius": 0}),
         ("lncc", {"radius": 2.5}),
         ("ncc", {"signed": "yes"}),
+        ("mi", {"bins": 4}),
+        ("mi", {"bins": 32.0}),
+        ("nmi", {"components": 0}),
+        ("ngf", {"edge": 0.0}),
+        ("ngf", {"edge": True}),
+        ("ngf", {"edge": "high"}),
+        ("mind", {"radius": -1}),
+        ("mind", {"dilation": 0}),
+        ("mind", {"radius": True}),
     ]:
-        with pytest.raises(ValueError, match=r"^wanted (an order|a positive|a radius|signed)"):
+        with pytest.raises(
+            ValueError, match=r"^wanted (an? (order|positive|radius|dilation|number of)|signed).*, got "
+        ):
             rf.metric(name, **options)
 
 
+def test_only_once() -> None:
+    """A second derivative is refused, not wrong."""
+    warped, fixed, weight = sides()
+    for name in ("lncc", "mi", "ngf", "mind"):
+        x = warped.clone().requires_grad_(True)
+        (slope,) = torch.autograd.grad(prepared(name, warped, fixed)(x, fixed, weight) ** 2, x, create_graph=True)
+        with pytest.raises(RuntimeError, match="once_differentiable"):
+            slope.sum().backward()
+
+
 def test_likelihood() -> None:
-    assert not rf.metric("contrast").likelihood
-    assert _example().likelihood
+    likely = {name for name, make in METRICS.items() if make().likelihood}
+    assert likely == {"mi", "mi, 2 components", "the example's mi"}

@@ -415,16 +415,16 @@ def test_a_strangers_metric_is_listed(stranger: Path) -> None:
     )
     done = subprocess.run([str(stranger), "-c", code], capture_output=True, text=True, check=True)
     listed = json.loads(done.stdout)
-    assert listed["mi"] == ["example-mi 0.1.0 (mi)", ["bins"]]
+    assert listed["example_mi"] == ["example-mi 0.1.0 (mi)", ["bins"]]
     assert "contrast" in listed
-    assert "mi" not in names(plugins.metrics())
+    assert "example_mi" not in names(plugins.metrics())
 
 
 def test_a_strangers_metric_is_listed_by_the_command(stranger: Path) -> None:
     code = "from regframe.cli import main; main(['plugins'])"
     done = subprocess.run([str(stranger), "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "mi" in done.stdout.split()
+    assert "example_mi" in done.stdout.split()
     assert "example-mi 0.1.0 (mi)" in done.stdout
 
 
@@ -434,12 +434,12 @@ def test_a_strangers_metric_aligns_a_pair(stranger: Path, data_dir: Path, tmp_pa
     (tmp_path / "three.csv").write_text(pairs)
     arguments = [
         "register", str(folder / "cells2_crop.jpg"), str(folder / "cells.jpg"), "--landmarks", "three.csv",
-        "--metric", "mi", "--metric-set", "bins=24", "--transform", "affine", "-o", "run",
+        "--metric", "example_mi", "--metric-set", "bins=24", "--transform", "affine", "-o", "run",
     ]  # fmt: skip
     code = f"from regframe.cli import main; main({arguments!r})"
     done = subprocess.run([str(stranger), "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert yaml.safe_load((tmp_path / "run" / "config.resolved.yaml").read_text())["metric"] == "mi"
+    assert yaml.safe_load((tmp_path / "run" / "config.resolved.yaml").read_text())["metric"] == "example_mi"
     result = rf.load(tmp_path / "run")  # the map needs no plug-in to be used
     at = result.fixed_grid.coords()
     error = (result.to_moving(at) - (111 + (at - 111) * 5 / 6)).norm(dim=-1)

@@ -9,7 +9,7 @@ import regframe
 class MutualInformation(regframe.Metric):
     """Minus the mutual information, in nats, of the two sides' mean channels; ``bins`` intensity bins per side."""
 
-    name = "mi"
+    name = "example_mi"
     likelihood = True
 
     def __init__(self, bins: int = 32) -> None:
