@@ -89,7 +89,7 @@ def make_case(
     config = Config()
     fixed, moving = rf.Image(1 - image, grid), rf.Image(image.roll((1, 2), (1, 2)), grid)
     level = build_levels(fixed, moving, torch.eye(3, dtype=torch.float64), config)[-1]
-    space = velocity_space(grid, 1.0, config)
+    space = velocity_space(grid, config)
     increment = Increment("affine", 2, 0.7 * side)
     metric = rf.metric("contrast")
     metric.prepare(rf.Image(level.fixed, level.fixed_grid), rf.Image(level.moving, level.moving_grid))

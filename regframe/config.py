@@ -19,7 +19,7 @@ class Sobolev(Section):
     """The smoothness operator ``L = (id - scale² Δ)^order`` of METHOD.md."""
 
     scale: float | None = Field(None, gt=0, description="length a, in the moving image's unit; None: from its extent")
-    order: float = Field(2.0, ge=1, le=6, description="power p")
+    order: float | None = Field(None, ge=1, le=6, description="power p; None: from how alike the textures are")
 
 
 class Pyramid(Section):
@@ -55,7 +55,7 @@ class Config(Section):
     """All settings of `regframe.register`; what a run resolved them to is saved beside its result."""
 
     transform: TransformName = "lddmm"
-    metric: str = "contrast"
+    metric: str = "auto"
     metric_options: dict[str, Any] = Field(default_factory=dict)
     device: str = "cpu"
     seed: int = Field(0, ge=0)

@@ -13,7 +13,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -36,12 +36,27 @@ from .lddmm import (
     correlation_area,
     fit_contrast,
     noise_share,
+    shared_structure,
     smooth_size,
     soften,
 )
 
 SCALE = 0.1
 """Default length a of the Sobolev operator, as a fraction of the moving canvas' extent (geometric mean of its sides)."""
+ORDER = 2.0
+"""Default power p of the Sobolev operator."""
+SECTIONS_SCALE = 0.06
+"""Length a where neighbouring sections are aligned: pieces of tissue move by themselves between the cuts."""
+SECTIONS_ORDER = 1.0
+"""Power p there."""
+SECTIONS_NODES = 4
+"""Velocity nodes per length a there."""
+LEAST_EVIDENCE = 0.25
+"""What an observation counts at least, however little fine structure both sides share, and between neighbouring sections."""
+ENOUGH_SHARED = 0.5
+"""Share of the fine structure from which an observation counts in full."""
+NOTHING_SHARED = 0.01
+"""Share of the fine structure under which the finest level of neighbouring sections is left out."""
 MOST_VARIABLES = 6_000_000
 """Values of a velocity at most; a finer one is given wider nodes, and more memory would not make it better."""
 NODES = 3
@@ -278,6 +293,9 @@ class Fit:
         mismatch: the metric's value where the last level ended.
         bending_gain: how much lower the energy of the bent map is than that of the best affine one, in nats; None where
             no bending was asked for.
+        shared: share of the fine structure that both images have at the last level (`lddmm.shared_structure`).
+        texture: the same on the finest level of the affine fit.
+        sections: whether the two sides are neighbouring sections: cells of one are not those of the other.
     """
 
     x: Tensor
@@ -293,6 +311,9 @@ class Fit:
     observations: float = 1.0
     mismatch: float = math.nan
     bending_gain: float | None = None
+    shared: float = 1.0
+    texture: float = 1.0
+    sections: bool = False
 
     @property
     def pullback(self) -> Tensor:
@@ -350,6 +371,7 @@ def fit_level(
     stage: str,
     number: int,
     constant_weights: bool,
+    fine: bool = True,
     least: float = 0.0,
     landmarks: tuple[Tensor, Tensor, float] | None = None,
     callback: Callable[[str, int, int, float], None] | None = None,
@@ -360,6 +382,7 @@ def fit_level(
         stage: what progress and log call it.
         number: index of the level, 0 the coarsest.
         constant_weights: True in the initial phase, where every overlapping pixel counts as matching.
+        fine: whether the level is as fine as the finest of the affine fit, so that the structure shared on it counts.
         least: nats that `PATIENCE` steps of a bent fit must gain at least, however few the observations.
         callback: called with stage, level, iteration and energy.
     """
@@ -389,7 +412,13 @@ def fit_level(
         weight = overlap * posterior
         area = correlation_area(level.fixed - predicted, weight)
         energy.weight = weight
-        energy.observations = float(weight.sum(dtype=torch.float64)) / area
+        fit.shared = shared_structure(predicted, level.fixed, weight)
+        # structure that only one side has matches by chance wherever the map puts it: it is no evidence for a map
+        shared = (
+            max(fit.texture, fit.shared if fine else 0.0) if fit.space is not None and not fit.sections else fit.texture
+        )
+        evidence = min(max(shared / ENOUGH_SHARED, LEAST_EVIDENCE), 1.0)
+        energy.observations = float(weight.sum(dtype=torch.float64)) / area * evidence
 
         def step(iteration: int, value: float, energy: Energy = energy, before: int = done) -> None:
             entry = {"stage": stage, "level": number, "iteration": before + iteration, "energy": value, **energy.parts}
@@ -491,21 +520,22 @@ def build_levels(fixed: Image | Halvings, moving: Image | Halvings, start: Tenso
     return levels
 
 
-def velocity_space(moving: Grid, zoom: float, config: Config) -> VelocitySpace:
+def velocity_space(moving: Grid, config: Config, sections: bool = False) -> VelocitySpace:
     """Velocities for a moving canvas: smoothness from its extent, `NODES` nodes to a scale over twice the canvas.
 
     Args:
         moving: the moving canvas, in its physical unit.
-        zoom: fixed pixels per moving pixel.
         config: settings; lengths in the moving unit.
+        sections: whether neighbouring sections are aligned, which needs rougher velocities.
     """
     grid = Frame.of(moving).grid(moving)
     extent = math.prod(grid.extent) ** (1 / grid.ndim)
-    scale = extent * SCALE if config.sobolev.scale is None else config.sobolev.scale / moving.pixel
+    relative, order, per_scale = (SECTIONS_SCALE, SECTIONS_ORDER, SECTIONS_NODES) if sections else (SCALE, ORDER, NODES)
+    scale = extent * relative if config.sobolev.scale is None else config.sobolev.scale / moving.pixel
     deviation = extent * DEVIATION
     if config.sigma_regularizer is not None:
         deviation = config.sigma_regularizer / moving.pixel
-    spacing = scale / NODES
+    spacing = scale / per_scale
     while True:
         shape = []
         for d in range(grid.ndim):
@@ -517,7 +547,25 @@ def velocity_space(moving: Grid, zoom: float, config: Config) -> VelocitySpace:
     origin = tuple(-(n - 1) / 2 * spacing for n in shape)
     nodes = Grid(tuple(shape), (spacing,) * grid.ndim, origin)
     n_steps = config.n_steps or config.n_slices
-    return VelocitySpace(nodes, config.n_slices, n_steps, scale, config.sobolev.order, deviation)
+    return VelocitySpace(nodes, config.n_slices, n_steps, scale, config.sobolev.order or order, deviation)
+
+
+class Choice(NamedTuple):
+    """What a bent fit goes on with: the similarity, and whether the two sides are neighbouring sections."""
+
+    metric: Callable[[Level], ImageMetric]
+    sections: bool
+
+
+def shared_at(fit: Fit, level: Level, metric: Callable[[Level], ImageMetric]) -> float:
+    """`lddmm.shared_structure` under an affine fit at a level it has not seen."""
+    energy = Energy(
+        level, metric(level), fit.increment, fit.start, None, torch.ones(level.fixed_grid.shape, dtype=torch.float32), 1.0
+    )  # fmt: skip
+    with torch.no_grad():
+        weight = energy.overlap(fit.x)
+        warped = energy.warp(fit.x, level.moving, level.moving_grid)
+    return shared_structure(fit_contrast(warped, level.fixed, weight), level.fixed, weight)
 
 
 def fit_pyramid(
@@ -528,6 +576,7 @@ def fit_pyramid(
     config: Config,
     landmarks: tuple[Tensor, Tensor, float] | None = None,
     callback: Callable[[str, int, int, int, float], None] | None = None,
+    choose: Callable[[Fit], Choice] | None = None,
 ) -> Fit:
     """Fit the map coarse to fine: the affine part first, then both together.
 
@@ -536,6 +585,7 @@ def fit_pyramid(
         metric: makes the similarity ready for a level.
         landmarks: moving and fixed positions in their frames and σ_P in fixed pixels, or None.
         callback: called with stage, level, number of levels, iteration and energy after each step.
+        choose: what to bend with, given the affine fit; as it was fitted where None.
     """
     fixed, moving = Halvings.of(fixed), Halvings.of(moving)
     ndim = fixed.grid.ndim
@@ -559,8 +609,12 @@ def fit_pyramid(
             )  # fmt: skip
     if not bending:
         return fit
-    zoom = float(homogeneous.determinant(fit.pullback).abs()) ** (-1 / ndim)
-    space = velocity_space(moving.grid, zoom, config)
+    fit.texture = fit.shared
+    if choose is not None:
+        metric, fit.sections = choose(fit)
+    if fit.sections and len(levels) > 1 and shared_at(fit, levels[-1], metric) < NOTHING_SHARED:
+        levels = levels[:-1]
+    space = velocity_space(moving.grid, config, fit.sections)
     fit.space = space
     fit.x = torch.cat([fit.x, torch.zeros(space.size, dtype=torch.float32)])
     for number, level in enumerate(levels):
@@ -572,7 +626,8 @@ def fit_pyramid(
             )
             fit = fit_level(
                 fit, level, metric(level), config, stage="lddmm", number=number, constant_weights=number == 0,
-                least=LEAST if level is not levels[-1] else 0.0, landmarks=landmarks, callback=step,
+                fine=number >= len(rigid_levels) - 1, least=LEAST if level is not levels[-1] else 0.0,
+                landmarks=landmarks, callback=step,
             )  # fmt: skip
     with threads_for(levels[-1].work):
         return simpler_if_as_good(fit, levels[-1], metric(levels[-1]), config, landmarks, step)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import platform
 import time
@@ -15,13 +16,13 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
-from . import plugins, pose
+from . import plugins, pose, preparation
 from .config import Config
 from .contracts import Metric
 from .data import Grid, Image, PointSet, unit_ratio
 from .homogeneous import carry, compose, determinant, inverse
 from .lddmm import Frame, Halvings, Level, fit_contrast
-from .optimize import Fit, fit_pyramid, threads_for
+from .optimize import Choice, Fit, fit_pyramid, threads_for
 from .transforms import Affine, Flow, Sequence, Transform, move_points, resample
 
 LITTLE_IN_COMMON = 0.35
@@ -32,6 +33,8 @@ STRONG = 3.0
 """Change of area from which a likeness that came mostly from bending is not believed without a look."""
 FROM_POSE = 2 / 3
 """Share of the likeness that must come from the pose for a strong bend to be believed without a look."""
+SECTIONS = 0.15
+"""Share of the fine structure under which two stained images are taken for neighbouring sections."""
 SMALLEST = 8
 """Pixels along the two longest axes that an image must have at least to be registered."""
 
@@ -143,7 +146,8 @@ def register(
     Args:
         fixed: an `Image`, or anything `regframe.open` reads; it stays where it is.
         moving: likewise; it is brought onto the fixed one.
-        metric: name or instance; ``config.metric`` where None.
+        metric: name or instance; ``config.metric`` where None. ``auto`` begins with `contrast` and bends neighbouring stained
+            sections with mutual information; ``metrics["metric"]`` says which and why.
         transform: ``rigid``, ``similarity``, ``affine`` or ``lddmm``; ``config.transform`` where None.
         init: ``"auto"`` (a search over turn, mirror and shift), ``"identity"``, `regframe.landmarks`, an affine
             `Transform` from moving to fixed, or an earlier `Result`, whose affine part is taken.
@@ -169,7 +173,16 @@ def register(
     config = Config.model_validate(config.model_dump() | {k: v for k, v in changes.items() if v is not None})
     if config.device != "cpu":
         raise ValueError(f"wanted device 'cpu', got {config.device!r}; the solver does not run on other devices yet")
-    similarity = metric if isinstance(metric, Metric) else plugins.metric(config.metric, **config.metric_options)
+    automatic = not isinstance(metric, Metric) and config.metric == "auto"
+    if automatic and config.metric_options:
+        raise ValueError(
+            f"wanted a metric by name for the options {sorted(config.metric_options)}, got 'auto'; name one"
+        )
+    similarity = (
+        metric
+        if isinstance(metric, Metric)
+        else plugins.metric("contrast" if automatic else config.metric, **config.metric_options)
+    )
     fixed, moving = _open(fixed, "fixed"), _open(moving, "moving")
     reasons: list[str] = []
     check_pair(fixed, moving, similarity, reasons)
@@ -178,7 +191,7 @@ def register(
         torch.inference_mode(False),  # the fit needs gradients, whatever the caller has switched off around it
         torch.enable_grad(),
     ):
-        return _register(fixed, moving, similarity, init, config, progress, reasons, began)
+        return _register(fixed, moving, similarity, init, config, progress, reasons, began, automatic)
 
 
 def _register(
@@ -190,14 +203,34 @@ def _register(
     progress: Callable[[Progress], None] | None,
     reasons: list[str],
     began: float,
+    automatic: bool,
 ) -> Result:
+    (fixed, one), (moving, other) = preparation.prepare(fixed), preparation.prepare(moving)
+    stained = one.brightfield and other.brightfield
+    if automatic and stained:
+        fixed, moving = preparation.grey(fixed), preparation.grey(moving)
 
-    def ready(level: Level) -> Metric:
-        similarity.prepare(
+    def ready(level: Level, metric: Metric = similarity) -> Metric:
+        metric.prepare(
             Image(level.fixed, level.fixed_grid, weight=level.fixed_weight),
             Image(level.moving, level.moving_grid, weight=level.moving_weight),
         )
-        return similarity
+        return metric
+
+    chosen = {"name": type(similarity).name, "why": "as asked for"}
+
+    def choose(fit: Fit) -> Choice:
+        sections = stained and fit.shared < SECTIONS
+        if sections and automatic:
+            name = "mi"
+            chosen.update(name=name, why=f"stained sections whose fine structure differs ({fit.shared:.1%} is shared)")
+            metric = plugins.metric(name)
+            return Choice(lambda level: ready(level, metric), sections)
+        if automatic:
+            chosen.update(
+                why=f"one side's intensities explain the other's ({fit.shared:.0%} of the fine structure is shared)"
+            )
+        return Choice(ready, sections)
 
     to_fixed, to_moving = Frame.of(fixed.grid).matrix(), Frame.of(moving.grid).matrix()
     sides = Halvings(fixed), Halvings(moving)
@@ -216,7 +249,7 @@ def _register(
         if progress is not None:
             progress(Progress(stage, level, n_levels, iteration, config.optimizer.max_iter, loss))
 
-    fit = fit_pyramid(*sides, pull, ready, config, pairs, step)
+    fit = fit_pyramid(*sides, pull, ready, config, pairs, step, choose)
     affine, phi = _maps(fit, fixed.grid, moving.grid)
     figures = _figures(fit, fixed, moving, Affine(start, moving.grid.unit, fixed.grid.unit), affine, phi, margin)
     if isinstance(init, pose.Landmarks):
@@ -227,6 +260,9 @@ def _register(
     figures |= {
         "verdict": verdict,
         "reasons": reasons + more,
+        "metric": chosen,
+        "shared_structure": fit.shared,
+        "preparation": {"fixed": dataclasses.asdict(one), "moving": dataclasses.asdict(other)},
         "n_evaluations": fit.n_evaluations,
         "seconds": time.perf_counter() - began,
         "versions": versions(),

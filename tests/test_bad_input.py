@@ -146,7 +146,8 @@ def register_with(place: Path, *args: object, says: str, out: Path | None = None
 
 def test_unknown_metric_is_told_which_there_are(place: Path) -> None:
     register_with(place, "--metric", "telepathy", says="'telepathy'.*contrast")
-    register_with(place, "--metric-set", "radios=4", says="'radios'")
+    register_with(place, "--metric-set", "radios=4", says="--metric beside --metric-set")
+    register_with(place, "--metric", "lncc", "--metric-set", "radios=4", says="'radios'")
 
 
 def test_unknown_adapter_or_option(place: Path) -> None:

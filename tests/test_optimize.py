@@ -244,7 +244,7 @@ def test_the_minimiser_is_blind_to_the_scale_of_the_energy() -> None:
 @pytest.mark.parametrize("size", [0.0, 0.01, 3.0])
 def test_adapting_the_prior_leaves_the_velocity_as_it_is(size: float) -> None:
     grid = rf.Grid((60, 80), (0.5, 0.5), unit="µm")
-    space = velocity_space(grid, 1.0, rf.Config())
+    space = velocity_space(grid, rf.Config())
     increment = Increment("affine", 2, 50.0)
     u = torch.randn(space.size, generator=torch.Generator().manual_seed(0))
     displacement = space.velocity(u).mean(dim=0)
@@ -265,7 +265,7 @@ def test_adapting_the_prior_leaves_the_velocity_as_it_is(size: float) -> None:
 
 @pytest.mark.parametrize("size", [0.1, 3.0, 12.0])
 def test_a_steep_velocity_gets_steps_enough_to_stay_invertible(size: float) -> None:
-    space = velocity_space(rf.Grid((60, 80)), 1.0, rf.Config())
+    space = velocity_space(rf.Grid((60, 80)), rf.Config())
     u = size * torch.randn(space.size, generator=torch.Generator().manual_seed(2)) / space.deviation
     finer = enough_steps(space, u)
     assert finer.n_steps % space.n_slices == 0
@@ -285,7 +285,7 @@ def test_a_steep_velocity_gets_steps_enough_to_stay_invertible(size: float) -> N
 def test_velocities_cover_the_canvas_and_a_margin_in_moving_pixels() -> None:
     for unit in (1.0, 5e-4):
         grid = rf.Grid((90, 120), (unit, unit), (7 * unit, 0.0))
-        space = velocity_space(grid, 1.0, rf.Config(n_slices=2, n_steps=6))
+        space = velocity_space(grid, rf.Config(n_slices=2, n_steps=6))
         assert (space.n_slices, space.n_steps) == (2, 6)
         assert space.scale == pytest.approx((90 * 120) ** 0.5 / 10)  # a tenth of the canvas' extent
         assert space.grid.spacing == pytest.approx((space.scale / 3,) * 2)  # three nodes to a scale
@@ -293,7 +293,7 @@ def test_velocities_cover_the_canvas_and_a_margin_in_moving_pixels() -> None:
         assert space.grid.extent[0] >= 180
         assert space.grid.extent[1] >= 240
     given_ = rf.Config.model_validate({"sobolev": {"scale": 20.0}, "sigma_regularizer": 6.0})
-    space = velocity_space(rf.Grid((90, 120), (2.0, 2.0)), 1.0, given_)
+    space = velocity_space(rf.Grid((90, 120), (2.0, 2.0)), given_)
     assert (space.scale, space.deviation) == (10.0, 3.0)  # stated in the moving unit
 
 

@@ -109,7 +109,7 @@ def _result_facts(path: Path) -> dict[str, Any]:
         "map": " then ".join(type(part).__name__ for part in result.transform.parts()),
         "fixed": describe_grid(result.fixed_grid),
         "moving": describe_grid(result.moving_grid),
-        "metric": result.config.metric,
+        "metric": (metrics.get("metric") or {}).get("name", result.config.metric),
         "seconds": metrics.get("seconds"),
         "roundtrip_px": metrics.get("roundtrip_px"),
     }

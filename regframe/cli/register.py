@@ -146,9 +146,14 @@ def _config(options: dict[str, Any]) -> Config:
 
 
 def _metric(config: Config) -> Any:
+    """The metric that was named, or None where the data decide."""
     import regframe
 
     with bad_input():
+        if config.metric == "auto":
+            if config.metric_options:
+                raise ValueError("wanted --metric beside --metric-set, got options alone; name the metric they are for")
+            return None
         return regframe.metric(config.metric, **config.metric_options)
 
 
