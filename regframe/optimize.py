@@ -33,6 +33,7 @@ from .lddmm import (
     Mixture,
     Preconditioner,
     VelocitySpace,
+    coincidence,
     correlation_area,
     fit_contrast,
     noise_share,
@@ -557,15 +558,14 @@ class Choice(NamedTuple):
     sections: bool
 
 
-def shared_at(fit: Fit, level: Level, metric: Callable[[Level], ImageMetric]) -> float:
-    """`lddmm.shared_structure` under an affine fit at a level it has not seen."""
-    energy = Energy(
-        level, metric(level), fit.increment, fit.start, None, torch.ones(level.fixed_grid.shape, dtype=torch.float32), 1.0
-    )  # fmt: skip
+def seen_at(fit: Fit, level: Level, metric: ImageMetric) -> tuple[Tensor, Tensor, Tensor]:
+    """The contrast-mapped moving image under a fit at any level, the fixed one, and the weight of their overlap."""
+    weight = torch.ones(level.fixed_grid.shape, dtype=torch.float32)
+    energy = Energy(level, metric, fit.increment, fit.start, fit.space, weight, 1.0)
     with torch.no_grad():
         weight = energy.overlap(fit.x)
         warped = energy.warp(fit.x, level.moving, level.moving_grid)
-    return shared_structure(fit_contrast(warped, level.fixed, weight), level.fixed, weight)
+    return fit_contrast(warped, level.fixed, weight), level.fixed, weight
 
 
 def fit_pyramid(
@@ -612,7 +612,11 @@ def fit_pyramid(
     fit.texture = fit.shared
     if choose is not None:
         metric, fit.sections = choose(fit)
-    if fit.sections and len(levels) > 1 and shared_at(fit, levels[-1], metric) < NOTHING_SHARED:
+    if (
+        fit.sections
+        and len(levels) > 1
+        and shared_structure(*seen_at(fit, levels[-1], metric(levels[-1]))) < NOTHING_SHARED
+    ):
         levels = levels[:-1]
     space = velocity_space(moving.grid, config, fit.sections)
     fit.space = space
@@ -670,9 +674,13 @@ def simpler_if_as_good(
     )  # fmt: skip
     fit.n_evaluations += straight.n_evaluations + bent.n_evaluations
     fit.bending_gain = outcome.energy - with_bending
-    if fit.bending_gain > BENDING_EVIDENCE:
-        return fit
     overlap = straight.overlap(outcome.x)
-    return dataclasses.replace(
+    simpler = dataclasses.replace(
         fit, x=outcome.x, start=fit.pullback, space=None, overlap=overlap, reasons=[*fit.reasons, outcome.reason]
     )
+    if fit.bending_gain <= BENDING_EVIDENCE:
+        return simpler
+    # what a loss gains by bending it may have gained by matching what does not belong together: another judge
+    judged = [seen_at(one, level, metric) for one in (fit, simpler)]
+    helps = any(measure(*judged[0]) >= measure(*judged[1]) for measure in (shared_structure, coincidence))
+    return fit if helps else simpler

@@ -21,7 +21,7 @@ from .config import Config
 from .contracts import Metric
 from .data import Grid, Image, PointSet, unit_ratio
 from .homogeneous import carry, compose, determinant, inverse
-from .lddmm import Frame, Halvings, Level, fit_contrast
+from .lddmm import Frame, Halvings, Level, coincidence, fit_contrast, halve
 from .optimize import Choice, Fit, fit_pyramid, threads_for
 from .transforms import Affine, Flow, Sequence, Transform, move_points, resample
 
@@ -33,6 +33,12 @@ STRONG = 3.0
 """Change of area from which a likeness that came mostly from bending is not believed without a look."""
 FROM_POSE = 2 / 3
 """Share of the likeness that must come from the pose for a strong bend to be believed without a look."""
+BELONG = 10.0
+"""Coincidence from which two images are believed to belong together as they are aligned (see `lddmm.coincidence`)."""
+BEYOND_DOUBT = 15.0
+"""Coincidence of the affine map alone from which a strong bend is believed too."""
+CHANCE = 5.0
+"""Coincidence under which they match no better than they would anywhere else."""
 SECTIONS = 0.15
 """Share of the fine structure under which two stained images are taken for neighbouring sections."""
 SMALLEST = 8
@@ -252,6 +258,10 @@ def _register(
     fit = fit_pyramid(*sides, pull, ready, config, pairs, step, choose)
     affine, phi = _maps(fit, fixed.grid, moving.grid)
     figures = _figures(fit, fixed, moving, Affine(start, moving.grid.unit, fixed.grid.unit), affine, phi, margin)
+    figures["coincidence"] = {
+        "affine": _coincidence(*sides, affine, affine),
+        "final": _coincidence(*sides, affine, phi),
+    }
     if isinstance(init, pose.Landmarks):
         figures["landmark_residual_px"] = [
             float(v) / fixed.grid.pixel for v in (phi.points(init.moving) - init.fixed).norm(dim=1)
@@ -446,6 +456,30 @@ def _probe(grid: Grid, most: int = 150_000) -> Grid:
     return grid.resampled(tuple(s * min(factor, n) for s, n in zip(grid.spacing, grid.shape, strict=True)))
 
 
+def _coincidence(fixed: Halvings, moving: Halvings, affine: Affine, phi: Transform, most: int = 300_000) -> float:
+    """The largest `lddmm.coincidence` of the aligned images over resolutions."""
+    times = 0
+    while fixed.at(times)[0][0].numel() > most and fixed.at(times + 1) is not fixed.at(times):
+        times += 1
+    zoom = float(determinant(affine.matrix).abs()) ** (1 / affine.ndim) * moving.grid.pixel / fixed.grid.pixel
+    one, other = fixed.physical(times), moving.physical(max(0, round(times - math.log2(max(zoom, 1e-6)))))
+    inside = moving.grid.contains(phi.inverse().points(one.grid.coords())).to(torch.float32)
+    if other.weight is not None:
+        inside = inside * resample(Image(other.weight[None], other.grid), phi, one.grid).data[0]
+    if one.weight is not None:
+        inside = inside * one.weight
+    target, warped, grid = one.data, resample(other, phi, one.grid).data, one.grid
+    most_seen = 0.0
+    while True:
+        weight = (inside > 0.99).to(torch.float32)
+        most_seen = max(most_seen, coincidence(fit_contrast(warped, target, weight), target, weight))
+        axes = [d for d in range(grid.ndim) if grid.spacing[d] < 1.5 * min(grid.spacing)]
+        if min(grid.shape[d] for d in axes) < 64:
+            return most_seen
+        stacked, grid = halve(torch.cat([target, warped, inside[None]]), grid, axes)
+        target, warped, inside = stacked[: len(target)], stacked[len(target) : -1], stacked[-1]
+
+
 def _explained(fixed: Image, moving: Image, phi: Transform) -> float:
     """Share of the fixed image's variance that the warped moving image explains where they overlap, 0 … 1."""
     grid = _probe(fixed.grid)
@@ -523,10 +557,15 @@ def _judge(figures: dict[str, Any], fit: Fit) -> tuple[str, list[str]]:
         fail.append("the two images hardly overlap under the map that was found")
     elif figures["overlap_fraction"] < 0.3:
         warn.append(f"the moving image covers only {figures['overlap_fraction']:.0%} of the fixed one")
-    if explained["final"] < 0.02:
+    place = figures["coincidence"]["affine"]
+    if explained["final"] < 0.02 and place < BELONG:
         fail.append("the aligned images have nothing in common: the moving one explains under 2 % of the fixed one")
-    elif explained["final"] < LITTLE_IN_COMMON:
-        warn.append(f"the aligned images have little in common ({explained['final']:.0%} of the variance explained)")
+    elif place < CHANCE and explained["final"] < LITTLE_IN_COMMON:
+        fail.append(f"the images match no better here than they would anywhere else ({place:.1f} standard deviations)")
+    elif place < BELONG:
+        warn.append(
+            f"the images match hardly better here than elsewhere ({place:.1f} standard deviations): look at the overlay"
+        )
     if explained["final"] + 0.02 < explained["start"]:
         fail.append("the map explains less of the fixed image than its start did")
     low, high = figures["jacobian_min"], figures["jacobian_max"]
@@ -535,7 +574,8 @@ def _judge(figures: dict[str, Any], fit: Fit) -> tuple[str, list[str]]:
         factor = max(high, 1 / max(low, 1e-6))
         message = f"the map {torn} tissue {factor:.0f}-fold somewhere, which tissue does not do"
         (fail if low < 1 / (10 * VIOLENT) or high > 10 * VIOLENT else warn).append(message)
-    if explained["affine"] < FROM_POSE * explained["final"] and (low < 1 / STRONG or high > STRONG):
+    strong = low < 1 / STRONG or high > STRONG
+    if place < BEYOND_DOUBT and explained["affine"] < FROM_POSE * explained["final"] and strong:
         warn.append(
             "much of the likeness came from bending, not from the pose: unlike images can be bent alike, so look at the overlay"
         )

@@ -1,0 +1,151 @@
+"""What is found out about an image before it is compared, and how neighbouring sections are told from one section."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.ndimage import gaussian_filter, rotate
+
+import regframe as rf
+from regframe import preparation
+from regframe.lddmm import BLOCK, coincidence, shared_structure
+
+
+def tissue(number: int, shape: tuple[int, int] = (160, 200), sigma: float = 2.0) -> np.ndarray:
+    """Texture between 0 and 1."""
+    rng = np.random.default_rng(number)
+    out = gaussian_filter(rng.standard_normal(shape), sigma)
+    return (out - out.min()) / np.ptp(out)
+
+
+def slide(number: int = 0) -> np.ndarray:
+    """A stained section ``[H, W, 3]`` uint8 on white glass."""
+    y, x = np.mgrid[:160, :200]
+    inside = ((y - 80) / 60) ** 2 + ((x - 100) / 80) ** 2 < 1
+    stain = tissue(number)[..., None] * np.array([80, 160, 60])
+    noise = np.random.default_rng(number).normal(0, 1, (160, 200, 1))
+    return (np.where(inside[..., None], 240 - stain, 240.0) + noise).clip(0, 255).astype(np.uint8)
+
+
+def image(array: np.ndarray) -> rf.Image:
+    return rf.Image.from_array(array)
+
+
+def test_a_stained_section_is_brightfield() -> None:
+    same, look = preparation.prepare(image(slide()))
+    assert look.brightfield
+    assert same.weight is None
+    assert np.allclose(look.background, 240, atol=3)
+    assert look.tissue_fraction == pytest.approx(math.pi * 60 * 80 / (160 * 200), abs=0.12)
+    assert look.padded_fraction == 0
+
+
+@pytest.mark.parametrize("what", ["inverted", "one channel", "pink background", "volume"])
+def test_what_is_not_brightfield(what: str) -> None:
+    array = slide()
+    if what == "inverted":
+        array = 255 - array
+    if what == "pink background":
+        array[..., 1] //= 2
+    chosen = image(array[..., 0]) if what == "one channel" else image(array)
+    if what == "volume":
+        chosen = rf.Image(torch.rand(1, 9, 10, 11), rf.Grid((9, 10, 11)))
+    assert not preparation.prepare(chosen)[1].brightfield
+
+
+@pytest.mark.parametrize("fill", [0, 128, 255])
+@pytest.mark.parametrize("angle", [20.0, 45.0])
+def test_padding_beside_a_turned_slide_does_not_count(fill: int, angle: float) -> None:
+    array = (150 + 80 * tissue(1)).astype(np.uint8)
+    turned = rotate(array, angle, order=1, cval=fill)
+    whole = rotate(np.ones(array.shape), angle, order=1)
+    found, look = preparation.prepare(image(turned))
+    assert look.padded_fraction == pytest.approx((whole < 0.5).mean(), abs=0.02)
+    assert found.weight is not None
+    assert float(found.weight[torch.from_numpy(whole < 0.01)].max()) == 0
+    assert float(found.weight[80:-80, 100:-100].min()) == 1
+
+
+@pytest.mark.parametrize("shape", ["disc", "hand"])
+def test_what_lies_on_an_even_background_is_not_cut_out(shape: str) -> None:
+    y, x = np.mgrid[:160, :200]
+    inside = (y - 80) ** 2 + (x - 100) ** 2 < 50**2
+    if shape == "hand":
+        inside |= (np.abs(x % 30 - 15) < 6) & (y > 20) & (y < 80)
+    found, look = preparation.prepare(image(np.where(inside, 120 + 80 * tissue(0), 0).astype(np.uint8)))
+    assert look.padded_fraction == 0
+    assert found.weight is None
+
+
+def test_a_mask_that_was_there_stays() -> None:
+    weight = torch.rand(160, 200)
+    found, _ = preparation.prepare(image(slide()).replace(weight=weight))
+    assert found.weight is weight
+
+
+def both(a: np.ndarray, b: np.ndarray) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    one, other = (torch.from_numpy(np.ascontiguousarray(x)).float()[None] for x in (a, b))
+    return one, other, torch.ones(one.shape[1:])
+
+
+def test_shared_structure() -> None:
+    a, b = tissue(0), tissue(1)
+    assert shared_structure(*both(a, a)) == pytest.approx(1, abs=1e-5)
+    assert shared_structure(*both(a, 3 * a + 1)) == pytest.approx(1, abs=1e-5)
+    assert shared_structure(*both(a, b)) < 0.01
+    assert shared_structure(*both(a, -a)) == 0  # the contrast map has seen to the sign
+    steps = np.kron(np.random.default_rng(0).random((20, 25)), np.ones((BLOCK, BLOCK)))
+    assert shared_structure(*both(a + 5 * steps, b + 5 * steps)) < 0.01  # what is larger than a block does not count
+
+
+def test_shared_structure_ignores_hidden_pixels() -> None:
+    a, b, w = both(tissue(0), tissue(0))
+    w[:, :100] = 0
+    assert shared_structure(a, torch.where(w > 0, b, torch.rand_like(b)), w) == pytest.approx(1, abs=1e-5)
+
+
+def test_coincidence_tells_the_place() -> None:
+    a = tissue(0)
+    noisy = a + 0.3 * tissue(5, sigma=1.0)
+    assert coincidence(*both(a, noisy)) > 20
+    assert abs(coincidence(*both(a, np.roll(noisy, (9, 17), (0, 1))))) < 5
+    assert abs(coincidence(*both(a, tissue(1)))) < 5
+    assert coincidence(*both(a, noisy)) == pytest.approx(coincidence(*both(7 * a - 2, noisy)), rel=1e-3)
+    empty = both(a, noisy)
+    assert coincidence(empty[0], empty[1], torch.zeros_like(empty[2])) == 0
+
+
+def test_coincidence_of_a_pattern_that_repeats_says_little() -> None:
+    y, x = np.mgrid[:160, :200]
+    waves = np.sin(y / 1.5) * np.sin(x / 1.5)
+    assert coincidence(*both(waves, waves)) < 10
+
+
+def test_sections_are_bent_with_mutual_information() -> None:
+    """Two stains of tissue whose large structure is one and whose cells are others."""
+    shape = (320, 400)
+    large, cells = tissue(2, shape, 40.0), [tissue(n, shape, 3.0) for n in (3, 4)]
+    large = (large > np.median(large)) * 1.0  # tissue and glass
+    inside = gaussian_filter(large, 10.0)
+    slides = [
+        (240 - (inside * (400 * c - 160))[..., None] * np.array(stain)).clip(0, 255).astype(np.uint8)
+        for c, stain in zip(cells, ([0.5, 1.0, 0.3], [0.9, 0.8, 0.6]), strict=True)
+    ]
+    result = rf.register(image(slides[0]), image(slides[1]), init="identity")
+    assert result.metrics["metric"]["name"] == "mi"
+    assert "sections" in result.metrics["metric"]["why"]
+    assert result.config.metric == "auto"
+    places = torch.tensor([[160.0, 200.0], [120.0, 140.0], [200.0, 280.0]])
+    assert float((result.to_moving(places) - places).norm(dim=1).max()) < 6
+    one = rf.register(image(slides[0]), image(255 - slides[0]), init="identity")
+    assert one.metrics["metric"]["name"] == "contrast"
+    named = rf.register(image(slides[0]), image(slides[1]), init="identity", metric="ncc", transform="affine")
+    assert named.metrics["metric"] == {"name": "ncc", "why": "as asked for"}
+
+
+def test_options_without_a_metric_are_refused() -> None:
+    with pytest.raises(ValueError, match="wanted a metric by name for the options \\['radius'\\]"):
+        rf.register(image(slide()), image(slide()), config=rf.Config(metric_options={"radius": 3}))
