@@ -60,6 +60,7 @@ class Bench:
     quick: bool = False
     peers: dict[str, rivals.Worker] = field(default_factory=dict)
     absent: list[str] = field(default_factory=list)
+    rounds: int = 1
     lines: list[str] = field(default_factory=list)
     runs: list[Run] = field(default_factory=list)
 
@@ -139,7 +140,8 @@ def with_truth(bench: Bench) -> None:
     bench.head(
         "Pairs with ground truth",
         "Fixed image first. No landmark, no setting, each tool from its own start; the peers get the luminance, in pixels. "
-        f"*Oracle affine*: the best affine map through the truth itself. {settings}. {' '.join(bench.absent)}".strip(),
+        f"*Oracle affine*: the best affine map through the truth itself. {settings} (medians of {bench.rounds} rounds). "
+        f"{' '.join(bench.absent)}".strip(),
         ["pair", "figure", *own, *(c for tool in tools for c in (tool, "s"))],
     )
     for read in pairs(bench.data, bench.quick):
@@ -176,10 +178,11 @@ def peer(bench: Bench, setting: rivals.Setting, pair: truth.Pair) -> tuple[float
     bare = truth.pixels(pair)
     try:
         worker.load(grey(bare.fixed.data.numpy())[None], grey(bare.moving.data.numpy())[None], bare.q)
-        seconds, mapped = worker.run(setting.job)
+        taken = [worker.run(setting.job) for _ in range(bench.rounds)]
     except rivals.RivalError as error:
         return ("timed out" if "hung" in str(error) else "crashed"), None
-    return bare.score(mapped), seconds
+    score = float(np.median(np.nan_to_num([bare.score(mapped) for _, mapped in taken], nan=math.inf)))
+    return (score if math.isfinite(score) else "diverged"), float(np.median([seconds for seconds, _ in taken]))
 
 
 def _said(run: Run, result: rf.Result | None) -> str:
@@ -399,6 +402,7 @@ def main(argv: Sequence[str] | None = None) -> Bench:
     parser.add_argument("--data", type=Path, default=default, help="folder of the real data (default: %(default)s)")
     parser.add_argument("--only", nargs="+", choices=list(SECTIONS), default=list(SECTIONS), metavar="NAME")
     parser.add_argument("--rivals", default=os.environ.get("REGFRAME_RIVALS"), help="the Python that has the peers")
+    parser.add_argument("--rounds", type=int, default=1, help="of each peer; most draw at random, the median is shown")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument(
         "--quick", action="store_true", default=os.environ.get("REGFRAME_BENCH_SMALL") == "1", help="a few rows of each"
@@ -410,7 +414,7 @@ def main(argv: Sequence[str] | None = None) -> Bench:
     if not options.data.is_dir():
         parser.error(f"wanted the folder of the real data, got {options.data}; set --data or REGFRAME_DATA")
     torch.set_num_threads(options.threads)
-    bench = Bench(options.data, options.quick)
+    bench = Bench(options.data, options.quick, rounds=options.rounds)
     about = make_table.circumstances()
     made = ", ".join(f"{name} {number}" for name, number in about["versions"].items())
     bench.say("# Accuracy", "", f"{about['date']}, {about['machine']}, {options.threads} threads; {made}.")

@@ -11,6 +11,7 @@ import dataclasses
 import itertools
 import json
 import math
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,7 +122,8 @@ class Pair:
 
     def exchanged(self) -> Pair:
         """Fixed and moving exchanged."""
-        name = " → ".join(reversed(self.name.split(" → "))) if " → " in self.name else f"{self.name}, exchanged"
+        swapped = re.sub(r"(\S+) → (\S+)$", r"\2 → \1", self.name)
+        name = swapped if swapped != self.name else f"{self.name}, exchanged"
         grid = self.fixed.grid
         return Pair(name, self.moving, self.fixed, self.p, self.q, grid.diagonal, grid.unit, relative=self.relative)
 
@@ -144,10 +146,10 @@ class Labelled(Pair):
         return f"agreement (centroids {self.centroids():.2f})"
 
     def score(self, mapped: Any) -> float:
-        """Share of the moving spots with the label of the nearest fixed spot."""
+        """Share of the moving spots with the label of the nearest fixed spot; none where a position is not a number."""
         at = self.original(np.asarray(mapped, dtype=np.float64))
         if not np.isfinite(at).all():
-            return math.nan
+            return 0.0
         nearest = cKDTree(at).query(self.p)[1]
         return float(np.mean(np.array(self.of_q)[nearest] == np.array(self.of_p)))
 
