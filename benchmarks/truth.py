@@ -8,21 +8,32 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import itertools
+import json
 import math
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tifffile
 import torch
 from numpy.typing import NDArray
-from scipy.ndimage import gaussian_filter, map_coordinates
+from scipy.ndimage import center_of_mass, gaussian_filter, map_coordinates
+from scipy.spatial import cKDTree
 from torch import Tensor
 
 import regframe as rf
 
 Array = NDArray[np.float64]
+WRONG = 2.0
+"""Median error in percent of the moving image's diagonal above which an alignment is wrong."""
+TIMES = 3.0
+"""Times the untouched pair's error from which the alignment of a variant is wrong."""
+NOTHING = 0.1
+"""Median error in percent of the diagonal that is never wrong, however exact the untouched pair's was."""
 
 
 def _same(points: Array) -> Array:
@@ -42,6 +53,7 @@ class Pair:
         diagonal: of the original moving image, in its unit.
         unit: of ``p`` and ``diagonal``.
         original: from positions in ``moving`` to those in the original moving image.
+        relative: whether tables show the median in percent of ``diagonal``, not the mean in ``unit``.
     """
 
     name: str
@@ -52,6 +64,40 @@ class Pair:
     diagonal: float
     unit: str = "px"
     original: Callable[[Array], Array] = _same
+    relative: bool = False
+
+    @property
+    def figure(self) -> str:
+        """What `score` says, in words."""
+        return "median rTRE, %" if self.relative else f"mean, {self.unit}"
+
+    def summary(self, errors: Array) -> float:
+        """The figure that tables show of errors ``[N]``."""
+        return self.rtre(errors) if self.relative else float(errors.mean())
+
+    def rtre(self, errors: Array) -> float:
+        """The median of errors ``[N]`` in percent of the diagonal."""
+        return float(np.median(errors)) / self.diagonal * 100
+
+    def score(self, mapped: Any) -> float:
+        """The figure that tables show of positions ``q`` mapped into ``moving``."""
+        return self.summary(self.errors(mapped))
+
+    def best_affine(self) -> float | None:
+        """`score` of the best affine map through the truth itself, where there are positions to fit it to."""
+        return self.summary(self.oracle())
+
+    def wrong(self, mapped: Any, untouched: float | None = None) -> bool:
+        """Whether positions ``q`` mapped into ``moving`` are so far off that nobody should have been told to trust them.
+
+        Above `WRONG`, unless the best affine map through the truth is worse still (coarse landmarks), or `TIMES` the
+        ``untouched`` pair's `rtre` (of a variant). What is not a number is wrong.
+        """
+        rtre = self.rtre(self.errors(mapped))
+        bar = max(WRONG, self.rtre(self.oracle()))
+        if untouched is not None:
+            bar = min(bar, max(TIMES * untouched, NOTHING))
+        return not rtre <= bar
 
     def errors(self, mapped: Any) -> Array:
         """Distances ``[N]`` between positions ``mapped`` into ``moving`` and the truth, in the original moving image's unit."""
@@ -76,8 +122,56 @@ class Pair:
 
     def exchanged(self) -> Pair:
         """Fixed and moving exchanged."""
-        name = " → ".join(reversed(self.name.split(" → "))) if " → " in self.name else f"{self.name}, exchanged"
-        return Pair(name, self.moving, self.fixed, self.p, self.q, self.fixed.grid.diagonal, self.fixed.grid.unit)
+        swapped = re.sub(r"(\S+) → (\S+)$", r"\2 → \1", self.name)
+        name = swapped if swapped != self.name else f"{self.name}, exchanged"
+        grid = self.fixed.grid
+        return Pair(name, self.moving, self.fixed, self.p, self.q, grid.diagonal, grid.unit, relative=self.relative)
+
+
+@dataclass(frozen=True)
+class Labelled(Pair):
+    """A pair whose truth is a label on each of many spots: ``q`` are the fixed spots, ``p`` the moving ones, unpaired.
+
+    Args:
+        of_q: label of each fixed spot.
+        of_p: label of each moving spot.
+    """
+
+    of_q: tuple[str, ...] = ()
+    of_p: tuple[str, ...] = ()
+
+    @property
+    def figure(self) -> str:
+        """What `score` says, in words."""
+        return f"agreement (centroids {self.centroids():.2f})"
+
+    def score(self, mapped: Any) -> float:
+        """Share of the moving spots with the label of the nearest fixed spot; none where a position is not a number."""
+        at = self.original(np.asarray(mapped, dtype=np.float64))
+        if not np.isfinite(at).all():
+            return 0.0
+        nearest = cKDTree(at).query(self.p)[1]
+        return float(np.mean(np.array(self.of_q)[nearest] == np.array(self.of_p)))
+
+    def centroids(self) -> float:
+        """`score` after a shift of one centroid onto the other."""
+        nearest = cKDTree(self.q - self.q.mean(axis=0)).query(self.p - self.p.mean(axis=0))[1]
+        return float(np.mean(np.array(self.of_q)[nearest] == np.array(self.of_p)))
+
+    def best_affine(self) -> float | None:
+        """Unknown: the spots are not paired."""
+        return None
+
+    def wrong(self, mapped: Any, untouched: float | None = None) -> bool:
+        """Whether fewer spots agree, by 0.02, than after a shift of one centroid onto the other."""
+        return not self.score(mapped) >= self.centroids() - 0.02
+
+
+def picture(path: Path) -> rf.Image:
+    """The image in a file."""
+    image = rf.open(path)
+    assert isinstance(image, rf.Image)
+    return image
 
 
 def landmarks(path: Path, scale: float) -> dict[str, Array]:
@@ -94,14 +188,15 @@ def lungs(data: Path) -> list[Pair]:
     pairs = []
     with (folder / "pairs.csv").open(newline="") as file:
         for row in csv.DictReader(file):
-            fixed, moving = rf.open(folder / row["fixed_image"]), rf.open(folder / row["moving_image"])
+            fixed, moving = picture(folder / row["fixed_image"]), picture(folder / row["moving_image"])
             a = landmarks(folder / row["fixed_landmarks"], float(row["fixed_landmark_scale"]))
             b = landmarks(folder / row["moving_landmarks"], float(row["moving_landmark_scale"]))
             common = [key for key in a if key in b]
             case = row["fixed_image"].split("/")[0].replace("lung-", "")
             stains = [_stain(row[side]) for side in ("fixed_image", "moving_image")]
             q, p = np.array([a[k] for k in common]), np.array([b[k] for k in common])
-            pairs.append(Pair(f"{case} {stains[0]} → {stains[1]}", fixed, moving, q, p, moving.grid.diagonal))
+            name = f"{case} {stains[0]} → {stains[1]}"
+            pairs.append(Pair(name, fixed, moving, q, p, moving.grid.diagonal, relative=True))
     return pairs
 
 
@@ -132,10 +227,66 @@ def merfish(data: Path) -> Pair:
 def seed(data: Path) -> Pair:
     """The two looks of one lung section; the truth is exact."""
     folder = data / "01_seed_cells"
-    fixed, moving = rf.open(folder / "cells2_crop.jpg"), rf.open(folder / "cells.jpg")
+    fixed, moving = picture(folder / "cells2_crop.jpg"), picture(folder / "cells.jpg")
     ticks = np.arange(2.0, 221.0, 6.0)
     q = np.stack(np.meshgrid(ticks, ticks, indexing="ij"), -1).reshape(-1, 2)
     return Pair("seed", fixed, moving, q, 111 + (q - 111) * 5 / 6, moving.grid.diagonal)
+
+
+def hands(data: Path) -> Pair:
+    """Two X-rays of hands, seven manual points."""
+    folder = data / "15_2d_classics" / "fair"
+    with (folder / "hands_landmarks.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    q, p = (np.array([[float(r[f"{s}_y_px"]), float(r[f"{s}_x_px"])] for r in rows]) for s in "RT")
+    fixed, moving = picture(folder / "hands-R.jpg"), picture(folder / "hands-T.jpg")
+    return Pair("hands R → T", fixed, moving, q, p, moving.grid.diagonal)
+
+
+def shapes(data: Path) -> list[Pair]:
+    """A drawn shape and two deformed ones; nine points placed by hand, 10–25 px off."""
+    folder = data / "15_2d_classics" / "shapes"
+
+    def points(name: str) -> Array:
+        with (folder / f"{name}_landmarks.tsv").open(newline="") as file:
+            return np.array([[float(r["y_coord"]), float(r["x_coord"])] for r in csv.DictReader(file, delimiter="\t")])
+
+    fixed, q = picture(folder / "reference.png"), points("reference")
+    pairs = []
+    for name in ("t_0", "t_1"):
+        moving = picture(folder / f"{name}.png")
+        pairs.append(Pair(f"shapes {name}", fixed, moving, q, points(name), moving.grid.diagonal))
+    return pairs
+
+
+def nuclei(data: Path) -> Pair:
+    """An image of nuclei and itself turned by 20° and bent by up to 8 px: where the centres of the nuclei lie is exact."""
+    folder = data / "19_nuclei"
+    image, mask = picture(folder / "img2d.tif"), tifffile.imread(folder / "mask2d.tif")
+    image = image.replace(data=image.data.to(torch.float32))
+    q = np.array(center_of_mass(np.ones_like(mask), mask, np.unique(mask[mask > 0])))
+    pair = bent(Pair("nuclei", image, image, q, q, image.grid.diagonal), 1, sigma=40.0)
+    return dataclasses.replace(posed(pair, Draw(20.0, False, 1.0, (0.02, -0.01))), name="nuclei, bent and turned")
+
+
+def layers(data: Path) -> list[Labelled]:
+    """Three neighbouring pairs of Visium sections of human cortex; the truth is the cortical layer of each spot."""
+    folder = data / "06_st_dlpfc"
+    with (folder / "layer_labels.csv").open(newline="") as file:
+        known = {(r["sample"], r["barcode"]): r["layer"] for r in csv.DictReader(file)}
+
+    def read(sample: str) -> tuple[rf.Image, Array, tuple[str, ...]]:
+        scale = json.loads((folder / sample / "scalefactors_json.json").read_text())["tissue_lowres_scalef"]
+        with (folder / sample / "tissue_positions_list.txt").open(newline="") as file:
+            rows = [r for r in csv.reader(file) if r[1] == "1" and (sample, r[0]) in known]
+        at = np.array([[float(r[4]), float(r[5])] for r in rows]) * scale
+        return picture(folder / sample / "tissue_lowres_image.png"), at, tuple(known[sample, r[0]] for r in rows)
+
+    sections = {name: read(name) for name in ("151673", "151674", "151675", "151676")}
+    return [
+        Labelled(f"DLPFC {a} → {b}", fixed, moving, q, p, moving.grid.diagonal, of_q=of_q, of_p=of_p)
+        for (a, (fixed, q, of_q)), (b, (moving, p, of_p)) in itertools.pairwise(sections.items())
+    ]
 
 
 def pixels(pair: Pair) -> Pair:
@@ -145,7 +296,8 @@ def pixels(pair: Pair) -> Pair:
         return image.replace(grid=rf.Grid(image.grid.shape))
 
     def index(grid: rf.Grid, points: Array) -> Array:
-        return (points - np.array(grid.origin)) / np.array(grid.spacing)
+        out: Array = (points - np.array(grid.origin)) / np.array(grid.spacing)
+        return out
 
     grid = pair.moving.grid
     return dataclasses.replace(
