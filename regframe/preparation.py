@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from scipy import ndimage
-from scipy.spatial import ConvexHull
+from scipy.spatial import ConvexHull, cKDTree
 from skimage.filters import threshold_otsu
 from torch import Tensor
 
@@ -23,8 +23,16 @@ APART = 0.1
 """Share of the range of intensities by which two colours differ that are not the same background."""
 RECTANGULAR = 0.95
 """How much of the least turned rectangle around it an imaged area fills, when the rest of the canvas is padding."""
-BRIGHT = 0.7
-"""Share of the range above which a background is that of transmitted light."""
+SPECK = 6
+"""Pixels that a printed mark covers at least."""
+SMALL = 0.01
+"""Largest area of a mark, as a share of the largest thing in the picture."""
+MARKS = 50
+"""How many marks there are at least."""
+EVEN = 0.12
+"""By how much the distances of marks differ at most; their areas by three times as much."""
+BRIGHT = 0.8
+"""Brightness of the background of transmitted light at least, as a share of the brightest parts'."""
 NEUTRAL = 0.15
 """Largest spread of its channels, as a share of the range."""
 
@@ -38,20 +46,23 @@ class Look:
         background: colour ``[C]`` of the background, in the image's intensities.
         tissue_fraction: share of the canvas that differs from the background (Otsu's threshold).
         padded_fraction: share of the canvas that was filled up, not imaged; it does not count.
+        marks_fraction: share that printed marks cover, the fiducial frame of a Visium slide; they do not count.
     """
 
     brightfield: bool
     background: tuple[float, ...]
     tissue_fraction: float
     padded_fraction: float
+    marks_fraction: float = 0.0
 
 
 def prepare(image: Image) -> tuple[Image, Look]:
-    """The image with weight 0 where its canvas was only filled up, and what it looks like.
+    """The image with weight 0 where its canvas was only filled up or printed on, and what it looks like.
 
     Padding is a region of one exact colour that reaches from a corner inwards, is not the colour of the background and
     leaves a turned or straight rectangle: the black wedges beside a turned section on white glass, but neither the empty glass
-    itself nor the black around a brain, whose outlines help.
+    itself nor the black around a brain, whose outlines help. Marks are many small things of one size at one distance from each
+    other: they stay with the slide, not with the tissue.
     Volumes come back as they are.
     """
     if image.grid.ndim != 2:
@@ -85,7 +96,14 @@ def prepare(image: Image) -> tuple[Image, Look]:
         whole = torch.from_numpy(ndimage.binary_dilation(whole.numpy(), iterations=2))
         weight = (torch.ones(image.grid.shape) if weight is None else weight) * ~whole
         image = dataclasses.replace(image, weight=weight)
-    level = (background - low) / span
+    brightest = max(float(torch.quantile(data.mean(dim=0).flatten()[:: max(1, step)], 0.995)) - low, 1e-12)
+    marks = _marks((data - background[:, None, None]).norm(dim=0) * ~padded)
+    if bool(marks.any()):
+        index = [torch.arange(n).div(step, rounding_mode="floor").clamp(max=m - 1)
+                 for n, m in zip(image.grid.shape, marks.shape, strict=True)]  # fmt: skip
+        weight = (torch.ones(image.grid.shape) if weight is None else weight) * ~marks[index[0]][:, index[1]]
+        image = dataclasses.replace(image, weight=weight)
+    level = (background - low) / brightest
     brightfield = (
         len(background) == 3
         and float(level.mean()) > BRIGHT
@@ -98,7 +116,9 @@ def prepare(image: Image) -> tuple[Image, Look]:
         threshold = float(threshold_otsu(apart.numpy()))  # type: ignore[no-untyped-call]
         tissue = float((apart > threshold).to(torch.float32).mean())
     share = float(padded.to(torch.float32).mean())
-    return image, Look(brightfield, tuple(background.tolist()), tissue * (1 - share), share)
+    return image, Look(
+        brightfield, tuple(background.tolist()), tissue * (1 - share), share, float(marks.to(torch.float32).mean())
+    )
 
 
 def grey(image: Image) -> Image:
@@ -116,6 +136,34 @@ def _filled(data: Tensor) -> Tensor:
             if float(same.to(torch.float32).mean()) > PADDED:
                 out |= same
     return out
+
+
+def _marks(apart: Tensor) -> Tensor:
+    """Pixels ``[H, W]`` of printed marks, given how far every pixel is from the background ``[H, W]``."""
+    none = torch.zeros_like(apart, dtype=torch.bool)
+    smooth = ndimage.gaussian_filter(apart.numpy(), 0.5)
+    if not smooth.max() > smooth.min():
+        return none
+    mask = smooth > threshold_otsu(smooth) / 2  # type: ignore[no-untyped-call]
+    labels, number = ndimage.label(mask)
+    areas = np.bincount(labels.ravel(), minlength=number + 1).astype(np.float64)
+    areas[0] = 0
+    small = np.flatnonzero((areas > SPECK) & (areas < SMALL * areas.max()))
+    if len(small) < MARKS:
+        return none
+    centres = np.array(ndimage.center_of_mass(mask, labels, small))
+    found = cKDTree(centres).query(centres, k=2)
+    distances, nearest = np.asarray(found[0]), np.asarray(found[1])
+    near, own = distances[:, 1], areas[small]
+    common = max(np.quantile(near, np.linspace(0.05, 0.95, 37)), key=lambda d: (np.abs(near / d - 1) < EVEN).sum())
+    regular = (np.abs(near / common - 1) < EVEN) & (np.abs(own / own[nearest[:, 1]] - 1) < 3 * EVEN)
+    if regular.sum() < MARKS or regular.mean() < 0.5:
+        return none
+    # with the marks, what lies among them and resembles them
+    to_regular, _ = cKDTree(centres[regular]).query(centres)
+    own_kind = small[(to_regular < 2 * common) & (own < 3 * np.median(own[regular]))]
+    out = ndimage.binary_dilation(np.isin(labels, own_kind), iterations=2)
+    return torch.from_numpy(out)
 
 
 def _rectangular(mask: Tensor) -> float:

@@ -80,6 +80,30 @@ def test_what_lies_on_an_even_background_is_not_cut_out(shape: str) -> None:
     assert found.weight is None
 
 
+def test_printed_marks_do_not_count() -> None:
+    """A frame of equal dots at equal distances, as on the slides of spatial transcriptomics, with tissue over some of them."""
+    array = np.pad(slide(), ((60, 60), (60, 60), (0, 0)), constant_values=240).astype(float)
+    y, x = np.mgrid[: array.shape[0], : array.shape[1]]
+    ring = (np.minimum(y, array.shape[0] - 1 - y) < 40) | (np.minimum(x, array.shape[1] - 1 - x) < 40)
+    dots = ((y % 9 - 4) ** 2 + (x % 9 - 4) ** 2 < 8) & ring
+    array[dots] -= 60
+    found, look = preparation.prepare(image(array.clip(0, 255).astype(np.uint8)))
+    assert found.weight is not None
+    assert float(found.weight[torch.from_numpy(dots)].mean()) < 0.05
+    assert float(found.weight[80:-80, 80:-80].min()) == 1
+    assert look.marks_fraction > 0.1
+    assert preparation.prepare(image(slide()))[1].marks_fraction == 0
+
+
+def test_fragments_of_tissue_are_no_marks() -> None:
+    rng = np.random.default_rng(0)
+    array = np.pad(slide(), ((60, 60), (60, 60), (0, 0)), constant_values=240)
+    for cy, cx, r in zip(rng.integers(3, 270, 300), rng.integers(3, 310, 300), rng.uniform(1.5, 5, 300), strict=True):
+        y, x = np.mgrid[: array.shape[0], : array.shape[1]]
+        array[(y - cy) ** 2 + (x - cx) ** 2 < r**2] = 170
+    assert preparation.prepare(image(array))[1].marks_fraction == 0
+
+
 def test_a_mask_that_was_there_stays() -> None:
     weight = torch.rand(160, 200)
     found, _ = preparation.prepare(image(slide()).replace(weight=weight))
