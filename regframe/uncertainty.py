@@ -21,9 +21,9 @@ Array = NDArray[np.float64]
 
 BLOCK = 16
 """Pixels along the sides of the blocks whose forces count as independent of each other."""
-COUNTS = 0.25
+COUNTS = 0.2
 """What the evidence of the images counts: interpolation and a model that is not quite true err alike over many blocks."""
-NEIGHBOURS = 4.25
+NEIGHBOURS = 2.0
 """How many times that far off a position may be between neighbouring sections: pieces of tissue move by themselves between the
 cuts, and what looks alike is other cells."""
 FLOOR = 0.02
@@ -51,7 +51,7 @@ def position_sd(energy: Energy, x: Tensor, sections: bool) -> Tensor:
         hold, scatter = forces(predicted, level.fixed, energy.weight, grid)
     blocks = blocks_of(grid)
     pixels = math.prod(min(BLOCK, n) for n in grid.shape)
-    share = hold / max(float(hold.mean()), 1e-30)
+    share = hold.clip(min=0.0) / max(float(hold.mean()), 1e-30)
     variance = affine_variance(pixels * precision(hold.mean(), scatter.mean()) * share, blocks, energy.increment)
     if space is not None:
         reach = [space.scale * energy.zoom / s for s in blocks.spacing]
@@ -80,6 +80,9 @@ def forces(predicted: Tensor, fixed: Tensor, weight: Tensor, grid: Grid) -> tupl
     """Per block of pixels ``[*B]``, axis and pixel: how steeply the squared residual rises when the image is moved there, and
     the variance of its slope, the force: the squared sum of a block stands for all correlations shorter than it.
 
+    The former is the product of both sides' gradients, in which the noise of neither counts; it may come out negative where
+    there is little else.
+
     Args:
         predicted: the contrast-mapped moving image ``[C, *S]``.
         fixed: ``[C, *S]``.
@@ -98,8 +101,11 @@ def forces(predicted: Tensor, fixed: Tensor, weight: Tensor, grid: Grid) -> tupl
     square, scatter = torch.zeros_like(weight), torch.zeros(blocks_of(grid).shape)
     for d, (n, spacing) in enumerate(zip(grid.shape, grid.spacing, strict=True)):
         if n > 2:
-            step = (predicted.narrow(1 + d, 2, n - 2) - predicted.narrow(1 + d, 0, n - 2)) / (2 * spacing)
-            square.narrow(d, 1, n - 2).add_(step.square().mean(dim=0))
+            step, other = (
+                (side.narrow(1 + d, 2, n - 2) - side.narrow(1 + d, 0, n - 2)) / (2 * spacing)
+                for side in (predicted, fixed)
+            )
+            square.narrow(d, 1, n - 2).add_((step * other).mean(dim=0))
             force = torch.zeros_like(weight)
             force.narrow(d, 1, n - 2).copy_((step * residual.narrow(1 + d, 1, n - 2)).mean(dim=0))
             scatter += summed(force * weight).square()
@@ -109,6 +115,7 @@ def forces(predicted: Tensor, fixed: Tensor, weight: Tensor, grid: Grid) -> tupl
 
 def precision(hold: Array, scatter: Array) -> Array:
     """Precision per axis and pixel that the images give a displacement, the sandwich ``hold² / scatter``, times `COUNTS`."""
+    hold = np.maximum(hold, 0.0)
     out: Array = COUNTS * hold**2 / np.maximum(np.maximum(scatter, LEAST_NOISE * hold), 1e-30)
     return out
 
