@@ -186,6 +186,11 @@ class VelocitySpace:
         self.size = 2 * math.prod(self.shape)
         self._set_finer(finer)
 
+    @property
+    def multiplicity(self) -> Tensor:
+        """How many waves ``[K]`` each of the last axis' coefficients stands for: half a spectrum stands for the whole."""
+        return self._columns.square()
+
     def _set_finer(self, finer: int) -> None:
         waves = self.waves
         self.grid = Grid(

@@ -297,6 +297,7 @@ class Fit:
         shared: share of the fine structure that both images have at the last level (`lddmm.shared_structure`).
         texture: the same on the finest level of the affine fit.
         sections: whether the two sides are neighbouring sections: cells of one are not those of the other.
+        last: the energy that ``x`` minimises, or None.
     """
 
     x: Tensor
@@ -315,6 +316,7 @@ class Fit:
     shared: float = 1.0
     texture: float = 1.0
     sections: bool = False
+    last: Energy | None = None
 
     @property
     def pullback(self) -> Tensor:
@@ -450,7 +452,7 @@ def fit_level(
     energy(x)
     fit.mismatch = energy.parts["mismatch"]
     fit.x, fit.weight, fit.matching, fit.overlap = x, weight, posterior, overlap
-    fit.observations = energy.observations
+    fit.observations, fit.last = energy.observations, energy
     fit.reasons.append(outcome.reason)
     return fit
 
@@ -676,7 +678,13 @@ def simpler_if_as_good(
     fit.bending_gain = outcome.energy - with_bending
     overlap = straight.overlap(outcome.x)
     simpler = dataclasses.replace(
-        fit, x=outcome.x, start=fit.pullback, space=None, overlap=overlap, reasons=[*fit.reasons, outcome.reason]
+        fit,
+        x=outcome.x,
+        start=fit.pullback,
+        space=None,
+        overlap=overlap,
+        reasons=[*fit.reasons, outcome.reason],
+        last=straight,
     )
     if fit.bending_gain <= BENDING_EVIDENCE:
         return simpler

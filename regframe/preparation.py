@@ -74,6 +74,8 @@ def prepare(image: Image) -> tuple[Image, Look]:
     span = max(high - low, 1e-12)
     trusted = torch.ones(data.shape[1:]) if image.weight is None else image.weight[::step, ::step].to(torch.float32)
     filled = _filled(data)
+    if bool(filled.any()) and _rectangular(~filled) < RECTANGULAR:
+        filled = torch.zeros_like(filled)  # the picture's own background: the black around a brain, whitened glass
     rest = trusted * ~filled
     background = flattest(data, rest if bool(rest.any()) else trusted)  # [C]
     padded = torch.zeros_like(filled)
@@ -83,8 +85,6 @@ def prepare(image: Image) -> tuple[Image, Look]:
             if bool(filled[y, x]) and float((colour - background).abs().amax()) > APART * span:
                 padded |= filled & (data == colour[:, None, None]).all(dim=0)
     weight = image.weight
-    if bool(padded.any()) and _rectangular(~padded) < RECTANGULAR:
-        padded = torch.zeros_like(padded)  # the picture itself, a dark brain on black or a hand
     if bool(padded.any()):
         whole = torch.zeros(image.grid.shape, dtype=torch.bool)
         for y in (0, -1):

@@ -16,7 +16,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
-from . import plugins, pose, preparation
+from . import plugins, pose, preparation, uncertainty
 from .config import Config
 from .contracts import Metric
 from .data import Grid, Image, PointSet, unit_ratio
@@ -69,8 +69,9 @@ class Result:
         config: the resolved settings, with ``versions``.
         history: one entry per step: ``stage``, ``level``, ``iteration``, ``energy`` …
         weight: matching probability per pixel of ``weight_grid`` (fixed space), ``[*S]``, or None.
-        weight_grid: the grid of ``weight``.
+        weight_grid: the grid of ``weight`` and of ``position_sd``.
         affine: the affine part of ``transform`` alone, moving → fixed.
+        position_sd: standard deviation per axis of where a fixed pixel lies, ``[*S]`` in the fixed unit, or None.
     """
 
     transform: Transform
@@ -82,6 +83,7 @@ class Result:
     history: list[dict[str, Any]] = field(default_factory=list)
     weight: Tensor | None = None
     weight_grid: Grid | None = None
+    position_sd: Tensor | None = None
 
     @property
     def verdict(self) -> str:
@@ -282,6 +284,7 @@ def _register(
     assert fit.overlap is not None
     assert fit.matching is not None
     weight_grid = _level_grid(fixed.grid, fit)
+    sd = _position_sd(fit, fixed.grid, figures)
     return Result(
         transform=phi,
         fixed_grid=fixed.grid,
@@ -292,7 +295,20 @@ def _register(
         history=fit.history,
         weight=fit.matching * fit.overlap,
         weight_grid=weight_grid,
+        position_sd=sd,
     )
+
+
+def _position_sd(fit: Fit, fixed: Grid, figures: dict[str, Any]) -> Tensor:
+    """How sure the map is of every fixed pixel of the last level, in the fixed unit; its summary goes to ``figures``."""
+    assert fit.last is not None
+    assert fit.overlap is not None
+    sd = uncertainty.position_sd(fit.last, fit.x, fit.sections) * fixed.pixel
+    seen = sd[fit.overlap > 0.5] if bool((fit.overlap > 0.5).any()) else sd.flatten()
+    ordered = seen.sort().values
+    median, p90 = (float(ordered[int(q * (len(ordered) - 1))]) for q in (0.5, 0.9))
+    figures["position_sd"] = {"median": median, "p90": p90, "unit": fixed.unit}
+    return sd
 
 
 def versions() -> dict[str, str]:

@@ -222,12 +222,21 @@ def _own_attributes(result: Result, parts: list[Transform]) -> _Json:
         raise ValueError("wanted a weight and its grid, got only one of them; set both or neither")
     if weight is not None and result.weight_grid is not None and tuple(weight.shape) != result.weight_grid.shape:
         raise ValueError(f"wanted a weight of shape {result.weight_grid.shape}, got {tuple(weight.shape)}")
+    sd = result.position_sd
+    if sd is not None and (result.weight_grid is None or tuple(sd.shape) != result.weight_grid.shape):
+        wanted = (
+            "a weight grid beside position_sd"
+            if result.weight_grid is None
+            else f"a position_sd of shape {result.weight_grid.shape}"
+        )
+        raise ValueError(f"wanted {wanted}, got {tuple(sd.shape)}")
     attributes = {
         "transform": [_part_to_json(part, i) for i, part in enumerate(parts)],
         "affine": [_part_to_json(part, None) for part in result.affine.parts()],
         "fixed_grid": _grid_to_json(result.fixed_grid),
         "moving_grid": _grid_to_json(result.moving_grid),
         "weight_grid": None if result.weight_grid is None else _grid_to_json(result.weight_grid),
+        "position_sd": sd is not None,
         "config": result.config.model_dump(mode="json"),
         "metrics": result.metrics,
         "history": result.history,
@@ -245,10 +254,11 @@ def _own_arrays(result: Result, parts: list[Transform]) -> dict[str, NDArray[Any
             arrays[_array_name(part, i)] = _to_numpy(part.velocity)  # [T, D, *S]
         elif isinstance(part, Displacement):
             arrays[_array_name(part, i)] = _to_numpy(part.field)  # [D, *S]
-    if result.weight is not None:
-        arrays["weight"] = _to_numpy(result.weight)  # [*S]
-        if not np.isfinite(arrays["weight"]).all():
-            raise ValueError("wanted a finite weight, got NaN or inf entries")
+    for name, values in (("weight", result.weight), ("position_sd", result.position_sd)):
+        if values is not None:
+            arrays[name] = _to_numpy(values)  # [*S]
+            if not np.isfinite(arrays[name]).all():
+                raise ValueError(f"wanted a finite {name}, got NaN or inf entries")
     return arrays
 
 
@@ -556,9 +566,12 @@ def load(path: str | Path) -> Result:
             raise ValueError("wanted the key 'weight_grid' in 'regframe', got none")
         weight_grid = None
         weight = None
+        position_sd = None
         if own["weight_grid"] is not None:
             weight_grid = _grid_from_json(_item(own, "weight_grid", dict), "weight_grid")
             weight = _read_array(folder, "regframe/weight", weight_grid.shape)
+            if own.get("position_sd", False):  # stores of earlier versions have none
+                position_sd = _read_array(folder, "regframe/position_sd", weight_grid.shape)
         history = _item(own, "history", list)
         if not all(isinstance(entry, dict) for entry in history):
             raise ValueError("wanted a dictionary per entry of 'history', got something else")
@@ -580,6 +593,7 @@ def load(path: str | Path) -> Result:
             history=history,
             weight=weight,
             weight_grid=weight_grid,
+            position_sd=position_sd,
         )
 
 

@@ -376,7 +376,7 @@ def test_apply_points(to: str, tmp_path: Path, saved: tuple[Path, Result]) -> No
     table.write_text("\n".join(rows) + "\n")
     run("apply", "points", out, table, "-o", tmp_path / "moved.csv", "--to", to)
     found = read_csv(tmp_path / "moved.csv")
-    assert list(found[0]) == ["cell", "x", "y", "type", "match_probability", "in_canvas"]
+    assert list(found[0]) == ["cell", "x", "y", "type", "match_probability", "position_sd", "in_canvas"]
     assert [(row["cell"], row["type"]) for row in found] == [("c1", "a, b"), ("c2", "T"), ("c3", "B")]
     coords = torch.tensor([[20, 10.5], [41, 30], [5, -400]], dtype=torch.float64)
     moved = result.to_fixed(coords) if to == "fixed" else result.to_moving(coords)
@@ -394,7 +394,7 @@ def test_points_there_and_back(tmp_path: Path, saved: tuple[Path, Result]) -> No
     run("apply", "points", saved[0], table, "-o", tmp_path / "there.csv", "--to", "fixed")
     run("apply", "points", saved[0], tmp_path / "there.csv", "-o", tmp_path / "back.csv", "--to", "moving")
     back = read_csv(tmp_path / "back.csv")
-    assert list(back[0]) == ["y", "x", "match_probability", "in_canvas"]
+    assert list(back[0]) == ["y", "x", "match_probability", "position_sd", "in_canvas"]
     assert [float(back[0]["y"]), float(back[0]["x"])] == pytest.approx([20, 10.5], abs=1e-6)
 
 

@@ -80,7 +80,9 @@ def test_readme_commands_run(workplace: Path) -> None:
     for command in commands:
         result = CliRunner().invoke(main, command)
         assert result.exit_code == 0, (command, result.output)
-    assert (workplace / "moved.csv").read_text().splitlines()[0] == "id,x,y,type,match_probability,in_canvas"
+    assert (workplace / "moved.csv").read_text().splitlines()[
+        0
+    ] == "id,x,y,type,match_probability,position_sd,in_canvas"
     listed = set(re.findall(r"^\| `([\w.]+)` \|", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE))
     assert {path.name for path in (workplace / "run").iterdir()} == listed - {"warped.ome.zarr"}
 

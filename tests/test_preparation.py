@@ -86,7 +86,7 @@ def test_printed_marks_do_not_count() -> None:
     y, x = np.mgrid[: array.shape[0], : array.shape[1]]
     ring = (np.minimum(y, array.shape[0] - 1 - y) < 40) | (np.minimum(x, array.shape[1] - 1 - x) < 40)
     dots = ((y % 9 - 4) ** 2 + (x % 9 - 4) ** 2 < 8) & ring
-    array[dots] -= 60
+    array[dots] -= 60.0
     found, look = preparation.prepare(image(array.clip(0, 255).astype(np.uint8)))
     assert found.weight is not None
     assert float(found.weight[torch.from_numpy(dots)].mean()) < 0.05

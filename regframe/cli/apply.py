@@ -111,7 +111,8 @@ def points(
 ) -> None:
     """Move the positions of the table INPUT: same rows, same order, new columns at the end.
 
-    match_probability says how likely the position shows tissue that both sides have (blank outside the fixed canvas),
+    match_probability says how likely the position shows tissue that both sides have, position_sd how far off it may be
+    (standard deviation per axis, in the unit of the destination; both blank outside the fixed canvas),
     in_canvas whether it lies on the canvas of the destination; with "regframe_" before them where the table has such
     columns already.
     """
@@ -130,9 +131,11 @@ def points(
         table = regframe.read_points(input_file, columns=columns, unit="px" if input_spacing else source.unit)
         before = in_unit(table, source, input_spacing)
         after = result.to_fixed(before) if to == "fixed" else result.to_moving(before)
-        probability = match_probability(result, (after if to == "fixed" else before).coords)
+        on_fixed = (after if to == "fixed" else before).coords
+        probability, sd = match_probability(result, on_fixed), position_sd(result, on_fixed, to)
         extra = {
             "match_probability": ["" if math.isnan(p) else f"{p:.4g}" for p in probability.tolist()],
+            "position_sd": ["" if math.isnan(v) else f"{v:.4g}" for v in sd.tolist()],
             "in_canvas": ["true" if inside else "false" for inside in target.contains(after.coords).tolist()],
         }
         extra = {f"regframe_{name}" if _is_foreign(table, name) else name: column for name, column in extra.items()}
@@ -146,14 +149,16 @@ def _is_foreign(table: PointSet, name: str) -> bool:
     for value in table.table.get(name, ()):
         if name == "in_canvas" and value not in ("true", "false"):
             return True
-        if name == "match_probability" and value and not _is_probability(value):
+        if name == "match_probability" and value and not _is_number(value, 1.0):
+            return True
+        if name == "position_sd" and value and not _is_number(value, math.inf):
             return True
     return False
 
 
-def _is_probability(value: str) -> bool:
+def _is_number(value: str, most: float) -> bool:
     try:
-        return 0 <= float(value) <= 1
+        return 0 <= float(value) <= most
     except ValueError:
         return False
 
@@ -246,13 +251,31 @@ def in_unit(points: PointSet, side: Grid, spacing: float | None) -> PointSet:
 
 def match_probability(result: Result, coords: Tensor) -> Tensor:
     """Matching weight ``[N]`` at fixed-space positions ``[N, D]``; NaN outside the fixed canvas, or without weights."""
+    return _at(result.weight, result, coords).clamp(0, 1)
+
+
+def position_sd(result: Result, coords: Tensor, to: str) -> Tensor:
+    """Standard deviation per axis ``[N]`` at fixed-space positions ``[N, D]``, in the unit of the side ``to``; NaN as above."""
+    import torch
+
+    sd = _at(result.position_sd, result, coords)
+    if to == "moving":
+        ndim = result.affine.ndim
+        unit = torch.cat([torch.zeros(1, ndim, dtype=torch.float64), torch.eye(ndim, dtype=torch.float64)])
+        moved = result.affine.points(unit)
+        sd = sd * torch.linalg.det(moved[1:] - moved[0]).abs() ** (-1 / ndim)
+    return sd
+
+
+def _at(values: Tensor | None, result: Result, coords: Tensor) -> Tensor:
+    """``values`` of the weight grid at fixed-space positions ``[N, D]``; NaN outside the fixed canvas, or without values."""
     import torch
 
     from ..reference import sample_image
 
-    if result.weight is None or result.weight_grid is None:
+    if values is None or result.weight_grid is None:
         return torch.full(coords.shape[:1], float("nan"), dtype=torch.float64)
     grid = result.weight_grid
     index = (coords - torch.tensor(grid.origin, dtype=torch.float64)) / torch.tensor(grid.spacing, dtype=torch.float64)
-    value = sample_image(result.weight[None].to(torch.float64), index.nan_to_num(0.0))[0]
-    return torch.where(result.fixed_grid.contains(coords), value.clamp(0, 1), torch.nan)
+    value = sample_image(values[None].to(torch.float64), index.nan_to_num(0.0))[0]
+    return torch.where(result.fixed_grid.contains(coords), value, torch.nan)

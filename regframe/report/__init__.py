@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from ..data import Grid, Image, PointSet
 from ..registration import Result
 from ..transforms import Affine
+from ..uncertainty import radius_90
 from . import figures, pictures
 from .pictures import Array, Side, View
 
@@ -146,7 +147,7 @@ def _insets(
         return []
     trust = seen.astype(np.float32)
     if result.weight is not None and result.weight_grid is not None:
-        trust = trust * np.clip(_weight_on(result, canvas), 0.05, 1)
+        trust = trust * np.clip(_on_canvas(result.weight, result.weight_grid, canvas), 0.05, 1)
     rows = []
     for top, left in pictures.telling_places(f_ink, trust, size, 3):
         plane = Grid(
@@ -181,19 +182,17 @@ def _closeup(data: Image | PointSet, side: Side, view: View) -> Array:
     return view.sample(pictures.shrink(cut, span / max(view.canvas.shape)))
 
 
-def _weight_on(result: Result, canvas: Grid) -> Array:
-    """The matching weights ``[h, w]`` on ``canvas``."""
-    assert result.weight is not None
-    assert result.weight_grid is not None
-    weight = Image(result.weight[None].to(torch.float32), result.weight_grid)
-    return View.of(canvas, Affine.identity(canvas.ndim, canvas.unit)).sample(weight)[0]  # type: ignore[no-any-return]
+def _on_canvas(values: torch.Tensor, grid: Grid, canvas: Grid) -> Array:
+    """Values ``[*S]`` of ``grid`` on ``canvas``, ``[h, w]``."""
+    image = Image(values[None].to(torch.float32), grid)
+    return View.of(canvas, Affine.identity(canvas.ndim, canvas.unit)).sample(image)[0]  # type: ignore[no-any-return]
 
 
 def _maps(result: Result, small: Grid, canvas: Grid, warped: Array, seen: NDArray[np.bool_]) -> list[Picture]:
-    """Weights, local area change, displacement beyond the affine part, and the deformed grid."""
+    """Weights, uncertainty, local area change, displacement beyond the affine part, and the deformed grid."""
     maps = []
     if result.weight is not None and result.weight_grid is not None:
-        weight = np.clip(_weight_on(result, small), 0, 1)
+        weight = np.clip(_on_canvas(result.weight, result.weight_grid, small), 0, 1)
         png = figures.field_map(weight, small, "probability", "viridis", (0.0, 1.0))
         note = "Probability that a fixed pixel shows matching tissue, not background or an artefact."
         maps.append(Picture("Matching weight", _data_uri(png, "png"), note))
@@ -202,6 +201,15 @@ def _maps(result: Result, small: Grid, canvas: Grid, warped: Array, seen: NDArra
     pulled = result.transform.inverse().points(positions)
     inside = result.moving_grid.contains(pulled).reshape(small.shape[-2:]).numpy()
     noun = "volume" if small.ndim == 3 else "area"
+
+    if result.position_sd is not None and result.weight_grid is not None:
+        radius = radius_90(small.ndim) * _on_canvas(result.position_sd, result.weight_grid, small)
+        shown = np.where(inside, radius, np.nan)
+        top = float(np.nanpercentile(shown, 99.5)) if inside.any() else 1.0
+        unit = result.fixed_grid.unit
+        png = figures.field_map(shown, small, unit, "cividis", (0.0, max(top, 1e-12)))
+        note = "Nine positions in ten are expected to lie within this distance of where they belong."
+        maps.append(Picture(f"Position uncertainty (90 % radius, {unit})", _data_uri(png, "png"), note))
 
     affine = float(torch.linalg.det(_linear(result)))
     determinant = result.transform.inverse().jacobian_determinant(small).reshape(small.shape[-2:]).numpy()

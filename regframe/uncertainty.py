@@ -1,0 +1,178 @@
+"""How sure a fit is of every position: how firmly the images hold it there, against a prior that lets it move.
+
+A Laplace approximation made local, with the sandwich (Huber 1967; White 1982) in place of the noise model: how much the forces
+of the images on the map scatter is measured, block by block, and not taken from a residual that is no white noise.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
+from torch import Tensor
+
+from .data import Grid
+from .lddmm import Energy, Increment, VelocitySpace, fit_contrast
+
+Array = NDArray[np.float64]
+
+BLOCK = 16
+"""Pixels along the sides of the blocks whose forces count as independent of each other."""
+COUNTS = 0.2
+"""What the evidence of the images counts: interpolation and a model that is not quite true err alike over many blocks."""
+NEIGHBOURS = 2.0
+"""How many times that far off a position may be between neighbouring sections: pieces of tissue move by themselves between the
+cuts, and what looks alike is other cells."""
+FLOOR = 0.02
+"""Standard deviation per axis, in fixed pixels, that no position is known better than."""
+RADIUS_90 = 2.146
+"""Radius over standard deviation per axis of the circle that holds 90 % of a Gaussian in 2D."""
+RADIUS_90_3D = 2.500
+"""The same of the ball in 3D."""
+LEAST_NOISE = 1e-5
+"""Variance of the residual, in that of the fixed image, that is assumed at least: that of the energy."""
+
+
+def position_sd(energy: Energy, x: Tensor, sections: bool) -> Tensor:
+    """Standard deviation per axis ``[*S_f]`` of where the fixed pixels of a level lie, in fixed pixels.
+
+    Args:
+        energy: the one that was minimised; its weights say what was seen.
+        x: where it ended.
+        sections: whether the two sides are neighbouring sections.
+    """
+    level, space = energy.level, energy.space
+    grid = level.fixed_grid
+    with torch.no_grad():
+        predicted = fit_contrast(energy.warp(x, level.moving, level.moving_grid), level.fixed, energy.weight)
+        hold, scatter = forces(predicted, level.fixed, energy.weight, grid)
+    blocks = blocks_of(grid)
+    pixels = math.prod(min(BLOCK, n) for n in grid.shape)
+    share = hold.clip(min=0.0) / max(float(hold.mean()), 1e-30)
+    variance = affine_variance(pixels * precision(hold.mean(), scatter.mean()) * share, blocks, energy.increment)
+    if space is not None:
+        reach = [space.scale * energy.zoom / s for s in blocks.spacing]
+        # beyond the canvas nothing is seen
+        near = [gaussian_filter(a, reach, mode="constant", truncate=3.0) for a in (hold, scatter)]
+        rho = precision(*near) / math.prod(grid.spacing)  # per squared length and area of the fixed frame
+        zoom = energy.zoom
+        variance = variance + zoom**2 * bending_variance(rho * zoom ** (2 + grid.ndim), space)
+    if sections:
+        variance = variance * NEIGHBOURS**2
+    return (_on_pixels(variance, grid) + FLOOR**2).sqrt().to(torch.float32)
+
+
+def blocks_of(grid: Grid) -> Grid:
+    """The grid of the blocks of `BLOCK` pixels that cover ``grid``, the last ones reaching beyond it."""
+    sizes = [min(BLOCK, n) for n in grid.shape]
+    return Grid(
+        tuple(-(-n // b) for n, b in zip(grid.shape, sizes, strict=True)),
+        tuple(s * b for s, b in zip(grid.spacing, sizes, strict=True)),
+        tuple(o + s * (b - 1) / 2 for o, s, b in zip(grid.origin, grid.spacing, sizes, strict=True)),
+        grid.unit,
+    )
+
+
+def forces(predicted: Tensor, fixed: Tensor, weight: Tensor, grid: Grid) -> tuple[Array, Array]:
+    """Per block of pixels ``[*B]``, axis and pixel: how steeply the squared residual rises when the image is moved there, and
+    the variance of its slope, the force: the squared sum of a block stands for all correlations shorter than it.
+
+    The former is the product of both sides' gradients, in which the noise of neither counts; it may come out negative where
+    there is little else.
+
+    Args:
+        predicted: the contrast-mapped moving image ``[C, *S]``.
+        fixed: ``[C, *S]``.
+        weight: ``[*S]``.
+        grid: of all three.
+    """
+    sizes = [min(BLOCK, n) for n in grid.shape]
+    pad = [v for n, b in zip(reversed(grid.shape), reversed(sizes), strict=True) for v in (0, -n % b)]
+    split = [m for n, b in zip(grid.shape, sizes, strict=True) for m in (-(-n // b), b)]
+    within = tuple(range(1, 2 * grid.ndim, 2))
+
+    def summed(values: Tensor) -> Tensor:
+        return torch.nn.functional.pad(values, pad).reshape(split).sum(dim=within)
+
+    pixels, residual = math.prod(sizes), fixed - predicted
+    square, scatter = torch.zeros_like(weight), torch.zeros(blocks_of(grid).shape)
+    for d, (n, spacing) in enumerate(zip(grid.shape, grid.spacing, strict=True)):
+        if n > 2:
+            step, other = (
+                (side.narrow(1 + d, 2, n - 2) - side.narrow(1 + d, 0, n - 2)) / (2 * spacing)
+                for side in (predicted, fixed)
+            )
+            square.narrow(d, 1, n - 2).add_((step * other).mean(dim=0))
+            force = torch.zeros_like(weight)
+            force.narrow(d, 1, n - 2).copy_((step * residual.narrow(1 + d, 1, n - 2)).mean(dim=0))
+            scatter += summed(force * weight).square()
+    hold = summed(square * weight) / (pixels * grid.ndim)
+    return hold.numpy().astype(np.float64), (scatter / (pixels * grid.ndim)).numpy().astype(np.float64)
+
+
+def precision(hold: Array, scatter: Array) -> Array:
+    """Precision per axis and pixel that the images give a displacement, the sandwich ``hold² / scatter``, times `COUNTS`."""
+    hold = np.maximum(hold, 0.0)
+    out: Array = COUNTS * hold**2 / np.maximum(np.maximum(scatter, LEAST_NOISE * hold), 1e-30)
+    return out
+
+
+def affine_variance(rho: Array, blocks: Grid, increment: Increment) -> Array:
+    """Variance per axis ``[*B]`` that the affine parameters leave, from their Gauss–Newton Hessian ``Σ ρ Jᵀ J``.
+
+    Each parameter has a standard deviation of half the canvas to begin with, so that the sum can be inverted.
+
+    Args:
+        rho: precision ``[*B]`` of each block.
+        blocks: of the fixed frame.
+        increment: what the map was fitted with.
+    """
+    ndim = blocks.ndim
+    with torch.enable_grad():
+        at = torch.zeros(increment.size, dtype=torch.float64)
+        derivative = torch.autograd.functional.jacobian(increment.matrix, at)[:ndim]  # type: ignore[no-untyped-call]
+    ones = torch.ones((*blocks.shape, 1), dtype=torch.float64)
+    where = torch.cat([blocks.coords(), ones], dim=-1).reshape(-1, ndim + 1)
+    weighted = where * torch.from_numpy(rho).reshape(-1, 1)
+    hessian = torch.einsum("djk,jl,dlm->km", derivative, where.T @ weighted, derivative)
+    hessian = hessian + torch.eye(increment.size, dtype=torch.float64) / increment.radius**2
+    spread = torch.einsum("djk,km,dlm->jl", derivative, torch.linalg.inv(hessian), derivative) / ndim
+    out: Array = ((where @ spread) * where).sum(dim=1).reshape(blocks.shape).numpy()
+    return out
+
+
+def bending_variance(density: Array, space: VelocitySpace) -> Array:
+    """Variance per axis, in squared moving pixels, that evidence leaves of the prior's displacement.
+
+    Where evidence is spread evenly, with precision ``ρ`` per area, each wave of the prior (variance ``λ_k``, area of its period
+    ``A``) keeps ``λ_k / (1 + ρ A λ_k)``. Their sum is tabulated over ``log ρ``.
+
+    Args:
+        density: ``ρ``, per squared moving pixel and area of the moving frame.
+        space: the prior.
+    """
+    area = math.prod(n * s for n, s in zip(space.waves.shape, space.waves.spacing, strict=True))
+    scale = math.prod(space.waves.shape) * space.n_slices
+    prior = (space.symbol.to(torch.float64).square() / scale).numpy()  # λ_k
+    copies = np.broadcast_to(space.multiplicity.numpy(), prior.shape)
+    logs = np.linspace(-16.0, 24.0, 81) - math.log(area * space.deviation**2)
+    table = [float((copies * prior / (1 + math.exp(t) * area * prior)).sum()) for t in logs]
+    out: Array = np.exp(np.interp(np.log(np.maximum(density, 1e-300)), logs, np.log(np.maximum(table, 1e-300))))
+    return out
+
+
+def radius_90(ndim: int) -> float:
+    """What a standard deviation per axis is multiplied with for the radius that holds 90 %."""
+    return RADIUS_90_3D if ndim == 3 else RADIUS_90
+
+
+def _on_pixels(values: Array, grid: Grid) -> Tensor:
+    """Values of blocks ``[*B]`` on the pixels ``[*S]``, linear between the blocks' middles."""
+    sizes = [min(BLOCK, n) for n in grid.shape]
+    whole = [b * n for b, n in zip(sizes, values.shape, strict=True)]
+    mode = "bilinear" if grid.ndim == 2 else "trilinear"
+    fine = torch.nn.functional.interpolate(torch.from_numpy(values)[None, None], size=whole, mode=mode)[0, 0]
+    return fine[tuple(slice(0, n) for n in grid.shape)]
