@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .config import Config
-from .data import Grid, Image, unit_ratio
+from .data import Image, unit_ratio
 from .homogeneous import carry, compose, inverse
 from .lddmm import Frame, Halvings, ImageMetric, Increment, Level, smooth_size
 from .optimize import Fit, build_levels, fit_level, threads_for
@@ -48,6 +48,10 @@ UNMIRRORED = 0.25
 and both halves of a brain resemble each other more than two brains do."""
 MOST = 3.0
 """Pixels that a step moves anything at most."""
+LOCAL = 9
+"""Pixels across the neighbourhood whose mean is taken off where the fine structure decides between finalists."""
+COARSE_AREA = 16.0
+"""Pixels that one observation of the images as they are stands for, beside one of the fine structure for each."""
 DULL = 0.1
 """Variance, over the whole image's, below which a correlation is not taken for more than it is."""
 
@@ -226,7 +230,8 @@ def _search_plane(fixed: Halvings, moving: Halvings, rigid: bool) -> Pose:
     favour[: len(plain)] += EQUAL
     favour[torch.linalg.det(poses[:, :, :2]) > 0] /= 1 - UNMIRRORED
     for size, kind, most in ((COARSE_SIZE, "similarity", FINALISTS), (FINE_SIZE, "affine", FINALISTS)):
-        poses, scores = _refine(f, m, poses, size, "rigid" if rigid else kind)
+        poses, fit = _refine(f, m, poses, size, "rigid" if rigid else kind)
+        scores = fit.evidence() if size == FINE_SIZE else fit.score
         chosen: list[int] = []
         for i in (scores * favour).argsort(descending=True, stable=True).tolist():
             if len(chosen) < most and all(_apart(poses[i], poses[j], f, m) for j in chosen):
@@ -291,12 +296,14 @@ def _sample(view: View, at: Tensor) -> tuple[Tensor, Tensor]:
     return out[:, :-1], out[:, -1] * (unit.abs() < 1).all(dim=-1)
 
 
-def _likeness(cross: Tensor, f_variance: Tensor, m_variance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Squared correlation of intensities and of edges, dimension 1, and both variances, not smaller than `DULL`.
+def _likeness(
+    cross: Tensor, f_variance: Tensor, m_variance: Tensor, least: float = DULL
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Squared correlation of intensities and of edges, dimension 1, and both variances, at the ``least``.
 
     Intensities may be inverted; where one side has edges the other has to have some, too.
     """
-    f_variance, m_variance = f_variance.clamp(min=DULL), m_variance.clamp(min=DULL)
+    f_variance, m_variance = f_variance.clamp(min=least), m_variance.clamp(min=least)
     square = cross * cross / (f_variance * m_variance)
     square[:, 1] *= cross[:, 1] > 0
     return square.clamp(max=0.98), f_variance, m_variance
@@ -353,7 +360,8 @@ class _Fit:
         slope: ``[N, 2]`` from moving to fixed.
         spread: variance of the moving side ``[N, 2]``.
         rest: variance of the fixed side that is not explained ``[N, 2]``.
-        score: ``[N]``.
+        count: pixels that both sides share ``[N]``.
+        score: ``-n/2 Σ log(1 - ρ²)`` ``[N]``.
     """
 
     fixed: Tensor
@@ -362,6 +370,7 @@ class _Fit:
     slope: Tensor
     spread: Tensor
     rest: Tensor
+    count: Tensor
     score: Tensor
 
     def better(self, other: _Fit) -> tuple[_Fit, Tensor]:
@@ -369,6 +378,20 @@ class _Fit:
         wins = other.score > self.score
         pairs = zip(vars(self).values(), vars(other).values(), strict=True)
         return _Fit(*(torch.where(wins.reshape(-1, *(1,) * (old.ndim - 1)), new, old) for old, new in pairs)), wins
+
+    def evidence(self) -> Tensor:
+        """Nats ``[N]`` of likeness, fine structure and all: outlines can be alike that hold different things."""
+        w = self.weight[:, None]
+        near = F.avg_pool2d(w, LOCAL, 1, LOCAL // 2).clamp(min=1e-12)
+
+        def fine(values: Tensor) -> Tensor:
+            return values - F.avg_pool2d(values * w, LOCAL, 1, LOCAL // 2) / near
+
+        f, m = fine(self.fixed), fine(self.moving)
+        f, m = (side - (side * w).sum(dim=(2, 3), keepdim=True) for side in (f, m))
+        cross, f_variance, m_variance = ((pair * w).sum(dim=(2, 3)) for pair in (f * m, f * f, m * m))
+        square, _, _ = _likeness(cross, f_variance, m_variance, DULL / 5)
+        return -0.5 * self.count * torch.log1p(-square).sum(dim=1) + self.score / COARSE_AREA
 
 
 def _compare(image: Tensor, mask: Tensor, at: Tensor, spacing: float, moving: Views, poses: Tensor) -> _Fit:
@@ -394,11 +417,11 @@ def _compare(image: Tensor, mask: Tensor, at: Tensor, spacing: float, moving: Vi
     slope = cross / m_variance
     slope[:, 1] = slope[:, 1].clamp(min=0)
     score = -0.5 * n * torch.log1p(-square).sum(dim=1)
-    return _Fit(f, m, weight, slope, m_variance, f_variance * (1 - square), score)
+    return _Fit(f, m, weight, slope, m_variance, f_variance * (1 - square), n, score)
 
 
-def _refine(fixed: Views, moving: Views, poses: Tensor, size: int, kind: str) -> tuple[Tensor, Tensor]:
-    """Pullbacks ``[N, 2, 3]`` after `STEPS` damped Gauss-Newton steps each, all at once, and their scores ``[N]``.
+def _refine(fixed: Views, moving: Views, poses: Tensor, size: int, kind: str) -> tuple[Tensor, _Fit]:
+    """Pullbacks ``[N, 2, 3]`` after `STEPS` damped Gauss-Newton steps each, all at once, and how they fit.
 
     Minimises ``Σ log`` of the two residual variances, with the linear map between the intensities (and between the edges)
     eliminated: the derivatives have no part along it.
@@ -437,7 +460,7 @@ def _refine(fixed: Views, moving: Views, poses: Tensor, size: int, kind: str) ->
         now, wins = now.better(_compare(image, mask, at, spacing, moving, trial))
         poses = torch.where(wins[:, None, None], trial, poses)
         damping = torch.where(wins, damping * 0.3, damping * 10)
-    return poses, now.score
+    return poses, now
 
 
 def _stepped(poses: Tensor, step: Tensor, spacing: float, radius: float) -> Tensor:

@@ -83,7 +83,7 @@ class Views:
             finer = self._stacks[max(octave - 1, 0)][0]
             edges = _slope(finer[:-1], finer[-1])[None, None]
             if octave > 0:
-                edges = F.adaptive_avg_pool2d(edges, grid.shape)
+                edges = F.adaptive_avg_pool2d(edges, tuple(weight.shape))
             edges = F.avg_pool2d(edges, 3, 1, 1, count_include_pad=False)[0, 0]
             data = torch.stack([intensity, edges])
             total = weight.sum().clamp(min=1e-6)
@@ -99,7 +99,7 @@ def trust(data: Tensor) -> Tensor:
     An area of one colour that the image fades into is its background; one that it leaps to lies beyond what was recorded,
     such as the corners of a turned image.
     """
-    c, h, w = data.shape
+    h, w = data.shape[1:]
     padded = F.pad(data[None], (1, 1, 1, 1), mode="replicate")[0]
     change = torch.maximum(
         (padded[:, 1:-1, 2:] - padded[:, 1:-1, :-2]).abs(), (padded[:, 2:, 1:-1] - padded[:, :-2, 1:-1]).abs()
