@@ -29,7 +29,7 @@ TURNS = 16
 """Turns tried around the full circle, each with and without a mirror."""
 SIZES = 7
 """Sizes tried where it is not known, each √2 times the one before, about the one that makes both sides equally large."""
-SCANNED = 20
+SCANNED = 28
 """Poses of the scan that are refined as similarities."""
 COARSE_SIZE = 28
 """Like `SCAN_SIZE`, where those are refined."""
@@ -37,21 +37,27 @@ FINALISTS = 6
 """Distinct poses of these that are refined as affine maps and compared."""
 FINE_SIZE = 64
 """Like `SCAN_SIZE`, where the finalists are refined."""
-STEPS = 6
+STEPS = 8
 """Gauss-Newton steps of a refinement."""
+CLEAR = 0.3
+"""Margin below which another pose may as well be the right one."""
 APART = 0.1
 """Distance, over the smaller side's diagonal, from which two poses are truly different."""
 EQUAL = 0.02
 """Relative difference of two scores that says nothing about which pose is right; the plainest then is taken."""
-UNMIRRORED = 0.25
+UNMIRRORED = 0.3
 """How much less a pose without a mirror may score and still be preferred: slides are turned every day, flipped now and then,
 and both halves of a brain resemble each other more than two brains do."""
 MOST = 3.0
 """Pixels that a step moves anything at most."""
 LOCAL = 9
 """Pixels across the neighbourhood whose mean is taken off where the fine structure decides between finalists."""
-COARSE_AREA = 16.0
+COARSE_AREA = 32.0
 """Pixels that one observation of the images as they are stands for, beside one of the fine structure for each."""
+STRETCH = 0.05
+"""Standard deviation of the logarithm of the stretch that a pose is expected to have."""
+CHANCE = 60.0
+"""Nats that images which have nothing in common come to: a pose with no rival still has this one."""
 DULL = 0.1
 """Variance, over the whole image's, below which a correlation is not taken for more than it is."""
 
@@ -175,7 +181,7 @@ class Pose:
         matrix: ``A`` ``[D+1, D+1]``, moving → fixed, physical.
         score: how well it fits, higher is better: nats of likeness in the coarse images (2D), explained variance (3D).
         margin: how much less, relative to ``score``, the best truly different pose scores, at least 0; None where none was
-            found.
+            tried.
         runner_up: the matrix of that pose, or None.
         runner_up_score: its score, or None.
     """
@@ -226,12 +232,15 @@ def _search_plane(fixed: Halvings, moving: Halvings, rigid: bool) -> Pose:
     scores, poses = (torch.cat(part) for part in zip(*found, strict=True))
     best = scores.argsort(descending=True, stable=True)[:SCANNED]
     poses = torch.cat([torch.stack(plain)[:, :2].to(torch.float32), poses[best]])
-    favour = torch.ones(len(poses))
+    favour = torch.ones(len(poses), dtype=torch.float32)
     favour[: len(plain)] += EQUAL
     favour[torch.linalg.det(poses[:, :, :2]) > 0] /= 1 - UNMIRRORED
     for size, kind, most in ((COARSE_SIZE, "similarity", FINALISTS), (FINE_SIZE, "affine", FINALISTS)):
         poses, fit = _refine(f, m, poses, size, "rigid" if rigid else kind)
-        scores = fit.evidence() if size == FINE_SIZE else fit.score
+        scores = fit.score
+        if size == FINE_SIZE:
+            sizes = torch.linalg.svdvals(poses[:, :, :2])
+            scores = fit.evidence() - 0.5 * ((sizes[:, 0] / sizes[:, 1]).log() / STRETCH) ** 2
         chosen: list[int] = []
         for i in (scores * favour).argsort(descending=True, stable=True).tolist():
             if len(chosen) < most and all(_apart(poses[i], poses[j], f, m) for j in chosen):
@@ -241,14 +250,19 @@ def _search_plane(fixed: Halvings, moving: Halvings, rigid: bool) -> Pose:
     def physical(pose: Tensor) -> Tensor:
         square = torch.eye(3, dtype=torch.float64)
         square[:2] = pose
-        return compose(inverse(to_fixed), inverse(square), to_moving)
+        return nearest_of_kind(
+            compose(inverse(to_fixed), inverse(square), to_moving),
+            "rigid" if rigid else "affine",
+            ratio or 1.0,
+            moving.grid.center,
+        )
 
-    matrix, score = physical(poses[0]), float(scores[0])
-    if len(poses) == 1:
-        return Pose(matrix, score, None)
-    second = 1 + int(scores[1:].argmax())
-    rival = float(scores[second])
-    return Pose(matrix, score, max(0.0, 1 - rival / max(score, 1e-9)), physical(poses[second]), rival)
+    score, others = float(scores[0]), scores[1:]
+    second = float(others.max()) if len(others) else 0.0
+    margin = max(0.0, 1 - max(second, CHANCE) / max(score, 1e-9))
+    if not len(others):
+        return Pose(physical(poses[0]), score, margin)
+    return Pose(physical(poses[0]), score, margin, physical(poses[1 + int(others.argmax())]), second)
 
 
 def _scaled(zoom: float) -> Tensor:
@@ -270,9 +284,9 @@ def _apart(a: Tensor, b: Tensor, fixed: Views, moving: Views) -> bool:
         a, b = _inverted(a), _inverted(b)
         fixed, moving = moving, fixed
     half = fixed.extent / 2
-    corners = torch.tensor([[y, x, 1.0] for y in (-half, half) for x in (-half, half)])
+    corners = torch.tensor([[y, x, 1.0] for y in (-half, half) for x in (-half, half)], dtype=torch.float32)
     size = float(torch.linalg.det(a[:, :2]).abs()) ** 0.5
-    return float((corners @ (a - b).T).norm(dim=1).mean()) > APART * size * 2**1.5 * half
+    return bool(float((corners @ (a - b).T).norm(dim=1).mean()) > APART * size * 2**1.5 * half)
 
 
 def _inverted(pose: Tensor) -> Tensor:
@@ -289,7 +303,7 @@ def _lattice(shape: tuple[int, int], spacing: float) -> Tensor:
 def _sample(view: View, at: Tensor) -> tuple[Tensor, Tensor]:
     """Data ``[N, 2, H, W]`` and weight ``[N, H, W]`` of a view at positions ``[N, H, W, 2]``; nothing counts outside."""
     shape = torch.tensor(view.grid.shape, dtype=torch.float32)
-    spacing, origin = torch.tensor(view.grid.spacing), torch.tensor(view.grid.origin)
+    spacing, origin = (torch.tensor(v, dtype=torch.float32) for v in (view.grid.spacing, view.grid.origin))
     unit = (2 * (at - origin) / spacing + 1) / shape - 1  # -1 and 1 at the outer borders
     stack = torch.cat([view.data, view.weight[None]])[None].expand(len(at), -1, -1, -1)
     out = F.grid_sample(stack, unit.flip(-1), padding_mode="border", align_corners=False)
@@ -316,15 +330,15 @@ def _scan(fixed: Views, moving: Views, zoom: float) -> tuple[Tensor, Tensor]:
     """
     spacing = math.sqrt(fixed.extent * zoom * moving.extent) / SCAN_SIZE
     f, m = fixed.at(spacing), moving.at(spacing / zoom)
-    spacing = max(spacing, max(*f.grid.extent, *(zoom * e for e in m.grid.extent)) / (5 * SCAN_SIZE))
+    spacing = max(spacing, max(*f.grid.extent, *(zoom * e for e in m.grid.extent)) / (4 * SCAN_SIZE))
     f_shape = [max(4, round(e / spacing)) for e in f.grid.extent]
     f_at = _lattice((f_shape[0], f_shape[1]), spacing)
     image, mask = (part[0] for part in _sample(f, f_at[None]))
     side = math.ceil(math.hypot(*(e * zoom / spacing for e in m.grid.extent)))  # holds it at any turn
-    angle = 2 * math.pi * torch.arange(TURNS) / TURNS
+    angle = 2 * math.pi * torch.arange(TURNS, dtype=torch.float32) / TURNS
     cos, sin = angle.cos(), angle.sin()
     turns = torch.stack([cos, sin, -sin, cos], dim=1).reshape(-1, 2, 2)  # back from the fixed side
-    turns = torch.cat([turns, torch.tensor([[1.0], [-1.0]]) * turns]) / zoom
+    turns = torch.cat([turns, turns * turns.new_tensor([[1.0], [-1.0]])]) / zoom
     m_at = _lattice((side, side), spacing)
     turned, covered = _sample(m, torch.einsum("hwc,ndc->nhwd", m_at, turns))  # [N, 2, ...], [N, ...]
     shape = [smooth_size(n + side - 1) for n in f_shape]
@@ -345,7 +359,7 @@ def _scan(fixed: Views, moving: Views, zoom: float) -> tuple[Tensor, Tensor]:
     lag = torch.stack([place // shape[1], place % shape[1]], dim=1)
     size, last = torch.tensor(shape), torch.tensor(f_shape)
     lag = torch.where(lag > size - last, lag - size, lag)
-    shift = spacing * (lag - (side - 1) / 2) - f_at[0, 0]  # of a fixed position, before the turn
+    shift = spacing * (lag.to(torch.float32) - (side - 1) / 2) - f_at[0, 0]  # of a fixed position, before the turn
     return best, torch.cat([turns, torch.einsum("ndc,nc->nd", turns, shift)[:, :, None]], dim=2)
 
 
@@ -428,7 +442,7 @@ def _refine(fixed: Views, moving: Views, poses: Tensor, size: int, kind: str) ->
     """
     spacing = fixed.extent / size
     view = fixed.at(spacing)
-    spacing = max(spacing, max(view.grid.extent) / (5 * size))
+    spacing = max(spacing, max(view.grid.extent) / (3 * size))
     shape = [max(4, round(e / spacing)) for e in view.grid.extent]
     at = _lattice((shape[0], shape[1]), spacing)
     image, mask = (part[0] for part in _sample(view, at[None]))
@@ -439,9 +453,9 @@ def _refine(fixed: Views, moving: Views, poses: Tensor, size: int, kind: str) ->
     fields = fields[: {"rigid": 3, "similarity": 4, "affine": 6}[kind]]
     moves = torch.stack([torch.stack(field) for field in fields])  # [K, 2, H, W], pixels
     now = _compare(image, mask, at, spacing, moving, poses)
-    damping = torch.full((len(poses),), 0.01)
+    damping = torch.full((len(poses),), 0.01, dtype=torch.float32)
     for _ in range(STEPS):
-        slope = torch.zeros((len(poses), 2, *image.shape))  # [N, 2 derivatives, 2, H, W]
+        slope = image.new_zeros((len(poses), 2, *image.shape))  # [N, 2 derivatives, 2, H, W]
         slope[:, 0, :, 1:-1] = (now.moving[:, :, 2:] - now.moving[:, :, :-2]) / 2
         slope[:, 1, :, :, 1:-1] = (now.moving[:, :, :, 2:] - now.moving[:, :, :, :-2]) / 2
         change = torch.einsum("ndphw,kdhw->nkphw", slope, moves)

@@ -14,10 +14,14 @@ from .lddmm import Halvings, halve
 
 FINEST = 320
 """Pixels along the longer side of the finest image that is looked at."""
+COARSEST = 64
+"""Pixels along the longer side of the image that shows how far the tissue extends."""
 EMPTY = 0.2
 """What a pixel without any contrast counts: clean background says a little, a canvas that was enlarged says nothing."""
 LEAP = 0.75
 """Standard deviations by which an image leaps to a constant colour that is not its background but a filled-in canvas."""
+DRAWING = 0.1
+"""Share of an image that must not be constant for what is constant to count less."""
 CONSTANT = 0.01
 """Standard deviations within which neighbouring pixels count as constant."""
 
@@ -62,10 +66,14 @@ class Views:
             self._stacks.append((stack, grid))
         self._views: dict[int, View] = {}
         self._axis = _principal(data, weight)
-        edges = self._view(min(len(self._stacks) - 1, 2))
-        energy = edges.weight * (edges.data[1] - edges.data[1].min())
-        spread = float(energy.sum()) ** 2 / max(float((energy * energy).sum()), 1e-12)  # pixels the edges spread over
-        self.extent = math.sqrt(max(spread, 4.0) * math.prod(edges.grid.spacing))
+        octave = 0
+        while octave + 1 < len(self._stacks) and max(self._stacks[octave][1].shape) > COARSEST:
+            octave += 1
+        view = self._view(octave)
+        energy = F.avg_pool2d((view.weight * (view.data[1] - view.data[1].min()))[None, None], 5, 1, 2)
+        spread = float(energy.sum()) ** 2 / max(float(energy.square().sum()), 1e-12)  # pixels the edges spread over
+        spread = max(spread, float(view.weight.sum()) / 16, 4.0)
+        self.extent = math.sqrt(spread * math.prod(view.grid.spacing))
         """Length of the sides of a square as large as what there is to see, in the side's normalised frame."""
 
     def at(self, spacing: float) -> View:
@@ -83,7 +91,7 @@ class Views:
             finer = self._stacks[max(octave - 1, 0)][0]
             edges = _slope(finer[:-1], finer[-1])[None, None]
             if octave > 0:
-                edges = F.adaptive_avg_pool2d(edges, tuple(weight.shape))
+                edges = F.adaptive_avg_pool2d(edges, (weight.shape[0], weight.shape[1]))
             edges = F.avg_pool2d(edges, 3, 1, 1, count_include_pad=False)[0, 0]
             data = torch.stack([intensity, edges])
             total = weight.sum().clamp(min=1e-6)
@@ -123,7 +131,8 @@ def trust(data: Tensor) -> Tensor:
             if float(leap) > LEAP:
                 out[_grown(area, 2)] = 0.0
         rest = rest & ~area
-    return out if float(out.max()) > 0 else torch.ones_like(out)
+    # what consists of constant areas is a drawing
+    return out if float((out == 1).to(torch.float32).mean()) > DRAWING else torch.ones_like(out)
 
 
 def _grown(mask: Tensor, by: int) -> Tensor:
@@ -138,7 +147,8 @@ def _principal(data: Tensor, weight: Tensor) -> Tensor:
     """The direction ``[C, 1, 1]`` in which the channels of ``data`` ``[C, H, W]`` vary most."""
     flat, w = data.reshape(data.shape[0], -1), weight.reshape(-1)
     flat = flat - (flat @ w)[:, None] / w.sum().clamp(min=1e-6)
-    return torch.linalg.eigh((flat * w) @ flat.T)[1][:, -1, None, None]
+    directions: Tensor = torch.linalg.eigh((flat * w) @ flat.T)[1]
+    return directions[:, -1, None, None]
 
 
 def _slope(data: Tensor, weight: Tensor) -> Tensor:
