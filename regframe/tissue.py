@@ -59,13 +59,15 @@ class Views:
         weight = trust(data)
         if mask is not None:
             weight = weight * mask
-        stack = torch.cat([data, weight[None]])
+        known = (weight > 0).to(data.dtype)  # what is not known must not leak into what is, on any octave
+        mean = ((data * weight).sum(dim=(1, 2)) / weight.sum().clamp(min=1e-6))[:, None, None]
+        stack = torch.cat([(data - mean) * known, known[None], weight[None]])
         self._stacks = [(stack, grid)]
         while min(grid.shape) >= 16:
             stack, grid = halve(stack, grid, [0, 1])
             self._stacks.append((stack, grid))
         self._views: dict[int, View] = {}
-        self._axis = _principal(data, weight)
+        self._axis = _principal(data - mean, weight)
         octave = 0
         while octave + 1 < len(self._stacks) and max(self._stacks[octave][1].shape) > COARSEST:
             octave += 1
@@ -87,9 +89,8 @@ class Views:
         if octave not in self._views:
             stack, grid = self._stacks[octave]
             weight = stack[-1]
-            intensity = (stack[:-1] * self._axis).sum(dim=0)
-            finer = self._stacks[max(octave - 1, 0)][0]
-            edges = _slope(finer[:-1], finer[-1])[None, None]
+            intensity = (_clean(stack)[0] * self._axis).sum(dim=0)
+            edges = _slope(*_clean(self._stacks[max(octave - 1, 0)][0]))[None, None]
             if octave > 0:
                 edges = F.adaptive_avg_pool2d(edges, (weight.shape[0], weight.shape[1]))
             edges = F.avg_pool2d(edges, 3, 1, 1, count_include_pad=False)[0, 0]
@@ -144,16 +145,21 @@ def _shrunk(mask: Tensor, by: int) -> Tensor:
 
 
 def _principal(data: Tensor, weight: Tensor) -> Tensor:
-    """The direction ``[C, 1, 1]`` in which the channels of ``data`` ``[C, H, W]`` vary most."""
+    """The direction ``[C, 1, 1]`` in which the channels of ``data`` ``[C, H, W]`` vary most about 0."""
     flat, w = data.reshape(data.shape[0], -1), weight.reshape(-1)
-    flat = flat - (flat @ w)[:, None] / w.sum().clamp(min=1e-6)
     directions: Tensor = torch.linalg.eigh((flat * w) @ flat.T)[1]
     return directions[:, -1, None, None]
 
 
-def _slope(data: Tensor, weight: Tensor) -> Tensor:
-    """Gradient magnitude ``[H, W]`` over the channels of ``data`` ``[C, H, W]``, 0 where a neighbour is not trusted at all."""
-    dy = data.diff(dim=1, append=data[:, -1:])
-    dx = data.diff(dim=2, append=data[:, :, -1:])
-    size = (dy**2 + dx**2).sum(dim=0).sqrt()
-    return size * (weight > 0)
+def _clean(stack: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean of the known pixels alone ``[C, H, W]``, and where enough of them are known ``[H, W]``, of an octave."""
+    known = stack[-2]
+    enough = known > 0.25
+    return torch.where(enough, stack[:-2] / known.clamp(min=0.25), 0.0), enough
+
+
+def _slope(data: Tensor, known: Tensor) -> Tensor:
+    """Gradient magnitude ``[H, W]`` over the channels of ``data`` ``[C, H, W]``, 0 beside what is not known."""
+    dy = data.diff(dim=1, append=data[:, -1:]) * (known & torch.cat([known[1:], known[-1:]]))
+    dx = data.diff(dim=2, append=data[:, :, -1:]) * (known & torch.cat([known[:, 1:], known[:, -1:]], dim=1))
+    return (dy**2 + dx**2).sum(dim=0).sqrt()
