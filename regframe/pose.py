@@ -218,7 +218,8 @@ def search(
 def _search_plane(fixed: Halvings, moving: Halvings, rigid: bool) -> Pose:
     f, m = Views(fixed), Views(moving)
     ratio = unit_ratio(moving.grid.unit, fixed.grid.unit)
-    equal = (ratio or 1.0) * moving.grid.pixel / fixed.grid.pixel  # by the units, or else a pixel for a pixel
+    # by the units, or else a pixel for a pixel
+    equal = 1.0 if ratio is None else ratio * moving.grid.pixel / fixed.grid.pixel
     known = ratio is not None and (rigid or fixed.grid.unit != "px")
     zooms = [equal] if known else _ladder(f.extent / m.extent, equal)
     # poses are pullbacks of the normalised frames, fixed → moving, [N, 2, 3]
@@ -235,7 +236,7 @@ def _search_plane(fixed: Halvings, moving: Halvings, rigid: bool) -> Pose:
     favour = torch.ones(len(poses), dtype=torch.float32)
     favour[: len(plain)] += EQUAL
     favour[torch.linalg.det(poses[:, :, :2]) > 0] /= 1 - UNMIRRORED
-    for size, kind, most in ((COARSE_SIZE, "similarity", FINALISTS), (FINE_SIZE, "affine", FINALISTS)):
+    for size, kind in ((COARSE_SIZE, "similarity"), (FINE_SIZE, "affine")):
         poses, fit = _refine(f, m, poses, size, "rigid" if rigid else kind)
         scores = fit.score
         if size == FINE_SIZE:
@@ -243,7 +244,7 @@ def _search_plane(fixed: Halvings, moving: Halvings, rigid: bool) -> Pose:
             scores = fit.evidence() - 0.5 * ((sizes[:, 0] / sizes[:, 1]).log() / STRETCH) ** 2
         chosen: list[int] = []
         for i in (scores * favour).argsort(descending=True, stable=True).tolist():
-            if len(chosen) < most and all(_apart(poses[i], poses[j], f, m) for j in chosen):
+            if len(chosen) < FINALISTS and all(_apart(poses[i], poses[j], f, m) for j in chosen):
                 chosen.append(i)
         poses, scores, favour = poses[chosen], scores[chosen], favour[chosen]
 
