@@ -1,7 +1,7 @@
-"""Where a registration starts: from paired landmarks, or without any, by a search over turn, mirror and shift.
+"""Where a registration starts: from paired landmarks, or without any, by a search over turn, mirror, size and shift.
 
 Sources: Umeyama 1991 (rigid and similarity maps of paired points, closed form); Padfield 2012 (masked normalised
-cross-correlation by FFT).
+cross-correlation by FFT); Golub and Pereyra 1973 (variable projection).
 """
 
 from __future__ import annotations
@@ -12,27 +12,54 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .config import Config
-from .data import Grid, Image, unit_ratio
+from .data import Image, unit_ratio
 from .homogeneous import carry, compose, inverse
-from .lddmm import Frame, Halvings, ImageMetric, Increment, Level, halve, smooth_size
+from .lddmm import Frame, Halvings, ImageMetric, Increment, Level, smooth_size
 from .optimize import Fit, build_levels, fit_level, threads_for
-from .transforms import Affine, resample
+from .tissue import View, Views
+from .transforms import Affine
 
-SEARCH_SIZE = 96
-"""Pixels along the longer side of the images the search works on."""
-ANGLES = 36
+SCAN_SIZE = 20
+"""Pixels along the side of a square as large as what there is to see, in the images that all poses are tried on."""
+TURNS = 16
 """Turns tried around the full circle, each with and without a mirror."""
-CANDIDATES = 6
-"""Distinct poses that are refined and compared."""
-
-
-CLEAR = 0.5
-"""Share of the best peak's score below which a peak is not refined, once there is one rival to compare with."""
+SIZES = 7
+"""Sizes tried where it is not known, each √2 times the one before, about the one that makes both sides equally large."""
+SCANNED = 28
+"""Poses of the scan that are refined as similarities."""
+COARSE_SIZE = 28
+"""Like `SCAN_SIZE`, where those are refined."""
+FINALISTS = 6
+"""Distinct poses of these that are refined as affine maps and compared."""
+FINE_SIZE = 64
+"""Like `SCAN_SIZE`, where the finalists are refined."""
+STEPS = 8
+"""Gauss-Newton steps of a refinement."""
+CLEAR = 0.3
+"""Margin below which another pose may as well be the right one."""
+APART = 0.1
+"""Distance, over the smaller side's diagonal, from which two poses are truly different."""
 EQUAL = 0.02
-"""Relative difference of two scores that says nothing about which pose is right."""
+"""Relative difference of two scores that says nothing about which pose is right; the plainest then is taken."""
+UNMIRRORED = 0.3
+"""How much less a pose without a mirror may score and still be preferred: slides are turned every day, flipped now and then,
+and both halves of a brain resemble each other more than two brains do."""
+MOST = 3.0
+"""Pixels that a step moves anything at most."""
+LOCAL = 9
+"""Pixels across the neighbourhood whose mean is taken off where the fine structure decides between finalists."""
+COARSE_AREA = 32.0
+"""Pixels that one observation of the images as they are stands for, beside one of the fine structure for each."""
+STRETCH = 0.05
+"""Standard deviation of the logarithm of the stretch that a pose is expected to have."""
+CHANCE = 60.0
+"""Nats that images which have nothing in common come to: a pose with no rival still has this one."""
+DULL = 0.1
+"""Variance, over the whole image's, below which a correlation is not taken for more than it is."""
 
 
 @dataclass(frozen=True)
@@ -152,41 +179,326 @@ class Pose:
 
     Args:
         matrix: ``A`` ``[D+1, D+1]``, moving → fixed, physical.
-        score: mismatch after refinement, lower is better.
-        margin: how much worse, relative to ``score``, the best truly different pose is; None where none was tried.
+        score: how well it fits, higher is better: nats of likeness in the coarse images (2D), explained variance (3D).
+        margin: how much less, relative to ``score``, the best truly different pose scores, at least 0; None where none was
+            tried.
+        runner_up: the matrix of that pose, or None.
+        runner_up_score: its score, or None.
     """
 
     matrix: Tensor
     score: float
     margin: float | None
+    runner_up: Tensor | None = None
+    runner_up_score: float | None = None
 
 
 def search(
     fixed: Image | Halvings, moving: Image | Halvings, metric: Callable[[Level], ImageMetric], config: Config
 ) -> Pose:
-    """Find the pose of ``moving`` on ``fixed`` over the full circle, both mirrors and all shifts.
+    """Find the pose of ``moving`` on ``fixed``: any turn, mirror and shift, and any size where the units do not say it.
 
-    Candidates are the peaks of the masked normalised cross-correlation of gradient magnitudes, which do not depend on the
-    polarity of a stain, beside the identity and the alignment of both centres; each is refined on a coarse level and the
-    one with the lowest mismatch wins. Volumes start from the identity or from their centres.
+    Images are compared by their intensity, of either polarity, and by their edges; the metric has no say. All turns,
+    mirrors, sizes and shifts are tried at a very low resolution, the best of them refined together as similarities, and
+    the best of those as affine maps. Volumes start from the identity or from their centres, refined with the metric.
 
     Args:
         fixed: in its unit.
-        moving: in the fixed side's unit, or in pixels.
+        moving: in a length unit like the fixed side; where a side is in pixels, the size is unknown.
         metric: makes the similarity ready for a level.
+        config: the solver's settings; a ``rigid`` transform has no size to look for.
     """
     fixed, moving = Halvings.of(fixed), Halvings.of(moving)
-    ndim = fixed.grid.ndim
+    if fixed.grid.ndim != 2:
+        return _search_volume(fixed, moving, metric, config)
+    with threads_for(TURNS * SCAN_SIZE**2 * 16):
+        return _search_plane(fixed, moving, config.transform == "rigid")
+
+
+def _search_plane(fixed: Halvings, moving: Halvings, rigid: bool) -> Pose:
+    f, m = Views(fixed), Views(moving)
     ratio = unit_ratio(moving.grid.unit, fixed.grid.unit)
+    # by the units, or else a pixel for a pixel
+    equal = 1.0 if ratio is None else ratio * moving.grid.pixel / fixed.grid.pixel
+    known = ratio is not None and (rigid or fixed.grid.unit != "px")
+    zooms = [equal] if known else _ladder(f.extent / m.extent, equal)
+    # poses are pullbacks of the normalised frames, fixed → moving, [N, 2, 3]
+    to_fixed, to_moving = Frame.of(fixed.grid).matrix(), Frame.of(moving.grid).matrix()
+    plain = [_scaled(zoom) for zoom in ([equal] if known else [equal, f.extent / m.extent])]  # middle on middle
+    if ratio is not None:
+        stay = compose(to_moving, _scaled(ratio), inverse(to_fixed))
+        if not torch.equal(stay, plain[0]):
+            plain.insert(0, stay)
+    found = [_scan(f, m, zoom) for zoom in zooms]
+    scores, poses = (torch.cat(part) for part in zip(*found, strict=True))
+    best = scores.argsort(descending=True, stable=True)[:SCANNED]
+    poses = torch.cat([torch.stack(plain)[:, :2].to(torch.float32), poses[best]])
+    favour = torch.ones(len(poses), dtype=torch.float32)
+    favour[: len(plain)] += EQUAL
+    favour[torch.linalg.det(poses[:, :, :2]) > 0] /= 1 - UNMIRRORED
+    for size, kind in ((COARSE_SIZE, "similarity"), (FINE_SIZE, "affine")):
+        poses, fit = _refine(f, m, poses, size, "rigid" if rigid else kind)
+        scores = fit.score
+        if size == FINE_SIZE:
+            sizes = torch.linalg.svdvals(poses[:, :, :2])
+            scores = fit.evidence() - 0.5 * ((sizes[:, 0] / sizes[:, 1]).log() / STRETCH) ** 2
+        chosen: list[int] = []
+        for i in (scores * favour).argsort(descending=True, stable=True).tolist():
+            if len(chosen) < FINALISTS and all(_apart(poses[i], poses[j], f, m) for j in chosen):
+                chosen.append(i)
+        poses, scores, favour = poses[chosen], scores[chosen], favour[chosen]
+
+    def physical(pose: Tensor) -> Tensor:
+        square = torch.eye(3, dtype=torch.float64)
+        square[:2] = pose
+        return nearest_of_kind(
+            compose(inverse(to_fixed), inverse(square), to_moving),
+            "rigid" if rigid else "affine",
+            ratio or 1.0,
+            moving.grid.center,
+        )
+
+    score, others = float(scores[0]), scores[1:]
+    second = float(others.max()) if len(others) else 0.0
+    margin = max(0.0, 1 - max(second, CHANCE) / max(score, 1e-9))
+    if not len(others):
+        return Pose(physical(poses[0]), score, margin)
+    return Pose(physical(poses[0]), score, margin, physical(poses[1 + int(others.argmax())]), second)
+
+
+def _scaled(zoom: float) -> Tensor:
+    """The pullback ``[3, 3]`` of a side that is enlarged ``zoom``-fold."""
+    return torch.diag(torch.tensor([1 / zoom, 1 / zoom, 1.0], dtype=torch.float64))
+
+
+def _ladder(middle: float, equal: float) -> list[float]:
+    """Sizes to try: about the one at which both sides show equally much, and a pixel for a pixel."""
+    zooms = [middle * 2 ** (k / 2) for k in range(-(SIZES // 2), SIZES // 2 + 1)]
+    if all(abs(math.log2(equal / zoom)) > 1 / 8 for zoom in zooms):
+        zooms.append(equal)
+    return zooms
+
+
+def _apart(a: Tensor, b: Tensor, fixed: Views, moving: Views) -> bool:
+    """Whether two pullbacks ``[2, 3]`` put the corners of the smaller side truly apart, in the mean."""
+    if fixed.extent > moving.extent * float(torch.linalg.det(a[:, :2]).abs()) ** -0.5:
+        a, b = _inverted(a), _inverted(b)
+        fixed, moving = moving, fixed
+    half = fixed.extent / 2
+    corners = torch.tensor([[y, x, 1.0] for y in (-half, half) for x in (-half, half)], dtype=torch.float32)
+    size = float(torch.linalg.det(a[:, :2]).abs()) ** 0.5
+    return bool(float((corners @ (a - b).T).norm(dim=1).mean()) > APART * size * 2**1.5 * half)
+
+
+def _inverted(pose: Tensor) -> Tensor:
+    linear = torch.linalg.inv(pose[:, :2])
+    return torch.cat([linear, -linear @ pose[:, 2:]], dim=1)
+
+
+def _lattice(shape: tuple[int, int], spacing: float) -> Tensor:
+    """Positions ``[H, W, 2]`` of a grid about the origin."""
+    axes = [(torch.arange(n, dtype=torch.float32) - (n - 1) / 2) * spacing for n in shape]
+    return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
+
+
+def _sample(view: View, at: Tensor) -> tuple[Tensor, Tensor]:
+    """Data ``[N, 2, H, W]`` and weight ``[N, H, W]`` of a view at positions ``[N, H, W, 2]``; nothing counts outside."""
+    shape = torch.tensor(view.grid.shape, dtype=torch.float32)
+    spacing, origin = (torch.tensor(v, dtype=torch.float32) for v in (view.grid.spacing, view.grid.origin))
+    unit = (2 * (at - origin) / spacing + 1) / shape - 1  # -1 and 1 at the outer borders
+    stack = torch.cat([view.data, view.weight[None]])[None].expand(len(at), -1, -1, -1)
+    out = F.grid_sample(stack, unit.flip(-1), padding_mode="border", align_corners=False)
+    return out[:, :-1], out[:, -1] * (unit.abs() < 1).all(dim=-1)
+
+
+def _likeness(
+    cross: Tensor, f_variance: Tensor, m_variance: Tensor, least: float = DULL
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Squared correlation of intensities and of edges, dimension 1, and both variances, at the ``least``.
+
+    Intensities may be inverted; where one side has edges the other has to have some, too.
+    """
+    f_variance, m_variance = f_variance.clamp(min=least), m_variance.clamp(min=least)
+    square = cross * cross / (f_variance * m_variance)
+    square[:, 1] *= cross[:, 1] > 0
+    return square.clamp(max=0.98), f_variance, m_variance
+
+
+def _scan(fixed: Views, moving: Views, zoom: float) -> tuple[Tensor, Tensor]:
+    """Scores ``[2 TURNS]`` and pullbacks ``[2 TURNS, 2, 3]`` of the best shift at each turn, without and with a mirror.
+
+    The score of a shift is ``-n/2 Σ log(1 - ρ²)`` over n shared pixels, with ρ the weighted normalised cross-correlations.
+    """
+    spacing = math.sqrt(fixed.extent * zoom * moving.extent) / SCAN_SIZE
+    f, m = fixed.at(spacing), moving.at(spacing / zoom)
+    spacing = max(spacing, max(*f.grid.extent, *(zoom * e for e in m.grid.extent)) / (4 * SCAN_SIZE))
+    f_shape = [max(4, round(e / spacing)) for e in f.grid.extent]
+    f_at = _lattice((f_shape[0], f_shape[1]), spacing)
+    image, mask = (part[0] for part in _sample(f, f_at[None]))
+    side = math.ceil(math.hypot(*(e * zoom / spacing for e in m.grid.extent)))  # holds it at any turn
+    angle = 2 * math.pi * torch.arange(TURNS, dtype=torch.float32) / TURNS
+    cos, sin = angle.cos(), angle.sin()
+    turns = torch.stack([cos, sin, -sin, cos], dim=1).reshape(-1, 2, 2)  # back from the fixed side
+    turns = torch.cat([turns, turns * turns.new_tensor([[1.0], [-1.0]])]) / zoom
+    m_at = _lattice((side, side), spacing)
+    turned, covered = _sample(m, torch.einsum("hwc,ndc->nhwd", m_at, turns))  # [N, 2, ...], [N, ...]
+    shape = [smooth_size(n + side - 1) for n in f_shape]
+    a = torch.fft.rfft2(
+        torch.cat([torch.ones_like(mask)[None], image, image * image]) * mask, s=shape
+    ).conj()  # [5, ...]
+    b = torch.cat([torch.ones_like(covered)[:, None], turned, turned * turned], dim=1) * covered[:, None]
+    b = torch.fft.rfft2(b, s=shape)  # [N, 5, ...]
+    sums = torch.fft.irfft2(a[[0, 1, 2, 3, 4, 0, 0, 0, 0, 1, 2]] * b[:, [0, 0, 0, 0, 0, 1, 2, 3, 4, 1, 2]], s=shape)
+    n = sums[:, :1].clamp(min=1e-3)
+    s_f, s_ff, s_m, s_mm, s_fm = (sums[:, 1:] / n).unflatten(1, (5, 2)).unbind(dim=1)  # [N, 2, ...] each
+    square, _, _ = _likeness(s_fm - s_f * s_m, s_ff - s_f * s_f, s_mm - s_m * s_m)
+    score = -0.5 * n[:, 0] * torch.log1p(-square).sum(dim=1)
+    enough = 0.25 * torch.minimum(mask.sum(), covered.sum(dim=(1, 2)))
+    score = torch.where(n[:, 0] > enough[:, None, None], score, 0.0)
+    best, place = score.flatten(1).max(dim=1)
+    # at lag r the fixed pixel i lies on the moving pixel i + r; lags wrap
+    lag = torch.stack([place // shape[1], place % shape[1]], dim=1)
+    size, last = torch.tensor(shape), torch.tensor(f_shape)
+    lag = torch.where(lag > size - last, lag - size, lag)
+    shift = spacing * (lag.to(torch.float32) - (side - 1) / 2) - f_at[0, 0]  # of a fixed position, before the turn
+    return best, torch.cat([turns, torch.einsum("ndc,nc->nd", turns, shift)[:, :, None]], dim=2)
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """A batch of N poses on one lattice of the fixed side: what the next step and the score need.
+
+    Args:
+        fixed: standardised about its mean over the overlap ``[N, 2, H, W]``.
+        moving: likewise, at the pose.
+        weight: that sums to 1 ``[N, H, W]``.
+        slope: ``[N, 2]`` from moving to fixed.
+        spread: variance of the moving side ``[N, 2]``.
+        rest: variance of the fixed side that is not explained ``[N, 2]``.
+        count: pixels that both sides share ``[N]``.
+        score: ``-n/2 Σ log(1 - ρ²)`` ``[N]``.
+    """
+
+    fixed: Tensor
+    moving: Tensor
+    weight: Tensor
+    slope: Tensor
+    spread: Tensor
+    rest: Tensor
+    count: Tensor
+    score: Tensor
+
+    def better(self, other: _Fit) -> tuple[_Fit, Tensor]:
+        """The better of two fits, one by one, and where it is the other."""
+        wins = other.score > self.score
+        pairs = zip(vars(self).values(), vars(other).values(), strict=True)
+        return _Fit(*(torch.where(wins.reshape(-1, *(1,) * (old.ndim - 1)), new, old) for old, new in pairs)), wins
+
+    def evidence(self) -> Tensor:
+        """Nats ``[N]`` of likeness, fine structure and all: outlines can be alike that hold different things."""
+        w = self.weight[:, None]
+        near = F.avg_pool2d(w, LOCAL, 1, LOCAL // 2).clamp(min=1e-12)
+
+        def fine(values: Tensor) -> Tensor:
+            return values - F.avg_pool2d(values * w, LOCAL, 1, LOCAL // 2) / near
+
+        f, m = fine(self.fixed), fine(self.moving)
+        f, m = (side - (side * w).sum(dim=(2, 3), keepdim=True) for side in (f, m))
+        cross, f_variance, m_variance = ((pair * w).sum(dim=(2, 3)) for pair in (f * m, f * f, m * m))
+        square, _, _ = _likeness(cross, f_variance, m_variance, DULL / 5)
+        return -0.5 * self.count * torch.log1p(-square).sum(dim=1) + self.score / COARSE_AREA
+
+
+def _compare(image: Tensor, mask: Tensor, at: Tensor, spacing: float, moving: Views, poses: Tensor) -> _Fit:
+    """The fixed ``image`` ``[2, H, W]`` at positions ``[H, W, 2]`` against the moving side, at pullbacks ``[N, 2, 3]``."""
+    positions = torch.einsum("hwc,ndc->nhwd", at, poses[:, :, :2]) + poses[:, None, None, :, 2]
+    views = [moving.at(spacing * float(size)) for size in torch.linalg.det(poses[:, :, :2]).abs().sqrt()]
+    warped = image.new_empty((len(poses), *image.shape))
+    weight = image.new_empty((len(poses), *mask.shape))
+    for view in {id(view): view for view in views}.values():
+        those = [i for i, other in enumerate(views) if other is view]
+        warped[those], weight[those] = _sample(view, positions[those])
+    weight = weight * mask
+    n = weight.sum(dim=(1, 2)).clamp(min=1e-3)
+    weight = weight / n[:, None, None]
+
+    def mean(values: Tensor) -> Tensor:
+        return (values * weight[:, None]).sum(dim=(2, 3))
+
+    f = image - mean(image[None])[:, :, None, None]
+    m = warped - mean(warped)[:, :, None, None]
+    cross = mean(f * m)
+    square, f_variance, m_variance = _likeness(cross, mean(f * f), mean(m * m))
+    slope = cross / m_variance
+    slope[:, 1] = slope[:, 1].clamp(min=0)
+    score = -0.5 * n * torch.log1p(-square).sum(dim=1)
+    return _Fit(f, m, weight, slope, m_variance, f_variance * (1 - square), n, score)
+
+
+def _refine(fixed: Views, moving: Views, poses: Tensor, size: int, kind: str) -> tuple[Tensor, _Fit]:
+    """Pullbacks ``[N, 2, 3]`` after `STEPS` damped Gauss-Newton steps each, all at once, and how they fit.
+
+    Minimises ``Σ log`` of the two residual variances, with the linear map between the intensities (and between the edges)
+    eliminated: the derivatives have no part along it.
+    """
+    spacing = fixed.extent / size
+    view = fixed.at(spacing)
+    spacing = max(spacing, max(view.grid.extent) / (3 * size))
+    shape = [max(4, round(e / spacing)) for e in view.grid.extent]
+    at = _lattice((shape[0], shape[1]), spacing)
+    image, mask = (part[0] for part in _sample(view, at[None]))
+    radius = max(shape) / 2
+    y, x = at.unbind(dim=-1)
+    y, x, one, zero = y / (spacing * radius), x / (spacing * radius), torch.ones_like(y), torch.zeros_like(y)
+    fields = [(one, zero), (zero, one), (-x, y), (y, x), (y, -x), (x, y)]  # shift, turn, size, two stretches
+    fields = fields[: {"rigid": 3, "similarity": 4, "affine": 6}[kind]]
+    moves = torch.stack([torch.stack(field) for field in fields])  # [K, 2, H, W], pixels
+    now = _compare(image, mask, at, spacing, moving, poses)
+    damping = torch.full((len(poses),), 0.01, dtype=torch.float32)
+    for _ in range(STEPS):
+        slope = image.new_zeros((len(poses), 2, *image.shape))  # [N, 2 derivatives, 2, H, W]
+        slope[:, 0, :, 1:-1] = (now.moving[:, :, 2:] - now.moving[:, :, :-2]) / 2
+        slope[:, 1, :, :, 1:-1] = (now.moving[:, :, :, 2:] - now.moving[:, :, :, :-2]) / 2
+        change = torch.einsum("ndphw,kdhw->nkphw", slope, moves)
+        w = now.weight[:, None, None]
+        change = change - (change * w).sum(dim=(3, 4), keepdim=True)
+        along = (change * now.moving[:, None] * w).sum(dim=(3, 4), keepdim=True) / now.spread[:, None, :, None, None]
+        change = (change - along * now.moving[:, None]) * now.slope[:, None, :, None, None]
+        rest = now.fixed - now.slope[:, :, None, None] * now.moving
+        weighed = (change * w / now.rest[:, None, :, None, None]).flatten(2)
+        hessian, descent = weighed @ change.flatten(2).mT, (weighed @ rest.flatten(1)[:, :, None])[:, :, 0]
+        diagonal = hessian.diagonal(dim1=1, dim2=2)
+        hessian = hessian + torch.diag_embed(damping[:, None] * diagonal + 1e-3 * diagonal.mean(1, keepdim=True) + 1e-9)
+        step = torch.linalg.solve(hessian, descent)
+        step = step / (step.abs().amax(dim=1, keepdim=True) / MOST).clamp(min=1)
+        trial = _stepped(poses, step, spacing, radius)
+        now, wins = now.better(_compare(image, mask, at, spacing, moving, trial))
+        poses = torch.where(wins[:, None, None], trial, poses)
+        damping = torch.where(wins, damping * 0.3, damping * 10)
+    return poses, now
+
+
+def _stepped(poses: Tensor, step: Tensor, spacing: float, radius: float) -> Tensor:
+    """``poses`` ``[N, 2, 3]`` after an increment on the fixed side, in lattice pixels at ``radius``: ``[N, 3, 4 or 6]``."""
+    shift, rest = step[:, :2] * spacing, step[:, 2:] / radius
+    turn, size, a, b = F.pad(rest, (0, 4 - rest.shape[1])).unbind(dim=1)
+    linear = torch.stack([1 + size + a, b - turn, b + turn, 1 + size - a], dim=1).reshape(-1, 2, 2)
+    if rest.shape[1] == 1:  # a turn keeps the size
+        linear = linear / torch.linalg.det(linear).sqrt()[:, None, None]
+    old = poses[:, :, :2]
+    return torch.cat([old @ linear, old @ shift[:, :, None] + poses[:, :, 2:]], dim=2)
+
+
+def _search_volume(fixed: Halvings, moving: Halvings, metric: Callable[[Level], ImageMetric], config: Config) -> Pose:
+    """The better of the identity and the alignment of both middles, each refined on a coarse level."""
+    ratio = unit_ratio(moving.grid.unit, fixed.grid.unit)
+    ndim = fixed.grid.ndim
     zoom = ratio if ratio is not None else fixed.grid.diagonal / moving.grid.diagonal
     centred = torch.diag(torch.tensor([*[zoom] * ndim, 1.0], dtype=torch.float64))
     identity = centred.clone()
     middles = [torch.tensor(grid.center, dtype=torch.float64) for grid in (fixed.grid, moving.grid)]
     centred[:-1, -1] = middles[0] - zoom * middles[1]
     starts = [identity, centred] if ratio is not None and not torch.equal(identity, centred) else [centred]
-    if ndim == 2:
-        with threads_for(SEARCH_SIZE**2):
-            starts += _correlation_peaks(fixed, moving, zoom)
     to_fixed, to_moving = Frame.of(fixed.grid).matrix(), Frame.of(moving.grid).matrix()
     kind = "rigid" if config.transform == "rigid" else "similarity"
     radius = math.hypot(*Frame.of(fixed.grid).grid(fixed.grid).extent) / 2
@@ -208,112 +520,19 @@ def search(
         share = float(fit.overlap.mean())
         # explained variance counts in proportion to the share of the fixed image it explains
         gain = -math.log(max(fit.mismatch, 1e-6)) * share
-        found = compose(inverse(to_fixed), inverse(fit.pullback), to_moving)
-        scored.append((-gain, found))
+        scored.append((gain, compose(inverse(to_fixed), inverse(fit.pullback), to_moving)))
     if not scored:
         return Pose(starts[0], 0.0, None)
-    lowest = min(score for score, _ in scored)
-    # of poses that fit equally well (a disc fits at any turn) the plainest: identity and centres come first
-    best_score, best = next(pair for pair in scored if pair[0] <= lowest + EQUAL * abs(lowest))
-    rivals = [score for score, matrix in scored if _differs(matrix, best, moving.grid, fixed.grid)]
-    rival = min(rivals, default=None)
-    margin = None if rival is None else (rival - best_score) / max(abs(best_score), 1e-9)
-    return Pose(best, best_score, margin)
-
-
-def _differs(a: Tensor, b: Tensor, moving: Grid, fixed: Grid) -> bool:
-    """Whether two poses put the moving canvas' corners further than a tenth of the fixed diagonal apart, in the mean."""
-    apart = carry(a - b, moving.corners())
-    return float(apart.norm(dim=1).mean()) > 0.1 * fixed.diagonal
-
-
-def _feature(side: Halvings, spacing: float) -> tuple[Tensor, Grid]:
-    """Gradient magnitude ``[H, W]`` of an image at about ``spacing``, standardised."""
-    grid = side.grid.resampled(spacing)
-    pixel, center = Frame.of(side.grid).length, side.grid.center
-    times = 0
-    while side.at(times + 1) is not side.at(times) and max(side.at(times + 1)[2].spacing) * pixel <= spacing:
-        times += 1
-    data, _, at = side.at(times)
-    at = Grid(
-        at.shape,
-        tuple(s * pixel for s in at.spacing),
-        tuple(o * pixel + c for o, c in zip(at.origin, center, strict=True)),
-        grid.unit,
-    )
-    while True:  # low-pass before it is sampled
-        axes = [d for d in range(at.ndim) if 2 * at.spacing[d] <= spacing and at.shape[d] >= 2]
-        if not axes:
-            break
-        data, at = halve(data, at, axes)
-    smooth = Image(data, at)
-    small = resample(smooth, Affine.identity(2, at.unit), grid).data  # [C, H, W]
-    dy = small.diff(dim=1, prepend=small[:, :1])
-    dx = small.diff(dim=2, prepend=small[:, :, :1])
-    magnitude = (dy**2 + dx**2).sum(dim=0).sqrt()
-    return (magnitude - magnitude.mean()) / magnitude.std().clamp(min=1e-6), grid
-
-
-def _correlation_peaks(fixed: Halvings, moving: Halvings, zoom: float) -> list[Tensor]:
-    """Affine matrices of the best distinct (turn, mirror, shift), by masked normalised cross-correlation."""
-    spacing = max(max(fixed.grid.extent), zoom * max(moving.grid.extent)) / SEARCH_SIZE
-    f, f_grid = _feature(fixed, spacing)
-    m, m_grid = _feature(moving, spacing / zoom)
-    diagonal = math.ceil(math.hypot(*m.shape)) | 1
-    canvas = Grid((diagonal, diagonal), (1.0, 1.0), (-(diagonal - 1) / 2,) * 2)  # moving pixels about their middle
-    shape = [smooth_size(n + diagonal - 1) for n in f.shape]
-    spectrum = torch.stack([torch.ones_like(f), f, f * f])
-    spectrum = torch.fft.rfft2(spectrum, s=shape).conj()  # [3, ...] of the fixed mask, image, square
-    enough = 0.3 * min(f.numel(), m.numel())
-    about_middle = Grid(tuple(m.shape), (1.0, 1.0), tuple(-(n - 1) / 2 for n in m.shape))
-    source = Image(torch.stack([m, torch.ones_like(m)]), about_middle)
-    peaks: list[tuple[float, Tensor]] = []
-    # a canvas looks the same mirrored, and the same again after half a turn: what depends on it alone is made once
-    covered: dict[int, tuple[Tensor, Tensor]] = {}
-    for mirror in (1.0, -1.0):
-        for turn in range(ANGLES):
-            angle = 2 * math.pi * turn / ANGLES
-            c, s = math.cos(angle), math.sin(angle)
-            linear = torch.tensor([[c, -s * mirror], [s, c * mirror]], dtype=torch.float64)
-            matrix = torch.eye(3, dtype=torch.float64)
-            matrix[:2, :2] = linear
-            turned = resample(source, Affine(matrix), canvas, background=0.0).data
-            half = turn % (ANGLES // 2)
-            if half not in covered:
-                mask = (turned[1] > 0.5).to(turned.dtype)
-                covered[half] = mask, torch.fft.irfft2(spectrum * torch.fft.rfft2(mask, s=shape), s=shape)
-            mask, (n, s_f, s_ff) = covered[half]
-            image = turned[0] * mask
-            other = torch.fft.rfft2(torch.stack([image, image * image]), s=shape)
-            pairs = torch.stack([spectrum[0] * other[0], spectrum[0] * other[1], spectrum[1] * other[0]])
-            s_m, s_mm, s_fm = torch.fft.irfft2(pairs, s=shape)
-            n = n.clamp(min=1.0)
-            top = s_fm - s_f * s_m / n
-            bottom = ((s_ff - s_f**2 / n).clamp(min=1e-3) * (s_mm - s_m**2 / n).clamp(min=1e-3)).sqrt()
-            ncc = torch.where(n > enough, (top / bottom).clamp(-0.999, 0.999), -1.0)
-            # Fisher's z times the root of the sample size: how far from chance, so a large overlap counts
-            score = torch.atanh(ncc) * n.sqrt()
-            best = int(score.argmax())
-            shift = [best // score.shape[1], best % score.shape[1]]
-            # correlation at lag r compares f(i) with m(i + r): canvas index = fixed index + lag, lags wrap
-            lag = [r - size if r > size - n_f else r for r, size, n_f in zip(shift, shape, f.shape, strict=True)]
-            offset = torch.tensor(
-                [-(diagonal - 1) / 2.0 + shift for shift in lag], dtype=torch.float64
-            )  # canvas position of fixed index 0
-            pose = torch.eye(3, dtype=torch.float64)
-            pose[:2, :2] = linear * zoom
-            f0 = torch.tensor(f_grid.origin, dtype=torch.float64)
-            middle = torch.tensor(m_grid.center, dtype=torch.float64)
-            # fixed index = turned position - offset; turned position = linear (x - middle) / moving spacing
-            pose[:2, 2] = f0 - spacing * offset - zoom * (linear @ middle)
-            peaks.append((float(score.reshape(-1)[best]), pose))
-    peaks.sort(key=lambda pair: -pair[0])
-    chosen: list[Tensor] = []
-    for score, pose in peaks:
-        if len(chosen) >= 2 and score < CLEAR * peaks[0][0]:
-            break
-        if all(_differs(pose, other, moving.grid, fixed.grid) for other in chosen):
-            chosen.append(pose)
-        if len(chosen) == CANDIDATES:
-            break
-    return chosen
+    highest = max(score for score, _ in scored)
+    # of poses that fit equally well the plainest: the identity comes first
+    score, best = next(pair for pair in scored if pair[0] >= highest - EQUAL * abs(highest))
+    corners = moving.grid.corners()
+    rivals = [
+        (other, matrix)
+        for other, matrix in scored
+        if float(carry(matrix - best, corners).norm(dim=1).mean()) > APART * fixed.grid.diagonal
+    ]
+    if not rivals:
+        return Pose(best, score, None)
+    rival, runner_up = max(rivals, key=lambda pair: pair[0])
+    return Pose(best, score, max(0.0, (score - rival) / max(abs(score), 1e-9)), runner_up, rival)

@@ -242,7 +242,7 @@ def _register(
 
     to_fixed, to_moving = Frame.of(fixed.grid).matrix(), Frame.of(moving.grid).matrix()
     sides = Halvings(fixed), Halvings(moving)
-    start, margin = _start(sides, init, ready, config)
+    start, found = _start(sides, init, ready, config)
     pairs = None
     if config.sigma_landmarks is not None:
         if not isinstance(init, pose.Landmarks):
@@ -259,7 +259,7 @@ def _register(
 
     fit = fit_pyramid(*sides, pull, ready, config, pairs, step, choose)
     affine, phi = _maps(fit, fixed.grid, moving.grid)
-    figures = _figures(fit, fixed, moving, Affine(start, moving.grid.unit, fixed.grid.unit), affine, phi, margin)
+    figures = _figures(fit, fixed, moving, Affine(start, moving.grid.unit, fixed.grid.unit), affine, phi, found)
     figures["coincidence"] = {
         "affine": _coincidence(*sides, affine, affine),
         "final": _coincidence(*sides, affine, phi),
@@ -381,12 +381,12 @@ def _shape(grid: Grid) -> str:
 
 def _start(
     sides: tuple[Halvings, Halvings], init: Any, ready: Callable[[Level], Metric], config: Config
-) -> tuple[Tensor, float | None]:
-    """``A`` ``[D+1, D+1]`` in physical units to start from, and the margin of the pose search where one was run."""
+) -> tuple[Tensor, pose.Pose | None]:
+    """``A`` ``[D+1, D+1]`` in physical units to start from, and what the pose search found where one was run."""
     fixed, moving = (side.image for side in sides)
     ndim = fixed.grid.ndim
     ratio = unit_ratio(moving.grid.unit, fixed.grid.unit)
-    margin = None
+    found = None
     if isinstance(init, Result):
         init = init.affine
     if isinstance(init, pose.Landmarks):
@@ -413,7 +413,7 @@ def _start(
         matrix = torch.diag(torch.tensor([*[ratio or 1.0] * ndim, 1.0], dtype=torch.float64))
     elif isinstance(init, str) and init == "auto":
         found = pose.search(*sides, ready, config)
-        matrix, margin = found.matrix, found.margin
+        matrix = found.matrix
     else:
         raise ValueError(f"wanted init 'auto', 'identity', landmarks, a Transform or a Result, got {init!r}")
     if config.transform == "rigid" and ratio is None:
@@ -421,7 +421,7 @@ def _start(
             f"wanted both sides in length units for a rigid map, got fixed in {fixed.grid.unit} and moving in "
             f"{moving.grid.unit}; state the missing spacing, or use transform='similarity'"
         )
-    return pose.nearest_of_kind(matrix, config.transform, ratio or 1.0, moving.grid.center), margin
+    return pose.nearest_of_kind(matrix, config.transform, ratio or 1.0, moving.grid.center), found
 
 
 def _check_landmarks(pairs: pose.Landmarks, fixed: Image, moving: Image) -> None:
@@ -512,7 +512,7 @@ def _explained(fixed: Image, moving: Image, phi: Transform) -> float:
 
 
 def _figures(
-    fit: Fit, fixed: Image, moving: Image, start: Affine, affine: Affine, phi: Transform, margin: float | None
+    fit: Fit, fixed: Image, moving: Image, start: Affine, affine: Affine, phi: Transform, found: pose.Pose | None
 ) -> dict[str, Any]:
     """What ``metrics.json`` says about the map."""
     grid = _probe(fixed.grid)
@@ -537,7 +537,11 @@ def _figures(
         "folding_fraction": float((area[seen] <= 0).to(torch.float32).mean()),
         "matching_fraction": float((fit.matching * overlap).sum() / overlap.sum().clamp(min=1e-9)),
         "overlap_fraction": float(inside.to(torch.float32).mean()),
-        "pose_margin": margin,
+        "pose_margin": None if found is None else found.margin,
+        "pose_score": None if found is None else found.score,
+        "runner_up": None
+        if found is None or found.runner_up is None
+        else {"matrix": found.runner_up.tolist(), "score": found.runner_up_score},
         "bending_px": {"mean": float(shift[seen].mean()), "max": float(shift[seen].max())},
         "explained_variance": {
             "start": _explained(fixed, moving, start),
@@ -601,7 +605,7 @@ def _judge(figures: dict[str, Any], fit: Fit) -> tuple[str, list[str]]:
         warn.append(f"the map and its inverse disagree by up to {figures['roundtrip_px']['max']:.2g} px")
     if figures["matching_fraction"] < 0.2:
         warn.append(f"only {figures['matching_fraction']:.0%} of the overlap was recognised as matching tissue")
-    if figures["pose_margin"] is not None and figures["pose_margin"] < 0.1:
+    if figures["pose_margin"] is not None and figures["pose_margin"] < pose.CLEAR:
         warn.append("another pose fits nearly as well: look at the overlay before you trust this one")
     if fit.reasons and fit.reasons[-1] == "max_iter":
         warn.append("the fit was still moving when it reached its iteration limit")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -326,16 +328,203 @@ def test_the_search_gives_one_answer_and_knows_the_ratio_of_two_units(photograph
     torch.testing.assert_close(block @ block.T, 1e-6 * torch.eye(2, dtype=torch.float64), rtol=1e-9, atol=1e-15)
 
 
-def test_the_search_says_when_another_pose_fits_as_well() -> None:
+def _ring() -> rf.Image:
     axis = torch.arange(96.0) - 47.5
     radius = (axis[:, None] ** 2 + axis**2).sqrt()
     ring = torch.exp(-((radius - 25) ** 2) / 18) + 0.5 * torch.exp(-(radius**2) / 30)
-    image = rf.Image(ring[None], rf.Grid((96, 96)))
+    return rf.Image(ring[None], rf.Grid((96, 96)))
+
+
+def test_the_search_says_when_another_pose_fits_as_well() -> None:
+    image = _ring()
     found = pose.search(image, image, _ready(), rf.Config())
     assert found.margin is not None
-    assert 0 <= found.margin < 0.1
+    assert 0 <= found.margin < pose.CLEAR
     middle = torch.tensor([47.5, 47.5])
     assert (rf.Affine(found.matrix).points(middle) - middle).norm() < 0.5  # the turn is anyone's guess, the place not
+    assert torch.equal(found.matrix.round(decimals=2), torch.eye(3, dtype=torch.float64))  # and the plainest is as good
+
+
+def _blobs(number: int, size: int = 160, halves: bool = False) -> Tensor:
+    """``[1, size, size]``: a round section on a dark ground with spots inside; mirror images of each other, left and right."""
+    rng = np.random.default_rng(number)
+    index = np.stack(np.meshgrid(*[np.arange(float(size))] * 2, indexing="ij"))
+    middle = (size - 1) / 2
+    edge = np.linalg.norm(index - middle, axis=0) - 0.4 * size
+    out = 1 / (1 + np.exp(np.clip(edge, -30, 30)))
+    for _ in range(25):
+        at, width, height = middle + rng.uniform(-0.3, 0.3, 2) * size, rng.uniform(2, 5), rng.uniform(0.4, 1)
+        places = [at, np.array([at[0], 2 * middle - at[1]])] if halves else [at]
+        for place in places:
+            out += height * np.exp(-((index - place[:, None, None]) ** 2).sum(axis=0) / (2 * width**2))
+    out += 0.01 * rng.standard_normal(out.shape)  # no background is quite constant
+    return torch.from_numpy(out[None]).to(torch.float32)
+
+
+def _redrawn(
+    image: rf.Image, angle: float, mirror: bool, scale: float, fill: float, shape: tuple[int, int] | None = None
+) -> tuple[rf.Image, Tensor]:
+    """The image in another pose on a canvas that holds it all, in pixels of unknown size, and the map onto it ``[3, 3]``."""
+    cos, sin = scale * math.cos(math.radians(angle)), scale * math.sin(math.radians(angle))
+    sign = -1 if mirror else 1
+    matrix = torch.eye(3, dtype=torch.float64)
+    matrix[:2, :2] = torch.tensor([[cos, -sin * sign], [sin, cos * sign]], dtype=torch.float64)
+    reach = matrix[:2, :2].abs() @ torch.tensor(image.grid.extent, dtype=torch.float64)
+    size = [math.ceil(float(n) * 1.05) for n in reach]
+    grid = rf.Grid((size[0], size[1]) if shape is None else shape)
+    matrix[:2, 2] = torch.tensor(grid.center, dtype=torch.float64)
+    matrix[:2, 2] -= matrix[:2, :2] @ torch.tensor(image.grid.center, dtype=torch.float64)
+    data = image.data
+    if scale < 1:  # no finer than the new pixels
+        reduced = torch.nn.functional.avg_pool2d(data[None], 3, 1, 1, count_include_pad=False)[0]
+        data = reduced if scale > 0.4 else torch.nn.functional.avg_pool2d(reduced[None], 3, 1, 1)[0]
+    return rf.resample(image.replace(data=data), rf.Affine(matrix), grid, background=fill), matrix
+
+
+def _off(found: Tensor, truth: Tensor, image: rf.Image) -> float:
+    """Mean error of a map onto the original image, over its diagonal; ``truth`` leads away from it."""
+    y, x = image.grid.center
+    at = image.grid.coords().reshape(-1, 2)
+    at = at[(at - torch.tensor([y, x])).norm(dim=1) < 0.35 * min(image.grid.extent)]
+    back = rf.Affine(found).points(rf.Affine(truth).points(at))
+    return float((back - at).norm(dim=1).mean()) / image.grid.diagonal
+
+
+@pytest.mark.parametrize(
+    ("angle", "scale", "mirror"),
+    [(10, 0.25, False), (100, 4.0, True), (190, 0.6, False), (281, 1.7, True), (45, 1.0, True), (337, 2.6, False)],
+)
+def test_any_turn_mirror_and_size_is_found(angle: float, scale: float, mirror: bool) -> None:
+    image = rf.Image(_blobs(1), rf.Grid((160, 160)))
+    moving, truth = _redrawn(image, angle, mirror, scale, fill=0.0)
+    for f, m, expected in ((image, moving, truth), (moving, image, torch.linalg.inv(truth))):
+        found = pose.search(f, m, _ready(), rf.Config())
+        assert _off(found.matrix if f is image else torch.linalg.inv(found.matrix), truth, image) < 0.01
+        assert (torch.linalg.det(found.matrix) < 0) == (torch.linalg.det(expected) < 0)
+        assert found.margin is not None
+        assert found.margin > pose.CLEAR
+
+
+@pytest.mark.parametrize("fill", [0.0, 255.0, 130.0, "mean"])
+def test_what_fills_an_enlarged_canvas_does_not_matter(section: Tensor, fill: float | str) -> None:
+    image = rf.Image(section, rf.Grid((128, 128)))
+    colour = float(section.mean()) if fill == "mean" else float(fill)
+    moving, truth = _redrawn(image, 118, True, 1.6, fill=colour)
+    found = pose.search(image, moving, _ready(), rf.Config())
+    assert _off(found.matrix, truth, image) < 0.02
+    assert found.margin is not None
+    assert found.margin > pose.CLEAR
+
+
+@pytest.mark.parametrize(("corner", "scale"), [((0, 0), 1.0), ((0, 47), 0.5), ((47, 20), 1.5)])
+def test_a_part_finds_its_place(section: Tensor, corner: tuple[int, int], scale: float) -> None:
+    image = rf.Image(section, rf.Grid((128, 128)))
+    part = section[:, corner[0] : corner[0] + 81, corner[1] : corner[1] + 81].contiguous()
+    moving, truth = _redrawn(rf.Image(part, rf.Grid((81, 81))), 73, False, scale, fill=255.0)
+    whole = torch.eye(3, dtype=torch.float64)
+    whole[:2, 2] = -torch.tensor(corner, dtype=torch.float64)
+    for f, m in ((image, moving), (moving, image)):
+        found = pose.search(f, m, _ready(), rf.Config()).matrix
+        back = found if f is image else torch.linalg.inv(found)
+        at = rf.Grid((81, 81)).coords().reshape(-1, 2) + torch.tensor(corner)
+        error = (rf.Affine(back @ truth @ whole).points(at) - at).norm(dim=1).mean()
+        assert float(error) < 2.5
+
+
+def test_the_inside_decides_where_the_outline_does_not() -> None:
+    image = rf.Image(_blobs(2), rf.Grid((160, 160)))
+    moving, truth = _redrawn(image, 200, True, 0.8, fill=0.0)
+    found = pose.search(image, moving, _ready(), rf.Config())
+    assert _off(found.matrix, truth, image) < 0.01
+    assert found.margin is not None
+    assert found.margin > pose.CLEAR
+
+
+def test_a_mirror_that_the_images_cannot_decide_is_not_taken() -> None:
+    image = rf.Image(_blobs(3, halves=True), rf.Grid((160, 160)))
+    moving, truth = _redrawn(image, 70, True, 1.3, fill=0.0)
+    found = pose.search(image, moving, _ready(), rf.Config())
+    assert found.margin is not None
+    assert found.margin < pose.CLEAR
+    assert float(torch.linalg.det(found.matrix)) > 0
+    assert found.runner_up is not None  # the other one is offered
+    assert found.runner_up_score is not None
+    assert _off(found.runner_up, truth, image) < 0.01
+    assert found.runner_up_score > 0.5 * found.score
+
+
+def test_what_does_not_belong_together_has_no_margin(photograph: Tensor) -> None:
+    generator = torch.Generator().manual_seed(0)
+    noise = rf.Image(torch.randn((1, 128, 128), generator=generator), rf.Grid((128, 128)))
+    found = pose.search(rf.Image(photograph, rf.Grid((128, 128))), noise, _ready(), rf.Config())
+    assert found.margin is not None
+    assert found.margin < pose.CLEAR
+
+
+def test_the_search_gives_the_same_bytes_each_time(section: Tensor) -> None:
+    image = rf.Image(section, rf.Grid((128, 128)))
+    moving, _ = _redrawn(image, 250, True, 0.7, fill=0.0)
+    first, second = (pose.search(image, moving, _ready(), rf.Config()) for _ in range(2))
+    assert torch.equal(first.matrix, second.matrix)
+    assert first.runner_up is not None
+    assert second.runner_up is not None
+    assert torch.equal(first.runner_up, second.runner_up)
+    assert (first.score, first.margin) == (second.score, second.margin)
+
+
+def test_a_known_size_is_not_searched(section: Tensor) -> None:
+    image = rf.Image(section, rf.Grid((128, 128), (2.0, 2.0), unit="µm"))
+    turned, truth = _redrawn(rf.Image(section, rf.Grid((128, 128))), 160, False, 1.5, fill=255.0)
+    moving = turned.replace(grid=rf.Grid(turned.grid.shape, (2 / 1500, 2 / 1500), unit="mm"))
+    found = pose.search(image, moving, _ready(), rf.Config()).matrix
+    at = rf.Grid((128, 128)).coords().reshape(-1, 2)
+    there = rf.Affine(truth).points(at) * (2 / 1500)
+    assert float((rf.Affine(found).points(there) - 2 * at).norm(dim=1).mean()) < 4
+    assert float(torch.linalg.det(found).sqrt()) == pytest.approx(1000, rel=0.03)
+
+
+@pytest.mark.parametrize("data", ["one", "two"])
+def test_tiny_and_thin_images_are_searched_too(data: str) -> None:
+    generator = torch.Generator().manual_seed(4)
+    shape = (8, 9) if data == "one" else (8, 300)
+    image = rf.Image(torch.rand((2, *shape), generator=generator), rf.Grid(shape))
+    found = pose.search(image, image, _ready(), rf.Config())
+    assert bool(torch.isfinite(found.matrix).all())
+
+
+def test_a_result_carries_the_runner_up(section: Tensor) -> None:
+    image = rf.Image(section, rf.Grid((128, 128)))
+    metrics = rf.register(image, image, transform="affine").metrics
+    assert metrics["pose_score"] > metrics["runner_up"]["score"]
+    assert np.array(metrics["runner_up"]["matrix"]).shape == (3, 3)
+    metrics = rf.register(image, image, transform="affine", init="identity").metrics
+    assert metrics["pose_score"] is None
+    assert metrics["runner_up"] is None
+
+
+@pytest.mark.parametrize(
+    ("angle", "mirror", "scale", "fill"), [(77, True, 0.4, 230.0), (212, False, 1.1, 0.0), (301, True, 0.25, 120.0)]
+)
+def test_consecutive_sections_are_found(data_dir: Path, angle: float, mirror: bool, scale: float, fill: float) -> None:
+    folder = data_dir / "02_histology_landmarks"
+    if not folder.is_dir():
+        pytest.skip(f"no histology at {folder}")
+    with (folder / "pairs.csv").open(newline="") as file:
+        row = next(csv.DictReader(file))
+    fixed, moving = (
+        image.replace(grid=rf.Grid(image.grid.shape))
+        for image in (rf.open(folder / row["fixed_image"]), rf.open(folder / row["moving_image"]))
+    )
+    known = pose.search(fixed, moving, _ready(), rf.Config(transform="rigid")).matrix
+    assert float((known - torch.eye(3)).abs()[:2, :2].max()) < 0.1  # they lie nearly alike, apart from a shift
+    moving = moving.replace(data=moving.data.to(torch.float32))
+    posed, truth = _redrawn(moving, angle, mirror, scale, fill)
+    found = pose.search(fixed, posed, _ready(), rf.Config())
+    at = moving.grid.resampled((40.0, 40.0)).coords().reshape(-1, 2)
+    error = (rf.Affine(found.matrix @ truth).points(at) - rf.Affine(known).points(at)).norm(dim=1).mean()
+    assert float(error) / fixed.grid.diagonal < 0.03
+    assert found.margin is not None
+    assert found.margin > pose.CLEAR
 
 
 def test_a_volume_starts_from_where_it_is_or_from_the_middles() -> None:
