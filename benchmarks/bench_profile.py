@@ -29,9 +29,11 @@ STAGES: list[tuple[str, object, str]] = [
     ("contrast map, EM weights, correlation area", lddmm.Mixture, "start"),
     ("contrast map, EM weights, correlation area", optimize, "precondition"),
     ("pyramids", optimize, "build_levels"),
-    ("pyramids", pose, "build_levels"),
-    ("pose search (correlation)", pose, "_correlation_peaks"),
+    ("pose search", pose, "search"),
     ("figures and verdict", registration, "_figures"),
+    ("figures and verdict", registration, "_coincidence"),
+    ("uncertainty", registration, "_position_sd"),
+    ("preparation", registration.preparation, "prepare"),
     ("rest", registration, "_register"),
 ]
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from .data import Image
 from .lddmm import flattest
 
-LOOKED_AT = 500_000
+LOOKED_AT = 300_000
 """Pixels that are looked at, about."""
 PADDED = 0.005
 """Smallest share of a canvas that one exact colour from a corner on must fill to be padding."""

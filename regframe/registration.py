@@ -260,9 +260,10 @@ def _register(
     fit = fit_pyramid(*sides, pull, ready, config, pairs, step, choose)
     affine, phi = _maps(fit, fixed.grid, moving.grid)
     figures = _figures(fit, fixed, moving, Affine(start, moving.grid.unit, fixed.grid.unit), affine, phi, found)
+    place = _coincidence(*sides, affine, affine)
     figures["coincidence"] = {
-        "affine": _coincidence(*sides, affine, affine),
-        "final": _coincidence(*sides, affine, phi),
+        "affine": place,
+        "final": place if fit.space is None else _coincidence(*sides, affine, phi),
     }
     if isinstance(init, pose.Landmarks):
         figures["landmark_residual_px"] = [
@@ -472,7 +473,7 @@ def _probe(grid: Grid, most: int = 150_000) -> Grid:
     return grid.resampled(tuple(s * min(factor, n) for s, n in zip(grid.spacing, grid.shape, strict=True)))
 
 
-def _coincidence(fixed: Halvings, moving: Halvings, affine: Affine, phi: Transform, most: int = 300_000) -> float:
+def _coincidence(fixed: Halvings, moving: Halvings, affine: Affine, phi: Transform, most: int = 150_000) -> float:
     """The largest `lddmm.coincidence` of the aligned images over resolutions."""
     times = 0
     while fixed.at(times)[0][0].numel() > most and fixed.at(times + 1) is not fixed.at(times):
