@@ -14,6 +14,7 @@ from fake_result import fake_result
 
 from regframe import report
 from regframe.data import Grid, Image, PointSet
+from regframe.registration import register
 from regframe.report import figures, pictures
 from regframe.transforms import Affine
 
@@ -232,3 +233,16 @@ def test_energy_of_odd_histories() -> None:
 def test_the_page_names_no_place(tmp_path: Path) -> None:
     page = page_of(image(1, 60, 60), image(1, 60, 60), tmp_path)
     assert not re.search(r"/(tmp|home|work|root)/", page.text)
+
+
+def test_the_other_pose_is_shown_where_it_came_close() -> None:
+    """A disc with a faint mark fits at any turn."""
+    y, x = np.mgrid[:96, :96]
+    disc = ((y - 48) ** 2 + (x - 48) ** 2 < 30**2) * 200.0
+    image = Image.from_array(disc.astype(np.float32))
+    result = register(image, image, transform="similarity")
+    other = {"matrix": [[-1, 0, 95], [0, -1, 95], [0, 0, 1]], "score": 1.0}
+    close = dataclasses.replace(result, metrics=result.metrics | {"pose_margin": 0.05, "runner_up": other})
+    assert "The other pose" in report.render(close, image, image)
+    clear = dataclasses.replace(close, metrics=close.metrics | {"pose_margin": 0.9})
+    assert "The other pose" not in report.render(clear, image, image)

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..data import Grid, Image, PointSet
+from ..pose import CLEAR
 from ..registration import Result
 from ..transforms import Affine
 from ..uncertainty import radius_90
@@ -115,6 +116,12 @@ def _draw(
         jpeg("Fixed", f_rgb, "flip between this and the next to see what moves"),
         jpeg("Moving, warped", a_rgb, "on the fixed canvas; hatched: outside the moving side"),
     ]
+    other = _other_pose(result)
+    rival = []
+    if other is not None:
+        view = View.of(canvas, other)
+        ink = m.ink(m.picture(view)) * view.covered(result.moving_grid)
+        rival = [jpeg("The other pose", pictures.overlay(f_ink, ink), "the next best start, which fits nearly as well")]
     volume = result.fixed_grid.ndim == 3
     return {
         "pair": [jpeg("Fixed", f_rgb), jpeg("Moving, as it came", m.rgb(at_home))],
@@ -122,12 +129,21 @@ def _draw(
             Picture("Before", _jpeg(pictures.halved(overlay_before), quality), colours),
             Picture("After", _jpeg(pictures.halved(overlay_after), quality), colours),
         ],
-        "viewer": viewer,
+        "viewer": viewer + rival,
         "plane": "Middle plane of the fixed volume." if volume else "",
         "insets": _insets(result, fixed, moving, f, m, canvas, f_ink, seen_after, quality),
         "maps": _maps(result, pictures.canvas_of(result.fixed_grid, min(max_px, 240)), canvas, a_rgb, seen_after),
         "energy": _maybe("Energy", figures.energy(result.history)),
     }
+
+
+def _other_pose(result: Result) -> Affine | None:
+    """The runner-up of the pose search, where it came close."""
+    runner_up, margin = result.metrics.get("runner_up"), result.metrics.get("pose_margin")
+    if not runner_up or margin is None or margin >= CLEAR:
+        return None
+    matrix = torch.tensor(runner_up["matrix"], dtype=torch.float64)
+    return Affine(matrix, result.moving_grid.unit, result.fixed_grid.unit)
 
 
 def _insets(
