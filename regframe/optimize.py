@@ -13,7 +13,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -417,9 +417,9 @@ def fit_level(
         energy.weight = weight
         fit.shared = shared_structure(predicted, level.fixed, weight)
         # structure that only one side has matches by chance wherever the map puts it: it is no evidence for a map
-        shared = (
-            max(fit.texture, fit.shared if fine else 0.0) if fit.space is not None and not fit.sections else fit.texture
-        )
+        shared = fit.texture  # that of the affine map, for nothing may bend itself evidence where cells are others
+        if fine and fit.space is not None and not fit.sections:
+            shared = max(shared, fit.shared)
         evidence = min(max(shared / ENOUGH_SHARED, LEAST_EVIDENCE), 1.0)
         energy.observations = float(weight.sum(dtype=torch.float64)) / area * evidence
 
@@ -553,13 +553,6 @@ def velocity_space(moving: Grid, config: Config, sections: bool = False) -> Velo
     return VelocitySpace(nodes, config.n_slices, n_steps, scale, config.sobolev.order or order, deviation)
 
 
-class Choice(NamedTuple):
-    """What a bent fit goes on with: the similarity, and whether the two sides are neighbouring sections."""
-
-    metric: Callable[[Level], ImageMetric]
-    sections: bool
-
-
 def seen_at(fit: Fit, level: Level, metric: ImageMetric) -> tuple[Tensor, Tensor, Tensor]:
     """The contrast-mapped moving image under a fit at any level, the fixed one, and the weight of their overlap."""
     weight = torch.ones(level.fixed_grid.shape, dtype=torch.float32)
@@ -578,7 +571,7 @@ def fit_pyramid(
     config: Config,
     landmarks: tuple[Tensor, Tensor, float] | None = None,
     callback: Callable[[str, int, int, int, float], None] | None = None,
-    choose: Callable[[Fit], Choice] | None = None,
+    neighbours: Callable[[Fit], bool] | None = None,
 ) -> Fit:
     """Fit the map coarse to fine: the affine part first, then both together.
 
@@ -587,7 +580,7 @@ def fit_pyramid(
         metric: makes the similarity ready for a level.
         landmarks: moving and fixed positions in their frames and σ_P in fixed pixels, or None.
         callback: called with stage, level, number of levels, iteration and energy after each step.
-        choose: what to bend with, given the affine fit; as it was fitted where None.
+        neighbours: whether the two sides are neighbouring sections, given the affine fit; no where None.
     """
     fixed, moving = Halvings.of(fixed), Halvings.of(moving)
     ndim = fixed.grid.ndim
@@ -612,8 +605,8 @@ def fit_pyramid(
     if not bending:
         return fit
     fit.texture = fit.shared
-    if choose is not None:
-        metric, fit.sections = choose(fit)
+    if neighbours is not None:
+        fit.sections = neighbours(fit)
     if (
         fit.sections
         and len(levels) > 1

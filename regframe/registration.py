@@ -22,7 +22,7 @@ from .contracts import Metric
 from .data import Grid, Image, PointSet, unit_ratio
 from .homogeneous import carry, compose, determinant, inverse
 from .lddmm import Frame, Halvings, Level, coincidence, fit_contrast, halve
-from .optimize import Choice, Fit, fit_pyramid, threads_for
+from .optimize import Fit, fit_pyramid, threads_for
 from .transforms import Affine, Flow, Sequence, Transform, move_points, resample
 
 LITTLE_IN_COMMON = 0.35
@@ -41,6 +41,8 @@ CHANCE = 5.0
 """Coincidence under which they match no better than they would anywhere else."""
 SECTIONS = 0.15
 """Share of the fine structure under which two stained images are taken for neighbouring sections."""
+STAINS = "mi"
+"""Metric for two stained sections."""
 SMALLEST = 8
 """Pixels along the two longest axes that an image must have at least to be registered."""
 
@@ -218,27 +220,23 @@ def _register(
     if automatic and stained:
         fixed, moving = preparation.grey(fixed), preparation.grey(moving)
 
-    def ready(level: Level, metric: Metric = similarity) -> Metric:
-        metric.prepare(
+    if automatic and stained:
+        similarity = plugins.metric(STAINS)
+        why = "both are stained sections in transmitted light, whose densities and shading need not follow one line"
+    elif automatic:
+        why = "one side's intensities are taken to explain the other's"
+    else:
+        why = "as asked for"
+
+    def ready(level: Level) -> Metric:
+        similarity.prepare(
             Image(level.fixed, level.fixed_grid, weight=level.fixed_weight),
             Image(level.moving, level.moving_grid, weight=level.moving_weight),
         )
-        return metric
+        return similarity
 
-    chosen = {"name": type(similarity).name, "why": "as asked for"}
-
-    def choose(fit: Fit) -> Choice:
-        sections = stained and fit.shared < SECTIONS
-        if sections and automatic:
-            name = "mi"
-            chosen.update(name=name, why=f"stained sections whose fine structure differs ({fit.shared:.1%} is shared)")
-            metric = plugins.metric(name)
-            return Choice(lambda level: ready(level, metric), sections)
-        if automatic:
-            chosen.update(
-                why=f"one side's intensities explain the other's ({fit.shared:.0%} of the fine structure is shared)"
-            )
-        return Choice(ready, sections)
+    def neighbours(fit: Fit) -> bool:
+        return stained and fit.shared < SECTIONS
 
     to_fixed, to_moving = Frame.of(fixed.grid).matrix(), Frame.of(moving.grid).matrix()
     sides = Halvings(fixed), Halvings(moving)
@@ -257,7 +255,7 @@ def _register(
         if progress is not None:
             progress(Progress(stage, level, n_levels, iteration, config.optimizer.max_iter, loss))
 
-    fit = fit_pyramid(*sides, pull, ready, config, pairs, step, choose)
+    fit = fit_pyramid(*sides, pull, ready, config, pairs, step, neighbours)
     affine, phi = _maps(fit, fixed.grid, moving.grid)
     figures = _figures(fit, fixed, moving, Affine(start, moving.grid.unit, fixed.grid.unit), affine, phi, found)
     place = _coincidence(*sides, affine, affine)
@@ -273,8 +271,9 @@ def _register(
     figures |= {
         "verdict": verdict,
         "reasons": reasons + more,
-        "metric": chosen,
+        "metric": {"name": type(similarity).name, "why": why},
         "shared_structure": fit.shared,
+        "neighbouring_sections": fit.sections,
         "preparation": {"fixed": dataclasses.asdict(one), "moving": dataclasses.asdict(other)},
         "n_evaluations": fit.n_evaluations,
         "seconds": time.perf_counter() - began,

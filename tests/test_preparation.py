@@ -160,7 +160,7 @@ def test_sections_are_bent_with_mutual_information() -> None:
     ]
     result = rf.register(image(slides[0]), image(slides[1]), init="identity")
     assert result.metrics["metric"]["name"] == "mi"
-    assert "sections" in result.metrics["metric"]["why"]
+    assert "densities" in result.metrics["metric"]["why"]
     assert result.config.metric == "auto"
     places = torch.tensor([[160.0, 200.0], [120.0, 140.0], [200.0, 280.0]])
     assert float((result.to_moving(places) - places).norm(dim=1).max()) < 6
