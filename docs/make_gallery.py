@@ -23,10 +23,15 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from numpy.typing import NDArray
 from scipy.ndimage import center_of_mass, gaussian_filter, map_coordinates
+from scipy.spatial import cKDTree
 from tifffile import imread
 from torch import Tensor
 
 import regframe as rf
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
+import blind
+import truth
 
 matplotlib.use("Agg")
 
@@ -314,6 +319,91 @@ def classic(name: str, fixed_file: str, moving_file: str, every: int) -> list[st
     return figures(result)
 
 
+def lungs() -> list[str]:
+    """Four pairs of neighbouring lung sections in different stains; median error in percent of the diagonal."""
+    lines = [
+        "| fixed → moving | before | best affine map through the landmarks | regframe | verdict |",
+        "|---|---|---|---|---|",
+    ]
+    for number, pair in enumerate(truth.lungs(DATA)):
+        result = rf.register(pair.fixed, pair.moving)
+        scores = (np.median(e) / pair.diagonal * 100 for e in (pair.before(), pair.oracle(), pair.judge(result)))
+        lines.append(f"| {pair.name} | " + " | ".join(f"{v:.2f} %" for v in scores) + f" | {result.verdict} |")
+        if number == 0:
+            row = panels(pair.fixed, pair.moving, result, 50)
+            carried = result.to_fixed(torch.from_numpy(pair.p)).numpy()
+            row[2] = Panel("Moving, warped; landmarks", row[2].picture, points=pair.q, targets=carried)
+            draw("lungs", row)
+            drawn = figures(result)
+    return [*lines, *drawn]
+
+
+def mouse_brains() -> list[str]:
+    """Cells of two mouse brains as density; seven landmarks."""
+    pair = truth.merfish(DATA)
+    result = rf.register(pair.fixed, pair.moving)
+    row = panels(pair.fixed, pair.moving, result, 40)
+    index = [
+        (points - np.array(g.origin)) / np.array(g.spacing)
+        for points, g in (
+            (pair.q, pair.fixed.grid),
+            (result.to_fixed(torch.from_numpy(pair.p)).numpy(), pair.fixed.grid),
+        )
+    ]
+    row[2] = Panel("Moving, warped; landmarks", row[2].picture, points=index[0], targets=index[1])
+    row[1] = Panel("Moving", row[1].picture)
+    draw("merfish", row)
+    return figures(result, "error at 7 landmarks, µm", before=pair.before(), after=pair.judge(result))
+
+
+def cortex() -> list[str]:
+    """Visium sections of one cortex; how many spots find a spot of their own layer nearest."""
+    lines = ["| fixed → moving | centroids together | regframe | verdict |", "|---|---|---|---|"]
+    for number, pair in enumerate(truth.layers(DATA)):
+        result = rf.register(pair.fixed, pair.moving)
+        carried = result.to_fixed(torch.from_numpy(pair.p)).numpy()
+        centred = pair.p - pair.p.mean(axis=0) + pair.q.mean(axis=0)
+        shares = (agreement(pair, at) for at in (centred, carried))
+        lines.append(f"| {pair.name} | " + " | ".join(f"{v:.3f}" for v in shares) + f" | {result.verdict} |")
+        if number == 0:
+            row = panels(pair.fixed, pair.moving, result, 25)
+            layers = sorted({*pair.of_q, *pair.of_p})
+            for k, at, of in ((0, pair.q, pair.of_q), (2, carried, pair.of_p)):
+                row[k] = Panel(
+                    ("Fixed, its layers", "", "Moving, warped, its layers")[k], spots(row[k].picture, at, of, layers)
+                )
+            draw("cortex", row)
+            drawn = figures(result)
+    return [*lines, *drawn]
+
+
+def agreement(pair: truth.Labelled, at: Array) -> float:
+    """Share of the moving spots, carried to ``at``, whose nearest fixed spot has their label."""
+    _, nearest = cKDTree(pair.q).query(at)
+    return float(np.mean([pair.of_q[k] == label for k, label in zip(nearest, pair.of_p, strict=True)]))
+
+
+def spots(picture: Array, at: Array, of: tuple[str, ...], names: list[str]) -> Array:
+    """The picture with a dot in its label's colour at every position."""
+    out, colours = picture.copy(), matplotlib.colormaps["tab10"]
+    for (y, x), label in zip(np.round(at).astype(int), of, strict=True):
+        if 1 <= y < picture.shape[0] - 1 and 1 <= x < picture.shape[1] - 1:
+            out[y - 1 : y + 2, x - 1 : x + 2] = colours(names.index(label))[:3]
+    return out
+
+
+def untold(name: str, pair: blind.Two, every: int) -> list[str]:
+    """A pair of which nobody knows the truth."""
+    result = rf.register(pair.fixed, pair.moving)
+    draw(name, panels(pair.fixed, pair.moving, result, every))
+    return figures(result)
+
+
+def named(name: str) -> blind.Two:
+    """The pair of `blind.belonging` with this name."""
+    return next(two for read in blind.belonging(DATA) for two in read() if two.name == name)
+
+
 ENTRIES: dict[str, Callable[[], list[str]]] = {
     "seed": seed,
     "seed_bent": seed_bent,
@@ -321,6 +411,12 @@ ENTRIES: dict[str, Callable[[], list[str]]] = {
     "hands": hands,
     "disc": lambda: classic("disc", "fair/c.jpg", "fair/disc.jpg", 8),
     "slices": lambda: classic("slices", "ants/r16slice.jpg", "ants/r64slice.jpg", 16),
+    "lungs": lungs,
+    "merfish": mouse_brains,
+    "cortex": cortex,
+    "bulb": lambda: untold("bulb", named("olfactory bulb MOB1 → olfactory bulb MOB2"), 100),
+    "coronal": lambda: untold("coronal", named("section s044 → section s079"), 40),
+    "nissl": lambda: untold("nissl", blind.nissl(DATA, 1)[0], 40),
 }
 
 
