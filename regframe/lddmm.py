@@ -604,7 +604,7 @@ def _sample(fixed: Tensor, predicted: Tensor, weight: Tensor) -> tuple[Tensor, T
 
 
 def flattest(fixed: Tensor, weight: Tensor) -> Tensor:
-    """Mean colour ``[C]`` of the tenth of the trusted pixels where the image changes least."""
+    """Colour ``[C]`` of the tenth of the trusted pixels where the image changes least: the mean of most, without a minority far off."""
     c, shape = fixed.shape[0], fixed.shape[1:]
     flat, w = fixed.reshape(c, -1), weight.reshape(-1)
     places = torch.arange(0, w.numel(), max(1, w.numel() // SAMPLE))
@@ -622,7 +622,9 @@ def flattest(fixed: Tensor, weight: Tensor) -> Tensor:
             change += (flat[:, places + step] - flat[:, places - step]).abs().sum(dim=0)
         stride *= n
     flattest = change <= change.kthvalue(max(1, len(places) // 10)).values
-    return flat[:, places[flattest]].mean(dim=1)
+    found = flat[:, places[flattest]]
+    off = (found - found.median(dim=1, keepdim=True).values).abs().sum(dim=0)
+    return found[:, off <= 3 * off.median()].mean(dim=1)
 
 
 BLOCK = 8

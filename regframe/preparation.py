@@ -31,6 +31,22 @@ MARKS = 50
 """How many marks there are at least."""
 EVEN = 0.12
 """By how much the distances of marks differ at most; their areas by three times as much."""
+INKED = 30
+"""Pixels that a spot of ink covers at least."""
+EVENLY = 0.15
+"""Largest local deviation of the light that ink takes away, as a share of it: ink lies evenly, tissue has cells."""
+RIM = 5
+"""Pixels around it that are mixed with it."""
+SPOTS = 8
+"""Colours of ink at most, beginning with the one that covers most."""
+DARKEST = 0.06
+"""Share of the light that passes everything at least, as far as colours are told apart."""
+OWN_COLOUR = 0.25
+"""How far apart, as a share of it, two optical densities are that are not the same colour."""
+RARE = 0.005
+"""Share of the rest of the tissue that has the colour of ink at most."""
+MOST_INK = 0.25
+"""Most that ink covers, as a share of what is not background: more than that is the tissue itself."""
 BRIGHT = 0.8
 """Brightness of the background of transmitted light at least, as a share of the brightest parts'."""
 NEUTRAL = 0.15
@@ -47,6 +63,7 @@ class Look:
         tissue_fraction: share of the canvas that differs from the background (Otsu's threshold).
         padded_fraction: share of the canvas that was filled up, not imaged; it does not count.
         marks_fraction: share that printed marks cover, the fiducial frame of a Visium slide; they do not count.
+        ink_fraction: share that somebody has drawn over with a pen; it does not count.
     """
 
     brightfield: bool
@@ -54,6 +71,7 @@ class Look:
     tissue_fraction: float
     padded_fraction: float
     marks_fraction: float = 0.0
+    ink_fraction: float = 0.0
 
 
 def prepare(image: Image) -> tuple[Image, Look]:
@@ -62,7 +80,8 @@ def prepare(image: Image) -> tuple[Image, Look]:
     Padding is a region of one exact colour that reaches from a corner inwards, is not the colour of the background and
     leaves a turned or straight rectangle: the black wedges beside a turned section on white glass, but neither the empty glass
     itself nor the black around a brain, whose outlines help. Marks are many small things of one size at one distance from each
-    other: they stay with the slide, not with the tissue.
+    other: they stay with the slide, not with the tissue. So does ink, which lies evenly on a stained section in a colour that
+    nothing else has.
     Volumes come back as they are.
     """
     if image.grid.ndim != 2:
@@ -73,11 +92,18 @@ def prepare(image: Image) -> tuple[Image, Look]:
     high = max(high, 255.0) if image.data.dtype == torch.uint8 else high
     span = max(high - low, 1e-12)
     trusted = torch.ones(data.shape[1:]) if image.weight is None else image.weight[::step, ::step].to(torch.float32)
+    brightest = max(float(torch.quantile(data.mean(dim=0).flatten()[:: max(1, step)], 0.995)) - low, 1e-12)
     filled = _filled(data)
     if bool(filled.any()) and _rectangular(~filled) < RECTANGULAR:
         filled = torch.zeros_like(filled)  # the picture's own background: the black around a brain, whitened glass
     rest = trusted * ~filled
-    background = flattest(data, rest if bool(rest.any()) else trusted)  # [C]
+    rest = rest if bool(rest.any()) else trusted
+    background = flattest(data, rest)  # [C]
+    if len(background) == 3:  # on a slide that is drawn over the flattest part may be the ink
+        brightness = data.mean(dim=0)
+        light = flattest(data, rest * (brightness >= brightness[rest > 0].median()))
+        if _lit(data, light, low, span, brightest):
+            background = light
     padded = torch.zeros_like(filled)
     for y in (0, -1):
         for x in (0, -1):
@@ -96,35 +122,41 @@ def prepare(image: Image) -> tuple[Image, Look]:
         whole = torch.from_numpy(ndimage.binary_dilation(whole.numpy(), iterations=2))
         weight = (torch.ones(image.grid.shape) if weight is None else weight) * ~whole
         image = dataclasses.replace(image, weight=weight)
-    brightest = max(float(torch.quantile(data.mean(dim=0).flatten()[:: max(1, step)], 0.995)) - low, 1e-12)
     marks = _marks((data - background[:, None, None]).norm(dim=0) * ~padded)
-    if bool(marks.any()):
+    brightfield = _lit(data, background, low, span, brightest)
+    ink = torch.zeros_like(padded)
+    if brightfield:
+        ink = _ink(data / high, background / high, (trusted > 0) & ~padded & ~marks)
+    drawn = marks | ink
+    if bool(drawn.any()):
         index = [torch.arange(n).div(step, rounding_mode="floor").clamp(max=m - 1)
-                 for n, m in zip(image.grid.shape, marks.shape, strict=True)]  # fmt: skip
-        weight = (torch.ones(image.grid.shape) if weight is None else weight) * ~marks[index[0]][:, index[1]]
+                 for n, m in zip(image.grid.shape, drawn.shape, strict=True)]  # fmt: skip
+        weight = (torch.ones(image.grid.shape) if weight is None else weight) * ~drawn[index[0]][:, index[1]]
         image = dataclasses.replace(image, weight=weight)
-    level = (background - low) / brightest
-    brightfield = (
-        len(background) == 3
-        and float(level.mean()) > BRIGHT
-        and float(level.amax() - level.amin()) < NEUTRAL
-        and float((data.mean(dim=0) > background.mean() + APART * span).to(torch.float32).mean()) < PADDED
-    )
     apart = (data - background[:, None, None]).norm(dim=0)[~padded]
     tissue = 0.0
     if float(apart.amax()) > float(apart.amin()):
         threshold = float(threshold_otsu(apart.numpy()))  # type: ignore[no-untyped-call]
         tissue = float((apart > threshold).to(torch.float32).mean())
-    share = float(padded.to(torch.float32).mean())
-    return image, Look(
-        brightfield, tuple(background.tolist()), tissue * (1 - share), share, float(marks.to(torch.float32).mean())
-    )
+    share, printed, inked = (float(mask.to(torch.float32).mean()) for mask in (padded, marks, ink))
+    return image, Look(brightfield, tuple(background.tolist()), tissue * (1 - share), share, printed, inked)
 
 
 def grey(image: Image) -> Image:
     """The mean of the channels as one channel: what two stains of neighbouring sections have in common is their
     density, and their colours only mislead."""
     return dataclasses.replace(image, data=image.data.to(torch.float32).mean(dim=0, keepdim=True), channels=("grey",))
+
+
+def _lit(data: Tensor, background: Tensor, low: float, span: float, brightest: float) -> bool:
+    """Whether ``[C, H, W]`` with this background ``[C]`` is a picture of transmitted light: bright, neutral, nothing beyond."""
+    level = (background - low) / brightest
+    return (
+        len(background) == 3
+        and float(level.mean()) > BRIGHT
+        and float(level.amax() - level.amin()) < NEUTRAL
+        and float((data.mean(dim=0) > background.mean() + APART * span).to(torch.float32).mean()) < PADDED
+    )
 
 
 def _filled(data: Tensor) -> Tensor:
@@ -159,10 +191,54 @@ def _marks(apart: Tensor) -> Tensor:
     regular = (np.abs(near / common - 1) < EVEN) & (np.abs(own / own[nearest[:, 1]] - 1) < 3 * EVEN)
     if regular.sum() < MARKS or regular.mean() < 0.5:
         return none
-    # with the marks, what lies among them and resembles them
-    to_regular, _ = cKDTree(centres[regular]).query(centres)
-    own_kind = small[(to_regular < 2 * common) & (own < 3 * np.median(own[regular]))]
+    # with the marks, what lies among them and resembles them, cut off at the canvas' border or not
+    rest = np.flatnonzero((areas > 0) & (areas < 3 * np.median(own[regular])))
+    to_regular, _ = cKDTree(centres[regular]).query(np.array(ndimage.center_of_mass(mask, labels, rest)))
+    own_kind = rest[to_regular < 2 * np.median(near[regular])]
     out = ndimage.binary_dilation(np.isin(labels, own_kind), iterations=2)
+    return torch.from_numpy(out)
+
+
+def _ink(data: Tensor, background: Tensor, seen: Tensor) -> Tensor:
+    """Pixels ``[H, W]`` of a stained section ``[3, H, W]`` (0 … 1) that were drawn over with a pen.
+
+    Ink is even, and its colour is nobody else's: no other tissue to speak of comes near it.
+    """
+    none = torch.zeros_like(seen)
+    taken = (background[:, None, None] - data).numpy()  # [3, H, W]; its logarithm would magnify the noise of the dark
+    mean = ndimage.uniform_filter(taken, (0, 5, 5))
+    spread = np.sqrt(np.clip(ndimage.uniform_filter(taken**2, (0, 5, 5)) - mean**2, 0, None).sum(axis=0))
+    size = np.linalg.norm(taken, axis=0)
+    density = (
+        -(data / background.clamp(min=DARKEST)[:, None, None]).clamp(min=DARKEST).log().numpy()
+    )  # tells the dark apart
+    known = seen.numpy()
+    if not known.any() or not size[known].max() > size[known].min():
+        return none
+    tissue = (size > threshold_otsu(size[known]) / 2) & known  # type: ignore[no-untyped-call]
+    even = tissue & (spread < EVENLY * np.linalg.norm(mean, axis=0))
+    labels, number = ndimage.label(even)
+    areas = np.bincount(labels.ravel(), minlength=number + 1)
+    away = tissue & ~ndimage.binary_dilation(even, iterations=RIM)
+    out = np.zeros_like(known)
+    for k in np.argsort(areas[1:])[::-1][:SPOTS] + 1:
+        if areas[k] < INKED:
+            break
+        spot = labels == k
+        if out[spot].all():
+            continue
+        colour = np.median(density[:, spot], axis=1)
+        near = np.linalg.norm(density - colour[:, None, None], axis=0) < OWN_COLOUR * np.linalg.norm(colour)
+        if (near & away).sum() > RARE * tissue.sum():
+            continue
+        # all that is even and of this colour is this ink, with the rim of its strokes, where it is mixed with the glass
+        of_colour = np.bincount(labels.ravel(), near.ravel(), number + 1) > areas / 2
+        of_colour[0] = False
+        strokes = of_colour[labels]
+        own = ndimage.binary_dilation(strokes, iterations=RIM)
+        others = tissue & ~own
+        if strokes.sum() < MOST_INK * tissue.sum() and (near & others).sum() < RARE * others.sum():
+            out |= own
     return torch.from_numpy(out)
 
 

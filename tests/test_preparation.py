@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -54,6 +55,51 @@ def test_what_is_not_brightfield(what: str) -> None:
     if what == "volume":
         chosen = rf.Image(torch.rand(1, 9, 10, 11), rf.Grid((9, 10, 11)))
     assert not preparation.prepare(chosen)[1].brightfield
+
+
+def stroke(shape: tuple[int, int]) -> np.ndarray:
+    """A pen's stroke across a slide, 1 where it is."""
+    y, x = np.mgrid[: shape[0], : shape[1]] / min(shape)
+    return (np.abs(y - 0.5 - 0.15 * np.sin(5 * x)) < 0.03).astype(np.float64)
+
+
+@pytest.mark.parametrize("colour", [(20, 40, 160), (10, 120, 40), (15, 15, 15), (200, 30, 40)])
+@pytest.mark.parametrize("cover", [1.0, 0.85])
+def test_ink_does_not_count(colour: tuple[int, int, int], cover: float) -> None:
+    plain = slide().astype(np.float64)
+    drawn = stroke((160, 200))
+    share = cover * (drawn if cover == 1 else gaussian_filter(drawn, 1.0))[..., None]
+    inked = (plain * (1 - share) + np.array(colour) * share).clip(0, 255).astype(np.uint8)
+    out, look = preparation.prepare(image(inked))
+    assert look.brightfield
+    assert out.weight is not None
+    assert float(out.weight[drawn > 0].mean()) < 0.02
+    assert drawn.mean() < look.ink_fraction < 2.2 * drawn.mean()
+
+
+def test_smooth_dark_tissue_is_no_ink() -> None:
+    y, x = np.mgrid[:160, :200]
+    inside = gaussian_filter((((y - 80) / 60) ** 2 + ((x - 100) / 80) ** 2 < 1) * 1.0, 1.0)
+    shade = 1 + 0.3 * np.sin(x / 30)
+    noise = np.random.default_rng(0).normal(0, 1, (160, 200, 3))
+    smooth = (240 - (inside * shade)[..., None] * np.array([60.0, 120.0, 40.0]) + noise).clip(0, 255).astype(np.uint8)
+    out, look = preparation.prepare(image(smooth))
+    assert look.ink_fraction == 0
+    assert out.weight is None
+
+
+def test_pens_on_both_slides_change_nothing_much(data_dir: Path) -> None:
+    """Lung sections that somebody has drawn on, each in another place: without the ink, 40 % off."""
+    folder = data_dir / "02_histology_landmarks" / "lung-lesion_3"
+    names = ("29-041-Izd2-w35-He-les3", "29-041-Izd2-w35-Ki67-7-les3")
+    plain = [rf.open(folder / f"{name}.jpg").data.permute(1, 2, 0).numpy() for name in names]
+    drawn = []
+    for picture, colour, turn in zip(plain, ((10, 120, 40), (20, 40, 160)), (0, 2), strict=True):
+        mask = np.rot90(stroke(picture.shape[:2]), turn)[..., None]
+        drawn.append(image((picture * (1 - mask) + np.array(colour) * mask).astype(np.uint8)))
+    clean, inked = (rf.register(*pair, transform="affine") for pair in ([image(p) for p in plain], drawn))
+    corners = clean.fixed_grid.corners()
+    assert float((clean.to_moving(corners) - inked.to_moving(corners)).norm(dim=1).max()) < 12
 
 
 @pytest.mark.parametrize("fill", [0, 128, 255])
