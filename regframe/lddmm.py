@@ -604,7 +604,7 @@ def _sample(fixed: Tensor, predicted: Tensor, weight: Tensor) -> tuple[Tensor, T
 
 
 def flattest(fixed: Tensor, weight: Tensor) -> Tensor:
-    """Colour ``[C]`` of the tenth of the trusted pixels where the image changes least: the mean of most, without a minority far off."""
+    """Colour ``[C]`` of the tenth of the trusted pixels where the image changes least: the mean of most of them."""
     c, shape = fixed.shape[0], fixed.shape[1:]
     flat, w = fixed.reshape(c, -1), weight.reshape(-1)
     places = torch.arange(0, w.numel(), max(1, w.numel() // SAMPLE))

@@ -156,8 +156,8 @@ def register(
     Args:
         fixed: an `Image`, or anything `regframe.open` reads; it stays where it is.
         moving: likewise; it is brought onto the fixed one.
-        metric: name or instance; ``config.metric`` where None. ``auto`` begins with `contrast` and bends neighbouring stained
-            sections with mutual information; ``metrics["metric"]`` says which and why.
+        metric: name or instance; ``config.metric`` where None. ``auto`` takes mutual information for two stained sections and
+            `contrast` for everything else; ``metrics["metric"]`` says which and why.
         transform: ``rigid``, ``similarity``, ``affine`` or ``lddmm``; ``config.transform`` where None.
         init: ``"auto"`` (a search over turn, mirror and shift), ``"identity"``, `regframe.landmarks`, an affine
             `Transform` from moving to fixed, or an earlier `Result`, whose affine part is taken.
