@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 from collections.abc import Sequence
@@ -18,6 +19,8 @@ import regframe
 from .raster import MARGIN, Array, canvas, check_size, propose_spacing, rasterize
 from .tables import ANNDATA, PARQUET, Cells, read_cells, write_cells
 
+MOST_WEIGHTS = 1 << 28
+"""Counts of genes held at once: 2 GiB."""
 SIGMA = 1.5
 """Standard deviation of a cell's Gaussian where none is given, in pixels."""
 
@@ -28,13 +31,15 @@ class Weighted:
 
     Args:
         cells: as they were read.
-        weights: ``[N, C]``.
+        weights: ``[N, C]``, or ``[N, 1]`` where there are groups.
         names: one per channel.
+        group: the one channel that each cell counts in ``[N]``, -1 for none; None where all count in all.
     """
 
     cells: Cells
     weights: Array
     names: tuple[str, ...]
+    group: NDArray[np.intp] | None = None
 
 
 class CellsAdapter(regframe.Adapter):
@@ -163,11 +168,15 @@ class CellsAdapter(regframe.Adapter):
                 raise ValueError(
                     f"wanted values in the column {self.types!r} of {cells.name!r}, got none; name another"
                 )
-            check_size(regframe.Grid((1, len(cells))), len(names))
-            return Weighted(cells, (words[:, None] == np.array(names)[None]) * each, names)
+            found = np.searchsorted(np.array(names), words)
+            return Weighted(cells, each, names, np.where(words == "", -1, found))
         if self.genes is not None:
             names = gene_names(cells, self.genes)
-            check_size(regframe.Grid((1, len(cells))), len(names))
+            if len(cells) * len(names) > MOST_WEIGHTS:
+                raise ValueError(
+                    f"wanted at most {MOST_WEIGHTS} counts at once, got {len(cells)} cells with {len(names)} genes; name fewer "
+                    "genes, or take components of them"
+                )
             return Weighted(cells, cells.counts(names) * library_scale(cells)[:, None] * each, names)
         return Weighted(cells, each, self.weights)
 
@@ -195,7 +204,20 @@ class CellsAdapter(regframe.Adapter):
     def raster(self, weighted: Weighted) -> regframe.Image:
         """Weighted cells on their canvas."""
         grid, sigmas = self.grid(weighted.cells)
-        data = rasterize(weighted.cells.coords.numpy(), weighted.weights, grid, sigmas, self.threads)
+        coords, group = weighted.cells.coords.numpy(), weighted.group
+        if group is None:
+            data = rasterize(coords, weighted.weights, grid, sigmas, self.threads)
+        else:
+            check_size(grid, len(weighted.names) * len(sigmas))
+            order = np.argsort(group, kind="stable")
+            bounds = np.searchsorted(group[order], np.arange(len(weighted.names) + 1))
+            members = [order[a:b] for a, b in itertools.pairwise(bounds)]
+            parts = [
+                rasterize(coords[rows], weighted.weights[rows], grid, [sigma], self.threads)
+                for sigma in sigmas
+                for rows in members
+            ]
+            data = np.concatenate(parts)
         unit = weighted.cells.unit
         names = [f"{name} σ{s:g} {unit}" if len(sigmas) > 1 else name for s in sigmas for name in weighted.names]
         return regframe.Image(torch.from_numpy(data), grid, tuple(names), name=weighted.cells.name)

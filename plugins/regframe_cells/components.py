@@ -96,12 +96,11 @@ def project(
 class _Source:
     """One side: its cells and what each weighs in each gene or type, a few at a time."""
 
-    chunk = 64
-
     def __init__(self, cells: Cells, adapter: CellsAdapter) -> None:
         from .adapter import gene_names, library_scale
 
         self.cells, self.adapter = cells, adapter
+        self.chunk = max(1, min(64, VALUES // len(cells)))
         self.each = adapter.each(cells)[:, 0]
         if adapter.types is not None:
             self.words = cells.words(adapter.types)

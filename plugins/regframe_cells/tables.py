@@ -388,7 +388,7 @@ def _check_rows(cells: Cells) -> None:
         if key is None or first is None:
             return
         ids = np.asarray(cells.table[key]).astype(object)
-    if len(set(ids)) == len(ids):
+    if not len(ids) / 2 < len(set(ids)) < len(ids):  # all differ, or it is no column that tells rows apart
         return
     seen: dict[Any, int] = {}
     shared: dict[Any, int] = {}
