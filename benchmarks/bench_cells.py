@@ -181,6 +181,28 @@ def test_xenium_quadrant(data: Path, quadrant: int, small: bool, report: Callabl
     report(f"Xenium quadrant {quadrant}: before {before:.0f} µm, " + ", ".join(said))
 
 
+@pytest.mark.parametrize("quadrant", range(4))
+def test_xenium_expression(data: Path, quadrant: int, small: bool, report: Callable[[str], None]) -> None:
+    """The same by five components that the genes of both tables share, beside the density."""
+    if small:
+        pytest.skip("too large for a quick run")
+    pandas = pytest.importorskip("pandas")
+    table = pandas.read_csv(data / "04_st_xenium_breast" / "pikachu.csv.gz", index_col=0)
+    names = ["y_centroid", "x_centroid"]
+    cells = table[names].to_numpy()
+    upper = cells > (cells.min(axis=0) + cells.max(axis=0)) / 2
+    inside = (upper[:, 0] == bool(quadrant & 1)) & (upper[:, 1] == bool(quadrant & 2))
+    kept = np.random.default_rng(quadrant).random(int(inside.sum())) < 0.8
+    part = table[inside][kept].copy()
+    moved = bent(cells[inside], 100.0, quadrant)[kept]
+    part[names] = moved
+    result = rf.register(*rc.shared_components(table, part, 5, unit="um", genes=list(table.columns[3:])))
+    error = np.linalg.norm(result.to_fixed(torch.from_numpy(moved)).numpy() - cells[inside][kept], axis=1)
+    report(f"Xenium quadrant {quadrant}, 5 components of {table.shape[1] - 3} genes: median {np.median(error):.1f} µm, "
+           f"p90 {np.quantile(error, 0.9):.1f}, {result.verdict}")  # fmt: skip
+    assert np.median(error) <= 5
+
+
 def test_merfish(data: Path, small: bool, report: Callable[[str], None]) -> None:
     """Two brains turned by 45°, their 15 µm counts taken for weighted cells; seven coarse points."""
     if small:

@@ -224,6 +224,10 @@ def test_parquet_and_h5ad_are_sniffed_read_and_written_back(tmp_path: Path) -> N
     assert (tmp_path / "m.csv").read_text().startswith("kind,n,y_um,x_um\nT,0,")
     with pytest.raises(ValueError, match="wanted genes of 'AnnData', got q"):
         image(data, genes="q", spacing=5)
+    centred = data.copy()
+    centred.X = counts - 3
+    with pytest.raises(ValueError, match="wanted counts of genes in 'AnnData', got negative ones"):
+        image(centred, genes="all", spacing=5)
     with pytest.raises(ValueError, match="wanted cells read from an AnnData"):
         adapter.save(rc.read_cells(frame), tmp_path / "x.h5ad")
 

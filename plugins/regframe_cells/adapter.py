@@ -252,7 +252,12 @@ def library_scale(cells: Cells, chunk: int = 256) -> NDArray[np.float64]:
     names = cells.genes()
     total = np.zeros(len(cells))
     for start in range(0, len(names), chunk):
-        total += cells.counts(names[start : start + chunk]).sum(axis=1)
+        counts = cells.counts(names[start : start + chunk])
+        if counts.min() < 0:
+            raise ValueError(
+                f"wanted counts of genes in {cells.name!r}, got negative ones, as of centred data; put the counts back first"
+            )
+        total += counts.sum(axis=1)
     if not names or not (total > 0).any():
         raise ValueError(
             f"wanted counts of genes in {cells.name!r} to scale by their totals, got none above 0; check the columns"
