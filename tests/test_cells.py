@@ -232,6 +232,22 @@ def test_parquet_and_h5ad_are_sniffed_read_and_written_back(tmp_path: Path) -> N
         adapter.save(rc.read_cells(frame), tmp_path / "x.h5ad")
 
 
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_a_file_never_states_a_unit_that_is_not_its_own(tmp_path: Path, suffix: str) -> None:
+    pytest.importorskip("pyarrow")
+    text = "cell_id,x_centroid,y_centroid,transcript_counts\na,10,20,3\nb,30,40,5\n"  # Xenium: µm
+    (tmp_path / "cells.csv").write_text(text)
+    half = rf.Affine(torch.diag(torch.tensor([0.5, 0.5, 1.0])), "µm", "px")
+    adapter = rf.adapter("cells")
+    adapter.save(adapter.apply(tmp_path / "cells.csv", half), tmp_path / f"moved.{suffix}")
+    moved = rc.read_cells(tmp_path / f"moved.{suffix}")
+    assert (moved.unit, moved.coords.tolist()) == ("px", [[10, 5], [20, 15]])
+    assert list(moved.table) == ["cell_id", "x_centroid_px", "y_centroid_px", "transcript_counts"]
+    adapter.save(adapter.apply(moved, half.inverse()), tmp_path / f"back.{suffix}")
+    back = rc.read_cells(tmp_path / f"back.{suffix}")
+    assert (back.unit, list(back.table)[1]) == ("µm", "x_centroid_um")
+
+
 @real
 def test_an_h5ad_as_users_have_it() -> None:
     pytest.importorskip("anndata")

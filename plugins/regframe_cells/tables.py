@@ -7,6 +7,7 @@ import dataclasses
 import gzip
 import io
 import os
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -35,6 +36,8 @@ LAYOUTS: tuple[tuple[frozenset[str], str, str, str], ...] = (
 )  # fmt: skip
 """Tables of known instruments, cells and transcripts: what they have to have, x and y, and the unit their makers state."""
 
+_SUFFIX = re.compile(r"(?<=[\s._\-\[(])(px|pixels?|um|µm|μm|microns?|nm|mm|cm|m)(?=[\])]?\s*$)", re.IGNORECASE)
+
 IDS = ("cell_id", "cellid", "cell", "id", "barcode", "entityid", "transcript_id", "index")
 MISSING = ("", "na", "nan", "none", "null", "<na>")
 OBSM = ("spatial", "X_spatial")
@@ -48,11 +51,27 @@ class Cells(regframe.PointSet):
         native: data frame or AnnData the cells were read from, never changed; None for text tables and arrays.
         original: ``table`` as it was read, to tell what was added to it.
         key: entry of ``obsm`` that holds the positions, ``""`` where they are columns.
+        read_unit: what the positions were in.
     """
 
     native: Any = None
     original: Mapping[str, Any] = field(default_factory=dict)
     key: str = ""
+    read_unit: str = ""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.read_unit:
+            object.__setattr__(self, "read_unit", self.unit)
+
+    def written(self, name: str) -> str:
+        """What a position column is called in a file: its unit suffix follows the unit, and a unit that is not the one the
+        cells were read in is never left to be guessed."""
+        suffix = {"µm": "um"}.get(self.unit, self.unit)
+        if self.unit == self.read_unit or name not in self.columns:
+            return name
+        declared = _SUFFIX.search(name)
+        return f"{name}_{suffix}" if declared is None else name[: declared.start()] + suffix + name[declared.end() :]
 
     def numbers(self, name: str, purpose: str = "numbers") -> Array:
         """The column ``name`` as ``[N]`` float64; ValueError where there is none or it holds something else than numbers."""
@@ -175,7 +194,10 @@ def read_cells(source: Any, columns: str | None = None, unit: str | None = None)
 
 
 def write_cells(cells: Cells, path: Path) -> None:
-    """Write the table back by suffix: text, Parquet or h5ad (only what came as AnnData), new columns at the end."""
+    """Write the table back by suffix: text, Parquet or h5ad (only what came as AnnData), new columns at the end.
+
+    A position column is renamed where the unit is no longer the one it was read in: ``x_um`` to ``x_px``, ``x`` to ``x_px``.
+    """
     suffix = path.name.lower()
     added = {name: values for name, values in cells.table.items() if values is not cells.original.get(name)}
     if suffix.endswith(TEXT):
@@ -195,6 +217,7 @@ def write_cells(cells: Cells, path: Path) -> None:
             data.obsm[cells.key] = coords[:, ::-1].copy()  # x, y
         for d, name in enumerate(cells.columns):
             data.obs[name] = coords[:, d]
+        data.obs = data.obs.rename(columns={name: cells.written(name) for name in cells.columns})
         for name, values in added.items():
             data.obs[name] = values
         _aside(path, lambda aside: data.write_h5ad(aside))
@@ -410,12 +433,9 @@ def _check_rows(cells: Cells) -> None:
 
 
 def _as_text(cells: Cells, table: Mapping[str, Any]) -> regframe.PointSet:
-    text = table if not _is_array(table) else {name: _texts(values) for name, values in table.items()}
-    return regframe.PointSet(cells.coords, cells.unit, None, text, cells.columns, cells.name)
-
-
-def _is_array(table: Mapping[str, Any]) -> bool:
-    return any(isinstance(values, np.ndarray) for values in table.values())
+    text = {cells.written(n): _texts(v) if isinstance(v, np.ndarray) else v for n, v in table.items()}
+    columns = tuple(map(cells.written, cells.columns))
+    return regframe.PointSet(cells.coords, cells.unit, None, text, columns, cells.name)
 
 
 def _texts(values: Any) -> list[str]:
@@ -448,6 +468,7 @@ def _moved_frame(cells: Cells, added: Mapping[str, Any]) -> Any:
             frame.index = cells.native.obs_names
     for d, name in enumerate(cells.columns or cells.axes):
         frame[name] = coords[:, d]
+    frame = frame.rename(columns={name: cells.written(name) for name in cells.columns})
     for name, values in added.items():
         frame[name] = values
     return frame
