@@ -38,6 +38,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "ops": ("op", "size", "channels", "T", "dtype", "threads", "device"),
     "energy": ("what",),
     "profile": ("what", "stage"),
+    "cells": ("what", "threads"),
 }
 """Per benchmark, what makes two records ones of the same thing."""
 
@@ -208,12 +209,21 @@ def profile_part(records: Sequence[Record]) -> list[str]:
     return out
 
 
+def cells_part(records: Sequence[Record]) -> list[str]:
+    """Splatting against a histogram and a filter."""
+    keys = ["what", "threads", "seconds", "usual_seconds", "error", "usual_error"]
+    head = ["what", "threads", "s", "histogram and filter, s", "error over the peak", "theirs"]
+    rows = [[f"{r[key]:.0e}" if "error" in key else r[key] for key in keys] for r in records]
+    return ["## Cells onto pixels", "", *table(head, rows)]
+
+
 PARTS = {
     "register": register_part,
     "scale": scale_part,
     "ops": ops_part,
     "energy": energy_part,
     "profile": profile_part,
+    "cells": cells_part,
 }
 
 

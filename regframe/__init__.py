@@ -35,6 +35,7 @@ _HOME = {
     "ops": "",
     "open": "plugins",
     "pair_points": "tables",
+    "position_columns": "tables",
     "read_landmarks": "tables",
     "read_points": "tables",
     "read_table": "tables",

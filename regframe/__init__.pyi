@@ -19,6 +19,7 @@ from .registration import register as register
 from .store import load as load
 from .tables import PointTable as PointTable
 from .tables import pair_points as pair_points
+from .tables import position_columns as position_columns
 from .tables import read_landmarks as read_landmarks
 from .tables import read_points as read_points
 from .tables import read_table as read_table

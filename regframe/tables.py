@@ -149,9 +149,34 @@ def read_points(path: str | os.PathLike[str], columns: str | None = None, unit: 
     number.
     """
     table = read_table(path, columns)
-    names, declared = _position_columns(table, columns)
+    names, declared = position_columns(table, columns)
     coords = table.numbers(names)
     return PointSet(coords, declared or unit or "px", table=table.columns, columns=names, name=table.path.name)
+
+
+def position_columns(table: PointTable, columns: str | None = None) -> tuple[tuple[str, ...], str | None]:
+    """Which columns of ``table`` are positions, in the order (z,) y, x, and the unit their names declare, else None.
+
+    Args:
+        table: only its names are looked at.
+        columns: as in `read_points`.
+
+    Raises ValueError where no or more than one choice is possible, or where units differ.
+    """
+    if columns is not None and table.header:
+        chosen = _explicit_columns(table, columns)
+    else:
+        chosen = _recognised_columns(table)
+    axes = AXES[3] if "z" in chosen else AXES[2]
+    if not set(axes) <= set(chosen):
+        raise ValueError(f"wanted a column for each of {_join(axes)} of {str(table.path)!r}, got {_join(chosen)}")
+    units = {chosen[axis][1] for axis in axes}
+    if len(units) > 1:
+        raise ValueError(
+            f"wanted one unit for the position columns of {str(table.path)!r}, "
+            f"got {_join(chosen[axis][0] for axis in axes)}; convert one of them"
+        )
+    return tuple(chosen[axis][0] for axis in axes), units.pop()
 
 
 def read_landmarks(path: str | os.PathLike[str]) -> tuple[Tensor, Tensor, tuple[str | None, str | None]]:
@@ -337,24 +362,6 @@ def _names_without_header(path: Path, rows: list[list[str]], explicit: list[str]
         f"wanted a header that names the columns of {str(path)!r}, got the row {_join(rows[0])}; "
         "add one, or name the columns in order, e.g. columns='x,y'"
     )
-
-
-def _position_columns(table: PointTable, columns: str | None) -> tuple[tuple[str, ...], str | None]:
-    """Names of the position columns in the order (z,) y, x, and their unit where it is declared."""
-    if columns is not None and table.header:
-        chosen = _explicit_columns(table, columns)
-    else:
-        chosen = _recognised_columns(table)
-    axes = AXES[3] if "z" in chosen else AXES[2]
-    if not set(axes) <= set(chosen):
-        raise ValueError(f"wanted a column for each of {_join(axes)} of {str(table.path)!r}, got {_join(chosen)}")
-    units = {chosen[axis][1] for axis in axes}
-    if len(units) > 1:
-        raise ValueError(
-            f"wanted one unit for the position columns of {str(table.path)!r}, "
-            f"got {_join(chosen[axis][0] for axis in axes)}; convert one of them"
-        )
-    return tuple(chosen[axis][0] for axis in axes), units.pop()
 
 
 def _explicit_columns(table: PointTable, columns: str) -> dict[str, tuple[str, str | None]]:

@@ -31,7 +31,7 @@ def scattered(n, seed=0, margin=0.0):
     return rng.uniform(low, high, (n, 2)), rng.uniform(0.5, 2.0, n)
 
 
-@pytest.mark.parametrize("sigma", [0.4, 0.9, 6.0])
+@pytest.mark.parametrize("sigma", [0.12, 0.4, 0.9, 6.0])  # the first far below a pixel
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_splat_is_the_gaussian(sigma, dtype):
     points, weights = scattered(60)

@@ -170,9 +170,9 @@ def test_the_code_of_the_guide_runs(tmp_path: Path) -> None:
 
 def test_what_ships_comes_through_the_same_door(install: Install) -> None:
     own = {p.name: p for p in plugins.providers() if p.distribution.startswith("regframe ")}
-    assert {"image", "points", "metrics"} <= set(own)
+    assert {"cells", "image", "points", "metrics"} <= set(own)
     assert all(p.status == "ok" for p in own.values())
-    assert {"image", "points"} <= set(names(plugins.adapters()))
+    assert {"cells", "image", "points"} <= set(names(plugins.adapters()))
     assert {"contrast", "ssd", "ncc", "lncc"} <= set(names(plugins.metrics()))
     for entry in (*plugins.adapters(), *plugins.metrics()):
         assert entry.summary, f"{entry.name} has no docstring"
@@ -272,7 +272,7 @@ def test_unknown_names_list_what_is_there(install: Install) -> None:
     message = r"wanted the name of a metric, got 'nccc'; there is contrast \(from regframe \S+ \(metrics\)\), lncc"
     with pytest.raises(ValueError, match=message):
         rf.metric("nccc")
-    with pytest.raises(plugins.PluginError, match=r"wanted the name of an adapter, got 'cels'; there is image \(from"):
+    with pytest.raises(plugins.PluginError, match=r"wanted the name of an adapter, got 'cels'; there is cells \(from"):
         rf.open(torch.zeros(2, 2), adapter="cels")
     install(FakePoint("bad", broken(ImportError("x"))))
     with (
@@ -291,7 +291,7 @@ def test_disabled(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
     plugins.refresh()
     assert "second" in names(plugins.metrics())
     assert "first" not in names(plugins.metrics())
-    assert names(plugins.adapters()) == ["image"]
+    assert names(plugins.adapters()) == ["cells", "image"]
     with pytest.raises(plugins.PluginError, match=r"left out: .*one of stranger 2\.0 \(disabled\)"):
         rf.metric("first")
     monkeypatch.setenv(plugins.DISABLE, "all")
@@ -327,21 +327,21 @@ def test_options(install: Install) -> None:
     def takes_all(self: Any, **options: Any) -> None:
         self.options = options
 
-    cells = adapter_class("cells", 1.0, __init__=needs)
+    grains = adapter_class("grains", 1.0, __init__=needs)
     install(
-        FakePoint("s", module(regframe_adapters=[cells], regframe_metrics=[metric_class("any", __init__=takes_all)]))
+        FakePoint("s", module(regframe_adapters=[grains], regframe_metrics=[metric_class("any", __init__=takes_all)]))
     )
-    with pytest.raises(plugins.PluginError, match="wanted the options spacing for the adapter 'cells'; state them"):
-        rf.adapter("cells")
+    with pytest.raises(plugins.PluginError, match="wanted the options spacing for the adapter 'grains'; state them"):
+        rf.adapter("grains")
     assert rf.metric("any", x=1).options == {"x": 1}  # type: ignore[attr-defined]
-    assert next(e for e in plugins.adapters() if e.name == "cells").options == ("spacing", "unit")
+    assert next(e for e in plugins.adapters() if e.name == "grains").options == ("spacing", "unit")
 
 
 def test_open_takes_the_surest_adapter(install: Install, tmp_path: Path) -> None:
     path = tmp_path / "x.rings"
     path.write_text("r")
     with pytest.raises(
-        plugins.PluginError, match=r"wanted a source that an adapter knows, got '.*x\.rings'; there is image"
+        plugins.PluginError, match=r"wanted a source that an adapter knows, got '.*x\.rings'; there is cells"
     ):
         rf.open(path)
 

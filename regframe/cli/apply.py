@@ -23,6 +23,7 @@ from ._common import (
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ..contracts import Adapter
     from ..data import Grid, PointSet
     from ..registration import Result
 
@@ -100,6 +101,8 @@ def image(
 @click.option(
     "--columns", metavar="X,Y", help="Position columns, e.g. x=T_x,y=T_y, or the columns of a header-less file."
 )
+@click.option("--adapter", metavar="NAME", help="Adapter of the input where it is no text table, e.g. cells.")
+@click.option("--adapter-set", metavar="K=V", multiple=True, help="Option of the adapter, e.g. unit=um.")
 def points(
     result_folder: Path,
     input_file: Path,
@@ -108,6 +111,8 @@ def points(
     input_spacing: float | None,
     overwrite: bool,
     columns: str | None,
+    adapter: str | None,
+    adapter_set: tuple[str, ...],
 ) -> None:
     """Move the positions of the table INPUT: same rows, same order, new columns at the end.
 
@@ -127,26 +132,63 @@ def points(
     source, target = result.moving_grid, result.fixed_grid
     if to == "moving":
         source, target = target, source
+    unit = "px" if input_spacing else source.unit
     with bad_input():
-        table = regframe.read_points(input_file, columns=columns, unit="px" if input_spacing else source.unit)
+        if adapter is None:
+            reader, table = None, regframe.read_points(input_file, columns=columns, unit=unit)
+        else:
+            options = adapter_options(adapter_set, "--adapter-set") | ({"columns": columns} if columns else {})
+            reader, table = _native(input_file, adapter, options, unit)
         before = in_unit(table, source, input_spacing)
         after = result.to_fixed(before) if to == "fixed" else result.to_moving(before)
         on_fixed = (after if to == "fixed" else before).coords
-        probability, sd = match_probability(result, on_fixed), position_sd(result, on_fixed, to)
-        extra = {
-            "match_probability": ["" if math.isnan(p) else f"{p:.4g}" for p in probability.tolist()],
-            "position_sd": ["" if math.isnan(v) else f"{v:.4g}" for v in sd.tolist()],
-            "in_canvas": ["true" if inside else "false" for inside in target.contains(after.coords).tolist()],
+        probability, sd = match_probability(result, on_fixed).tolist(), position_sd(result, on_fixed, to).tolist()
+        inside = target.contains(after.coords).tolist()
+        extra: dict[str, list[Any]] = {
+            "match_probability": ["" if math.isnan(p) else f"{p:.4g}" for p in probability],
+            "position_sd": ["" if math.isnan(v) else f"{v:.4g}" for v in sd],
+            "in_canvas": ["true" if i else "false" for i in inside],
         }
+        if reader is not None:  # formats with types of their own
+            extra = {"match_probability": probability, "position_sd": sd, "in_canvas": inside}
         extra = {f"regframe_{name}" if _is_foreign(table, name) else name: column for name, column in extra.items()}
         with outputs.staged(output, overwrite) as path:
-            regframe.write_points(after, path, extra)
+            if reader is None:
+                regframe.write_points(after, path, extra)
+            else:
+                reader.save(after.replace(table={**after.table, **extra}), path)
     click.echo(f"wrote {output}: {len(after)} points in {after.unit}", err=True)
+
+
+def _native(path: Path, adapter: str, options: dict[str, Any], unit: str) -> tuple[Adapter, PointSet]:
+    """The table as the adapter carries it, and the adapter; ``unit`` is that of positions which declare none."""
+    import regframe
+
+    from ..data import Image, PointSet
+
+    tries = [options] if "unit" in options else [{**options, "unit": unit}, options]
+    for tried in tries:
+        try:
+            data, reader, _ = open_side(path, adapter, tried)
+            break
+        except BadInput:
+            if tried is tries[-1]:
+                raise
+    native = reader.apply(
+        path,
+        regframe.Affine.identity(2, data.grid.unit)
+        if isinstance(data, Image)
+        else regframe.Affine.identity(data.ndim, data.unit),
+    )
+    if not isinstance(native, PointSet):
+        raise ValueError(f"wanted a table of positions, got an image in {path}; use `regframe apply image`")
+    return reader, native
 
 
 def _is_foreign(table: PointSet, name: str) -> bool:
     """Whether a column of that name is the user's own: it keeps its values; what an earlier run wrote is replaced."""
-    for value in table.table.get(name, ()):
+    for cell in table.table.get(name, ()):
+        value = "" if cell != cell else str(cell).lower()  # a missing number is a blank
         if name == "in_canvas" and value not in ("true", "false"):
             return True
         if name == "match_probability" and value and not _is_number(value, 1.0):

@@ -1,0 +1,109 @@
+"""From positions to pixels: the canvas, its spacing, and exact Gaussians that keep their mass."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial import cKDTree
+
+import regframe
+
+Array = NDArray[np.float64]
+
+MARGIN = 3.0
+"""Standard deviations of the widest Gaussian between the outermost cell and the border of the canvas."""
+NEIGHBOURS = 8
+"""The distance to the neighbour of this rank tells how much room a cell has."""
+FINE = 1 / 3
+"""Width of a proposed pixel over the width of the room that a cell has."""
+ASKED = 20_000
+"""Cells whose neighbours are looked up, evenly drawn from the table."""
+PROPOSED_PIXELS = 4_000_000
+"""Pixels of a canvas with a proposed spacing at most."""
+MOST_VALUES = 1 << 29
+"""Values (pixels times channels) of a raster at most: 2 GiB of float32."""
+
+
+def propose_spacing(coords: Array) -> float:
+    """A pixel half as wide as the room of a cell: half the square root of the area per cell, where the median cell lies.
+
+    The area per cell is ``π r² / 8``, with r the distance to the eighth neighbour, so that holes, glass and stray cells do
+    not count. The answer is enlarged where the canvas would have more than 4 million pixels, and rounded to two digits.
+
+    Args:
+        coords: positions ``[N, 2]`` in lengths.
+
+    Raises:
+        ValueError: where there are fewer than 16 cells, or most of them lie on one another.
+    """
+    step = max(1, len(coords) // ASKED)
+    room = 0.0
+    if len(coords) >= 2 * NEIGHBOURS:
+        distance, _ = cKDTree(coords).query(coords[::step], k=NEIGHBOURS + 1)
+        room = float(np.median(np.asarray(distance)[:, -1])) * math.sqrt(math.pi / NEIGHBOURS)
+    if not room > 0:
+        raise ValueError(
+            f"wanted cells apart from each other to propose a spacing from, got {len(coords)} "
+            f"{'of which most lie on one another' if len(coords) >= 2 * NEIGHBOURS else 'of them'}; state spacing=..."
+        )
+    spacing = FINE * room
+    height, width = (float(v) + 2 * MARGIN * room for v in coords.max(axis=0) - coords.min(axis=0))
+    return float(f"{max(spacing, math.sqrt(height * width / PROPOSED_PIXELS)):.2g}")
+
+
+def canvas(coords: Array, spacing: float, margin: float, unit: str) -> regframe.Grid:
+    """The grid whose pixels hold all positions ``[N, 2]`` and ``margin`` beyond them.
+
+    Its pixels lie at whole multiples of ``spacing``: tables of one space get pixels that coincide. Lengths in ``unit``.
+    """
+    low = np.floor((coords.min(axis=0) - margin) / spacing)
+    high = np.ceil((coords.max(axis=0) + margin) / spacing)
+    shape = tuple(int(n) for n in high - low + 1)
+    return regframe.Grid(shape, (spacing, spacing), tuple(float(v) for v in low * spacing), unit)
+
+
+def rasterize(
+    coords: Array, weights: Array, grid: regframe.Grid, sigmas: Sequence[float], threads: int = 0
+) -> NDArray[np.float32]:
+    """Sums of Gaussians of weighted positions: ``[len(sigmas) * C, H, W]`` float32, all channels of one scale together.
+
+    A cell adds exactly its weights to the sums over the raster, also at the border, where what would hang over is made
+    up for; cells beyond the area of the pixels add nothing.
+
+    Args:
+        coords: ``[N, 2]`` in the unit of ``grid``.
+        weights: ``[N, C]``.
+        grid: where the pixels are.
+        sigmas: standard deviations, in the unit of ``grid``.
+        threads: 0 for all cores.
+
+    Raises:
+        ValueError: for a raster that would be too large, or positions or weights that are not finite.
+        ImportError: where the compiled module is missing.
+    """
+    check_size(grid, weights.shape[1] * len(sigmas))
+    try:
+        from regframe import _host  # type: ignore[attr-defined]  # compiled
+    except ImportError as error:
+        raise ImportError(
+            f"wanted the compiled module regframe._host, got none; run `{regframe.ops.BUILD_COMMAND}`"
+        ) from error
+    out = np.empty((len(sigmas) * weights.shape[1], *grid.shape), dtype=np.float32)
+    values = np.ascontiguousarray(weights, dtype=np.float32)
+    for i, sigma in enumerate(sigmas):
+        part = out[i * weights.shape[1] : (i + 1) * weights.shape[1]]
+        part[:] = _host.splat(coords, values, grid.shape, grid.origin, grid.spacing, float(sigma), threads)[0]
+    return out
+
+
+def check_size(grid: regframe.Grid, channels: int) -> None:
+    """Refuse a raster that nobody wants, before it is allocated."""
+    if math.prod(grid.shape) * channels > MOST_VALUES:
+        size = " x ".join(map(str, grid.shape))
+        raise ValueError(
+            f"wanted a raster of at most {MOST_VALUES} values, got {size} pixels of {grid.spacing[0]:g} {grid.unit} "
+            f"in {channels} channel(s); take a larger spacing or fewer channels, and look for stray cells far from the rest"
+        )

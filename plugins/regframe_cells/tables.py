@@ -1,0 +1,505 @@
+"""Cells as they come: text tables, Parquet, AnnData, data frames, arrays; read into `Cells` and written back whole."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import gzip
+import io
+import os
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+import regframe
+
+Array = NDArray[np.float64]
+
+TEXT = (".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz", ".txt.gz")
+PARQUET = (".parquet", ".pq")
+ANNDATA = (".h5ad",)
+
+LAYOUTS: tuple[tuple[frozenset[str], str, str, str], ...] = (
+    (frozenset({"cell_id", "x_centroid", "y_centroid", "transcript_counts"}), "x_centroid", "y_centroid", "µm"),  # Xenium
+    (frozenset({"transcript_id", "x_location", "y_location", "feature_name"}), "x_location", "y_location", "µm"),
+    (frozenset({"fov", "volume", "center_x", "center_y", "min_x", "max_x"}), "center_x", "center_y", "µm"),  # MERSCOPE
+    (frozenset({"barcode_id", "global_x", "global_y", "fov"}), "global_x", "global_y", "µm"),
+    (frozenset({"fov", "CenterX_global_px", "CenterY_global_px"}), "CenterX_global_px", "CenterY_global_px", "px"),  # CosMx
+    (frozenset({"fov", "x_global_px", "y_global_px"}), "x_global_px", "y_global_px", "px"),
+)  # fmt: skip
+"""Tables of known instruments, cells and transcripts: what they have to have, x and y, and the unit their makers state."""
+
+_SUFFIX = re.compile(r"(?<=[\s._\-\[(])(px|pixels?|um|µm|μm|microns?|nm|mm|cm|m)(?=[\])]?\s*$)", re.IGNORECASE)
+
+IDS = ("cell_id", "cellid", "cell", "id", "barcode", "entityid", "transcript_id", "index")
+MISSING = ("", "na", "nan", "none", "null", "<na>")
+OBSM = ("spatial", "X_spatial")
+
+
+@dataclass(frozen=True)
+class Cells(regframe.PointSet):
+    """Cells: positions, the table they came in, and the object that holds what is no column (genes of an AnnData).
+
+    Args:
+        native: data frame or AnnData the cells were read from, never changed; None for text tables and arrays.
+        original: ``table`` as it was read, to tell what was added to it.
+        key: entry of ``obsm`` that holds the positions, ``""`` where they are columns.
+        read_unit: what the positions were in.
+    """
+
+    native: Any = None
+    original: Mapping[str, Any] = field(default_factory=dict)
+    key: str = ""
+    read_unit: str = ""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.read_unit:
+            object.__setattr__(self, "read_unit", self.unit)
+
+    def written(self, name: str) -> str:
+        """What a position column is called in a file: its unit suffix follows the unit, and a unit that is not the one the
+        cells were read in is never left to be guessed."""
+        suffix = {"µm": "um"}.get(self.unit, self.unit)
+        if self.unit == self.read_unit or name not in self.columns:
+            return name
+        declared = _SUFFIX.search(name)
+        return f"{name}_{suffix}" if declared is None else name[: declared.start()] + suffix + name[declared.end() :]
+
+    def numbers(self, name: str, purpose: str = "numbers") -> Array:
+        """The column ``name`` as ``[N]`` float64; ValueError where there is none or it holds something else than numbers."""
+        values = self._column(name, purpose)
+        if values.dtype.kind in "biuf":
+            numbers = values.astype(np.float64)
+        else:
+            try:
+                numbers = np.array([float(v) for v in values], dtype=np.float64)
+            except (TypeError, ValueError):
+                bad = next(v for v in values if not _is_number(v))
+                raise ValueError(
+                    f"wanted numbers for {purpose} in the column {name!r} of {self.name!r}, got {str(bad)!r}; "
+                    f"name another column, or types={name!r} for a channel per value"
+                ) from None
+        bad_rows = np.flatnonzero(~np.isfinite(numbers))
+        if len(bad_rows):
+            raise ValueError(
+                f"wanted finite numbers for {purpose} in the column {name!r} of {self.name!r}, got {numbers[bad_rows[0]]} in "
+                f"row {bad_rows[0] + 1} ({len(bad_rows)} such rows); fill these in"
+            )
+        return numbers
+
+    def words(self, name: str) -> NDArray[np.str_]:
+        """The column ``name`` as text ``[N]``, ``""`` where it is blank or stands for a missing value."""
+        values = np.array([str(v).strip() for v in self._column(name, "types")], dtype=np.str_)
+        values[np.isin(np.char.lower(values), MISSING)] = ""
+        return values
+
+    def genes(self) -> tuple[str, ...]:
+        """Names of the genes: the variables of an AnnData, else every column of whole numbers ≥ 0 that holds no positions
+        or ids and is not all alike."""
+        if _is_anndata(self.native):
+            return tuple(map(str, self.native.var_names))
+        first = next(iter(self.table), "")
+        found = []
+        for name in self.table:
+            if name in self.columns or name.lower() in IDS or (name == first and not name.strip()):
+                continue
+            values = np.asarray(self.table[name])
+            if values.dtype.kind not in "biuf":
+                if not all(map(_is_number, values[:100])):
+                    continue
+                try:
+                    values = values.astype(np.float64)
+                except ValueError:
+                    continue
+            if (
+                np.isfinite(values).all()
+                and (values >= 0).all()
+                and (values == np.round(values)).all()
+                and np.ptp(values) > 0
+            ):
+                found.append(name)
+        return tuple(found)
+
+    def counts(self, names: Sequence[str]) -> Array:
+        """Expression ``[N, len(names)]`` float64 of the genes named; ValueError for a gene that is not there."""
+        if not _is_anndata(self.native):
+            return np.stack([self.numbers(name, "genes") for name in names], axis=1)
+        index = self.native.var_names.get_indexer(list(names))
+        if (index < 0).any():
+            missing = [name for name, i in zip(names, index, strict=True) if i < 0]
+            raise ValueError(
+                f"wanted genes of {self.name!r}, got {_join(missing)}, which it has not; see its var_names"
+            )
+        values = self.native.X[:, index]
+        values = values.toarray() if hasattr(values, "toarray") else np.asarray(values)
+        if not np.isfinite(values).all():
+            raise ValueError(
+                f"wanted finite expression in {self.name!r}, got NaN or inf among {_join(names)}; fill these in"
+            )
+        return np.asarray(values, dtype=np.float64)
+
+    def _column(self, name: str, purpose: str) -> NDArray[Any]:
+        if name not in self.table:
+            raise ValueError(f"wanted a column of {self.name!r} for {purpose} ({_join(self.table)}), got {name!r}")
+        return np.asarray(self.table[name])
+
+
+def read_cells(source: Any, columns: str | None = None, unit: str | None = None) -> Cells:
+    """Read cells with everything that came with them, in their order.
+
+    Args:
+        source: path of a text table, Parquet or h5ad file; a data frame, an AnnData, an array ``[N, 2]``, a `PointSet`.
+        columns: which columns are the positions where their names do not say so (``"x=NAME,y=NAME"``); for an AnnData also
+            the name of an ``obsm`` entry, whose columns are x, y; for an array the order of its columns, ``"y,x"``.
+        unit: of columns without a unit suffix; where None that of the instrument whose columns these are, else ``"px"``.
+
+    Raises:
+        ValueError: where there are no cells, it is open which columns or axes the positions are in, they are 3D or not
+            finite, units disagree, or a row occurs twice.
+        ImportError: where the package that reads the format is not installed; it names the extra.
+    """
+    if isinstance(source, Cells):
+        return source
+    if isinstance(source, (str, os.PathLike)):
+        cells = _read_file(Path(source), columns, unit)
+    elif isinstance(source, regframe.PointSet):
+        cells = _plain(source)
+    elif _is_anndata(source):
+        cells = _from_anndata(source, columns, unit, "AnnData")
+    elif hasattr(source, "columns") and hasattr(source, "to_csv"):
+        cells = _from_frame(source, columns, unit, "data frame")
+    elif isinstance(source, np.ndarray) or torch.is_tensor(source):
+        cells = _from_array(np.asarray(source), columns, unit)
+    else:
+        raise ValueError(
+            f"wanted a table of cells (a file, a data frame, an AnnData or an array), got {type(source).__name__}; convert it"
+        )
+    if not len(cells):
+        raise ValueError(f"wanted at least one cell in {cells.name!r}, got an empty table; check how it was written")
+    if cells.ndim != 2:
+        raise ValueError(
+            f"wanted cells in a plane, got {cells.ndim} position columns ({_join(cells.columns)}) in {cells.name!r}; "
+            "name the two to use with columns='x=NAME,y=NAME', the third is carried along"
+        )
+    _check_rows(cells)
+    return cells
+
+
+def write_cells(cells: Cells, path: Path) -> None:
+    """Write the table back by suffix: text, Parquet or h5ad (only what came as AnnData), new columns at the end.
+
+    A position column is renamed where the unit is no longer the one it was read in: ``x_um`` to ``x_px``, ``x`` to ``x_px``.
+    """
+    suffix = path.name.lower()
+    added = {name: values for name, values in cells.table.items() if values is not cells.original.get(name)}
+    if suffix.endswith(TEXT):
+        plain = {name: values for name, values in cells.table.items() if name not in added}
+        regframe.write_points(_as_text(cells, plain), path, {name: _texts(values) for name, values in added.items()})
+    elif suffix.endswith(PARQUET):
+        frame = _moved_frame(cells, added)
+        _aside(path, lambda aside: frame.to_parquet(aside))
+    elif suffix.endswith(ANNDATA):
+        if not _is_anndata(cells.native):
+            raise ValueError(
+                f"wanted cells read from an AnnData to write {path.name!r}, got {cells.name!r}; write .csv or .parquet"
+            )
+        data = cells.native.copy()
+        coords = cells.coords.numpy()
+        if cells.key:
+            data.obsm[cells.key] = coords[:, ::-1].copy()  # x, y
+        for d, name in enumerate(cells.columns):
+            data.obs[name] = coords[:, d]
+        data.obs = data.obs.rename(columns={name: cells.written(name) for name in cells.columns})
+        for name, values in added.items():
+            data.obs[name] = values
+        _aside(path, lambda aside: data.write_h5ad(aside))
+    else:
+        raise ValueError(
+            f"wanted a table ending in {_join((*TEXT, *PARQUET, *ANNDATA))}, got {path.name!r}; choose one of these"
+        )
+
+
+# ---- reading ------------------------------------------------------------------------------------------------------
+
+
+def _read_file(path: Path, columns: str | None, unit: str | None) -> Cells:
+    suffix = path.name.lower()
+    if suffix.endswith(ANNDATA):
+        return _from_anndata(_read_anndata(path), columns, unit, path.name)
+    if suffix.endswith(PARQUET):
+        return _from_frame(_read_parquet(path), columns, unit, path.name)
+    known = _layout(_header(path)) if columns is None else None
+    if known is not None:
+        columns, unit = known[0], _one_unit(known[1], unit, path.name)
+    points = regframe.read_points(path, columns, unit)
+    _one_unit(points.unit, unit, path.name)
+    return _plain(points)
+
+
+def _header(path: Path) -> list[str]:
+    """The names in the first line of a text table, empty where it is none."""
+    try:
+        with path.open("rb") as file:
+            packed = file.read(2) == b"\x1f\x8b"
+        with gzip.open(path, "rt", encoding="utf-8-sig") if packed else path.open(encoding="utf-8-sig") as text:
+            line = text.readline(1 << 20)
+    except (OSError, EOFError, UnicodeDecodeError):
+        return []  # whoever reads the table says what is wrong with it
+    delimiter = next((d for d in "\t,;" if d in line), ",")
+    return [name.strip() for name in next(csv.reader(io.StringIO(line), delimiter=delimiter), [])]
+
+
+def _layout(names: Sequence[str]) -> tuple[str, str] | None:
+    """Position columns and unit of the instrument whose columns these are."""
+    return next(((f"x={x},y={y}", unit) for needed, x, y, unit in LAYOUTS if needed <= set(names)), None)
+
+
+def _one_unit(declared: str, stated: str | None, name: str) -> str:
+    """``declared`` where nothing else is stated; ValueError where the two differ."""
+    if stated is not None and regframe.Grid((1, 1), unit=stated).unit != declared:
+        raise ValueError(
+            f"wanted one unit for {name!r}, got positions in {declared} and unit={stated!r}; leave unit out or convert them"
+        )
+    return declared
+
+
+def _plain(points: regframe.PointSet) -> Cells:
+    values = {f.name: getattr(points, f.name) for f in dataclasses.fields(regframe.PointSet)}
+    return Cells(**values, original=points.table)
+
+
+def _read_parquet(path: Path) -> Any:
+    try:
+        import pandas
+        import pyarrow  # noqa: F401 - what pandas reads Parquet with
+    except ImportError as error:
+        raise ImportError(
+            f"wanted pandas and pyarrow to read {path.name!r}, got no {error.name}; install regframe[tables]"
+        ) from error
+    try:
+        return pandas.read_parquet(path)
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # whatever a damaged file makes of the reader
+        raise ValueError(
+            f"wanted a Parquet table, got {str(path)!r}, which cannot be read as one ({_reason(error)})"
+        ) from error
+
+
+def _read_anndata(path: Path) -> Any:
+    try:
+        import anndata
+    except ImportError as error:
+        raise ImportError(
+            f"wanted anndata to read {path.name!r}, got no {error.name}; install regframe[anndata]"
+        ) from error
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of files in an older format: whoever reads them cannot help it
+            return anndata.read_h5ad(path)
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # whatever a damaged file makes of the reader
+        raise ValueError(
+            f"wanted an AnnData file, got {str(path)!r}, which cannot be read as one ({_reason(error)})"
+        ) from error
+
+
+def _from_frame(frame: Any, columns: str | None, unit: str | None, name: str) -> Cells:
+    names = [str(column) for column in frame.columns]
+    twice = sorted({n for n in names if names.count(n) > 1})
+    if twice:
+        raise ValueError(f"wanted distinct column names in {name!r}, got {_join(twice)} more than once; rename them")
+    known = _layout(names) if columns is None else None
+    if known is not None:
+        columns, unit = known[0], _one_unit(known[1], unit, name)
+    chosen, declared = _position_columns(names, columns, name)
+    table: dict[str, Any] = {n: _values(frame[column]) for n, column in zip(names, frame.columns, strict=True)}
+    coords = _finite(np.stack([_floats(table[c], c, name) for c in chosen], axis=1), chosen, name)
+    unit = _one_unit(declared, unit, name) if declared else unit
+    return Cells(
+        torch.from_numpy(coords), unit or "px", table=table, columns=chosen, name=name, native=frame, original=table
+    )
+
+
+def _from_anndata(data: Any, columns: str | None, unit: str | None, name: str) -> Cells:
+    table: dict[str, Any] = {str(column): _values(data.obs[column]) for column in data.obs.columns}
+    keys = [key for key in OBSM if key in data.obsm] if columns is None else [columns] if columns in data.obsm else []
+    if keys:
+        spatial = np.asarray(data.obsm[keys[0]], dtype=np.float64)
+        if spatial.ndim != 2 or spatial.shape[1] != 2:
+            raise ValueError(
+                f"wanted positions [N, 2] (x, y) in obsm[{keys[0]!r}] of {name!r}, got shape {list(spatial.shape)}; "
+                "name another entry or columns of obs with columns=..."
+            )
+        coords = _finite(np.ascontiguousarray(spatial[:, ::-1]), (f"obsm[{keys[0]!r}]",), name)
+        return Cells(
+            torch.from_numpy(coords), unit or "px", table=table, name=name, native=data, original=table, key=keys[0]
+        )
+    try:
+        chosen, declared = _position_columns(list(table), columns, name)
+    except ValueError as error:
+        raise ValueError(f"{error} (obsm has {_join(data.obsm) or 'nothing'})") from error
+    coords = _finite(np.stack([_floats(table[c], c, name) for c in chosen], axis=1), chosen, name)
+    unit = _one_unit(declared, unit, name) if declared else unit
+    return Cells(
+        torch.from_numpy(coords), unit or "px", table=table, columns=chosen, name=name, native=data, original=table
+    )
+
+
+def _from_array(array: NDArray[Any], columns: str | None, unit: str | None) -> Cells:
+    order = [part.strip().lower() for part in columns.split(",")] if columns else []
+    if array.ndim != 2 or array.dtype.kind not in "iuf":
+        raise ValueError(
+            f"wanted an array [N, 2] of numbers, got shape {list(array.shape)} of {array.dtype}; make a table of it"
+        )
+    if sorted(order) != ["x", "y"][: len(order)] or len(order) != array.shape[1]:
+        raise ValueError(
+            f"wanted the names of the axes of an array of shape {list(array.shape)}, got {columns!r}; "
+            "say which column is which with columns='x,y' or 'y,x'"
+        )
+    coords = np.asarray(array[:, [order.index("y"), order.index("x")]], dtype=np.float64)
+    return Cells(torch.from_numpy(_finite(coords, order, "array")), unit or "px", name="array")
+
+
+def _position_columns(names: Sequence[str], columns: str | None, name: str) -> tuple[tuple[str, ...], str | None]:
+    return regframe.position_columns(regframe.PointTable(Path(name), {column: [] for column in names}, ()), columns)
+
+
+def _values(series: Any) -> NDArray[Any]:
+    """A column as an array: numbers as they are, words as objects."""
+    values = np.asarray(series)
+    return values if values.dtype.kind in "biuf" else np.asarray(series.astype(object))
+
+
+def _floats(values: NDArray[Any], column: str, name: str) -> Array:
+    try:
+        return values.astype(np.float64)
+    except (TypeError, ValueError):
+        bad = next(v for v in values if not _is_number(v))
+        raise ValueError(
+            f"wanted numbers in the position column {column!r} of {name!r}, got {str(bad)!r}; name another"
+        ) from None
+
+
+def _finite(coords: Array, columns: Sequence[str], name: str) -> Array:
+    bad = np.flatnonzero(~np.isfinite(coords).all(axis=1))
+    if len(bad):
+        raise ValueError(
+            f"wanted finite positions ({_join(columns)}) in every row of {name!r}, got {len(bad)} row(s) without "
+            f"(row {_join(str(i + 1) for i in bad[:12])}); fill these in or leave them out"
+        )
+    return coords
+
+
+def _check_rows(cells: Cells) -> None:
+    """Refuse a cell that is listed twice; an id that several cells bear is theirs: fields of view count anew, and nothing is
+    joined on it."""
+    first = next(iter(cells.table), None)
+    if _is_anndata(cells.native):
+        ids = np.asarray(cells.native.obs_names, dtype=object)
+    else:
+        key = next((n for i, n in enumerate(cells.table) if (i == 0 and not n.strip()) or n.lower() in IDS), None)
+        if key is None or first is None:
+            return
+        ids = np.asarray(cells.table[key]).astype(object)
+    if not len(ids) / 2 < len(set(ids)) < len(ids):  # all differ, or it is no column that tells rows apart
+        return
+    seen: dict[Any, int] = {}
+    shared: dict[Any, int] = {}
+    for name in ids:
+        shared[name] = shared.get(name, 0) + 1
+    columns = [np.asarray(values) for values in cells.table.values()]
+    coords = cells.coords.numpy()
+    for i in np.flatnonzero([shared[name] > 1 for name in ids]):
+        row = (ids[i], *coords[i].tolist(), *(str(column[i]) for column in columns))
+        if row in seen:
+            raise ValueError(
+                f"wanted every cell once in {cells.name!r}, got the id {str(ids[i])!r} in rows {seen[row] + 1} and {i + 1}, "
+                "which are the same throughout; drop one of them"
+            )
+        seen[row] = int(i)
+
+
+# ---- writing ------------------------------------------------------------------------------------------------------
+
+
+def _as_text(cells: Cells, table: Mapping[str, Any]) -> regframe.PointSet:
+    text = {cells.written(n): _texts(v) if isinstance(v, np.ndarray) else v for n, v in table.items()}
+    columns = tuple(map(cells.written, cells.columns))
+    return regframe.PointSet(cells.coords, cells.unit, None, text, columns, cells.name)
+
+
+def _texts(values: Any) -> list[str]:
+    """Values as a text table has them: numbers so that they read back the same, truth as words, blanks for what is missing."""
+    out = []
+    for value in values.tolist() if hasattr(values, "tolist") else values:
+        if isinstance(value, bool):
+            out.append("true" if value else "false")
+        elif isinstance(value, float):
+            out.append("" if value != value else repr(value))
+        else:
+            out.append("" if value is None else str(value))
+    return out
+
+
+def _moved_frame(cells: Cells, added: Mapping[str, Any]) -> Any:
+    try:
+        import pandas
+    except ImportError as error:
+        raise ImportError(
+            f"wanted pandas and pyarrow to write Parquet, got no {error.name}; install regframe[tables]"
+        ) from error
+    coords = cells.coords.numpy()
+    if cells.native is not None and not _is_anndata(cells.native):
+        frame = cells.native.copy()
+        frame.columns = [str(column) for column in frame.columns]
+    else:
+        frame = pandas.DataFrame({n: v for n, v in cells.table.items() if n not in added})
+        if _is_anndata(cells.native):
+            frame.index = cells.native.obs_names
+    for d, name in enumerate(cells.columns or cells.axes):
+        frame[name] = coords[:, d]
+    frame = frame.rename(columns={name: cells.written(name) for name in cells.columns})
+    for name, values in added.items():
+        frame[name] = values
+    return frame
+
+
+def _aside(path: Path, write: Any) -> None:
+    """Write beside ``path`` and rename, so that a half-written file never bears the name."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}{path.suffix}")
+    try:
+        write(aside)
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _is_anndata(value: Any) -> bool:
+    return all(hasattr(value, name) for name in ("obs", "var_names", "obsm", "obs_names", "X"))
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        float(value)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def _reason(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def _join(items: Any) -> str:
+    listed = [str(item) or "(unnamed)" for item in items]
+    return ", ".join(listed[:12]) + (f" and {len(listed) - 12} more" if len(listed) > 12 else "")
