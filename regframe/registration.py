@@ -37,6 +37,9 @@ BELONG = 10.0
 """Coincidence from which two images are believed to belong together as they are aligned (see `lddmm.coincidence`)."""
 BEYOND_DOUBT = 15.0
 """Coincidence of the affine map alone from which a strong bend is believed too."""
+BENT_HOME = 30.0
+"""Coincidence of the bent map from which a clear pose is believed although the affine map alone shows nothing: structure
+finer than the bend, which no smooth map brings together by chance."""
 CHANCE = 5.0
 """Coincidence under which they match no better than they would anywhere else."""
 SECTIONS = 0.15
@@ -577,12 +580,14 @@ def _judge(figures: dict[str, Any], fit: Fit) -> tuple[str, list[str]]:
         fail.append("the two images hardly overlap under the map that was found")
     elif figures["overlap_fraction"] < 0.3:
         warn.append(f"the moving image covers only {figures['overlap_fraction']:.0%} of the fixed one")
-    place = figures["coincidence"]["affine"]
+    place, final = (figures["coincidence"][key] for key in ("affine", "final"))
+    margin = figures["pose_margin"]
+    home = final >= BENT_HOME and (margin is None or margin >= pose.CLEAR)
     if explained["final"] < 0.02 and place < BELONG:
         fail.append("the aligned images have nothing in common: the moving one explains under 2 % of the fixed one")
-    elif place < CHANCE and explained["final"] < LITTLE_IN_COMMON:
+    elif place < CHANCE and final < BEYOND_DOUBT and explained["final"] < LITTLE_IN_COMMON:
         fail.append(f"the images match no better here than they would anywhere else ({place:.1f} standard deviations)")
-    elif place < BELONG:
+    elif place < BELONG and not home:
         warn.append(
             f"the images match hardly better here than elsewhere ({place:.1f} standard deviations): look at the overlay"
         )
