@@ -48,11 +48,11 @@ COOLING_BEND = (0.75, 0.65)
 """The same for a bent map, of up to `SMALL` fixed points and of more."""
 SHARPEST = 1e-4
 """Smallest σ of a straight map, in spacings of the fixed points: what is closer is the same place."""
-SHARPEST_BEND = 0.05
-"""The same of a bent one."""
+SHARPEST_BEND = (0.05, 0.15)
+"""The same of a bent one, of up to `SMALL` fixed points and of more."""
 LEAST_MATCHED = 0.4
 """Share of the points matched at a wider scale that a narrower one must still match to be believed."""
-MOST_FITTED = 1500
+MOST_FITTED = 1200
 """Fixed points that the finest level looks at, at most; every moving point may be their partner."""
 THINNED = (128, 512)
 """Places that larger clouds are thinned to, level by level, before that."""
@@ -529,7 +529,7 @@ def straighten(kind: str, p: Floats, q: Floats, start: Floats, seed: int, tell: 
             kinds, level = kinds[-1:], level + 1
     qs, spacing = some(q, MOST_FITTED, seed), spacing_of(q)
     for one in kinds:
-        wide = max(state.sigma, WIDE * spacing)
+        wide = max(state.sigma, (AFFINE_WIDE if one == "affine" and len(kinds) > 1 else WIDE) * spacing)
         state = anneal(one, p, qs, replace(state, sigma=wide, value=-math.inf), SHARPEST * spacing)
         if tell is not None:
             tell("affine", level, 1, -state.value)
@@ -552,6 +552,8 @@ DEVIATION_MARGIN = 2.0
 """The prior deviation over the rms displacement found so far."""
 DEVIATION_FLOOR = 0.03
 """Smallest prior deviation, in moving pixels."""
+AFFINE_WIDE = 4.0
+"""The same where an affine map follows a similarity, which can be far off."""
 WIDE = 1.5
 """σ that a level starts with at least, in spacings of its fixed points."""
 WORTH = 3e-3
@@ -819,6 +821,8 @@ HELD_OUT = 600
 """Fixed points of which a half (a quarter where they are few) is held out, to see whether a bend of the rest helps there."""
 CONVINCING = 2.0
 """Standard errors by which it must."""
+PLAIN = 1.6
+"""Nats per fixed point, its own price included, by which a bend of a small cloud may be kept all the same."""
 FAR = 0.5
 """Points beyond the middle 98 % of a cloud by more than this share of their extent, along any axis, do not take part in the
 fit."""
@@ -826,6 +830,8 @@ BLUR = 0.05
 """Nats per point over one broad Gaussian under which the clouds are not believed to match."""
 VIOLENT = 10.0
 """Change of area that is not believed without a remark."""
+STRONG = 3.0
+"""The same where many points have no partner."""
 
 
 @dataclass(frozen=True)
@@ -884,19 +890,25 @@ def align(
     found: Found | None = None
     if start is None:
         found = search(ps, q, known, kind == "affine")
-        straight, margin, n_tried = _best_pose(found, ps, p, q, before, known, config, tell)
+        straight, margin, n_tried, tried = _best_pose(found, ps, p, q, before, known, config, tell)
     else:
         pose = to_fixed @ start.numpy() @ np.linalg.inv(to_moving) @ np.diag([*[1 / before] * ndim, 1.0])
-        straight, margin, n_tried = straighten(kind, ps, q, pose, config.seed, tell), None, 0
+        straight, margin, n_tried, tried = straighten(kind, ps, q, pose, config.seed, tell), None, 0, None
     fit = straight_fit(straight, p, q, before, kind)
     held: dict[str, float] | None = None
+    bent = False
     if config.transform == "lddmm":
         held = held_out(ps, p, q, straight, before, config)
-        if metric is None and held["gain"] > CONVINCING * held["error"]:
-            fit = _bend_pyramid(straight, p, q, before, config, tell)
+        bent = held["gain"] > CONVINCING * held["error"]
+        if tried is not None:  # a bend of all points that needs no holding out: few of them cannot be done without
+            held["energy_gain"] = -straight.value - tried.energy / len(q)
+            bent = bent or held["energy_gain"] > PLAIN
+            if not bent or (tried.energy / len(q) > -straight.value):
+                tried = None
     if metric is not None:
-        bent = config.transform == "lddmm" and held is not None and held["gain"] > CONVINCING * held["error"]
         fit = _with_metric(metric, straight, fit, bent, p, q, before, config, tell)
+    elif bent:
+        fit = tried if tried is not None else _bend_pyramid(straight, p, q, before, config, tell)
     fit.n_evaluations += n_tried
     return _finish(fixed, moving, grids, fit, p, q, found, margin, held, before, config)
 
@@ -924,13 +936,21 @@ def _bend_pyramid(straight: State, p: Floats, q: Floats, before: float, config: 
     for number, (pl, ql) in enumerate(levels):
         spacing = spacing_of(ql)
         fit.sigma = max(fit.sigma, WIDE * spacing)
-        fit = bend(pl, ql, fit, config, (SHARPEST_BEND if number == len(levels) - 1 else 0.5) * spacing, number, tell)
+        fit = bend(
+            pl,
+            ql,
+            fit,
+            config,
+            (SHARPEST_BEND[len(ql) > SMALL] if number == len(levels) - 1 else 0.5) * spacing,
+            number,
+            tell,
+        )
     return fit
 
 
 def _best_pose(
     found: Found, ps: Floats, p: Floats, q: Floats, before: float, known: bool, config: Config, tell: Tell | None
-) -> tuple[State, float | None, int]:
+) -> tuple[State, float | None, int, CloudFit | None]:
     """The straight map from the pose that the map asked for explains the clouds best from, how clear that was, and its price.
 
     The margin is ``1 - exp(-Δ)``, Δ the nats per point by which the best truly different pose explains less.
@@ -940,7 +960,7 @@ def _best_pose(
     poses = [found.matrix, *found.rivals]
     vary = not known and ps.shape[1] == 2 and (len(poses) > 1 or max(len(ps), len(q)) <= SMALL)
     if len(poses) == 1 and not vary:
-        return straighten(kind, ps, q, found.matrix, config.seed, tell), margin, 0
+        return straighten(kind, ps, q, found.matrix, config.seed, tell), margin, 0, None
     pt, qt = thinned(ps, TRIED), thinned(q, TRIED)
     if vary:
         middle = ps.mean(axis=0)
@@ -950,27 +970,27 @@ def _best_pose(
                 other[:-1, :-1] *= size
                 other[:-1, -1] += (pose[:-1, :-1] - other[:-1, :-1]) @ middle
                 poses.append(other)
-    tried: list[tuple[float, Floats, Floats]] = []
+    tried: list[tuple[float, Floats, Floats, CloudFit | None]] = []
     evaluations = 0
     spacing = spacing_of(qt)
-    narrowest = (SHARPEST_BEND if len(qt) == len(q) else 0.5) * spacing
+    narrowest = (SHARPEST_BEND[0] if len(qt) == len(q) else 0.5) * spacing
     for number, pose in enumerate(poses):
         state = straighten(kind, pt, qt, pose, config.seed)
-        energy, warped = -state.value, carried(state.matrix, pt)
+        energy, warped, fit = -state.value, carried(state.matrix, pt), None
         if config.transform == "lddmm":
             fit = bent_start(state, pt / before, qt, before, config)
             fit.sigma = max(fit.sigma, WIDE * spacing)
             fit = bend(pt / before, qt, fit, config, narrowest)
             energy, warped = fit.energy / len(qt), fit.warp(pt / before)
             evaluations += fit.n_evaluations
-        tried.append((energy, pose, warped))
+        tried.append((energy, pose, warped, fit))
         if tell is not None:
             tell("pose", number, 1, energy)
         exact = math.log(len(pt)) + len(pose[:-1]) * (math.log(narrowest) + math.log(2 * math.pi) / 2)
-        if config.transform == "lddmm" and energy < exact + EXPLAINED:
+        if fit is not None and energy < exact + EXPLAINED:
             break
-    energy, pose, warped = min(tried, key=lambda one: one[0])
-    apart = [e for e, _, w in tried if np.linalg.norm(w - warped, axis=1).mean() > APART * _radius(warped)]
+    energy, pose, warped, bent = min(tried, key=lambda one: one[0])
+    apart = [e for e, _, w, _ in tried if np.linalg.norm(w - warped, axis=1).mean() > APART * _radius(warped)]
     if (
         len(tried) == 1 and found.runner_up is not None
     ):  # explained to the last point: no rival needs to bend against it
@@ -979,7 +999,9 @@ def _best_pose(
     if apart:
         behind = energy - min(apart)
         margin = 1 - math.exp(min(behind, 0.0)) if math.isfinite(energy) else 0.0
-    return straighten(kind, ps, q, pose, config.seed, tell), margin, evaluations
+    straight = straighten(kind, ps, q, pose, config.seed, tell)
+    whole = len(pt) == len(ps) and len(qt) == len(q)
+    return straight, margin, evaluations, bent if whole else None
 
 
 def held_out(ps: Floats, p: Floats, q: Floats, straight: State, before: float, config: Config) -> dict[str, float]:
@@ -1002,7 +1024,7 @@ def held_out(ps: Floats, p: Floats, q: Floats, straight: State, before: float, c
         rival = straight
     fit = bent_start(rival, pt / before, one, before, config)
     fit.sigma = max(fit.sigma, WIDE * spacing)
-    fit = bend(pt / before, one, fit, config, (SHARPEST_BEND if exact else 0.5) * spacing)
+    fit = bend(pt / before, one, fit, config, (SHARPEST_BEND[0] if exact else 0.5) * spacing)
     bent = best_scale(fit.warp(pt / before), other, fit.sigma, fit.outliers, volume)
     flat = best_scale(carried(rival.matrix, pt), other, rival.sigma, rival.outliers, volume)
     difference = bent - flat
@@ -1249,6 +1271,14 @@ def _judge(figures: dict[str, Any]) -> tuple[str, list[str]]:
     low, high = figures["jacobian_min"], figures["jacobian_max"]
     if low < 1 / VIOLENT or high > VIOLENT:
         warn.append(f"the map changes areas {max(high, 1 / max(low, 1e-6)):.0f}-fold somewhere")
+    held = figures["held_out"]
+    if figures["model"] == "lddmm" and held is not None and held["gain"] <= CONVINCING * held["error"]:
+        warn.append("the bend was not confirmed on points that were held out: look at the overlay")
+    if (low < 1 / STRONG or high > STRONG) and both < 0.8:
+        warn.append(
+            f"much bending brought only {both:.0%} of the points to a partner: unlike shapes can be bent alike, so look at "
+            "the overlay"
+        )
     if figures["folding_fraction"] > 0:
         warn.append(f"the map folds over at {figures['folding_fraction']:.2%} of the places")
     if figures["roundtrip_px"]["mean"] > 0.02 or figures["roundtrip_px"]["max"] > 0.1:
