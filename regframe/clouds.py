@@ -44,7 +44,7 @@ SMALL = 600
 """Fixed points up to which care is cheap: more neighbours and slower cooling."""
 COOLING = 0.75
 """Factor from one scale σ to the next."""
-COOLING_BEND = (0.75, 0.65)
+COOLING_BEND = (0.75, 0.55)
 """The same for a bent map, of up to `SMALL` fixed points and of more."""
 SHARPEST = 1e-4
 """Smallest σ of a straight map, in spacings of the fixed points: what is closer is the same place."""
@@ -560,8 +560,8 @@ WORTH = 3e-3
 """Nats per fixed point that the last steps of a descent must have gained to go on."""
 ROUNDS = 1
 """Times the neighbours are looked for at every scale."""
-STEPS = 8
-"""Descent steps between."""
+STEPS = (8, 5)
+"""Descent steps between, of up to `SMALL` fixed points and of more."""
 MOST_VARIABLES = 400_000
 """Values of a velocity at most."""
 
@@ -728,8 +728,8 @@ def bend(
             change = Preconditioner(now.increment, now.space, canvas_nodes, curvature, curvature * zoom**2)
             outcome = minimize(
                 functools.partial(_changed, energy, change), change.inverse(now.x), functools.partial(_moved, energy, change),
-                max_iter=STEPS, tolerance=0.02, max_move=4.0, memory=config.optimizer.memory, first_step=FIRST_STEP,
-                worthwhile=WORTH * len(q),
+                max_iter=STEPS[len(q) > SMALL], tolerance=0.02, max_move=4.0, memory=config.optimizer.memory,
+                first_step=FIRST_STEP, worthwhile=WORTH * len(q),
             )  # fmt: skip
             now.x = change(outcome.x)
             now.n_evaluations += energy.n_evaluations + 1
@@ -817,8 +817,8 @@ VARIED = 3
 EXPLAINED = 1.0
 """Nats per fixed point, bending included, by which a bent map may fall short of explaining every point exactly at the
 narrowest scale and still need no rival."""
-HELD_OUT = 600
-"""Fixed points of which a half (a quarter where they are few) is held out, to see whether a bend of the rest helps there."""
+HELD_OUT = 1000
+"""Fixed points at most, of the half (a quarter where they are few) that is held out, on which a bend of the rest must help."""
 CONVINCING = 2.0
 """Standard errors by which it must."""
 PLAIN = 1.6
@@ -1006,16 +1006,15 @@ def _best_pose(
 
 def held_out(ps: Floats, p: Floats, q: Floats, straight: State, before: float, config: Config) -> dict[str, float]:
     """What a bend found on some of the fixed points gains on the others, in nats per point, with its standard error."""
-    drawn = some(q, HELD_OUT, config.seed)
-    order = np.random.default_rng(config.seed).permutation(len(drawn))
-    kept = len(drawn) - max(len(drawn) // 4, len(drawn) // 2 if len(drawn) > SMALL // 2 else 0)
-    one, other = drawn[order[:kept]], drawn[order[kept:]]
+    order = np.random.default_rng(config.seed).permutation(len(q))
+    kept = len(q) - len(q) // (2 if len(q) > SMALL // 2 else 4)
+    one, other = thinned(q[order[:kept]], THINNED[-1]), q[order[kept:][:HELD_OUT]]
     if len(one) <= p.shape[1] + 2:
         return {"gain": 0.0, "error": math.inf, "straight": straight.value, "bent": straight.value}
-    pt = thinned(ps, HELD_OUT)
+    pt = thinned(ps, THINNED[-1])
     volume = float(np.prod(np.ptp(q, axis=0)))
     spacing = spacing_of(one)
-    exact = len(pt) == len(ps)
+    exact = len(pt) == len(ps) and len(one) == kept
     rival = anneal(
         "affine", pt, one, replace(straight, sigma=max(straight.sigma, WIDE * spacing), value=-math.inf),
         (SHARPEST if exact else 0.5) * spacing,
@@ -1025,8 +1024,17 @@ def held_out(ps: Floats, p: Floats, q: Floats, straight: State, before: float, c
     fit = bent_start(rival, pt / before, one, before, config)
     fit.sigma = max(fit.sigma, WIDE * spacing)
     fit = bend(pt / before, one, fit, config, (SHARPEST_BEND[0] if exact else 0.5) * spacing)
-    bent = best_scale(fit.warp(pt / before), other, fit.sigma, fit.outliers, volume)
-    flat = best_scale(carried(rival.matrix, pt), other, rival.sigma, rival.outliers, volume)
+    whole = some(ps, PROBED, config.seed)  # as many points explain the others under either map
+    bent, flat, given = (
+        best_scale(warped, other, min(state.sigma, straight.sigma), state.outliers, volume)
+        for warped, state in (
+            (fit.warp(whole / before), fit),
+            (carried(rival.matrix, whole), rival),
+            (carried(straight.matrix, whole), straight),
+        )
+    )
+    if given.mean() > flat.mean():
+        flat = given
     difference = bent - flat
     return {
         "gain": float(difference.mean()),
