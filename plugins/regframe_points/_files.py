@@ -47,7 +47,7 @@ class _CloudFile(regframe.Adapter):
             )
         try:
             x, y, z, table = self._read(path)
-        except (ValueError, KeyError, IndexError, OSError, EOFError, RuntimeError) as error:
+        except Exception as error:
             reason = " ".join(str(error).split())
             raise ValueError(
                 f"wanted a {self.name.upper()} point cloud, got {str(path)!r} ({reason}); check the file"
