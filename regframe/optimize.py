@@ -56,6 +56,10 @@ LEAST_EVIDENCE = 0.25
 """What an observation counts at least, however little fine structure both sides share, and between neighbouring sections."""
 ENOUGH_SHARED = 0.5
 """Share of the fine structure from which an observation counts in full."""
+ONE_SECTION = (0.5, 0.9)
+"""The same for two stained sections: under the first they are two cuts, from the second on one."""
+SECTIONS = 0.15
+"""Share under which two stained sections are neighbouring ones, whose pieces move by themselves."""
 NOTHING_SHARED = 0.01
 """Share of the fine structure under which the finest level of neighbouring sections is left out."""
 MOST_VARIABLES = 6_000_000
@@ -296,7 +300,8 @@ class Fit:
             no bending was asked for.
         shared: share of the fine structure that both images have at the last level (`lddmm.shared_structure`).
         texture: the same on the finest level of the affine fit.
-        sections: whether the two sides are neighbouring sections: cells of one are not those of the other.
+        stained: whether both sides are stained sections.
+        sections: whether they are neighbouring ones: cells of one are not those of the other.
         last: the energy that ``x`` minimises, or None.
     """
 
@@ -315,6 +320,7 @@ class Fit:
     bending_gain: float | None = None
     shared: float = 1.0
     texture: float = 1.0
+    stained: bool = False
     sections: bool = False
     last: Energy | None = None
 
@@ -420,7 +426,8 @@ def fit_level(
         shared = fit.texture  # that of the affine map, for nothing may bend itself evidence where cells are others
         if fine and fit.space is not None and not fit.sections:
             shared = max(shared, fit.shared)
-        evidence = min(max(shared / ENOUGH_SHARED, LEAST_EVIDENCE), 1.0)
+        none, enough = ONE_SECTION if fit.stained else (0.0, ENOUGH_SHARED)
+        evidence = min(max((shared - none) / (enough - none), LEAST_EVIDENCE), 1.0)
         energy.observations = float(weight.sum(dtype=torch.float64)) / area * evidence
 
         def step(iteration: int, value: float, energy: Energy = energy, before: int = done) -> None:
@@ -571,7 +578,7 @@ def fit_pyramid(
     config: Config,
     landmarks: tuple[Tensor, Tensor, float] | None = None,
     callback: Callable[[str, int, int, int, float], None] | None = None,
-    neighbours: Callable[[Fit], bool] | None = None,
+    stained: bool = False,
 ) -> Fit:
     """Fit the map coarse to fine: the affine part first, then both together.
 
@@ -580,7 +587,7 @@ def fit_pyramid(
         metric: makes the similarity ready for a level.
         landmarks: moving and fixed positions in their frames and σ_P in fixed pixels, or None.
         callback: called with stage, level, number of levels, iteration and energy after each step.
-        neighbours: whether the two sides are neighbouring sections, given the affine fit; no where None.
+        stained: whether both sides are stained sections in transmitted light.
     """
     fixed, moving = Halvings.of(fixed), Halvings.of(moving)
     ndim = fixed.grid.ndim
@@ -605,8 +612,7 @@ def fit_pyramid(
     if not bending:
         return fit
     fit.texture = fit.shared
-    if neighbours is not None:
-        fit.sections = neighbours(fit)
+    fit.stained, fit.sections = stained, stained and fit.shared < SECTIONS
     if (
         fit.sections
         and len(levels) > 1

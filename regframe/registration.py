@@ -42,8 +42,6 @@ BENT_HOME = 30.0
 finer than the bend, which no smooth map brings together by chance."""
 CHANCE = 5.0
 """Coincidence under which they match no better than they would anywhere else."""
-SECTIONS = 0.15
-"""Share of the fine structure under which two stained images are taken for neighbouring sections."""
 STAINS = "mi"
 """Metric for two stained sections."""
 SMALLEST = 8
@@ -249,9 +247,6 @@ def _register(
         )
         return similarity
 
-    def neighbours(fit: Fit) -> bool:
-        return stained and fit.shared < SECTIONS
-
     to_fixed, to_moving = Frame.of(fixed.grid).matrix(), Frame.of(moving.grid).matrix()
     sides = Halvings(fixed), Halvings(moving)
     start, found = _start(sides, init, ready, config)
@@ -269,7 +264,7 @@ def _register(
         if progress is not None:
             progress(Progress(stage, level, n_levels, iteration, config.optimizer.max_iter, loss))
 
-    fit = fit_pyramid(*sides, pull, ready, config, pairs, step, neighbours)
+    fit = fit_pyramid(*sides, pull, ready, config, pairs, step, stained)
     affine, phi = _maps(fit, fixed.grid, moving.grid)
     figures = _figures(fit, fixed, moving, Affine(start, moving.grid.unit, fixed.grid.unit), affine, phi, found)
     place = _coincidence(*sides, affine, affine)
