@@ -13,6 +13,7 @@ import gzip
 import json
 import math
 import os
+import warnings
 from array import array
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -182,8 +183,13 @@ class Shapes:
         cross = (x[edge] * y[edge + 1] - x[edge + 1] * y[edge]) / 2
         return torch.zeros(len(n), dtype=torch.float64).index_add_(0, path[edge], cross)
 
+    def outside(self, grid: Grid) -> Tensor:
+        """Which vertices lie off the pixels of ``grid``, ``[N]`` bool; its very border belongs to it."""
+        index = (self.coords - _low(grid)) / torch.tensor(grid.spacing, dtype=torch.float64)
+        return ((index < -1e-6) | (index > torch.tensor(grid.shape, dtype=torch.float64) + 1e-6)).any(dim=-1)
+
     def crossings(self) -> Tensor:
-        """Which paths are rings two edges of which cross, ``[P]`` bool; one too large to tell counts as none."""
+        """Which paths are rings two edges of which cross, ``[P]`` bool; warns of rings too tangled to tell."""
         return _crossings(self)
 
 
@@ -199,7 +205,7 @@ def read_shapes(
         path: the file.
         unit: what its coordinates are in; GeoJSON does not say.
         pixel_origin: where coordinates in pixels count from: the outer corner of the first pixel, or its centre.
-        max_bytes: largest text to read; ten times as much memory is needed.
+        max_bytes: largest text to read; it takes about twenty times as much memory.
 
     A ring that is not closed is closed and a note says so. Raises FileNotFoundError, or ValueError with one sentence
     where it is no JSON, no GeoJSON, too large, nested too deep, without any shape, or where a coordinate is not finite.
@@ -333,7 +339,7 @@ class _Reader(_Walk):
         elif not isinstance(node, dict):
             raise self.wrong("a type such as FeatureCollection", _brief(node))
         elif node.get("type") not in ("FeatureCollection", "Feature", "GeometryCollection", *_PATHS):
-            members = ", ".join(map(str, list(node)[:8])) or "none"
+            members = ", ".join(str(member)[:40] for member in list(node)[:8]) or "none"
             got = f"the type {_brief(node['type'])}" if "type" in node else f"an object with the members {members}"
             raise self.wrong("a type such as FeatureCollection", got)
         elif node["type"] == "FeatureCollection" and not isinstance(node.get("features"), list):
@@ -790,7 +796,13 @@ def _crossings(shapes: Shapes) -> Tensor:
         torch.searchsorted(begin, end, right=True) - torch.arange(len(begin)) - 1
     )  # [E] edges that follow and overlap
     per_ring = torch.zeros(len(n), dtype=torch.long).index_add_(0, ring, partners)
-    partners = torch.where(per_ring[ring] > _PAIRS, 0, partners.clamp(min=0))
+    tangled = per_ring > _PAIRS
+    if bool(tangled.any()):
+        warnings.warn(
+            f"{_count(int(tangled.sum()), 'ring')} of {shapes.name!r} too long to tell whether its edges cross",
+            stacklevel=3,
+        )
+    partners = torch.where(tangled[ring], 0, partners.clamp(min=0))
     for start, count in _runs((partners.cumsum(0) / _CHUNK).long()):
         here = partners[start : start + count]
         i = torch.repeat_interleave(torch.arange(start, start + count), here)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gzip
 import itertools
 import json
@@ -237,6 +238,37 @@ def test_what_is_refused(text: str, says: str, tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
+def nodes(node: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    return [at, *(path for key, value in items for path in nodes(value, (*at, key)))]
+
+
+@given(
+    at=st.sampled_from(nodes(EVERYTHING)[1:]),
+    value=st.sampled_from(
+        [None, True, -1, 2.5, math.nan, "Feature", [], [[]], [[1, 2]], {}, {"type": "Point"}, {"type": []}]
+    ),
+)
+@settings(max_examples=200)
+def test_a_damaged_document_is_carried_or_refused_in_a_sentence(at: tuple[Any, ...], value: Any) -> None:
+    document = copy.deepcopy(EVERYTHING)
+    inner = document
+    for key in at[:-1]:
+        inner = inner[key]
+    inner[at[-1]] = value
+    shapes, says = None, ""
+    try:
+        shapes = rf.Shapes.from_geojson(document)
+    except ValueError as error:
+        says = str(error)
+    if shapes is None:
+        assert says.startswith("wanted ")
+        return
+    moved = rf.move_shapes(shapes, shift(0, 0), rf.Grid((20, 20)))
+    if not shapes.notes:
+        assert moved.to_geojson() == document
+
+
 def test_files_that_are_missing_or_too_large(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="not a file"):
         rf.read_shapes(tmp_path / "none.json")
@@ -470,6 +502,19 @@ def test_crossings_are_those_of_every_pair(seed: int) -> None:
         )
 
     assert shapes.crossings().tolist() == [crosses(ring) for ring in rings]
+
+
+def test_a_ring_too_long_to_tell_is_said_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_PAIRS", 1)
+    with pytest.warns(UserWarning, match="6 rings of 'shapes' too long"):
+        assert not rf.Shapes.from_geojson(polygons(0)).crossings().any()
+
+
+@given(spacing=st.floats(0.01, 10), height=st.integers(1, 5000))
+def test_the_outline_of_an_image_lies_on_it(spacing: float, height: int) -> None:
+    grid = rf.Grid((height, 7), spacing, unit="µm")
+    outline = rf.Shapes.from_geojson(geometry("MultiPoint", [[0, 0], [7, 0], [7, height], [7.01, 0], [0, -0.01]]))
+    assert outline.to_positions(grid, spacing).outside(grid).tolist() == [False, False, False, True, True]
 
 
 # ---- the command ----------------------------------------------------------------------------------------------------

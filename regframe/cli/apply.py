@@ -262,7 +262,7 @@ def shapes(
         with outputs.staged(output, overwrite) as path:
             regframe.write_shapes(written, path, pixel_origin)
     sides = ("moving", "fixed") if to == "fixed" else ("fixed", "moving")
-    outside = [int((~grid.contains(s.coords)).sum()) for grid, s in ((source, before), (target, after))]
+    outside = [int(before.outside(source).sum()), int(after.outside(target).sum())]
     if as_json:
         emit_json(
             {
