@@ -31,6 +31,7 @@ _HOME = {
     "hookimpl": "hookspecs",
     "landmarks": "pose",
     "load": "store",
+    "match_points": "evaluation",
     "metric": "plugins",
     "move_points": "transforms",
     "move_shapes": "shapes",

@@ -2,13 +2,55 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from . import clouds
 from .data import PointSet, unit_ratio
 from .registration import Result
+
+
+class PointMatch(NamedTuple):
+    """Which moving point each fixed one is.
+
+    Args:
+        row: row of the moving points ``[M]``, the nearest under the map; -1 where a partner is less likely than not.
+        probability: that a fixed point has a partner at all ``[M]``, by the mixture the map was fitted with.
+    """
+
+    row: Tensor
+    probability: Tensor
+
+
+def match_points(result: Result, fixed: PointSet, moving: PointSet) -> PointMatch:
+    """The partners of two registered point sets, row by row of ``fixed``.
+
+    Raises ValueError for the result of two images, and for points in another unit than the result's.
+    """
+    figures = result.metrics
+    if "scale_px" not in figures:
+        raise ValueError("wanted the result of registering two point sets, got one of images; register the points")
+    for points, grid, side in ((fixed, result.fixed_grid, "fixed"), (moving, result.moving_grid, "moving")):
+        if (points.unit, points.ndim) != (grid.unit, grid.ndim):
+            raise ValueError(
+                f"wanted {grid.ndim}D {side} points in {grid.unit}, got {points.ndim}D ones in {points.unit}; state the unit"
+            )
+        clouds.check_cloud(points, side)
+    pixel, volume = result.fixed_grid.pixel, 1.0
+    for extent in result.fixed_grid.extent:
+        volume *= extent
+    found = clouds.match(
+        result.to_fixed(moving).coords.numpy(),
+        fixed.coords.numpy(),
+        figures["scale_px"] * pixel,
+        figures["outliers"],
+        volume,
+    )
+    probability = torch.from_numpy(found.share.sum(axis=1))
+    nearest = torch.from_numpy(found.rows[:, 0].astype("int64"))
+    return PointMatch(torch.where(probability > 0.5, nearest, -1), probability)
 
 
 def evaluate(result: Result, fixed: PointSet | Tensor, moving: PointSet | Tensor) -> dict[str, Any]:

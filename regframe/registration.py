@@ -16,7 +16,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
-from . import plugins, pose, preparation, uncertainty
+from . import clouds, plugins, pose, preparation, uncertainty
 from .config import Config
 from .contracts import Metric
 from .data import Grid, Image, PointSet, unit_ratio
@@ -37,6 +37,9 @@ BELONG = 10.0
 """Coincidence from which two images are believed to belong together as they are aligned (see `lddmm.coincidence`)."""
 BEYOND_DOUBT = 15.0
 """Coincidence of the affine map alone from which a strong bend is believed too."""
+BENT_HOME = 30.0
+"""Coincidence of the bent map from which a clear pose is believed although the affine map alone shows nothing: structure
+finer than the bend, which no smooth map brings together by chance."""
 CHANCE = 5.0
 """Coincidence under which they match no better than they would anywhere else."""
 SECTIONS = 0.15
@@ -154,10 +157,10 @@ def register(
     """Align ``moving`` to ``fixed``; nothing has to be set.
 
     Args:
-        fixed: an `Image`, or anything `regframe.open` reads; it stays where it is.
+        fixed: an `Image` or a `PointSet`, or anything `regframe.open` reads; it stays where it is. Both sides are of one kind.
         moving: likewise; it is brought onto the fixed one.
-        metric: name or instance; ``config.metric`` where None. ``auto`` takes mutual information for two stained sections and
-            `contrast` for everything else; ``metrics["metric"]`` says which and why.
+        metric: name or instance; ``config.metric`` where None. ``auto`` takes mutual information for two stained sections,
+            `contrast` for other images and the `mixture` for points; ``metrics["metric"]`` says which and why.
         transform: ``rigid``, ``similarity``, ``affine`` or ``lddmm``; ``config.transform`` where None.
         init: ``"auto"`` (a search over turn, mirror and shift), ``"identity"``, `regframe.landmarks`, an affine
             `Transform` from moving to fixed, or an earlier `Result`, whose affine part is taken.
@@ -193,8 +196,19 @@ def register(
         if isinstance(metric, Metric)
         else plugins.metric("contrast" if automatic else config.metric, **config.metric_options)
     )
-    fixed, moving = _open(fixed, "fixed"), _open(moving, "moving")
+    fixed, moving = _open(fixed), _open(moving)
     reasons: list[str] = []
+    if isinstance(fixed, PointSet) and isinstance(moving, PointSet):
+        with threads_for(len(fixed)), torch.inference_mode(False):
+            return _register_points(
+                fixed, moving, None if automatic else similarity, init, config, progress, reasons, began
+            )
+    if isinstance(fixed, PointSet) or isinstance(moving, PointSet):
+        points, image = ("fixed", "moving") if isinstance(fixed, PointSet) else ("moving", "fixed")
+        raise ValueError(
+            f"wanted two images or two point sets, got points on the {points} side and an image on the {image} one; "
+            'open the points with adapter="cells", which rasterises them, or register the points of both'
+        )
     check_pair(fixed, moving, similarity, reasons)
     with (
         threads_for(max(fixed.data.numel(), moving.data.numel())),
@@ -299,6 +313,111 @@ def _register(
     )
 
 
+def _register_points(
+    fixed: PointSet,
+    moving: PointSet,
+    similarity: Metric | None,
+    init: Any,
+    config: Config,
+    progress: Callable[[Progress], None] | None,
+    reasons: list[str],
+    began: float,
+) -> Result:
+    """The same for two point sets; what is done is in `regframe.clouds`."""
+    for points, side in ((fixed, "fixed"), (moving, "moving")):
+        clouds.check_cloud(points, side)
+    if fixed.ndim != moving.ndim:
+        raise ValueError(
+            f"wanted two point sets of one dimension, got {fixed.ndim}D fixed and {moving.ndim}D moving points; "
+            "leave out or add the z column"
+        )
+    if similarity is not None and similarity.accepts != (PointSet, PointSet):
+        wants = " and ".join(t.__name__ for t in similarity.accepts)
+        raise ValueError(f"wanted a metric for two point sets, got {type(similarity).name!r}, which compares {wants}")
+    ratio = unit_ratio(moving.unit, fixed.unit)
+    if ratio is None:
+        note = (
+            f"one side declares no unit (fixed in {fixed.unit}, moving in {moving.unit}): "
+            "the scale between them was estimated, not known"
+        )
+        reasons.append(note)
+        warnings.warn(
+            f"regframe: {note}; name the unit in the columns (y_um, x_um) to fix it", UserWarning, stacklevel=3
+        )
+    grids = clouds.canvas(fixed), clouds.canvas(moving)
+    start = None if isinstance(init, str) and init == "auto" else _points_start(grids, init, ratio, config)
+    if config.transform == "rigid" and ratio is None:
+        raise ValueError(
+            f"wanted both sides in length units for a rigid map, got fixed in {fixed.unit} and moving in {moving.unit}; "
+            "name the missing unit, or use transform='similarity'"
+        )
+
+    def tell(stage: str, level: int, iteration: int, loss: float) -> None:
+        if progress is not None:
+            progress(Progress(stage, level, level + 1, iteration, config.optimizer.max_iter, loss))
+
+    found = clouds.align(fixed, moving, grids, start, ratio, config, similarity, tell)
+    metric = {"name": "mixture", "why": "the one for points"}
+    if similarity is not None:
+        metric = {"name": type(similarity).name, "why": "as asked for"}
+    figures = found.figures | {
+        "verdict": found.verdict,
+        "reasons": reasons + found.reasons,
+        "metric": metric,
+        "seconds": time.perf_counter() - began,
+        "versions": versions(),
+        "seed": config.seed,
+        "threads": torch.get_num_threads(),
+    }
+    if isinstance(init, pose.Landmarks):
+        figures["landmark_residual_px"] = [
+            float(v) / grids[0].pixel for v in (found.transform.points(init.moving) - init.fixed).norm(dim=1)
+        ]
+    return Result(
+        transform=found.transform,
+        fixed_grid=grids[0],
+        moving_grid=grids[1],
+        metrics=figures,
+        config=config,
+        affine=found.affine,
+        history=found.history,
+        weight=found.weight,
+        weight_grid=found.weight_grid,
+    )
+
+
+def _points_start(grids: tuple[Grid, Grid], init: Any, ratio: float | None, config: Config) -> Tensor:
+    """``A`` ``[D+1, D+1]`` in physical units to start from, where no search is wanted."""
+    fixed, moving = grids
+    if isinstance(init, pose.Landmarks):
+        if init.moving.shape[1] != moving.ndim:
+            raise ValueError(f"wanted landmarks of {moving.ndim} components, got {init.moving.shape[1]}")
+        kind = "affine" if config.transform == "lddmm" else config.transform
+        matrix = pose.fit_points(init.moving * (ratio or 1.0), init.fixed, kind)[0].matrix.clone()
+        matrix[:-1, :-1] = matrix[:-1, :-1] * (ratio or 1.0)
+    elif isinstance(init, str) and init == "identity":
+        matrix = torch.diag(torch.tensor([*[ratio or 1.0] * moving.ndim, 1.0], dtype=torch.float64))
+    elif isinstance(init, (Result, Transform)):
+        given = init.affine if isinstance(init, Result) else init
+        parts = given.parts()
+        if len(parts) != 1 or not isinstance(parts[0], Affine) or given.ndim != moving.ndim:
+            raise ValueError(
+                f"wanted an affine map of {moving.ndim}D to start from, got {type(given).__name__} of {given.ndim}D; "
+                "pass the .affine of a result"
+            )
+        if (given.source_unit, given.target_unit) != (moving.unit, fixed.unit):
+            raise ValueError(
+                f"wanted a start from {moving.unit} to {fixed.unit}, got one from {given.source_unit} to "
+                f"{given.target_unit}"
+            )
+        matrix = parts[0].matrix
+    else:
+        raise ValueError(f"wanted init 'auto', 'identity', landmarks, a Transform or a Result, got {init!r}")
+    if not float(determinant(matrix).abs()) > 0:
+        raise ValueError("wanted an invertible start, got a singular one; check the pairing of the landmarks")
+    return pose.nearest_of_kind(matrix, config.transform, ratio or 1.0, moving.center)
+
+
 def _position_sd(fit: Fit, fixed: Grid, figures: dict[str, Any]) -> Tensor:
     """How sure the map is of every fixed pixel of the last level, in the fixed unit; its summary goes to ``figures``."""
     assert fit.last is not None
@@ -366,13 +485,8 @@ def check_pair(fixed: Image, moving: Image, metric: Metric, reasons: list[str]) 
         warnings.warn(f"regframe: {note}; state the spacing to fix it", UserWarning, stacklevel=3)
 
 
-def _open(source: Any, side: str) -> Image:
-    data = source if isinstance(source, (Image, PointSet)) else plugins.open(source)
-    if not isinstance(data, Image):
-        raise ValueError(
-            f"wanted an image on the {side} side, got points; rasterise them first (point metrics are not there yet)"
-        )
-    return data
+def _open(source: Any) -> Image | PointSet:
+    return source if isinstance(source, (Image, PointSet)) else plugins.open(source)
 
 
 def _shape(grid: Grid) -> str:
@@ -577,12 +691,14 @@ def _judge(figures: dict[str, Any], fit: Fit) -> tuple[str, list[str]]:
         fail.append("the two images hardly overlap under the map that was found")
     elif figures["overlap_fraction"] < 0.3:
         warn.append(f"the moving image covers only {figures['overlap_fraction']:.0%} of the fixed one")
-    place = figures["coincidence"]["affine"]
+    place, final = (figures["coincidence"][key] for key in ("affine", "final"))
+    margin = figures["pose_margin"]
+    home = final >= BENT_HOME and (margin is None or margin >= pose.CLEAR)
     if explained["final"] < 0.02 and place < BELONG:
         fail.append("the aligned images have nothing in common: the moving one explains under 2 % of the fixed one")
-    elif place < CHANCE and explained["final"] < LITTLE_IN_COMMON:
+    elif place < CHANCE and final < BEYOND_DOUBT and explained["final"] < LITTLE_IN_COMMON:
         fail.append(f"the images match no better here than they would anywhere else ({place:.1f} standard deviations)")
-    elif place < BELONG:
+    elif place < BELONG and not home:
         warn.append(
             f"the images match hardly better here than elsewhere ({place:.1f} standard deviations): look at the overlay"
         )

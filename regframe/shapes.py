@@ -136,8 +136,9 @@ class Shapes:
         """The shapes as positions in the space of ``grid``, in its unit.
 
         Pixels of an image over the same field become positions by ``spacing``, the size of one in the unit of ``grid``;
-        where ``grid`` is in pixels it may be left out. Lengths are converted. ValueError where neither is possible:
-        the size of a pixel is never guessed.
+        where ``grid`` is in pixels it may be left out. The first pixel is that of the image where ``grid`` is one or a
+        level of its pyramid; for anything else (rasterised cells, points) its centre is the zero of the space, as for
+        points. Lengths are converted. ValueError where neither is possible: the size of a pixel is never guessed.
         """
         if spacing is not None and not (math.isfinite(spacing) and spacing > 0):
             raise ValueError(f"wanted a positive spacing, got {spacing}")
@@ -159,7 +160,7 @@ class Shapes:
                 f"the pixel size of the full-resolution image in {grid.unit} (--input-spacing), or the unit (--unit)"
             )
         size = 1.0 if spacing is None else spacing
-        return self.replace(coords=_low(grid) + (self.coords + 0.5) * size, unit=grid.unit)
+        return self.replace(coords=_corner(grid, size) + (self.coords + 0.5) * size, unit=grid.unit)
 
     def to_pixels(self, grid: Grid, spacing: float | None = None) -> Shapes:
         """Positions in the space of ``grid`` as pixels of ``spacing`` over it; the inverse of `to_positions`."""
@@ -170,7 +171,7 @@ class Shapes:
         if spacing is not None and not (math.isfinite(spacing) and spacing > 0):
             raise ValueError(f"wanted a positive spacing, got {spacing}")
         size = 1.0 if spacing is None else spacing
-        return self.replace(coords=(self.coords - _low(grid)) / size - 0.5, unit="px")
+        return self.replace(coords=(self.coords - _corner(grid, size)) / size - 0.5, unit="px")
 
     def areas(self) -> Tensor:
         """Signed area per path ``[P]`` float64, in ``unit`` squared, positive for counter-clockwise in (x, y); 0 for
@@ -536,6 +537,15 @@ def _low(grid: Grid) -> Tensor:
     if grid.ndim != 2:
         raise ValueError(f"wanted an image of 2 axes for shapes, got {grid.ndim}; move them as points instead")
     return torch.tensor([o - s / 2 for o, s in zip(grid.origin, grid.spacing, strict=True)], dtype=torch.float64)
+
+
+def _corner(grid: Grid, size: float) -> Tensor:
+    """Where pixels of ``size`` over the space of ``grid`` count from, ``[2]``: the outer corner of the image whose grid, or
+    a level of whose pyramid, it is; half a pixel before zero where it is neither."""
+    low = _low(grid)
+    factor = torch.tensor(grid.spacing, dtype=torch.float64) / (-2 * low)  # pixels of the image in one of the grid
+    image = (low < 0) & ((factor - factor.round()).abs() < 1e-6) & (factor > 0.5)
+    return low if bool(image.all()) else torch.full((2,), -size / 2, dtype=torch.float64)
 
 
 def _brief(value: Any) -> str:

@@ -269,7 +269,7 @@ def test_one_class_from_two_entry_points_is_no_clash(install: Install) -> None:
 
 
 def test_unknown_names_list_what_is_there(install: Install) -> None:
-    message = r"wanted the name of a metric, got 'nccc'; there is contrast \(from regframe \S+ \(metrics\)\), lncc"
+    message = r"wanted the name of a metric, got 'nccc'; there is contrast \(from regframe \S+ \(metrics\)\), kernel"
     with pytest.raises(ValueError, match=message):
         rf.metric("nccc")
     with pytest.raises(plugins.PluginError, match=r"wanted the name of an adapter, got 'cels'; there is cells \(from"):

@@ -22,6 +22,7 @@ from hypothesis import given, settings
 import regframe as rf
 from regframe import shapes as module
 from regframe.cli import main
+from regframe.cli.apply import in_unit
 from regframe.registration import Result
 
 SQUARE = [[1.0, 2.0], [5.0, 2.0], [5.0, 6.0], [1.0, 6.0], [1.0, 2.0]]
@@ -314,6 +315,17 @@ def test_units_are_never_guessed() -> None:
             shapes.to_positions(micron, bad)
     with pytest.raises(ValueError, match="2 axes"):
         shapes.to_positions(rf.Grid((3, 4, 5)))
+
+
+def test_a_raster_that_begins_elsewhere_leaves_zero_where_it_is() -> None:
+    """As the positions of `apply points`, which the cells were rasterised from, and pixels of their image have it."""
+    shapes = rf.Shapes.from_geojson(geometry("Point", [40, 10]))
+    for origin in ((1000.0, 500.0), (3.0, -40.0)):
+        grid = rf.Grid((10, 12), 15.0, origin, "µm")
+        placed = shapes.to_positions(grid, 0.5)
+        assert torch.allclose(placed.coords, in_unit(rf.PointSet(shapes.coords), grid, 0.5).coords)
+        assert torch.allclose(placed.to_pixels(grid, 0.5).coords, shapes.coords)
+        assert torch.equal(shapes.to_positions(rf.Grid((10, 12), 15.0, origin)).coords, shapes.coords)
 
 
 @given(spacing=st.floats(0.01, 100), origin=st.floats(-50, 50))

@@ -1,4 +1,4 @@
-"""Point tables for regframe: the adapter ``points``."""
+"""Point clouds for regframe: the adapters ``points`` (tables), ``ply`` and ``las``, the metrics ``mixture`` and ``kernel``."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import regframe
+
+from ._files import LasAdapter, PlyAdapter
+from ._metrics import Kernel, PointMixture
 
 _SUFFIXES = (".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz", ".txt.gz")
 
@@ -66,5 +69,11 @@ class PointsAdapter(regframe.Adapter):
 
 @regframe.hookimpl
 def regframe_adapters() -> list[type[regframe.Adapter]]:
-    """The adapter of this plug-in."""
-    return [PointsAdapter]
+    """The adapters of this plug-in."""
+    return [PointsAdapter, PlyAdapter, LasAdapter]
+
+
+@regframe.hookimpl
+def regframe_metrics() -> list[type[regframe.Metric]]:
+    """The metrics of this plug-in."""
+    return [PointMixture, Kernel]
