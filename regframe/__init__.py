@@ -24,6 +24,7 @@ _HOME = {
     "Progress": "registration",
     "Result": "registration",
     "Sequence": "transforms",
+    "Shapes": "shapes",
     "Transform": "transforms",
     "adapter": "plugins",
     "find_adapter": "plugins",
@@ -33,16 +34,19 @@ _HOME = {
     "match_points": "evaluation",
     "metric": "plugins",
     "move_points": "transforms",
+    "move_shapes": "shapes",
     "ops": "",
     "open": "plugins",
     "pair_points": "tables",
     "position_columns": "tables",
     "read_landmarks": "tables",
     "read_points": "tables",
+    "read_shapes": "shapes",
     "read_table": "tables",
     "register": "registration",
     "resample": "transforms",
     "write_points": "tables",
+    "write_shapes": "shapes",
 }
 """Where each public name lives (``""``: it is a module); ``__init__.pyi`` says the same and a test compares the two."""
 

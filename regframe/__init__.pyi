@@ -17,6 +17,10 @@ from .pose import landmarks as landmarks
 from .registration import Progress as Progress
 from .registration import Result as Result
 from .registration import register as register
+from .shapes import Shapes as Shapes
+from .shapes import move_shapes as move_shapes
+from .shapes import read_shapes as read_shapes
+from .shapes import write_shapes as write_shapes
 from .store import load as load
 from .tables import PointTable as PointTable
 from .tables import pair_points as pair_points

@@ -300,4 +300,5 @@ def _native(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         raise ValueError(f"wanted a numeric array, got dtype {array.dtype}")
     array = array.astype(array.dtype.newbyteorder("="), copy=False)
     array = np.ascontiguousarray(array)
+    array = array.view(f"{array.dtype.kind}{array.dtype.itemsize}")  # C's long long is another type than long to torch
     return array if array.flags.writeable else array.copy()  # torch holds writable memory only

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -315,7 +316,9 @@ def move_points(points: PointSet, transform: Transform) -> PointSet:
 
 def _interpolate(image: Image, pull: Transform, grid: Grid, background: float | None) -> Tensor:
     dtype = (
-        torch.float64 if image.data.dtype in (torch.float64, torch.int32, torch.int64, torch.uint32) else torch.float32
+        torch.float64
+        if image.data.dtype in (torch.float64, torch.int32, torch.int64, torch.uint32, torch.uint64)
+        else torch.float32
     )
     source = image.data.to(dtype)
     fused = _affine_then_flow(pull)
@@ -348,7 +351,10 @@ def _interpolate(image: Image, pull: Transform, grid: Grid, background: float | 
     if image.data.dtype.is_floating_point:
         return out.to(image.data.dtype)
     info = torch.iinfo(image.data.dtype)
-    return out.round().clamp(info.min, info.max).to(image.data.dtype)
+    top = float(info.max)
+    if top > info.max:  # 2^63 and 2^64 fit a double, but not the type
+        top = math.nextafter(top, 0.0)
+    return out.round().clamp(info.min, top).to(image.data.dtype)
 
 
 def _gather_nearest(image: Image, pull: Transform, grid: Grid, background: float) -> Tensor:

@@ -113,7 +113,9 @@ def test_help_needs_no_torch(root: Path) -> None:
         assert command in found.stdout
 
 
-@pytest.mark.parametrize("command", ["register", "apply image", "apply points", "evaluate", "info", "plugins", "demo"])
+@pytest.mark.parametrize(
+    "command", ["register", "apply image", "apply points", "apply shapes", "evaluate", "info", "plugins", "demo"]
+)
 def test_every_command_has_help(command: str) -> None:
     assert "Usage" in run(*command.split(), "--help").stdout
 

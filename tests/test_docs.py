@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import re
 import shlex
@@ -50,6 +51,11 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
         grey = 255 - np.asarray(whole.resize((223, 223)).convert("L"))
         Image.fromarray(grey).convert("RGB").save(tmp_path / "cells.jpg")
     (tmp_path / "cells.csv").write_text("id,x,y,type\n1,60,100,epithelium\n2,100,75,macrophage\n3,190,150,vessel\n")
+    ring, dot = [[60, 40], [150, 60], [130, 170], [60, 40]], [190, 150]
+    shapes = [{"type": "Polygon", "coordinates": [ring]}, {"type": "Point", "coordinates": dot}]
+    features = [{"type": "Feature", "geometry": shape, "properties": {}} for shape in shapes]
+    (tmp_path / "drawn.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": features}))
+    Image.fromarray(np.tri(223, dtype=np.uint8)).save(tmp_path / "mask.png")
     pairs = [(160, 200, 150, 190), (100, 50, 100, 60), (75, 100, 75, 100)]
     rows = "\n".join(",".join(map(str, pair)) for pair in pairs)
     (tmp_path / "three.csv").write_text(f"fixed_y,fixed_x,moving_y,moving_x\n{rows}\n")
@@ -85,6 +91,23 @@ def test_readme_commands_run(workplace: Path) -> None:
     ] == "id,x,y,type,match_probability,position_sd,in_canvas"
     listed = set(re.findall(r"^\| `([\w.]+)` \|", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE))
     assert {path.name for path in (workplace / "run").iterdir()} == listed - {"warped.ome.zarr"}
+
+
+def test_the_page_on_shapes_runs(workplace: Path) -> None:
+    page = ROOT / "docs" / "shapes.md"
+    for line in [line for body in blocks(page, "console") for line in body.splitlines()]:
+        result = CliRunner().invoke(main, shlex.split(line)[2:])
+        assert result.exit_code == 0, (line, result.output)
+    for body in blocks(page, "python"):
+        exec(compile(body, page.name, "exec"), {})
+    moved, again, back, drawn = (
+        np.array(json.loads((workplace / f"{name}.geojson").read_text())["features"][0]["geometry"]["coordinates"][0])
+        for name in ("moved", "again", "back", "drawn")
+    )
+    assert np.array_equal(moved, again)
+    assert np.allclose(back[[0, -1]], drawn[[0, -1]], rtol=0, atol=1e-6)
+    with Image.open(workplace / "mask_fixed.png") as mask:
+        assert set(np.unique(mask)) == {0, 1}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)

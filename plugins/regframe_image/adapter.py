@@ -405,6 +405,14 @@ def _displayable(array: Array, kind: str, dtypes: Sequence[type]) -> Array:
 
 def _save_tiff(path: Path, data: regframe.Image, array: Array) -> None:
     grid = data.grid
+    if array.dtype in (np.int64, np.uint64):  # which OME-TIFF does not know
+        low, high = int(array.min(initial=0)), int(array.max(initial=0))
+        fits = [t for t in (np.uint32, np.int32) if np.iinfo(t).min <= low and high <= np.iinfo(t).max]
+        if not fits:
+            raise ValueError(
+                f"wanted whole numbers of 32 bits for OME-TIFF, got {low} to {high} of {array.dtype}; write .zarr instead"
+            )
+        array = array.astype(fits[0])
     rgb = (
         array.shape[0] == 3
         and array.ndim == 3

@@ -1,4 +1,4 @@
-"""``regframe apply``: carry images and point tables through a saved map, either way."""
+"""``regframe apply``: carry images, point tables and shapes through a saved map, either way."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from ._common import (
     adapter_options,
     bad_input,
     describe_grid,
+    emit_json,
+    json_option,
     load_result,
     open_side,
     overwrite_option,
@@ -26,11 +28,12 @@ if TYPE_CHECKING:
     from ..contracts import Adapter
     from ..data import Grid, PointSet
     from ..registration import Result
+    from ..shapes import Shapes
 
 _RATIO = 0.02  # how far two extents may differ before they are not taken for the same field
 
 
-@click.group(short_help="Carry images or points through a saved map.")
+@click.group(short_help="Carry images, points or shapes through a saved map.")
 def apply() -> None:
     """Carry data through the map of a result.
 
@@ -62,7 +65,8 @@ def _common(command: Any) -> Any:
 @apply.command(short_help="Resample an image on the other side's canvas.")
 @_common
 @click.option("--adapter", metavar="NAME", help="Adapter of the input; sniffed otherwise.")
-@click.option("--adapter-set", metavar="K=V", multiple=True, help="Option of the adapter, e.g. labels=true.")
+@click.option("--adapter-set", metavar="K=V", multiple=True, help="Option of the adapter, e.g. axes=cyx.")
+@click.option("--labels", is_flag=True, help="Values are ids (a segmentation, a mask): the nearest, never a mean.")
 def image(
     result_folder: Path,
     input_file: Path,
@@ -72,10 +76,12 @@ def image(
     overwrite: bool,
     adapter: str | None,
     adapter_set: tuple[str, ...],
+    labels: bool,
 ) -> None:
     """Resample INPUT on the canvas of the side named by --to; the suffix of the output says its format.
 
-    INPUT belongs to the other side: it is the file that was registered, or the same field at another resolution.
+    INPUT belongs to the other side: it is the file that was registered, or the same field at another resolution. Its
+    channels and its type are kept; of labels every id comes through exactly, and 0 lies where INPUT has nothing.
     """
     from .. import outputs
     from ..data import Image
@@ -84,7 +90,8 @@ def image(
     with bad_input():
         outputs.check_file(output, overwrite)
     result = load_result(result_folder)
-    data, reader, _ = open_side(input_file, adapter, adapter_options(adapter_set, "--adapter-set"))
+    options = adapter_options(adapter_set, "--adapter-set") | ({"labels": True} if labels else {})
+    data, reader, _ = open_side(input_file, adapter, options)
     if not isinstance(data, Image):
         raise BadInput(f"wanted an image, got points in {input_file}; use `regframe apply points`")
     side = result.moving_grid if to == "fixed" else result.fixed_grid
@@ -185,6 +192,115 @@ def _native(path: Path, adapter: str, options: dict[str, Any], unit: str) -> tup
     return reader, native
 
 
+@apply.command(short_help="Move the shapes of a GeoJSON file.")
+@_common
+@click.option("--unit", metavar="U", help="Unit of the input where it is no pixel: nm, um, mm.")
+@click.option(
+    "--output-spacing",
+    type=float,
+    metavar="S",
+    help="Write pixels of this size, in the unit of the destination, as QuPath wants them for an image of that pixel size.",
+)
+@click.option(
+    "--pixel-origin",
+    type=click.Choice(["corner", "center"]),
+    default="corner",
+    show_default=True,
+    help="Where pixels count from: the outer corner of the first one (QuPath) or its center.",
+)
+@click.option(
+    "--tolerance",
+    type=float,
+    default=0.1,
+    show_default=True,
+    metavar="PX",
+    help="How far an edge may lie from where the map takes it, in pixels of the destination.",
+)
+@click.option("--max-vertices", type=click.IntRange(min=1), metavar="N", help="Largest number of vertices to write.")
+@json_option
+def shapes(
+    result_folder: Path,
+    input_file: Path,
+    output: Path,
+    to: str,
+    input_spacing: float | None,
+    overwrite: bool,
+    unit: str | None,
+    output_spacing: float | None,
+    pixel_origin: Any,
+    tolerance: float,
+    max_vertices: int | None,
+    as_json: bool,
+) -> None:
+    """Move the points, lines and polygons of the GeoJSON file INPUT; properties, ids and order stay as they are.
+
+    Coordinates are pixels of the full-resolution image, as QuPath writes them. Where the side they belong to has a
+    physical unit, --input-spacing says how long such a pixel is, or --unit that they are lengths; this is never guessed.
+    Edges get new vertices where the map bends them. The output is in the unit of the destination, or in pixels of
+    --output-spacing.
+    """
+    import regframe
+
+    from .. import outputs
+    from ..shapes import MAX_VERTICES
+
+    _check_spacing(input_spacing)
+    _check_spacing(output_spacing, "--output-spacing")
+    with bad_input():
+        outputs.check_file(output, overwrite)
+    result = load_result(result_folder)
+    source, target, transform = result.moving_grid, result.fixed_grid, result.transform
+    if to == "moving":
+        source, target, transform = target, source, transform.inverse()
+    with bad_input():
+        given = regframe.read_shapes(input_file, unit=unit or "px", pixel_origin=pixel_origin)
+        before = given.to_positions(source, input_spacing)
+        after = regframe.move_shapes(before, transform, target, tolerance, max_vertices or MAX_VERTICES)
+        crossing, crossed = int(before.crossings().sum()), int(after.crossings().sum())
+        pixels = output_spacing is not None or target.unit == "px"
+        written = after.to_pixels(target, output_spacing) if pixels else after
+        with outputs.staged(output, overwrite) as path:
+            regframe.write_shapes(written, path, pixel_origin)
+    sides = ("moving", "fixed") if to == "fixed" else ("fixed", "moving")
+    outside = [int(before.outside(source).sum()), int(after.outside(target).sum())]
+    if as_json:
+        emit_json(
+            {
+                "output": output,
+                "shapes": len(after),
+                "unit": written.unit,
+                "tolerance_px": tolerance,
+                "vertices": {"read": len(before.coords), "written": len(after.coords)},
+                "outside_canvas": dict(zip(sides, outside, strict=True)),
+                "self_intersecting": {"read": crossing, "written": crossed},
+                "notes": list(given.notes),
+            }
+        )
+    click.echo(
+        f"wrote {output}: {len(after)} shapes in {written.unit}, {len(after.coords)} vertices "
+        f"({len(before.coords)} in the input)",
+        err=True,
+    )
+    for note in _shape_notes(given, before, sides, outside, crossing, crossed):
+        click.echo(f"Note: {note}", err=True)
+
+
+def _shape_notes(
+    given: Shapes, before: Shapes, sides: tuple[str, str], outside: list[int], crossing: int, crossed: int
+) -> list[str]:
+    notes = list(given.notes)
+    if outside[0]:
+        notes.append(
+            f"{outside[0]} of {len(before.coords)} vertices lie outside the {sides[0]} image; if that is not so, check "
+            "their unit and the order of x and y"
+        )
+    if outside[1]:
+        notes.append(f"{outside[1]} of the vertices written lie outside the {sides[1]} image")
+    if crossing or crossed:
+        notes.append(f"{crossed} rings cross themselves ({crossing} did in the input); they are carried as they are")
+    return notes
+
+
 def _is_foreign(table: PointSet, name: str) -> bool:
     """Whether a column of that name is the user's own: it keeps its values; what an earlier run wrote is replaced."""
     for cell in table.table.get(name, ()):
@@ -205,9 +321,9 @@ def _is_number(value: str, most: float) -> bool:
         return False
 
 
-def _check_spacing(spacing: float | None) -> None:
+def _check_spacing(spacing: float | None, option: str = "--input-spacing") -> None:
     if spacing is not None and not (math.isfinite(spacing) and spacing > 0):
-        raise BadInput(f"wanted a positive --input-spacing, got {spacing}")
+        raise BadInput(f"wanted a positive {option}, got {spacing}")
 
 
 def place(grid: Grid, side: Grid, spacing: float | None) -> Grid:
