@@ -23,8 +23,11 @@ from .data import Grid, Image, PointSet, unit_ratio
 from .homogeneous import carry, compose, determinant, inverse
 from .lddmm import Frame, Halvings, Level, coincidence, fit_contrast, halve
 from .optimize import Fit, fit_pyramid, threads_for
+from .shapes import Shapes, move_shapes
 from .transforms import Affine, Flow, Sequence, Transform, move_points, resample
 
+Carried = Image | PointSet | Shapes | Tensor
+"""What a map carries."""
 LITTLE_IN_COMMON = 0.35
 """Explained share of the fixed image's variance below which a person has to look."""
 VIOLENT = 10.0
@@ -110,9 +113,11 @@ class Result:
     @overload
     def to_fixed(self, data: PointSet) -> PointSet: ...
     @overload
+    def to_fixed(self, data: Shapes) -> Shapes: ...
+    @overload
     def to_fixed(self, data: Tensor) -> Tensor: ...
-    def to_fixed(self, data: Image | PointSet | Tensor) -> Image | PointSet | Tensor:
-        """Moving-space data in the fixed space: an `Image` on the fixed grid, a `PointSet` or ``[..., D]`` moved."""
+    def to_fixed(self, data: Carried) -> Carried:
+        """Moving-space data in the fixed space: an `Image` on the fixed grid; a `PointSet`, `Shapes` or ``[..., D]`` moved."""
         return _carry(data, self.transform, self.fixed_grid)
 
     @overload
@@ -120,9 +125,11 @@ class Result:
     @overload
     def to_moving(self, data: PointSet) -> PointSet: ...
     @overload
+    def to_moving(self, data: Shapes) -> Shapes: ...
+    @overload
     def to_moving(self, data: Tensor) -> Tensor: ...
-    def to_moving(self, data: Image | PointSet | Tensor) -> Image | PointSet | Tensor:
-        """Fixed-space data in the moving space: an `Image` on the moving grid, a `PointSet` or ``[..., D]`` moved."""
+    def to_moving(self, data: Carried) -> Carried:
+        """Fixed-space data in the moving space: an `Image` on the moving grid; a `PointSet`, `Shapes` or ``[..., D]`` moved."""
         return _carry(data, self.transform.inverse(), self.moving_grid)
 
     def save(self, path: str | Path, overwrite: bool = False) -> None:
@@ -132,9 +139,11 @@ class Result:
         save(self, Path(path), overwrite=overwrite)
 
 
-def _carry(data: Image | PointSet | Tensor, transform: Transform, grid: Grid) -> Image | PointSet | Tensor:
+def _carry(data: Carried, transform: Transform, grid: Grid) -> Carried:
     if isinstance(data, Image):
         return resample(data, transform, grid)
+    if isinstance(data, Shapes):
+        return move_shapes(data, transform, grid)
     if isinstance(data, PointSet):
         return move_points(data, transform)
     return transform.points(data)

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from .data import Grid, canonical_unit, unit_ratio
-from .tables import _replace_file
+from .tables import replace_file
 from .transforms import Affine, Displacement, Flow, Transform
 
 TOLERANCE = 0.1
@@ -231,7 +231,7 @@ def write_shapes(
         data = b"".join(_pieces(_Filler(shapes, pixel_origin), shapes.document)) + b"\n"
     except RecursionError as error:
         raise ValueError(f"wanted members that can be written as JSON, got {shapes.name!r} nested too deep") from error
-    _replace_file(path, gzip.compress(data, mtime=0) if path.suffix.lower() == ".gz" else data)
+    replace_file(path, gzip.compress(data, mtime=0) if path.suffix.lower() == ".gz" else data)
 
 
 def move_shapes(

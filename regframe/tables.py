@@ -308,7 +308,7 @@ def write_points(
     writer.writerow(columns)
     writer.writerows(zip(*columns.values(), strict=True))
     data = text.getvalue().encode()
-    _replace_file(path, gzip.compress(data, mtime=0) if suffixes[-1:] == [".gz"] else data)
+    replace_file(path, gzip.compress(data, mtime=0) if suffixes[-1:] == [".gz"] else data)
 
 
 # ---- reading ------------------------------------------------------------------------------------------------------
@@ -496,7 +496,7 @@ def _join(items: Any) -> str:
     return ", ".join(listed[:_SHOWN]) + more
 
 
-def _replace_file(path: Path, data: bytes) -> None:
+def replace_file(path: Path, data: bytes) -> None:
     """Write ``data`` beside ``path`` and rename it, so that a half-written file never bears the name."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     aside = Path(name)

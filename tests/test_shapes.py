@@ -732,3 +732,11 @@ def test_nuclei_keep_their_ids(data_dir: Path) -> None:
     turn = rf.Affine(torch.tensor([[0.0, -1, 511], [1, 0, 0], [0, 0, 1]], dtype=torch.float64))
     turned = rf.resample(mask, turn, mask.grid)
     assert np.array_equal(turned.data[0].numpy(), np.flip(mask.data[0].numpy().T, axis=0))
+
+
+def test_a_result_carries_shapes(saved: tuple[Path, Result]) -> None:
+    result = saved[1]
+    drawn = rf.Shapes.from_geojson({"type": "Point", "coordinates": [4.0, 3.0]}).to_positions(result.moving_grid)
+    there = result.to_fixed(drawn)
+    assert torch.allclose(there.coords, result.to_fixed(drawn.coords))
+    assert torch.allclose(result.to_moving(there).coords, drawn.coords, atol=1e-6)
