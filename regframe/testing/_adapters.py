@@ -380,13 +380,16 @@ class AdapterTests(PluginTests):
             want(got.data.dtype == expected.data.dtype, f"{wanted}, of {expected.data.dtype}", got.data.dtype)
             want(got.channels == expected.channels, f"{wanted}, channels {expected.channels}", got.channels)
             exact = 0.0 if expected.labels else tolerance
-            self._close(got.data, expected.data, exact, f"{wanted}, values", "keep every value and its place")
+            a, b = got.data, expected.data
+            if expected.weight is not None and a.shape == b.shape:  # where the weight is 0 there are no data to keep
+                a, b = a[:, expected.weight > 0.5], b[:, expected.weight > 0.5]
+            self._close(a, b, exact, f"{wanted}, values", "keep every value and its place")
             if self.keeps_grid:
                 want(got.grid.unit == expected.grid.unit, f"{wanted}, in {expected.grid.unit}", got.grid.unit)
                 for part in ("spacing", "origin"):
-                    a, b = (torch.tensor(getattr(x.grid, part), dtype=torch.float64) for x in (got, expected))
-                    close = torch.allclose(a, b, rtol=1e-6, atol=1e-6 * expected.grid.pixel)
-                    want(close, f"{wanted}, {part} {tuple(b.tolist())}", tuple(a.tolist()))
+                    here, there = (torch.tensor(getattr(x.grid, part), dtype=torch.float64) for x in (got, expected))
+                    close = torch.allclose(here, there, rtol=1e-6, atol=1e-6 * expected.grid.pixel)
+                    want(close, f"{wanted}, {part} {tuple(there.tolist())}", tuple(here.tolist()))
             want(
                 (got.weight is None) == (expected.weight is None),
                 f"{wanted}, {'without' if expected.weight is None else 'with'} a weight",
