@@ -11,6 +11,8 @@ import tempfile
 from pathlib import Path
 from string import Template
 
+from . import plugins
+
 NAME = re.compile(r"[a-z][a-z0-9]*(?:[-_][a-z0-9]+)*")
 LONGEST = 60
 
@@ -18,8 +20,8 @@ LONGEST = 60
 def new_plugin(name: str, parent: Path) -> Path:
     """Write the package ``name`` into the folder ``parent / name`` and return that; complete or not at all.
 
-    Raises ValueError for a name that pip or Python could not use, or that another module bears, FileExistsError where
-    there is such a folder, NotADirectoryError where ``parent`` is none.
+    Raises ValueError for a name that pip or Python could not use, or that another module, adapter or metric bears,
+    FileExistsError where there is such a folder, NotADirectoryError where ``parent`` is none.
     """
     if not NAME.fullmatch(name) or len(name) > LONGEST:
         raise ValueError(
@@ -38,6 +40,9 @@ def new_plugin(name: str, parent: Path) -> Path:
         )
     if importlib.util.find_spec(module) is not None:
         raise ValueError(f"wanted a name of your own, got {name!r}, but there is a module {module}; choose another")
+    taken = [entry.provider for entry in (*plugins.adapters(), *plugins.metrics()) if entry.name == module]
+    if taken:
+        raise ValueError(f"wanted a name that no adapter or metric bears, got {name!r} (of {taken[0]}); choose another")
     words = {
         "name": name,
         "module": module,

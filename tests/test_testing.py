@@ -23,50 +23,58 @@ from regframe.testing import AdapterTests, MetricTests, run
 # ---- what ships -----------------------------------------------------------------------------------------------------
 
 
-class TestContrast(MetricTests):
+class _OfImages(MetricTests):
+    test_order_of_points = None
+
+
+class _Plain(_OfImages):
+    test_fused = None
+
+
+class TestContrast(_OfImages):
     bad_options = ({"order": 4}, {"ridge": 0.0})
 
     def make(self):
         return rf.metric("contrast", order=2)
 
 
-class TestSSD(MetricTests):
+class TestSSD(_Plain):
     def make(self):
         return rf.metric("ssd")
 
 
-class TestNCC(MetricTests):
+class TestNCC(_Plain):
     def make(self):
         return rf.metric("ncc", signed=True)
 
 
-class TestLNCC(MetricTests):
+class TestLNCC(_Plain):
     bad_options = ({"radius": 0},)
 
     def make(self):
         return rf.metric("lncc")
 
 
-class TestMI(MetricTests):
+class TestMI(_Plain):
     bad_options = ({"bins": 4},)
 
     def make(self):
         return rf.metric("mi", components=2)
 
 
-class TestNMI(MetricTests):
+class TestNMI(_Plain):
     def make(self):
         return rf.metric("nmi")
 
 
-class TestNGF(MetricTests):
+class TestNGF(_Plain):
     bad_options = ({"edge": 0.0},)
 
     def make(self):
         return rf.metric("ngf")
 
 
-class TestMIND(MetricTests):
+class TestMIND(_Plain):
     bad_options = ({"dilation": 0}, {"radius": -1})
 
     def make(self):
@@ -74,6 +82,7 @@ class TestMIND(MetricTests):
 
 
 class _Images(AdapterTests):
+    test_apply_keeps_ids = None
     bad_options = ({"unit": "parsec"}, {"level": -1}, {"spacing": 0})
     suffix = ".png"
     shape = "yxc"
@@ -116,14 +125,17 @@ class TestVolume(_Images):
 
 
 class TestLabels(_Images):
-    suffix = ".ome.zarr"
+    suffix = ".tif"
     shape = "yx"
+    test_apply_keeps_ids = AdapterTests.test_apply_keeps_ids
 
     def make(self):
         return rf.adapter("image", labels=True)
 
 
 class TestPoints(AdapterTests):
+    test_apply_keeps_ids = None
+
     def make(self):
         return rf.adapter("points")
 
@@ -411,6 +423,16 @@ def test_without_a_sample_the_kit_says_what_to_write() -> None:
     assert "wanted a method make()" in message
 
 
+def test_a_package_that_is_not_there_is_no_fault() -> None:
+    def needs(self, source):
+        raise ImportError("wanted the package rings to read this; pip install rings")
+
+    made = type("Needing", (Positions,), {"__doc__": "x", "open": needs})
+    tests = type("T", (AdapterTests,), {"make": lambda self: made()})
+    for check in ("open", "open_what_is_damaged", "save_then_open"):
+        assert outcome(tests, check) == ("skipped", "wanted the package rings to read this; pip install rings")
+
+
 def test_the_kit_needs_no_pytest() -> None:
     code = (
         "import sys; sys.modules['pytest'] = None; import regframe.testing as t; print(len(list(t.run(t.MetricTests))))"
@@ -526,6 +548,7 @@ def test_new_writes_all_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         ("json", "there is a module json"),
         ("regframe", "there is a module regframe"),
         ("regframe-image", "there is a module regframe_image"),
+        ("ssd", "wanted a name that no adapter or metric bears"),
     ]:
         code, output = command("--new", name)
         assert code == 2, name

@@ -15,7 +15,7 @@ checks on what is installed (`check_installed`), without pytest. ``docs/plugins.
 from __future__ import annotations
 
 from ._adapters import AdapterTests
-from ._metrics import MetricTests
+from ._metrics import MetricTests, Pair
 from ._run import Outcome, check_installed, run
 
-__all__ = ["AdapterTests", "MetricTests", "Outcome", "check_installed", "run"]
+__all__ = ["AdapterTests", "MetricTests", "Outcome", "Pair", "check_installed", "run"]

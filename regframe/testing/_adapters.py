@@ -203,25 +203,34 @@ class AdapterTests(PluginTests):
         )
 
     def test_open_what_is_damaged(self, tmp_path: Path) -> None:
-        """Whatever is cut short or has wrong bytes in it is read, or refused with a ValueError of one sentence."""
-        source = self._file(tmp_path)
-        whole = source.read_bytes()
+        """Whatever is cut short or has wrong bytes in it is read, or refused with a ValueError of one sentence.
+
+        Every file that the sample wrote has its turn.
+        """
+        source = self.sample(tmp_path)
+        whole = {path: path.read_bytes() for path in sorted(tmp_path.rglob("*")) if path.is_file()}
+        files = [path for path, content in whole.items() if content]
+        if not files:
+            raise SkipTest("the sample wrote no file")
         numbers = random.Random(0)  # seeded: every run damages the same bytes
 
-        def attempt(what: str) -> None:
+        def attempt(path: Path, content: bytes, what: str) -> None:
+            path.write_bytes(content)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                refusal(lambda: self.make().open(source), what, (ValueError, OSError))
+                refusal(lambda: self.make().open(source), f"{path.name} {what}", (ValueError, OSError))
+            path.write_bytes(whole[path])
 
-        for size in sorted({len(whole) * i // 12 for i in range(12)}):
-            source.write_bytes(whole[:size])
-            attempt(f"a file cut short after {size} of {len(whole)} bytes")
-        for _ in range(24 if whole else 0):
-            changed = bytearray(whole)
-            at = numbers.randrange(len(whole))
+        for i in range(12):
+            path = files[i % len(files)]
+            size = len(whole[path]) * i // 12
+            attempt(path, whole[path][:size], f"cut short after {size} of {len(whole[path])} bytes")
+        for i in range(24):
+            path = files[i % len(files)]
+            changed = bytearray(whole[path])
+            at = numbers.randrange(len(changed))
             changed[at] = numbers.choice([0, 255, changed[at] ^ 1, ord("9"), ord("-"), ord("<")])
-            source.write_bytes(bytes(changed))
-            attempt(f"a file whose byte {at} is {changed[at]} instead of {whole[at]}")
+            attempt(path, bytes(changed), f"with {changed[at]} for {whole[path][at]} in byte {at}")
 
     # ---- carrying ---------------------------------------------------------------------------------------------------
 

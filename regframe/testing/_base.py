@@ -32,6 +32,8 @@ def refusal(call: Callable[[], Any], what: str, kinds: tuple[type[Exception], ..
             "say what was wanted, what came and what to do",
         )
         return error
+    except ImportError:  # a package that is not there is no fault of the file's
+        raise
     except Exception as error:
         raise AssertionError(
             f"wanted {names} for {what}, got {type(error).__name__}: {' '.join(str(error).split())}; "

@@ -19,22 +19,23 @@ _LARGE = {2: (30, 33), 3: (14, 15, 16)}
 _N_POINTS = 40
 
 
-class _Pair(NamedTuple):
+class Pair(NamedTuple):
     """What a metric is called with: warped and fixed ``[C, *S]`` or ``[N, D]`` and ``[M, D]``, weight ``[*S]`` or ``[N]``."""
 
     warped: Tensor
     fixed: Tensor
     weight: Tensor
 
-    def to(self, target: torch.dtype | torch.device) -> _Pair:
-        return _Pair(*(t.to(target) for t in self))
+    def to(self, target: torch.dtype | torch.device) -> Pair:
+        return Pair(*(t.to(target) for t in self))
 
 
 class MetricTests(PluginTests):
     """Subclass it, write ``make``, and pytest runs every check on your metric.
 
     Images that are used have two channels on either side, at most 33 × 30 pixels, and are about 50 ± 20; point sets have
-    40 points. Override a check to replace it; set it to None to leave it out.
+    40 points. Override a check to replace it, set it to None to leave it out; override ``texture`` (``pair`` for points) where
+    smooth noise means nothing to the metric.
 
     Attributes:
         ndims: dimensions to test, of 2 and 3.
@@ -55,7 +56,7 @@ class MetricTests(PluginTests):
     def _of_points(self) -> bool:
         return self.make().accepts == (PointSet, PointSet)
 
-    def _pair(self, ndim: int, channels: tuple[int, int] = (2, 2), seed: int = 3) -> _Pair:
+    def pair(self, ndim: int, channels: tuple[int, int] = (2, 2), seed: int = 3) -> Pair:
         """A small pair with something to do with each other, float64, weights from 0.1 to 1."""
         generator = torch.Generator().manual_seed(seed)
 
@@ -66,14 +67,14 @@ class MetricTests(PluginTests):
             fixed = 10 * torch.rand((_N_POINTS, ndim), generator=generator, dtype=torch.float64)
             warped = fixed[: _N_POINTS - 5].flip(0) + 0.3 * normal(_N_POINTS - 5, ndim)
             weight = 0.1 + 0.9 * torch.rand(len(warped), generator=generator, dtype=torch.float64)
-            return _Pair(warped, fixed, weight)
+            return Pair(warped, fixed, weight)
         base = normal(1, *_SMALL[ndim])
         warped = 50 + 20 * (base + 0.5 * normal(channels[0], *_SMALL[ndim]))
         fixed = 50 + 20 * (base + 0.5 * normal(channels[1], *_SMALL[ndim]))
         weight = 0.1 + 0.9 * torch.rand(_SMALL[ndim], generator=generator, dtype=torch.float64)
-        return _Pair(warped, fixed, weight)
+        return Pair(warped, fixed, weight)
 
-    def _texture(self, ndim: int, shift: int = 0, seed: int = 0) -> Tensor:
+    def texture(self, ndim: int, shift: int = 0, seed: int = 0) -> Tensor:
         """A smooth random image ``[1, *S]`` of 50 ± 20, moved by ``shift`` pixels along every axis."""
         margin = 8
         generator = torch.Generator().manual_seed(seed)
@@ -86,28 +87,28 @@ class MetricTests(PluginTests):
         x = x[:, *inner]
         return 50 + 20 * (x - x.mean()) / x.std()
 
-    def _off(self, ndim: int, by: float) -> _Pair:
+    def _off(self, ndim: int, by: float) -> Pair:
         """A pair that is off by ``by`` pixels (points: by that part of their spacing) along every axis."""
         if self._of_points:
             generator = torch.Generator().manual_seed(0)
             fixed = 10 * torch.rand((_N_POINTS, ndim), generator=generator, dtype=torch.float64)
             spacing = 10 / _N_POINTS ** (1 / ndim)
-            return _Pair(fixed + by * spacing / 4, fixed, torch.ones(_N_POINTS, dtype=torch.float64))
-        fixed = self._texture(ndim)
-        return _Pair(self._texture(ndim, round(by)), fixed, torch.ones(_LARGE[ndim], dtype=torch.float64))
+            return Pair(fixed + by * spacing / 4, fixed, torch.ones(_N_POINTS, dtype=torch.float64))
+        fixed = self.texture(ndim)
+        return Pair(self.texture(ndim, round(by)), fixed, torch.ones(_LARGE[ndim], dtype=torch.float64))
 
     def _side(self, data: Tensor, weight: Tensor | None = None) -> Image | PointSet:
         if self._of_points:
             return PointSet(data.detach())
         return Image(data.detach(), Grid(tuple(data.shape[1:])), weight=weight)
 
-    def _ready(self, pair: _Pair) -> Metric:
+    def _ready(self, pair: Pair) -> Metric:
         """A new metric, prepared for this pair."""
         metric = self.make()
         metric.prepare(self._side(pair.fixed), self._side(pair.warped))
         return metric
 
-    def _value(self, pair: _Pair, metric: Metric | None = None) -> float:
+    def _value(self, pair: Pair, metric: Metric | None = None) -> float:
         with torch.no_grad():
             value = (metric or self._ready(pair))(*pair)
         want(
@@ -118,7 +119,7 @@ class MetricTests(PluginTests):
         )
         return float(value)
 
-    def _gradient(self, pair: _Pair, metric: Metric) -> Tensor:
+    def _gradient(self, pair: Pair, metric: Metric) -> Tensor:
         """The gradient in what was warped, of its shape."""
         x = pair.warped.detach().clone().requires_grad_(True)
         value = metric(x, pair.fixed, pair.weight)
@@ -138,7 +139,7 @@ class MetricTests(PluginTests):
     def test_value_is_a_scalar(self) -> None:
         """One finite number of a floating dtype, of shape ``[]``."""
         for ndim in self.ndims:
-            pair = self._pair(ndim)
+            pair = self.pair(ndim)
             value = self._ready(pair)(*pair)
             want(isinstance(value, Tensor), "a tensor", type(value).__name__, "stay in torch")
             want(value.shape == (), "a scalar, shape []", list(value.shape), "return the mean over everything")
@@ -167,7 +168,7 @@ class MetricTests(PluginTests):
                 for name, pair in self._degenerate(ndim):
                     pair = pair.to(dtype)
 
-                    def call(pair: _Pair = pair) -> tuple[float, Tensor]:
+                    def call(pair: Pair = pair) -> tuple[float, Tensor]:
                         metric = self._ready(pair)
                         return self._value(pair, metric), self._gradient(pair, metric)
 
@@ -184,34 +185,34 @@ class MetricTests(PluginTests):
                         advice,
                     )
 
-    def _degenerate(self, ndim: int) -> list[tuple[str, _Pair]]:
-        warped, fixed, weight = self._pair(ndim)
-        cases = [("a weight of 0 everywhere", _Pair(warped, fixed, torch.zeros_like(weight)))]
+    def _degenerate(self, ndim: int) -> list[tuple[str, Pair]]:
+        warped, fixed, weight = self.pair(ndim)
+        cases = [("a weight of 0 everywhere", Pair(warped, fixed, torch.zeros_like(weight)))]
         if self._of_points:
             same = torch.full_like(warped, 5.0)
             return [
                 *cases,
-                ("a single point on either side", _Pair(warped[:1], fixed[:1], weight[:1])),
-                ("moving points that all coincide", _Pair(same, fixed, weight)),
-                ("fixed points that all coincide", _Pair(warped, torch.full_like(fixed, 5.0), weight)),
+                ("a single point on either side", Pair(warped[:1], fixed[:1], weight[:1])),
+                ("moving points that all coincide", Pair(same, fixed, weight)),
+                ("fixed points that all coincide", Pair(warped, torch.full_like(fixed, 5.0), weight)),
             ]
         flat_m, flat_f = torch.full_like(warped, 7.0), torch.full_like(fixed, 9.0)
         one = (slice(None), *(slice(0, 1),) * ndim)
         few = (slice(None), *(slice(0, 2),) * ndim)
         return [
             *cases,
-            ("a constant moving image", _Pair(flat_m, fixed, weight)),
-            ("a constant fixed image", _Pair(warped, flat_f, weight)),
-            ("two constant images", _Pair(flat_m, flat_f, weight)),
-            ("two images of zeros", _Pair(torch.zeros_like(warped), torch.zeros_like(fixed), weight)),
-            ("a single pixel", _Pair(warped[one], fixed[one], weight[one[1:]])),
-            ("two pixels per axis", _Pair(warped[few], fixed[few], weight[few[1:]])),
+            ("a constant moving image", Pair(flat_m, fixed, weight)),
+            ("a constant fixed image", Pair(warped, flat_f, weight)),
+            ("two constant images", Pair(flat_m, flat_f, weight)),
+            ("two images of zeros", Pair(torch.zeros_like(warped), torch.zeros_like(fixed), weight)),
+            ("a single pixel", Pair(warped[one], fixed[one], weight[one[1:]])),
+            ("two pixels per axis", Pair(warped[few], fixed[few], weight[few[1:]])),
         ]
 
     def test_weight_zero_hides(self) -> None:
         """Pixels (moving points) of weight 0 may be anything finite: neither value nor gradient knows, and theirs is 0."""
         for ndim in self.ndims:
-            pair = self._pair(ndim)
+            pair = self.pair(ndim)
             metric = self._ready(pair)
             weight = pair.weight.clone()
             hidden = (slice(1, 4),) if self._of_points else (slice(1, 4),) * ndim
@@ -221,7 +222,7 @@ class MetricTests(PluginTests):
             warped[at] = 250.0
             if not self._of_points:
                 fixed[at] = -150.0
-            seen, other = _Pair(pair.warped, pair.fixed, weight), _Pair(warped, fixed, weight)
+            seen, other = Pair(pair.warped, pair.fixed, weight), Pair(warped, fixed, weight)
             values = [self._value(one, metric) for one in (seen, other)]
             what = "points" if self._of_points else "pixels"
             want(
@@ -248,7 +249,7 @@ class MetricTests(PluginTests):
     def test_weight_is_a_mean(self) -> None:
         """A weighted mean: the same value for seven times, or a hundredth of, the weight."""
         for ndim in self.ndims:
-            pair = self._pair(ndim)
+            pair = self.pair(ndim)
             metric = self._ready(pair)
             value = self._value(pair, metric)
             for factor in (7.0, 0.01):
@@ -279,7 +280,7 @@ class MetricTests(PluginTests):
             metric = self._ready(near)
             values = [self._value(pair, metric) for pair in (near, far)]
             if not metric.likelihood:
-                small = self._pair(ndim)
+                small = self.pair(ndim)
                 inverted = small._replace(warped=small.warped if self._of_points else 100 - small.warped)
                 least = min([*values, self._value(small), self._value(inverted)])
                 want(
@@ -304,9 +305,9 @@ class MetricTests(PluginTests):
         if self._of_points:
             raise SkipTest("points have no channels")
         for ndim in self.ndims:
-            pair = self._pair(ndim, (3, 2))
+            pair = self.pair(ndim, (3, 2))
 
-            def call(pair: _Pair = pair) -> float:
+            def call(pair: Pair = pair) -> float:
                 return self._value(pair)
 
             if refusal(call, f"3 moving and 2 fixed channels ({ndim}D)") is None:
@@ -318,10 +319,10 @@ class MetricTests(PluginTests):
         if not self._of_points:
             raise SkipTest("it compares images")
         for ndim in self.ndims:
-            pair = self._pair(ndim)
+            pair = self.pair(ndim)
             metric = self._ready(pair)
             value = self._value(pair, metric)
-            turned = _Pair(pair.warped.flip(0), pair.fixed.roll(7, 0), pair.weight.flip(0))
+            turned = Pair(pair.warped.flip(0), pair.fixed.roll(7, 0), pair.weight.flip(0))
             again = self._value(turned, metric)
             want(
                 math.isclose(value, again, rel_tol=1e-9, abs_tol=1e-12),
@@ -335,7 +336,7 @@ class MetricTests(PluginTests):
     def test_gradient(self) -> None:
         """The gradient in ``warped`` is that of finite differences, in float64, along eight random directions."""
         for ndim in self.ndims:
-            start = self._pair(ndim)
+            start = self.pair(ndim)
             metric = self._ready(start)
             pair = start._replace(warped=0.95 * start.warped + (0.1 if self._of_points else 1.0))
             gradient = self._gradient(pair, metric)
@@ -367,13 +368,11 @@ class MetricTests(PluginTests):
     def test_float32(self) -> None:
         """In float32 value and gradient are those of float64, up to rounding."""
         for ndim in self.ndims:
-            exact = self._pair(ndim)
+            exact = self.pair(ndim)
             single = exact.to(torch.float32)
             self._compare(exact, single, f"float32 ({ndim}D)", 1e-3, 2e-2)
 
-    def _compare(
-        self, exact: _Pair, other: _Pair, where: str, value_tolerance: float, gradient_tolerance: float
-    ) -> None:
+    def _compare(self, exact: Pair, other: Pair, where: str, value_tolerance: float, gradient_tolerance: float) -> None:
         metrics = self._ready(exact), self._ready(other)
         # away from where they were prepared: the ends of a range may fall to either side of it
         exact, other = (pair._replace(warped=0.95 * pair.warped + 1) for pair in (exact, other))
@@ -400,13 +399,13 @@ class MetricTests(PluginTests):
         if not torch.cuda.is_available():
             raise SkipTest("no CUDA device here")
         for ndim in self.ndims:
-            exact = self._pair(ndim)
+            exact = self.pair(ndim)
             self._compare(exact, exact.to(torch.device("cuda")), f"CUDA ({ndim}D)", 1e-6, 1e-6)
 
     def test_without_a_gradient(self) -> None:
         """Under ``torch.no_grad`` the value is the same."""
         for ndim in self.ndims:
-            pair = self._pair(ndim)
+            pair = self.pair(ndim)
             metric = self._ready(pair)
             with_graph = float(metric(pair.warped.clone().requires_grad_(True), pair.fixed, pair.weight).detach())
             without = self._value(pair, metric)
@@ -421,7 +420,7 @@ class MetricTests(PluginTests):
     def test_deterministic(self) -> None:
         """The same call gives the same value, whatever was asked in between."""
         for ndim in self.ndims:
-            pair, other = self._pair(ndim), self._pair(ndim, seed=9)
+            pair, other = self.pair(ndim), self.pair(ndim, seed=9)
             metric = self._ready(pair)
             first = self._value(pair, metric)
             self._value(other, metric)
@@ -438,8 +437,8 @@ class MetricTests(PluginTests):
     def test_inputs_are_left_alone(self) -> None:
         """Neither ``prepare`` nor a call writes into what it is given."""
         for ndim in self.ndims:
-            pair = self._pair(ndim)
-            before = _Pair(*(t.clone() for t in pair))
+            pair = self.pair(ndim)
+            before = Pair(*(t.clone() for t in pair))
             metric = self.make()
             metric.prepare(self._side(pair.fixed), self._side(pair.warped))
             self._value(pair, metric)
@@ -450,7 +449,7 @@ class MetricTests(PluginTests):
     def test_prepare_for_every_level(self) -> None:
         """One instance is prepared once per pyramid level, for sides of different size and weight; the last time counts."""
         for ndim in self.ndims:
-            coarse, fine = self._off(ndim, 0), self._pair(ndim)
+            coarse, fine = self._off(ndim, 0), self.pair(ndim)
             metric = self.make()
             if self._of_points:
                 metric.prepare(self._side(coarse.fixed[:20]), self._side(coarse.warped[:15]))
@@ -509,9 +508,9 @@ class MetricTests(PluginTests):
         """A bent path into a moving image of another size, that image, the fixed one, and a weight that is partly 0."""
         generator = torch.Generator().manual_seed(5)
         shape = _LARGE[ndim]
-        moving = self._texture(ndim).to(dtype).repeat(2, *(1,) * ndim)
+        moving = self.texture(ndim).to(dtype).repeat(2, *(1,) * ndim)
         moving[1] = moving[1].flip(-1)
-        fixed = self._texture(ndim, 1).to(dtype)[:, 1:, :-2].repeat(2, *(1,) * ndim)
+        fixed = self.texture(ndim, 1).to(dtype)[:, 1:, :-2].repeat(2, *(1,) * ndim)
         weight = torch.rand(tuple(fixed.shape[1:]), generator=generator, dtype=torch.float64).to(dtype)
         weight[2:5] = 0.0
         velocity = 0.8 * torch.randn((2, ndim, *(5,) * ndim), generator=generator, dtype=torch.float64).to(dtype)
@@ -530,7 +529,7 @@ class MetricTests(PluginTests):
             raise SkipTest("it is not for 2D images")
         from ..registration import register
 
-        fixed, moving = (self._texture(2, shift).to(torch.float32) for shift in (0, 2))
+        fixed, moving = (self.texture(2, shift).to(torch.float32) for shift in (0, 2))
         sides = [Image(data, Grid(tuple(data.shape[1:]))) for data in (fixed, moving)]
         result = register(*sides, metric=self.make(), init="identity", transform="rigid", seed=0)
         at = result.fixed_grid.coords()

@@ -422,8 +422,13 @@ def write_imzml(
 <referenceableParamGroup id="intensity">
 {_param(INTENSITY, "intensity array")}{_param("MS:1000521", "32-bit float")}{packing}</referenceableParamGroup>
 </referenceableParamGroupList>
+<softwareList count="1"><software id="example-msi" version="0.1.0"/></softwareList>
 <scanSettingsList count="1"><scanSettings id="settings">{settings}</scanSettings></scanSettingsList>
-<run id="run"><spectrumList count="{len(spectra)}">
+<instrumentConfigurationList count="1"><instrumentConfiguration id="instrument"/></instrumentConfigurationList>
+<dataProcessingList count="1"><dataProcessing id="processing"><processingMethod order="0" softwareRef="example-msi"/>
+</dataProcessing></dataProcessingList>
+<run id="run" defaultInstrumentConfigurationRef="instrument">
+<spectrumList count="{len(spectra)}" defaultDataProcessingRef="processing">
 {"".join(spectra)}</spectrumList></run>
 </mzML>
 """
