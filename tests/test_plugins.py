@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -448,11 +449,12 @@ def test_strangers_plugins_pass_their_own_tests(stranger: Path) -> None:
     folder = stranger.parents[2]
     done = subprocess.run(
         [
-            str(stranger), "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-c",
+            str(stranger), "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c",
             str(folder / "fresh-one" / "pyproject.toml"),
             "--rootdir", str(folder), str(folder / "fresh-one" / "tests"), str(folder / "example_msi" / "tests"),
         ],
         capture_output=True, text=True, check=False, cwd=folder,
+        env={**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
 

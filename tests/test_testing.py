@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from string import Template
@@ -431,6 +433,20 @@ def test_a_package_that_is_not_there_is_no_fault() -> None:
     tests = type("T", (AdapterTests,), {"make": lambda self: made()})
     for check in ("open", "open_what_is_damaged", "save_then_open"):
         assert outcome(tests, check) == ("skipped", "wanted the package rings to read this; pip install rings")
+
+
+def test_what_a_plugin_says_is_not_shown(capfd: pytest.CaptureFixture[str]) -> None:
+    def talking(self, source):
+        warnings.warn("old", UserWarning, stacklevel=1)
+        logging.getLogger("rings").error("odd")
+        print("read", source)
+        print("read", source, file=sys.stderr)
+        return Positions().open(source)
+
+    made = type("Talking", (Positions,), {"__doc__": "x", "open": talking})
+    assert outcome(type("T", (AdapterTests,), {"make": lambda self: made()}), "open") == ("ok", "")
+    assert capfd.readouterr() == ("", "")
+    assert logging.getLogger("rings").isEnabledFor(logging.ERROR)
 
 
 def test_the_kit_needs_no_pytest() -> None:

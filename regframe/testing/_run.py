@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import io
+import logging
 import tempfile
 import time
 import warnings
@@ -57,8 +58,7 @@ def run(
         message = ""
         began = time.perf_counter()
         try:
-            with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-                warnings.simplefilter("ignore")
+            with _silence():
                 check = getattr(tests(), name)
                 if "tmp_path" in inspect.signature(check).parameters:
                     with tempfile.TemporaryDirectory(prefix="regframe-check-", ignore_cleanup_errors=True) as folder:
@@ -74,6 +74,23 @@ def run(
         except (Exception, SystemExit) as error:  # noqa: BLE001 - a stranger's code, whose faults are what is looked for
             status, message = "failed", f"{type(error).__name__}: {' '.join(str(error).split())}"
         yield name.removeprefix("test_"), status, message, time.perf_counter() - began
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """No warnings, no log, nothing printed: what a plug-in's libraries say of damaged files is meant for others."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
 
 
 def _names(tests: type[PluginTests]) -> list[str]:
