@@ -516,6 +516,31 @@ def test_check_of_what_is_not(install: Callable[..., None]) -> None:
     assert "checks: it offers no sample(cls, folder)" in output
 
 
+def test_an_adapter_that_another_outbids_is_caught(install: Callable[..., None]) -> None:
+    surer = type(
+        "Surer", (Positions,), {"name": "surer", "matches": lambda self, source: 0.95 * Positions().matches(source)}
+    )
+    install(Positions, surer)
+    tests = type("T", (AdapterTests,), {"make": lambda self: surer()})
+    status, message = outcome(tests, "open_finds_it")
+    assert status == "failed"
+    assert "wanted regframe.open to take surer for its sample, got a" in message
+
+
+def test_every_check_is_seen_to_fail() -> None:
+    apart = {
+        "order_of_points",
+        "cuda",
+        "save_what_was_moved",
+        "apply_keeps_ids",
+        "open_finds_it",
+    }  # cuda: on a device only
+    for kit, faults in ((MetricTests, METRICS), (AdapterTests, ADAPTERS)):
+        checks = {name.removeprefix("test_") for name in dir(kit) if name.startswith("test_")}
+        shared = {"name_and_summary"} if kit is AdapterTests else set()
+        assert checks - apart - shared == {check for check, _ in faults.values()}
+
+
 @pytest.mark.filterwarnings("ignore::regframe.PluginWarning")
 def test_check_of_a_plugin_that_does_not_load(install: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
     def load() -> object:
