@@ -44,6 +44,14 @@ class Adapter(ABC):
     def save(self, data: Image | PointSet, path: Path) -> None:
         """Write ``data`` in this modality's format; the caller sees to it that ``path`` may be written."""
 
+    @classmethod
+    def sample(cls, folder: Path) -> Any:
+        """Write a small source of this modality into ``folder`` and return what `open` takes, or None; optional.
+
+        ``regframe plugins --check`` and `regframe.testing.AdapterTests` test with it.
+        """
+        return None
+
 
 class Metric(ABC):
     """A scalar measure of mismatch: lower is better, differentiable in what was warped."""

@@ -77,22 +77,39 @@ def check_writable(folder: Path) -> None:
 def staged(path: Path, overwrite: bool = False) -> Iterator[Path]:
     """A path of the same name to write to, moved to ``path`` when the block ends well and removed when it does not.
 
-    What was at ``path`` stays until the new data are complete; FileExistsError where something appeared meanwhile.
+    Whatever else is written beside it (a format of two files) is moved along, before it. What was at any of these places
+    stays until the new data are complete; FileExistsError where something appeared meanwhile.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{path.name}-", suffix=".partial", dir=path.parent))
+    plan: list[
+        tuple[Path, Path, Path]
+    ] = []  # what was written, where it belongs, where what stood there is put meanwhile
     try:
         yield aside / path.name
-        old = aside / f"{path.name}.replaced"
-        if path.exists():
-            if not overwrite:
-                raise FileExistsError(f"output {path} appeared while this ran; choose another name or pass --overwrite")
-            path.rename(old)
-        (aside / path.name).rename(path)
+        if not (aside / path.name).exists():
+            raise FileNotFoundError(
+                f"wanted {path.name} to be written, got nothing; report it to whoever made the adapter"
+            )
+        plan = [(item, path.parent / item.name, aside / f"{item.name}.replaced") for item in sorted(aside.iterdir())]
+        plan.sort(key=lambda step: step[1] == path)
+        taken = [target for _, target, _ in plan if target.exists()]
+        if taken and not overwrite:
+            raise FileExistsError(
+                f"output {taken[0]} appeared while this ran or lay beside it; choose another name or pass --overwrite"
+            )
+        for item, target, old in plan:
+            if target.exists():
+                target.rename(old)
+            item.rename(target)
+    except BaseException:  # whatever broke in between, an interrupt too: the earlier files stay
+        for item, target, old in plan:
+            if target.exists() and not item.exists():
+                target.rename(item)
+            if old.exists():
+                old.rename(target)
+        raise
     finally:
-        old = aside / f"{path.name}.replaced"
-        if old.exists() and not path.exists():  # whatever broke in between, an interrupt too: the earlier run stays
-            old.rename(path)
         shutil.rmtree(aside, ignore_errors=True)
 
 

@@ -236,6 +236,11 @@ def _parameters(cls: type) -> tuple[dict[str, inspect.Parameter], bool]:
     return named, any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
 
 
+def required_options(entry: Entry) -> tuple[str, ...]:
+    """The keyword arguments that its ``__init__`` cannot do without."""
+    return tuple(p.name for p in _parameters(entry.cls)[0].values() if p.default is inspect.Parameter.empty)
+
+
 def _build(entry: Entry, options: dict[str, Any]) -> Any:
     """An instance with ``options``; PluginError lists what is accepted where one is unknown or missing."""
     named, open_ended = _parameters(entry.cls)
@@ -245,7 +250,7 @@ def _build(entry: Entry, options: dict[str, Any]) -> Any:
             f"wanted options of the {entry.kind} {entry.name!r} ({', '.join(named) or 'it has none'}), "
             f"got {', '.join(map(repr, unknown))}"
         )
-    missing = [p.name for p in named.values() if p.default is inspect.Parameter.empty and p.name not in options]
+    missing = [name for name in required_options(entry) if name not in options]
     if missing:
         raise PluginError(f"wanted the options {', '.join(missing)} for the {entry.kind} {entry.name!r}; state them")
     instance = entry.cls(**options)

@@ -543,6 +543,43 @@ def test_staging_refuses_what_appeared_meanwhile(tmp_path: Path) -> None:
     assert not leftovers(tmp_path)
 
 
+def test_staging_of_a_format_of_two_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target, beside = tmp_path / "out.hdr", tmp_path / "out.bin"
+
+    def write(text: str, overwrite: bool) -> None:
+        with outputs.staged(target, overwrite) as path:
+            path.write_text(text)
+            path.with_suffix(".bin").write_text(text)
+
+    write("one", False)
+    target.unlink()
+    with pytest.raises(FileExistsError, match=r"out\.bin appeared while this ran or lay beside it"):
+        write("two", False)
+    assert not target.exists()
+    target.write_text("one")
+    rename = Path.rename
+
+    def failing(self: Path, to: Path) -> Path:
+        if to == target and self.read_text() == "two":
+            raise OSError("the disk is gone")
+        return rename(self, to)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", failing)
+        with pytest.raises(OSError, match="the disk is gone"):
+            write("two", True)
+    assert [target.read_text(), beside.read_text()] == ["one", "one"]
+    write("two", True)
+    assert [target.read_text(), beside.read_text()] == ["two", "two"]
+    with (
+        pytest.raises(FileNotFoundError, match=r"wanted out\.hdr to be written, got nothing"),
+        outputs.staged(target, True),
+    ):
+        pass
+    assert target.read_text() == "two"
+    assert not leftovers(tmp_path)
+
+
 def test_a_column_of_the_users_own_is_kept(tmp_path: Path, saved: tuple[Path, Result]) -> None:
     (tmp_path / "cells.csv").write_text("y,x,in_canvas\n20,10.5,sketch\n")
     run("apply", "points", saved[0], tmp_path / "cells.csv", "-o", tmp_path / "out.csv", "--to", "fixed")

@@ -420,6 +420,24 @@ def test_a_missing_reader_names_its_extra(
     assert "pointcloud" in done.output
 
 
+@pytest.mark.parametrize(("name", "reader"), [("a.ply", "plyfile"), ("a.las", "laspy")])
+def test_what_is_written_is_read(tmp_path: Path, name: str, reader: str) -> None:
+    pytest.importorskip(reader)
+    rng = np.random.default_rng(0)
+    coords = torch.from_numpy(rng.normal(0, 50, (40, 3)))
+    table = {axis: [repr(v) for v in coords[:, k].tolist()] for k, axis in ((2, "x"), (1, "y"), (0, "z"))}
+    table["intensity"] = [str(v) for v in rng.integers(0, 255, 40)]
+    cloud = rf.PointSet(coords, "m", table=table, columns=("z", "y", "x"))
+    adapter = rf.adapter(name[-3:], unit="m")
+    adapter.save(cloud, tmp_path / name)
+    back = adapter.open(tmp_path / name)
+    assert torch.allclose(back.coords, coords, atol=1e-6)
+    assert back.table["intensity"] == table["intensity"]
+    worded = rf.PointSet(coords, "m", table=table | {"kind": ["a"] * 40}, columns=("z", "y", "x"))
+    with pytest.raises(ValueError, match=r"got words in 'kind'; write a \.csv"):
+        adapter.save(worded, tmp_path / name)
+
+
 def test_las_through_its_reader(tmp_path: Path) -> None:
     laspy = pytest.importorskip("laspy")
     array = shape(10, 3)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -22,7 +24,7 @@ import yaml
 from torch import Tensor
 
 import regframe as rf
-from regframe import hookspecs, plugins
+from regframe import hookspecs, plugins, scaffold, testing
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -156,13 +158,29 @@ def test_the_code_of_the_guide_runs(tmp_path: Path) -> None:
     assert metric(torch.zeros(1, 2, 2), torch.ones(1, 2, 2), torch.ones(2, 2)).item() == 1.0
     assert space["regframe_metrics"]() == [space["MyMetric"]]
     path = tmp_path / "a.grain"
-    path.write_text("1.5 2.5\n3.0 4.0\n")
+    path.write_text("grains 1\n1.5 2.5\n3.0 4.0\n")
     grains = space["regframe_adapters"]()[0]()
     assert grains.matches(path) == 0.9
     points = grains.apply(path, rf.Affine.identity(2, "µm"))
     assert points.coords.tolist() == [[2.5, 1.5], [4.0, 3.0]]
     grains.save(points, path)
-    assert path.read_text() == "1.5 2.5\n3.0 4.0\n"
+    assert path.read_text() == "grains 1\n1.5 2.5\n3.0 4.0\n"
+    for tests in (space["TestMyMetric"], space["TestGrains"]):  # the guide's own code passes what the guide demands
+        assert not [(name, said) for name, status, said, _ in testing.run(tests) if status == "failed"]
+
+
+def test_the_guide_names_every_check() -> None:
+    guide = (ROOT / "docs" / "plugins.md").read_text(encoding="utf-8")
+    kits = (testing.MetricTests, testing.AdapterTests)
+    checks = {name.removeprefix("test_") for kit in kits for name in dir(kit) if name.startswith("test_")}
+    listed = {
+        word
+        for line in guide.splitlines()
+        if line.startswith("| `")
+        for word in re.findall(r"`(\w+)`", line.split(" | ")[0])
+    }
+    assert checks <= listed
+    assert len(guide.split()) < 3000  # 15 minutes at 200 words per minute
 
 
 # ---- what ships -----------------------------------------------------------------------------------------------------
@@ -377,12 +395,15 @@ def test_open_judges_options_after_the_choice(install: Install, tmp_path: Path) 
         rf.open(path, spacing=3)
 
 
-# ---- a stranger's package, installed --------------------------------------------------------------------------------
+# ---- strangers' packages, installed -----------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def stranger(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The Python of an environment of its own that sees this one's packages and has ``example_mi`` installed by pip."""
+    """The Python of an environment of its own that sees this one's packages, beside the sources of what pip put into it.
+
+    That is ``example_mi``, ``example_msi`` and ``fresh-one``, which `regframe plugins --new` has just written.
+    """
     folder = tmp_path_factory.mktemp("stranger")
     venv.create(folder / "venv", with_pip=False)
     python = folder / "venv" / ("Scripts" if sys.platform == "win32" else "bin") / "python"
@@ -393,19 +414,85 @@ def stranger(tmp_path_factory: pytest.TempPathFactory) -> Path:
     here = sysconfig.get_paths()["purelib"]
     # addsitedir, and not a plain path, so that an editable regframe is seen as well
     (Path(purelib) / "outer.pth").write_text(f"import site; site.addsitedir({here!r})\n")
-    source = folder / "example_mi"
-    shutil.copytree(
-        ROOT / "plugins" / "example_mi", source, ignore=shutil.ignore_patterns("build", "*.egg-info", "__pycache__")
-    )
+    for name in ("example_mi", "example_msi"):
+        shutil.copytree(
+            ROOT / "plugins" / name,
+            folder / name,
+            ignore=shutil.ignore_patterns("build", "*.egg-info", "__pycache__", ".pytest_cache"),
+        )
+    scaffold.new_plugin("fresh-one", folder)
     done = subprocess.run(
         [
             str(python), "-m", "pip", "install", "--no-deps", "--no-build-isolation", "--no-index",
-            "--disable-pip-version-check", str(source),
+            "--disable-pip-version-check", *(str(folder / name) for name in ("example_mi", "example_msi", "fresh-one")),
         ],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     return python
+
+
+def test_strangers_plugins_pass_the_kit(stranger: Path) -> None:
+    code = "from regframe.cli import main; main(['plugins', '--check', '--json', 'example-mi', 'example-msi', 'fresh-one'])"
+    done = subprocess.run([str(stranger), "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    checks = json.loads(done.stdout)["checks"]
+    assert {check["name"] for check in checks} == {"example_mi", "imzml", "fresh_one"}
+    allowed = {"cuda", "fused", "order_of_points", "apply_keeps_ids"}
+    assert {check["check"] for check in checks if check["status"] != "ok"} <= allowed
+    assert ("open_finds_it", "ok") in {
+        (check["check"], check["status"]) for check in checks if check["name"] == "imzml"
+    }
+
+
+def test_strangers_plugins_pass_their_own_tests(stranger: Path) -> None:
+    folder = stranger.parents[2]
+    done = subprocess.run(
+        [
+            str(stranger), "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c",
+            str(folder / "fresh-one" / "pyproject.toml"),
+            "--rootdir", str(folder), str(folder / "fresh-one" / "tests"), str(folder / "example_msi" / "tests"),
+        ],
+        capture_output=True, text=True, check=False, cwd=folder,
+        env={**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+MASS_SPECTROMETRY = """
+import json, warnings
+import numpy as np
+import regframe as rf
+from example_msi import write_imzml
+from regframe.cli import main
+
+texture = np.random.default_rng(0).random((80, 84))
+for axis in (0, 1, 0, 1, 0, 1):
+    texture = np.mean([np.roll(texture, k, axis) for k in (-2, -1, 0, 1, 2)], axis=0)
+texture = (texture - texture.min()) / np.ptp(texture)
+stain = rf.Image.from_array((255 * (1 - texture[6:70, 6:72])).astype("u1"), "yx", spacing=20.0, unit="µm")
+rf.adapter("image").save(stain, "stain.ome.tif")
+ions = [(y, x, np.array([100.0, 300.0]), np.array([v, 0.1])) for (y, x), v in np.ndenumerate(texture[3:67, 8:74] * 100)]
+write_imzml(rf.adapter("imzml").sample("..").parent / "in" / "ions.imzML", ions, rf.Grid((64, 66), 20.0, (), "µm"))
+main(["register", "stain.ome.tif", "ions.imzML", "-o", "run", "--moving-set", "mz=100", "--init", "identity", "--transform",
+      "rigid"], standalone_mode=False)
+main(["apply", "image", "run", "ions.imzML", "-o", "moved.imzML", "--to", "fixed", "--adapter-set", "mz=100,300"],
+     standalone_mode=False)
+"""
+
+
+def test_mass_spectrometry_is_aligned_to_a_stain(stranger: Path, tmp_path: Path) -> None:
+    """A modality that the core has never seen, through the command line: opened, aligned, carried, written."""
+    (tmp_path / "in").mkdir()
+    done = subprocess.run(
+        [str(stranger), "-c", MASS_SPECTROMETRY], capture_output=True, text=True, check=False, cwd=tmp_path / "in"
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    result = rf.load(tmp_path / "in" / "run")
+    at = result.fixed_grid.coords()
+    error = (result.to_moving(at) - (at + torch.tensor([60.0, -40.0]))).norm(dim=-1)
+    assert float(error.mean()) < 10  # µm, half a pixel
+    assert {"moved.imzML", "moved.ibd"} <= {path.name for path in (tmp_path / "in").iterdir()}
 
 
 def test_a_strangers_metric_is_listed(stranger: Path) -> None:

@@ -138,6 +138,14 @@ class ImageAdapter(regframe.Adapter):
                 f"wanted an image file ending in .png, .jpg, .tif or .zarr, got {path.name!r}; choose one of these"
             )
 
+    @classmethod
+    def sample(cls, folder: Path) -> Path:
+        """An OME-TIFF of three channels, 20 × 24 pixels of 0.5 µm, for ``regframe plugins --check``."""
+        array = np.random.default_rng(0).integers(0, 255, (3, 20, 24)).astype(np.uint8)
+        path = Path(folder) / "sample.ome.tif"
+        cls().save(regframe.Image.from_array(array, "cyx", spacing=0.5, unit="µm"), path)
+        return path
+
     def _read(self, source: Any) -> regframe.Image:
         raw, name = self._raw(source)
         if raw.nbytes > self.max_bytes:

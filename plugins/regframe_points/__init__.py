@@ -66,6 +66,14 @@ class PointsAdapter(regframe.Adapter):
             raise TypeError(f"wanted a PointSet to write a table, got {type(data).__name__}; use another adapter")
         regframe.write_points(data, path)
 
+    @classmethod
+    def sample(cls, folder: Path) -> Path:
+        """A table of 40 cells in µm, for ``regframe plugins --check``."""
+        path = Path(folder) / "sample.csv"
+        rows = "".join(f"c{i},{3.5 * (i % 7)},{i / 8},kind {i % 4}\n" for i in range(40))
+        path.write_text(f"id,x_um,y_um,kind\n{rows}", encoding="utf-8")
+        return path
+
 
 @regframe.hookimpl
 def regframe_adapters() -> list[type[regframe.Adapter]]:

@@ -40,11 +40,7 @@ class _CloudFile(regframe.Adapter):
     def open(self, source: Any) -> regframe.PointSet:
         """The positions, in the file's order; ImportError names the extra where the reader is missing."""
         path = Path(source)
-        if importlib.util.find_spec(self.reader) is None:
-            raise ImportError(
-                f"wanted the package {self.reader} to read {str(path)!r}, which is not installed; "
-                "get it with: pip install 'regframe[pointcloud]'"
-            )
+        self._need(path, "read")
         try:
             x, y, z, table = self._read(path)
         except Exception as error:
@@ -67,10 +63,39 @@ class _CloudFile(regframe.Adapter):
         return regframe.move_points(data, transform)
 
     def save(self, data: regframe.Image | regframe.PointSet, path: Path) -> None:
-        """Write a table beside what the suffix says: ``.csv`` takes the place of the cloud's own."""
+        """Write the format's own file where the suffix asks for it, else a table; ValueError for a column of words."""
         if not isinstance(data, regframe.PointSet):
             raise TypeError(f"wanted a PointSet, got {type(data).__name__}; use another adapter")
-        regframe.write_points(data, path)
+        path = Path(path)
+        if not path.name.lower().endswith(self.suffixes):
+            regframe.write_points(data, path)
+            return
+        self._need(path, "write")
+        columns: dict[str, Any] = {}
+        for name, cells in data.table.items():
+            if name in data.columns:
+                continue
+            try:
+                values = [float(cell) for cell in cells]
+            except ValueError:
+                raise ValueError(
+                    f"wanted columns of numbers for {path.name!r}, got words in {name!r}; write a .csv instead"
+                ) from None
+            whole = all(v.is_integer() and abs(v) < 2**31 for v in values)
+            columns[name] = np.array(values, dtype=np.int32 if whole else np.float64)
+        places = data.coords.numpy().astype(np.float64)
+        z = places[:, 0] if data.ndim == 3 else None
+        self._write(path, places[:, -1], places[:, -2], z, columns)
+
+    def _write(self, path: Path, x: Any, y: Any, z: Any, columns: dict[str, Any]) -> None:
+        raise NotImplementedError
+
+    def _need(self, path: Path, what: str) -> None:
+        if importlib.util.find_spec(self.reader) is None:
+            raise ImportError(
+                f"wanted the package {self.reader} to {what} {str(path)!r}, which is not installed; "
+                "get it with: pip install 'regframe[pointcloud]'"
+            )
 
 
 class PlyAdapter(_CloudFile):
@@ -95,6 +120,14 @@ class PlyAdapter(_CloudFile):
         table = {n: [str(v) for v in vertex[n].tolist()] for n in names if n not in ("x", "y", "z")}
         return vertex["x"], vertex["y"], vertex["z"] if "z" in names else None, table
 
+    def _write(self, path: Path, x: Any, y: Any, z: Any, columns: dict[str, Any]) -> None:
+        plyfile = importlib.import_module("plyfile")
+        fields = {"x": x, "y": y} | ({} if z is None else {"z": z}) | columns
+        vertex = np.empty(len(x), dtype=[(name, values.dtype) for name, values in fields.items()])
+        for name, values in fields.items():
+            vertex[name] = values
+        plyfile.PlyData([plyfile.PlyElement.describe(vertex, "vertex")]).write(str(path))
+
 
 class LasAdapter(_CloudFile):
     """Points of a LAS file; intensity and classification are carried along as columns.
@@ -115,6 +148,26 @@ class LasAdapter(_CloudFile):
             cloud = file.read()
         table = {n: [str(v) for v in np.asarray(cloud[n]).tolist()] for n in ("intensity", "classification")}
         return cloud.x, cloud.y, cloud.z, table
+
+    def _write(self, path: Path, x: Any, y: Any, z: Any, columns: dict[str, Any]) -> None:
+        """Positions are whole numbers of a billionth of the extent in this format."""
+        laspy = importlib.import_module("laspy")
+        own = {"intensity", "classification"}
+        if set(columns) - own:
+            raise ValueError(
+                f"wanted no columns but intensity and classification for {path.name!r}, "
+                f"got {', '.join(sorted(set(columns) - own))}; write a .csv instead"
+            )
+        axes = [x, y, np.zeros_like(x) if z is None else z]
+        header = laspy.LasHeader(point_format=0, version="1.2")
+        header.offsets = np.array([a.min() if len(a) else 0.0 for a in axes])
+        header.scales = np.array([max(float(np.ptp(a)) / 1e9 if len(a) else 0.0, 1e-12) for a in axes])
+        cloud = laspy.LasData(header)
+        cloud.x, cloud.y, cloud.z = axes
+        for name, values in columns.items():
+            setattr(cloud, name, values)
+        with path.open("wb") as file:
+            cloud.write(file, do_compress=path.suffix.lower() == ".laz")
 
 
 def _ply_count(path: Path) -> int:

@@ -108,7 +108,9 @@ def _spacing(coords: Tensor) -> float:
     probe = places[:: max(1, len(places) // 4000)]
     nearest = torch.full((len(probe),), torch.inf, dtype=torch.float64)
     for start in range(0, len(places), TILE):
-        distance = torch.cdist(probe, places[start : start + TILE])
+        # not by way of products, after which a place is no longer at distance 0 from itself
+        mode = "donot_use_mm_for_euclid_dist"
+        distance = torch.cdist(probe, places[start : start + TILE], compute_mode=mode)
         distance[distance == 0] = torch.inf
         nearest = torch.minimum(nearest, distance.amin(dim=1))
     return float(nearest.median())
@@ -132,7 +134,7 @@ class _MixtureSum(torch.autograd.Function):
         ndim = warped.shape[1]
         constant = math.log(1 - outliers) - ndim / 2 * math.log(2 * math.pi * sigma**2)
         uniform = math.log(outliers / volume)
-        logs = (weight / weight.sum()).log() + constant  # -inf where a point is hidden
+        logs = (weight / weight.sum().clamp(min=1e-30)).log() + constant  # -inf where a point is hidden
         density = torch.empty(len(fixed), dtype=warped.dtype)
         for row in range(0, len(fixed), TILE):
             y = fixed[row : row + TILE]

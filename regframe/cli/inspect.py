@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ._common import (
+    BadInput,
     adapter_options,
     bad_input,
     describe_grid,
@@ -115,11 +117,31 @@ def _result_facts(path: Path) -> dict[str, Any]:
     }
 
 
-@click.command(short_help="List adapters, metrics and who provides them.")
+@click.command(short_help="List, check or begin plug-ins.")
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+@click.option(
+    "--check", is_flag=True, help="Test what is installed (NAMEs alone where given); exit code 1 on a failure."
+)
+@click.option(
+    "--new", "new", metavar="NAME", help="Write a package with a metric, an adapter and their tests into ./NAME."
+)
 @json_option
 @verbose_option
-def plugins(as_json: bool) -> None:
-    """List the adapters and metrics that are installed, and what is wrong with the plug-ins that are left out."""
+@click.pass_context
+def plugins(ctx: click.Context, names: tuple[str, ...], check: bool, new: str | None, as_json: bool) -> None:
+    """List the adapters and metrics that are installed, and what is wrong with the plug-ins that are left out.
+
+    With --check the kit of `regframe.testing` is run on them: on all, or on those of the NAMEs, each an adapter, a metric, an
+    entry point or a package. With --new a package to start from is written, which passes these checks.
+    """
+    if (check and new is not None) or (names and not check):
+        raise BadInput("wanted either --check, with names or without, or --new NAME, got something else; see --help")
+    if new is not None:
+        _new(new, as_json)
+        return
+    if check:
+        _check(ctx, names, as_json)
+        return
     from .. import plugins as found
 
     providers = found.providers()
@@ -153,6 +175,65 @@ def plugins(as_json: bool) -> None:
             click.echo(f"left out: {provider.name} of {provider.distribution} ({provider.status})")
             for problem in provider.problems:
                 click.echo(f"  {problem}")
+
+
+def _new(name: str, as_json: bool) -> None:
+    """Write a package and say what to do with it."""
+    from .. import scaffold
+
+    with bad_input():
+        folder = scaffold.new_plugin(name, Path.cwd())
+    files = sorted(str(path.relative_to(folder.parent)) for path in folder.rglob("*") if path.is_file())
+    if as_json:
+        emit_json({"folder": folder, "files": files})
+        return
+    for file in files:
+        click.echo(f"wrote {file}")
+    click.echo(
+        f"next: pip install -e {name}, then `regframe plugins --check {name}` and, in {name}, `python -m pytest`"
+    )
+
+
+def _check(ctx: click.Context, names: tuple[str, ...], as_json: bool) -> None:
+    """Run the kit and print a table; exit code 1 where a check failed."""
+    from .. import testing
+
+    with bad_input():
+        outcomes = testing.check_installed(names)
+    done: list[testing.Outcome] = []
+    skipped: dict[str, list[str]] = {}
+    subject = ""
+
+    def end() -> None:
+        for reason, checks in skipped.items():
+            click.echo(f"  skipped  {', '.join(checks) if len(checks) < 5 else f'{len(checks)} checks'}: {reason}")
+        skipped.clear()
+
+    for outcome in outcomes:
+        done.append(outcome)
+        if as_json:
+            continue
+        title = f"{outcome.kind} {outcome.name}, from {outcome.provider}"
+        if title != subject:
+            end()
+            click.echo(title)
+            subject = title
+        words = outcome.check.replace("_", " ")
+        if outcome.status == "skipped":
+            skipped.setdefault(outcome.message, []).append(words)
+        else:
+            click.echo(f"  {'ok' if outcome.status == 'ok' else 'FAILED':<8} {words:<32} {outcome.seconds:6.2f} s")
+            if outcome.status == "failed":
+                click.echo(f"           {outcome.message}")
+    failed = [outcome for outcome in done if outcome.status == "failed"]
+    counts = {status: sum(o.status == status for o in done) for status in ("ok", "failed", "skipped")}
+    if as_json:
+        emit_json({"healthy": not failed, **counts, "checks": [dataclasses.asdict(o) for o in done]})
+    else:
+        end()
+        click.echo(", ".join(f"{n} {status}" for status, n in counts.items()))
+    if failed:
+        ctx.exit(1)
 
 
 @click.command(short_help="Check the installation.")

@@ -1,0 +1,21 @@
+"""Tests for other people's plug-ins: subclass `MetricTests` or `AdapterTests` and say what to make; pytest does the rest.
+
+::
+
+    from regframe.testing import MetricTests
+
+    class TestMine(MetricTests):
+        def make(self):
+            return Mine()
+
+Every check is a method whose failure says what was wanted and what came. ``regframe plugins --check`` runs the same
+checks on what is installed (`check_installed`), without pytest. ``docs/plugins.md`` lists them.
+"""
+
+from __future__ import annotations
+
+from ._adapters import AdapterTests
+from ._metrics import MetricTests, Pair
+from ._run import Outcome, check_installed, run
+
+__all__ = ["AdapterTests", "MetricTests", "Outcome", "Pair", "check_installed", "run"]

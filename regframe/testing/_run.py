@@ -1,0 +1,169 @@
+"""Runs a kit without pytest: one outcome per check, for ``regframe plugins --check``."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import io
+import logging
+import tempfile
+import time
+import warnings
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from .. import plugins
+from ._adapters import AdapterTests
+from ._base import PluginTests, SkipTest
+from ._metrics import MetricTests
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of one check.
+
+    Args:
+        kind: ``"adapter"`` or ``"metric"``.
+        name: of the adapter or metric.
+        provider: ``"distribution version (entry point)"``.
+        check: name of the kit's method without ``test_``.
+        status: ``"ok"``, ``"failed"`` or ``"skipped"``.
+        message: what was wanted and what came, or why it was skipped; empty for ``"ok"``.
+        seconds: how long it took.
+    """
+
+    kind: str
+    name: str
+    provider: str
+    check: str
+    status: Literal["ok", "failed", "skipped"]
+    message: str
+    seconds: float
+
+
+def run(
+    tests: type[PluginTests], only: Collection[str] = ()
+) -> Iterator[tuple[str, Literal["ok", "failed", "skipped"], str, float]]:
+    """Run every check of a kit's subclass (``only`` these where named), each on a new instance, with a folder of its own.
+
+    Yields name, status, message and seconds as in `Outcome`. Whatever a check raises is a failure, but for ImportError, where
+    an extra is missing; nothing passes through but KeyboardInterrupt. What the plug-in warns of or prints is not shown.
+    """
+    for name in _names(tests):
+        if only and name.removeprefix("test_") not in only:
+            continue
+        status: Literal["ok", "failed", "skipped"] = "ok"
+        message = ""
+        began = time.perf_counter()
+        try:
+            with _silence():
+                check = getattr(tests(), name)
+                if "tmp_path" in inspect.signature(check).parameters:
+                    with tempfile.TemporaryDirectory(prefix="regframe-check-", ignore_cleanup_errors=True) as folder:
+                        check(tmp_path=Path(folder))
+                else:
+                    check()
+        except SkipTest as reason:
+            status, message = "skipped", str(reason)
+        except ImportError as error:  # of an extra: said by the adapter, in a sentence
+            status, message = "skipped", " ".join(str(error).split())
+        except AssertionError as error:
+            status, message = "failed", " ".join(str(error).split()) or "an assertion failed"
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - a stranger's code, whose faults are what is looked for
+            status, message = "failed", f"{type(error).__name__}: {' '.join(str(error).split())}"
+        yield name.removeprefix("test_"), status, message, time.perf_counter() - began
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """No warnings, no log, nothing printed: what a plug-in's libraries say of damaged files is meant for others."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def _names(tests: type[PluginTests]) -> list[str]:
+    """The checks in the order they are written, the kit's first; those set to None are left out."""
+    names: dict[str, None] = {}
+    for cls in reversed(tests.__mro__):
+        names.update(dict.fromkeys(name for name in vars(cls) if name.startswith("test_")))
+    return [name for name in names if callable(getattr(tests, name))]
+
+
+def check_installed(only: Collection[str] = ()) -> Iterator[Outcome]:
+    """Run the kits on the adapters and metrics that are installed, each with its default options.
+
+    Args:
+        only: names of adapters, metrics, entry points or packages to check; all where empty. ValueError for one that is
+            not installed.
+
+    A plug-in that is left out because it is broken is a failed check ``loads``. An adapter without a ``sample`` of its own
+    has the checks skipped that need one, and what cannot be made without options is skipped as a whole.
+    """
+    entries = [*plugins.adapters(), *plugins.metrics()]
+    providers = plugins.providers()
+    known = {e.name for e in entries} | {p.name for p in providers} | {_package(p.distribution) for p in providers}
+    unknown = sorted(set(only) - known)
+    if unknown:
+        raise ValueError(
+            f"wanted names of adapters, metrics or plug-ins that are installed ({', '.join(sorted(known)) or 'none'}), "
+            f"got {', '.join(unknown)}"
+        )
+    return _outcomes(entries, providers, set(only))
+
+
+def _outcomes(
+    entries: list[plugins.Entry], providers: tuple[plugins.Provider, ...], only: set[str]
+) -> Iterator[Outcome]:
+    for provider in providers:
+        whole = f"{provider.distribution} ({provider.name})"
+        if only and not only & {provider.name, _package(provider.distribution), *provider.adapters, *provider.metrics}:
+            continue
+        for problem in provider.problems:
+            yield Outcome("plug-in", provider.name, whole, "loads", "failed", problem, 0.0)
+        if provider.status == "disabled":
+            yield Outcome("plug-in", provider.name, whole, "loads", "skipped", f"{plugins.DISABLE} leaves it out", 0.0)
+    for entry in entries:
+        words = entry.provider.split(" (")[-1].rstrip(")")
+        if only and not only & {entry.name, words, _package(entry.provider)}:
+            continue
+        required = plugins.required_options(entry)
+        if required:
+            reason = f"it cannot be made without {', '.join(required)}; test it with a subclass of the kit"
+            yield Outcome(entry.kind, entry.name, entry.provider, "all", "skipped", reason, 0.0)
+            continue
+        for result in run(_kit(entry)):
+            yield Outcome(entry.kind, entry.name, entry.provider, *result)
+
+
+def _package(distribution: str) -> str:
+    return distribution.partition(" ")[0]
+
+
+def _kit(entry: plugins.Entry) -> type[PluginTests]:
+    """The kit's subclass for what an entry point gave."""
+
+    def make(self: PluginTests) -> Any:
+        return entry.cls()
+
+    if entry.kind == "metric":
+        return type("Installed", (MetricTests,), {"make": make})
+
+    def sample(self: AdapterTests, folder: Path) -> Any:
+        source = entry.cls.sample(folder)  # type: ignore[attr-defined]
+        if source is None:
+            raise SkipTest("it offers no sample(cls, folder) to be tested with")
+        return source
+
+    return type("Installed", (AdapterTests,), {"make": make, "sample": sample})
