@@ -683,14 +683,14 @@ def velocity_space(moving: Grid, config: Config) -> VelocitySpace:
     scale = extent * SCALE if config.sobolev.scale is None else config.sobolev.scale
     deviation = extent * DEVIATION if config.sigma_regularizer is None else config.sigma_regularizer
     spacing = scale / NODES[moving.ndim]
+    n_slices = config.n_slices or 3
     while True:
         shape = tuple(smooth_size(max(4, math.ceil((e + 4 * scale) / spacing))) for e in moving.extent)
-        if math.prod(shape) * moving.ndim * config.n_slices <= MOST_VARIABLES:
+        if math.prod(shape) * moving.ndim * n_slices <= MOST_VARIABLES:
             break
         spacing *= 1.1
     nodes = Grid(shape, (spacing,) * moving.ndim, tuple(-(n - 1) / 2 * spacing for n in shape))
-    steps = config.n_steps or config.n_slices
-    return VelocitySpace(nodes, config.n_slices, steps, scale, config.sobolev.order or 2.0, deviation)
+    return VelocitySpace(nodes, n_slices, config.n_steps or n_slices, scale, config.sobolev.order or 2.0, deviation)
 
 
 def bend(

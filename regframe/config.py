@@ -59,7 +59,9 @@ class Config(Section):
     metric_options: dict[str, Any] = Field(default_factory=dict)
     device: str = "cpu"
     seed: int = Field(0, ge=0)
-    n_slices: int = Field(3, ge=1, le=64, description="time slices T of the velocity")
+    n_slices: int | None = Field(
+        None, ge=1, le=64, description="time slices T of the velocity; None: 3, in volumes of pixels 1"
+    )
     n_steps: int | None = Field(
         None, ge=1, le=1024, description="Euler steps, a multiple of n_slices; None: as many as the velocity needs"
     )

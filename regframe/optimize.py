@@ -66,6 +66,14 @@ MOST_VARIABLES = 6_000_000
 """Values of a velocity at most; a finer one is given wider nodes, and more memory would not make it better."""
 NODES = 3
 """Velocity nodes per length a: with fewer, the kinks of the multilinear velocity cost accuracy and storage."""
+SCALE_3D = 0.045
+"""Length a in a volume: organs fold in three directions."""
+ORDER_3D = 1.0
+"""Power p there."""
+NODES_3D = 2
+"""The same in a volume, where they cost more."""
+MARGIN_3D = 2.5
+"""Lengths a by which velocities reach beyond a volume: there the far end of the period is no longer felt."""
 CHORD = 16
 """Pixels of a level between two nodes from which twice as many per axis are worth their price: the chords of long waves are
 far off there, and cells still large enough to be walked through fast."""
@@ -540,7 +548,11 @@ def velocity_space(moving: Grid, config: Config, sections: bool = False) -> Velo
     """
     grid = Frame.of(moving).grid(moving)
     extent = math.prod(grid.extent) ** (1 / grid.ndim)
-    relative, order, per_scale = (SECTIONS_SCALE, SECTIONS_ORDER, SECTIONS_NODES) if sections else (SCALE, ORDER, NODES)
+    flat = grid.ndim == 2
+    relative, order, per_scale = (SCALE, ORDER, NODES) if flat else (SCALE_3D, ORDER_3D, NODES_3D)
+    n_slices = config.n_slices or (3 if flat else 1)
+    if sections:
+        relative, order, per_scale = SECTIONS_SCALE, SECTIONS_ORDER, SECTIONS_NODES
     scale = extent * relative if config.sobolev.scale is None else config.sobolev.scale / moving.pixel
     deviation = extent * DEVIATION
     if config.sigma_regularizer is not None:
@@ -549,15 +561,14 @@ def velocity_space(moving: Grid, config: Config, sections: bool = False) -> Velo
     while True:
         shape = []
         for d in range(grid.ndim):
-            margin = max(grid.extent[d] / 2, 2 * scale) if grid.shape[d] > 1 else 2 * scale
+            margin = max(grid.extent[d] / 2, 2 * scale) if flat and grid.shape[d] > 1 else MARGIN_3D * scale
             shape.append(smooth_size(max(4, math.ceil((grid.extent[d] + 2 * margin) / spacing))))
-        if math.prod(shape) * grid.ndim * config.n_slices <= MOST_VARIABLES:
+        if math.prod(shape) * grid.ndim * n_slices <= MOST_VARIABLES:
             break
         spacing *= 1.25
     origin = tuple(-(n - 1) / 2 * spacing for n in shape)
     nodes = Grid(tuple(shape), (spacing,) * grid.ndim, origin)
-    n_steps = config.n_steps or config.n_slices
-    return VelocitySpace(nodes, config.n_slices, n_steps, scale, config.sobolev.order or order, deviation)
+    return VelocitySpace(nodes, n_slices, config.n_steps or n_slices, scale, config.sobolev.order or order, deviation)
 
 
 def seen_at(fit: Fit, level: Level, metric: ImageMetric) -> tuple[Tensor, Tensor, Tensor]:

@@ -608,7 +608,7 @@ def _coincidence(fixed: Halvings, moving: Halvings, affine: Affine, phi: Transfo
         weight = (inside > 0.99).to(torch.float32)
         most_seen = max(most_seen, coincidence(fit_contrast(warped, target, weight), target, weight))
         axes = [d for d in range(grid.ndim) if grid.spacing[d] < 1.5 * min(grid.spacing)]
-        if min(grid.shape[d] for d in axes) < 64:
+        if sorted(grid.shape[d] for d in axes)[-2:][0] < 64:  # the shorter side of a plane
             return most_seen
         stacked, grid = halve(torch.cat([target, warped, inside[None]]), grid, axes)
         target, warped, inside = stacked[: len(target)], stacked[len(target) : -1], stacked[-1]

@@ -283,7 +283,9 @@ def test_a_missing_file(tmp_path: Path) -> None:
 
 def test_text_renamed_to_png(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_text("hello")
-    with pytest.raises(ValueError, match=r"wanted a PNG, JPEG, TIFF, Zarr or npy image, got .* none of these"):
+    with pytest.raises(
+        ValueError, match=r"wanted a PNG, JPEG, TIFF, Zarr, NIfTI, NRRD or npy image, got .* none of these"
+    ):
         rf.open(tmp_path / "a.png")
 
 

@@ -45,6 +45,16 @@ class TestSSD(_Plain):
         return rf.metric("ssd")
 
 
+class TestMixture(rf.testing.MetricTests):
+    def make(self):
+        return rf.metric("mixture")
+
+
+class TestKernel(rf.testing.MetricTests):
+    def make(self):
+        return rf.metric("kernel")
+
+
 class TestNCC(_Plain):
     def make(self):
         return rf.metric("ncc", signed=True)
@@ -558,7 +568,10 @@ def test_check_of_a_plugin_that_does_not_load(install: Callable[..., None], monk
 
 def test_check_and_new_are_asked_for_in_the_right_way() -> None:
     for arguments, says in [
-        (["--check", "nothing"], "wanted names of adapters, metrics or plug-ins that are installed (cells, contrast, image"),
+        (
+            ["--check", "nothing"],
+            "wanted names of adapters, metrics or plug-ins that are installed (cells, contrast, image",
+        ),
         (["ssd"], "wanted either --check"),
         (["--check", "--new", "x"], "wanted either --check"),
     ]:

@@ -20,12 +20,14 @@ from .raster import open_raster, write_jpeg, write_png
 from .raw import Array, Raw, check_level, unreadable
 from .tiff import open_tiff, write_tiff
 from .units import to_ome
+from .volume import SUFFIXES as _VOLUMES
+from .volume import open_volume, volume_kind, write_volume
 
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".svs", ".npy", ".zarr", ".zarr.zip")
+_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".svs", ".npy", ".zarr", ".zarr.zip", *_VOLUMES)
 
 
 class ImageAdapter(regframe.Adapter):
-    """Raster images: PNG, JPEG, TIFF, OME-TIFF, SVS, OME-Zarr, npy, arrays and tensors.
+    """Raster images: PNG, JPEG, TIFF, OME-TIFF, SVS, OME-Zarr, NIfTI, NRRD, MetaImage, npy, arrays and tensors.
 
     What a file is, is told by its content, not by its suffix. Positions count the pixels as they are stored (an EXIF
     orientation is not applied, and said so); pixels of a coarser level lie where the full resolution has them. A
@@ -133,9 +135,13 @@ class ImageAdapter(regframe.Adapter):
                     aside, array, axes, grid.spacing, grid.origin, grid.unit, data.channels, data.labels, data.name
                 ),
             )
+        elif path.name.lower().endswith(_VOLUMES):
+            grid = data.grid if data.grid.unit == "px" else data.grid.to_unit("mm")
+            _aside(path, lambda aside: write_volume(aside, array, grid.spacing, grid.origin))
         else:
             raise ValueError(
-                f"wanted an image file ending in .png, .jpg, .tif or .zarr, got {path.name!r}; choose one of these"
+                f"wanted an image file ending in .png, .jpg, .tif, .zarr, .nii.gz or .nrrd, got {path.name!r}; "
+                "choose one of these"
             )
 
     @classmethod
@@ -194,6 +200,8 @@ class ImageAdapter(regframe.Adapter):
             return open_raster(path, kind, self.level, self.labels), path.name
         if kind == "Zarr":
             return open_zarr(path, self.level), path.name
+        if kind in ("NIfTI", "NRRD", "MetaImage"):
+            return open_volume(path, kind, self.level, self.labels), path.name
         if kind == "npy":
             check_level(path, self.level, 1)
             try:
@@ -204,7 +212,7 @@ class ImageAdapter(regframe.Adapter):
                 mapped.shape, mapped.dtype, _guess(mapped.shape), lambda: np.array(mapped), {}, {}, {}
             ), path.name
         raise ValueError(
-            f"wanted a PNG, JPEG, TIFF, Zarr or npy image, got {str(path)!r}, whose content is none of these; "
+            f"wanted a PNG, JPEG, TIFF, Zarr, NIfTI, NRRD or npy image, got {str(path)!r}, whose content is none of these; "
             "check that the file is what its name says"
         )
 
@@ -289,6 +297,9 @@ def _kind(path: Path) -> str | None:
             return "npy"
         if head[:4] == b"PK\3\4" and is_zarr(path):
             return "Zarr"
+        if path.name.lower().endswith(_VOLUMES):
+            with path.open("rb") as file:
+                return volume_kind(path, file.read(16))
     except OSError:
         return None
     return None

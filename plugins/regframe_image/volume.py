@@ -1,0 +1,205 @@
+"""Medical volumes in one file: NIfTI, NRRD and MetaImage, through SimpleITK, turned to the axes (z, y, x) of LPS."""
+
+from __future__ import annotations
+
+import gzip
+import importlib.util
+import math
+import struct
+import warnings
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .raw import Array, Raw, check_level, unreadable
+
+SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".mha")
+_TURNED = 0.02
+"""Largest sine of the angle between an axis of the file and one of the space that is not worth a remark."""
+_HEADER = 1 << 16
+
+
+def volume_kind(path: Path, head: bytes) -> str | None:
+    """``NIfTI``, ``NRRD`` or ``MetaImage`` by the first bytes of a file, or None."""
+    if head[:4] == b"NRRD":
+        return "NRRD"
+    if head[:10] in (b"ObjectType", b"NDims = 2\n", b"NDims = 3\n"):
+        return "MetaImage"
+    if head[:2] == b"\x1f\x8b":
+        try:
+            with gzip.open(path) as file:
+                head = file.read(348)
+        except (OSError, EOFError):
+            return None
+    else:
+        with path.open("rb") as file:
+            head = file.read(348)
+    if len(head) == 348 and head[344:348] in (b"n+1\0", b"ni1\0"):
+        return "NIfTI"
+    if len(head) >= 12 and struct.unpack("<i", head[:4])[0] in (540,) and head[4:8] == b"n+2\0":
+        return "NIfTI"
+    return None
+
+
+def open_volume(path: Path, kind: str, level: int, labels: bool) -> Raw:
+    """What a volume's header declares; positions are those of ITK's physical space (LPS), components in tensor order.
+
+    Axes are permuted and flipped to run along x to the left, y to the back, z to the head; a turn that remains is left
+    out, and said so. NIfTI and MetaImage are in mm, NRRD in what ``space units`` says. Whole numbers stored as floats
+    become whole numbers where ``labels`` is set. ValueError for a damaged file, one whose pixels lie in another file,
+    or one of more than 3 spatial axes; ImportError names the extra where the reader is missing.
+    """
+    if importlib.util.find_spec("SimpleITK") is None:
+        raise ImportError(
+            f"wanted the package SimpleITK to read {str(path)!r}, which is not installed; get it with: "
+            "pip install 'regframe[itk]'"
+        )
+    import SimpleITK as sitk
+
+    check_level(path, level, 1)
+    fields = _fields(path, kind)
+    elsewhere = fields.get("data file") or fields.get("datafile") or fields.get("ElementDataFile", "LOCAL")
+    if elsewhere not in (None, "LOCAL"):
+        raise ValueError(
+            f"wanted a volume in one file, got {str(path)!r}, whose pixels lie in {elsewhere!r}; convert it to one"
+        )
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    try:
+        reader.ReadImageInformation()
+        size, spacing, origin = reader.GetSize(), reader.GetSpacing(), reader.GetOrigin()
+        parts, dtype = reader.GetNumberOfComponents(), _dtype(sitk, reader.GetPixelID())
+        direction = np.array(reader.GetDirection(), dtype=np.float64).reshape(len(size), len(size))
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise unreadable(path, kind, error) from error
+    ndim = min(len(size), 3)
+    if len(size) > 4 or not all(math.isfinite(v) for v in (*spacing, *origin)):
+        raise ValueError(f"wanted a volume of 2 to 4 axes in a finite space, got {str(path)!r} with sizes {size}")
+    axis, sign, off = _turn(
+        direction[:ndim, :ndim]
+    )  # of each direction x, y, z of space: the file's axis, and its sense
+    if off > _TURNED:
+        warnings.warn(
+            f"{path.name} lies obliquely in its space, by {math.degrees(math.asin(min(off, 1.0))):.0f}°; its axes are "
+            "taken for those of the space",
+            stacklevel=6,
+        )
+    corner = np.array([(size[a] - 1) * (s < 0) for a, s in zip(axis, sign, strict=True)], dtype=np.float64)
+    index = np.zeros(ndim)
+    index[axis] = corner
+    first = np.array(origin[:ndim]) + direction[:ndim, :ndim] @ (np.array(spacing[:ndim]) * index)
+    names = "xyz"[:ndim]
+    shape = (*size[ndim:][::-1], *(size[a] for a in reversed(axis)))
+    axes = "t" * (len(size) - ndim) + names[::-1]
+
+    def read() -> Array:
+        if kind == "NIfTI":  # a file cut short is filled up with zeros by the library
+            _check_length(path, math.prod(size) * parts * dtype.itemsize)
+        try:
+            image = reader.Execute()
+            array: Array = sitk.GetArrayFromImage(image)  # (t,) z, y, x (, c)
+        except RuntimeError as error:
+            raise unreadable(path, kind, error) from error
+        lead = len(size) - ndim
+        order = [lead + ndim - 1 - a for a in reversed(axis)]
+        array = array.transpose(*range(lead), *order, *range(lead + ndim, array.ndim))
+        for place, s in enumerate(reversed(sign)):
+            if s < 0:
+                array = np.flip(array, lead + place)
+        if labels and array.dtype.kind == "f" and bool((array == np.rint(array)).all()):
+            array = array.astype(np.int32)
+        return np.ascontiguousarray(array)
+
+    unit: str | None = "mm"
+    if kind == "NRRD":
+        said = fields.get("space units", "").replace('"', " ").split()
+        unit = said[0] if said else None
+    return Raw(
+        shape if parts == 1 else (*shape, parts),
+        dtype,
+        axes if parts == 1 else axes + "c",
+        read,
+        {n: float(spacing[a]) for n, a in zip(names, axis, strict=True)},
+        {n: float(v) for n, v in zip(names, first, strict=True)},
+        {},
+        unit,
+    )
+
+
+def write_volume(path: Path, array: Array, spacing: tuple[float, ...], origin: tuple[float, ...]) -> None:
+    """Write ``[*S]`` or ``[C, *S]`` with spacing and origin in mm, components (z,) y, x, in LPS."""
+    import SimpleITK as sitk
+
+    many = array.shape[0] > 1
+    moved = np.ascontiguousarray(np.moveaxis(array, 0, -1) if many else array[0])
+    image = sitk.GetImageFromArray(moved, isVector=many)
+    image.SetSpacing([float(v) for v in reversed(spacing)])
+    image.SetOrigin([float(v) for v in reversed(origin)])
+    sitk.WriteImage(image, str(path), useCompression=True)
+
+
+def _check_length(path: Path, wanted: int) -> None:
+    """ValueError where a NIfTI file, unpacked, is shorter than its pixels."""
+    found = 0
+    try:
+        with path.open("rb") as plain:
+            packed = plain.read(2) == b"\x1f\x8b"
+        with gzip.open(path) if packed else path.open("rb") as file:
+            while block := file.read(1 << 22):
+                found += len(block)
+                if found > wanted + _HEADER:
+                    return
+    except (OSError, EOFError, zlib.error) as error:
+        raise unreadable(path, "NIfTI", error) from error
+    if found < wanted + 348:
+        raise unreadable(path, "NIfTI", ValueError(f"{found} bytes for {wanted} bytes of pixels"))
+
+
+def _turn(direction: Array) -> tuple[list[int], list[int], float]:
+    """For each axis of space the file's nearest axis and its sense, and the sine of the angle that is left."""
+    left, axis = np.abs(direction).copy(), [0] * len(direction)
+    for _ in range(len(direction)):
+        row, column = np.unravel_index(int(left.argmax()), left.shape)
+        axis[int(row)] = int(column)
+        left[row, :] = left[:, column] = -1
+    sign = [1 if direction[row, column] >= 0 else -1 for row, column in enumerate(axis)]
+    plain = np.zeros_like(direction)
+    for row, (column, s) in enumerate(zip(axis, sign, strict=True)):
+        plain[row, column] = s
+    return axis, sign, float(np.abs(direction - plain).max())
+
+
+def _fields(path: Path, kind: str) -> dict[str, str]:
+    """The header of a text format, key by key; empty for NIfTI."""
+    if kind == "NIfTI":
+        return {}
+    with path.open("rb") as file:
+        text = file.read(_HEADER).decode("latin-1")
+    out = {}
+    for line in text.splitlines():
+        if kind == "NRRD" and not line:
+            break
+        key, mark, value = line.partition(":" if kind == "NRRD" else "=")
+        if mark:
+            out[key.strip()] = value.strip().lstrip("=").strip()
+        if kind == "MetaImage" and key.strip() == "ElementDataFile":
+            break
+    return out
+
+
+def _dtype(sitk: Any, pixel: int) -> np.dtype[Any]:
+    """The array type of a SimpleITK pixel type."""
+    names = {
+        f"sitk{vector}{name}": numpy
+        for vector in ("", "Vector")
+        for name, numpy in (
+            ("UInt8", "u1"), ("Int8", "i1"), ("UInt16", "u2"), ("Int16", "i2"), ("UInt32", "u4"), ("Int32", "i4"),
+            ("UInt64", "u8"), ("Int64", "i8"), ("Float32", "f4"), ("Float64", "f8"),
+        )
+    }  # fmt: skip
+    for name, numpy in names.items():
+        if getattr(sitk, name) == pixel:
+            return np.dtype(numpy)
+    raise ValueError(f"its pixels are {sitk.GetPixelIDValueAsString(pixel)}, not numbers")
