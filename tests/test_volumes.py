@@ -76,9 +76,23 @@ def test_what_is_written_is_read(tmp_path: Path, suffix: str) -> None:
     rf.adapter("image").save(image, tmp_path / f"a.{suffix}")
     back = rf.open(tmp_path / f"a.{suffix}")
     assert torch.equal(back.data, data)
-    if suffix != "nrrd":
-        assert np.allclose(back.grid.origin, image.grid.origin)
-        assert np.allclose(back.grid.spacing, image.grid.spacing)
+    assert back.grid.unit == "mm"
+    assert np.allclose(back.grid.origin, image.grid.origin)
+    assert np.allclose(back.grid.spacing, image.grid.spacing)
+    bare = rf.Image(data, rf.Grid((4, 5, 6)))
+    if suffix == "nrrd":
+        rf.adapter("image").save(bare, tmp_path / "b.nrrd")
+        assert rf.open(tmp_path / "b.nrrd").grid == bare.grid
+    else:
+        with pytest.raises(ValueError, match="wanted an image with a length unit"):
+            rf.adapter("image").save(bare, tmp_path / f"b.{suffix}")
+
+
+def test_without_the_reader_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "a.nii", block())
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"pip install 'regframe\[itk\]'"):
+        rf.open(path)
 
 
 def test_labels_stored_as_floats_are_whole_again(tmp_path: Path) -> None:

@@ -136,8 +136,13 @@ class ImageAdapter(regframe.Adapter):
                 ),
             )
         elif path.name.lower().endswith(_VOLUMES):
+            if data.grid.unit == "px" and suffix != ".nrrd":
+                raise ValueError(
+                    f"wanted an image with a length unit for {path.name!r}, a format in mm, got one in pixels; "
+                    "state its spacing, or write .nrrd"
+                )
             grid = data.grid if data.grid.unit == "px" else data.grid.to_unit("mm")
-            _aside(path, lambda aside: write_volume(aside, array, grid.spacing, grid.origin))
+            _aside(path, lambda aside: write_volume(aside, array, grid.spacing, grid.origin, grid.unit))
         else:
             raise ValueError(
                 f"wanted an image file ending in .png, .jpg, .tif, .zarr, .nii.gz or .nrrd, got {path.name!r}; "

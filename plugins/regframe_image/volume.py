@@ -51,11 +51,7 @@ def open_volume(path: Path, kind: str, level: int, labels: bool) -> Raw:
     become whole numbers where ``labels`` is set. ValueError for a damaged file, one whose pixels lie in another file,
     or one of more than 3 spatial axes; ImportError names the extra where the reader is missing.
     """
-    if importlib.util.find_spec("SimpleITK") is None:
-        raise ImportError(
-            f"wanted the package SimpleITK to read {str(path)!r}, which is not installed; get it with: "
-            "pip install 'regframe[itk]'"
-        )
+    _need(path, "read")
     import SimpleITK as sitk
 
     check_level(path, level, 1)
@@ -128,8 +124,9 @@ def open_volume(path: Path, kind: str, level: int, labels: bool) -> Raw:
     )
 
 
-def write_volume(path: Path, array: Array, spacing: tuple[float, ...], origin: tuple[float, ...]) -> None:
-    """Write ``[*S]`` or ``[C, *S]`` with spacing and origin in mm, components (z,) y, x, in LPS."""
+def write_volume(path: Path, array: Array, spacing: tuple[float, ...], origin: tuple[float, ...], unit: str) -> None:
+    """Write ``[C, *S]`` with spacing and origin in ``unit`` (mm, or px for NRRD), components (z,) y, x, in LPS."""
+    _need(path, "write")
     import SimpleITK as sitk
 
     many = array.shape[0] > 1
@@ -138,6 +135,18 @@ def write_volume(path: Path, array: Array, spacing: tuple[float, ...], origin: t
     image.SetSpacing([float(v) for v in reversed(spacing)])
     image.SetOrigin([float(v) for v in reversed(origin)])
     sitk.WriteImage(image, str(path), useCompression=True)
+    if path.suffix.lower() == ".nrrd" and unit != "px":  # which the library leaves out
+        written = path.read_bytes()
+        line = ("space units:" + f' "{unit}"' * len(spacing) + "\n").encode()
+        path.write_bytes(written.replace(b"\nkinds:", b"\n" + line + b"kinds:", 1))
+
+
+def _need(path: Path, what: str) -> None:
+    if importlib.util.find_spec("SimpleITK") is None:
+        raise ImportError(
+            f"wanted the package SimpleITK to {what} {str(path)!r}, which is not installed; get it with: "
+            "pip install 'regframe[itk]'"
+        )
 
 
 def _check_length(path: Path, wanted: int) -> None:
