@@ -32,9 +32,9 @@ from torch import Tensor
 from . import homogeneous, ops
 from .config import Config
 from .data import Grid, PointSet
-from .lddmm import Frame, Increment, Preconditioner, VelocitySpace, smooth_size
+from .lddmm import Frame, Increment, Preconditioner, VelocitySpace, physical_maps, smooth_size
 from .optimize import FIRST_STEP, enough_steps, minimize
-from .transforms import Affine, Flow, Sequence, Transform
+from .transforms import Affine, Transform
 
 Floats = NDArray[np.float64]
 
@@ -1164,32 +1164,14 @@ PROBED = 20_000
 """Points at which the figures are taken, at most."""
 
 
-def _maps(fit: CloudFit, grids: tuple[Grid, Grid]) -> tuple[Affine, Transform]:
-    """The affine part and ``Φ`` in physical units."""
-    fixed, moving = grids
-    to_fixed, to_moving = Frame.of(fixed).matrix(), Frame.of(moving).matrix()
-    matrix = homogeneous.compose(homogeneous.inverse(to_fixed), homogeneous.inverse(fit.pullback), to_moving)
-    affine = Affine(matrix, moving.unit, fixed.unit)
-    if fit.space is None:
-        return affine, affine
-    nodes, length = fit.space.grid, moving.pixel
-    grid = Grid(
-        nodes.shape,
-        tuple(s * length for s in nodes.spacing),
-        tuple(o * length + c for o, c in zip(nodes.origin, moving.center, strict=True)),
-        moving.unit,
-    )
-    velocity = fit.space.velocity(fit.x[fit.increment.size :]) * length
-    return affine, Sequence((Flow(velocity.to(torch.float32), grid, fit.space.n_steps), affine))
-
-
 def _finish(
     fixed: PointSet, moving: PointSet, grids: tuple[Grid, Grid], fit: CloudFit, p: Floats, q: Floats, found: Found | None,
     margin: float | None, held: dict[str, float] | None, before: float, config: Config,
 ) -> Aligned:  # fmt: skip
     """Maps, figures, verdict and the matching probability on a grid."""
     fixed_grid, moving_grid = grids
-    affine, phi = _maps(fit, grids)
+    velocity = None if fit.space is None else fit.space.velocity(fit.x[fit.increment.size :])
+    affine, phi = physical_maps(fit.pullback, fit.space, velocity, *grids)
     back = phi.inverse()
     volume = float(np.prod(np.ptp(q, axis=0)))
     warped = fit.warp(p)

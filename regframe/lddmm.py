@@ -22,6 +22,8 @@ from torch import Tensor
 
 from . import homogeneous, ops
 from .data import Grid, Image
+from .transforms import Affine, Flow, Transform
+from .transforms import Sequence as Chain
 
 CORRELATION_LIMIT = 30.0
 """Pixels one independent observation may at most stand for, when the residual is smooth."""
@@ -254,6 +256,33 @@ class VelocitySpace:
             )
         spectrum = spectrum * (self.symbol * self._columns / math.sqrt(math.prod(self.waves.shape)))
         return torch.view_as_real(spectrum).reshape(-1)
+
+
+def physical_maps(
+    pullback: Tensor, space: VelocitySpace | None, velocity: Tensor | None, fixed: Grid, moving: Grid
+) -> tuple[Affine, Transform]:
+    """The affine part and ``Φ`` in physical units.
+
+    Args:
+        pullback: inverse affine map ``[D+1, D+1]`` of the normalised frames.
+        space: what the velocity belongs to, or None for an affine map.
+        velocity: ``[T, D, *S]`` in moving pixels, or None.
+        fixed: the fixed canvas.
+        moving: the moving canvas.
+    """
+    to_fixed, to_moving = Frame.of(fixed).matrix(), Frame.of(moving).matrix()
+    matrix = homogeneous.compose(homogeneous.inverse(to_fixed), homogeneous.inverse(pullback), to_moving)
+    affine = Affine(matrix, moving.unit, fixed.unit)
+    if space is None or velocity is None:
+        return affine, affine
+    nodes, length = space.grid, moving.pixel
+    grid = Grid(
+        nodes.shape,
+        tuple(s * length for s in nodes.spacing),
+        tuple(o * length + c for o, c in zip(nodes.origin, moving.center, strict=True)),
+        moving.unit,
+    )
+    return affine, Chain((Flow((velocity * length).to(torch.float32), grid, space.n_steps), affine))
 
 
 @dataclass

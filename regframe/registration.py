@@ -21,10 +21,10 @@ from .config import Config
 from .contracts import Metric
 from .data import Grid, Image, PointSet, unit_ratio
 from .homogeneous import carry, compose, determinant, inverse
-from .lddmm import Frame, Halvings, Level, coincidence, fit_contrast, halve
+from .lddmm import Frame, Halvings, Level, coincidence, fit_contrast, halve, physical_maps
 from .optimize import Fit, fit_pyramid, threads_for
 from .shapes import Shapes, move_shapes
-from .transforms import Affine, Flow, Sequence, Transform, move_points, resample
+from .transforms import Affine, Transform, move_points, resample
 
 Carried = Image | PointSet | Shapes | Tensor
 """What a map carries."""
@@ -274,7 +274,7 @@ def _register(
             progress(Progress(stage, level, n_levels, iteration, config.optimizer.max_iter, loss))
 
     fit = fit_pyramid(*sides, pull, ready, config, pairs, step, stained)
-    affine, phi = _maps(fit, fixed.grid, moving.grid)
+    affine, phi = physical_maps(fit.pullback, fit.space, fit.velocity, fixed.grid, moving.grid)
     figures = _figures(fit, fixed, moving, Affine(start, moving.grid.unit, fixed.grid.unit), affine, phi, found)
     place = _coincidence(*sides, affine, affine)
     figures["coincidence"] = {
@@ -349,12 +349,9 @@ def _register_points(
             f"regframe: {note}; name the unit in the columns (y_um, x_um) to fix it", UserWarning, stacklevel=3
         )
     grids = clouds.canvas(fixed), clouds.canvas(moving)
-    start = None if isinstance(init, str) and init == "auto" else _points_start(grids, init, ratio, config)
-    if config.transform == "rigid" and ratio is None:
-        raise ValueError(
-            f"wanted both sides in length units for a rigid map, got fixed in {fixed.unit} and moving in {moving.unit}; "
-            "name the missing unit, or use transform='similarity'"
-        )
+    start = _given(grids, init, ratio, config)
+    if start is not None:
+        start = pose.nearest_of_kind(start, config.transform, ratio or 1.0, grids[1].center)
 
     def tell(stage: str, level: int, iteration: int, loss: float) -> None:
         if progress is not None:
@@ -388,38 +385,6 @@ def _register_points(
         weight=found.weight,
         weight_grid=found.weight_grid,
     )
-
-
-def _points_start(grids: tuple[Grid, Grid], init: Any, ratio: float | None, config: Config) -> Tensor:
-    """``A`` ``[D+1, D+1]`` in physical units to start from, where no search is wanted."""
-    fixed, moving = grids
-    if isinstance(init, pose.Landmarks):
-        if init.moving.shape[1] != moving.ndim:
-            raise ValueError(f"wanted landmarks of {moving.ndim} components, got {init.moving.shape[1]}")
-        kind = "affine" if config.transform == "lddmm" else config.transform
-        matrix = pose.fit_points(init.moving * (ratio or 1.0), init.fixed, kind)[0].matrix.clone()
-        matrix[:-1, :-1] = matrix[:-1, :-1] * (ratio or 1.0)
-    elif isinstance(init, str) and init == "identity":
-        matrix = torch.diag(torch.tensor([*[ratio or 1.0] * moving.ndim, 1.0], dtype=torch.float64))
-    elif isinstance(init, (Result, Transform)):
-        given = init.affine if isinstance(init, Result) else init
-        parts = given.parts()
-        if len(parts) != 1 or not isinstance(parts[0], Affine) or given.ndim != moving.ndim:
-            raise ValueError(
-                f"wanted an affine map of {moving.ndim}D to start from, got {type(given).__name__} of {given.ndim}D; "
-                "pass the .affine of a result"
-            )
-        if (given.source_unit, given.target_unit) != (moving.unit, fixed.unit):
-            raise ValueError(
-                f"wanted a start from {moving.unit} to {fixed.unit}, got one from {given.source_unit} to "
-                f"{given.target_unit}"
-            )
-        matrix = parts[0].matrix
-    else:
-        raise ValueError(f"wanted init 'auto', 'identity', landmarks, a Transform or a Result, got {init!r}")
-    if not float(determinant(matrix).abs()) > 0:
-        raise ValueError("wanted an invertible start, got a singular one; check the pairing of the landmarks")
-    return pose.nearest_of_kind(matrix, config.transform, ratio or 1.0, moving.center)
 
 
 def _position_sd(fit: Fit, fixed: Grid, figures: dict[str, Any]) -> Tensor:
@@ -502,44 +467,53 @@ def _start(
 ) -> tuple[Tensor, pose.Pose | None]:
     """``A`` ``[D+1, D+1]`` in physical units to start from, and what the pose search found where one was run."""
     fixed, moving = (side.image for side in sides)
-    ndim = fixed.grid.ndim
     ratio = unit_ratio(moving.grid.unit, fixed.grid.unit)
-    found = None
-    if isinstance(init, Result):
-        init = init.affine
     if isinstance(init, pose.Landmarks):
         _check_landmarks(init, fixed, moving)
+    matrix, found = _given((fixed.grid, moving.grid), init, ratio, config), None
+    if matrix is None:
+        found = pose.search(*sides, ready, config)
+        matrix = found.matrix
+    return pose.nearest_of_kind(matrix, config.transform, ratio or 1.0, moving.grid.center), found
+
+
+def _given(grids: tuple[Grid, Grid], init: Any, ratio: float | None, config: Config) -> Tensor | None:
+    """The start ``A`` ``[D+1, D+1]`` that ``init`` names, in physical units; None where it has to be searched for."""
+    fixed, moving = grids
+    ndim = moving.ndim
+    if config.transform == "rigid" and ratio is None:
+        raise ValueError(
+            f"wanted both sides in length units for a rigid map, got fixed in {fixed.unit} and moving in "
+            f"{moving.unit}; state the missing spacing or unit, or use transform='similarity'"
+        )
+    if isinstance(init, Result):
+        init = init.affine
+    if isinstance(init, str) and init == "auto":
+        return None
+    if isinstance(init, str) and init == "identity":
+        return torch.diag(torch.tensor([*[ratio or 1.0] * ndim, 1.0], dtype=torch.float64))
+    if isinstance(init, pose.Landmarks):
+        if init.moving.shape[1] != ndim:
+            raise ValueError(f"wanted landmarks of {ndim} components, got {init.moving.shape[1]}")
         kind = "affine" if config.transform == "lddmm" else config.transform
         matrix = pose.fit_points(init.moving * (ratio or 1.0), init.fixed, kind)[0].matrix.clone()
         matrix[:-1, :-1] = matrix[:-1, :-1] * (ratio or 1.0)
         if not float(determinant(matrix).abs()) > 0:
             raise ValueError("wanted landmarks that give an invertible map, got a singular one; check their pairing")
-    elif isinstance(init, Transform):
-        parts = init.parts()
-        if len(parts) != 1 or not isinstance(parts[0], Affine) or init.ndim != ndim:
-            raise ValueError(
-                f"wanted an affine map of {ndim}D to start from, got {type(init).__name__} of {init.ndim}D; "
-                "pass the .affine of a result"
-            )
-        if (init.source_unit, init.target_unit) != (moving.grid.unit, fixed.grid.unit):
-            raise ValueError(
-                f"wanted a start from {moving.grid.unit} to {fixed.grid.unit}, "
-                f"got one from {init.source_unit} to {init.target_unit}"
-            )
-        matrix = parts[0].matrix
-    elif isinstance(init, str) and init == "identity":
-        matrix = torch.diag(torch.tensor([*[ratio or 1.0] * ndim, 1.0], dtype=torch.float64))
-    elif isinstance(init, str) and init == "auto":
-        found = pose.search(*sides, ready, config)
-        matrix = found.matrix
-    else:
+        return matrix
+    if not isinstance(init, Transform):
         raise ValueError(f"wanted init 'auto', 'identity', landmarks, a Transform or a Result, got {init!r}")
-    if config.transform == "rigid" and ratio is None:
+    parts = init.parts()
+    if len(parts) != 1 or not isinstance(parts[0], Affine) or init.ndim != ndim:
         raise ValueError(
-            f"wanted both sides in length units for a rigid map, got fixed in {fixed.grid.unit} and moving in "
-            f"{moving.grid.unit}; state the missing spacing, or use transform='similarity'"
+            f"wanted an affine map of {ndim}D to start from, got {type(init).__name__} of {init.ndim}D; "
+            "pass the .affine of a result"
         )
-    return pose.nearest_of_kind(matrix, config.transform, ratio or 1.0, moving.grid.center), found
+    if (init.source_unit, init.target_unit) != (moving.unit, fixed.unit):
+        raise ValueError(
+            f"wanted a start from {moving.unit} to {fixed.unit}, got one from {init.source_unit} to {init.target_unit}"
+        )
+    return parts[0].matrix
 
 
 def _check_landmarks(pairs: pose.Landmarks, fixed: Image, moving: Image) -> None:
@@ -552,24 +526,6 @@ def _check_landmarks(pairs: pose.Landmarks, fixed: Image, moving: Image) -> None
                 f"wanted {side} landmarks inside the {side} image, got {outside} of {len(coords)} outside; "
                 "check their unit and the order of x and y"
             )
-
-
-def _maps(fit: Fit, fixed: Grid, moving: Grid) -> tuple[Affine, Transform]:
-    """The affine part and ``Φ`` in physical units."""
-    to_fixed, to_moving = Frame.of(fixed).matrix(), Frame.of(moving).matrix()
-    matrix = compose(inverse(to_fixed), inverse(fit.pullback), to_moving)
-    affine = Affine(matrix, moving.unit, fixed.unit)
-    if fit.space is None or fit.velocity is None:
-        return affine, affine
-    nodes, length = fit.space.grid, moving.pixel
-    grid = Grid(
-        nodes.shape,
-        tuple(s * length for s in nodes.spacing),
-        tuple(o * length + c for o, c in zip(nodes.origin, moving.center, strict=True)),
-        moving.unit,
-    )
-    flow = Flow((fit.velocity * length).to(torch.float32), grid, fit.space.n_steps)
-    return affine, Sequence((flow, affine))
 
 
 def _level_grid(fixed: Grid, fit: Fit) -> Grid:
