@@ -163,7 +163,8 @@ def _at(values: Tensor | None, result: Result, coords: Tensor) -> Tensor:
 def _is_foreign(column: Sequence[Any], name: str) -> bool:
     """Whether a column of that name is the user's own: it keeps its values; what an earlier run wrote is replaced."""
     for cell in column:
-        value = "" if cell != cell else str(cell).lower()  # a missing number is a blank
+        value = str(cell).lower()
+        value = "" if value in ("nan", "<na>", "none") else value  # what is missing is a blank
         if name == "in_canvas" and value not in ("true", "false"):
             return True
         if name == "match_probability" and value and not _is_number(value, 1.0):

@@ -85,6 +85,10 @@ def test_align_adds_and_changes_nothing(to: Any) -> None:
     assert list(data.obsm) == [*before.obsm, "spatial_aligned"]
     rs.align(data, result, to=to, unit="um")  # again: what an earlier call wrote is replaced
     assert len(data.obs.columns) == 5
+    data.obs["match_probability"] = data.obs["match_probability"].astype("Float64").mask(data.obs["position_sd"].isna())
+    rs.align(data, result, to=to, unit="um")  # missing values of pandas too
+    assert data.obs["match_probability"].dtype == np.float64
+    assert len(data.obs.columns) == 5
 
 
 def test_align_there_and_back_and_copy() -> None:
