@@ -27,6 +27,7 @@ _HOME = {
     "Shapes": "shapes",
     "Transform": "transforms",
     "adapter": "plugins",
+    "carry_points": "evaluation",
     "find_adapter": "plugins",
     "hookimpl": "hookspecs",
     "landmarks": "pose",

@@ -5,6 +5,7 @@ from .contracts import Metric as Metric
 from .data import Grid as Grid
 from .data import Image as Image
 from .data import PointSet as PointSet
+from .evaluation import carry_points as carry_points
 from .evaluation import match_points as match_points
 from .hookspecs import hookimpl as hookimpl
 from .plugins import PluginError as PluginError

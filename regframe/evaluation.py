@@ -1,14 +1,17 @@
-"""How far a registration is off at known pairs of positions: the target registration error."""
+"""What is known of positions under a result: how far each may be trusted, its partner, its error at known pairs."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from . import clouds
 from .data import PointSet, unit_ratio
+from .reference import sample_image
 from .registration import Result
 
 
@@ -22,6 +25,63 @@ class PointMatch(NamedTuple):
 
     row: Tensor
     probability: Tensor
+
+
+class CarriedPoints(NamedTuple):
+    """Points in their destination, and how far each may be trusted there.
+
+    Args:
+        points: same order and table, in the unit of the destination.
+        match_probability: how likely a position shows tissue that both sides have, ``[N]`` in 0 … 1; NaN off the fixed canvas,
+            or where the result has no weights.
+        position_sd: how far off it may be, standard deviation per axis ``[N]`` in the unit of the destination; NaN likewise.
+        in_canvas: whether it lies on the canvas of the destination, ``[N]`` bool.
+    """
+
+    points: PointSet
+    match_probability: Tensor
+    position_sd: Tensor
+    in_canvas: Tensor
+
+    def columns(self, existing: Mapping[str, Sequence[Any]] | None = None) -> dict[str, Tensor]:
+        """The three by the names they get in a table, ``regframe_`` before one that names something else in ``existing``."""
+        existing = {} if existing is None else existing
+        added = {name: getattr(self, name) for name in self._fields[1:]}
+        return {f"regframe_{n}" if _is_foreign(existing.get(n, ()), n) else n: v for n, v in added.items()}
+
+
+def carry_points(result: Result, points: PointSet, to: Literal["fixed", "moving"] = "fixed") -> CarriedPoints:
+    """``points`` of the other side carried to the side ``to``, with what the result knows of each.
+
+    Raises ValueError for points in another unit or dimension than that of the side they belong to.
+    """
+    if to not in ("fixed", "moving"):
+        raise ValueError(f"wanted 'fixed' or 'moving' as the side to go to, got {to!r}; choose one")
+    after = result.to_fixed(points) if to == "fixed" else result.to_moving(points)
+    on_fixed = (after if to == "fixed" else points).coords
+    canvas = result.fixed_grid if to == "fixed" else result.moving_grid
+    return CarriedPoints(
+        after,
+        match_probability(result, on_fixed),
+        position_sd(result, on_fixed, to),
+        canvas.contains(after.coords),
+    )
+
+
+def match_probability(result: Result, coords: Tensor) -> Tensor:
+    """Matching weight ``[N]`` at fixed-space positions ``[N, D]``; NaN outside the fixed canvas, or without weights."""
+    return _at(result.weight, result, coords).clamp(0, 1)
+
+
+def position_sd(result: Result, coords: Tensor, to: str) -> Tensor:
+    """Standard deviation per axis ``[N]`` at fixed-space positions ``[N, D]``, in the unit of the side ``to``; NaN as above."""
+    sd = _at(result.position_sd, result, coords)
+    if to == "moving":
+        ndim = result.affine.ndim
+        unit = torch.cat([torch.zeros(1, ndim, dtype=torch.float64), torch.eye(ndim, dtype=torch.float64)])
+        moved = result.affine.points(unit)
+        sd = sd * torch.linalg.det(moved[1:] - moved[0]).abs() ** (-1 / ndim)
+    return sd
 
 
 def match_points(result: Result, fixed: PointSet, moving: PointSet) -> PointMatch:
@@ -88,6 +148,37 @@ def evaluate(result: Result, fixed: PointSet | Tensor, moving: PointSet | Tensor
         **_figures(after, grid.pixel, grid.diagonal),
         "before": None if before is None else _figures(before, grid.pixel, grid.diagonal),
     }
+
+
+def _at(values: Tensor | None, result: Result, coords: Tensor) -> Tensor:
+    """``values`` of the weight grid at fixed-space positions ``[N, D]``; NaN outside the fixed canvas, or without values."""
+    if values is None or result.weight_grid is None:
+        return torch.full(coords.shape[:1], float("nan"), dtype=torch.float64)
+    grid = result.weight_grid
+    index = (coords - torch.tensor(grid.origin, dtype=torch.float64)) / torch.tensor(grid.spacing, dtype=torch.float64)
+    value = sample_image(values[None].to(torch.float64), index.nan_to_num(0.0))[0]
+    return torch.where(result.fixed_grid.contains(coords), value, torch.nan)
+
+
+def _is_foreign(column: Sequence[Any], name: str) -> bool:
+    """Whether a column of that name is the user's own: it keeps its values; what an earlier run wrote is replaced."""
+    for cell in column:
+        value = str(cell).lower()
+        value = "" if value in ("nan", "<na>", "none") else value  # what is missing is a blank
+        if name == "in_canvas" and value not in ("true", "false"):
+            return True
+        if name == "match_probability" and value and not _is_number(value, 1.0):
+            return True
+        if name == "position_sd" and value and not _is_number(value, math.inf):
+            return True
+    return False
+
+
+def _is_number(value: str, most: float) -> bool:
+    try:
+        return 0 <= float(value) <= most
+    except ValueError:
+        return False
 
 
 def _coords(points: PointSet | Tensor, ndim: int, unit: str, side: str) -> Tensor:

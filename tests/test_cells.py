@@ -216,7 +216,8 @@ def test_parquet_and_h5ad_are_sniffed_read_and_written_back(tmp_path: Path) -> N
     moved = adapter.apply(tmp_path / "c.h5ad", shift)
     adapter.save(moved.replace(table={**moved.table, "new": np.arange(50.0)}), tmp_path / "m.h5ad")
     back = anndata.read_h5ad(tmp_path / "m.h5ad")
-    np.testing.assert_allclose(back.obsm["spatial"][:, ::-1], coords + np.array([7, -3]))
+    np.testing.assert_allclose(back.obsm["spatial_aligned"][:, ::-1], coords + np.array([7, -3]))
+    np.testing.assert_array_equal(back.obsm["spatial"], data.obsm["spatial"])
     assert list(back.obs.columns) == ["kind", "n", "new"]
     np.testing.assert_array_equal(back.X.toarray(), counts)
     np.testing.assert_allclose(data.obsm["spatial"][:, ::-1], coords)  # the source is as it was

@@ -9,6 +9,7 @@ import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from regframe.cli import main
+from regframe.data import Grid
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / ".github").glob("*.md"))]
@@ -108,6 +110,75 @@ def test_the_page_on_shapes_runs(workplace: Path) -> None:
     assert np.allclose(back[[0, -1]], drawn[[0, -1]], rtol=0, atol=1e-6)
     with Image.open(workplace / "mask_fixed.png") as mask:
         assert set(np.unique(mask)) == {0, 1}
+
+
+def test_the_page_on_scverse_runs(workplace: Path) -> None:
+    anndata = pytest.importorskip("anndata")
+    from fake_result import fake_result
+
+    grid = Grid((60, 90), 2.0, unit="µm")
+    fake_result(grid, grid).save("run.ome.zarr")
+    xy = np.random.default_rng(0).random((30, 2)) * [150, 100] + 10
+    anndata.AnnData(np.ones((30, 2), dtype=np.float32), obsm={"spatial": xy}).write_h5ad("cells.h5ad")
+    page = ROOT / "docs" / "scverse.md"
+    for line in [line for body in blocks(page, "console") for line in body.splitlines()]:
+        result = CliRunner().invoke(main, shlex.split(line)[2:])
+        assert result.exit_code == 0, (line, result.output)
+    for_anndata, _ = blocks(page, "python")
+    names: dict[str, Any] = {}
+    exec(compile(for_anndata, page.name, "exec"), names)
+    aligned, same = anndata.read_h5ad("aligned.h5ad"), names["adata"]
+    assert np.allclose(aligned.obsm["spatial_aligned"], same.obsm["spatial_aligned"])
+    assert np.abs(same.obsm["spatial_aligned"] - same.obsm["spatial"]).max() > 0.5
+    listed = set(re.findall(r'^\| `obs(?:m)?\["(\w+)"\]` \|', page.read_text(encoding="utf-8"), re.MULTILINE))
+    assert {*same.obs, *same.obsm} - {"spatial"} == listed
+
+
+@pytest.mark.filterwarnings("default")  # those of its dependencies are not ours
+def test_the_page_on_spatialdata_runs(workplace: Path) -> None:
+    spatialdata = pytest.importorskip("spatialdata")
+    import geopandas
+    import regframe_scverse
+    from fake_result import fake_result
+    from spatialdata.models import Image2DModel, ShapesModel
+
+    picture = Image2DModel.parse(np.zeros((3, 60, 90), dtype=np.uint8), dims=("c", "y", "x"))
+    cells = geopandas.GeoDataFrame({"radius": [2.0]}, geometry=geopandas.points_from_xy([50], [30]))
+    spatialdata.SpatialData(images={"he": picture}, shapes={"cells": ShapesModel.parse(cells)}).write("slide.zarr")
+    grid = Grid((60, 90), 1.0, (0.5, 0.5), "µm")
+    names: dict[str, Any] = {"rs": regframe_scverse, "result": fake_result(grid, grid)}
+    exec(compile(blocks(ROOT / "docs" / "scverse.md", "python")[1], "scverse.md", "exec"), names)
+    assert names["fixed"].grid == grid
+    assert names["new"] == {"he": "he_aligned", "cells": "cells_aligned"}
+    again = spatialdata.read_zarr("aligned.zarr")
+    assert again.attrs["regframe"]["aligned"]["map"] == "map.ome.zarr"
+    assert (workplace / "map.ome.zarr").is_dir()
+
+
+def run_stalign_page(data_dir: Path, workplace: Path, wanted: list[int]) -> dict[str, Any]:
+    (workplace / "data").symlink_to(data_dir, target_is_directory=True)
+    page = ROOT / "docs" / "stalign.md"
+    found: dict[str, Any] = {"np": np, "rf": importlib.import_module("regframe")}
+    bodies = blocks(page, "python")
+    assert len(bodies) == 5
+    for body in [bodies[i] for i in wanted]:
+        exec(compile(body, page.name, "exec"), found)
+    assert found["result"].verdict == "pass"
+    return found
+
+
+def test_the_page_for_users_of_stalign_runs(data_dir: Path, workplace: Path) -> None:
+    found = run_stalign_page(data_dir, workplace, [0, 1, 2, 4])
+    assert found["merfish"] < 165
+    assert np.quantile(found["error"], 0.9) < 3
+    assert np.median(found["landmarks_error"]) < 2
+    assert found["matched"] > 0.9
+    assert found["unmatched"] < 0.1
+
+
+@pytest.mark.slow
+def test_the_hearts_of_the_page_for_users_of_stalign(data_dir: Path, workplace: Path) -> None:
+    assert run_stalign_page(data_dir, workplace, [3])["heart"] > 0.88
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)

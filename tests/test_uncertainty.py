@@ -16,9 +16,9 @@ from fake_result import fake_result
 import regframe as rf
 from regframe import demo, uncertainty
 from regframe.cli import main
-from regframe.cli.apply import position_sd as sd_at
 from regframe.config import Config
 from regframe.data import Grid
+from regframe.evaluation import position_sd as sd_at
 from regframe.lddmm import Energy, Increment, Level, VelocitySpace
 from regframe.optimize import velocity_space
 from regframe.report import render

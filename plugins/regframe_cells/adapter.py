@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 import regframe
 
 from .raster import MARGIN, Array, canvas, check_size, propose_spacing, rasterize
-from .tables import ANNDATA, PARQUET, Cells, read_cells, write_cells
+from .tables import ANNDATA, KEY_ADDED, PARQUET, Cells, read_cells, write_cells
 
 MOST_WEIGHTS = 1 << 28
 """Counts of genes held at once: 2 GiB."""
@@ -63,6 +63,9 @@ class CellsAdapter(regframe.Adapter):
         components: instead of the genes or types their leading principal components, so many; see ``beside``.
         beside: the other data set of the pair, read like this one, that shares the components; needed with ``components``.
         channels: channels to keep, by name or number.
+        scale_factor: what positions of spots are multiplied by, an entry of the ``scalefactors`` of an AnnData
+            (``tissue_hires_scalef``, ``LIBRARY/tissue_hires_scalef``); nothing is scaled unless asked for.
+        key_added: entry of ``obsm`` that gets the positions in an h5ad that is written; those it had are kept.
         threads: 0 for all cores.
     """
 
@@ -81,6 +84,8 @@ class CellsAdapter(regframe.Adapter):
         beside: Any = None,
         channels: int | str | Sequence[int | str] | None = None,
         threads: int = 0,
+        scale_factor: str | None = None,
+        key_added: str = KEY_ADDED,
     ) -> None:
         self.columns = columns if columns is None or isinstance(columns, str) else ",".join(map(str, columns))
         self.unit = None if unit is None else regframe.Grid((1, 1), unit=unit).unit
@@ -110,6 +115,11 @@ class CellsAdapter(regframe.Adapter):
         self.components, self.beside = components, beside
         self.channels: list[int | str] | None = None if channels is None else _choices(channels)
         self.threads = threads
+        if not isinstance(key_added, str) or not key_added or "/" in key_added:
+            raise ValueError(f"wanted a name for an entry of obsm as key_added, got {key_added!r}")
+        if scale_factor is not None and (not isinstance(scale_factor, str) or not scale_factor):
+            raise ValueError(f"wanted the name of a scale factor, got {scale_factor!r}; scale positions beforehand")
+        self.scale_factor, self.key_added = scale_factor, key_added
 
     def matches(self, source: Any) -> float:
         """1 for `Cells`, 0.9 for an AnnData or a data frame, 0.8 for a Parquet or h5ad file; 0 for text tables: `points` reads
@@ -128,7 +138,7 @@ class CellsAdapter(regframe.Adapter):
 
     def read(self, source: Any) -> Cells:
         """The cells with all that came with them; errors as of `read_cells`."""
-        return read_cells(source, self.columns, self.unit)
+        return read_cells(source, self.columns, self.unit, self.scale_factor, genes=self.genes is not None)
 
     def open(self, source: Any) -> regframe.Image:
         """The raster ``[C, H, W]`` float32, a margin of three standard deviations around the outermost cells.
@@ -139,24 +149,32 @@ class CellsAdapter(regframe.Adapter):
             from .components import project
 
             other = CellsAdapter(
-                self.columns, self.unit, self.spacing, self.sigma, self.weights, self.types, self.genes
+                self.columns,
+                self.unit,
+                self.spacing,
+                self.sigma,
+                self.weights,
+                self.types,
+                self.genes,
+                scale_factor=self.scale_factor,
             )
             return self._choose(project(self.read(source), other.read(self.beside), self.components, self, other)[0])
         return self._choose(self.raster(self.weigh(self.read(source))))
 
     def apply(self, source: Any, transform: regframe.Transform, grid: regframe.Grid | None = None) -> Cells:
         """The same table in the same order, positions carried by ``transform``; ``grid`` plays no part."""
-        moved = regframe.move_points(self.read(source), transform)
+        cells = read_cells(source, self.columns, self.unit, self.scale_factor, genes=False)
+        moved = regframe.move_points(cells, transform)
         assert isinstance(moved, Cells)
         return moved
 
     def save(self, data: regframe.Image | regframe.PointSet, path: Path) -> None:
-        """Write the table by suffix: text, ``.parquet``, or ``.h5ad`` for what came as one; columns added to it last."""
+        """Write the table by suffix, added columns last: text, ``.parquet``, ``.h5ad`` of what came as one (`write_cells`)."""
         if not isinstance(data, regframe.PointSet):
             raise TypeError(
                 f"wanted cells to write a table, got {type(data).__name__}; the adapter image writes rasters"
             )
-        write_cells(data if isinstance(data, Cells) else read_cells(data), Path(path))
+        write_cells(data if isinstance(data, Cells) else read_cells(data), Path(path), self.key_added)
 
     def weigh(self, cells: Cells) -> Weighted:
         """What each cell weighs in each channel."""

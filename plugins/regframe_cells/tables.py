@@ -8,6 +8,7 @@ import gzip
 import io
 import os
 import re
+import shutil
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -41,6 +42,8 @@ _SUFFIX = re.compile(r"(?<=[\s._\-\[(])(px|pixels?|um|µm|μm|microns?|nm|mm|cm|
 IDS = ("cell_id", "cellid", "cell", "id", "barcode", "entityid", "transcript_id", "index")
 MISSING = ("", "na", "nan", "none", "null", "<na>")
 OBSM = ("spatial", "X_spatial")
+KEY_ADDED = "spatial_aligned"
+"""Entry of ``obsm`` that gets the positions of carried cells."""
 
 
 @dataclass(frozen=True)
@@ -52,12 +55,14 @@ class Cells(regframe.PointSet):
         original: ``table`` as it was read, to tell what was added to it.
         key: entry of ``obsm`` that holds the positions, ``""`` where they are columns.
         read_unit: what the positions were in.
+        file: the h5ad file that ``native`` holds only the cells of (``obs``, ``obsm``), None where it holds all.
     """
 
     native: Any = None
     original: Mapping[str, Any] = field(default_factory=dict)
     key: str = ""
     read_unit: str = ""
+    file: Path | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -152,7 +157,13 @@ class Cells(regframe.PointSet):
         return np.asarray(self.table[name])
 
 
-def read_cells(source: Any, columns: str | None = None, unit: str | None = None) -> Cells:
+def read_cells(
+    source: Any,
+    columns: str | None = None,
+    unit: str | None = None,
+    scale_factor: str | None = None,
+    genes: bool = True,
+) -> Cells:
     """Read cells with everything that came with them, in their order.
 
     Args:
@@ -160,6 +171,9 @@ def read_cells(source: Any, columns: str | None = None, unit: str | None = None)
         columns: which columns are the positions where their names do not say so (``"x=NAME,y=NAME"``); for an AnnData also
             the name of an ``obsm`` entry, whose columns are x, y; for an array the order of its columns, ``"y,x"``.
         unit: of columns without a unit suffix; where None that of the instrument whose columns these are, else ``"px"``.
+        scale_factor: of an AnnData of spots, the entry of its ``scalefactors`` that the positions are multiplied by, e.g.
+            ``"tissue_hires_scalef"`` for pixels of that picture; with ``"LIBRARY/"`` before it where there are several.
+        genes: False leaves the expression of an h5ad file where it is: only ``obs`` and ``obsm`` are read.
 
     Raises:
         ValueError: where there are no cells, it is open which columns or axes the positions are in, they are 3D or not
@@ -168,12 +182,16 @@ def read_cells(source: Any, columns: str | None = None, unit: str | None = None)
     """
     if isinstance(source, Cells):
         return source
+    if scale_factor is not None and not (_is_anndata(source) or str(source).lower().endswith(ANNDATA)):
+        raise ValueError(
+            f"wanted an AnnData of spots for the scale factor {scale_factor!r}, got {type(source).__name__}; leave it out"
+        )
     if isinstance(source, (str, os.PathLike)):
-        cells = _read_file(Path(source), columns, unit)
+        cells = _read_file(Path(source), columns, unit, scale_factor, genes)
     elif isinstance(source, regframe.PointSet):
         cells = _plain(source)
     elif _is_anndata(source):
-        cells = _from_anndata(source, columns, unit, "AnnData")
+        cells = _from_anndata(source, columns, unit, "AnnData", scale_factor)
     elif hasattr(source, "columns") and hasattr(source, "to_csv"):
         cells = _from_frame(source, columns, unit, "data frame")
     elif isinstance(source, np.ndarray) or torch.is_tensor(source):
@@ -193,10 +211,12 @@ def read_cells(source: Any, columns: str | None = None, unit: str | None = None)
     return cells
 
 
-def write_cells(cells: Cells, path: Path) -> None:
+def write_cells(cells: Cells, path: Path, key_added: str = KEY_ADDED) -> None:
     """Write the table back by suffix: text, Parquet or h5ad (only what came as AnnData), new columns at the end.
 
     A position column is renamed where the unit is no longer the one it was read in: ``x_um`` to ``x_px``, ``x`` to ``x_px``.
+    An h5ad keeps everything that it had, positions too; the carried ones (x, y) are ``obsm[key_added]``, whose attribute
+    ``unit`` in the file says what they are in. What came from a file is copied without being read.
     """
     suffix = path.name.lower()
     added = {name: values for name, values in cells.table.items() if values is not cells.original.get(name)}
@@ -211,16 +231,12 @@ def write_cells(cells: Cells, path: Path) -> None:
             raise ValueError(
                 f"wanted cells read from an AnnData to write {path.name!r}, got {cells.name!r}; write .csv or .parquet"
             )
-        data = cells.native.copy()
-        coords = cells.coords.numpy()
-        if cells.key:
-            data.obsm[cells.key] = coords[:, ::-1].copy()  # x, y
-        for d, name in enumerate(cells.columns):
-            data.obs[name] = coords[:, d]
-        data.obs = data.obs.rename(columns={name: cells.written(name) for name in cells.columns})
-        for name, values in added.items():
-            data.obs[name] = values
-        _aside(path, lambda aside: data.write_h5ad(aside))
+        if key_added == cells.key:
+            raise ValueError(
+                f"wanted another entry of obsm for the carried positions than the one they came from, got {key_added!r}; "
+                "name it with key_added=..."
+            )
+        _aside(path, lambda aside: _write_anndata(cells, aside, key_added, added))
     else:
         raise ValueError(
             f"wanted a table ending in {_join((*TEXT, *PARQUET, *ANNDATA))}, got {path.name!r}; choose one of these"
@@ -230,10 +246,12 @@ def write_cells(cells: Cells, path: Path) -> None:
 # ---- reading ------------------------------------------------------------------------------------------------------
 
 
-def _read_file(path: Path, columns: str | None, unit: str | None) -> Cells:
+def _read_file(path: Path, columns: str | None, unit: str | None, scale_factor: str | None, genes: bool) -> Cells:
     suffix = path.name.lower()
     if suffix.endswith(ANNDATA):
-        return _from_anndata(_read_anndata(path), columns, unit, path.name)
+        data, units, whole = _read_anndata(path, genes, scale_factor is not None)
+        cells = _from_anndata(data, columns, unit, path.name, scale_factor, units)
+        return cells if whole else dataclasses.replace(cells, file=path)
     if suffix.endswith(PARQUET):
         return _from_frame(_read_parquet(path), columns, unit, path.name)
     known = _layout(_header(path)) if columns is None else None
@@ -294,9 +312,12 @@ def _read_parquet(path: Path) -> Any:
         ) from error
 
 
-def _read_anndata(path: Path) -> Any:
+def _read_anndata(path: Path, genes: bool, scales: bool) -> tuple[Any, dict[str, str], bool]:
+    """The AnnData of a file, the units that entries of its ``obsm`` declare, and whether it was read whole."""
     try:
         import anndata
+        import h5py
+        from anndata.io import read_elem
     except ImportError as error:
         raise ImportError(
             f"wanted anndata to read {path.name!r}, got no {error.name}; install regframe[anndata]"
@@ -304,7 +325,25 @@ def _read_anndata(path: Path) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of files in an older format: whoever reads them cannot help it
-            return anndata.read_h5ad(path)
+            with h5py.File(path, "r") as file:
+                positions = file.get("obsm", {})
+                units = {key: str(item.attrs["unit"]) for key, item in positions.items() if "unit" in item.attrs}
+                if (
+                    not genes
+                    and isinstance(file["obs"], h5py.Group)
+                    and (not len(positions) or isinstance(positions, h5py.Group))
+                ):
+                    data = anndata.AnnData(obs=read_elem(file["obs"]))
+                    for key in positions:
+                        data.obsm[key] = read_elem(positions[key])
+                    if scales and "spatial" in file.get("uns", {}):
+                        data.uns["spatial"] = {
+                            name: {"scalefactors": read_elem(item["scalefactors"])}
+                            for name, item in file["uns/spatial"].items()
+                            if "scalefactors" in item
+                        }
+                    return data, units, False
+            return anndata.read_h5ad(path), units, True
     except FileNotFoundError:
         raise
     except Exception as error:  # whatever a damaged file makes of the reader
@@ -330,7 +369,14 @@ def _from_frame(frame: Any, columns: str | None, unit: str | None, name: str) ->
     )
 
 
-def _from_anndata(data: Any, columns: str | None, unit: str | None, name: str) -> Cells:
+def _from_anndata(
+    data: Any,
+    columns: str | None,
+    unit: str | None,
+    name: str,
+    scale_factor: str | None = None,
+    units: Mapping[str, str] | None = None,
+) -> Cells:
     table: dict[str, Any] = {str(column): _values(data.obs[column]) for column in data.obs.columns}
     keys = [key for key in OBSM if key in data.obsm] if columns is None else [columns] if columns in data.obsm else []
     if keys:
@@ -341,8 +387,20 @@ def _from_anndata(data: Any, columns: str | None, unit: str | None, name: str) -
                 "name another entry or columns of obs with columns=..."
             )
         coords = _finite(np.ascontiguousarray(spatial[:, ::-1]), (f"obsm[{keys[0]!r}]",), name)
+        declared = (units or {}).get(keys[0])
+        unit = _one_unit(declared, unit, name) if declared else unit
+        if scale_factor is not None:
+            if (unit or "px") != "px":
+                raise ValueError(
+                    f"wanted positions of spots in px for {scale_factor!r}, got them in {unit}; leave one out"
+                )
+            coords = coords * _scale(data, scale_factor, name)
         return Cells(
             torch.from_numpy(coords), unit or "px", table=table, name=name, native=data, original=table, key=keys[0]
+        )
+    if scale_factor is not None:
+        raise ValueError(
+            f"wanted positions of spots in obsm for {scale_factor!r}, got {columns or 'no such entry'}; name it"
         )
     try:
         chosen, declared = _position_columns(list(table), columns, name)
@@ -353,6 +411,21 @@ def _from_anndata(data: Any, columns: str | None, unit: str | None, name: str) -
     return Cells(
         torch.from_numpy(coords), unit or "px", table=table, columns=chosen, name=name, native=data, original=table
     )
+
+
+def _scale(data: Any, wanted: str, name: str) -> float:
+    """A scale factor of the spots, ``ENTRY`` or ``LIBRARY/ENTRY``."""
+    libraries = data.uns.get("spatial", {})
+    library, _, entry = wanted.rpartition("/")
+    found = {
+        key: held.get("scalefactors", {}).get(entry) for key, held in dict(libraries).items() if library in ("", key)
+    }
+    if len(found) != 1 or not _is_number(next(iter(found.values()))):
+        raise ValueError(
+            f"wanted one scale factor {wanted!r} in uns['spatial'] of {name!r} (libraries: {_join(libraries) or 'none'}), "
+            f"got {_join(found.values()) or 'none'}; name it LIBRARY/ENTRY"
+        )
+    return float(next(iter(found.values())))
 
 
 def _from_array(array: NDArray[Any], columns: str | None, unit: str | None) -> Cells:
@@ -449,6 +522,33 @@ def _texts(values: Any) -> list[str]:
         else:
             out.append("" if value is None else str(value))
     return out
+
+
+def _write_anndata(cells: Cells, path: Path, key: str, added: Mapping[str, Any]) -> None:
+    coords = cells.coords.numpy()[:, ::-1].copy()  # x, y
+    added = {name: np.asarray(values) for name, values in added.items()}
+    if cells.file is None:
+        data = cells.native.copy()
+        data.obsm[key] = coords
+        for name, values in added.items():
+            data.obs[name] = values
+        data.write_h5ad(path)
+    else:
+        shutil.copyfile(cells.file, path)
+    import h5py
+    from anndata.io import write_elem
+
+    with h5py.File(path, "r+") as file:
+        if cells.file is not None:
+            if "obsm" not in file:
+                write_elem(file, "obsm", {})
+            write_elem(file["obsm"], key, coords)
+            names = [str(name) for name in file["obs"].attrs["column-order"]]
+            for name, values in added.items():
+                write_elem(file["obs"], name, values)
+            names += [name for name in added if name not in names]
+            file["obs"].attrs["column-order"] = np.array(names, dtype=h5py.string_dtype())
+        file["obsm"][key].attrs.update({"unit": cells.unit, "axes": "x,y"})
 
 
 def _moved_frame(cells: Cells, added: Mapping[str, Any]) -> Any:

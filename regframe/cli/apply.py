@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -23,11 +24,8 @@ from ._common import (
 )
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from ..contracts import Adapter
     from ..data import Grid, PointSet
-    from ..registration import Result
     from ..shapes import Shapes
 
 _RATIO = 0.02  # how far two extents may differ before they are not taken for the same field
@@ -114,7 +112,7 @@ def points(
     result_folder: Path,
     input_file: Path,
     output: Path,
-    to: str,
+    to: Literal["fixed", "moving"],
     input_spacing: float | None,
     overwrite: bool,
     columns: str | None,
@@ -136,51 +134,48 @@ def points(
     with bad_input():
         outputs.check_file(output, overwrite)
     result = load_result(result_folder)
-    source, target = result.moving_grid, result.fixed_grid
-    if to == "moving":
-        source, target = target, source
-    unit = "px" if input_spacing else source.unit
+    source = result.moving_grid if to == "fixed" else result.fixed_grid
+    note = ""
     with bad_input():
         if adapter is None:
+            unit = "px" if input_spacing else source.unit
             reader, table = None, regframe.read_points(input_file, columns=columns, unit=unit)
         else:
             options = adapter_options(adapter_set, "--adapter-set") | ({"columns": columns} if columns else {})
-            reader, table = _native(input_file, adapter, options, unit)
-        before = in_unit(table, source, input_spacing)
-        after = result.to_fixed(before) if to == "fixed" else result.to_moving(before)
-        on_fixed = (after if to == "fixed" else before).coords
-        probability, sd = match_probability(result, on_fixed).tolist(), position_sd(result, on_fixed, to).tolist()
-        inside = target.contains(after.coords).tolist()
-        extra: dict[str, list[Any]] = {
-            "match_probability": ["" if math.isnan(p) else f"{p:.4g}" for p in probability],
-            "position_sd": ["" if math.isnan(v) else f"{v:.4g}" for v in sd],
-            "in_canvas": ["true" if i else "false" for i in inside],
-        }
-        if reader is not None:  # formats with types of their own
-            extra = {"match_probability": probability, "position_sd": sd, "in_canvas": inside}
-        extra = {f"regframe_{name}" if _is_foreign(table, name) else name: column for name, column in extra.items()}
+            reader, table, note = _native(input_file, adapter, options, "px" if input_spacing else source.unit)
+        carried = regframe.carry_points(result, in_unit(table, source, input_spacing), to)
+        extra = {name: values.tolist() for name, values in carried.columns(table.table).items()}
         with outputs.staged(output, overwrite) as path:
             if reader is None:
-                regframe.write_points(after, path, extra)
-            else:
-                reader.save(after.replace(table={**after.table, **extra}), path)
-    click.echo(f"wrote {output}: {len(after)} points in {after.unit}", err=True)
+                regframe.write_points(carried.points, path, {name: _texts(values) for name, values in extra.items()})
+            else:  # formats with types of their own
+                reader.save(carried.points.replace(table={**carried.points.table, **extra}), path)
+    click.echo(f"wrote {output}: {len(carried.points)} points in {carried.points.unit}", err=True)
+    if note:
+        click.echo(f"Note: {note}", err=True)
 
 
-def _native(path: Path, adapter: str, options: dict[str, Any], unit: str) -> tuple[Adapter, PointSet]:
-    """The table as the adapter carries it, and the adapter; ``unit`` is that of positions which declare none."""
+def _texts(values: list[Any]) -> list[str]:
+    """Truth as words, numbers of four digits, blanks for what is not known."""
+    return [str(v).lower() if isinstance(v, bool) else "" if math.isnan(v) else f"{v:.4g}" for v in values]
+
+
+def _native(path: Path, adapter: str, options: dict[str, Any], unit: str) -> tuple[Adapter, PointSet, str]:
+    """The table as the adapter carries it, the adapter, and a note where ``unit``, that of the side, was taken for positions
+    which declare none."""
     import regframe
 
     from ..data import Image, PointSet
 
-    tries = [options] if "unit" in options else [{**options, "unit": unit}, options]
-    for tried in tries:
-        try:
-            data, reader, _ = open_side(path, adapter, tried)
-            break
-        except BadInput:
-            if tried is tries[-1]:
-                raise
+    data, reader, _ = open_side(path, adapter, options)
+    note = ""
+    if unit != "px" and "unit" not in options and (data.grid.unit if isinstance(data, Image) else data.unit) == "px":
+        with contextlib.suppress(BadInput):  # pixels by its own word: whoever converts them says what is missing
+            data, reader, _ = open_side(path, adapter, {**options, "unit": unit})
+            note = (
+                f"positions that declare no unit were taken in {unit}, as the side they belong to; "
+                "--adapter-set unit=U states another"
+            )
     native = reader.apply(
         path,
         regframe.Affine.identity(2, data.grid.unit)
@@ -189,7 +184,7 @@ def _native(path: Path, adapter: str, options: dict[str, Any], unit: str) -> tup
     )
     if not isinstance(native, PointSet):
         raise ValueError(f"wanted a table of positions, got an image in {path}; use `regframe apply image`")
-    return reader, native
+    return reader, native, note
 
 
 @apply.command(short_help="Move the shapes of a GeoJSON file.")
@@ -301,26 +296,6 @@ def _shape_notes(
     return notes
 
 
-def _is_foreign(table: PointSet, name: str) -> bool:
-    """Whether a column of that name is the user's own: it keeps its values; what an earlier run wrote is replaced."""
-    for cell in table.table.get(name, ()):
-        value = "" if cell != cell else str(cell).lower()  # a missing number is a blank
-        if name == "in_canvas" and value not in ("true", "false"):
-            return True
-        if name == "match_probability" and value and not _is_number(value, 1.0):
-            return True
-        if name == "position_sd" and value and not _is_number(value, math.inf):
-            return True
-    return False
-
-
-def _is_number(value: str, most: float) -> bool:
-    try:
-        return 0 <= float(value) <= most
-    except ValueError:
-        return False
-
-
 def _check_spacing(spacing: float | None, option: str = "--input-spacing") -> None:
     if spacing is not None and not (math.isfinite(spacing) and spacing > 0):
         raise BadInput(f"wanted a positive {option}, got {spacing}")
@@ -405,35 +380,3 @@ def in_unit(points: PointSet, side: Grid, spacing: float | None) -> PointSet:
             f"wanted coordinates in px to multiply by a spacing, got columns in {points.unit}; leave it out"
         )
     return points.replace(coords=points.coords * spacing, unit=side.unit)
-
-
-def match_probability(result: Result, coords: Tensor) -> Tensor:
-    """Matching weight ``[N]`` at fixed-space positions ``[N, D]``; NaN outside the fixed canvas, or without weights."""
-    return _at(result.weight, result, coords).clamp(0, 1)
-
-
-def position_sd(result: Result, coords: Tensor, to: str) -> Tensor:
-    """Standard deviation per axis ``[N]`` at fixed-space positions ``[N, D]``, in the unit of the side ``to``; NaN as above."""
-    import torch
-
-    sd = _at(result.position_sd, result, coords)
-    if to == "moving":
-        ndim = result.affine.ndim
-        unit = torch.cat([torch.zeros(1, ndim, dtype=torch.float64), torch.eye(ndim, dtype=torch.float64)])
-        moved = result.affine.points(unit)
-        sd = sd * torch.linalg.det(moved[1:] - moved[0]).abs() ** (-1 / ndim)
-    return sd
-
-
-def _at(values: Tensor | None, result: Result, coords: Tensor) -> Tensor:
-    """``values`` of the weight grid at fixed-space positions ``[N, D]``; NaN outside the fixed canvas, or without values."""
-    import torch
-
-    from ..reference import sample_image
-
-    if values is None or result.weight_grid is None:
-        return torch.full(coords.shape[:1], float("nan"), dtype=torch.float64)
-    grid = result.weight_grid
-    index = (coords - torch.tensor(grid.origin, dtype=torch.float64)) / torch.tensor(grid.spacing, dtype=torch.float64)
-    value = sample_image(values[None].to(torch.float64), index.nan_to_num(0.0))[0]
-    return torch.where(result.fixed_grid.contains(coords), value, torch.nan)

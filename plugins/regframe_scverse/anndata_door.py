@@ -1,0 +1,88 @@
+"""AnnData: the positions in ``obsm`` carried by a result, beside the ones that were there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import regframe
+
+from ._positions import Side, points, ratio, sides, turned
+
+
+def align(
+    adata: Any,
+    result: regframe.Result,
+    to: Side = "fixed",
+    key: str = "spatial",
+    key_added: str = "spatial_aligned",
+    unit: str | None = None,
+    scale_factor: str | None = None,
+    library_id: str | None = None,
+    copy: bool = False,
+) -> Any:
+    """Carry ``obsm[key]`` to the other side of a registration; what was there stays as it was, rows in their order.
+
+    Adds ``obsm[key_added]``, ``[N, 2]`` float64 in the order (x, y) (``[N, 3]``, (x, y, z), for volumes) in the unit of the
+    destination, ``result.fixed_grid.unit`` for ``to="fixed"``; and to ``obs``: ``match_probability`` and ``position_sd``
+    (NaN off the fixed canvas) and ``in_canvas``, with ``regframe_`` before a name that the user's own column bears. These
+    replace what an earlier call wrote; nothing else is changed. A cell without a position (NaN) gets none.
+
+    Args:
+        adata: cells of the side that they are carried from: the moving side for ``to="fixed"``.
+        result: of `regframe.register` or `regframe.load`.
+        to: the side to go to, ``"fixed"`` or ``"moving"``.
+        key: entry of ``obsm`` with the positions, in the order x, y.
+        key_added: entry of ``obsm`` that gets the new ones.
+        unit: what ``obsm[key]`` is in (``"um"``, ``"px"``); AnnData does not say. It may be left out where the side is in px.
+        scale_factor: entry of ``uns["spatial"][library_id]["scalefactors"]`` that positions are multiplied by first, e.g.
+            ``"tissue_hires_scalef"`` where that picture was registered in px; None: as they are.
+        library_id: which of several libraries.
+        copy: return an aligned copy and leave ``adata`` alone.
+
+    Returns:
+        The copy, or None.
+
+    Raises:
+        ValueError: where there is no such entry, it has another shape, its unit is needed and not stated, or ``adata`` is a view.
+    """
+    side, _, _ = sides(result, to)
+    if not all(hasattr(adata, name) for name in ("obs", "obsm", "uns")):
+        raise TypeError(f"wanted an AnnData, got {type(adata).__name__}; read one with anndata.read_h5ad")
+    if key not in adata.obsm:
+        raise ValueError(f"wanted positions in obsm[{key!r}], got obsm with {_join(adata.obsm)}; name one with key=...")
+    if key_added == key:
+        raise ValueError(f"wanted another entry than {key!r} for the new positions, got the same; change key_added")
+    if getattr(adata, "is_view", False) and not copy:
+        raise ValueError("wanted an AnnData of its own, got a view of another; .copy() it first, or pass copy=True")
+    what = f"obsm[{key!r}]"
+    factor = ratio(unit, side, what)
+    if scale_factor is not None:
+        if side.unit != "px":
+            raise ValueError(
+                f"wanted a side in px for {scale_factor!r}, got one in {side.unit}; leave the scale factor out and multiply"
+            )
+        factor *= _scale(adata.uns, scale_factor, library_id)
+    carried = regframe.carry_points(result, points(adata.obsm[key], factor, side, what), to)
+    out = adata.copy() if copy else adata
+    for name, values in carried.columns({str(name): out.obs[name] for name in out.obs.columns}).items():
+        out.obs[name] = values.numpy()
+    out.obsm[key_added] = turned(carried.points.coords)
+    return out if copy else None
+
+
+def _scale(uns: Any, name: str, library: str | None) -> float:
+    libraries = dict(uns.get("spatial", {}))
+    if library is None and len(libraries) == 1:
+        library = next(iter(libraries))
+    if library not in libraries:
+        raise ValueError(
+            f"wanted one library in uns['spatial'] for {name!r}, got {_join(libraries)}; name it with library_id=..."
+        )
+    factors = libraries[library].get("scalefactors", {})
+    if name not in factors:
+        raise ValueError(f"wanted a scale factor {name!r} of {library!r}, got {_join(factors)}; name one of these")
+    return float(factors[name])
+
+
+def _join(names: Any) -> str:
+    return ", ".join(map(str, names)) or "none"

@@ -1,0 +1,365 @@
+"""SpatialData: its elements as what regframe registers, and carried by a result into a coordinate system of their own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+import regframe
+
+from ._positions import Array, Side, ratio, sides, turned
+
+XY = ("x", "y")
+
+
+def open_element(
+    sdata: Any,
+    name: str,
+    coordinate_system: str = "global",
+    unit: str | None = None,
+    scale: int = 0,
+) -> regframe.Image | regframe.PointSet:
+    """An element as `regframe.register` takes it, positions those of ``coordinate_system``.
+
+    Images and labels become an `Image` (a pixel's centre lies half a pixel from its corner, where SpatialData counts from),
+    points a `PointSet`, shapes the `PointSet` of their centroids, ``(y, x)`` both.
+
+    Args:
+        sdata: a SpatialData.
+        name: of the element.
+        coordinate_system: in which the result is to live; what is in it should be in one unit.
+        unit: of the coordinate system, which does not say; None: ``px``.
+        scale: level of a multiscale image, 0 the finest.
+
+    Raises:
+        ValueError: for an element that is not there, is 3D, or is not placed in the coordinate system by an affine map; for an
+            image whose map turns or mirrors it.
+        ImportError: without spatialdata.
+    """
+    sd = _spatialdata()
+    kind, element = _element(sdata, name)
+    placed = _placed(sd, element, name, coordinate_system)
+    if kind in ("points", "shapes"):
+        if kind == "points":
+            frame = element[list(XY)].compute()
+            xy = np.stack([frame["x"].to_numpy(), frame["y"].to_numpy()], axis=1).astype(np.float64)
+        else:
+            centroids = element.geometry.centroid
+            xy = np.stack([centroids.x.to_numpy(), centroids.y.to_numpy()], axis=1)
+        coords = np.ascontiguousarray(_mapped(placed, xy)[:, ::-1])
+        return regframe.PointSet(torch.from_numpy(coords), unit or "px", name=name)
+    image, placed = _image(sd, element, kind, name, coordinate_system, scale)
+    grid = _grid(image.grid.shape, placed, unit or "px")
+    if grid is None:
+        raise ValueError(
+            f"wanted an image that {coordinate_system!r} neither turns nor mirrors, got {name!r}; rasterize it first, or "
+            "register it where it is upright"
+        )
+    return image.replace(grid=grid)
+
+
+def align_elements(
+    sdata: Any,
+    result: regframe.Result,
+    to: Side = "fixed",
+    elements: Iterable[str] | None = None,
+    coordinate_system: str = "global",
+    to_coordinate_system: str = "aligned",
+    unit: str | None = None,
+    suffix: str = "_aligned",
+    pixel_origin: Literal["corner", "center"] | None = None,
+    spacing: float | None = None,
+    map_path: str | Path | None = None,
+) -> dict[str, str]:
+    """Carry elements to the other side of a registration: each gets a warped twin beside it, in a new coordinate system.
+
+    ``NAME_aligned`` lies in ``to_coordinate_system``, whose positions are those of the destination, in its unit:
+
+    * points: x and y moved, partition by partition and only when computed, with the columns ``match_probability``,
+      ``position_sd`` and ``in_canvas``; everything else as it was;
+    * shapes: polygons vertex by vertex, with new vertices where the map bends an edge; circles by their centre, the radius
+      scaled as the area around it; index and columns as they were;
+    * images and labels: the finest level resampled on the canvas of the destination, in their dtype; ids stay ids.
+
+    The elements themselves stay as they are but for one more transformation, to ``to_coordinate_system + "_affine"``: the
+    affine part of the map, which every scverse tool can use. SpatialData has no class for the nonlinear map: it is saved at
+    ``map_path`` as OME-Zarr, and ``sdata.attrs["regframe"]`` says where it is, its unit and verdict. All this happens in
+    memory; write the new elements, transformations and attributes with SpatialData's own methods.
+
+    Args:
+        sdata: holds elements of the side that they are carried from.
+        result: of `regframe.register` or `regframe.load`.
+        to: the side to go to, ``"fixed"`` or ``"moving"``.
+        elements: their names; None: all that are placed in ``coordinate_system``.
+        coordinate_system: whose positions are those of the source side.
+        to_coordinate_system: name for the destination; that of the other side's elements where they are in ``sdata`` too.
+        unit: of ``coordinate_system``, which does not say; may be left out where the source side is in px.
+        suffix: of the new names.
+        pixel_origin: None: positions of the result are those of the coordinate systems, as `open_element` gives them. Where both
+            sides of the result were image files, whose first pixel has its *centre* at 0, and the coordinate systems begin at its
+            *corner*: ``"corner"``. ``"center"`` is as None.
+        spacing: pixel size of carried images, in the unit of the destination; None: that of the destination.
+        map_path: folder to write the map to, ``NAME.ome.zarr``.
+
+    Returns:
+        New name by old name.
+
+    Raises:
+        ValueError: where an element cannot be carried, a name is taken or a unit is needed; nothing has been changed then.
+        ImportError: without spatialdata.
+    """
+    sd = _spatialdata()
+    side, canvas, transform = sides(result, to)
+    if side.ndim != 2:
+        raise ValueError(f"wanted the result of a plane for elements of SpatialData, got one of {side.ndim} dimensions")
+    if pixel_origin not in (None, "corner", "center"):
+        raise ValueError(f"wanted pixel_origin 'corner' or 'center', got {pixel_origin!r}; choose one")
+    names = _names(sd, sdata, elements, coordinate_system)
+    new = {name: f"{name}{suffix}" for name in names}
+    taken = [n for n in new.values() if n in sdata]
+    if taken:
+        raise ValueError(
+            f"wanted new names for the carried elements, got {', '.join(taken)}, which are there; change suffix"
+        )
+    factor = ratio(unit, side, f"the coordinate system {coordinate_system!r}")
+    half = pixel_origin == "corner"
+    before, after = (np.array(g.spacing) / 2 if half else np.zeros(2) for g in (side, canvas))  # (y, x)
+    into = np.array([[0, factor, -before[0]], [factor, 0, -before[1]], [0, 0, 1.0]])  # (x, y) of the system -> position
+    out = np.array([[0, 1, after[1]], [1, 0, after[0]], [0, 0, 1.0]])  # position -> (x, y) of the new system
+    door = _Door(sd, result, to, transform, side, canvas, into, out, to_coordinate_system, spacing)
+    carried = {}
+    for name in names:
+        kind, element = _element(sdata, name)
+        carried[name] = getattr(door, kind)(
+            element, _placed(sd, element, name, coordinate_system), name, coordinate_system
+        )
+    linear = result.affine if to == "fixed" else result.affine.inverse()
+    assert isinstance(linear, regframe.Affine)
+    matrix = sd.transformations.Affine(out @ linear.matrix.numpy() @ into, XY, XY)
+    about = {
+        "to": to,
+        "source": coordinate_system,
+        "unit": canvas.unit,
+        "verdict": result.verdict,
+        "affine": f"{to_coordinate_system}_affine",
+        "map": None if map_path is None else Path(map_path).name,
+    }
+    if map_path is not None:
+        result.save(Path(map_path))
+    for name, element in carried.items():
+        sdata[new[name]] = element
+        own = _element(sdata, name)[1]
+        first = sd.transformations.get_transformation(own, to_coordinate_system=coordinate_system)
+        both = sd.transformations.Sequence([first, matrix])
+        sd.transformations.set_transformation(own, both, to_coordinate_system=about["affine"])
+    held = dict(sdata.attrs.get("regframe", {}))
+    sdata.attrs["regframe"] = {**held, to_coordinate_system: about}
+    return new
+
+
+class _Door:
+    """Carries one element of each kind; ``(x, y)`` outside, positions ``(y, x)`` inside."""
+
+    def __init__(
+        self,
+        sd: Any,
+        result: regframe.Result,
+        to: Side,
+        transform: regframe.Transform,
+        side: regframe.Grid,
+        canvas: regframe.Grid,
+        into: Array,
+        out: Array,
+        system: str,
+        spacing: float | None,
+    ) -> None:
+        self.sd, self.result, self.to, self.transform = sd, result, to, transform
+        self.side, self.canvas, self.into, self.out, self.system, self.spacing = (
+            side,
+            canvas,
+            into,
+            out,
+            system,
+            spacing,
+        )
+
+    def carry(self, placed: Array, xy: Array) -> tuple[Array, dict[str, torch.Tensor]]:
+        """Own coordinates ``[N, 2]`` (x, y) in the new system, and the columns that say how far to trust them."""
+        at = _mapped(self.into @ placed, xy)  # (y, x)
+        carried = regframe.carry_points(self.result, regframe.PointSet(torch.from_numpy(at), self.side.unit), self.to)
+        return _mapped(self.out, carried.points.coords.numpy()), carried.columns()
+
+    def points(self, element: Any, placed: Array, name: str, system: str) -> Any:
+        columns = [str(c) for c in element.columns]
+        wanted = ("match_probability", "position_sd", "in_canvas")
+        titles = {n: f"regframe_{n}" if n in columns else n for n in wanted}
+
+        def move(frame: Any) -> Any:
+            xy = np.stack([frame["x"].to_numpy(), frame["y"].to_numpy()], axis=1).astype(np.float64)
+            moved, added = self.carry(placed, xy)
+            values = {titles[n]: v.numpy() for n, v in added.items()}
+            return frame.assign(x=moved[:, 0], y=moved[:, 1], **values)
+
+        moved = element.map_partitions(move, meta=move(element._meta))
+        attrs = {k: v for k, v in element.attrs.items() if k != "transform"}
+        moved.attrs.update(attrs)
+        self._place(moved)
+        self.sd.models.PointsModel().validate(moved)
+        return moved
+
+    def shapes(self, element: Any, placed: Array, name: str, system: str) -> Any:
+        import shapely
+
+        out = element.copy()
+        if "radius" in element.columns:
+            xy = shapely.get_coordinates(element.geometry.to_numpy())
+            r = element["radius"].to_numpy(dtype=np.float64)[:, None]
+            step = np.maximum(r, 1e-9)
+            ex, ey = np.array([[1.0, 0]]), np.array([[0, 1.0]])
+            ends = [self.carry(placed, xy + s * step * e)[0] for e in (ex, ey) for s in (1, -1)]
+            jx, jy = (ends[0] - ends[1]) / (2 * step), (ends[2] - ends[3]) / (2 * step)
+            area = np.abs(jx[:, 0] * jy[:, 1] - jx[:, 1] * jy[:, 0])
+            moved = self.carry(placed, xy)[0]
+            out["radius"] = r[:, 0] * np.sqrt(area)
+            geometry = shapely.points(moved)
+        else:
+            geometry = self._polygons(element.geometry.to_numpy(), placed, name)
+        out.geometry = geometry
+        out.attrs = {k: v for k, v in element.attrs.items() if k != "transform"}
+        self._place(out)
+        self.sd.models.ShapesModel().validate(out)
+        return out
+
+    def _polygons(self, geometries: Any, placed: Array, name: str) -> Any:
+        import shapely
+
+        flat = shapely.force_2d(geometries)
+        features = [{"type": "Feature", "properties": {}, "geometry": json.loads(g)} for g in shapely.to_geojson(flat)]
+        shapes = regframe.Shapes.from_geojson({"type": "FeatureCollection", "features": features}, "px", "center", name)
+        at = _mapped(self.into @ placed, turned(shapes.coords))
+        shapes = shapes.replace(coords=torch.from_numpy(at), unit=self.side.unit)
+        moved = regframe.move_shapes(shapes, self.transform, self.canvas)
+        xy = _mapped(self.out, moved.coords.numpy())
+        back = moved.replace(coords=torch.from_numpy(np.ascontiguousarray(xy[:, ::-1])), unit="px").to_geojson("center")
+        return np.array([shapely.from_geojson(json.dumps(f["geometry"])) for f in back["features"]], dtype=object)
+
+    def images(self, element: Any, placed: Array, name: str, system: str) -> Any:
+        return self._raster(element, "images", name, system)
+
+    def labels(self, element: Any, placed: Array, name: str, system: str) -> Any:
+        return self._raster(element, "labels", name, system)
+
+    def _raster(self, element: Any, kind: str, name: str, system: str) -> Any:
+        image, placed = _image(self.sd, element, kind, name, system, 0)
+        lies = self.into @ placed  # (x, y) of its pixels -> position
+        flip = np.array([[0, 1.0, 0], [1, 0, 0], [0, 0, 1]])
+        grid = _grid(image.grid.shape, flip @ lies, self.side.unit)
+        transform = self.transform
+        if grid is None:  # turned: through its own pixels
+            grid = image.grid
+            own = regframe.Affine(torch.from_numpy(lies @ flip), "px", self.side.unit)
+            transform = regframe.Sequence((own, transform))
+        target = self.canvas if self.spacing is None else self.canvas.resampled(self.spacing)
+        moved = regframe.resample(image.replace(grid=grid), transform, target)
+        (sy, sx), (oy, ox) = target.spacing, target.origin
+        corner = _mapped(self.out, np.array([[oy - sy / 2, ox - sx / 2]]))[0]
+        tf = self.sd.transformations
+        where = {self.system: tf.Sequence([tf.Scale([sx, sy], XY), tf.Translation(corner.tolist(), XY)])}
+        data = moved.data.numpy()
+        if kind == "labels":
+            return self.sd.models.Labels2DModel.parse(data[0], dims=("y", "x"), transformations=where)
+        return self.sd.models.Image2DModel.parse(
+            data, dims=("c", "y", "x"), c_coords=list(moved.channels), transformations=where
+        )
+
+    def _place(self, element: Any) -> None:
+        identity = {self.system: self.sd.transformations.Identity()}
+        self.sd.transformations.set_transformation(element, identity, set_all=True)
+
+
+def _spatialdata() -> Any:
+    try:
+        import spatialdata
+        import spatialdata.models
+        import spatialdata.transformations
+    except ImportError as error:
+        raise ImportError(
+            f"wanted spatialdata for elements of SpatialData, got no {error.name}; install regframe[spatialdata]"
+        ) from error
+    return spatialdata
+
+
+def _element(sdata: Any, name: str) -> tuple[str, Any]:
+    for kind in ("images", "labels", "points", "shapes"):
+        held: Mapping[str, Any] = getattr(sdata, kind)
+        if name in held:
+            return kind, held[name]
+    there = [n for kind in ("images", "labels", "points", "shapes") for n in getattr(sdata, kind)]
+    raise ValueError(f"wanted an element of this SpatialData ({', '.join(there) or 'none'}), got {name!r}; name one")
+
+
+def _names(sd: Any, sdata: Any, elements: Iterable[str] | None, system: str) -> list[str]:
+    if elements is not None:
+        names = [elements] if isinstance(elements, str) else list(elements)
+    else:
+        everything = [n for kind in ("images", "labels", "points", "shapes") for n in getattr(sdata, kind)]
+        held = sd.transformations.get_transformation
+        names = [n for n in everything if system in held(_element(sdata, n)[1], get_all=True)]
+    if not names:
+        raise ValueError(f"wanted elements placed in the coordinate system {system!r}, got none; name it")
+    return names
+
+
+def _placed(sd: Any, element: Any, name: str, system: str) -> Array:
+    """``[3, 3]`` from an element's own (x, y) to those of the coordinate system."""
+    held = sd.transformations.get_transformation(element, get_all=True)
+    if system not in held:
+        raise ValueError(f"wanted {name!r} placed in the coordinate system {system!r}, got {', '.join(held)}; name one")
+    axes = sd.models.get_axes_names(element)
+    if "z" in axes and sd.models.get_model(element) is not sd.models.PointsModel:
+        raise ValueError(
+            f"wanted an element in a plane, got {name!r} with the axes {', '.join(axes)}; take a section of it"
+        )
+    matrix: Array = np.asarray(held[system].to_affine_matrix(XY, XY), dtype=np.float64)
+    if not np.isfinite(matrix).all() or abs(np.linalg.det(matrix)) == 0:
+        raise ValueError(f"wanted an invertible map from {name!r} to {system!r}, got {matrix.tolist()}; mend it")
+    return matrix
+
+
+def _image(sd: Any, element: Any, kind: str, name: str, system: str, scale: int) -> tuple[regframe.Image, Array]:
+    """A level on the grid of its own pixels, whose corner is 0, and where (x, y) of them lie."""
+    if hasattr(element, "dims") and not hasattr(element, "children"):
+        levels = [element]
+    else:
+        levels = list(sd.get_pyramid_levels(element))
+    if not 0 <= scale < len(levels):
+        raise ValueError(f"wanted a scale of {name!r} from 0 to {len(levels) - 1}, got {scale}; choose one")
+    level = levels[scale]
+    placed = _placed(sd, level, name, system)
+    labels = kind == "labels"
+    level = level.transpose("y", "x") if labels else level.transpose("c", "y", "x")
+    channels = () if labels else tuple(str(c) for c in level.coords["c"].values)
+    image = regframe.Image.from_array(
+        level.to_numpy(), "yx" if labels else "cyx", 1.0, (0.5, 0.5), labels=labels, channels=channels, name=name
+    )
+    return image, placed
+
+
+def _grid(shape: tuple[int, ...], placed: Array, unit: str) -> regframe.Grid | None:
+    """The grid of pixels that (x, y) of the matrix place, None where it turns or mirrors them."""
+    if placed[0, 1] != 0 or placed[1, 0] != 0 or placed[0, 0] <= 0 or placed[1, 1] <= 0:
+        return None
+    sx, sy = float(placed[0, 0]), float(placed[1, 1])
+    origin = (float(placed[1, 2]) + sy / 2, float(placed[0, 2]) + sx / 2)
+    return regframe.Grid(shape, (sy, sx), origin, unit)
+
+
+def _mapped(matrix: Array, xy: Array) -> Array:
+    """``[N, 2]`` through a homogeneous ``[3, 3]``."""
+    moved: Array = xy @ matrix[:2, :2].T + matrix[:2, 2]
+    return np.ascontiguousarray(moved)
