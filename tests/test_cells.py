@@ -576,3 +576,18 @@ def test_apply_to_other_formats(run_folder: tuple[Path, Path], command: Callable
     assert list(back.columns) == list(found.columns)
     np.testing.assert_allclose(back["x"][1:], frame["x"][1:], atol=1e-6)
     command(*arguments, "--adapter", "image", code=(2,))
+
+
+def test_outside_a_field_nothing_is_known() -> None:
+    corners = np.array([[0.0, 0.0], [0.0, 40.0], [30.0, 0.0], [10.0, 10.0]])
+    image = rf.open(corners, adapter="cells", columns="y,x", unit="um", spacing=1, field="hull")
+    assert isinstance(image, rf.Image)
+    assert image.weight is not None
+    at = image.grid.coords()
+    inside = (at[..., 0] >= 0) & (at[..., 1] >= 0) & (at[..., 0] / 30 + at[..., 1] / 40 <= 1)
+    assert float((image.weight.bool() != inside).to(torch.float32).mean()) < 0.01
+    assert rf.open(corners, adapter="cells", columns="y,x", unit="um", spacing=1).weight is None  # type: ignore[union-attr]
+    with pytest.raises(ValueError, match="wanted cells that span an area"):
+        rf.open(corners[:2], adapter="cells", columns="y,x", unit="um", spacing=1, field="hull")
+    with pytest.raises(ValueError, match="wanted the field to be one of all, hull, got 'box'"):
+        rf.adapter("cells", field="box")

@@ -16,13 +16,17 @@ from numpy.typing import NDArray
 
 import regframe
 
-from .raster import MARGIN, Array, canvas, check_size, propose_spacing, rasterize
+from .raster import MARGIN, Array, canvas, check_size, hull, propose_spacing, rasterize
 from .tables import ANNDATA, KEY_ADDED, PARQUET, Cells, read_cells, write_cells
 
 MOST_WEIGHTS = 1 << 28
 """Counts of genes held at once: 2 GiB."""
 SIGMA = 1.5
 """Standard deviation of a cell's Gaussian where none is given, in pixels."""
+
+
+FIELDS = ("all", "hull")
+"""What is known to be empty where there are no cells."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,8 @@ class CellsAdapter(regframe.Adapter):
         scale_factor: what positions of spots are multiplied by, an entry of the ``scalefactors`` of an AnnData
             (``tissue_hires_scalef``, ``LIBRARY/tissue_hires_scalef``); nothing is scaled unless asked for.
         key_added: entry of ``obsm`` that gets the positions in an h5ad that is written; those it had are kept.
+        field: ``"hull"`` where the table holds only the part of a tissue that was imaged: what lies outside the convex hull of
+            its cells then is unknown, not empty, and does not count. ``"all"``: where there are no cells there is no tissue.
         threads: 0 for all cores.
     """
 
@@ -84,6 +90,7 @@ class CellsAdapter(regframe.Adapter):
         beside: Any = None,
         channels: int | str | Sequence[int | str] | None = None,
         threads: int = 0,
+        field: str = "all",
         scale_factor: str | None = None,
         key_added: str = KEY_ADDED,
     ) -> None:
@@ -115,6 +122,9 @@ class CellsAdapter(regframe.Adapter):
         self.components, self.beside = components, beside
         self.channels: list[int | str] | None = None if channels is None else _choices(channels)
         self.threads = threads
+        if field not in FIELDS:
+            raise ValueError(f"wanted the field to be one of {', '.join(FIELDS)}, got {field!r}")
+        self.field = field
         if not isinstance(key_added, str) or not key_added or "/" in key_added:
             raise ValueError(f"wanted a name for an entry of obsm as key_added, got {key_added!r}")
         if scale_factor is not None and (not isinstance(scale_factor, str) or not scale_factor):
@@ -158,8 +168,18 @@ class CellsAdapter(regframe.Adapter):
                 self.genes,
                 scale_factor=self.scale_factor,
             )
-            return self._choose(project(self.read(source), other.read(self.beside), self.components, self, other)[0])
-        return self._choose(self.raster(self.weigh(self.read(source))))
+            cells = self.read(source)
+            return self._choose(
+                self._within(project(cells, other.read(self.beside), self.components, self, other)[0], cells)
+            )
+        cells = self.read(source)
+        return self._choose(self._within(self.raster(self.weigh(cells)), cells))
+
+    def _within(self, image: regframe.Image, cells: Cells) -> regframe.Image:
+        """The raster with weight 0 outside the field that the cells were taken from."""
+        if self.field == "all":
+            return image
+        return image.replace(weight=torch.from_numpy(hull(cells.coords.numpy(), image.grid)))
 
     def apply(self, source: Any, transform: regframe.Transform, grid: regframe.Grid | None = None) -> Cells:
         """The same table in the same order, positions carried by ``transform``; ``grid`` plays no part."""

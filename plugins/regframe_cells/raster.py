@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.spatial import cKDTree
+from scipy.spatial import ConvexHull, QhullError, cKDTree
 
 import regframe
 
@@ -97,6 +97,22 @@ def rasterize(
         part = out[i * weights.shape[1] : (i + 1) * weights.shape[1]]
         part[:] = _host.splat(coords, values, grid.shape, grid.origin, grid.spacing, float(sigma), threads)[0]
     return out
+
+
+def hull(coords: Array, grid: regframe.Grid) -> NDArray[np.float32]:
+    """1 on the pixels ``[H, W]`` of ``grid`` within the convex hull of positions ``[N, 2]``, else 0.
+
+    ValueError where they span no area.
+    """
+    try:
+        sides = ConvexHull(coords).equations  # [K, 3]: outward normal and offset
+    except (QhullError, ValueError):
+        raise ValueError(f"wanted cells that span an area for field='hull', got {len(coords)} on a line") from None
+    y, x = (o + s * np.arange(n) for o, s, n in zip(grid.origin, grid.spacing, grid.shape, strict=True))
+    out = np.ones(grid.shape, dtype=bool)
+    for a, b, c in sides:
+        out &= a * y[:, None] + b * x[None, :] + c <= 0
+    return out.astype(np.float32)
 
 
 def check_size(grid: regframe.Grid, channels: int) -> None:
