@@ -66,7 +66,7 @@ MOST_VARIABLES = 6_000_000
 """Values of a velocity at most; a finer one is given wider nodes, and more memory would not make it better."""
 NODES = 3
 """Velocity nodes per length a: with fewer, the kinks of the multilinear velocity cost accuracy and storage."""
-SCALE_3D = 0.045
+SCALE_3D = 0.042
 """Length a in a volume: organs fold in three directions."""
 ORDER_3D = 1.0
 """Power p there."""

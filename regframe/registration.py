@@ -653,12 +653,14 @@ def _judge(figures: dict[str, Any], fit: Fit) -> tuple[str, list[str]]:
         warn.append(f"the moving image covers only {figures['overlap_fraction']:.0%} of the fixed one")
     place, final = (figures["coincidence"][key] for key in ("affine", "final"))
     margin = figures["pose_margin"]
+    # smooth organs of any kind come to 10 in three dimensions
+    belong = BELONG if fit.increment.ndim == 2 else BEYOND_DOUBT
     home = final >= BENT_HOME and (margin is None or margin >= pose.CLEAR)
-    if explained["final"] < 0.02 and place < BELONG:
+    if explained["final"] < 0.02 and place < belong:
         fail.append("the aligned images have nothing in common: the moving one explains under 2 % of the fixed one")
     elif place < CHANCE and final < BEYOND_DOUBT and explained["final"] < LITTLE_IN_COMMON:
         fail.append(f"the images match no better here than they would anywhere else ({place:.1f} standard deviations)")
-    elif place < BELONG and not home:
+    elif place < belong and not home:
         warn.append(
             f"the images match hardly better here than elsewhere ({place:.1f} standard deviations): look at the overlay"
         )
