@@ -71,7 +71,7 @@ SCALE_3D = 0.042
 ORDER_3D = 1.0
 """Power p there."""
 NODES_3D = 2
-"""The same in a volume, where they cost more."""
+"""Velocity nodes per length a there, where they cost more."""
 MARGIN_3D = 2.5
 """Lengths a by which velocities reach beyond a volume: there the far end of the period is no longer felt."""
 CHORD = 16

@@ -99,7 +99,9 @@ def prepare(image: Image) -> tuple[Image, Look]:
     rest = trusted * ~filled
     rest = rest if bool(rest.any()) else trusted
     background = flattest(data, rest)  # [C]
-    if len(background) == 3:  # on a slide that is drawn over the flattest part may be the ink
+    if len(background) == 3 and bool(
+        (rest > 0).any()
+    ):  # on a slide that is drawn over the flattest part may be the ink
         brightness = data.mean(dim=0)
         light = flattest(data, rest * (brightness >= brightness[rest > 0].median()))
         if _lit(data, light, low, span, brightest):
@@ -126,7 +128,8 @@ def prepare(image: Image) -> tuple[Image, Look]:
     brightfield = _lit(data, background, low, span, brightest)
     ink = torch.zeros_like(padded)
     if brightfield:
-        ink = _ink(data / high, background / high, (trusted > 0) & ~padded & ~marks)
+        dark = min(low, 0.0)  # no light, or less than that in pictures that were shifted
+        ink = _ink((data - dark) / (high - dark), (background - dark) / (high - dark), (trusted > 0) & ~padded & ~marks)
     drawn = marks | ink
     if bool(drawn.any()):
         index = [torch.arange(n).div(step, rounding_mode="floor").clamp(max=m - 1)

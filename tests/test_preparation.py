@@ -77,6 +77,18 @@ def test_ink_does_not_count(colour: tuple[int, int, int], cover: float) -> None:
     assert drawn.mean() < look.ink_fraction < 2.2 * drawn.mean()
 
 
+@pytest.mark.parametrize("shift", [0.0, -255.0, -1000.0])
+def test_ink_is_found_whatever_stands_for_no_light(shift: float) -> None:
+    drawn = stroke((160, 200))
+    inked = np.where(drawn[..., None] > 0, np.array([20.0, 40.0, 160.0]), slide().astype(np.float64)) + shift
+    assert preparation.prepare(image(inked.astype(np.float32)))[1].ink_fraction > drawn.mean()
+
+
+def test_a_mask_that_hides_all_is_no_defect() -> None:
+    hidden = rf.Image(image(slide()).data, rf.Grid((160, 200)), weight=torch.zeros(160, 200))
+    assert preparation.prepare(hidden)[1].ink_fraction == 0
+
+
 def test_smooth_dark_tissue_is_no_ink() -> None:
     y, x = np.mgrid[:160, :200]
     inside = gaussian_filter((((y - 80) / 60) ** 2 + ((x - 100) / 80) ** 2 < 1) * 1.0, 1.0)
