@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from . import ops
-from .data import Grid, Image, PointSet
+from .data import Grid, Image, PointSet, Pyramid
 from .transforms import Transform
 
 
@@ -43,6 +43,10 @@ class Adapter(ABC):
     @abstractmethod
     def save(self, data: Image | PointSet, path: Path) -> None:
         """Write ``data`` in this modality's format; the caller sees to it that ``path`` may be written."""
+
+    def pyramid(self, source: Any) -> Pyramid | None:
+        """Every resolution of a large image, lazy, or None where the modality has none; optional."""
+        return None
 
     @classmethod
     def sample(cls, folder: Path) -> Any:

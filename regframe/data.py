@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -238,6 +238,55 @@ class Image:
     def replace(self, **changes: Any) -> Image:
         """A copy with some fields changed."""
         return dataclasses.replace(self, **changes)
+
+
+@dataclass(frozen=True)
+class Level:
+    """One resolution of a `Pyramid`, whose pixels stay on the disk until a region is read.
+
+    Args:
+        grid: where its pixels are, in the same physical space as every other level.
+        chunk: pixels per axis ``(c, *S)`` that are decoded together: reads along its borders cost least.
+        read: pixels of a region, given as one slice per spatial axis with explicit, non-negative start and stop inside
+            the grid and no step, ``[C, *region]`` in the pyramid's dtype. Safe to call from several threads and
+            processes at once (it can be pickled).
+    """
+
+    grid: Grid
+    chunk: tuple[int, ...]
+    read: Callable[[tuple[slice, ...]], np.ndarray[Any, Any]]
+
+
+@dataclass(frozen=True)
+class Pyramid:
+    """A large image at several resolutions, lazy.
+
+    Args:
+        levels: finest first.
+        dtype: of the pixels, the same at every level.
+        channels: one name per channel.
+        colors: one ``RRGGBB`` per channel, or none.
+        labels: True where values are ids, which are never averaged.
+        name: what pictures and messages call it.
+    """
+
+    levels: tuple[Level, ...]
+    dtype: np.dtype[Any]
+    channels: tuple[str, ...]
+    colors: tuple[str, ...] = ()
+    labels: bool = False
+    name: str = "image"
+
+    @property
+    def grid(self) -> Grid:
+        """The grid of the finest level."""
+        return self.levels[0].grid
+
+    def image(self, level: int = 0) -> Image:
+        """One level, read whole."""
+        chosen = self.levels[level]
+        data = chosen.read(tuple(slice(0, n) for n in chosen.grid.shape))
+        return Image(torch.from_numpy(_native(data)), chosen.grid, self.channels, labels=self.labels, name=self.name)
 
 
 @dataclass(frozen=True)
