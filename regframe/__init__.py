@@ -41,11 +41,13 @@ _HOME = {
     "pair_points": "tables",
     "position_columns": "tables",
     "read_landmarks": "tables",
+    "read_map": "interchange",
     "read_points": "tables",
     "read_shapes": "shapes",
     "read_table": "tables",
     "register": "registration",
     "resample": "transforms",
+    "write_map": "interchange",
     "write_points": "tables",
     "write_shapes": "shapes",
 }

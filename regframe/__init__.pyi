@@ -8,6 +8,8 @@ from .data import PointSet as PointSet
 from .evaluation import carry_points as carry_points
 from .evaluation import match_points as match_points
 from .hookspecs import hookimpl as hookimpl
+from .interchange import read_map as read_map
+from .interchange import write_map as write_map
 from .plugins import PluginError as PluginError
 from .plugins import PluginWarning as PluginWarning
 from .plugins import adapter as adapter

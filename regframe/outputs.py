@@ -116,8 +116,8 @@ def staged(path: Path, overwrite: bool = False) -> Iterator[Path]:
 def write(
     path: Path,
     result: Result,
-    fixed: Image | PointSet,
-    moving: Image | PointSet,
+    fixed: Image | PointSet | None,
+    moving: Image | PointSet | None,
     run: dict[str, Any],
     overwrite: bool = False,
     save_warped: Callable[[Path], object] | None = None,
@@ -127,8 +127,8 @@ def write(
     Args:
         path: the folder.
         result: what was computed.
-        fixed: the fixed side, for the report.
-        moving: the moving side, for the report.
+        fixed: the fixed side, for the report; none is drawn where None.
+        moving: the moving side, likewise.
         run: where the inputs lie and how they were opened; kept under ``run`` in ``config.resolved.yaml``.
         overwrite: replace a folder that regframe wrote.
         save_warped: called with the folder to write the warped data into it.
@@ -149,7 +149,8 @@ def write(
             log.writelines(to_json(line) + "\n" for line in result.history)
         if save_warped is not None:
             save_warped(folder)
-        report.write(result, fixed, moving, folder / REPORT)
+        if fixed is not None and moving is not None:
+            report.write(result, fixed, moving, folder / REPORT)
 
 
 def versions() -> dict[str, str]:

@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -101,11 +101,14 @@ class FieldReport:
 # ---------------------------------------------------------------------------------------------------------------- save
 
 
-def save(result: Result, path: str | Path, overwrite: bool = False) -> dict[str, FieldReport]:
+def save(
+    result: Result, path: str | Path, overwrite: bool = False, tolerance: float = TOLERANCE_PX
+) -> dict[str, FieldReport]:
     """Write ``result`` as one OME-Zarr 0.6 folder and return the error of each displacement field in it.
 
     The folder is written aside, in the same parent, and renamed when complete; a failed write leaves nothing behind.
-    Keys of what is returned: ``"to_fixed"`` and ``"to_moving"``, none for a map without a flow.
+    Keys of what is returned: ``"to_fixed"`` and ``"to_moving"``, none for a map without a flow. ``tolerance`` is the largest
+    error a field may add by being interpolated, in moving pixels.
 
     Raises:
         FileExistsError: ``path`` exists and ``overwrite`` is False, or it is not a store written by this function.
@@ -121,7 +124,7 @@ def save(result: Result, path: str | Path, overwrite: bool = False) -> dict[str,
         group = root.create_group("regframe")
         for name, array in _own_arrays(result, parts).items():
             _write_array(group, name, array)
-        scene, reports = _write_standard(root, result, parts)
+        scene, reports = _write_standard(root, result, tolerance)
         group.update_attributes(own)
         measured = {name: asdict(report) for name, report in reports.items()}
         header = {"format": FORMAT, "complete": True, "fields": _encode(measured, "fields")}
@@ -130,7 +133,7 @@ def save(result: Result, path: str | Path, overwrite: bool = False) -> dict[str,
         if report.max_error_px > WORTH_A_WARNING_PX:
             warnings.warn(
                 f"the displacement field {report.path} in {target} is {report.max_error_px:.2g} px off at most where "
-                f"{report.tolerance_px} was wanted, the best {MAX_NODES} nodes can do for this much bending; "
+                f"{report.tolerance_px:g} was wanted, the best {MAX_NODES} nodes can do for this much bending; "
                 "regframe itself reads the exact map, other programs read this field",
                 stacklevel=2,
             )
@@ -362,36 +365,90 @@ def _decode(value: Any) -> Any:
 # -------------------------------------------------------------------------------------------------- the standard part
 
 
-def _write_standard(root: zarr.Group, result: Result, parts: list[Transform]) -> tuple[_Json, dict[str, FieldReport]]:
-    """Write the displacement fields; return the ``scene`` of the root's ``ome`` attribute and the fields' errors."""
+class Bent(NamedTuple):
+    """A map ``after · bend · before`` (moving → fixed) with its bend as displacement fields both ways.
+
+    Args:
+        before: homogeneous matrix ``[D+1, D+1]`` from the moving space to that of the bend; None where it is the same.
+        to_fixed: the bend as a field, or None where the map does not bend.
+        to_moving: its inverse as a field.
+        after: matrix ``[D+1, D+1]`` from the space of the bend to the fixed one; None where it is the same.
+        errors: largest and mean error of each field by its name, in moving pixels.
+    """
+
+    before: Tensor | None
+    to_fixed: Displacement | None
+    to_moving: Displacement | None
+    after: Tensor | None
+    errors: dict[str, tuple[float, float]]
+
+
+def as_fields(result: Result, tolerance: float = TOLERANCE_PX) -> Bent:
+    """The map of ``result`` as matrices and fields, as coarse as ``tolerance`` (in moving pixels) allows.
+
+    Raises ValueError for a map that bends twice.
+    """
+    before, bend, after = split(result.transform)
+    ndim = result.transform.ndim
+    if bend is None:
+        return Bent(None, None, None, product(before, ndim), {})
+    box = _region(result, before, bend, after)
+    pixel = _pixel_after(result.moving_grid, before)
+    fields, errors = [], {}
+    for name, exact in (("to_fixed", bend), ("to_moving", bend.inverse())):
+        field, worst, mean = coarsest_field(exact, bend.grid, box, pixel, tolerance)
+        fields.append(field)
+        errors[name] = (worst, mean)
+    matrices = [product(parts, ndim) if parts else None for parts in (before, after)]
+    return Bent(matrices[0], fields[0], fields[1], matrices[1], errors)
+
+
+def split(transform: Transform) -> tuple[list[Transform], Flow | Displacement | None, list[Transform]]:
+    """The affine maps before the bend, the bend and the affine maps after it; all are before where nothing bends.
+
+    Raises ValueError for a map that bends twice, or by a map of another kind.
+    """
+    parts = list(transform.parts())
     bent = [i for i, part in enumerate(parts) if not isinstance(part, Affine)]
     if len(bent) > 1:
         raise ValueError(f"wanted a map with at most one flow or displacement, got {len(bent)}; save them one by one")
+    if not bent:
+        return parts, None, []
+    bend = parts[bent[0]]
+    if not isinstance(bend, (Flow, Displacement)):
+        raise ValueError(f"wanted a map made of Affine, Flow and Displacement, got {type(bend).__name__}")
+    return parts[: bent[0]], bend, parts[bent[0] + 1 :]
+
+
+def _write_standard(root: zarr.Group, result: Result, tolerance: float) -> tuple[_Json, dict[str, FieldReport]]:
+    """Write the displacement fields; return the ``scene`` of the root's ``ome`` attribute and the fields' errors."""
+    bent, ndim = as_fields(result, tolerance), result.transform.ndim
     moving, fixed = result.transform.source_unit, result.transform.target_unit
     ends = {"input": {"name": "moving"}, "output": {"name": "fixed"}}
-    systems = [_coordinate_system("fixed", fixed, parts[0].ndim), _coordinate_system("moving", moving, parts[0].ndim)]
-    if not bent:
-        whole = _affine_to_json(_product(parts, parts[0].ndim))
+    systems = [_coordinate_system("fixed", fixed, ndim), _coordinate_system("moving", moving, ndim)]
+    if bent.to_fixed is None or bent.to_moving is None:
+        assert bent.after is not None
+        whole = _affine_to_json(bent.after)
         return {"coordinateSystems": systems, "coordinateTransformations": [{**whole, **ends}]}, {}
-    before, bend, after = parts[: bent[0]], parts[bent[0]], parts[bent[0] + 1 :]
-    assert isinstance(bend, (Flow, Displacement))
-    box = _region(result, before, bend, after)
     fields = root.create_group(_FIELDS)
     steps: dict[str, _Json] = {}
     reports: dict[str, FieldReport] = {}
-    pixel = _pixel_after(result.moving_grid, before)
-    for name, exact in (("to_fixed", bend), ("to_moving", bend.inverse())):
-        field, error, mean = _coarsest_field(exact, bend.grid, box, pixel)
+    for name, field in (("to_fixed", bent.to_fixed), ("to_moving", bent.to_moving)):
         _write_field(fields, name, field)
         steps[name] = {"type": "displacements", "name": name, "path": f"{_FIELDS}/{name}", "interpolation": "linear"}
+        worst, mean = bent.errors[name]
+        grid = field.grid
         reports[name] = FieldReport(
-            steps[name]["path"], field.grid.shape, field.grid.spacing, error, mean, TOLERANCE_PX, error <= TOLERANCE_PX
+            steps[name]["path"], grid.shape, grid.spacing, worst, mean, tolerance, worst <= tolerance
         )
-    ndim = bend.ndim
-    a, b = _product(before, ndim), _product(after, ndim)
+    a, b = bent.before, bent.after
     # first applied first: a moving-space point is bent, then carried by the affine matrix; back, the other way round
-    forward = [*_unless_identity(a, before), steps["to_fixed"], *_unless_identity(b, after)]
-    inverse = [*_unless_identity(_inverse(b), after), steps["to_moving"], *_unless_identity(_inverse(a), before)]
+    forward = [*_step(a), steps["to_fixed"], *_step(b)]
+    inverse = [
+        *_step(None if b is None else _inverse(b)),
+        steps["to_moving"],
+        *_step(None if a is None else _inverse(a)),
+    ]
     whole = {
         "type": "bijection",
         "name": "moving to fixed",
@@ -412,7 +469,8 @@ def _coordinate_system(name: str, unit: str, ndim: int, component: str | None = 
     return {"name": name, "axes": axes}
 
 
-def _product(affines: Sequence[Transform], ndim: int) -> Tensor:
+def product(affines: Sequence[Transform], ndim: int) -> Tensor:
+    """The matrix ``[D+1, D+1]`` of affine maps one after the other, the first applied first."""
     matrix = torch.eye(ndim + 1, dtype=torch.float64)
     for part in affines:
         assert isinstance(part, Affine)
@@ -428,13 +486,13 @@ def _affine_to_json(matrix: Tensor) -> _Json:
     return {"type": "affine", "affine": matrix[:-1].tolist()}  # the standard leaves the last row out
 
 
-def _unless_identity(matrix: Tensor, parts: Sequence[Transform]) -> list[_Json]:
-    return [_affine_to_json(matrix)] if parts else []
+def _step(matrix: Tensor | None) -> list[_Json]:
+    return [] if matrix is None else [_affine_to_json(matrix)]
 
 
 def _pixel_after(grid: Grid, before: Sequence[Transform]) -> tuple[float, ...]:
     """Size of a moving pixel per axis in the space of the bend; the moving spacing where nothing comes before it."""
-    matrix = _product(before, grid.ndim)[:-1, :-1]
+    matrix = product(before, grid.ndim)[:-1, :-1]
     step = matrix @ torch.diag(torch.tensor(grid.spacing, dtype=torch.float64))
     return tuple(float(row.norm()) for row in step)
 
@@ -467,10 +525,10 @@ def _canvas_lattice(grid: Grid) -> Tensor:
     return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).reshape(-1, grid.ndim)
 
 
-def _coarsest_field(
-    exact: Transform, base: Grid, box: Tensor, pixel: tuple[float, ...]
+def coarsest_field(
+    exact: Transform, base: Grid, box: Tensor, pixel: tuple[float, ...], tolerance: float = TOLERANCE_PX
 ) -> tuple[Displacement, float, float]:
-    """``exact`` over ``box`` as a field as coarse as the tolerance allows, with its largest and mean error in px.
+    """``exact`` over ``box`` ``[2, D]`` as a field as coarse as ``tolerance`` allows, with its largest and mean error in px.
 
     Nodes coincide with the nodes of ``base`` where they can: there a piecewise linear velocity has its kinks, and a
     kink between two nodes is what costs. Linear interpolation errs with the first (kinks) to second power (smooth
@@ -493,9 +551,9 @@ def _coarsest_field(
             field = Displacement(offset.T.reshape(grid.ndim, *grid.shape).contiguous(), grid)
             error = ((_blockwise(field.points, where) - there) / size).norm(dim=-1)
             best = (field, float(error.max()), float(error.mean()))
-        if best[1] <= _SAFETY * TOLERANCE_PX:
+        if best[1] <= _SAFETY * tolerance:
             return best
-        factor *= min(2**-0.5, (_SAFETY * TOLERANCE_PX / best[1]) ** 0.5)
+        factor *= min(2**-0.5, (_SAFETY * tolerance / best[1]) ** 0.5)
 
 
 def _node_grid(base: Grid, box: Tensor, wanted: Sequence[float]) -> Grid:
@@ -597,11 +655,14 @@ def load(path: str | Path) -> Result:
         )
 
 
-def read_standard(path: str | Path, to: Literal["fixed", "moving"] = "fixed") -> Transform:
+def read_standard(
+    path: str | Path, to: Literal["fixed", "moving"] = "fixed", systems: tuple[str, str] = ("fixed", "moving")
+) -> Transform:
     """The map to the ``to`` space, rebuilt from the OME-Zarr part of a store alone: matrices and displacement fields.
 
     What a program that knows the standard but not regframe reads; it agrees with the exact map within the error that
-    the store reports. Both directions are stored: ``read_standard(p, to="moving")`` inverts nothing. Errors as `load`.
+    the store reports. Both directions are stored: ``read_standard(p, to="moving")`` inverts nothing. ``systems`` names the
+    coordinate systems of the fixed and the moving side in a store of another program. Errors as `load`.
     """
     folder = _find_store(path)
     with _named(folder):
@@ -610,28 +671,28 @@ def read_standard(path: str | Path, to: Literal["fixed", "moving"] = "fixed") ->
         if re.fullmatch(r"0\.6(rc\d+)?", version) is None:
             raise ValueError(f"wanted OME-Zarr {OME_VERSION}, got version {version!r}; upgrade regframe or convert it")
         scene = _item(ome, "scene", dict)
-        systems = {}
+        known = {}
         for system in _item(scene, "coordinateSystems", list):
             system = _mapping(system, "coordinateSystems")
-            systems[_item(system, "name", str)] = _space_axes(_item(system, "axes", list))
-        source = "moving" if to == "fixed" else "fixed"
-        for name in (source, to):
-            if name not in systems:
-                raise ValueError(f"wanted a coordinate system named {name!r} in the scene, got {sorted(systems)}")
+            known[_item(system, "name", str)] = _space_axes(_item(system, "axes", list))
+        target, source = systems if to == "fixed" else systems[::-1]
+        for name in (source, target):
+            if name not in known:
+                raise ValueError(f"wanted a coordinate system named {name!r} in the scene, got {sorted(known)}")
         for entry in _item(scene, "coordinateTransformations", list):
             entry = _mapping(entry, "coordinateTransformations")
             ends = tuple(_item(_item(entry, side, dict), "name", str) for side in ("input", "output"))
             chosen = None
-            if ends == (source, to):
+            if ends == (source, target):
                 chosen = _item(entry, "forward", dict) if entry.get("type") == "bijection" else entry
-            elif ends == (to, source) and entry.get("type") == "bijection":
+            elif ends == (target, source) and entry.get("type") == "bijection":
                 chosen = _item(entry, "inverse", dict)
             if chosen is not None:
-                return _from_standard(folder, chosen, systems[source], systems[to])
-            if ends == (to, source):
-                return _from_standard(folder, entry, systems[to], systems[source]).inverse()
+                return _from_standard(folder, chosen, known[source], known[target])
+            if ends == (target, source):
+                return _from_standard(folder, entry, known[target], known[source]).inverse()
         raise ValueError(
-            f"wanted a transformation between moving and fixed in the scene, got none that leads to {to!r}"
+            f"wanted a transformation between {source} and {target} in the scene, got none that leads to {target!r}"
         )
 
 

@@ -23,7 +23,7 @@ ROWS: dict[int, set[str]] = {
     3: {"contracts", "plugins", "shapes", "tables"},
     4: {"pose", "clouds", "tissue", "lddmm", "optimize", "preparation", "uncertainty"},
     5: {"store", "slide", "registration", "evaluation", "testing"},
-    6: {"report", "batch", "cli", "outputs", "demo", "bench", "scaffold"},
+    6: {"report", "batch", "cli", "outputs", "demo", "bench", "scaffold", "interchange"},
 }
 ROW = {module: row for row, modules in ROWS.items() for module in modules}
 

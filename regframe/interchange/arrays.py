@@ -1,0 +1,178 @@
+"""A map as plain numpy arrays in one ``.npz``: exact, in our own order of axes, without pickles.
+
+``docs/interchange.md`` lists the arrays. Every declared size is held against the file before anything is allocated.
+"""
+
+from __future__ import annotations
+
+import ast
+import math
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from .. import store
+from ..config import Config
+from ..data import AXES, Grid
+from ..registration import Result
+from ..transforms import Affine, Displacement, Flow, Transform
+from ..transforms import Sequence as MapSequence
+
+FORMAT = 1
+"""Version of the arrays; a reader refuses a newer one."""
+
+_MAX_BYTES = 1 << 30
+_MAX_STEPS = 1 << 16
+_MAX_ENTRIES = 64
+
+
+def write(path: Path, result: Result, tolerance: float) -> None:
+    """Write the map: matrices both ways, the velocity or displacement, and fields that need no integration."""
+    before, bend, after = store.split(result.transform)
+    ndim = result.transform.ndim
+    forward = Affine(store.product(result.affine.parts(), ndim))
+    arrays: dict[str, Any] = {
+        "format": FORMAT,
+        "axes": AXES[ndim],
+        "affine_to_fixed": forward.matrix.numpy(),
+        "affine_to_moving": forward.inverse().matrix.numpy(),
+        "before": store.product(before, ndim).numpy(),
+        "after": store.product(after, ndim).numpy(),
+        **_grid("fixed", result.fixed_grid),
+        **_grid("moving", result.moving_grid),
+    }
+    if isinstance(bend, Flow):
+        arrays |= {"velocity": bend.velocity.numpy(), "n_steps": bend.n_steps, "reverse": int(bend.reverse)}
+    elif bend is not None:
+        arrays |= {"displacement": bend.field.numpy(), "inverted": int(bend.inverted)}
+    if bend is not None:
+        arrays |= _grid("bend", bend.grid)
+        bent = store.as_fields(result, tolerance)
+        for name, field in (("to_fixed", bent.to_fixed), ("to_moving", bent.to_moving)):
+            assert field is not None
+            arrays |= {f"displacement_{name}": field.field.numpy(), **_grid(f"displacement_{name}", field.grid)}
+    plain: dict[str, Any] = {name: np.asarray(values) for name, values in arrays.items()}
+    with path.open("wb") as file:  # a name without the suffix stays as it is
+        np.savez_compressed(file, allow_pickle=False, **plain)
+
+
+def _grid(name: str, grid: Grid) -> dict[str, Any]:
+    return {
+        f"{name}_shape": grid.shape, f"{name}_spacing": grid.spacing, f"{name}_origin": grid.origin, f"{name}_unit": grid.unit,
+    }  # fmt: skip
+
+
+def read(path: Path) -> Result:
+    """The map in a file that `write` wrote; what only helps other programs is not read.
+
+    Raises ValueError for a file that is damaged, unsafe, too large or incomplete. The result has no verdict of its own yet.
+    """
+    arrays = _load(path)
+
+    def one(name: str, kinds: str, shape: tuple[int, ...] | None) -> NDArray[Any]:
+        if name not in arrays:
+            raise ValueError(f"wanted the array {name!r}, got only {sorted(arrays)}")
+        found = arrays[name]
+        if found.dtype.kind not in kinds or (shape is not None and found.shape != shape):
+            raise ValueError(f"wanted {name!r} of shape {shape}, got {found.dtype} of shape {found.shape}")
+        if found.dtype.kind == "f" and not np.isfinite(found).all():
+            raise ValueError(f"wanted finite numbers in {name!r}, got NaN or inf")
+        return found
+
+    version = int(one("format", "iu", ()))
+    if version != FORMAT:
+        raise ValueError(f"wanted format {FORMAT}, got {version}; upgrade regframe")
+    axes = tuple(str(a) for a in one("axes", "U", None).ravel()[:4])
+    if axes not in AXES.values():
+        raise ValueError(f"wanted the axes y, x or z, y, x, got {axes}")
+    ndim = len(axes)
+
+    def grid(name: str) -> Grid:
+        shape = tuple(int(n) for n in one(f"{name}_shape", "iu", (ndim,)))
+        spacing, origin = (tuple(float(v) for v in one(f"{name}_{k}", "fiu", (ndim,))) for k in ("spacing", "origin"))
+        return Grid(shape, spacing, origin, str(one(f"{name}_unit", "U", ())))
+
+    fixed, moving = grid("fixed"), grid("moving")
+    square = (ndim + 1, ndim + 1)
+    before, after, whole = (torch.from_numpy(one(n, "f", square)) for n in ("before", "after", "affine_to_fixed"))
+    bend: Transform | None = None
+    if "velocity" in arrays or "displacement" in arrays:
+        nodes = grid("bend")
+        if "velocity" in arrays:
+            velocity = _floats(one("velocity", "f", None))
+            steps = int(one("n_steps", "iu", ()))
+            if not 1 <= steps <= _MAX_STEPS:
+                raise ValueError(f"wanted 1 to {_MAX_STEPS} steps of the flow, got {steps}")
+            bend = Flow(velocity, nodes, steps, bool(one("reverse", "iu", ())))
+        else:
+            bend = Displacement(_floats(one("displacement", "f", None)), nodes, bool(one("inverted", "iu", ())))
+        between = nodes.unit
+    else:
+        between = moving.unit
+    parts: list[Transform] = []
+    for matrix, at, to in ((before, moving.unit, between), (after, between, fixed.unit)):
+        if at != to or not torch.equal(matrix, torch.eye(ndim + 1, dtype=matrix.dtype)):
+            step = Affine(matrix, at, to)
+            step.inverse()
+            parts.append(step)
+        if bend is not None and matrix is before:
+            parts.append(bend)
+    if not parts:
+        parts.append(Affine.identity(ndim, moving.unit))
+    affine = Affine(whole, moving.unit, fixed.unit)
+    affine.inverse()
+    transform = parts[0] if len(parts) == 1 else MapSequence(tuple(parts))
+    return Result(transform, fixed, moving, {}, Config(), affine)
+
+
+def _floats(array: NDArray[Any]) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32 if array.dtype.itemsize <= 4 else np.float64))
+
+
+def _load(path: Path) -> dict[str, NDArray[Any]]:
+    """The arrays of the file, each checked by its header before it is unpacked; those for other programs are left out."""
+    found: dict[str, NDArray[Any]] = {}
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+            if len(entries) > _MAX_ENTRIES or len({e.filename for e in entries}) != len(entries):
+                raise ValueError(f"wanted at most {_MAX_ENTRIES} arrays, each once, got {len(entries)}")
+            for entry in entries:
+                name = entry.filename.removesuffix(".npy")
+                if name == entry.filename or name.startswith("displacement_to_"):
+                    continue
+                with archive.open(entry) as file:
+                    shape, order, dtype = _header(file.read(10), file, name)
+                    size = math.prod(shape) * dtype.itemsize
+                    if size > _MAX_BYTES or not 0 < entry.file_size - size < 1 << 16:
+                        raise ValueError(
+                            f"wanted at most {_MAX_BYTES} bytes of {name!r}, as many as it declares, got shape {shape} in "
+                            f"{entry.file_size} bytes"
+                        )
+                    data = file.read(size)
+                if len(data) != size:
+                    raise ValueError(f"wanted {size} bytes of {name!r}, got a file that was cut short")
+                found[name] = np.frombuffer(bytearray(data), dtype).reshape(shape, order=order)
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError) as error:
+        raise ValueError(f"wanted a sound .npz file, got {error}") from error
+    return found
+
+
+def _header(start: bytes, file: Any, name: str) -> tuple[tuple[int, ...], Any, np.dtype[Any]]:
+    """Shape, order and type of an array in numpy's format 1.0, of plain numbers or text."""
+    if len(start) != 10 or start[:8] != b"\x93NUMPY\x01\x00":
+        raise ValueError(f"wanted an array of numpy's format 1.0 as {name!r}, got something else")
+    try:
+        header = ast.literal_eval(file.read(int.from_bytes(start[8:], "little")).decode("latin-1"))
+        shape, dtype = tuple(header["shape"]), np.dtype(str(header["descr"]))
+        order = "F" if header["fortran_order"] else "C"
+    except (ValueError, SyntaxError, TypeError, KeyError) as error:
+        raise ValueError(f"wanted the header of an array as {name!r}, got a damaged one") from error
+    if dtype.kind not in "fiuU" or len(shape) > 6 or not all(type(n) is int and 0 <= n < 1 << 40 for n in shape):
+        raise ValueError(f"wanted numbers or text in {name!r}, got {dtype} of shape {shape}")
+    return shape, order, dtype

@@ -1,0 +1,562 @@
+"""Files of ITK's family: transform files (``.h5``, ``.tfm``, ``.mat``), elastix parameters, displacement fields in NIfTI.
+
+They are written by SimpleITK. What is read is parsed here, where every declared size is held against the file before anything
+is allocated; SimpleITK computes the matrices of the rarer kinds of rigid maps.
+"""
+
+from __future__ import annotations
+
+import gzip
+import importlib
+import importlib.util
+import math
+import re
+import struct
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from ..transforms import Affine
+from .chain import Array, Field, Step
+
+MAX_NUMBERS = 1 << 27
+"""Numbers of one transform or field that are read at most."""
+MAX_TEXT = 1 << 30
+"""Bytes of a text file that are read at most."""
+MAX_STEPS = 64
+"""Elementary maps of one file."""
+
+_DEFLATE = 1100  # how many times its size deflate can unpack to, at most
+_MATRICES = {"AffineTransform", "MatrixOffsetTransformBase", "CenteredAffineTransform"}
+_RIGID = {
+    "Euler2DTransform", "Euler3DTransform", "Similarity2DTransform", "Similarity3DTransform", "VersorRigid3DTransform",
+    "VersorTransform", "ScaleTransform", "TranslationTransform", "ScaleVersor3DTransform", "ScaleSkewVersor3DTransform",
+}  # fmt: skip
+_NIFTI_UNITS = {0: "px", 2: "mm"}  # of other units ITK converts the nodes, but not the vectors
+
+
+def need(module: str, path: Path, what: str) -> Any:
+    """A module of the extra ``itk``; ImportError, with the line that installs it, where it is missing."""
+    if importlib.util.find_spec(module) is None:
+        raise ImportError(
+            f"wanted the package {module} to {what} {str(path)!r}, which is not installed; get it with: "
+            "pip install 'regframe[itk]'"
+        )
+    return importlib.import_module(module)
+
+
+# -------------------------------------------------------------------------------------------------------- transform files
+
+
+def write_transform(path: Path, steps: Sequence[Step]) -> None:
+    """Write steps, first applied first, as ITK's transform: a matrix alone, or a composite whose last part comes first."""
+    sitk = need("SimpleITK", path, "write")
+
+    if path.suffix.lower() == ".mat" and any(isinstance(step, Field) for step in steps):
+        raise ValueError("wanted an affine map for .mat, which holds no displacement field; write .h5 or .tfm")
+    parts = [_sitk_transform(sitk, step) for step in steps]
+    sitk.WriteTransform(parts[0] if len(parts) == 1 else sitk.CompositeTransform(parts[::-1]), str(path))
+
+
+def _sitk_transform(sitk: Any, step: Step) -> Any:
+    if isinstance(step, Field):
+        return sitk.DisplacementFieldTransform(_sitk_field(sitk, step, np.float64))
+    affine = sitk.AffineTransform(len(step) - 1)
+    affine.SetMatrix(step[:-1, :-1].ravel().tolist())
+    affine.SetTranslation(step[:-1, -1].tolist())
+    return affine
+
+
+def _sitk_field(sitk: Any, field: Field, dtype: Any) -> Any:
+    image = sitk.GetImageFromArray(field.values.astype(dtype), isVector=True)
+    image.SetSpacing(field.spacing)
+    image.SetOrigin(field.origin)
+    image.SetDirection(field.direction.ravel().tolist())
+    return image
+
+
+def read_transform(path: Path) -> list[Step]:
+    """The steps of a transform file, first applied first.
+
+    Raises ValueError for what is damaged, too large, or of a kind that no matrix and no field is.
+    """
+    suffix = path.suffix.lower()
+    if suffix in (".h5", ".hdf5"):
+        found = _read_hdf5(path)
+    elif suffix == ".mat":
+        found = _read_mat(path)
+    else:
+        found = _read_text(path)
+    if not found:
+        raise ValueError("wanted a transform, got none")
+    names = [name for name, _, _ in found]
+    composite = _kind(names[0])[0] == "CompositeTransform"
+    if any(_kind(name)[0] == "CompositeTransform" for name in names[1:]):
+        raise ValueError(
+            "wanted one composite of simple transforms, got a composite in a composite; flatten it where it comes from"
+        )
+    if composite:
+        found = found[1:]
+        if not found:
+            raise ValueError("wanted transforms in the composite, got none")
+    elif len(found) > 1:
+        raise ValueError(
+            f"wanted one transform, or one composite, got {len(found)} side by side; write them as a composite"
+        )
+    return [_step(*entry) for entry in reversed(found)]
+
+
+_Entry = tuple[str, Array, Array]  # name, parameters, fixed parameters
+
+
+def _kind(name: str) -> tuple[str, int]:
+    match = re.fullmatch(r"(\w+?)_(?:double|float)_([23])_\2", name)
+    if match is None:
+        raise ValueError(f"wanted a transform of 2 or 3 dimensions, got {name[:80]!r}")
+    return match[1], int(match[2])
+
+
+def _step(name: str, parameters: Array, fixed: Array) -> Step:
+    """One of ITK's transforms as a matrix or a field."""
+    kind, ndim = _kind(name)
+    if not (np.isfinite(parameters).all() and np.isfinite(fixed).all()):
+        raise ValueError(f"wanted finite parameters of {name}, got NaN or inf")
+    if kind == "IdentityTransform":
+        return np.eye(ndim + 1)
+    if kind == "DisplacementFieldTransform":
+        return _field(name, parameters, fixed, ndim)
+    if kind in _MATRICES:
+        return _matrix(name, kind, parameters, fixed, ndim)
+    if kind in _RIGID:
+        return _rigid(name, kind, parameters, fixed, ndim)
+    raise ValueError(
+        f"wanted matrices and displacement fields, got {kind}, which is neither; turn it into a field where it comes from "
+        "(sitk.TransformToDisplacementField, transformix -def all)"
+    )
+
+
+def _matrix(name: str, kind: str, parameters: Array, fixed: Array, ndim: int) -> Array:
+    size = ndim * ndim + ndim
+    if kind == "CenteredAffineTransform" and len(parameters) == size + ndim:
+        parameters, fixed = np.delete(parameters, np.s_[ndim * ndim : size]), parameters[ndim * ndim : size]
+    if len(parameters) != size or len(fixed) not in (0, ndim):
+        raise ValueError(
+            f"wanted {size} parameters and {ndim} fixed ones of {name}, got {len(parameters)} and {len(fixed)}"
+        )
+    matrix, center = np.eye(ndim + 1), fixed if len(fixed) else np.zeros(ndim)
+    matrix[:-1, :-1] = parameters[: ndim * ndim].reshape(ndim, ndim)
+    matrix[:-1, -1] = parameters[ndim * ndim :] + center - matrix[:-1, :-1] @ center
+    return matrix
+
+
+def _rigid(name: str, kind: str, parameters: Array, fixed: Array, ndim: int) -> Array:
+    sitk = need("SimpleITK", Path(name), "read")
+
+    try:
+        transform = (
+            getattr(sitk, kind)(ndim) if kind in ("ScaleTransform", "TranslationTransform") else getattr(sitk, kind)()
+        )
+        if len(fixed):
+            transform.SetFixedParameters(fixed.tolist())
+        transform.SetParameters(parameters.tolist())
+        if transform.GetDimension() != ndim:
+            raise ValueError("of another dimension")
+        # any affine map is where it takes the origin and the unit vectors
+        corners = [
+            np.array(transform.TransformPoint(corner)) for corner in np.vstack([np.zeros(ndim), np.eye(ndim)]).tolist()
+        ]
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise ValueError(
+            f"wanted the parameters of {name}, got {len(parameters)} and {len(fixed)} fixed ones"
+        ) from error
+    matrix = np.eye(ndim + 1)
+    matrix[:-1, -1] = corners[0]
+    matrix[:-1, :-1] = np.stack(corners[1:], axis=1) - corners[0][:, None]
+    return matrix
+
+
+def _field(name: str, parameters: Array, fixed: Array, ndim: int) -> Field:
+    if len(fixed) != 3 * ndim + ndim * ndim:
+        raise ValueError(f"wanted size, origin, spacing and direction of {name}, got {len(fixed)} numbers")
+    size = fixed[:ndim]
+    if not ((size >= 1) & (size == np.rint(size)) & (size < 1 << 31)).all():
+        raise ValueError(f"wanted whole numbers as the size of {name}, got {size.tolist()}")
+    shape = [int(n) for n in reversed(size.tolist())]
+    if math.prod(shape) * ndim != len(parameters):
+        raise ValueError(
+            f"wanted {math.prod(shape) * ndim} numbers for the field of size {shape[::-1]} of {name}, got {len(parameters)}"
+        )
+    return Field(
+        parameters.reshape(*shape, ndim).astype(np.float64),
+        tuple(fixed[2 * ndim : 3 * ndim].tolist()),
+        tuple(fixed[ndim : 2 * ndim].tolist()),
+        fixed[3 * ndim :].reshape(ndim, ndim),
+    )
+
+
+def _numbers(words: Sequence[str], where: str) -> Array:
+    if len(words) > MAX_NUMBERS:
+        raise ValueError(f"wanted at most {MAX_NUMBERS} numbers of {where}, got {len(words)}")
+    try:
+        return np.array(words, dtype=np.float64)
+    except ValueError as error:
+        raise ValueError(f"wanted numbers as {where}, got something else") from error
+
+
+def _text(path: Path) -> str:
+    size = path.stat().st_size
+    if size > MAX_TEXT:
+        raise ValueError(f"wanted a text file of at most {MAX_TEXT} bytes, got {size}")
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError("wanted a text file, got something else") from error
+
+
+def _read_text(path: Path) -> list[_Entry]:
+    """ITK's own text format."""
+    lines = _text(path).splitlines()
+    if not lines or not lines[0].startswith("#Insight Transform File V1.0"):
+        raise ValueError("wanted '#Insight Transform File V1.0' in the first line, got another file")
+    found: list[tuple[str, dict[str, Array]]] = []
+    for line in lines[1:]:
+        key, colon, rest = line.partition(":")
+        if not line.strip() or line.startswith("#"):
+            continue
+        if key == "Transform" and colon:
+            found.append((rest.strip(), {}))
+        elif key in ("Parameters", "FixedParameters") and found and key not in found[-1][1]:
+            found[-1][1][key] = _numbers(rest.split(), f"{key} of {found[-1][0][:80]}")
+        else:
+            raise ValueError(f"wanted Transform, Parameters and FixedParameters, got the line {line[:80]!r}")
+        if len(found) > MAX_STEPS:
+            raise ValueError(f"wanted at most {MAX_STEPS} transforms, got more")
+    for name, numbers in found:
+        if _kind(name)[0] != "CompositeTransform" and set(numbers) != {"Parameters", "FixedParameters"}:
+            raise ValueError(f"wanted Parameters and FixedParameters of {name}, got a file that was cut short")
+    none = np.zeros(0)
+    return [(name, numbers.get("Parameters", none), numbers.get("FixedParameters", none)) for name, numbers in found]
+
+
+def _read_mat(path: Path) -> list[_Entry]:
+    """MATLAB's format 4, in which ITK and ANTs write affine transforms: a matrix named by its kind, and one named ``fixed``."""
+    data = path.read_bytes() if path.stat().st_size < 1 << 20 else b""
+    matrices: list[tuple[str, Array]] = []
+    at = 0
+    while at < len(data) and len(matrices) <= 2 * MAX_STEPS:
+        if len(data) - at < 20:
+            raise ValueError("wanted a whole .mat file, got one that was cut short")
+        kind, rows, columns, imaginary, length = struct.unpack_from("<5i", data, at)
+        width = {0: 8, 10: 4}.get(kind)
+        if width is None or imaginary or min(rows, columns) < 0 or not 1 < length < 256:
+            raise ValueError("wanted a .mat file of format 4 with real matrices, as ITK writes it, got another one")
+        start, size = at + 20 + length, rows * columns * width
+        if start + size > len(data):
+            raise ValueError(f"wanted {rows} x {columns} numbers in the .mat file, got one that was cut short")
+        name = data[at + 20 : start].split(b"\0")[0].decode("latin-1")
+        matrices.append((name, np.frombuffer(data, f"<f{width}", rows * columns, start).astype(np.float64)))
+        at = start + size
+    found = []
+    for (name, numbers), (second, fixed) in zip(matrices[::2], matrices[1::2], strict=False):
+        if second != "fixed":
+            raise ValueError(f"wanted the fixed parameters after {name[:80]!r} in the .mat file, got {second[:80]!r}")
+        found.append((name, numbers, fixed))
+    if not found or len(matrices) % 2:
+        raise ValueError("wanted a transform and its fixed parameters in the .mat file, got something else")
+    return found
+
+
+def _read_hdf5(path: Path) -> list[_Entry]:
+    h5py = need("h5py", path, "read")
+
+    size = path.stat().st_size
+
+    def inside(group: Any, name: str, kind: type) -> Any:
+        if not isinstance(group.get(name, getlink=True), h5py.HardLink):  # no link may lead out of the file
+            raise ValueError(f"wanted {name!r} in {group.name!r} of the file, got none")
+        item = group[name]
+        if not isinstance(item, kind):
+            raise ValueError(
+                f"wanted {name!r} in {group.name!r} of the file to be a {kind.__name__.lower()}, got something else"
+            )
+        return item
+
+    def numbers(group: Any, name: str) -> Array:
+        if name not in group:  # of the kinds that have none
+            return np.zeros(0)
+        data = inside(group, name, h5py.Dataset)
+        if data.is_virtual or data.external or data.dtype.kind not in "fiu":
+            raise ValueError(
+                f"wanted numbers kept in the file as {data.name!r}, got {data.dtype} or numbers of another file"
+            )
+        count = math.prod(data.shape or (0,))
+        if count > MAX_NUMBERS or count * data.dtype.itemsize > _DEFLATE * max(data.id.get_storage_size(), 0):
+            if count == 0:
+                return np.zeros(0)
+            raise ValueError(
+                f"wanted at most {MAX_NUMBERS} numbers of {data.name!r}, all of them written, got {count} in {size} bytes"
+            )
+        return np.asarray(data[()], dtype=np.float64).ravel()
+
+    try:
+        with h5py.File(path, "r", locking=False) as file:
+            root = inside(file, "TransformGroup", h5py.Group)
+            keys = sorted(root, key=lambda k: (len(k), k))
+            if len(keys) > MAX_STEPS or keys != [str(i) for i in range(len(keys))]:
+                raise ValueError(f"wanted transforms numbered from 0 to {MAX_STEPS} at most, got {len(keys)}")
+            found = []
+            for key in keys:
+                group = inside(root, key, h5py.Group)
+                label = inside(group, "TransformType", h5py.Dataset)
+                if math.prod(label.shape or (1,)) != 1 or label.external or label.is_virtual:
+                    raise ValueError(f"wanted one word as {label.name!r}, got {label.shape}")
+                word = np.asarray(label[()]).ravel()[0]
+                name = word.decode("latin-1") if isinstance(word, bytes) else str(word)
+                # older versions of ITK wrote the second name with a letter missing
+                fixed = next((n for n in ("TransformFixedParameters", "TranformFixedParameters") if n in group), "")
+                plain = next((n for n in ("TransformParameters", "TranformParameters") if n in group), "")
+                found.append((name, numbers(group, plain), numbers(group, fixed)))
+            return found
+    except (OSError, RuntimeError, KeyError, TypeError, OverflowError) as error:
+        raise ValueError(f"wanted a sound HDF5 file of ITK, got {error}") from error
+
+
+# ---------------------------------------------------------------------------------------------------------------- elastix
+
+_PAIR = re.compile(r"^\(\s*(\w+)((?:\s+(?:\"[^\"]*\"|[^\s\"()]+))*)\s*\)$")
+_WORD = re.compile(r"\"([^\"]*)\"|([^\s\"()]+)")
+_ELASTIX = {
+    "AffineTransform": ("AffineTransform", "AffineTransform"),
+    "EulerTransform": ("Euler2DTransform", "Euler3DTransform"),
+    "SimilarityTransform": ("Similarity2DTransform", "Similarity3DTransform"),
+    "TranslationTransform": ("TranslationTransform", "TranslationTransform"),
+}
+
+
+def write_elastix(
+    path: Path, matrix: Array, size: Sequence[int], spacing: Sequence[float], origin: Sequence[float]
+) -> None:
+    """Write a matrix (fixed → moving) and the fixed grid, along x, y(, z), as a file that ``transformix -tp`` takes."""
+    ndim = len(matrix) - 1
+    entries: list[tuple[str, Sequence[Any]]] = [
+        ("Transform", ["AffineTransform"]),
+        ("NumberOfParameters", [ndim * ndim + ndim]),
+        ("TransformParameters", [*matrix[:-1, :-1].ravel().tolist(), *matrix[:-1, -1].tolist()]),
+        ("CenterOfRotationPoint", [0.0] * ndim),
+        ("InitialTransformParameterFileName", ["NoInitialTransform"]),
+        ("HowToCombineTransforms", ["Compose"]),
+        ("FixedImageDimension", [ndim]),
+        ("MovingImageDimension", [ndim]),
+        ("FixedInternalImagePixelType", ["float"]),
+        ("MovingInternalImagePixelType", ["float"]),
+        ("Size", list(size)),
+        ("Index", [0] * ndim),
+        ("Spacing", list(spacing)),
+        ("Origin", list(origin)),
+        ("Direction", np.eye(ndim).ravel().tolist()),
+        ("UseDirectionCosines", ["true"]),
+        ("ResampleInterpolator", ["FinalLinearInterpolator"]),
+        ("Resampler", ["DefaultResampler"]),
+        ("DefaultPixelValue", [0]),
+        ("ResultImageFormat", ["nii.gz"]),
+        ("ResultImagePixelType", ["float"]),
+        ("CompressResultImage", ["true"]),
+    ]
+    lines = []
+    for name, values in entries:
+        words = " ".join(f'"{v}"' if isinstance(v, str) else repr(v) for v in values)
+        lines.append(f"({name} {words})\n")
+    path.write_text("".join(lines), encoding="utf-8")
+
+
+def is_elastix(path: Path) -> bool:
+    """Whether a text file looks like transform parameters of elastix."""
+    with path.open("rb") as file:
+        return b"(Transform " in file.read(1 << 16)
+
+
+def read_elastix(path: Path) -> list[Step]:
+    """The matrices of a transform parameter file and of those it starts from, which lie beside it; first applied first."""
+    steps: list[Step] = []
+    seen: set[Path] = set()
+    at: Path | None = path
+    while at is not None:
+        if at.resolve() in seen or len(seen) >= MAX_STEPS:
+            raise ValueError(f"wanted a chain of initial transforms that ends, got {at.name!r} twice")
+        seen.add(at.resolve())
+        step, before = _read_elastix_file(at)
+        steps.insert(0, step)
+        if before is None:
+            break
+        name = re.split(r"[\\/]", before)[
+            -1
+        ]  # elastix writes whole paths; only the folder of the file itself is looked into
+        at = path.parent / name
+        if name in ("", ".", "..") or not at.is_file() or at.is_symlink():
+            raise ValueError(
+                f"wanted the initial transform {name!r} beside {path.name!r}, got no such file; put it there"
+            )
+    return steps
+
+
+def _read_elastix_file(path: Path) -> tuple[Step, str | None]:
+    entries: dict[str, list[str]] = {}
+    for line in _text(path).splitlines():
+        line = line.split("//")[0].strip() if '"' not in line else line.strip()
+        if not line or line.startswith("//"):
+            continue
+        match = _PAIR.fullmatch(line)
+        if match is None:
+            raise ValueError(f"wanted lines like (Name value ...) in {path.name!r}, got {line[:80]!r}")
+        entries[match[1]] = [a or b for a, b in _WORD.findall(match[2])]
+
+    def one(name: str, default: str | None = None) -> str:
+        found = entries.get(name, [] if default is None else [default])
+        if len(found) != 1:
+            raise ValueError(
+                f"wanted one value of {name} in {path.name!r}, got {len(found)}; is it a transform of elastix?"
+            )
+        return found[0]
+
+    kind = one("Transform")
+    if one("HowToCombineTransforms", "Compose") != "Compose":
+        raise ValueError(
+            "wanted transforms that are composed, got HowToCombineTransforms 'Add'; no chain of maps is that"
+        )
+    dimension = one("FixedImageDimension")
+    if dimension not in ("2", "3") or one("MovingImageDimension", dimension) != dimension:
+        raise ValueError(f"wanted 2 or 3 dimensions on both sides, got {dimension}")
+    if kind not in _ELASTIX:
+        raise ValueError(
+            f"wanted one of {sorted(_ELASTIX)}, got {kind}, which bends; let `transformix -def all -tp {path.name}` write its "
+            "displacement field and import that with --format nifti"
+        )
+    ndim = int(dimension)
+    center = _numbers(entries.get("CenterOfRotationPoint", ["0"] * ndim), "CenterOfRotationPoint")
+    if len(center) != ndim:
+        raise ValueError(f"wanted {ndim} numbers of CenterOfRotationPoint in {path.name!r}, got {len(center)}")
+    if kind == "EulerTransform" and ndim == 3:
+        center = np.append(center, float(one("ComputeZYX", "false") == "true"))
+    if kind == "TranslationTransform":
+        center = np.zeros(0)
+    name = f"{_ELASTIX[kind][ndim - 2]}_double_{ndim}_{ndim}"
+    step = _step(name, _numbers(entries.get("TransformParameters", []), "TransformParameters"), center)
+    key = "InitialTransformParameterFileName"
+    before = one(key if key in entries else "InitialTransformParametersFileName", "NoInitialTransform")
+    return step, None if before == "NoInitialTransform" else before
+
+
+# ------------------------------------------------------------------------------------------------------------------ NIfTI
+
+
+def write_field(path: Path, field: Field, unit: str) -> None:
+    """Write a displacement field as ITK and ANTs do (vectors, intent 1007), in mm, or without a unit for pixels."""
+    sitk = need("SimpleITK", path, "write")
+
+    packed = path.name.lower().endswith(".gz")
+    plain = path.with_name(path.name[:-7] + ".plain.nii") if packed else path
+    sitk.WriteImage(_sitk_field(sitk, field, np.float64), str(plain), useCompression=False)
+    data = bytearray(plain.read_bytes())
+    if unit == "px":
+        data[123] = 0  # xyzt_units: none is declared
+    if packed:
+        plain.unlink()
+        path.write_bytes(gzip.compress(bytes(data), 6, mtime=0))
+    elif unit == "px":
+        path.write_bytes(bytes(data))
+
+
+def read_field(path: Path) -> tuple[Field, str]:
+    """A displacement field and the unit of its numbers after reading, ``mm`` or ``px``.
+
+    Raises ValueError for a file that is no field of vectors, too large, or shorter than it declares.
+    """
+    sitk = need("SimpleITK", path, "read")
+
+    with _opened(path) as file:
+        head = _read(file, 352)
+    if len(head) < 348 or head[344:348] not in (b"n+1\0",):
+        raise ValueError("wanted a NIfTI-1 file in one piece (.nii, .nii.gz), got something else")
+    order = "<" if struct.unpack_from("<i", head)[0] == 348 else ">"
+    dim = struct.unpack_from(f"{order}8h", head, 40)
+    intent, bits = struct.unpack_from(f"{order}h", head, 68)[0], struct.unpack_from(f"{order}h", head, 72)[0]
+    offset = struct.unpack_from(f"{order}f", head, 108)[0]
+    unit = _NIFTI_UNITS.get(head[123] & 7)
+    ndim = dim[5]
+    if dim[0] != 5 or dim[4] != 1 or ndim not in (2, 3) or min(dim[1:4]) < 1 or (ndim == 2) != (dim[3] == 1):
+        raise ValueError(
+            f"wanted a displacement field (axes x, y, z, 1 and 2 or 3 components), got {list(dim[1 : 1 + max(0, dim[0])])}"
+        )
+    if intent not in (1006, 1007) or unit is None:
+        raise ValueError(
+            f"wanted vectors (intent 1006 or 1007) in mm or without a unit, got intent {intent}, unit code {head[123]}"
+        )
+    count = math.prod(dim[1:4]) * ndim
+    if count > MAX_NUMBERS or bits not in (32, 64) or not 0 <= offset < 1 << 20:
+        raise ValueError(f"wanted at most {MAX_NUMBERS} numbers of 32 or 64 bits, got {count} of {bits}")
+    with _opened(path) as file:
+        found = 0
+        while found < offset + count * bits // 8 and (block := _read(file, 1 << 22)):
+            found += len(block)
+    if found < offset + count * bits // 8:
+        raise ValueError(f"wanted {count * bits // 8} bytes of displacements, got a file that was cut short")
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    reader.SetImageIO("NiftiImageIO")
+    reader.SetOutputPixelType(sitk.sitkVectorFloat64)
+    try:
+        image = reader.Execute()
+    except RuntimeError as error:
+        raise ValueError("wanted a sound NIfTI file, got one that ITK cannot read") from error
+    if image.GetDimension() != ndim or image.GetNumberOfComponentsPerPixel() != ndim:
+        raise ValueError(f"wanted {ndim} components in {ndim} dimensions, got {image.GetNumberOfComponentsPerPixel()}")
+    values = sitk.GetArrayFromImage(image).reshape(*image.GetSize()[::-1], ndim)
+    direction = np.array(image.GetDirection(), dtype=np.float64).reshape(ndim, ndim)
+    return Field(values, image.GetSpacing(), image.GetOrigin(), direction), "px" if unit == "px" else "mm"
+
+
+def _opened(path: Path) -> BinaryIO | gzip.GzipFile:
+    with path.open("rb") as file:
+        packed = file.read(2) == b"\x1f\x8b"
+    return gzip.open(path) if packed else path.open("rb")
+
+
+def _read(file: BinaryIO | gzip.GzipFile, n: int) -> bytes:
+    try:
+        return file.read(n)
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError("wanted a sound gzip file, got a damaged one or one that was cut short") from error
+
+
+# ------------------------------------------------------------------------------------------------------------------- ANTs
+
+AFFINE, WARP, INVERSE = "0GenericAffine.mat", "1Warp.nii.gz", "1InverseWarp.nii.gz"
+"""What ``antsRegistration`` puts after its output prefix."""
+
+
+def ants_files(prefix: Path) -> list[Path]:
+    """The files of a prefix, there or not."""
+    return [prefix.with_name(prefix.name + end) for end in (AFFINE, WARP, INVERSE)]
+
+
+def read_ants(prefix: Path) -> tuple[list[Step], list[Step] | None, str]:
+    """Steps from fixed to moving, those back where they are there (None: they are not), and the unit of the fields."""
+    affine, warp, inverse = ants_files(prefix)
+    matrix = read_transform(affine)
+    if len(matrix) != 1 or isinstance(matrix[0], Field):
+        raise ValueError(f"wanted one affine transform in {affine.name}, got {len(matrix)} steps")
+    if not warp.exists():
+        return matrix, None, "mm"
+    field, unit = read_field(warp)
+    if not inverse.exists():
+        return [field, matrix[0]], None, unit
+    import torch
+
+    back, unit_back = read_field(inverse)
+    if unit_back != unit:
+        raise ValueError(f"wanted fields in one unit, got {unit} and {unit_back}")
+    undone = Affine(torch.from_numpy(matrix[0])).inverse().matrix.numpy()
+    return [field, matrix[0]], [undone, back], unit
