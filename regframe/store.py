@@ -102,13 +102,17 @@ class FieldReport:
 
 
 def save(
-    result: Result, path: str | Path, overwrite: bool = False, tolerance: float = TOLERANCE_PX
+    result: Result,
+    path: str | Path,
+    overwrite: bool = False,
+    tolerance: float = TOLERANCE_PX,
+    finest: bool = False,
 ) -> dict[str, FieldReport]:
     """Write ``result`` as one OME-Zarr 0.6 folder and return the error of each displacement field in it.
 
     The folder is written aside, in the same parent, and renamed when complete; a failed write leaves nothing behind.
     Keys of what is returned: ``"to_fixed"`` and ``"to_moving"``, none for a map without a flow. ``tolerance`` is the largest
-    error a field may add by being interpolated, in moving pixels.
+    error a field may add by being interpolated, in moving pixels; ``finest`` as in `coarsest_field`.
 
     Raises:
         FileExistsError: ``path`` exists and ``overwrite`` is False, or it is not a store written by this function.
@@ -124,7 +128,7 @@ def save(
         group = root.create_group("regframe")
         for name, array in _own_arrays(result, parts).items():
             _write_array(group, name, array)
-        scene, reports = _write_standard(root, result, tolerance)
+        scene, reports = _write_standard(root, result, tolerance, finest)
         group.update_attributes(own)
         measured = {name: asdict(report) for name, report in reports.items()}
         header = {"format": FORMAT, "complete": True, "fields": _encode(measured, "fields")}
@@ -370,8 +374,8 @@ class Bent(NamedTuple):
 
     Args:
         before: homogeneous matrix ``[D+1, D+1]`` from the moving space to that of the bend; None where it is the same.
-        to_fixed: the bend as a field, or None where the map does not bend.
-        to_moving: its inverse as a field.
+        to_fixed: the bend as a field, or None where the map does not bend or nobody asked for it.
+        to_moving: its inverse as a field, likewise.
         after: matrix ``[D+1, D+1]`` from the space of the bend to the fixed one; None where it is the same.
         errors: largest and mean error of each field by its name, in moving pixels.
     """
@@ -383,10 +387,15 @@ class Bent(NamedTuple):
     errors: dict[str, tuple[float, float]]
 
 
-def as_fields(result: Result, tolerance: float = TOLERANCE_PX) -> Bent:
-    """The map of ``result`` as matrices and fields, as coarse as ``tolerance`` (in moving pixels) allows.
+def as_fields(
+    result: Result,
+    tolerance: float = TOLERANCE_PX,
+    finest: bool = False,
+    wanted: Sequence[str] = ("to_fixed", "to_moving"),
+) -> Bent:
+    """The map of ``result`` as matrices and those fields that are ``wanted``, as coarse as ``tolerance`` (moving pixels) allows.
 
-    Raises ValueError for a map that bends twice.
+    ``finest`` as in `coarsest_field`. Raises ValueError for a map that bends twice.
     """
     before, bend, after = split(result.transform)
     ndim = result.transform.ndim
@@ -394,13 +403,14 @@ def as_fields(result: Result, tolerance: float = TOLERANCE_PX) -> Bent:
         return Bent(None, None, None, product(before, ndim), {})
     box = _region(result, before, bend, after)
     pixel = _pixel_after(result.moving_grid, before)
-    fields, errors = [], {}
-    for name, exact in (("to_fixed", bend), ("to_moving", bend.inverse())):
-        field, worst, mean = coarsest_field(exact, bend.grid, box, pixel, tolerance)
-        fields.append(field)
-        errors[name] = (worst, mean)
+    fields: dict[str, Displacement] = {}
+    errors: dict[str, tuple[float, float]] = {}
+    for name in wanted:
+        exact = bend if name == "to_fixed" else bend.inverse()
+        fields[name], *error = coarsest_field(exact, bend.grid, box, pixel, tolerance, finest)
+        errors[name] = (error[0], error[1])
     matrices = [product(parts, ndim) if parts else None for parts in (before, after)]
-    return Bent(matrices[0], fields[0], fields[1], matrices[1], errors)
+    return Bent(matrices[0], fields.get("to_fixed"), fields.get("to_moving"), matrices[1], errors)
 
 
 def split(transform: Transform) -> tuple[list[Transform], Flow | Displacement | None, list[Transform]]:
@@ -420,9 +430,11 @@ def split(transform: Transform) -> tuple[list[Transform], Flow | Displacement | 
     return parts[: bent[0]], bend, parts[bent[0] + 1 :]
 
 
-def _write_standard(root: zarr.Group, result: Result, tolerance: float) -> tuple[_Json, dict[str, FieldReport]]:
+def _write_standard(
+    root: zarr.Group, result: Result, tolerance: float, finest: bool
+) -> tuple[_Json, dict[str, FieldReport]]:
     """Write the displacement fields; return the ``scene`` of the root's ``ome`` attribute and the fields' errors."""
-    bent, ndim = as_fields(result, tolerance), result.transform.ndim
+    bent, ndim = as_fields(result, tolerance, finest), result.transform.ndim
     moving, fixed = result.transform.source_unit, result.transform.target_unit
     ends = {"input": {"name": "moving"}, "output": {"name": "fixed"}}
     systems = [_coordinate_system("fixed", fixed, ndim), _coordinate_system("moving", moving, ndim)]
@@ -526,13 +538,19 @@ def _canvas_lattice(grid: Grid) -> Tensor:
 
 
 def coarsest_field(
-    exact: Transform, base: Grid, box: Tensor, pixel: tuple[float, ...], tolerance: float = TOLERANCE_PX
+    exact: Transform,
+    base: Grid,
+    box: Tensor,
+    pixel: tuple[float, ...],
+    tolerance: float = TOLERANCE_PX,
+    finest: bool = False,
 ) -> tuple[Displacement, float, float]:
     """``exact`` over ``box`` ``[2, D]`` as a field as coarse as ``tolerance`` allows, with its largest and mean error in px.
 
     Nodes coincide with the nodes of ``base`` where they can: there a piecewise linear velocity has its kinks, and a
     kink between two nodes is what costs. Linear interpolation errs with the first (kinks) to second power (smooth
-    parts) of the spacing, so a spacing coarser than the second power promises need not be tried.
+    parts) of the spacing, so a spacing coarser than the second power promises need not be tried. Where the next spacing would
+    take more than `MAX_NODES`, the last one tried is taken, or, with ``finest``, the finest that they allow.
     """
     generator = torch.Generator().manual_seed(0)
     random = torch.rand((_TEST_POSITIONS, base.ndim), generator=generator, dtype=torch.float64)
@@ -543,15 +561,20 @@ def coarsest_field(
     best: tuple[Displacement, float, float] | None = None
     while True:
         grid = _node_grid(base, box, [factor * p for p in pixel])
-        if best is not None and math.prod(grid.shape) > MAX_NODES:
+        beyond = math.prod(grid.shape) > MAX_NODES
+        if beyond and best is not None and not finest:
             return best
+        while beyond and best is not None and math.prod(grid.shape) > MAX_NODES:
+            factor *= max(1.02, (math.prod(grid.shape) / MAX_NODES) ** (1 / (2 * base.ndim)))
+            grid = _node_grid(base, box, [factor * p for p in pixel])
         if best is None or grid != best[0].grid:
             nodes = grid.coords().reshape(-1, grid.ndim)
             offset = (_blockwise(exact.points, nodes) - nodes).to(torch.float32)
             field = Displacement(offset.T.reshape(grid.ndim, *grid.shape).contiguous(), grid)
             error = ((_blockwise(field.points, where) - there) / size).norm(dim=-1)
-            best = (field, float(error.max()), float(error.mean()))
-        if best[1] <= _SAFETY * tolerance:
+            found = (field, float(error.max()), float(error.mean()))
+            best = found if best is None or not beyond or found[1] < best[1] else best
+        if beyond or best[1] <= _SAFETY * tolerance:
             return best
         factor *= min(2**-0.5, (_SAFETY * tolerance / best[1]) ** 0.5)
 

@@ -218,7 +218,7 @@ def _write_ants(result: Result, prefix: Path, overwrite: bool, tolerance: float)
 
 def _write_ngff(result: Result, path: Path, to: Side, overwrite: bool, tolerance: float) -> Written:
     outputs.check_file(path, overwrite)
-    reports = store.save(result, path, overwrite, tolerance)
+    reports = store.save(result, path, overwrite, tolerance, finest=True)
     error = 0.0
     for side in ("fixed", "moving"):  # what another program reads of it
         way = store.read_standard(path, side)
@@ -381,6 +381,8 @@ def read_map(
     began = time.perf_counter()
     path = Path(path)
     chosen = format_of(path, format)
+    if unit_ratio(unit, "mm") is None:
+        raise ValueError(f"wanted a length unit for the numbers of the file, got {unit!r}; take mm or um")
     if chosen in ("csv", "geojson"):
         raise ValueError(
             f"wanted a map, got points in {path.name!r}, which say nothing of what lies between them; fit one to them with "

@@ -52,7 +52,7 @@ def write(path: Path, result: Result, tolerance: float) -> None:
         arrays |= {"displacement": bend.field.numpy(), "inverted": int(bend.inverted)}
     if bend is not None:
         arrays |= _grid("bend", bend.grid)
-        bent = store.as_fields(result, tolerance)
+        bent = store.as_fields(result, tolerance, finest=True)
         for name, field in (("to_fixed", bent.to_fixed), ("to_moving", bent.to_moving)):
             assert field is not None
             arrays |= {f"displacement_{name}": field.field.numpy(), **_grid(f"displacement_{name}", field.grid)}

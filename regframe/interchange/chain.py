@@ -20,11 +20,14 @@ from torch import Tensor
 from .. import store
 from ..data import Grid, unit_ratio
 from ..registration import Result
-from ..transforms import Affine, Displacement, Transform
+from ..transforms import Affine, Displacement, Flow, Transform
 from ..transforms import Sequence as MapSequence
 
 Array = NDArray[np.float64]
 Side = Literal["fixed", "moving"]
+
+MAX_FIELDS = 48
+"""Fields of one map at most that is written or read as a chain of them."""
 
 _SAME = 1e-9  # largest departure of a direction matrix from a rotation (or reflection)
 _FADE = 0.5  # largest change of a field from node to node outside of what is known: under 1, so that it does not fold
@@ -100,25 +103,49 @@ def to_field(field: Displacement, factor: float) -> Field:
 
 
 def steps_of(result: Result, to: Side, unit: str, tolerance: float) -> list[Step]:
-    """The map to the side ``to``, first applied first, the bend as a field in the space it lives in."""
-    bent = store.as_fields(result, tolerance)
+    """The map to the side ``to``, first applied first, the bend as fields in the space it lives in.
+
+    In the direction in which a flow takes plain steps, each step is a field, and all is exact; in the other, the bend is one
+    field, sampled as finely as ``tolerance`` wants.
+    """
+    before, bend, after = store.split(result.transform)
     moving, fixed = result.moving_grid.unit, result.fixed_grid.unit
-    if bent.to_fixed is None or bent.to_moving is None:
-        assert bent.after is not None
-        forward: list[Step] = [turned(bent.after, per_unit(moving, unit), per_unit(fixed, unit))]
-        return forward if to == "fixed" else [_inverse(forward[0])]
-    between = bent.to_fixed.grid.unit
+    between = fixed if bend is None else bend.grid.unit
     outer = [
-        None if matrix is None else turned(matrix, per_unit(a, unit), per_unit(b, unit))
-        for matrix, a, b in ((bent.before, moving, between), (bent.after, between, fixed))
+        turned(store.product(parts, result.transform.ndim), per_unit(a, unit), per_unit(b, unit)) if parts else None
+        for parts, a, b in ((before, moving, between), (after, between, fixed))
     ]
-    field = to_field(bent.to_fixed if to == "fixed" else bent.to_moving, per_unit(between, unit))
-    if to == "fixed":
-        found: list[Step | None] = [outer[0], field, outer[1]]
-    else:
-        found = [None if m is None else _inverse(m) for m in outer[::-1]]
-        found.insert(1, field)
-    return [step for step in found if step is not None]
+    if to == "moving":
+        outer = [None if matrix is None else _inverse(matrix) for matrix in outer[::-1]]
+    fields: list[Displacement] = []
+    if bend is not None:
+        fields = _plain_steps(bend if to == "fixed" else bend.inverse())
+    if bend is not None and not fields:
+        name = f"to_{to}"
+        sampled = store.as_fields(result, tolerance, True, (name,))
+        field = sampled.to_fixed if to == "fixed" else sampled.to_moving
+        assert field is not None
+        fields = [field]
+    middle = [to_field(field, per_unit(between, unit)) for field in fields]
+    return [step for step in (outer[0], *middle, outer[1]) if step is not None]
+
+
+def _plain_steps(bend: Flow | Displacement) -> list[Displacement]:
+    """What ``bend`` does to positions as fields, exactly, first applied first; none where it solves for them."""
+    if isinstance(bend, Displacement):
+        return [] if bend.inverted else [_zero_rim(bend.field, bend.grid)]
+    n_steps, n_slices = bend.n_steps or 1, bend.velocity.shape[0]
+    if not bend.reverse or n_steps > MAX_FIELDS:
+        return []
+    slices = [step * n_slices // n_steps for step in reversed(range(n_steps))]
+    return [_zero_rim(bend.velocity[i].to(torch.float64) / -n_steps, bend.grid) for i in slices]
+
+
+def _zero_rim(field: Tensor, grid: Grid) -> Displacement:
+    """A field ``[D, *S]`` with a node of zeros around it, to which it fades: what is left unsaid for one of ours."""
+    padded = torch.nn.functional.pad(field, (1, 1) * grid.ndim)
+    origin = tuple(o - s for o, s in zip(grid.origin, grid.spacing, strict=True))
+    return Displacement(padded, Grid(tuple(n + 2 for n in grid.shape), grid.spacing, origin, grid.unit))
 
 
 def _inverse(step: Step) -> Array:
@@ -223,7 +250,7 @@ def _scale_back(side: Grid, wanted: str, label: str) -> Affine:
 
 def _sampled(exact: Transform, base: Grid, box: Tensor, pixel: tuple[float, ...], tolerance: float) -> Field:
     """``exact`` at nodes whose spacing and origin single precision holds, as the headers of volumes want them."""
-    grid = store.coarsest_field(exact, base, box, pixel, tolerance)[0].grid
+    grid = store.coarsest_field(exact, base, box, pixel, tolerance, finest=True)[0].grid
     grid = Grid(
         grid.shape,
         tuple(float(np.float32(s)) for s in grid.spacing),
@@ -243,17 +270,18 @@ def transform_of(steps: Sequence[Step], source: Grid, target: Grid, unit: str) -
 
     Raises ValueError for steps of another dimension, a matrix that cannot be inverted, or more than one field.
     """
-    for step in steps:
-        found = len(step.spacing) if isinstance(step, Field) else len(step) - 1
+    for given in steps:
+        found = len(given.spacing) if isinstance(given, Field) else len(given) - 1
         if found != source.ndim or source.ndim != target.ndim:
             raise ValueError(
                 f"wanted a map of {source.ndim} dimensions, as the fixed side has, got one of {found} "
                 f"and a moving or fixed side of {target.ndim}; check the files"
             )
-    if sum(isinstance(step, Field) for step in steps) > 1:
+    joined = _joined(steps)
+    if sum(not isinstance(step, np.ndarray) for step in joined) > 1:
         raise ValueError(
-            "wanted a map with at most one displacement field, got several; compose them into one where they come from "
-            "(antsApplyTransforms -o [field.nii.gz,1], sitk.TransformToDisplacementField)"
+            "wanted a map with one displacement field, or several in a row on the same nodes, got several on nodes of their own; "
+            "compose them where they come from (antsApplyTransforms -o [field.nii.gz,1], sitk.TransformToDisplacementField)"
         )
     numbers = [number_unit(grid.unit, unit) for grid in (source, target)]
     parts: list[Transform] = []
@@ -272,9 +300,12 @@ def transform_of(steps: Sequence[Step], source: Grid, target: Grid, unit: str) -
     if source.unit != at:
         at = source.unit
         line(np.diag([*[per_unit(source.unit, unit)] * source.ndim, 1.0]), numbers[0])
-    for step in steps:
-        if not isinstance(step, Field):
+    for step in joined:
+        if isinstance(step, np.ndarray):
             line(turned(step), numbers[1])
+            continue
+        if isinstance(step, list):
+            parts.append(_flow(step, at))
             continue
         plain = float(np.abs(step.direction - np.eye(source.ndim)).max()) < _SAME
         turn = np.eye(source.ndim + 1)
@@ -294,6 +325,32 @@ def transform_of(steps: Sequence[Step], source: Grid, target: Grid, unit: str) -
     return parts[0] if len(parts) == 1 else MapSequence(tuple(parts))
 
 
+def _joined(steps: Sequence[Step]) -> list[Step | list[Field]]:
+    """Steps in which a row of fields on the same upright nodes that end in zeros is one."""
+    found: list[Step | list[Field]] = []
+    for step in steps:
+        last = found[-1] if found else None
+        row = last if isinstance(last, list) else [last] if isinstance(last, Field) else []
+        if isinstance(step, Field) and row and _same_nodes(row[0], step):
+            found[-1] = [*row, step]
+        else:
+            found.append(step)
+    return found
+
+
+def _same_nodes(a: Field, b: Field) -> bool:
+    upright = np.array_equal(a.direction, np.eye(len(a.spacing))) and np.array_equal(b.direction, a.direction)
+    same = (a.spacing, a.origin, a.values.shape) == (b.spacing, b.origin, b.values.shape)
+    return upright and same and all(_border(f.values, np.array(f.spacing)) == 0 for f in (a, b))
+
+
+def _flow(fields: Sequence[Field], unit: str) -> Flow:
+    """Fields on the same nodes, one after the other, as the flow whose steps they are."""
+    grid = _extended(fields[0], True, unit)[0].grid
+    velocity = [np.moveaxis(field.values[..., ::-1], -1, 0) * -len(fields) for field in reversed(fields)]
+    return Flow(torch.from_numpy(np.stack(velocity)), grid, len(fields), reverse=True)
+
+
 def _extended(field: Field, plain: bool, unit: str) -> tuple[Displacement, Array | None]:
     """A field as ours and the matrix that follows it, so that it has an inverse beyond its border too.
 
@@ -305,6 +362,8 @@ def _extended(field: Field, plain: bool, unit: str) -> tuple[Displacement, Array
     origin = np.array(field.origin) if plain else field.direction.T @ np.array(field.origin)
     values = values if plain else values @ field.direction  # [*S, D] along the field's own axes
     rest: Array | None = None
+    if _border(values, spacing) > 0:  # the outer halves of the outermost pixels are as their nodes
+        values, origin = np.pad(values, [(1, 1)] * ndim + [(0, 0)], mode="edge"), origin - spacing
     if _border(values, spacing) > _FADE:
         axes = [origin[d] + spacing[d] * np.arange(n) for d, n in enumerate(values.shape[:-1][::-1])]
         nodes = np.stack(np.meshgrid(*axes[::-1], indexing="ij")[::-1], axis=-1).reshape(-1, ndim)  # x, y(, z)
@@ -321,9 +380,8 @@ def _extended(field: Field, plain: bool, unit: str) -> tuple[Displacement, Array
     reach = _border(values, spacing)
     if reach > 0:
         fade = min(_MOST_FADE, math.ceil(reach / _FADE))
-        values = np.pad(values, [(1, 1)] * ndim + [(0, 0)], mode="edge")
         values = np.pad(values, [(fade, fade)] * ndim + [(0, 0)], mode="linear_ramp")
-        origin = origin - spacing * (fade + 1)
+        origin = origin - spacing * fade
     moved = np.moveaxis(values[..., ::-1], -1, 0)
     grid = Grid(moved.shape[1:], tuple(spacing[::-1].tolist()), tuple(origin[::-1].tolist()), unit)
     return Displacement(torch.from_numpy(np.ascontiguousarray(moved)), grid), rest

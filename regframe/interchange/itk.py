@@ -482,7 +482,7 @@ def read_field(path: Path) -> tuple[Field, str]:
         raise ValueError("wanted a NIfTI-1 file in one piece (.nii, .nii.gz), got something else")
     order = "<" if struct.unpack_from("<i", head)[0] == 348 else ">"
     dim = struct.unpack_from(f"{order}8h", head, 40)
-    intent, bits = struct.unpack_from(f"{order}h", head, 68)[0], struct.unpack_from(f"{order}h", head, 72)[0]
+    intent, code, bits = struct.unpack_from(f"{order}3h", head, 68)
     offset = struct.unpack_from(f"{order}f", head, 108)[0]
     unit = _NIFTI_UNITS.get(head[123] & 7)
     ndim = dim[5]
@@ -495,13 +495,17 @@ def read_field(path: Path) -> tuple[Field, str]:
             f"wanted vectors (intent 1006 or 1007) in mm or without a unit, got intent {intent}, unit code {head[123]}"
         )
     count = math.prod(dim[1:4]) * ndim
-    if count > MAX_NUMBERS or bits not in (32, 64) or not 0 <= offset < 1 << 20:
-        raise ValueError(f"wanted at most {MAX_NUMBERS} numbers of 32 or 64 bits, got {count} of {bits}")
+    if count > MAX_NUMBERS or (code, bits) not in ((16, 32), (64, 64)) or not 0 <= offset < 1 << 20:
+        raise ValueError(f"wanted at most {MAX_NUMBERS} floating point numbers of 32 or 64 bits, got {count} of {bits}")
     with _opened(path) as file:
-        found = 0
-        while found < offset + count * bits // 8 and (block := _read(file, 1 << 22)):
-            found += len(block)
-    if found < offset + count * bits // 8:
+        _read(file, int(offset))
+        left = count * bits // 8
+        while left and (block := _read(file, min(left, 1 << 22))):
+            left -= len(block)
+            # the library would turn them into zeros
+            if len(block) % (bits // 8) == 0 and not np.isfinite(np.frombuffer(block, f"{order}f{bits // 8}")).all():
+                raise ValueError("wanted a finite displacement field, got NaN or inf in it")
+    if left:
         raise ValueError(f"wanted {count * bits // 8} bytes of displacements, got a file that was cut short")
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
