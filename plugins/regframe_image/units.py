@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import regframe
 
+CONTRADICTION = 0.02
+"""Share by which two statements of one pixel size differ that cannot both be meant."""
+
 
 def ratio(source: str, target: str) -> float | None:
     """Factor from one length unit to another; None where one is unknown or they cannot be converted."""
