@@ -16,7 +16,7 @@ ENOUGH = 1_500_000
 """Pixels that a registration makes use of: the solver halves what is larger (``Config.pyramid.max_pixels``)."""
 WHOLE = {2: 1 << 23, 3: 1 << 25}
 """Most pixels of an image and of a volume that are read as they are."""
-_STRIP = 32 << 20
+_STRIP = 8 << 20
 """Bytes that are read at once where blocks are averaged, about; more where one row of chunks is larger."""
 
 

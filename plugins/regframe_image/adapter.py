@@ -22,7 +22,7 @@ from .ngff import is_zarr, open_zarr, write_zarr
 from .raster import open_raster, write_jpeg, write_png
 from .raw import Array, InMemory, Raw, Region, Resolution, Stamp, check_level, stamp, unreadable
 from .tiff import needs_stitching, open_tiff, write_tiff
-from .units import CONTRADICTION, ratio, to_ome
+from .units import CONTRADICTION, ratio, short, to_ome
 from .vendor import SUFFIXES as _SLIDES
 from .vendor import is_slide, open_slide
 from .volume import SUFFIXES as _VOLUMES
@@ -271,7 +271,7 @@ class ImageAdapter(regframe.Adapter):
                 level.read, axes, dtype, tuple(planes.items()), picks, raw.alpha, (here.get("c", 1), here.get("s", 1))
             )
             together = min(chunk.get("c", 1) * here.get("s", 1), n if picks is None else len(picks))
-            levels.append(regframe.Level(grid, (together, *(chunk[a] for a in spatial)), window))
+            levels.append(regframe.Level(grid, (together, *(min(chunk[a], here[a]) for a in spatial)), window))
         chosen = range(n) if picks is None else picks
         colors = tuple(raw.colors[i] for i in chosen) if len(raw.colors) == n else ()
         return regframe.Pyramid(
@@ -511,7 +511,7 @@ def _check_stated(stated: Sequence[float], unit: str, declared: Sequence[float],
     for s, d in zip(stated, declared, strict=True):
         if factor is None or abs(s / (d * factor) - 1) > CONTRADICTION:
             raise ValueError(
-                f"wanted the pixel size that {name} declares, {d:.6g} {own}, or none stated, got {s:.6g} {unit}; leave it "
+                f"wanted the pixel size that {name} declares, {d:.6g} {short(own)}, or none stated, got {s:.6g} {unit}; leave it "
                 "out, or set override=true where the file is wrong"
             )
 

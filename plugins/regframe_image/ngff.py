@@ -16,6 +16,7 @@ import zarr
 from zarr.codecs import BloscCodec
 from zarr.storage import LocalStore, ZipStore
 
+from .checked import open_checked
 from .raw import (
     Array,
     Raw,
@@ -31,7 +32,7 @@ from .raw import (
     unreadable,
 )
 from .tiff import from_ome, one_unit
-from .units import CONTRADICTION, ratio, to_ngff
+from .units import CONTRADICTION, ratio, short, to_ngff
 
 _FAULTS = (OSError, ValueError, KeyError, IndexError, TypeError, RuntimeError, AttributeError)
 
@@ -150,8 +151,7 @@ def _opened(path: Path, identity: Stamp, key: str) -> Any:
     """One array of a store."""
     if _stamp(path) != identity:
         raise ValueError("the store is another one than when it was opened")
-    node: Any = zarr.open(_store(path), mode="r")
-    return node[key] if key else node
+    return open_checked(_store(path), key)
 
 
 def _store(path: Path) -> Any:
@@ -251,8 +251,8 @@ def _check_companion(path: Path, raw: Raw) -> None:
             continue
         if abs(own / (spacing[axis] * factor) - 1) > CONTRADICTION:
             raise ValueError(
-                f"wanted one pixel size in {str(path)!r}, got {own:.6g} {raw.unit} in its OME-Zarr metadata and "
-                f"{spacing[axis] * factor:.6g} {raw.unit} in OME/METADATA.ome.xml (axis {axis}); correct one of them"
+                f"wanted one pixel size in {str(path)!r}, got {own:.6g} {short(raw.unit)} in its OME-Zarr metadata and "
+                f"{spacing[axis] * factor:.6g} {short(raw.unit)} in OME/METADATA.ome.xml (axis {axis}); correct one of them"
             )
 
 

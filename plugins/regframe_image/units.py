@@ -17,6 +17,11 @@ def ratio(source: str, target: str) -> float | None:
         return None
 
 
+def short(unit: str) -> str:
+    """The short name of a unit, ``"micrometer"`` → ``"µm"``."""
+    return regframe.Grid((1, 1), unit=unit).unit
+
+
 def to_ngff(unit: str) -> str | None:
     """The name OME-Zarr gives a unit; None for pixels."""
     return {"nm": "nanometer", "µm": "micrometer", "mm": "millimeter", "cm": "centimeter", "m": "meter"}.get(unit)
