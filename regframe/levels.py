@@ -70,7 +70,7 @@ def _columns(
 ) -> list[tuple[int, int, slice]]:
     """Pieces of a strip, in whole chunks and blocks, where the strip is too much at once: start, stop and blocks."""
     width = grid.shape[-1]
-    pieces = max(1, height * row // (4 * _STRIP))
+    pieces = -(-height * row // (2 * _STRIP))
     step = math.lcm(min(chunk[-1], width), factor[-1])
     step *= max(1, -(-width // pieces) // step)
     return [(a, min(a + step, width), slice(a // factor[-1], -(-min(a + step, width) // factor[-1])))
@@ -78,16 +78,25 @@ def _columns(
 
 
 def _averaged(array: _Array, factor: tuple[int, ...], labels: bool) -> _Array:
-    """``[C, *S]`` over blocks, in its own type; sums are taken axis by axis."""
+    """``[C, *S]`` over blocks, in its own type; sums are taken axis by axis, exact for whole numbers."""
     if labels:
         index = [np.minimum(np.arange(0, n, f) + f // 2, n - 1) for n, f in zip(array.shape[1:], factor, strict=True)]
         picked: _Array = array[np.ix_(np.arange(len(array)), *index)]
         return picked
-    mean: _Array = array.astype(np.float64 if array.dtype.itemsize > 4 else np.float32, copy=False)
+    small = array.dtype in (np.uint8, np.uint16) and math.prod(factor) <= 1 << 16
+    total: _Array = array
+    counts = np.ones([1] * array.ndim)
     for axis, f in enumerate(factor, start=1):
-        if f > 1:
-            starts = np.arange(0, mean.shape[axis], f)
-            counts = np.minimum(f, mean.shape[axis] - starts)
-            sums = np.add.reduceat(mean, starts, axis=axis)
-            mean = sums / counts.reshape([-1 if a == axis else 1 for a in range(mean.ndim)]).astype(mean.dtype)
-    return mean.astype(array.dtype) if array.dtype.kind == "f" else np.rint(mean).astype(array.dtype)
+        if f == 1:
+            continue
+        before = (slice(None),) * axis
+        first = total[(*before, slice(0, None, f))]
+        sums = first.astype(np.uint32 if small else np.int64 if array.dtype.kind in "ui" else array.dtype)
+        for k in range(1, f):  # of a last short block there is less
+            part = total[(*before, slice(k, None, f))]
+            sums[(*before, slice(0, part.shape[axis]))] += part
+        held = np.minimum(f, total.shape[axis] - f * np.arange(sums.shape[axis]))
+        counts = counts * held.reshape([-1 if a == axis else 1 for a in range(array.ndim)])
+        total = sums
+    mean: _Array = total / counts
+    return (mean if array.dtype.kind == "f" else np.rint(mean)).astype(array.dtype)

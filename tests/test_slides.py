@@ -251,6 +251,43 @@ def test_arrays_that_name_their_axes(tmp_path: Path) -> None:
     assert rf.open_pyramid(tmp_path / "a.zarr").channels == ("0", "1", "2")
 
 
+def test_planes_in_several_files(tmp_path: Path) -> None:
+    def write(other: str, tile: Any = None, pack: Any = None) -> None:
+        names = {"a.ome.tif": "urn:uuid:1", other: "urn:uuid:2"}
+        parts = "".join(
+            f'<TiffData FirstC="{c}" FirstZ="0" FirstT="0" IFD="0" PlaneCount="1">'
+            f'<UUID FileName="{name}">{uuid}</UUID></TiffData>'
+            for c, (name, uuid) in enumerate(names.items())
+        )
+        for c, (name, uuid) in enumerate(names.items()):
+            text = (
+                f'<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" UUID="{uuid}"><Image ID="Image:0">'
+                '<Pixels ID="Pixels:0" DimensionOrder="XYCZT" Type="uint16" SizeX="90" SizeY="100" SizeC="2" SizeZ="1" '
+                f'SizeT="1"><Channel ID="Channel:0:0"/><Channel ID="Channel:0:1"/>{parts}</Pixels></Image></OME>'
+            )
+            tifffile.imwrite(tmp_path / name, STACK[c], description=text, metadata=None, tile=tile, compression=pack)
+
+    for tile, pack in ((None, None), ((32, 32), "zlib")):
+        write("b.ome.tif", tile, pack)
+        found = rf.open_pyramid(tmp_path / "a.ome.tif").levels[0].read(region((10, 60), (20, 80)))
+        assert np.array_equal(found, STACK[:2, 10:60, 20:80])
+    (tmp_path / "sub").mkdir()
+    write("sub/b.ome.tif")
+    with pytest.raises(ValueError, match="its pages lie in other folders"):
+        rf.open_pyramid(tmp_path / "a.ome.tif")
+
+
+def test_an_array_that_changed_is_opened_anew(tmp_path: Path) -> None:
+    path = store(tmp_path / "a.zarr", [GREY[None]])
+    level = rf.open_pyramid(path).levels[0]
+    level.read(region((0, 5), (0, 5)))
+    zarr.open_group(path, mode="a").create_array("0", data=STACK[:1], overwrite=True, chunks=(1, 20, 20))
+    assert np.array_equal(rf.open_pyramid(path).levels[0].read(region((0, 5), (0, 5))), STACK[:1, :5, :5])
+    raw_module._kept.cache_clear()
+    with pytest.raises(ValueError, match="the store is another one than when it was opened"):
+        level.read(region((0, 5), (0, 5)))
+
+
 def svs(path: Path, mpp: float | None = 0.25) -> None:
     """Aperio's layout: the image, a thumbnail in strips, then the levels."""
     text = f"Aperio Image Library v1\n210x150 |AppMag = 40{'' if mpp is None else f'|MPP = {mpp}'}"

@@ -129,7 +129,7 @@ class ImageAdapter(regframe.Adapter):
         return dataclasses.replace(pyramid, levels=pyramid.levels[self.level or 0 :])
 
     def apply(self, source: Any, transform: regframe.Transform, grid: regframe.Grid | None = None) -> regframe.Image:
-        """The image resampled on ``grid`` (its own where None and the map stays within one unit)."""
+        """The image, as `open` reads it, resampled on ``grid`` (its own where None and the map stays within one unit)."""
         image = self.open(source)
         if grid is None:
             if transform.source_unit != transform.target_unit:

@@ -54,7 +54,6 @@ def is_zarr(path: Path) -> bool:
 def open_zarr(path: Path) -> Raw:
     """The metadata of every resolution; positions from their coordinate transformations."""
     try:
-        identity = _stamp(path)
         node, multiscales, attributes, prefix = _multiscales(path)
     except _FAULTS as error:
         raise unreadable(path, "Zarr", error) from error
@@ -65,7 +64,7 @@ def open_zarr(path: Path) -> Raw:
                 f"{', '.join(sorted(node.keys())) or 'none'}; name the folder of one image"
             )
         axes = _named(node)
-        one = Resolution(tuple(node.shape), _chunk(path, node), ZarrRegion(path, identity, "", 0, axes))
+        one = Resolution(tuple(node.shape), _chunk(path, node), ZarrRegion(path, _stamp(path), "", 0, axes))
         return Raw(axes, np.dtype(node.dtype), (one,), format="zarr array")
     try:
         datasets = multiscales["datasets"]
@@ -101,7 +100,7 @@ def open_zarr(path: Path) -> Raw:
             origin, _ = one_unit({a: float(placed[k][1][i]) for a, i in index.items()}, units)
         factor = reduction([arrays[0].shape[i] for i in at], [array.shape[i] for i in at])
         key = f"{prefix}/{_inside(path, dataset['path'])}".strip("/")
-        read = ZarrRegion(path, identity, key, k, letters)
+        read = ZarrRegion(path, _stamp(path, key), key, k, letters)
         levels.append(
             Resolution(
                 tuple(array.shape), _chunk(path, array), read, spacing, origin, dict(zip(index, factor, strict=True))
@@ -149,7 +148,7 @@ class ZarrRegion:
 
 def _opened(path: Path, identity: Stamp, key: str) -> Any:
     """One array of a store."""
-    if _stamp(path) != identity:
+    if _stamp(path, key) != identity:
         raise ValueError("the store is another one than when it was opened")
     return open_checked(_store(path), key)
 
@@ -158,11 +157,10 @@ def _store(path: Path) -> Any:
     return LocalStore(path, read_only=True) if path.is_dir() else ZipStore(path, mode="r", read_only=True)
 
 
-def _stamp(path: Path) -> Stamp:
-    """Of a folder its metadata's, for the folder's own time changes with what is put beside."""
-    if path.is_dir():
-        return stamp(next((path / name for name in _ROOTS if (path / name).is_file()), path))
-    return stamp(path)
+def _stamp(path: Path, key: str = "") -> Stamp:
+    """Of a folder that of the metadata of one node, for other nodes may change or come beside it."""
+    node = path / key
+    return stamp(next((node / name for name in _ROOTS if (node / name).is_file()), node) if path.is_dir() else path)
 
 
 def _inside(path: Path, key: Any) -> str:

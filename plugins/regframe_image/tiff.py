@@ -142,7 +142,12 @@ class _Layout:
         outer = self.shape[: len(self.shape) - len(inner)]
         pages = list(series.pages)
         self.n_outer = len(outer)
-        self.offset = series.dataoffset if page.is_final else None
+        self.paths = [path if p is None else str(p.parent.filehandle.path) for p in pages]
+        elsewhere = sorted({p for p in self.paths if Path(p).resolve().parent != Path(path).resolve().parent})
+        if elsewhere:
+            raise ValueError(f"its pages lie in other folders ({elsewhere[0]})")
+        alone = len({Path(p).name for p in self.paths}) == 1
+        self.offset = series.dataoffset if page.is_final and alone else None
         self.stored = self.dtype.newbyteorder(page.parent.byteorder)
         plain = (*outer, *inner) == self.shape and len(pages) == math.prod(outer) and page.imagedepth == 1
         if self.offset is not None:
@@ -185,17 +190,20 @@ class _Layout:
         def one(plane: int) -> Array:
             if self.offsets[plane] is None:
                 return np.full(inner, self.page.nodata, self.dtype)[region[self.n_outer :]]
-            mapped = np.memmap(self.path, self.stored, "r", self.offsets[plane], inner)
+            mapped = np.memmap(self.paths[plane], self.stored, "r", self.offsets[plane], inner)
             return np.array(mapped[region[self.n_outer :]], dtype=self.dtype)
 
         return self._stack(region, one)
 
     def _tiles(self, region: Region) -> Array:
-        with Path(self.path).open("rb") as file:
-            return self._stack(region, lambda plane: self._decoded(file, plane, region[self.n_outer :]))
+        return self._stack(region, lambda plane: self._decoded(plane, region[self.n_outer :]))
 
-    def _decoded(self, file: Any, plane: int, region: Region) -> Array:
+    def _decoded(self, plane: int, region: Region) -> Array:
         """A region of one page, put together from its tiles or strips."""
+        with Path(self.paths[plane]).open("rb") as file:
+            return self._assembled(file, plane, region)
+
+    def _assembled(self, file: Any, plane: int, region: Region) -> Array:
         page, axes = self.page, self.page.axes
         window = dict(zip(axes, region, strict=True))
         y, x = window["Y"], window["X"]

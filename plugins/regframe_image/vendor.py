@@ -11,13 +11,15 @@ import numpy as np
 
 from .raw import Array, Raw, Region, Resolution, Stamp, check_count, kept, place, stamp, unreadable
 
-SUFFIXES = (".mrxs", ".vms", ".vmu", ".bif", ".czi", ".dcm")
+SUFFIXES = (".mrxs", ".vms", ".vmu", ".svslide", ".bif", ".czi", ".dcm")
 
 
 def is_slide(path: Path, head: bytes) -> bool:
     """Whether a file's first bytes, or its suffix where the format has no mark of its own, are those of such a slide."""
     name = path.name.lower()
-    return head[128:132] == b"DICM" or head[:10] == b"ZISRAWFILE" or name.endswith((".mrxs", ".vms", ".vmu"))
+    return (
+        head[128:132] == b"DICM" or head[:10] == b"ZISRAWFILE" or name.endswith((".mrxs", ".vms", ".vmu", ".svslide"))
+    )
 
 
 def open_slide(path: Path) -> Raw:
