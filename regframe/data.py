@@ -165,6 +165,29 @@ class Grid:
 
 
 @dataclass(frozen=True)
+class Reading:
+    """How an image was read of a larger one.
+
+    Args:
+        level: which resolution of the source, 0 the finest.
+        levels: how many it has.
+        factor: pixels of that level per pixel of the image, per axis: averaged where more than 1.
+        full: the grid of the finest level.
+    """
+
+    level: int
+    levels: int
+    factor: tuple[int, ...]
+    full: Grid
+
+    def __str__(self) -> str:
+        size = " × ".join(str(n) for n in self.full.shape)
+        blocks = " × ".join(str(f) for f in self.factor)
+        averaged = f", averaged over {blocks} pixels" if any(f > 1 for f in self.factor) else ""
+        return f"level {self.level} of {self.levels}{averaged}, of {size} px"
+
+
+@dataclass(frozen=True)
 class Image:
     """Pixels on a grid.
 
@@ -175,6 +198,7 @@ class Image:
         labels: True where values are ids (segmentations), which are never averaged.
         weight: optional ``[*S]`` in 0 … 1, trust per pixel (a mask); None where every pixel counts.
         name: what pictures and messages call it.
+        reading: how it was read of a larger image; None where it is all there is.
     """
 
     data: Tensor
@@ -183,6 +207,7 @@ class Image:
     labels: bool = False
     weight: Tensor | None = None
     name: str = "image"
+    reading: Reading | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.data, Tensor):

@@ -1,4 +1,4 @@
-"""Finds plug-ins, looks names up, names the culprits of a clash; `open` and `metric`.
+"""Finds plug-ins, looks names up, names the culprits of a clash; `open`, `open_pyramid` and `metric`.
 
 A plug-in is a module named by an entry point of the group ``regframe`` (see `regframe.hookspecs`); what ships with
 regframe comes through the same door. Modules are imported when a name is first looked up. One that cannot be imported,
@@ -25,7 +25,7 @@ import pluggy
 
 from . import hookspecs
 from .contracts import Adapter, Metric
-from .data import Image, PointSet
+from .data import Image, PointSet, Pyramid
 
 GROUP = "regframe"
 """The entry-point group and the name of the pluggy project."""
@@ -139,6 +139,21 @@ def open(source: Any, adapter: str | None = None, **options: Any) -> Image | Poi
     confidence) knows the source, and whatever the adapter says of a source it cannot read.
     """
     return find_adapter(source, adapter, **options).open(source)
+
+
+def open_pyramid(source: Any, adapter: str | None = None, **options: Any) -> Pyramid:
+    """Every resolution of an image, lazy: regions are read when they are asked for.
+
+    Raises what `open` raises, and PluginError where the adapter reads no images of several resolutions.
+    """
+    reader = find_adapter(source, adapter, **options)
+    pyramid = reader.pyramid(source)
+    if pyramid is None:
+        raise PluginError(
+            f"wanted an image that is read level by level, got {_describe(source)}, which the adapter {reader.name!r} "
+            "reads as a whole; use regframe.open"
+        )
+    return pyramid
 
 
 def find_adapter(source: Any, adapter: str | None = None, **options: Any) -> Adapter:

@@ -292,7 +292,10 @@ def _register(
         "metric": {"name": type(similarity).name, "why": why},
         "shared_structure": fit.shared,
         "neighbouring_sections": fit.sections,
-        "preparation": {"fixed": dataclasses.asdict(one), "moving": dataclasses.asdict(other)},
+        "preparation": {
+            "fixed": dataclasses.asdict(one) | _reading(fixed),
+            "moving": dataclasses.asdict(other) | _reading(moving),
+        },
         "n_evaluations": fit.n_evaluations,
         "seconds": time.perf_counter() - began,
         "versions": versions(),
@@ -456,6 +459,15 @@ def check_pair(fixed: Image, moving: Image, metric: Metric, reasons: list[str]) 
 
 def _open(source: Any) -> Image | PointSet:
     return source if isinstance(source, (Image, PointSet)) else plugins.open(source)
+
+
+def _reading(image: Image) -> dict[str, Any]:
+    """How an image was read of a larger one, as plain figures; nothing where it was read whole."""
+    if image.reading is None:
+        return {}
+    how = image.reading
+    figures = {"level": how.level, "levels": how.levels, "averaged": list(how.factor)}
+    return {"reading": figures | {"full_shape": list(how.full.shape), "full_spacing": list(how.full.spacing)}}
 
 
 def _shape(grid: Grid) -> str:

@@ -302,7 +302,7 @@ def resample(image: Image, transform: Transform, grid: Grid, background: float |
     if image.weight is not None:
         mask = Image(image.weight[None].to(torch.float32), image.grid)
         weight = _interpolate(mask, pull, grid, 0.0)[0]
-    return image.replace(data=data, grid=grid, weight=weight)
+    return image.replace(data=data, grid=grid, weight=weight, reading=None)
 
 
 def move_points(points: PointSet, transform: Transform) -> PointSet:

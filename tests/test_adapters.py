@@ -129,7 +129,11 @@ def test_spacing_of_ome_imagej_and_svs(tmp_path: Path) -> None:
     assert opened.grid.spacing == pytest.approx((500.0, 250.0))
     assert opened.channels == ("DAPI", "CD31")
     assert image(tmp_path / "a.ome.tif", unit="mm", channels="CD31").grid.spacing == pytest.approx((5e-4, 2.5e-4))
-    assert image(tmp_path / "a.ome.tif", spacing="0.5,0.25", unit="mm").grid.spacing == (0.5, 0.25)
+    stated: dict[str, Any] = {"spacing": "0.5,0.25", "unit": "mm"}
+    with pytest.raises(ValueError, match=r"wanted the pixel size that a\.ome\.tif declares, 500 nm, .*got 0\.5 mm"):
+        rf.open(tmp_path / "a.ome.tif", **stated)
+    assert image(tmp_path / "a.ome.tif", **stated, override=True).grid.spacing == (0.5, 0.25)
+    assert image(tmp_path / "a.ome.tif", spacing="0.505,0.25").grid.spacing == (0.505, 0.25)
 
     tifffile.imwrite(
         tmp_path / "b.tif", RAMP, imagej=True, resolution=(2.0, 4.0), metadata={"unit": "micron", "axes": "YX"}
@@ -149,7 +153,7 @@ def test_levels_of_a_pyramid(tmp_path: Path) -> None:
     assert level.grid.shape == (50, 100)
     assert level.grid.spacing == (1.0, 1.0)
     assert level.grid.origin == (0.25, 0.25)
-    assert image(tmp_path / "a.ome.tif", level=1, spacing=0.2).grid.spacing == (0.4, 0.4)
+    assert image(tmp_path / "a.ome.tif", level=1, spacing=0.2, override=True).grid.spacing == (0.4, 0.4)
     with pytest.raises(ValueError, match=r"wanted a level from 0 to 1 .* got 2; it has 2"):
         rf.open(tmp_path / "a.ome.tif", level=2)
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import os
 import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +20,27 @@ import regframe
 
 from .ngff import is_zarr, open_zarr, write_zarr
 from .raster import open_raster, write_jpeg, write_png
-from .raw import Array, Raw, check_level, unreadable
-from .tiff import open_tiff, write_tiff
-from .units import to_ome
+from .raw import Array, InMemory, Raw, Region, Resolution, Stamp, check_level, stamp, unreadable
+from .tiff import needs_stitching, open_tiff, write_tiff
+from .units import CONTRADICTION, ratio, short, to_ome
+from .vendor import SUFFIXES as _SLIDES
+from .vendor import is_slide, open_slide
 from .volume import SUFFIXES as _VOLUMES
 from .volume import open_volume, volume_kind, write_volume
 
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".svs", ".npy", ".zarr", ".zarr.zip", *_VOLUMES)
+_SUFFIXES = (
+    ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".svs", ".ndpi", ".scn", ".npy", ".zarr", ".zarr.zip", *_SLIDES, *_VOLUMES,
+)  # fmt: skip
+_FLOATS = ("NIfTI", "NRRD", "MetaImage")
+"""Formats that keep ids as floats."""
+_STREAMED = 16
+"""How many times what may be held is read where it is averaged on the way."""
+_EXTENT = 0.05
+"""Share by which the fields of two levels differ at most, beside two pixels."""
 
 
 class ImageAdapter(regframe.Adapter):
-    """Raster images: PNG, JPEG, TIFF, OME-TIFF, SVS, OME-Zarr, NIfTI, NRRD, MetaImage, npy, arrays and tensors.
+    """Raster images and slides: PNG, JPEG, TIFF, OME-TIFF, SVS, OpenSlide's, OME-Zarr, NIfTI, NRRD, npy, arrays, tensors.
 
     What a file is, is told by its content, not by its suffix. Positions count the pixels as they are stored (an EXIF
     orientation is not applied, and said so); pixels of a coarser level lie where the full resolution has them. A
@@ -39,11 +52,15 @@ class ImageAdapter(regframe.Adapter):
         unit: unit of ``spacing``, µm where None; without ``spacing`` the unit to convert the declared one to.
         axes: names of the stored axes in order, out of ``t z c y x``, where the file does not say.
         channels: which channels to take, by name or number: one, a list, or a comma-separated string; None takes all.
-        level: resolution of a pyramid, 0 the finest.
+        level: resolution of a pyramid, 0 the finest. None: all of it where it is small; of a large image the coarsest level
+            with enough pixels to register on, averaged over blocks where there is none (`regframe.choose_level`), which
+            ``Image.reading`` tells. Labels are never reduced unasked.
         labels: True where values are ids, which are never averaged.
         t: time point, where there are several.
         z: one plane of a stack, which makes the image 2D.
-        max_bytes: largest array to read; above it the error asks for a coarser level.
+        max_bytes: largest array to hold; above it the error asks for a coarser level. Sixteen times as much is read where
+            it is averaged over blocks.
+        override: take ``spacing`` although the file declares another, which is an error otherwise.
     """
 
     name = "image"
@@ -54,13 +71,14 @@ class ImageAdapter(regframe.Adapter):
         unit: str | None = None,
         axes: str | None = None,
         channels: int | str | Sequence[int | str] | None = None,
-        level: int = 0,
+        level: int | None = None,
         labels: bool = False,
         t: int | None = None,
         z: int | None = None,
         max_bytes: int = 4 << 30,
+        override: bool = False,
     ) -> None:
-        if isinstance(level, bool) or not isinstance(level, int) or level < 0:
+        if isinstance(level, bool) or not (level is None or (isinstance(level, int) and level >= 0)):
             raise ValueError(f"wanted a level of 0 or more, got {level!r}")
         if not isinstance(labels, bool):
             raise ValueError(f"wanted labels to be true or false, got {labels!r}")
@@ -72,6 +90,9 @@ class ImageAdapter(regframe.Adapter):
         self.labels = labels
         self.planes = {axis: index for axis, index in (("t", t), ("z", z)) if index is not None}
         self.max_bytes = int(max_bytes)
+        if not isinstance(override, bool):
+            raise ValueError(f"wanted override to be true or false, got {override!r}")
+        self.override = override
 
     def matches(self, source: Any) -> float:
         """1 for images, tensors and arrays, 0.9 for a file or folder with their content, 0.1 for their suffix alone."""
@@ -85,8 +106,8 @@ class ImageAdapter(regframe.Adapter):
         return 0.1 if path.name.lower().endswith(_SUFFIXES) else 0.0
 
     def open(self, source: Any) -> regframe.Image:
-        """Read the pixels; ValueError with one sentence where the source is damaged, ambiguous, too large or not
-        finite."""
+        """Read the pixels, of a large image as many as a registration needs (see ``level``); ValueError with one sentence
+        where the source is damaged, ambiguous, too large, not finite or contradicts itself."""
         if isinstance(source, regframe.Image):
             image = self._again(source)
         else:
@@ -94,8 +115,21 @@ class ImageAdapter(regframe.Adapter):
         _check_finite(image)
         return image
 
+    def pyramid(self, source: Any) -> regframe.Pyramid:
+        """Every resolution, lazy; from ``level`` on where one is chosen."""
+        if isinstance(source, regframe.Image):
+            image = self._again(source)
+            array = image.data.detach().cpu().numpy()  # [C, *S]
+            read = _Window(InMemory(array), "c" + "".join(image.grid.axes), array.dtype)
+            whole = regframe.Level(image.grid, array.shape, read)
+            return regframe.Pyramid((whole,), array.dtype, image.channels, labels=image.labels, name=image.name)
+        raw, name = self._raw(source)
+        pyramid = self._pyramid(raw, name)
+        _check_extents(pyramid)
+        return dataclasses.replace(pyramid, levels=pyramid.levels[self.level or 0 :])
+
     def apply(self, source: Any, transform: regframe.Transform, grid: regframe.Grid | None = None) -> regframe.Image:
-        """The image resampled on ``grid`` (its own where None and the map stays within one unit)."""
+        """The image, as `open` reads it, resampled on ``grid`` (its own where None and the map stays within one unit)."""
         image = self.open(source)
         if grid is None:
             if transform.source_unit != transform.target_unit:
@@ -159,88 +193,149 @@ class ImageAdapter(regframe.Adapter):
 
     def _read(self, source: Any) -> regframe.Image:
         raw, name = self._raw(source)
-        if raw.nbytes > self.max_bytes:
-            ask = (
-                f"choose a coarser level (it has {raw.levels})"
-                if self.level + 1 < raw.levels
-                else "give it a pyramid, or a crop"
-            )
-            raise ValueError(
-                f"wanted at most {self.max_bytes / 2**30:.3g} GiB of pixels, got {raw.nbytes / 2**30:.3g} GiB "
-                f"declared by {name} (shape {raw.shape}, {raw.dtype}); {ask}, or raise max_bytes"
-            )
-        axes = self._named_axes(raw, name)
-        array, axes = self._planes(raw.read(), axes, name)
-        array = _channels_first(array, axes)  # [C, *S]
-        names = raw.channels
-        if raw.alpha:
-            array = _over_white(array, name)
-        spatial = [a for a in axes if a in "zyx"]
-        spacing, origin, unit = self._geometry(raw, spatial, name)
-        if len(names) != array.shape[0]:
-            names = ()
-        image = regframe.Image.from_array(
-            array, "c" + "".join(spatial), spacing, origin, unit, channels=names, labels=self.labels, name=name
-        )
-        image = _pick(image, self.channels)
+        pyramid = self._pyramid(raw, name)
+        if self.level is not None or pyramid.labels:
+            chosen, factor = self.level or 0, (1,) * pyramid.grid.ndim
+        else:
+            chosen, factor = regframe.choose_level(pyramid)
+            if chosen:
+                _check_extents(pyramid)
+        level = pyramid.levels[chosen]
+        averaged = any(f > 1 for f in factor)
+        self._judge(raw, chosen, pyramid, factor)
+        window = level.read
+        assert isinstance(window, _Window)
+        if averaged:
+            image = regframe.read_level(pyramid, chosen, factor)
+        else:
+            array = window.stored(tuple(slice(0, n) for n in level.grid.shape))  # [C, *S]
+            if raw.alpha:
+                _say_opacity(array[-1], name)
+            array = window.finished(array)
+            if pyramid.labels and raw.format in _FLOATS and array.dtype.kind == "f" and (array == np.rint(array)).all():
+                array = array.astype(np.int32)
+            image = regframe.Image.from_array(
+                array, "c" + "".join(level.grid.axes), channels=pyramid.channels, labels=pyramid.labels, name=name
+            ).replace(grid=level.grid)
         if image.labels and (image.data.shape[0] != 1 or image.data.dtype.is_floating_point):
             raise ValueError(
                 f"wanted one channel of whole numbers for labels, got {image.data.shape[0]} of {image.data.dtype} "
                 f"in {name}; choose one with channels="
             )
-        return image
+        reading = regframe.Reading(chosen, len(raw.levels), factor, pyramid.grid)
+        return image.replace(reading=reading if chosen or averaged else None)
+
+    def _judge(self, raw: Raw, level: int, pyramid: regframe.Pyramid, factor: tuple[int, ...]) -> None:
+        """ValueError where what must be decoded at once or in all is more than `max_bytes` allows."""
+        stored, name = raw.levels[level], pyramid.name
+        itemsize = raw.dtype.itemsize * (len(pyramid.channels) + raw.alpha)
+        chunk = math.prod(stored.chunk) * raw.dtype.itemsize
+        declared = max(math.prod(pyramid.levels[level].grid.shape) * itemsize, chunk)
+        most, what = self.max_bytes, "of pixels"
+        if math.prod(factor) > 1 and max(chunk, declared // math.prod(factor)) <= self.max_bytes:
+            most, what = self.max_bytes * _STREAMED, "of pixels to average"
+        if declared <= most:
+            return
+        ask = (
+            f"choose a coarser level (it has {len(raw.levels)})"
+            if level + 1 < len(raw.levels)
+            else "give it a pyramid, or a crop"
+        )
+        raise ValueError(
+            f"wanted at most {most / 2**30:.3g} GiB {what}, got {declared / 2**30:.3g} GiB "
+            f"declared by {name} (shape {stored.shape}, {raw.dtype}); {ask}, or raise max_bytes"
+        )
+
+    def _pyramid(self, raw: Raw, name: str) -> regframe.Pyramid:
+        """Every resolution of a source, with the options that were given."""
+        check_level(Path(name), self.level or 0, len(raw.levels))
+        axes = self._named_axes(raw, name)
+        planes = self._planes(raw, axes, name)
+        spatial = [a for a in axes if a in "zyx" and a not in planes]
+        first = raw.levels[0]
+        sizes = dict(zip(axes, first.shape, strict=True))
+        n_stored = sizes.get("c", 1) * sizes.get("s", 1)
+        n = n_stored - raw.alpha
+        names = raw.channels if len(raw.channels) == n else tuple(str(i) for i in range(n))
+        picks = _pick(names, self.channels, name)
+        dtype = _torch_dtype(raw.dtype)
+        levels = []
+        for level in raw.levels:
+            here = dict(zip(axes, level.shape, strict=True))
+            chunk = dict(zip(axes, level.chunk, strict=True))
+            if here.get("c", 1) * here.get("s", 1) != n_stored:
+                raise ValueError(f"wanted as many channels in every level of {name}, got {n_stored} and others")
+            spacing, origin, unit = self._geometry(raw, level, spatial, name)
+            grid = regframe.Grid(tuple(here[a] for a in spatial), spacing, origin, unit)
+            window = _Window(
+                level.read, axes, dtype, tuple(planes.items()), picks, raw.alpha, (here.get("c", 1), here.get("s", 1))
+            )
+            together = min(chunk.get("c", 1) * here.get("s", 1), n if picks is None else len(picks))
+            levels.append(regframe.Level(grid, (together, *(min(chunk[a], here[a]) for a in spatial)), window))
+        chosen = range(n) if picks is None else picks
+        colors = tuple(raw.colors[i] for i in chosen) if len(raw.colors) == n else ()
+        return regframe.Pyramid(
+            tuple(levels), dtype, tuple(names[i] for i in chosen), colors, self.labels or raw.labels, name
+        )
 
     def _raw(self, source: Any) -> tuple[Raw, str]:
         if isinstance(source, torch.Tensor):
             source = source.detach().cpu().numpy()
         if isinstance(source, np.ndarray):
-            check_level(Path("array"), self.level, 1)
-            array: Array = source
-            return Raw(array.shape, array.dtype, _guess(array.shape), lambda: array, {}, {}, {}), "array"
-        path = Path(source)
+            one = Resolution(source.shape, source.shape, InMemory(source))
+            return Raw(_guess(source.shape), source.dtype, (one,), format="array"), "array"
+        path = Path(source).absolute()
         kind = _kind(path)
         if kind == "TIFF":
-            return open_tiff(path, self.level, self.labels), path.name
+            return self._tiff(path), path.name
         if kind in ("PNG", "JPEG"):
-            return open_raster(path, kind, self.level, self.labels), path.name
+            return open_raster(path, kind, self.labels), path.name
         if kind == "Zarr":
-            return open_zarr(path, self.level), path.name
+            return open_zarr(path), path.name
+        if kind == "slide":
+            return open_slide(path), path.name
         if kind in ("NIfTI", "NRRD", "MetaImage"):
-            return open_volume(path, kind, self.level, self.labels), path.name
+            return open_volume(path, kind), path.name
         if kind == "npy":
-            check_level(path, self.level, 1)
             try:
                 mapped = np.load(path, mmap_mode="r", allow_pickle=False)
             except (OSError, ValueError, EOFError) as error:
                 raise unreadable(path, "npy", error) from error
-            return Raw(
-                mapped.shape, mapped.dtype, _guess(mapped.shape), lambda: np.array(mapped), {}, {}, {}
-            ), path.name
+            chunk = (max(1, (1 << 20) // max(1, mapped[:1].nbytes)), *mapped.shape[1:]) if mapped.ndim else ()
+            chunk = tuple(min(a, b) for a, b in zip(chunk, mapped.shape, strict=True))
+            one = Resolution(mapped.shape, chunk, _Npy(path, stamp(path)))
+            return Raw(_guess(mapped.shape), mapped.dtype, (one,), format="npy"), path.name
         raise ValueError(
-            f"wanted a PNG, JPEG, TIFF, Zarr, NIfTI, NRRD or npy image, got {str(path)!r}, whose content is none of these; "
+            f"wanted a PNG, JPEG, TIFF, Zarr, NIfTI, NRRD or npy image, got {str(source)!r}, whose content is none of these; "
             "check that the file is what its name says"
         )
 
+    def _tiff(self, path: Path) -> Raw:
+        """A TIFF, through tifffile; Ventana slides, whose tiles overlap, through OpenSlide."""
+        return open_slide(path) if needs_stitching(path) else open_tiff(path, self.labels)
+
     def _named_axes(self, raw: Raw, name: str) -> str:
         """One of ``t z c s y x`` per axis; what the user says counts before what the file says."""
-        axes = self.axes or raw.axes
-        if len(axes) != len(raw.shape) or len(set(axes.replace("?", ""))) != len(axes.replace("?", "")):
-            raise ValueError(f"wanted {len(raw.shape)} distinct axes for {name} of shape {raw.shape}, got {axes!r}")
-        unknown = [a for a, n in zip(axes, raw.shape, strict=True) if a not in "tzcsyx" and n > 1]
+        axes, shape = self.axes or raw.axes, raw.levels[0].shape
+        if len(axes) != len(shape) or len(set(axes.replace("?", ""))) != len(axes.replace("?", "")):
+            raise ValueError(f"wanted {len(shape)} distinct axes for {name} of shape {shape}, got {axes!r}")
+        unknown = [a for a, n in zip(axes, shape, strict=True) if a not in "tzcsyx" and n > 1]
         if unknown or not {"y", "x"} <= set(axes):
             raise ValueError(
-                f"wanted named axes for {name} of shape {raw.shape}, got {axes!r}; "
+                f"wanted named axes for {name} of shape {shape}, got {axes!r}; "
                 "state them, e.g. axes='zyx', 'cyx' or 'yxc'"
             )
         return axes
 
-    def _planes(self, array: Array, axes: str, name: str) -> tuple[Array, str]:
-        """Without time, without axes of one unnamed entry, and with the z plane chosen."""
+    def _planes(self, raw: Raw, axes: str, name: str) -> dict[str, int]:
+        """The entry to take of every axis that is none of the result: time, a chosen plane, axes of one unnamed entry."""
         absent = [axis for axis, index in self.planes.items() if axis not in axes and index != 0]
         if absent:
             raise ValueError(f"wanted {absent[0]} only for an image that has this axis, got axes {axes!r} of {name}")
-        for axis in [a for a in axes if a not in "zcsyx" or a in self.planes]:
-            n = array.shape[axes.index(axis)]
+        out: dict[str, int] = {}
+        for axis, n in zip(axes, raw.levels[0].shape, strict=True):
+            if axis in "zcsyx" and axis not in self.planes:
+                continue
             index = self.planes.get(axis)
             if index is None and n > 1:
                 raise ValueError(
@@ -248,23 +343,28 @@ class ImageAdapter(regframe.Adapter):
                 )
             if index is not None and not -n <= index < n:
                 raise ValueError(f"wanted {axis} from 0 to {n - 1} for {name}, got {index}")
-            array = array.take(index or 0, axis=axes.index(axis))
-            axes = axes.replace(axis, "", 1)
-        return array, axes
+            out[axis] = (index or 0) % max(n, 1)
+        return out
 
-    def _geometry(self, raw: Raw, spatial: list[str], name: str) -> tuple[tuple[float, ...], tuple[float, ...], str]:
-        factor = [raw.factor.get(a, 1.0) for a in spatial]
+    def _geometry(
+        self, raw: Raw, level: Resolution, spatial: list[str], name: str
+    ) -> tuple[tuple[float, ...], tuple[float, ...], str]:
+        factor = [level.factor.get(a, 1.0) for a in spatial]
+        declared = raw.unit is not None and set(spatial) <= set(level.spacing)
         if self.spacing is not None:
             step = self.spacing * len(spatial) if len(self.spacing) == 1 else self.spacing
             if len(step) != len(spatial):
                 raise ValueError(f"wanted 1 or {len(spatial)} spacings for {name} (axes {spatial}), got {len(step)}")
+            unit = self.unit or "µm"
+            if declared and not self.override:
+                _check_stated(step, unit, [raw.levels[0].spacing[a] for a in spatial], str(raw.unit), name)
             spacing = tuple(s * f for s, f in zip(step, factor, strict=True))
             origin = tuple(s * (f - 1) / 2 for s, f in zip(step, factor, strict=True))
-            return spacing, origin, self.unit or "µm"
-        if raw.unit is not None and set(spatial) <= set(raw.spacing):
-            spacing = tuple(raw.spacing[a] for a in spatial)
-            origin = tuple(raw.origin.get(a, 0.0) for a in spatial)
-            grid = regframe.Grid((1,) * len(spatial), spacing, origin, raw.unit)
+            return spacing, origin, unit
+        if declared:
+            spacing = tuple(level.spacing[a] for a in spatial)
+            origin = tuple(level.origin.get(a, 0.0) for a in spatial)
+            grid = regframe.Grid((1,) * len(spatial), spacing, origin, str(raw.unit))
             if self.unit is not None and self.unit != grid.unit:
                 grid = grid.to_unit(self.unit)
             return grid.spacing, grid.origin, grid.unit
@@ -276,13 +376,144 @@ class ImageAdapter(regframe.Adapter):
 
     def _again(self, image: regframe.Image) -> regframe.Image:
         """An image that is one already, with the options that still make sense."""
-        check_level(Path(image.name), self.level, 1)
+        check_level(Path(image.name), self.level or 0, 1)
         grid = image.grid
         if self.spacing is not None:
             grid = regframe.Grid(grid.shape, self.spacing, (), self.unit or "µm")
         elif self.unit is not None and self.unit != grid.unit:
             grid = grid.to_unit(self.unit)
-        return _pick(image.replace(grid=grid, labels=image.labels or self.labels), self.channels)
+        image = image.replace(grid=grid, labels=image.labels or self.labels)
+        index = _pick(image.channels, self.channels, image.name)
+        if index is None:
+            return image
+        return image.replace(data=image.data[list(index)], channels=tuple(image.channels[i] for i in index))
+
+
+@dataclass(frozen=True)
+class _Window:
+    """Pixels ``[C, *region]`` out of an array with other axes: planes, channels and opacity as the adapter was told.
+
+    Args:
+        read: regions of the stored array.
+        axes: its axes.
+        dtype: of the result.
+        planes: axis and entry of those that are not in the result.
+        picks: which channels, None for all.
+        alpha: the last stored channel is opacity.
+        sizes: entries of the axes ``c`` and ``s``, 1 where there is none.
+    """
+
+    read: Callable[[Region], Array]
+    axes: str
+    dtype: np.dtype[Any]
+    planes: tuple[tuple[str, int], ...] = ()
+    picks: tuple[int, ...] | None = None
+    alpha: bool = False
+    sizes: tuple[int, int] = (0, 1)
+
+    def __call__(self, region: Region) -> Array:
+        return self.finished(self.stored(region))
+
+    def stored(self, region: Region) -> Array:
+        """``[C, *region]`` in the stored type, with opacity where there is some."""
+        planes = dict(self.planes)
+        spatial = iter(region)
+        n_channels, n_samples = self.sizes
+        fixed: dict[str, slice] = {}
+        for axis in self.axes:
+            if axis in planes:
+                fixed[axis] = slice(planes[axis], planes[axis] + 1)
+            elif axis in "zyx":
+                fixed[axis] = next(spatial)
+            elif axis == "s":
+                fixed[axis] = slice(0, n_samples)
+        if self.picks is None or self.alpha or "c" not in self.axes or not self.sizes[0]:
+            runs = [(0, n_channels)]
+        else:
+            runs = _runs(sorted({pick // n_samples for pick in self.picks}))
+        parts = []
+        for start, stop in runs:
+            fixed["c"] = slice(start, stop) if self.sizes[0] else slice(None)
+            array = self.read(tuple(fixed[a] for a in self.axes))
+            array = array.reshape([n for n, a in zip(array.shape, self.axes, strict=True) if a not in planes])
+            parts.append(_channels_first(array, "".join(a for a in self.axes if a not in planes)))
+        array = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        if self.picks is None or self.alpha:
+            return array
+        read = [c * n_samples + s for start, stop in runs for c in range(start, stop) for s in range(n_samples)]
+        return array if tuple(read) == self.picks else array[[read.index(pick) for pick in self.picks]]
+
+    def finished(self, array: Array) -> Array:
+        """``[C, *region]`` over white, in the type of the pyramid."""
+        if self.alpha:
+            array = _over_white(array)
+            array = array if self.picks is None else array[list(self.picks)]
+        return array.astype(self.dtype, copy=False)
+
+
+def _runs(numbers: list[int]) -> list[tuple[int, int]]:
+    """Neighbouring numbers as ranges."""
+    out: list[tuple[int, int]] = []
+    for n in numbers:
+        if out and out[-1][1] == n:
+            out[-1] = (out[-1][0], n + 1)
+        else:
+            out.append((n, n + 1))
+    return out
+
+
+@dataclass(frozen=True)
+class _Npy:
+    path: Path
+    stamp: Stamp
+
+    def __call__(self, region: Region) -> Array:
+        try:
+            return np.array(np.load(self.path, mmap_mode="r", allow_pickle=False)[region])
+        except (OSError, ValueError, EOFError) as error:
+            raise unreadable(self.path, "npy", error) from error
+
+
+def _torch_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """The type values have once they are pixels: truth is 0 and 1, half floats are floats, bytes in native order."""
+    if dtype == np.bool_:
+        return np.dtype(np.uint8)
+    if dtype == np.float16:
+        return np.dtype(np.float32)
+    if dtype.kind not in "uif":
+        raise ValueError(f"wanted a numeric array, got dtype {dtype}")
+    return dtype.newbyteorder("=")
+
+
+def _check_extents(pyramid: regframe.Pyramid) -> None:
+    """ValueError where levels do not shrink, or do not cover the same field: their metadata cannot be right."""
+    for k, level in enumerate(pyramid.levels[1:], start=1):
+        before = pyramid.levels[k - 1].grid
+        if any(n > m for n, m in zip(level.grid.shape, before.shape, strict=True)):
+            raise ValueError(
+                f"wanted levels from fine to coarse, got {level.grid.shape} pixels in level {k} after {before.shape} in "
+                f"{pyramid.name}; level=0 reads the first alone"
+            )
+        full = pyramid.grid
+        for a, axis in enumerate(full.axes):
+            off = abs(level.grid.extent[a] - full.extent[a])
+            if off > 2 * level.grid.spacing[a] + _EXTENT * full.extent[a]:
+                raise ValueError(
+                    f"wanted levels that show one field, got {level.grid.extent[a]:.6g} {full.unit} along {axis} in level "
+                    f"{k} and {full.extent[a]:.6g} in level 0 of {pyramid.name}; its metadata are wrong, level=0 reads the "
+                    "finest alone"
+                )
+
+
+def _check_stated(stated: Sequence[float], unit: str, declared: Sequence[float], own: str, name: str) -> None:
+    """ValueError where a stated spacing and the file's own cannot both be right."""
+    factor = ratio(own, unit)
+    for s, d in zip(stated, declared, strict=True):
+        if factor is None or abs(s / (d * factor) - 1) > CONTRADICTION:
+            raise ValueError(
+                f"wanted the pixel size that {name} declares, {d:.6g} {short(own)}, or none stated, got {s:.6g} {unit}; leave it "
+                "out, or set override=true where the file is wrong"
+            )
 
 
 def _kind(path: Path) -> str | None:
@@ -291,7 +522,7 @@ def _kind(path: Path) -> str | None:
         if path.is_dir():
             return "Zarr" if is_zarr(path) else None
         with path.open("rb") as file:
-            head = file.read(8)
+            head = file.read(132)
         if head[:8] == b"\x89PNG\r\n\x1a\n":
             return "PNG"
         if head[:3] == b"\xff\xd8\xff":
@@ -302,6 +533,8 @@ def _kind(path: Path) -> str | None:
             return "npy"
         if head[:4] == b"PK\3\4" and is_zarr(path):
             return "Zarr"
+        if is_slide(path, head):
+            return "slide"
         if path.name.lower().endswith(_VOLUMES):
             with path.open("rb") as file:
                 return volume_kind(path, file.read(16))
@@ -329,20 +562,25 @@ def _channels_first(array: Array, axes: str) -> Array:
     return array.reshape(-1, *array.shape[2:])
 
 
-def _over_white(array: Array, name: str) -> Array:
-    """``[C, *S]`` whose last channel is opacity, composited over white; says so where any pixel is not opaque."""
+def _over_white(array: Array) -> Array:
+    """``[C, *S]`` whose last channel is opacity, composited over white."""
     colour, alpha = array[:-1], array[-1]
     top = 1.0 if array.dtype.kind == "f" else float(np.iinfo(array.dtype).max)
     if bool((alpha == array.dtype.type(top)).all()):
         return colour
-    part = float((alpha < top).mean())
-    warnings.warn(
-        f"{name} is not opaque in {part:.1%} of its pixels; it is composited over white and its opacity dropped",
-        stacklevel=5,
-    )
     opacity = alpha.astype(np.float64) / top
     mixed: Array = colour * opacity + top * (1 - opacity)
     return (mixed if array.dtype.kind == "f" else np.rint(mixed)).astype(array.dtype)
+
+
+def _say_opacity(alpha: Array, name: str) -> None:
+    top = 1.0 if alpha.dtype.kind == "f" else float(np.iinfo(alpha.dtype).max)
+    part = float((alpha < top).mean())
+    if part:
+        warnings.warn(
+            f"{name} is not opaque in {part:.1%} of its pixels; it is composited over white and its opacity dropped",
+            stacklevel=5,
+        )
 
 
 def _check_finite(image: regframe.Image) -> None:
@@ -362,21 +600,21 @@ def _check_finite(image: regframe.Image) -> None:
     )
 
 
-def _pick(image: regframe.Image, channels: tuple[int | str, ...] | None) -> regframe.Image:
+def _pick(names: Sequence[str], channels: tuple[int | str, ...] | None, name: str) -> tuple[int, ...] | None:
+    """Numbers of the channels that were asked for, None for all."""
     if channels is None:
-        return image
+        return None
     index = []
     for channel in channels:
-        if channel in image.channels:
-            index.append(image.channels.index(str(channel)))
-        elif str(channel).isdecimal() and int(channel) < len(image.channels):
+        if channel in names:
+            index.append(list(names).index(str(channel)))
+        elif str(channel).isdecimal() and int(channel) < len(names):
             index.append(int(channel))
         else:
             raise ValueError(
-                f"wanted channels of {image.name} ({', '.join(image.channels)}, or a number from 0), got {channel!r}; "
-                "name one"
+                f"wanted channels of {name} ({', '.join(names)}, or a number from 0), got {channel!r}; name one"
             )
-    return image.replace(data=image.data[index], channels=tuple(image.channels[i] for i in index))
+    return tuple(index)
 
 
 def _choice(channels: int | str | Sequence[int | str] | None) -> tuple[int | str, ...] | None:

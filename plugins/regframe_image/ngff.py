@@ -1,9 +1,13 @@
-"""OME-Zarr 0.4 and 0.5 (folders and zipped ones) and plain zarr arrays, through zarr 3."""
+"""OME-Zarr 0.4, 0.5 and 0.6 (folders and zipped ones) and plain zarr arrays, through zarr 3."""
 
 from __future__ import annotations
 
+import dataclasses
+import re
 import warnings
 import zipfile
+import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,28 +16,45 @@ import zarr
 from zarr.codecs import BloscCodec
 from zarr.storage import LocalStore, ZipStore
 
-from .raw import Array, Raw, check_level, reduction, unreadable
-from .tiff import one_unit
-from .units import to_ngff
+from .checked import open_checked
+from .raw import (
+    Array,
+    Raw,
+    Region,
+    Resolution,
+    Stamp,
+    check_chunk,
+    check_count,
+    kept,
+    place,
+    reduction,
+    stamp,
+    unreadable,
+)
+from .tiff import from_ome, one_unit
+from .units import CONTRADICTION, ratio, short, to_ngff
 
 _FAULTS = (OSError, ValueError, KeyError, IndexError, TypeError, RuntimeError, AttributeError)
+
+_ROOTS = ("zarr.json", ".zgroup", ".zattrs", ".zarray")
+_XML = 16 << 20
+"""Bytes of OME-XML that are looked at at most."""
 
 
 def is_zarr(path: Path) -> bool:
     """Whether a folder or a zip file holds zarr metadata at its root."""
-    names = ("zarr.json", ".zgroup", ".zattrs", ".zarray")
     if path.is_dir():
-        return any((path / name).is_file() for name in names)
+        return any((path / name).is_file() for name in _ROOTS)
     if not zipfile.is_zipfile(path):
         return False
     with zipfile.ZipFile(path) as archive:
-        return bool(set(names) & set(archive.namelist()))
+        return bool(set(_ROOTS) & set(archive.namelist()))
 
 
-def open_zarr(path: Path, level: int) -> Raw:
-    """The metadata of one resolution; positions from its coordinate transformations."""
+def open_zarr(path: Path) -> Raw:
+    """The metadata of every resolution; positions from their coordinate transformations."""
     try:
-        node, multiscales, omero = _multiscales(path)
+        node, multiscales, attributes, prefix = _multiscales(path)
     except _FAULTS as error:
         raise unreadable(path, "Zarr", error) from error
     if multiscales is None:
@@ -42,55 +63,195 @@ def open_zarr(path: Path, level: int) -> Raw:
                 f"wanted an OME-Zarr image (a group with multiscales), got {str(path)!r}, whose members are "
                 f"{', '.join(sorted(node.keys())) or 'none'}; name the folder of one image"
             )
-        check_level(path, level, 1)
-        return Raw(tuple(node.shape), np.dtype(node.dtype), "?" * node.ndim, _reader(path, node), {}, {}, {})
+        axes = _named(node)
+        one = Resolution(tuple(node.shape), _chunk(path, node), ZarrRegion(path, _stamp(path), "", 0, axes))
+        return Raw(axes, np.dtype(node.dtype), (one,), format="zarr array")
     try:
         datasets = multiscales["datasets"]
-        check_level(path, level, len(datasets))
-        axes = [{"name": a} if isinstance(a, str) else a for a in multiscales["axes"]]
-        array, full = _array(node, datasets[level]["path"]), _array(node, datasets[0]["path"])
-        letters = "".join(_letter(a) for a in axes)
-        if len(letters) != array.ndim:
-            raise ValueError(f"{len(letters)} axes are declared for an array of {array.ndim}")
-        scale, shift = np.ones(array.ndim), np.zeros(array.ndim)
-        steps = (
-            *datasets[level].get("coordinateTransformations", ()),
-            *multiscales.get("coordinateTransformations", ()),
-        )
-        for step in steps:
-            if step["type"] == "scale":
-                scale, shift = scale * step["scale"], shift * step["scale"]
-            elif step["type"] == "translation":
-                shift = shift + step["translation"]
-            elif step["type"] != "identity":
-                raise ValueError(f"its transformation {step['type']!r} is neither scale nor translation")
+        check_count(path, len(datasets))
+        axes_, moves = _axes(multiscales)
+        letters = "".join(_letter(a) for a in axes_)
+        index = {a: i for i, a in enumerate(letters) if a in "zyx"}
+        arrays = [_array(node, _inside(path, dataset["path"])) for dataset in datasets]
+        if any(len(letters) != array.ndim for array in arrays):
+            raise ValueError(f"{len(letters)} axes are declared for an array of {arrays[0].ndim}")
+        if len({np.dtype(array.dtype) for array in arrays}) > 1:
+            raise ValueError(f"its levels are of several types: {sorted({str(a.dtype) for a in arrays})}")
+        placed = [
+            _placed((*dataset.get("coordinateTransformations", ()), *moves), len(letters)) for dataset in datasets
+        ]
     except ValueError as error:
         if "wanted" in str(error):
             raise
         raise unreadable(path, "OME-Zarr", error) from error
     except _FAULTS as error:
         raise unreadable(path, "OME-Zarr", error) from error
-    index = {a: i for i, a in enumerate(letters) if a in "zyx"}
-    if not all(np.isfinite(scale[i]) and scale[i] > 0 and np.isfinite(shift[i]) for i in index.values()):
-        warnings.warn(f"{path.name} declares a spacing of {scale[list(index.values())]}, which is none", stacklevel=5)
-        scale, shift, axes = np.ones(array.ndim), np.zeros(array.ndim), [{} for _ in axes]
-    units = {a: str(axes[i].get("unit") or "px") for a, i in index.items()}
-    spacing, unit = one_unit({a: float(scale[i]) for a, i in index.items()}, units)
-    origin, _ = one_unit({a: float(shift[i]) for a, i in index.items()}, units)
-    factor = reduction([full.shape[i] for i in index.values()], [array.shape[i] for i in index.values()])
-    names = [channel.get("label") for channel in omero.get("channels", ())]
-    return Raw(
-        tuple(array.shape),
-        np.dtype(array.dtype),
+    at = list(index.values())
+    if not all(np.isfinite(s[at]).all() and (s[at] > 0).all() and np.isfinite(o[at]).all() for s, o in placed):
+        warnings.warn(f"{path.name} declares a spacing of {placed[0][0][at]}, which is none", stacklevel=5)
+        placed, axes_ = [], [{} for _ in axes_]
+    units = {a: str(axes_[i].get("unit") or "px") for a, i in index.items()}
+    levels, unit = [], None
+    for k, (array, dataset) in enumerate(zip(arrays, datasets, strict=True)):
+        spacing: dict[str, float] = {}
+        origin: dict[str, float] = {}
+        if placed:
+            spacing, unit = one_unit({a: float(placed[k][0][i]) for a, i in index.items()}, units)
+            origin, _ = one_unit({a: float(placed[k][1][i]) for a, i in index.items()}, units)
+        factor = reduction([arrays[0].shape[i] for i in at], [array.shape[i] for i in at])
+        key = f"{prefix}/{_inside(path, dataset['path'])}".strip("/")
+        read = ZarrRegion(path, _stamp(path, key), key, k, letters)
+        levels.append(
+            Resolution(
+                tuple(array.shape), _chunk(path, array), read, spacing, origin, dict(zip(index, factor, strict=True))
+            )
+        )
+    if unit is None:
+        levels = [dataclasses.replace(level, spacing={}, origin={}) for level in levels]
+    omero = attributes.get("omero") or {}
+    shown = [channel for channel in omero.get("channels") or () if isinstance(channel, dict)]
+    names, colors = [c.get("label") for c in shown], [str(c.get("color") or "").upper() for c in shown]
+    raw = Raw(
         letters,
-        _reader(path, array),
-        spacing,
-        origin,
-        dict(zip(index, factor, strict=True)),
+        np.dtype(arrays[0].dtype),
+        tuple(levels),
         unit,
         tuple(map(str, names)) if names and all(names) else (),
-        levels=len(datasets),
+        tuple(colors) if colors and all(re.fullmatch("[0-9A-F]{6}", c) for c in colors) else (),
+        labels="image-label" in attributes and np.dtype(arrays[0].dtype).kind in "ui",
+        format=f"OME-Zarr {_version(multiscales, attributes)}".strip(),
     )
+    _check_companion(path, raw)
+    return raw
+
+
+@dataclasses.dataclass(frozen=True)
+class ZarrRegion:
+    """Regions of one array of a store: only the chunks that they touch are read.
+
+    A chunk that is not there holds the fill value, as zarr says; one that is cut short or cannot be decoded is an error.
+    """
+
+    path: Path
+    stamp: Stamp
+    key: str
+    level: int
+    axes: str
+
+    def __call__(self, region: Region) -> Array:
+        """The values of one region."""
+        try:
+            return np.asarray(kept(_opened, self.path, self.stamp, self.key)[region])
+        except (*_FAULTS, zlib.error, zipfile.BadZipFile) as error:
+            raise unreadable(self.path, "Zarr", error, place(self.level, self.axes, region)) from error
+
+
+def _opened(path: Path, identity: Stamp, key: str) -> Any:
+    """One array of a store."""
+    if _stamp(path, key) != identity:
+        raise ValueError("the store is another one than when it was opened")
+    return open_checked(_store(path), key)
+
+
+def _store(path: Path) -> Any:
+    return LocalStore(path, read_only=True) if path.is_dir() else ZipStore(path, mode="r", read_only=True)
+
+
+def _stamp(path: Path, key: str = "") -> Stamp:
+    """Of a folder that of the metadata of one node, for other nodes may change or come beside it."""
+    node = path / key
+    return stamp(next((node / name for name in _ROOTS if (node / name).is_file()), node) if path.is_dir() else path)
+
+
+def _inside(path: Path, key: Any) -> str:
+    """A path of the metadata, which may not leave the store; ValueError where it would."""
+    parts = str(key).split("/")
+    if not isinstance(key, str) or not key or ".." in parts or key.startswith("/") or "\\" in key or ":" in key:
+        raise ValueError(
+            f"wanted the paths of the levels inside the store, got {key!r} in the metadata of {str(path)!r}, which leads out "
+            "of it; the file is damaged or made to read others"
+        )
+    return key.strip("/")
+
+
+def _chunk(path: Path, array: Any) -> tuple[int, ...]:
+    """What is decoded together: inner chunks where there are shards."""
+    chunk = tuple(int(n) for n in array.chunks)
+    check_chunk(path, "a chunk", chunk, array.shape, np.dtype(array.dtype).itemsize)
+    return tuple(min(n, max(m, 1)) for n, m in zip(chunk, array.shape, strict=True))
+
+
+def _named(array: Any) -> str:
+    """Axes that an array names itself, in zarr 3 or as xarray does; question marks where it names none."""
+    names = getattr(array.metadata, "dimension_names", None) or array.attrs.get("_ARRAY_DIMENSIONS") or ()
+    letters = "".join(str(n).lower() for n in names)
+    return letters if len(letters) == array.ndim and len(names) == array.ndim else "?" * array.ndim
+
+
+def _axes(multiscales: dict[str, Any]) -> tuple[list[dict[str, Any]], Sequence[Any]]:
+    """The axes of the levels and what follows their own transformations: in 0.6 the levels' own system is the space, in 0.4
+    and 0.5 the multiscale's transformations lead on."""
+    systems = multiscales.get("coordinateSystems")
+    if systems:
+        steps = multiscales["datasets"][0].get("coordinateTransformations") or [{}]
+        output = steps[-1].get("output")
+        name = output.get("name") if isinstance(output, dict) else output
+        found = next((s for s in systems if s.get("name") == name), systems[0])
+        return list(found["axes"]), ()
+    axes = [{"name": a} if isinstance(a, str) else a for a in multiscales["axes"]]
+    return axes, multiscales.get("coordinateTransformations", ())
+
+
+def _placed(steps: Sequence[Any], ndim: int) -> tuple[Array, Array]:
+    """Spacing and origin ``[ndim]`` that a chain of scales and translations comes to."""
+    scale, shift = np.ones(ndim), np.zeros(ndim)
+    for step in steps:
+        if step["type"] == "sequence":
+            more, offset = _placed(step["transformations"], ndim)
+            scale, shift = scale * more, shift * more + offset
+        elif step["type"] == "scale":
+            scale, shift = scale * _vector(step["scale"], ndim), shift * _vector(step["scale"], ndim)
+        elif step["type"] == "translation":
+            shift = shift + _vector(step["translation"], ndim)
+        elif step["type"] != "identity":
+            raise ValueError(f"its transformation {step['type']!r} is neither scale nor translation")
+    return scale, shift
+
+
+def _vector(values: Any, ndim: int) -> Array:
+    vector = np.asarray(values, dtype=np.float64)
+    if vector.shape != (ndim,):
+        raise ValueError(f"a transformation has {vector.size} numbers for {ndim} axes")
+    return vector
+
+
+def _version(multiscales: dict[str, Any], attributes: dict[str, Any]) -> str:
+    return str(attributes.get("version") or multiscales.get("version") or "")[:12]
+
+
+def _check_companion(path: Path, raw: Raw) -> None:
+    """ValueError where the OME-XML beside the levels (as bioformats2raw writes it) declares another pixel size."""
+    try:
+        if path.is_dir():
+            beside = path / "OME" / "METADATA.ome.xml"
+            xml = beside.read_bytes() if beside.is_file() and beside.stat().st_size <= _XML else b""
+        else:
+            with zipfile.ZipFile(path) as archive:
+                found = [i for i in archive.infolist() if i.filename == "OME/METADATA.ome.xml" and i.file_size <= _XML]
+                xml = archive.read(found[0]) if found else b""
+        spacing, unit, _, _ = from_ome(xml.decode("utf-8", "replace")) if xml else ({}, None, (), ())
+    except (*_FAULTS, zlib.error, zipfile.BadZipFile):
+        return
+    for axis in "yx":
+        own = raw.levels[0].spacing.get(axis)
+        factor = ratio(str(unit), str(raw.unit)) if unit and raw.unit else None
+        if own is None or axis not in spacing or factor is None:
+            continue
+        if abs(own / (spacing[axis] * factor) - 1) > CONTRADICTION:
+            raise ValueError(
+                f"wanted one pixel size in {str(path)!r}, got {own:.6g} {short(raw.unit)} in its OME-Zarr metadata and "
+                f"{spacing[axis] * factor:.6g} {short(raw.unit)} in OME/METADATA.ome.xml (axis {axis}); correct one of them"
+            )
 
 
 def write_zarr(
@@ -165,23 +326,23 @@ def _halved(array: Array) -> Array:
     return (mean if array.dtype.kind == "f" else np.rint(mean)).astype(array.dtype)
 
 
-def _multiscales(path: Path) -> tuple[Any, dict[str, Any] | None, dict[str, Any]]:
-    """The zarr node, its first multiscale image if it has one, and its channel metadata."""
-    store = LocalStore(path, read_only=True) if path.is_dir() else ZipStore(path, mode="r", read_only=True)
+def _multiscales(path: Path) -> tuple[Any, dict[str, Any] | None, dict[str, Any], str]:
+    """The zarr node, its first multiscale image if it has one, the attributes beside it, and where in the store it is."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of other files beside the metadata and of formats not yet final
-        node: Any = zarr.open(store, mode="r")
+        node: Any = zarr.open(_store(path), mode="r")
+        prefix = ""
         for _ in range(2):
             if not isinstance(node, zarr.Group):
-                return node, None, {}
+                return node, None, {}, prefix
             attributes: dict[str, Any] = dict(node.attrs)
             ome = attributes.get("ome", attributes)
             if ome.get("multiscales"):
-                return node, ome["multiscales"][0], ome.get("omero", {})
+                return node, ome["multiscales"][0], ome, prefix
             if "0" not in node:  # bioformats2raw keeps its images in numbered groups
-                return node, None, {}
-            node = node["0"]
-    return node, None, {}
+                return node, None, {}, prefix
+            node, prefix = node["0"], f"{prefix}/0"
+    return node, None, {}, prefix
 
 
 def _array(node: Any, key: str) -> Any:
@@ -189,16 +350,6 @@ def _array(node: Any, key: str) -> Any:
     if not isinstance(array, zarr.Array):
         raise TypeError(f"{key} is not an array")
     return array
-
-
-def _reader(path: Path, array: Any) -> Any:
-    def read() -> Array:
-        try:
-            return np.asarray(array[...])
-        except _FAULTS as error:
-            raise unreadable(path, "Zarr", error) from error
-
-    return read
 
 
 def _letter(axis: dict[str, Any]) -> str:

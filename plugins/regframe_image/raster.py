@@ -7,13 +7,14 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import imagecodecs
 import numpy as np
 from PIL import Image as Pillow
 
-from .raw import Array, Raw, check_level, unreadable
+from .raw import Array, Raw, unreadable
 
 _LIMIT_LOCK = threading.Lock()
 
@@ -24,7 +25,7 @@ _KEPT = {
 """Pillow modes whose samples are taken as they are."""
 
 
-def open_raster(path: Path, kind: str, level: int, labels: bool) -> Raw:
+def open_raster(path: Path, kind: str, labels: bool) -> Raw:
     """The header of a PNG or JPEG; palettes become colours unless they are label ids."""
     try:
         with _own_limit(), Pillow.open(path, formats=(kind,)) as image:
@@ -35,7 +36,6 @@ def open_raster(path: Path, kind: str, level: int, labels: bool) -> Raw:
         deep = _png_sample_layout(path) if kind == "PNG" else None
     except (OSError, SyntaxError, ValueError, struct.error, Pillow.DecompressionBombError) as error:
         raise unreadable(path, kind, error) from error
-    check_level(path, level, 1)
     if orientation not in (0, 1):
         warnings.warn(
             f"{str(path)!r} says it should be turned for display (EXIF orientation {orientation}); "
@@ -55,18 +55,29 @@ def open_raster(path: Path, kind: str, level: int, labels: bool) -> Raw:
         axes = "yx" if channels == 1 else "yxs"
         dtype = np.asarray(Pillow.new(target, (1, 1))).dtype
 
-    def read() -> Array:
-        try:
-            if deep is not None:
-                return np.asarray(imagecodecs.png_decode(path.read_bytes()))
-            with _own_limit(), Pillow.open(path, formats=(kind,)) as image:
-                return np.asarray(image if image.mode == target else image.convert(target))
-        except (OSError, SyntaxError, ValueError, struct.error, RuntimeError) as error:
-            raise unreadable(path, kind, error) from error
-
     shape = (size[1], size[0]) + ((channels,) if channels > 1 else ())
     names = ("red", "green", "blue") if channels in (3, 4) else ()
-    return Raw(shape, dtype, axes, read, {}, {}, {}, channels=names, alpha=channels in (2, 4))
+    read = _Decode(path, kind, deep is not None, "" if deep is not None else target)
+    return Raw.whole(shape, dtype, axes, read, channels=names, alpha=channels in (2, 4), format=kind)
+
+
+@dataclass(frozen=True)
+class _Decode:
+    """The pixels of a PNG or JPEG, in the Pillow mode that was chosen from its header."""
+
+    path: Path
+    kind: str
+    deep: bool
+    mode: str
+
+    def __call__(self) -> Array:
+        try:
+            if self.deep:
+                return np.asarray(imagecodecs.png_decode(self.path.read_bytes()))
+            with _own_limit(), Pillow.open(self.path, formats=(self.kind,)) as image:
+                return np.asarray(image if image.mode == self.mode else image.convert(self.mode))
+        except (OSError, SyntaxError, ValueError, struct.error, RuntimeError) as error:
+            raise unreadable(self.path, self.kind, error) from error
 
 
 def write_png(path: Path, array: Array) -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import regframe
 
+CONTRADICTION = 0.02
+"""Share by which two statements of one pixel size differ that cannot both be meant."""
+
 
 def ratio(source: str, target: str) -> float | None:
     """Factor from one length unit to another; None where one is unknown or they cannot be converted."""
@@ -12,6 +15,11 @@ def ratio(source: str, target: str) -> float | None:
         return one.to_unit(target).spacing[0]
     except ValueError:
         return None
+
+
+def short(unit: str) -> str:
+    """The short name of a unit, ``"micrometer"`` → ``"µm"``."""
+    return regframe.Grid((1, 1), unit=unit).unit
 
 
 def to_ngff(unit: str) -> str | None:

@@ -8,12 +8,13 @@ import math
 import struct
 import warnings
 import zlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .raw import Array, Raw, check_level, unreadable
+from .raw import Array, Raw, unreadable
 
 SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".mha")
 _TURNED = 0.02
@@ -43,18 +44,17 @@ def volume_kind(path: Path, head: bytes) -> str | None:
     return None
 
 
-def open_volume(path: Path, kind: str, level: int, labels: bool) -> Raw:
+def open_volume(path: Path, kind: str) -> Raw:
     """What a volume's header declares; positions are those of ITK's physical space (LPS), components in tensor order.
 
     Axes are permuted and flipped to run along x to the left, y to the back, z to the head; a turn that remains is left
-    out, and said so. NIfTI and MetaImage are in mm, NRRD in what ``space units`` says. Whole numbers stored as floats
-    become whole numbers where ``labels`` is set. ValueError for a damaged file, one whose pixels lie in another file,
-    or one of more than 3 spatial axes; ImportError names the extra where the reader is missing.
+    out, and said so. NIfTI and MetaImage are in mm, NRRD in what ``space units`` says. ValueError for a damaged file, one
+    whose pixels lie in another file, or one of more than 3 spatial axes; ImportError names the extra where the reader is
+    missing.
     """
     _need(path, "read")
     import SimpleITK as sitk
 
-    check_level(path, level, 1)
     fields = _fields(path, kind)
     elsewhere = fields.get("data file") or fields.get("datafile") or fields.get("ElementDataFile", "LOCAL")
     if elsewhere not in (None, "LOCAL"):
@@ -90,38 +90,50 @@ def open_volume(path: Path, kind: str, level: int, labels: bool) -> Raw:
     shape = (*size[ndim:][::-1], *(size[a] for a in reversed(axis)))
     axes = "t" * (len(size) - ndim) + names[::-1]
 
-    def read() -> Array:
-        if kind == "NIfTI":  # a file cut short is filled up with zeros by the library
-            _check_length(path, math.prod(size) * parts * dtype.itemsize)
-        try:
-            image = reader.Execute()
-            array: Array = sitk.GetArrayFromImage(image)  # (t,) z, y, x (, c)
-        except RuntimeError as error:
-            raise unreadable(path, kind, error) from error
-        lead = len(size) - ndim
-        order = [lead + ndim - 1 - a for a in reversed(axis)]
-        array = array.transpose(*range(lead), *order, *range(lead + ndim, array.ndim))
-        for place, s in enumerate(reversed(sign)):
-            if s < 0:
-                array = np.flip(array, lead + place)
-        if labels and array.dtype.kind == "f" and bool((array == np.rint(array)).all()):
-            array = array.astype(np.int32)
-        return np.ascontiguousarray(array)
-
+    read = _Decode(path, kind, tuple(axis), tuple(sign), len(size) - ndim, math.prod(size) * parts * dtype.itemsize)
     unit: str | None = "mm"
     if kind == "NRRD":
         said = fields.get("space units", "").replace('"', " ").split()
         unit = said[0] if said else None
-    return Raw(
+    return Raw.whole(
         shape if parts == 1 else (*shape, parts),
         dtype,
         axes if parts == 1 else axes + "c",
         read,
-        {n: float(spacing[a]) for n, a in zip(names, axis, strict=True)},
-        {n: float(v) for n, v in zip(names, first, strict=True)},
-        {},
-        unit,
+        spacing={n: float(spacing[a]) for n, a in zip(names, axis, strict=True)},
+        origin={n: float(v) for n, v in zip(names, first, strict=True)},
+        unit=unit,
+        format=kind,
     )
+
+
+@dataclass(frozen=True)
+class _Decode:
+    """The values of a volume, its axes permuted and flipped to those of space."""
+
+    path: Path
+    kind: str
+    axis: tuple[int, ...]
+    sign: tuple[int, ...]
+    lead: int
+    nbytes: int
+
+    def __call__(self) -> Array:
+        import SimpleITK as sitk
+
+        if self.kind == "NIfTI":  # a file cut short is filled up with zeros by the library
+            _check_length(self.path, self.nbytes)
+        try:
+            array: Array = sitk.GetArrayFromImage(sitk.ReadImage(str(self.path)))  # (t,) z, y, x (, c)
+        except RuntimeError as error:
+            raise unreadable(self.path, self.kind, error) from error
+        lead, ndim = self.lead, len(self.axis)
+        order = [lead + ndim - 1 - a for a in reversed(self.axis)]
+        array = array.transpose(*range(lead), *order, *range(lead + ndim, array.ndim))
+        for place, s in enumerate(reversed(self.sign)):
+            if s < 0:
+                array = np.flip(array, lead + place)
+        return np.ascontiguousarray(array)
 
 
 def write_volume(path: Path, array: Array, spacing: tuple[float, ...], origin: tuple[float, ...], unit: str) -> None:

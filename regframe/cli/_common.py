@@ -15,7 +15,7 @@ import click
 
 if TYPE_CHECKING:
     from ..contracts import Adapter
-    from ..data import Grid, Image, PointSet
+    from ..data import Grid, Image, PointSet, Pyramid
     from ..registration import Progress, Result
 
 EXIT_FAIL = 3
@@ -195,6 +195,19 @@ def open_side(
                 reader = regframe.adapter(reader.name, **options)
         try:
             return reader.open(path), reader, dict(options)
+        except ImportError as error:  # a format whose reader is an extra
+            raise BadInput(sentence(error)) from error
+
+
+def open_levels(path: Path, adapter: str | None, options: Mapping[str, Any]) -> tuple[Pyramid | None, Adapter]:
+    """Every resolution of an image, lazy, or None where a file is none, and the adapter; `BadInput` where it cannot be
+    read."""
+    import regframe
+
+    with bad_input():
+        reader = regframe.find_adapter(path, adapter, **options)
+        try:
+            return reader.pyramid(path), reader
         except ImportError as error:  # a format whose reader is an extra
             raise BadInput(sentence(error)) from error
 

@@ -89,7 +89,7 @@ def image(
         outputs.check_file(output, overwrite)
     result = load_result(result_folder)
     options = adapter_options(adapter_set, "--adapter-set") | ({"labels": True} if labels else {})
-    data, reader, _ = open_side(input_file, adapter, options)
+    data, reader, _ = open_side(input_file, adapter, options, 0)
     if not isinstance(data, Image):
         raise BadInput(f"wanted an image, got points in {input_file}; use `regframe apply points`")
     side = result.moving_grid if to == "fixed" else result.fixed_grid

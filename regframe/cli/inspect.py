@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,43 +17,138 @@ from ._common import (
     describe_grid,
     emit_json,
     json_option,
+    open_levels,
     open_side,
+    overwrite_option,
     path_type,
     verbose_option,
 )
 
 if TYPE_CHECKING:
     from ..contracts import Adapter
-    from ..data import Grid, Image, PointSet
+    from ..data import Grid, Image, PointSet, Pyramid
+
+_THUMBNAIL = 512
+"""Pixels along the longer side of a thumbnail at most."""
+_READ = 64 << 30
+"""Bytes that are read for one at most."""
 
 
 @click.command(short_help="Say what a file or a result is.")
 @click.argument("path", type=path_type)
 @click.option("--adapter", metavar="NAME", help="Adapter; sniffed otherwise.")
 @click.option("--set", "pairs", metavar="K=V", multiple=True, help="Option of the adapter.")
+@click.option("--thumbnail", type=path_type, metavar="FILE.png", help="Write a small picture of an image.")
+@overwrite_option
 @json_option
 @verbose_option
-def info(path: Path, adapter: str | None, pairs: tuple[str, ...], as_json: bool) -> None:
-    """Say how regframe reads PATH: size, spacing, channels, adapter; or what a result holds."""
+def info(
+    path: Path, adapter: str | None, pairs: tuple[str, ...], thumbnail: Path | None, overwrite: bool, as_json: bool
+) -> None:
+    """Say how regframe reads PATH: levels, size, spacing, channels, adapter; or what a result holds.
+
+    Of an image only the metadata are read, whatever its size.
+    """
     from .. import outputs
 
     with bad_input():
         if not path.exists():
             raise FileNotFoundError(f"wanted an existing file or folder, got {str(path)!r}, which does not exist")
+        if thumbnail is not None:
+            if thumbnail.suffix.lower() != ".png":
+                raise ValueError(f"wanted a thumbnail ending in .png, got {str(thumbnail)!r}; change its name")
+            outputs.check_file(thumbnail, overwrite)
     if outputs.is_output(path) or path.name == outputs.TRANSFORM:
-        found = _result_facts(path)
+        found, pyramid = _result_facts(path), None
     else:
-        data, reader, _ = open_side(path, adapter, adapter_options(pairs, "--set"))
-        found = facts(data, reader)
+        options = adapter_options(pairs, "--set")
+        pyramid, reader = open_levels(path, adapter, options)
+        if pyramid is not None:
+            found = _pyramid_facts(pyramid, reader)
+        else:
+            found = facts(open_side(path, adapter, options)[0], reader)
+    if thumbnail is not None:
+        if pyramid is None:
+            raise BadInput(f"wanted an image for --thumbnail, got {found['kind']} in {path}")
+        with bad_input(), outputs.staged(thumbnail, overwrite) as aside:
+            _draw(pyramid, aside)
+        click.echo(f"wrote {thumbnail}", err=True)
+    if pyramid is not None and pyramid.grid.unit == "px":
+        click.echo(
+            f"Warning: {path.name} declares no pixel size; its positions are in pixels until it is stated", err=True
+        )
     if as_json:
         emit_json({"path": path, **found})
         return
     for name, value in found.items():
+        if name == "levels":
+            _print_levels(value, found["unit"])
+            continue
         if isinstance(value, dict):
             value = ", ".join(f"{k} {_short(v)}" for k, v in value.items())
         elif isinstance(value, (list, tuple)):
             value = ", ".join(_short(v) for v in value)
         click.echo(f"{name:<10} {value}")
+
+
+def _print_levels(levels: list[dict[str, Any]], unit: str) -> None:
+    """One line for each resolution."""
+    for k, level in enumerate(levels):
+        share = f"chunks of {_short(level['chunk'])}, {_size(level['bytes'])}"
+        note = ", registered on" if level["registered_on"] else ""
+        if note and max(level["averaged"]) > 1:
+            note += f" averaged over {_short(level['averaged'])}"
+        click.echo(f"level {k:<4} {_short(level['shape'])} px of {_short(level['spacing'])} {unit}, {share}{note}")
+
+
+def _size(n: int) -> str:
+    """Bytes in a unit people read."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if n < 1000 or unit == "TB":
+            break
+        n /= 1000  # type: ignore[assignment]
+    return f"{n:.3g} {unit}"
+
+
+def _draw(pyramid: Pyramid, path: Path) -> None:
+    """A picture of at most 512 pixels a side: the colours of a brightfield image, else the mean of its channels, stretched;
+    of a volume the middle plane."""
+    import numpy as np
+    from PIL import Image as Pillow
+
+    from ..levels import read_level
+
+    sizes = [max(level.grid.shape[-2:]) for level in pyramid.levels]
+    level = max((k for k, size in enumerate(sizes) if size >= _THUMBNAIL), default=0)
+    grid = pyramid.levels[level].grid
+    n_bytes = math.prod(grid.shape[-2:]) * len(pyramid.channels) * pyramid.dtype.itemsize
+    if n_bytes > _READ:
+        raise ValueError(
+            f"wanted at most {_size(_READ)} to read for a thumbnail, got {_size(n_bytes)} in the coarsest level that has "
+            f"{_THUMBNAIL} pixels; give the image more levels"
+        )
+    if grid.ndim == 3:
+        pyramid, level = _middle_plane(pyramid, level), 0
+    factor = max(1, -(-max(grid.shape[-2:]) // _THUMBNAIL))
+    array = read_level(pyramid, level, (factor, factor)).data.numpy()  # [C, h, w]
+    if pyramid.channels != ("red", "green", "blue") or array.dtype != np.uint8:
+        grey = array.astype(np.float32).mean(axis=0)
+        low, high = np.quantile(grey, [0.001, 0.999])
+        array = (np.clip((grey - low) / max(float(high - low), 1e-12), 0, 1) * 255).astype(np.uint8)[None]
+    Pillow.fromarray(array[0] if len(array) == 1 else np.moveaxis(array, 0, -1)).save(path, format="PNG")
+
+
+def _middle_plane(pyramid: Pyramid, level: int) -> Pyramid:
+    """The plane in the middle of one level of a volume."""
+    from ..data import Grid, Level
+
+    volume = pyramid.levels[level]
+    grid, z = volume.grid, volume.grid.shape[0] // 2
+    flat = Grid(grid.shape[1:], grid.spacing[1:], grid.origin[1:], grid.unit)
+    plane = Level(
+        flat, (volume.chunk[0], *volume.chunk[2:]), lambda region: volume.read((slice(z, z + 1), *region))[:, 0]
+    )
+    return dataclasses.replace(pyramid, levels=(plane,))
 
 
 def _short(value: Any) -> str:
@@ -85,6 +181,34 @@ def facts(data: Image | PointSet, adapter: Adapter) -> dict[str, Any]:
         "unit": data.unit,
         "bounds": bounds,
         "columns": list(data.table),
+    }
+
+
+def _pyramid_facts(pyramid: Pyramid, adapter: Adapter) -> dict[str, Any]:
+    """What `info` says of an image, out of its metadata."""
+    from ..levels import choose_level
+
+    chosen, factor = (0, (1,) * pyramid.grid.ndim) if pyramid.labels else choose_level(pyramid)
+    return {
+        "kind": "labels" if pyramid.labels else "image",
+        "adapter": adapter.name,
+        "name": pyramid.name,
+        **_grid_facts(pyramid.grid),
+        "dtype": str(pyramid.dtype),
+        "channels": list(pyramid.channels),
+        **({"colors": list(pyramid.colors)} if pyramid.colors else {}),
+        "levels": [
+            {
+                "shape": list(level.grid.shape),
+                "spacing": list(level.grid.spacing),
+                "origin": list(level.grid.origin),
+                "chunk": list(level.chunk),
+                "bytes": math.prod(level.grid.shape) * len(pyramid.channels) * pyramid.dtype.itemsize,
+                "registered_on": k == chosen,
+                "averaged": list(factor) if k == chosen else [1] * pyramid.grid.ndim,
+            }
+            for k, level in enumerate(pyramid.levels)
+        ],
     }
 
 

@@ -50,7 +50,12 @@ TRANSFORMS = ("rigid", "similarity", "affine", "lddmm")
     "--config", "config_file", type=path_type, metavar="F.yaml", help="Settings, e.g. a config.resolved.yaml."
 )
 @click.option("--set", "settings", metavar="A.B=C", multiple=True, help="One setting, e.g. optimizer.max_iter=50.")
-@click.option("--level", type=click.IntRange(min=0), metavar="N", help="Pyramid level that is read of both files.")
+@click.option(
+    "--level",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="Pyramid level that is read of both files; chosen by size otherwise.",
+)
 @side_options("fixed")
 @side_options("moving")
 @click.option("--device", metavar="cpu|cuda", help="Where to compute.")
@@ -164,6 +169,9 @@ def _open(side: str, options: dict[str, Any]) -> tuple[Image | PointSet, Adapter
         options[f"{side}_set"], f"--{side}-set", options[f"{side}_mpp"], options[f"{side}_channel"]
     )
     data, adapter, chosen = open_side(path, name, chosen, options["level"])
+    reading = getattr(data, "reading", None)
+    if reading is not None:
+        click.echo(f"{side}: {path.name} read at {reading}: {describe(data)}", err=True)
     return data, adapter, {"path": path.resolve(), "adapter": adapter.name, "options": chosen}
 
 

@@ -1,0 +1,104 @@
+"""Slides in makers' formats (MIRAX, Hamamatsu VMS, Ventana BIF, DICOM, Zeiss CZI, …) through OpenSlide, an extra."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .raw import Array, Raw, Region, Resolution, Stamp, check_count, kept, place, stamp, unreadable
+
+SUFFIXES = (".mrxs", ".vms", ".vmu", ".svslide", ".bif", ".czi", ".dcm")
+
+
+def is_slide(path: Path, head: bytes) -> bool:
+    """Whether a file's first bytes, or its suffix where the format has no mark of its own, are those of such a slide."""
+    name = path.name.lower()
+    return (
+        head[128:132] == b"DICM" or head[:10] == b"ZISRAWFILE" or name.endswith((".mrxs", ".vms", ".vmu", ".svslide"))
+    )
+
+
+def open_slide(path: Path) -> Raw:
+    """Its levels, three channels of uint8; pixel size as its maker declares it.
+
+    ImportError names the extra where OpenSlide is missing, ValueError what OpenSlide says of a file it cannot read.
+    """
+    if importlib.util.find_spec("openslide") is None:
+        raise ImportError(
+            f"wanted the package openslide to read {str(path)!r}, which is not installed; get it with: "
+            "pip install 'regframe[openslide]'"
+        )
+    import openslide
+
+    try:
+        identity = stamp(path)
+        slide = kept(_opened, path, identity)
+        sizes, factors, said = slide.level_dimensions, slide.level_downsamples, dict(slide.properties)
+        maker = openslide.OpenSlide.detect_format(str(path)) or "OpenSlide"
+    except (openslide.OpenSlideError, OSError, ValueError) as error:
+        raise unreadable(path, "slide", error) from error
+    check_count(path, len(sizes))
+    spacing = {}
+    for axis in "yx":
+        try:
+            spacing[axis] = float(said[f"openslide.mpp-{axis}"])
+        except (KeyError, ValueError):
+            spacing = {}
+            break
+    if maker == "generic-tiff":  # a resolution tag, which is a print size
+        spacing = {}
+    levels = []
+    for k, ((width, height), factor) in enumerate(zip(sizes, factors, strict=True)):
+        tile = tuple(int(said.get(f"openslide.level[{k}].tile-{side}", 512)) for side in ("height", "width"))
+        levels.append(
+            Resolution(
+                (height, width, 3),
+                (min(tile[0], height), min(tile[1], width), 3),
+                SlideRegion(path, identity, k, float(factor), str(said.get("openslide.background-color", "FFFFFF"))),
+                {a: s * factor for a, s in spacing.items()},
+                {a: s * (factor - 1) / 2 for a, s in spacing.items()},
+                dict.fromkeys("yx", float(factor)),
+            )
+        )
+    return Raw(
+        "yxs", np.dtype(np.uint8), tuple(levels), "µm" if spacing else None, ("red", "green", "blue"), format=maker
+    )
+
+
+@dataclass(frozen=True)
+class SlideRegion:
+    """Regions of one level; what was not scanned has the background colour that the slide declares, else white."""
+
+    path: Path
+    stamp: Stamp
+    level: int
+    factor: float
+    background: str
+
+    def __call__(self, region: Region) -> Array:
+        """The values of one region ``[h, w, 3]``, or of some of its samples."""
+        import openslide
+
+        y, x, samples = region
+        try:
+            slide = kept(_opened, self.path, self.stamp)
+            corner = (round(x.start * self.factor), round(y.start * self.factor))
+            read = slide.read_region(corner, self.level, (x.stop - x.start, y.stop - y.start))
+        except (openslide.OpenSlideError, OSError, ValueError) as error:
+            raise unreadable(self.path, "slide", error, place(self.level, "yxs", region)) from error
+        array = np.asarray(read)  # [h, w, 4], colours not multiplied by opacity
+        opacity = array[..., 3:].astype(np.float32) / 255
+        behind = np.array(list(bytes.fromhex(self.background)), dtype=np.float32)
+        return np.rint(array[..., :3] * opacity + behind * (1 - opacity)).astype(np.uint8)[..., samples]
+
+
+def _opened(path: Path, identity: Stamp) -> Any:
+    import openslide
+
+    if stamp(path) != identity:
+        raise ValueError("the file is another one than when it was opened")
+    return openslide.OpenSlide(str(path))
