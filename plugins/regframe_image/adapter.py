@@ -172,6 +172,8 @@ class ImageAdapter(regframe.Adapter):
         axes = self._named_axes(raw, name)
         array, axes = self._planes(raw.read(), axes, name)
         array = _channels_first(array, axes)  # [C, *S]
+        if self.labels and array.dtype.kind == "f" and bool((array == np.rint(array)).all()):
+            array = array.astype(np.int64 if float(np.abs(array).max(initial=0)) >= 2**31 else np.int32)
         names = raw.channels
         if raw.alpha:
             array = _over_white(array, name)
