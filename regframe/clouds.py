@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 from torch import Tensor
 
-from . import homogeneous, ops
+from . import homogeneous, ops, uncertainty
 from .config import Config
 from .data import Grid, PointSet
 from .lddmm import Frame, Increment, Preconditioner, VelocitySpace, physical_maps, smooth_size
@@ -846,6 +846,7 @@ class Aligned:
     history: list[dict[str, Any]]
     weight: Tensor
     weight_grid: Grid
+    position_sd: Tensor
 
 
 def taking_part(c: Floats) -> Floats:
@@ -1235,8 +1236,46 @@ def _finish(
     )
     k = min(8, len(physical))
     _, rows = cKDTree(physical.numpy()).query(grid.coords().reshape(-1, fixed.ndim).numpy(), k=k)
+    unbent = config.transform == "lddmm" and fit.space is None
+    sd = _position_sd(fit, p, some(q, MOST_FITTED, config.seed), unbent, fixed_grid, grid)
+    here = sd.reshape(-1).numpy()[cKDTree(grid.coords().reshape(-1, fixed.ndim).numpy()).query(physical.numpy())[1]]
+    figures["position_sd"] = {
+        "median": float(np.median(here)),
+        "p90": float(np.quantile(here, 0.9)),
+        "unit": fixed.unit,
+    }
     weight = torch.from_numpy(matched[rows].reshape(*grid.shape, -1).mean(axis=-1)).to(torch.float32)
-    return Aligned(phi, affine, figures, verdict, reasons, fit.history, weight.clamp(0, 1), grid)
+    return Aligned(phi, affine, figures, verdict, reasons, fit.history, weight.clamp(0, 1), grid, sd)
+
+
+def _position_sd(fit: CloudFit, p: Floats, q: Floats, unbent: bool, fixed: Grid, onto: Grid) -> Tensor:
+    """Standard deviation per axis ``[*S]`` of what lies at ``onto``, physical: `uncertainty.position_sd_of_points`.
+
+    Where a bend was asked for and none was confirmed, σ² is added: one of that size would not have shown.
+
+    Args:
+        fit: where it ended.
+        p: moving ``[N, D]`` in their frame.
+        q: the fixed points ``[M, D]`` that the fit looked at, in theirs.
+        unbent: whether a bend was asked for and not confirmed.
+        fixed: canvas.
+        onto: physical, of the fixed side.
+    """
+    ndim, volume = q.shape[1], float(np.prod(np.ptp(q, axis=0)))
+    warped = fit.warp(p)
+    found = match(warped, q, fit.sigma, fit.outliers, volume)
+    residual = q[:, None] - warped[found.rows]  # [M, K, D]
+    pull = np.einsum("mk,mkd->md", found.share, residual)
+    spread = np.einsum("mk,mkd->m", found.share, residual**2) - (pull**2).sum(axis=1)
+    hold = found.share.sum(axis=1) / fit.sigma**2 - spread / (ndim * fit.sigma**4)
+    zoom = float(homogeneous.determinant(fit.start).abs()) ** (-1 / ndim)
+    reach = fit.space.scale * zoom if fit.space is not None else SCALE * float(np.prod(np.ptp(q, axis=0))) ** (1 / ndim)
+    sd = uncertainty.position_sd_of_points(
+        q, pull / fit.sigma**2, hold, fixed, fit.increment, fit.space, reach, zoom, onto
+    )
+    if unbent:
+        sd = (sd**2 + fit.sigma**2).sqrt()
+    return sd * fixed.pixel
 
 
 def _physical(pose: Floats, before: float, grids: tuple[Grid, Grid]) -> Floats:

@@ -335,6 +335,12 @@ class PointSet:
     name: str = "points"
 
     def __post_init__(self) -> None:
+        for what, value in (("coordinates", self.coords), ("weights", self.weights)):
+            if value is not None and not isinstance(value, torch.Tensor):
+                raise ValueError(
+                    f"wanted a tensor of {what}, got {type(value).__name__}; torch.from_numpy makes one of an array of numbers "
+                    "(positions in the order y, x)"
+                )
         if self.coords.ndim != 2 or self.coords.shape[1] not in AXES:
             raise ValueError(f"wanted coordinates [N, 2] or [N, 3], got {tuple(self.coords.shape)}")
         object.__setattr__(self, "coords", self.coords.to(torch.float64))

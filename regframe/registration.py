@@ -387,6 +387,7 @@ def _register_points(
         history=found.history,
         weight=found.weight,
         weight_grid=found.weight_grid,
+        position_sd=found.position_sd,
     )
 
 
@@ -419,7 +420,11 @@ def check_image(image: Image, side: str) -> None:
     if min(longest) < SMALLEST:
         raise ValueError(
             f"wanted a {side} image of at least {SMALLEST} x {SMALLEST} pixels, got {_shape(image.grid)}; "
-            "check that it is the right file and level"
+            + (
+                'are these positions? open them with adapter="points", columns="x,y" or "y,x"'
+                if image.grid.shape[-1] in (2, 3)
+                else "check that it is the right file and level"
+            )
         )
     data = image.data
     if data.dtype.is_floating_point:

@@ -395,6 +395,12 @@ def _recognised_columns(table: PointTable) -> dict[str, tuple[str, str | None]]:
         if position is not None:
             groups.setdefault((position.style, position.unit), {}).setdefault(position.axis, []).append(name)
     whole = {key: group for key, group in groups.items() if {"y", "x"} <= set(group)}
+    for style in {key[0] for key in groups} if not whole else ():
+        mixed = [name for key, group in groups.items() if key[0] == style for names in group.values() for name in names]
+        if {"y", "x"} <= {axis for key, group in groups.items() if key[0] == style for axis in group}:
+            raise ValueError(
+                f"wanted one unit for the position columns of {str(table.path)!r}, got {_join(mixed)}; convert one of them"
+            )
     if not whole:
         raise ValueError(
             f"wanted columns that name positions, such as y and x, in {str(table.path)!r}, got {_join(table.names)}; "

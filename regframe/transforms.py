@@ -308,7 +308,10 @@ def resample(image: Image, transform: Transform, grid: Grid, background: float |
 def move_points(points: PointSet, transform: Transform) -> PointSet:
     """``points`` carried by ``transform``, same order, table untouched, now in the target's unit."""
     if points.ndim != transform.ndim:
-        raise ValueError(f"wanted points of {transform.ndim} components, got {points.ndim}")
+        raise ValueError(
+            f"wanted points of {transform.ndim} components for this map, got {points.ndim} ({', '.join(points.axes)}); "
+            "choose their columns, or use a map of that dimension"
+        )
     if points.unit != transform.source_unit:
         raise ValueError(f"wanted points in {transform.source_unit} for this map, got {points.unit}; state the spacing")
     return points.replace(coords=transform.points(points.coords), unit=transform.target_unit)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Callable
@@ -12,8 +13,10 @@ import numpy as np
 import PIL.Image
 import pytest
 import tifffile
+import torch
 from fake_result import fake_result
 
+import regframe
 from regframe import outputs
 from regframe.cli import main
 from regframe.data import Grid, Image
@@ -307,3 +310,175 @@ def test_a_traceback_is_there_for_who_asks(place: Path) -> None:
     assert outcome.exit_code == 2
     assert "Traceback" in outcome.stderr
     assert outcome.stderr.strip().splitlines()[-1].startswith("Error: ")
+
+
+# ---- tables of positions ------------------------------------------------------------------------------------------
+
+ROWS = "".join(f"c{i},{7.3 * i % 41},{11.9 * i % 37}\n" for i in range(30))
+SPACE = "".join(f"c{i},{7.3 * i % 41},{11.9 * i % 37},{5.1 * i % 29}\n" for i in range(30))
+
+TABLES = {
+    "no axis names": ("1,2\n3,4\n5,6\n7,9\n9,1\n", "header that names the columns"),
+    "mixed units": ("id,x_um,y_mm\n" + ROWS, "one unit for the position columns.*x_um, y_mm"),
+    "empty": ("id,x,y\n", "points on the moving side, got none"),
+    "nothing": ("", "empty file"),
+    "one cell": ("id,x,y\na,1,2\n", r"at least 4 distinct 2D points.*got 1 \(of 1 rows\)"),
+    "one cell many times": ("id,x,y\n" + "a,1,2\n" * 9, r"at least 4 distinct 2D points.*got 1 \(of 9 rows\)"),
+    "NaN": ("id,x,y\n" + ROWS + "z,nan,3\n", "finite number in y, x.*line 32"),
+    "a word": ("id,x,y\n" + ROWS + "z,here,3\n", "finite number in y, x.*line 32"),
+    "3D": ("id,x,y,z\n" + SPACE, "one dimension, got 2D fixed and 3D moving"),
+}
+
+
+@pytest.mark.parametrize("case", TABLES)
+def test_points_to_register(case: str, tmp_path: Path) -> None:
+    text, says = TABLES[case]
+    (tmp_path / "fixed.csv").write_text("id,x,y\n" + ROWS)
+    (tmp_path / "moving.csv").write_text(text)
+    refused(tmp_path, "register", tmp_path / "fixed.csv", tmp_path / "moving.csv", "-o", tmp_path / "out", says=says)
+
+
+@pytest.mark.parametrize("adapter", [None, "points", "cells"])
+@pytest.mark.parametrize("case", ["no axis names", "mixed units", "nothing", "NaN", "3D"])
+def test_points_to_apply(case: str, adapter: str | None, place: Path, saved: Path) -> None:
+    text, says = TABLES[case]
+    (place / "t.csv").write_text(text)
+    says = "components.*got 3|cells in a plane, got 3" if case == "3D" else says
+    more = () if adapter is None else ("--adapter", adapter)
+    refused(place, "apply", "points", saved, place / "t.csv", "-o", place / "m.csv", "--to", "fixed", *more, says=says)
+
+
+def test_rows_that_may_be_few_or_alike_are_carried(place: Path, saved: Path) -> None:
+    """Carrying asks for less than aligning: no row, one row, or an id that several rows bear."""
+    for text in ("id,x,y\n", "id,x,y\na,1,2\n", "id,x,y\na,1,2\na,3,4\na,1,2\n"):
+        (place / "t.csv").write_text(text)
+        arguments = ["apply", "points", saved, place / "t.csv", "-o", place / "m.csv", "--to", "fixed", "--overwrite"]
+        outcome = click.testing.CliRunner().invoke(main, [str(a) for a in arguments])
+        assert outcome.exit_code == 0, outcome.stderr
+        lines = (place / "m.csv").read_text().splitlines()
+        assert [line.split(",")[0] for line in lines] == [line.split(",")[0] for line in text.splitlines()]
+
+
+def test_an_array_names_its_axes() -> None:
+    array = np.random.default_rng(0).uniform(0, 50, (40, 2))
+    with pytest.raises(ValueError, match="names of the axes of an array"):
+        regframe.open(array, adapter="points")
+    with pytest.raises(ValueError, match="names of the axes of an array"):
+        regframe.open(array, adapter="points", columns="x,z")
+    with pytest.raises(ValueError, match=r"array \[N, 2\] or \[N, 3\] of numbers"):
+        regframe.open(array.astype(str), adapter="points", columns="y,x")
+    with pytest.raises(ValueError, match=r"400 x 2; are these positions\?"):
+        regframe.register(np.zeros((400, 2)), np.zeros((400, 2)))
+    with pytest.raises(ValueError, match=r"tensor of coordinates, got ndarray; torch\.from_numpy"):
+        regframe.PointSet(array)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="tensor of weights, got list"):
+        regframe.PointSet(torch.zeros(2, 2), weights=["a", "b"])  # type: ignore[arg-type]
+    swapped = regframe.open(array, adapter="points", columns="x,y", unit="um")
+    assert swapped.unit == "µm"
+    np.testing.assert_array_equal(swapped.coords.numpy(), array[:, ::-1])
+    three = regframe.open(np.c_[array, array[:, :1]], adapter="points", columns="x,y,z")
+    np.testing.assert_array_equal(three.coords.numpy(), np.c_[array[:, :1], array[:, ::-1]])
+
+
+def test_a_position_that_is_missing_stays_missing(saved: Path) -> None:
+    points = regframe.PointSet(torch.tensor([[float("nan"), 1.0], [20.0, 20.0]], dtype=torch.float64))
+    carried = regframe.carry_points(regframe.load(saved), points)
+    assert torch.isnan(carried.points.coords[0]).all()
+    assert carried.in_canvas.tolist() == [False, True]
+    assert torch.isnan(carried.match_probability[0])
+    assert torch.isfinite(carried.match_probability[1])
+
+
+@pytest.fixture
+def micron(tmp_path: Path) -> Path:
+    """A result whose sides are in µm, pixels 2 µm wide."""
+    grid = Grid(SIZE, (2.0, 2.0), unit="µm")
+    blank = Image(torch.rand((1, *SIZE)), grid)
+    outputs.write(tmp_path / "micron", fake_result(grid, grid, bend=0.3), blank, blank, {})
+    return tmp_path / "micron"
+
+
+def test_a_unit_is_never_taken_silently(place: Path, micron: Path) -> None:
+    """Whichever way a table is read: what its columns declare is taken, and what is not declared is said."""
+    pandas = pytest.importorskip("pandas")
+    pytest.importorskip("pyarrow")
+
+    def carry(name: str, *more: object) -> click.testing.Result:
+        arguments = [
+            "apply",
+            "points",
+            micron,
+            place / name,
+            "-o",
+            place / f"out_{name}",
+            "--to",
+            "fixed",
+            "--overwrite",
+        ]
+        outcome = click.testing.CliRunner().invoke(main, [str(a) for a in (*arguments, *more)])
+        assert outcome.exit_code == 0, outcome.stderr
+        return outcome
+
+    frame = pandas.DataFrame({"x": [10.0, 20, 55], "y": [5.0, 50, 7]})
+    for suffix, names, said in (("", "unit", True), ("_um", "own", False), ("_px", "pixels", False)):
+        table = frame.rename(columns=lambda name, end=suffix: name + end)
+        table.to_csv(place / f"{names}.csv", index=False)
+        table.to_parquet(place / f"{names}.parquet")
+        for name in (f"{names}.csv", f"{names}.parquet"):
+            assert ("declare no unit were taken in µm" in carry(name).stderr) is said, name
+    assert "declare no unit" not in carry("unit.csv", "--input-spacing", 0.5).stderr
+    text = pandas.read_csv(place / "out_own.csv")
+    binary = pandas.read_parquet(place / "out_own.parquet")
+    np.testing.assert_allclose(text[["x_um", "y_um"]], binary[["x_um", "y_um"]])
+    doubled = pandas.read_csv(place / "out_pixels.csv")
+    assert list(doubled.columns[:2]) == ["x_um", "y_um"]
+
+
+@pytest.mark.parametrize("suffix", [".tif", ".png"])
+def test_ids_that_are_averaged_are_remarked_on(suffix: str, place: Path, saved: Path) -> None:
+    rows, columns = np.indices(SIZE)
+    kind = np.float32 if suffix == ".tif" else np.uint8
+    pictures = {
+        "mask": (rows > 20) & (columns > 30),
+        "cells": rows // 8 * 10 + columns // 9,
+        "grey": pixels()[..., 0],
+        "ramp": rows + columns,
+        "smooth": 100 + 90 * np.sin(rows / 40) * np.cos(columns / 35),
+        "flat background": np.where(rows > 30, pixels()[..., 0], 0),
+    }
+    for name, picture in pictures.items():
+        array = np.rint(picture).astype(kind)
+        path = place / (name + suffix)
+        PIL.Image.fromarray(array).save(path)
+        arguments = ["apply", "image", saved, path, "-o", place / f"w{suffix}", "--to", "fixed", "--overwrite"]
+        for more in ([], ["--labels"]):
+            outcome = click.testing.CliRunner().invoke(main, [str(a) for a in (*arguments, *more)])
+            assert outcome.exit_code == 0, outcome.stderr
+            assert ("look like ids" in outcome.stderr) is (not more and name in ("mask", "cells")), (name, more)
+    array = np.linspace(0, 1, SIZE[0] * SIZE[1], dtype=np.float32).reshape(SIZE)
+    tifffile.imwrite(place / "half.tif", array)
+    refused(place, "apply", "image", saved, place / "half.tif", "-o", place / "w2.tif", "--to", "fixed", "--labels",
+            says="whole numbers for labels")  # fmt: skip
+
+
+def test_where_pixels_count_from(place: Path, micron: Path) -> None:
+    """Pixels of a table count from the middle of the first one, those of shapes from its corner; either help says so."""
+    identity = fake_result(Grid(SIZE, (2.0, 2.0), unit="µm"), Grid(SIZE, (2.0, 2.0), unit="µm"), bend=0.0)
+    blank = Image(torch.rand((1, *SIZE)), identity.fixed_grid)
+    outputs.write(place / "same", identity, blank, blank, {})
+    (place / "p.csv").write_text("x,y\n40,10\n")
+    (place / "p.geojson").write_text('{"type": "Point", "coordinates": [40, 10]}')
+    for kind, name in (("points", "p.csv"), ("shapes", "p.geojson")):
+        arguments = ["apply", kind, place / "same", place / name, "-o", place / f"o_{name}", "--to", "fixed"]
+        outcome = click.testing.CliRunner().invoke(main, [str(a) for a in (*arguments, "--input-spacing", 0.5)])
+        assert outcome.exit_code == 0, outcome.stderr
+    row = (place / "o_p.csv").read_text().splitlines()[1].split(",")
+    assert [float(v) for v in row[:2]] == pytest.approx([20.0, 5.0], abs=1e-6)
+    drawn = json.loads((place / "o_p.geojson").read_text())["coordinates"]
+    assert drawn == pytest.approx([19.0, 4.0], abs=1e-6)  # the corner lies at -1 µm
+    said = {
+        kind: " ".join(click.testing.CliRunner().invoke(main, ["apply", kind, "--help"]).stdout.split())
+        for kind in ("points", "shapes")
+    }
+    assert "middle of the first pixel" in said["points"]
+    assert "outer corner of the first pixel" in said["shapes"]

@@ -353,6 +353,52 @@ def test_command_line_from_tables_to_moved_tables(tmp_path: Path) -> None:
     assert error(loaded, p, q) < 1e-6
 
 
+def test_position_sd_is_as_large_as_the_errors() -> None:
+    """Shapes of known maps under noise, some points gone: two thirds of the errors within one sd, nearly all within two."""
+    found: dict[str, list[Floats]] = {"rigid": [], "lddmm": []}
+    for seed in range(6):
+        rng = np.random.default_rng(seed)
+        p = rng.uniform(0, 100, (900, 2))
+        bent = p + 3 * np.sin(p[:, ::-1] / 20 + seed)
+        for kind, truth in (("rigid", p @ turned(2, seed).T), ("lddmm", bent)):
+            q = (truth + rng.normal(size=p.shape) * 0.3)[rng.random(len(p)) > 0.2]
+            result = rf.register(points(q), points(p), transform=kind, init="auto" if kind == "rigid" else "identity")
+            carried = rf.carry_points(result, points(p))
+            inside = torch.isfinite(carried.position_sd).numpy()
+            assert inside.mean() > 0.95
+            off = np.abs(carried.points.coords.numpy() - truth) / carried.position_sd.numpy()[:, None]
+            found[kind].append(off[inside])
+            assert result.metrics["position_sd"]["unit"] == "px"
+    for kind, relative in found.items():
+        one, two = (float(np.mean([(r <= limit).mean() for r in relative])) for limit in (1, 2))
+        assert 0.45 < one < 0.9, (kind, one, two)
+        assert two > 0.85, (kind, one, two)
+
+
+def test_position_sd_follows_what_is_known() -> None:
+    """More noise: less sure; where no point is: least sure; what is exact is known exactly."""
+    rng = np.random.default_rng(0)
+    p = rng.uniform(0, 100, (900, 2))
+    hole = np.abs(p - 50).max(axis=1) < 22
+    bent = p + 3 * np.sin(p[:, ::-1] / 20)
+
+    def sds(noise: float, keep: Floats) -> Floats:
+        q = (bent + rng.normal(size=p.shape) * noise)[keep]
+        result = rf.register(points(q), points(p), init="identity")
+        assert result.metrics["model"] == "lddmm"
+        return np.asarray(rf.carry_points(result, points(p)).position_sd.numpy())
+
+    everything = rng.random(len(p)) > 0.1
+    little, much = sds(0.1, everything), sds(0.5, everything)
+    assert np.nanmedian(much) > 2 * np.nanmedian(little)
+    torn = sds(0.1, everything & ~hole)
+    middle = np.abs(p - 50).max(axis=1) < 10
+    assert np.nanmedian(torn[middle]) > 2 * np.nanmedian(torn[~hole])
+    exact = rf.register(points(p @ turned(2, 1).T), points(p), transform="rigid")
+    assert exact.position_sd is not None
+    assert float(exact.position_sd.max()) < 0.01 * exact.fixed_grid.pixel
+
+
 def test_memory_and_time_of_large_clouds() -> None:
     """More points than are fitted: the result is as good, and no square of their number is ever held."""
     rng = np.random.default_rng(0)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import html.parser
+import io
+import itertools
 import re
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 from fake_result import fake_result
@@ -15,7 +18,8 @@ from fake_result import fake_result
 from regframe import report
 from regframe.data import Grid, Image, PointSet
 from regframe.registration import register
-from regframe.report import figures, pictures
+from regframe.report import dots, figures, pictures
+from regframe.report.pictures import Array
 from regframe.transforms import Affine
 
 
@@ -131,7 +135,64 @@ def test_points(tmp_path: Path) -> None:
     points = PointSet(torch.rand((4000, 2), generator=generator, dtype=torch.float64) * 80, name="cells.csv")
     page = page_of(points, points, tmp_path)
     assert "4,000 points in px" in page.text
+    for word in ("fixed in blue, moving in orange", "Overlay before", "Close up", "Deformed grid"):
+        assert word in page.text
+    assert "Checkerboard" not in page.text
     assert page_of(image(1, 80, 90), points, tmp_path).tags.count("img") >= 12
+
+
+def colours_at(png: bytes) -> tuple[Array, Array]:
+    """Where a picture shows the fixed and the moving colour, ``[h, w]`` each."""
+    pixels = np.asarray(PIL.Image.open(io.BytesIO(png)).convert("RGB"), dtype=np.float32)
+    found = []
+    for colour in (dots.FIXED, dots.MOVING):
+        wanted = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)], dtype=np.float32)
+        found.append(np.abs(pixels - wanted).max(axis=2) < 12)
+    return found[0], found[1]
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_dots_show_every_point_where_it_is(ndim: int) -> None:
+    """Both sides whole, also where they lie far apart: as many separate spots as there are points."""
+    from scipy.ndimage import label
+
+    coords = np.stack(np.meshgrid(*[np.arange(4.0) * 10] * ndim, indexing="ij"), axis=-1).reshape(-1, ndim)
+    one = dots.Cloud.of(PointSet(torch.from_numpy(coords)), "fixed", dots.FIXED)
+    other = dots.Cloud.of(PointSet(torch.from_numpy(coords + 1000.0)), "moving", dots.MOVING)
+    alone = colours_at(dots.picture((one,), 700))[0]
+    assert label(alone)[1] == (16 if ndim == 2 else 32)  # along z and along y
+    fixed, moving = colours_at(dots.picture((one, other), 900))
+    assert fixed.any()
+    assert moving.any()
+    assert np.flatnonzero(fixed.any(axis=1)).max() < np.flatnonzero(moving.any(axis=1)).max()  # rows count downwards
+
+
+def test_many_dots_are_a_sample_and_said_to_be() -> None:
+    coords = torch.rand((dots.MOST_DOTS + 7, 2), dtype=torch.float64)
+    coords[0, 0] = float("nan")
+    cloud = dots.Cloud.of(PointSet(coords), "fixed", dots.FIXED)
+    assert len(cloud.coords) == dots.MOST_DOTS
+    assert f"{dots.MOST_DOTS:,} of {dots.MOST_DOTS + 6:,} points" in dots.remarks(cloud)
+    few = dots.Cloud.of(PointSet(coords[:9]), "moving", dots.MOVING)
+    assert dots.remarks(few) == ""
+
+
+def test_close_ups_lie_where_both_sides_have_points() -> None:
+    generator = np.random.default_rng(0)
+    dense = generator.normal(20.0, 2.0, (400, 2))
+    one = dots.Cloud.of(
+        PointSet(torch.from_numpy(np.r_[dense, generator.uniform(0, 100, (100, 2))])), "fixed", dots.FIXED
+    )
+    two = dots.Cloud.of(
+        PointSet(torch.from_numpy(np.r_[dense, generator.normal(80.0, 1.0, (400, 2))])), "moving", dots.MOVING
+    )
+    windows = dots.places((one, two), 3)
+    low, high = windows[0]
+    assert (low < 20).all()
+    assert (high > 20).all()
+    for (a, b), (c, d) in itertools.combinations(windows, 2):
+        assert (np.minimum(b, d) <= np.maximum(a, c) + 0.3 * (b - a)).any()  # hardly any overlap
+    assert len({low.tobytes() for low, _ in windows}) == len(windows)
 
 
 def test_without_weights_and_history(tmp_path: Path) -> None:

@@ -92,7 +92,7 @@ def test_named_columns(tmp_path: Path) -> None:
         ("x,y,pixel_x,pixel_y\n1,2,3,4\n", "wanted one choice of position columns .* got y, x or pixel_y, pixel_x"),
         ("x,y,x_um,y_um\n1,2,3,4\n", "got y, x or y_um, x_um"),
         ("x,X,y\n1,2,3\n", "got y, x, X; choose"),
-        ("x_um,y_mm\n1,2\n", "wanted columns that name positions"),
+        ("x_um,y_mm\n1,2\n", "wanted one unit for the position columns .* got x_um, y_mm; convert"),
         ("x,y,z_um\n1,2,3\n", "wanted one unit"),
         ("a,b\nc,d\n", "wanted columns that name positions"),
         ("x,y\n1,2\nNA,3\n4,\n5,inf\n6,nan\n", r"got 4 row\(s\) without \(line 3, 4, 5, 6\)"),

@@ -212,8 +212,8 @@ class ImageAdapter(regframe.Adapter):
             if raw.alpha:
                 _say_opacity(array[-1], name)
             array = window.finished(array)
-            if pyramid.labels and raw.format in _FLOATS and array.dtype.kind == "f" and (array == np.rint(array)).all():
-                array = array.astype(np.int32)
+            if pyramid.labels and array.dtype.kind == "f" and bool((array == np.rint(array)).all()):
+                array = array.astype(np.int64 if float(np.abs(array).max(initial=0)) >= 2**31 else np.int32)
             image = regframe.Image.from_array(
                 array, "c" + "".join(level.grid.axes), channels=pyramid.channels, labels=pyramid.labels, name=name
             ).replace(grid=level.grid)

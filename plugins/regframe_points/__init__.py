@@ -6,6 +6,9 @@ import gzip
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
 import regframe
 
 from ._files import LasAdapter, PlyAdapter
@@ -15,11 +18,11 @@ _SUFFIXES = (".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz", ".txt.gz")
 
 
 class PointsAdapter(regframe.Adapter):
-    """Positions in a table (CSV, TSV, white space; gzipped or not), every other column carried along.
+    """Positions in a table (CSV, TSV, white space; gzipped or not) with all of its other columns, or in an array.
 
     Args:
         columns: which columns are the positions, where their names leave it open: ``"x=NAME,y=NAME"``; for a file
-            without a header the names of its columns in order, e.g. ``"x,y"``.
+            without a header, or an array, the names of its columns in order, e.g. ``"x,y"``.
         unit: what columns without a unit suffix are in, ``"px"`` where None.
     """
 
@@ -54,7 +57,24 @@ class PointsAdapter(regframe.Adapter):
         """The positions with their table; ValueError where it is not clear which columns they are in."""
         if isinstance(source, regframe.PointSet):
             return source
+        if isinstance(source, np.ndarray) or torch.is_tensor(source):
+            return self._from_array(np.asarray(source))
         return regframe.read_points(source, self.columns, self.unit)
+
+    def _from_array(self, array: np.ndarray[Any, Any]) -> regframe.PointSet:
+        axes = [name.strip().lower() for name in (self.columns or "").split(",")]
+        if array.ndim != 2 or array.dtype.kind not in "iuf" or array.shape[1] not in (2, 3):
+            raise ValueError(
+                f"wanted an array [N, 2] or [N, 3] of numbers, got shape {list(array.shape)} of {array.dtype}; make a table of it"
+            )
+        if sorted(axes) != ["x", "y", "z"][: array.shape[1]]:
+            raise ValueError(
+                f"wanted the names of the axes of an array of shape {list(array.shape)}, got {self.columns!r}; "
+                "say which column is which with columns='x,y' or 'y,x'"
+            )
+        order = [axes.index(axis) for axis in "zyx"[3 - array.shape[1] :]]
+        coords = torch.from_numpy(np.ascontiguousarray(array[:, order], dtype=np.float64))
+        return regframe.PointSet(coords, self.unit or "px", name="array")
 
     def apply(self, source: Any, transform: regframe.Transform, grid: regframe.Grid | None = None) -> regframe.PointSet:
         """The same table in the same order, positions carried by ``transform``; ``grid`` plays no part."""

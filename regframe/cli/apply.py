@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
 
@@ -25,9 +26,14 @@ from ._common import (
 
 if TYPE_CHECKING:
     from ..contracts import Adapter
-    from ..data import Grid, PointSet
+    from ..data import Grid, Image, PointSet
     from ..shapes import Shapes
 
+_F = TypeVar("_F", bound=Callable[..., Any])
+_LOOKED_AT = 2048
+"""Pixels along each side that are looked at for ids."""
+_FEW = 16
+"""Whole numbers that are few."""
 _RATIO = 0.02  # how far two extents may differ before they are not taken for the same field
 
 
@@ -39,29 +45,31 @@ def apply() -> None:
     """
 
 
-def _common(command: Any) -> Any:
-    for option in reversed(
-        (
-            click.argument("result_folder", type=path_type, metavar="OUT"),
-            click.argument("input_file", type=path_type, metavar="INPUT"),
-            click.option("-o", "--output", type=path_type, required=True, help="File to write."),
-            click.option("--to", type=click.Choice(["fixed", "moving"]), required=True, help="Space to go to."),
-            click.option(
-                "--input-spacing",
-                type=float,
-                metavar="S",
-                help="Pixel size of the input, in the unit of the side it belongs to.",
-            ),
-            overwrite_option,
-            verbose_option,
-        )
-    ):
-        command = option(command)
-    return command
+def _common(spacing: str) -> Callable[[_F], _F]:
+    """The arguments and options of all three; ``spacing`` is the help of ``--input-spacing``."""
+
+    def decorate(command: _F) -> _F:
+        for option in reversed(
+            (
+                click.argument("result_folder", type=path_type, metavar="OUT"),
+                click.argument("input_file", type=path_type, metavar="INPUT"),
+                click.option("-o", "--output", type=path_type, required=True, help="File to write."),
+                click.option("--to", type=click.Choice(["fixed", "moving"]), required=True, help="Space to go to."),
+                click.option("--input-spacing", type=float, metavar="S", help=spacing),
+                overwrite_option,
+                verbose_option,
+            )
+        ):
+            command = option(command)
+        return command
+
+    return decorate
 
 
 @apply.command(short_help="Resample an image on the other side's canvas.")
-@_common
+@_common(
+    "Pixel size of the input, in the unit of the side it belongs to; its outer corner is put on that of the side's first pixel."
+)
 @click.option("--adapter", metavar="NAME", help="Adapter of the input; sniffed otherwise.")
 @click.option("--adapter-set", metavar="K=V", multiple=True, help="Option of the adapter, e.g. axes=cyx.")
 @click.option("--labels", is_flag=True, help="Values are ids (a segmentation, a mask): the nearest, never a mean.")
@@ -99,14 +107,54 @@ def image(
         with outputs.staged(output, overwrite) as path:
             reader.save(moved, path)
     click.echo(f"wrote {output}: {describe_grid(moved.grid)}", err=True)
+    if (ids := _id_like(data)) and not labels and not data.labels:
+        click.echo(
+            f"Warning: the values of {input_file.name} look like ids ({ids} whole numbers in flat patches), and were averaged "
+            "where they meet; --labels keeps them",
+            err=True,
+        )
+
+
+def _id_like(image: Image) -> int:
+    """How many values an image has where they look like the ids of a segmentation or mask, else 0.
+
+    Ids are whole numbers in flat patches: off the commonest value most neighbours are alike, and where they are not they
+    differ by more than a step, unless there are few of them.
+    """
+    import torch
+
+    if image.data.shape[0] != 1 or image.grid.ndim not in (2, 3):
+        return 0
+    plane = image.data[0] if image.grid.ndim == 2 else image.data[0, image.data.shape[1] // 2]
+    plane = plane[:_LOOKED_AT, :_LOOKED_AT]
+    plane = plane.to(torch.float64) if plane.is_floating_point() else plane.to(torch.int64)
+    if plane.is_floating_point() and not bool((plane == plane.round()).all()):
+        return 0
+    values, counts = torch.unique(plane, return_counts=True)
+    if len(values) < 2:
+        return 0
+    commonest = values[counts.argmax()]
+    steps = []
+    for one, other in ((plane[:, 1:], plane[:, :-1]), (plane[1:], plane[:-1])):
+        steps.append((one - other)[(one != commonest) & (other != commonest)].abs())
+    step = torch.cat(steps)
+    jumps = step[step > 0]
+    if not len(step) or len(jumps) > 0.5 * len(step):
+        return 0
+    if len(values) > _FEW and len(jumps) and int((jumps > 2).sum()) < 0.2 * len(jumps):  # bands of a smooth picture
+        return 0
+    return len(values)
 
 
 @apply.command(short_help="Move the positions of a table.")
-@_common
+@_common(
+    "Pixel size of coordinates in pixels, in the unit of the side they belong to. Coordinates count from the middle of the "
+    "first pixel, which is position 0: they are multiplied by it (those of `apply shapes` count from its corner)."
+)
 @click.option(
     "--columns", metavar="X,Y", help="Position columns, e.g. x=T_x,y=T_y, or the columns of a header-less file."
 )
-@click.option("--adapter", metavar="NAME", help="Adapter of the input where it is no text table, e.g. cells.")
+@click.option("--adapter", metavar="NAME", help="Adapter of the input, e.g. cells; a text table or sniffed otherwise.")
 @click.option("--adapter-set", metavar="K=V", multiple=True, help="Option of the adapter, e.g. unit=um.")
 def points(
     result_folder: Path,
@@ -137,12 +185,17 @@ def points(
     source = result.moving_grid if to == "fixed" else result.fixed_grid
     note = ""
     with bad_input():
+        unit = "px" if input_spacing else source.unit
         if adapter is None:
-            unit = "px" if input_spacing else source.unit
-            reader, table = None, regframe.read_points(input_file, columns=columns, unit=unit)
-        else:
+            try:
+                reader, (table, note) = None, _text_table(input_file, columns, unit)
+            except ValueError:  # some other kind of table
+                adapter = _sniffed(input_file)
+                if adapter is None:
+                    raise
+        if adapter is not None:
             options = adapter_options(adapter_set, "--adapter-set") | ({"columns": columns} if columns else {})
-            reader, table, note = _native(input_file, adapter, options, "px" if input_spacing else source.unit)
+            reader, table, note = _native(input_file, adapter, options, unit)
         carried = regframe.carry_points(result, in_unit(table, source, input_spacing), to)
         extra = {name: values.tolist() for name, values in carried.columns(table.table).items()}
         with outputs.staged(output, overwrite) as path:
@@ -155,40 +208,80 @@ def points(
         click.echo(f"Note: {note}", err=True)
 
 
+def _text_table(path: Path, columns: str | None, unit: str) -> tuple[PointSet, str]:
+    """The table, and a note where ``unit``, that of the side, was taken for positions which declare none."""
+    import regframe
+
+    table = regframe.read_points(path, columns=columns, unit=unit)
+    names = regframe.PointTable(path, {name: [] for name in table.table}, ())
+    declared = regframe.position_columns(names, columns)[1]
+    return table, _undeclared(
+        unit, "a unit in the columns' names (x_um, y_um) states another"
+    ) if declared is None and unit != "px" else ""
+
+
+def _undeclared(unit: str, way: str) -> str:
+    return f"positions that declare no unit were taken in {unit}, as the side they belong to; {way}"
+
+
+def _sniffed(path: Path) -> str | None:
+    """The adapter that knows ``path``, None where none does."""
+    import regframe
+
+    with contextlib.suppress(ValueError):
+        return regframe.find_adapter(path).name
+    return None
+
+
 def _texts(values: list[Any]) -> list[str]:
     """Truth as words, numbers of four digits, blanks for what is not known."""
     return [str(v).lower() if isinstance(v, bool) else "" if math.isnan(v) else f"{v:.4g}" for v in values]
 
 
+def _as_it_is(path: Path, adapter: str, options: dict[str, Any], unit: str) -> tuple[Adapter, Image | PointSet]:
+    """An adapter, and what it carries where nothing moves; ``unit`` is the first that is tried where it cannot open it.
+
+    Too few cells to be drawn are carried all the same.
+    """
+    import regframe
+
+    from ..data import UNITS, Image
+
+    try:
+        data, reader, _ = open_side(path, adapter, options)
+    except BadInput:
+        for known in dict.fromkeys([unit, "px", *UNITS]):
+            with contextlib.suppress(ValueError, ImportError):
+                reader = regframe.find_adapter(path, adapter, **options)
+                return reader, reader.apply(path, regframe.Affine.identity(2, known))
+        raise
+    at = (2, data.grid.unit) if isinstance(data, Image) else (data.ndim, data.unit)
+    with bad_input():
+        return reader, reader.apply(path, regframe.Affine.identity(*at))
+
+
 def _native(path: Path, adapter: str, options: dict[str, Any], unit: str) -> tuple[Adapter, PointSet, str]:
     """The table as the adapter carries it, the adapter, and a note where ``unit``, that of the side, was taken for positions
     which declare none."""
-    import regframe
 
-    from ..data import Image, PointSet
+    from ..data import PointSet
 
-    data, reader, _ = open_side(path, adapter, options)
+    reader, native = _as_it_is(path, adapter, options, unit)
     note = ""
-    if unit != "px" and "unit" not in options and (data.grid.unit if isinstance(data, Image) else data.unit) == "px":
+    if unit != "px" and "unit" not in options and isinstance(native, PointSet) and native.unit == "px":
         with contextlib.suppress(BadInput):  # pixels by its own word: whoever converts them says what is missing
-            data, reader, _ = open_side(path, adapter, {**options, "unit": unit})
-            note = (
-                f"positions that declare no unit were taken in {unit}, as the side they belong to; "
-                "--adapter-set unit=U states another"
-            )
-    native = reader.apply(
-        path,
-        regframe.Affine.identity(2, data.grid.unit)
-        if isinstance(data, Image)
-        else regframe.Affine.identity(data.ndim, data.unit),
-    )
+            reader, native = _as_it_is(path, adapter, {**options, "unit": unit}, unit)
+            note = _undeclared(unit, "--adapter-set unit=U states another")
     if not isinstance(native, PointSet):
         raise ValueError(f"wanted a table of positions, got an image in {path}; use `regframe apply image`")
     return reader, native, note
 
 
 @apply.command(short_help="Move the shapes of a GeoJSON file.")
-@_common
+@_common(
+    "Pixel size of the input, in the unit of the side it belongs to. Coordinates count from the outer corner of the first pixel "
+    "of the image, as QuPath does, or as --pixel-origin says (those of `apply points` count from its middle)."
+)
 @click.option("--unit", metavar="U", help="Unit of the input where it is no pixel: nm, um, mm.")
 @click.option(
     "--output-spacing",

@@ -21,7 +21,7 @@ from ..pose import CLEAR
 from ..registration import Result
 from ..transforms import Affine
 from ..uncertainty import radius_90
-from . import figures, pictures
+from . import dots, figures, pictures
 from .pictures import Array, Side, View
 
 MAX_PX = 900
@@ -86,6 +86,8 @@ def render(
 def _draw(
     result: Result, fixed: Image | PointSet, moving: Image | PointSet, max_px: int, quality: int
 ) -> dict[str, Any]:
+    if isinstance(fixed, PointSet) and isinstance(moving, PointSet):
+        return _draw_points(result, fixed, moving, max_px)
     canvas = pictures.canvas_of(result.fixed_grid, max_px)
     own = Affine.identity(result.fixed_grid.ndim, result.fixed_grid.unit)
     start = pictures.identity_map(result.moving_grid, result.fixed_grid)
@@ -131,8 +133,50 @@ def _draw(
         ],
         "viewer": viewer + rival,
         "plane": "Middle plane of the fixed volume." if volume else "",
+        "close_up": "Where the fixed side has most structure: fixed, warped moving, and both.",
         "insets": _insets(result, fixed, moving, f, m, canvas, f_ink, seen_after, quality),
         "maps": _maps(result, pictures.canvas_of(result.fixed_grid, min(max_px, 240)), canvas, a_rgb, seen_after),
+        "energy": _maybe("Energy", figures.energy(result.history)),
+    }
+
+
+def _draw_points(result: Result, fixed: PointSet, moving: PointSet, max_px: int) -> dict[str, Any]:
+    """The same of two point sets, as dots."""
+    unit = result.fixed_grid.unit
+    still, own = dots.Cloud.of(fixed, "fixed", dots.FIXED), dots.Cloud.of(moving, "moving", dots.MOVING)
+    before = own.moved(pictures.identity_map(result.moving_grid, result.fixed_grid), unit)
+    after = own.moved(result.transform, unit)
+    left_out = dots.remarks(still, own)
+
+    def png(title: str, *clouds: dots.Cloud, note: str = dots.NOTE + left_out) -> Picture:
+        return Picture(title, _data_uri(dots.picture(clouds, max_px), "png"), note)
+
+    both = png("Overlay after", still, after), png("Overlay before", still, before)
+    pair = png("Fixed", still, note="all of it"), png("Moving, as it came", own)
+    warped = png("Moving, warped", after, note="in the fixed space")
+    other = _other_pose(result)
+    rival = []
+    if other is not None:
+        note = "the next best start, which fits nearly as well"
+        rival = [png("The other pose", still, own.moved(other, unit), note=note)]
+
+    def window(title: str, where: Any, *clouds: dots.Cloud) -> Picture:
+        return Picture(title, _data_uri(dots.picture(clouds, 360, where), "png"))
+
+    small = pictures.canvas_of(result.fixed_grid, min(max_px, 240))
+    plane = Grid(small.shape[-2:], small.spacing[-2:], small.origin[-2:], small.unit)
+    canvas = pictures.lift(plane.resampled(max(plane.extent) / max_px), result.fixed_grid)
+    return {
+        "pair": list(pair),
+        "overlays": [Picture("Before", both[1].uri, both[1].note), Picture("After", both[0].uri, both[0].note)],
+        "viewer": [*both, Picture("Fixed", pair[0].uri, pair[0].note), warped, *rival],
+        "plane": "Seen along z, left, and along y, right." if fixed.ndim == 3 else "",
+        "close_up": "Where both sides have most points: fixed, warped moving, and both.",
+        "insets": [
+            [window("fixed", at, still), window("moving, warped", at, after), window("overlay", at, still, after)]
+            for at in dots.places((still, after), 3)
+        ],
+        "maps": _maps(result, small, canvas, dots.raster(after, canvas), np.ones(canvas.shape[-2:], dtype=np.bool_)),
         "energy": _maybe("Energy", figures.energy(result.history)),
     }
 

@@ -26,13 +26,15 @@ LEVELS = ["#3b6fb6", "#e08a1e", "#2e9e6b", "#b34a8c", "#7a62c9", "#c2503f", "#4a
 STYLE: dict[str, Any] = {"fontsize": 9, "color": MUTED}
 
 
-def _figure(width: float, height: float) -> Figure:
+def figure_of(width: float, height: float) -> Figure:
+    """A figure of ``width`` × ``height`` inches at 150 dpi."""
     figure = Figure(figsize=(width, height), dpi=150, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     return figure
 
 
-def _png(figure: Figure) -> bytes:
+def png_of(figure: Figure) -> bytes:
+    """The figure as PNG."""
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # matplotlib's layout and glyph notes are no concern of the reader's
@@ -40,7 +42,8 @@ def _png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def _plain_axes(axes: Any) -> None:
+def plain_axes(axes: Any) -> None:
+    """Axes with two faint lines and small numbers."""
     for name, spine in axes.spines.items():
         spine.set_visible(name in ("left", "bottom"))
         spine.set_color(RULE)
@@ -71,9 +74,9 @@ def energy(history: list[dict[str, Any]]) -> bytes | None:
     groups = {key: values for key, values in groups.items() if values}
     if not groups:
         return None
-    figure = _figure(8.2, 3.0)
+    figure = figure_of(8.2, 3.0)
     axes = figure.add_subplot()
-    _plain_axes(axes)
+    plain_axes(axes)
     start = 0
     for i, ((stage, level), values) in enumerate(groups.items()):
         x = np.arange(start, start + len(values))
@@ -97,7 +100,7 @@ def energy(history: list[dict[str, Any]]) -> bytes | None:
     axes.legend(
         fontsize=7.5, frameon=False, labelcolor=INK, loc="upper left", bbox_to_anchor=(1.0, 1.02), ncols=columns
     )
-    return _png(figure)
+    return png_of(figure)
 
 
 def field_map(
@@ -110,7 +113,7 @@ def field_map(
     folds: NDArray[np.bool_] | None = None,
 ) -> bytes:
     """One scalar ``[h, w]`` on ``canvas`` with a colour bar; NaN stays blank, folds are red dots."""
-    figure = _figure(*_map_size(canvas.extent[-2:]))
+    figure = figure_of(*_map_size(canvas.extent[-2:]))
     axes = figure.add_subplot()
     low, high = limits
     options: dict[str, Any] = {"vmin": low, "vmax": high}
@@ -133,13 +136,13 @@ def field_map(
     bar.set_label(label, **STYLE)
     bar.ax.tick_params(colors=MUTED, labelsize=8)
     bar.outline.set_visible(False)
-    return _png(figure)
+    return png_of(figure)
 
 
 def grid_map(picture: Array, canvas: Grid, lines: list[NDArray[np.float64]]) -> bytes:
     """Lines ``[n, 2]`` (y, x), straight in the moving space, drawn over the warped picture ``[h, w, 3]``."""
     height, width = canvas.extent[-2:]
-    figure = _figure(4.6, float(np.clip(4.6 * height / width, 1.8, 7.0)))
+    figure = figure_of(4.6, float(np.clip(4.6 * height / width, 1.8, 7.0)))
     axes = figure.add_axes((0, 0, 1, 1))
     figure.set_layout_engine("none")
     left, right, bottom, top = _edges(canvas)
@@ -148,4 +151,4 @@ def grid_map(picture: Array, canvas: Grid, lines: list[NDArray[np.float64]]) -> 
     axes.set_xlim(left, right)
     axes.set_ylim(bottom, top)
     axes.set_axis_off()
-    return _png(figure)
+    return png_of(figure)
