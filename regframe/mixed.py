@@ -24,9 +24,8 @@ import torch
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 from scipy.optimize import minimize as simplex
-from scipy.spatial import cKDTree
+from scipy.spatial import ConvexHull, cKDTree
 from scipy.spatial.distance import cdist
-from scipy.special import kv
 from torch import Tensor
 
 from . import homogeneous, ops
@@ -46,6 +45,10 @@ FINE = 0.4
 """Width of a pixel of the drawing over that standard deviation."""
 MARGIN = 3.0
 """Standard deviations between the outermost points and the border of the drawing."""
+RIM = 0.5
+"""Rooms around the hull of the points from which nothing is known: nobody says that there were no more."""
+LATTICE = 1.1
+"""Ratio of the distances to the nearest neighbour, nine tenths to one tenth, under which points lie on a lattice."""
 MOST_PIXELS = 4_000_000
 """Pixels of a drawing at most."""
 PER_POINT = 4.0
@@ -66,11 +69,22 @@ def room_of(points: PointSet) -> float:
     step = max(1, len(places) // 20_000)
     distance = np.asarray(cKDTree(places).query(places[::step], k=[k + 1])[0])
     ball = math.pi if points.ndim == 2 else 4 / 3 * math.pi
-    return float(np.median(distance)) * (ball / k) ** (1 / points.ndim)
+    return float(np.median(distance) * (ball / k) ** (1 / points.ndim))
+
+
+def regular(points: PointSet) -> bool:
+    """Whether the points lie on a lattice, as spots do: their density then shows where they end and nothing else."""
+    places = distinct(points)
+    step = max(1, len(places) // 20_000)
+    near = np.asarray(cKDTree(places).query(places[::step], k=2)[0])[:, 1]
+    low, high = np.quantile(near, [0.1, 0.9])
+    return bool(high < LATTICE * low)
 
 
 def draw(points: PointSet, image: Image, side: str) -> Image:
     """The points as an image of their density, each a Gaussian, as finely as their distances and the image ask for.
+
+    It has no weight beyond the convex hull of the points and a rim.
 
     Args:
         points: to be drawn; weights count.
@@ -117,7 +131,14 @@ def draw(points: PointSet, image: Image, side: str) -> Image:
         share = weights * np.prod(np.where(corner, part, 1 - part), axis=1)
         np.add.at(out, tuple((first + np.array(corner)).clip(0, np.array(shape) - 1).T), share)
     data = gaussian_filter(out, sigma / spacing, mode="constant").astype(np.float32)
-    return Image(torch.from_numpy(data)[None], grid, ("density",), name=points.name)
+    sides = ConvexHull(distinct(points)).equations  # [K, D+1]: outward normal and offset
+    known = np.ones(shape, dtype=bool)
+    axes = [o + spacing * np.arange(n) for o, n in zip(low, shape, strict=True)]
+    for *normal, offset in sides:
+        reach = functools.reduce(np.add.outer, [a * x for a, x in zip(normal, axes, strict=True)])
+        known &= reach + offset <= RIM * room
+    weight = torch.from_numpy(known.astype(np.float32))
+    return Image(torch.from_numpy(data)[None], grid, ("density",), weight=weight, name=points.name)
 
 
 # ---- single nuclei -----------------------------------------------------------------------------------------------
@@ -146,6 +167,8 @@ LEARNT = 400
 """Nuclei that the field's length, strength and noise are learnt from, at most."""
 EXACT = 0.05
 """Standard deviation, in pixels, with which the map follows the field."""
+BELIEVED = 0.5
+"""Leave-one-out residual of the median nucleus, over a nucleus' radius, from which the field is not believed."""
 CONTROLS = 1500
 """Places at which it does, at most."""
 
@@ -208,8 +231,7 @@ class Shown:
     def inside(self, at: Floats) -> NDArray[np.bool_]:
         """Whether positions lie on the canvas ``[N]``."""
         index = self.index(at)
-        out: NDArray[np.bool_] = ((index >= 0) & (index < np.array(self.data.shape))).all(axis=1)
-        return out
+        return np.asarray(((index >= 0) & (index < np.array(self.data.shape))).all(axis=1))
 
     def window(self, at: Floats, reach: float) -> tuple[NDArray[np.intp], NDArray[np.bool_], Floats]:
         """The pixels around positions ``[N, K, D]``, moved onto the canvas; which were on it; positions in the frame."""
@@ -257,7 +279,7 @@ def show(image: Image, drawing: Image, at: Floats, room: float) -> Shown | None:
         return None
     sigma = SPREAD * radius
     bright = gaussian_filter(bright, SMOOTHED * sigma / pixel, mode="nearest")
-    far = cKDTree(at).query(where_all(grid), distance_upper_bound=2 * radius)[0].reshape(grid.shape)
+    far = np.asarray(cKDTree(at).query(where_all(grid), distance_upper_bound=2 * radius)[0]).reshape(grid.shape)
     empty = ~np.isfinite(far) & (weight.numpy() > 0)
     background = np.median(bright[empty]) if empty.sum() > 100 else np.quantile(bright, 0.3)
     return Shown(bright - background, pixel, first, sigma, radius)
@@ -325,7 +347,7 @@ class Field:
         at: where it was learnt ``[N, D]``.
         trend: ``[D+1, D]``.
         pull: ``[N, D]``.
-        length: of the kernel, that of ``(id - a²Δ)^-4``.
+        length: of the kernel, a Matérn kernel, in the frame.
         strength: its standard deviation per axis.
         noise: standard deviation per axis of a position of trust 1.
         missed: leave-one-out residual of each ``[N]``.
@@ -348,9 +370,8 @@ class Field:
 
 
 def _kernel(r: Floats) -> Floats:
-    """The Matérn kernel of smoothness 3, 1 at 0."""
-    r = np.maximum(r, 1e-6)
-    out: Floats = r**3 * kv(3, r) / 8
+    """The Matérn kernel of smoothness 7/2 in closed form, 1 at 0."""
+    out: Floats = (1 + r + 0.4 * r**2 + r**3 / 15) * np.exp(-r)
     return out
 
 
@@ -393,7 +414,7 @@ def learn(at: Floats, found: Floats, trust: Floats, noise: float, seed: int) -> 
     for turn in range(6):
         if turn in (0, 1, 3):
             steps = logs + 0.5 * np.concatenate([np.zeros((1, 3)), np.eye(3)])
-            options = {"maxiter": 100, "xatol": 0.03, "fatol": 0.1, "initial_simplex": steps}
+            options: Any = {"maxiter": 100, "xatol": 0.03, "fatol": 0.1, "initial_simplex": steps}
             logs = simplex(worse, logs, args=(weight,), method="Nelder-Mead", options=options).x.clip(low, high)
         length, strength, sd = (float(v) for v in np.exp(logs))
         inverse = np.linalg.inv(strength**2 * _kernel(cdist(at, at) / length) + np.diag(sd**2 / weight))
@@ -408,17 +429,17 @@ def learn(at: Floats, found: Floats, trust: Floats, noise: float, seed: int) -> 
     return Field(at, trend, pull, length, strength, sd, np.linalg.norm(held, axis=1))
 
 
-def straight(kind: str, at: Floats, found: Floats, trust: Floats, noise: float) -> Field:
-    """The same without a field: the map of ``kind`` with Student's t."""
+def straight(kind: str, at: Floats, begin: Floats, found: Floats, trust: Floats, noise: float) -> Field:
+    """The same without a field: a map of ``kind`` after the one that leads from ``at`` to ``begin``, with Student's t."""
     weight = trust.copy()
     ndim = at.shape[1]
     for _ in range(20):
-        matrix = fit_pairs(kind, at, found, weight)
-        square = ((carried(matrix, at) - found) ** 2).sum(axis=1)
+        matrix = fit_pairs(kind, begin, found, weight)
+        square = ((carried(matrix, begin) - found) ** 2).sum(axis=1)
         sd = max(math.sqrt(float((weight * square).sum() / len(at) / ndim)), noise)
         weight = trust * (FREEDOM + ndim) / (FREEDOM + trust * square / sd**2)
     rows = _rows(at, at)
-    trend = np.linalg.lstsq(rows, carried(matrix, at), rcond=None)[0]
+    trend = np.linalg.lstsq(rows, carried(matrix, begin), rcond=None)[0].astype(np.float64)
     return Field(at, trend, np.zeros_like(at), 1.0, 0.0, sd, np.sqrt(square))
 
 
@@ -473,16 +494,18 @@ def settle(
         good = seen.trust > 0
         if good.sum() < max(LEAST_POINTS, 0.2 * inside.sum()):
             return fit, None
-        trust = seen.trust[good].clip(min=0.02)
-        pairs = at[inside][good], seen.middle[good], trust / float(np.median(trust))
+        trust = seen.trust[good].clip(min=1e-3)
+        pairs = at[inside][good], seen.middle[good], trust / float(np.quantile(trust, 0.75))
         if turn == 0:
             before = float(np.median(np.linalg.norm(seen.middle - now[inside], axis=1)[good]))
         if config.transform == "lddmm":
             field = learn(*pairs, noise, config.seed)
         else:
-            field = straight(config.transform, *pairs, noise)
+            field = straight(config.transform, pairs[0], begin[inside][good], *pairs[1:], noise)
         now = field(at)
     after = float(np.median(field.missed))
+    if after > BELIEVED * shown.radius:
+        return fit, None
     figures = {
         "seen": int(good.sum()), "of": len(at), "radius": shown.radius * other.length, "unit": image.grid.unit,
         "moved_px": float(np.median(np.linalg.norm(now - begin, axis=1))), "residual_px": after, "before_px": before,
@@ -500,9 +523,7 @@ def _on(grid: Grid, at: Floats, sigma: float) -> Tensor:
     return torch.from_numpy(gaussian_filter(out, sigma / np.array(grid.spacing), mode="constant")).to(torch.float32)
 
 
-def _follow(
-    fit: Fit, field: Field, drawing: Image, to_moving: bool, moving: Image, at: Floats, config: Config
-) -> Fit:
+def _follow(fit: Fit, field: Field, drawing: Image, to_moving: bool, moving: Image, at: Floats, config: Config) -> Fit:
     """The fit whose map is the field: the same kind of map, through the field's values over the canvas of the points."""
     grid = Frame.of(drawing.grid).grid(drawing.grid)
     step = max(field.length / 2, (math.prod(grid.extent) / CONTROLS) ** (1 / grid.ndim))

@@ -313,6 +313,9 @@ def _register(
             float(v) / fixed.grid.pixel for v in (phi.points(init.moving) - init.fixed).norm(dim=1)
         ]
     verdict, more = _judge(figures, fit)
+    if drawn is not None and mixed.regular(drawn.points):
+        more.append("the points lie on a lattice, whose density shows hardly more than an outline: look at the overlay")
+        verdict = "warn" if verdict == "pass" else verdict
     figures |= {
         "verdict": verdict,
         "reasons": reasons + more,
