@@ -396,13 +396,13 @@ def _unfusable(t: rf.Transform) -> rf.Sequence:
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """One entry per use of the fused op."""
     seen: list[str] = []
-    warp = transforms.ops.warp
+    warp = transforms.ops.warp_crop
 
     def spy(*args: object, **kwargs: object) -> object:
         seen.append("warp")
         return warp(*args, **kwargs)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(transforms.ops, "warp", spy)
+    monkeypatch.setattr(transforms.ops, "warp_crop", spy)
     return seen
 
 
