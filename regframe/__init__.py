@@ -25,6 +25,7 @@ _HOME = {
     "Result": "registration",
     "Sequence": "transforms",
     "Shapes": "shapes",
+    "SlideWarp": "slide",
     "Transform": "transforms",
     "adapter": "plugins",
     "carry_points": "evaluation",
@@ -46,6 +47,7 @@ _HOME = {
     "read_table": "tables",
     "register": "registration",
     "resample": "transforms",
+    "warp_slide": "slide",
     "write_points": "tables",
     "write_shapes": "shapes",
 }

@@ -22,9 +22,9 @@ from fake_result import fake_result
 import regframe
 from regframe import outputs
 from regframe.cli import main
-from regframe.cli.apply import place
 from regframe.data import Grid, Image, PointSet
 from regframe.registration import Progress, Result
+from regframe.slide import place
 
 FILES = {"transform.ome.zarr", "metrics.json", "config.resolved.yaml", "log.jsonl", "report.html"}
 
