@@ -8,6 +8,7 @@ how the output is cut, on the number of workers or on where a run was interrupte
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
 import fcntl
@@ -21,7 +22,8 @@ import socket
 import tempfile
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+import weakref
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -301,7 +303,7 @@ class SlideWarp:
             with self._reading(region):
                 pixels = tiles.warp_tile(self.source, self._pull, self.grid, region, self.pyramid.labels, self.fill)
         else:
-            pixels = np.asarray(self._arrays[base][(slice(None), *region)])
+            pixels = np.asarray(_alone(self._arrays[base].async_array.getitem((slice(None), *region))))
         with self._explained():
             if order == 0:
                 self._put(0, place, region, pixels)
@@ -375,7 +377,7 @@ class SlideWarp:
         # whatever a killed writer left is in the way of nobody: a shard is never merged with what is there
         (self.partial / _STORE / str(level) / "c" / "0" / str(place[0]) / str(place[1])).unlink(missing_ok=True)
         if pixels is not None:  # what is background throughout is what the store says of a shard that is not there
-            self._arrays[level][(slice(None), *region)] = pixels
+            _alone(self._arrays[level].async_array.setitem((slice(None), *region), pixels))
 
     def _prepare(self, overwrite: bool) -> None:
         plan, store = self.partial / PLAN, self.partial / _STORE
@@ -837,6 +839,21 @@ def _quiet_zarr() -> Iterator[None]:
         yield
 
 
+_own = threading.local()
+
+
+def _alone(work: Coroutine[Any, Any, Any]) -> Any:
+    """What zarr does for one worker, on a loop of the worker's own: the one that all share would be their bottleneck."""
+    if asyncio._get_running_loop() is not None:  # a notebook's: no second one runs on its thread
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(_alone, work).result()
+    if not hasattr(_own, "loop"):
+        _own.loop = asyncio.new_event_loop()
+        _own.loop.set_default_executor(ThreadPoolExecutor(1, "slide-codec"))
+        weakref.finalize(threading.current_thread(), _own.loop.close)
+    return _own.loop.run_until_complete(work)
+
+
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Hold the folder's lock, which the system takes back from a process that dies; BlockingIOError where another has it."""
@@ -863,12 +880,6 @@ def _locked(folder: Path) -> Iterator[None]:
 
 def _spread(run: Callable[[int], None], indices: list[int], workers: int) -> Iterator[int]:
     """Each index as its run ends, on ``workers`` threads of one core each; the first error stops the rest."""
-    if workers == 1:
-        torch.set_num_threads(1)
-        for index in indices:
-            run(index)
-            yield index
-        return
     stop = threading.Event()
 
     def task(index: int) -> int:

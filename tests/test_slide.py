@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import json
 import os
@@ -554,6 +555,19 @@ def test_every_level_of_a_pyramid_is_placed(tmp_path: Path) -> None:
     assert [level.grid.spacing[0] for level in placed.levels] == pytest.approx([0.5, 1.0, 2.0])
     assert [level.grid.origin[0] for level in placed.levels] == pytest.approx([0.0, 0.25, 0.75])
     assert slide.place_pyramid(source, side, 0.51).levels[1].grid.spacing == pytest.approx((1.02, 1.02))
+
+
+def test_shards_run_inside_a_running_loop(tmp_path: Path) -> None:
+    """As in a notebook, whose thread has a loop of its own."""
+    plan = slides.plan(str(tmp_path / "s"), str(tmp_path / "o.zarr"))
+
+    async def cell() -> None:
+        with plan.started():
+            plan.run(0)
+        plan.write(1)
+
+    asyncio.run(cell())
+    assert same(plan.path, whole(plan))
 
 
 def test_the_plan_tells_what_it_is(tmp_path: Path) -> None:
