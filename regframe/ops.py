@@ -231,6 +231,7 @@ def warp_crop(
     velocity_origin: Sequence[float],
     n_steps: int,
     background: float | None = None,
+    after: Tensor | None = None,
 ) -> Tensor:
     """`warp` in the image's own type, with only a part of the image at hand; returns ``[C, *shape]``.
 
@@ -239,8 +240,9 @@ def warp_crop(
     pixel comes out the same, bit for bit, from any part that holds its neighbours and in any tile it is asked in. Positions
     that need other pixels read the nearest ones there are. Whole numbers are rounded (ties to even). ``background`` fills what
     lies beyond the pixels of the whole image, whose border is continued where it is None. ``velocity`` is converted to float64
-    for a float64 image, to float32 for any other. CPU only; no gradients. Raises ``TypeError`` or ``ValueError`` with what was
-    wanted, what came and what to do.
+    for a float64 image, to float32 for any other. With ``after`` ``[D, D+1]`` (float64) the flow is followed the other way, by
+    the rule of `flow_points`, and ``after`` takes its end to the image's frame, as a fixed image needs it. CPU only; no
+    gradients. Raises ``TypeError`` or ``ValueError`` with what was wanted, what came and what to do.
     """
     if matrix.dim() != 2 or matrix.shape[0] not in (2, 3) or matrix.shape[1] != matrix.shape[0] + 1:
         raise ValueError(f"matrix must be [2, 3] or [3, 4], got {list(matrix.shape)}")
@@ -253,6 +255,8 @@ def warp_crop(
         raise ValueError(f"image must be [C, *S] of {ndim} axes, none of them empty, got {list(image.shape)}")
     if {image.device.type, velocity.device.type, matrix.device.type} != {"cpu"}:
         raise ValueError("image, velocity and matrix must be on the CPU; move them with .cpu()")
+    if after is not None and (after.shape != matrix.shape or after.dtype != torch.float64):
+        raise ValueError(f"after must be {list(matrix.shape)} of float64, got {list(after.shape)} of {after.dtype}")
     _check_velocity(ndim, velocity, n_steps)
     _check_lengths(
         ndim,
@@ -277,12 +281,14 @@ def warp_crop(
             f"axis, got {list(shape)} from {list(image.shape[1:])} of {list(image_shape)}"
         )
     velocity = velocity.detach().to(torch.float64 if image.dtype == torch.float64 else torch.float32)
-    small = image.numel() * image.element_size() < 4  # less than the kernel reads at once
-    run: Any = reference.warp_crop if small or _use_reference(image.device) else torch.ops.regframe.warp_crop
-    out: Tensor = run(
-        image.detach(), velocity, matrix.detach(), shape, offset, image_shape, image_offset, image_spacing, image_origin,
-        velocity_spacing, velocity_origin, n_steps, background,
+    geometry = (
+        shape, offset, image_shape, image_offset, image_spacing, image_origin, velocity_spacing, velocity_origin, n_steps,
+        background,
     )  # fmt: skip
+    small = image.numel() * image.element_size() < 4  # less than the kernel reads at once
+    if small or _use_reference(image.device):
+        return reference.warp_crop(image.detach(), velocity, matrix.detach(), *geometry, after)
+    out: Tensor = torch.ops.regframe.warp_crop(image.detach(), velocity, matrix.detach(), after, *geometry)
     return out
 
 
@@ -385,7 +391,9 @@ def _warp_fake(
     return image.new_empty((image.shape[0], *shape))
 
 
-def _warp_crop_fake(image: Tensor, velocity: Tensor, matrix: Tensor, shape: Sequence[int], *rest: Any) -> Tensor:
+def _warp_crop_fake(
+    image: Tensor, velocity: Tensor, matrix: Tensor, after: Tensor | None, shape: Sequence[int], *rest: Any
+) -> Tensor:
     return image.new_empty((image.shape[0], *shape))  # [C, *shape]
 
 

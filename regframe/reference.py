@@ -190,15 +190,19 @@ def warp_crop(
     velocity_origin: Sequence[float],
     n_steps: int,
     background: float | None,
+    after: Tensor | None = None,
 ) -> Tensor:
     """`warp` where only a part of the image is at hand: ``image`` ``[C, *part]`` lies at ``image_offset`` in ``image_shape``.
 
     Returns ``[C, *shape]`` in the image's dtype, whole numbers rounded (ties to even) and clamped; beyond the pixels of the
-    whole image ``background``, where it is not None.
+    whole image ``background``, where it is not None. With ``after`` ``[D, D+1]`` the flow is followed towards the fixed image,
+    and its end taken to the image's frame by that.
     """
     ndim = matrix.shape[0]
     start = pixel_positions(matrix, shape, offset).reshape(-1, ndim)  # [N, D] float64
-    end = flow_points(start, velocity.to(start.dtype), velocity_spacing, velocity_origin, n_steps, True)
+    end = flow_points(start, velocity.to(start.dtype), velocity_spacing, velocity_origin, n_steps, after is None)
+    if after is not None:
+        end = homogeneous.carry(after, end)
     spacing, origin = (torch.as_tensor(v, dtype=end.dtype) for v in (image_spacing, image_origin))
     index = (end - origin) / spacing
     out = sample_part(image.to(end.dtype), index, image_shape, image_offset)  # [C, N]

@@ -339,7 +339,7 @@ def resample_part(
             working = torch.float64
         else:
             working = dtype if dtype in (torch.uint8, torch.uint16) else torch.float32
-        fused = _affine_then_flow(pull)
+        fused = _fusible(pull)
         if fused is not None:
             out = _fused(part.to(working), image_grid, image_offset, fused, grid, offset, shape, background)
             return out if out.dtype == dtype else _rounded(out, dtype)
@@ -379,13 +379,13 @@ def _fused(
     part: Tensor,
     image_grid: Grid,
     image_offset: tuple[int, ...],
-    pull: tuple[Tensor, Flow | None],
+    pull: _Fused,
     grid: Grid,
     offset: tuple[int, ...],
     shape: tuple[int, ...],
     background: float | None,
 ) -> Tensor:
-    affine, flow = pull
+    affine, flow, after = pull
     ndim = grid.ndim
     matrix = homogeneous.compose(affine, grid.index_to_position())[:ndim]
     if flow is None:
@@ -394,7 +394,7 @@ def _fused(
         velocity, v_grid, n_steps = flow.velocity, flow.grid, flow.n_steps or 1
     return ops.warp_crop(
         part, velocity, matrix, shape, offset, image_grid.shape, image_offset, image_grid.spacing, image_grid.origin,
-        v_grid.spacing, v_grid.origin, n_steps, background,
+        v_grid.spacing, v_grid.origin, n_steps, background, None if after is None else after[:ndim],
     )  # fmt: skip
 
 
@@ -428,18 +428,27 @@ def _chunks(grid: Grid, offset: tuple[int, ...], shape: tuple[int, ...]) -> Iter
         yield slice(start * per_row, (start + n) * per_row), coords.reshape(-1, grid.ndim)
 
 
-def _affine_then_flow(pull: Transform) -> tuple[Tensor, Flow | None] | None:
-    """``pull`` as one affine matrix followed by at most one reversed flow, the form `ops.warp` fuses; else None."""
-    parts = list(pull.parts())
-    flow = parts.pop() if isinstance(parts[-1], Flow) else None
-    if flow is not None and not (isinstance(flow, Flow) and flow.reverse):
-        return None
-    matrix = torch.eye(pull.ndim + 1, dtype=torch.float64)
-    for part in parts:
-        if not isinstance(part, Affine):
+_Fused = tuple[Tensor, Flow | None, Tensor | None]
+
+
+def _fusible(pull: Transform) -> _Fused | None:
+    """``pull`` as `ops.warp_crop` fuses it, else None: an affine matrix, then a reversed flow, if any; or an affine matrix, a
+    flow that is not reversed, and the affine matrix after it."""
+    before = after = torch.eye(pull.ndim + 1, dtype=torch.float64)
+    flow: Flow | None = None
+    for part in pull.parts():
+        if isinstance(part, Affine):
+            if flow is None:
+                before = homogeneous.compose(part.matrix, before)
+            else:
+                after = homogeneous.compose(part.matrix, after)
+        elif isinstance(part, Flow) and flow is None:
+            flow = part
+        else:
             return None
-        matrix = homogeneous.compose(part.matrix, matrix)
-    return matrix, flow if isinstance(flow, Flow) else None
+    if flow is None or flow.reverse:
+        return (before, flow, None) if torch.equal(after, torch.eye(pull.ndim + 1, dtype=torch.float64)) else None
+    return before, flow, after
 
 
 def _finite_only(function: object, coords: Tensor) -> Tensor:

@@ -279,6 +279,25 @@ def test_warp_crop_agrees_with_the_reference_and_with_warp(dtype, ndim, backgrou
         assert (out == 7).any()
 
 
+@pytest.mark.parametrize("ndim", [2, 3])
+@pytest.mark.parametrize("dtype", PIXELS)
+def test_warp_crop_towards_the_fixed_image_agrees_with_the_reference(dtype, ndim):
+    image, velocity, matrix, shape, offset, rest = pixels(ndim, dtype, n_steps=6)
+    velocity = velocity * 0.3
+    after = torch.cat([torch.eye(ndim) + 0.2 * torch.rand(ndim, ndim), torch.rand(ndim, 1)], dim=1).double()
+    args = (velocity, matrix, shape, offset, image.shape[1:], [0] * ndim, *rest, 7.0, after)
+    out, twin = ops.warp_crop(image, *args), reference.warp_crop(image, *args)
+    differ = (out.double() - twin.double()).abs()
+    top = {torch.uint8: 1, torch.uint16: 60}.get(dtype, 1e-3 if dtype == torch.float32 else 1e-10)
+    edge = differ > top  # where a rounding decides whether a pixel is inside
+    assert edge.double().mean() < 0.002
+    assert (out == 7).any()
+    assert (out != 7).any()
+    low = [o + 1 for o in offset]
+    part = ops.warp_crop(image, velocity, matrix, [n - 2 for n in shape], low, *args[4:])
+    assert torch.equal(part, out[(slice(None), *(slice(1, n - 1) for n in shape))])
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     ndim=st.sampled_from([2, 3]),
@@ -325,18 +344,20 @@ def test_messages_of_warp_crop():
         ops.warp_crop(image.to(torch.int32), velocity, matrix, shape, offset, *whole, *rest)
     with pytest.raises(ValueError, match="must be a part"):
         ops.warp_crop(image, velocity, matrix, shape, offset, image.shape[1:], [1, 0], *rest)
+    with pytest.raises(ValueError, match="after must be"):
+        ops.warp_crop(image, velocity, matrix, shape, offset, *whole, *rest, after=matrix.float())
     with pytest.raises(ValueError, match="must be a part"):
         ops.warp_crop(image[:, :1], velocity, matrix, shape, offset, *whole, *rest)
     library = torch.ops.regframe
     with pytest.raises(RuntimeError, match="must be a part"):
-        library.warp_crop(image, velocity.float(), matrix, shape, offset, image.shape[1:], [1, 0], *rest, None)
+        library.warp_crop(image, velocity.float(), matrix, None, shape, offset, image.shape[1:], [1, 0], *rest, None)
     with pytest.raises(RuntimeError, match="float32 for any other"):
-        library.warp_crop(image, velocity, matrix, shape, offset, *whole, *rest, None)
+        library.warp_crop(image, velocity, matrix, None, shape, offset, *whole, *rest, None)
 
 
 def test_opcheck_of_warp_crop():
     image, velocity, matrix, shape, offset, rest = pixels(2, torch.uint8)
-    args = (image, velocity.float(), matrix, shape, offset, list(image.shape[1:]), [0, 0], *rest, 3.0)
+    args = (image, velocity.float(), matrix, None, shape, offset, list(image.shape[1:]), [0, 0], *rest, 3.0)
     torch.library.opcheck(torch.ops.regframe.warp_crop, args, test_utils=OPCHECKS)
 
 

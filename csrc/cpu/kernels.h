@@ -37,6 +37,8 @@ struct CropTask {
   const P* part_end;
   int64_t first[D];      // the part's first pixel, and its last cell
   int64_t last[D];
+  bool to_fixed;         // the flow is followed the other way, and an affine map comes after it, which warp.frame.to_image includes:
+  T image_per_flow[D][D];  // image pixels per velocity node under it
   bool has_background;   // beyond the whole image's pixels; else its border is continued
   P background;
 };

@@ -63,7 +63,8 @@ Tensor warp(const Tensor& image_, const Tensor& velocity_, const Tensor& matrix_
 }
 
 template <class P>
-void crop_pixels(const Tensor& part, const Tensor& velocity, const Tensor& matrix, const std::vector<int64_t>& shape,
+void crop_pixels(const Tensor& part, const Tensor& velocity, const Tensor& matrix, const std::optional<Tensor>& after,
+                 const std::vector<int64_t>& shape,
                  const std::vector<int64_t>& offset, const std::vector<int64_t>& image_shape,
                  const std::vector<int64_t>& image_offset, const std::vector<double>& image_spacing,
                  const std::vector<double>& image_origin, const std::vector<double>& velocity_spacing,
@@ -90,6 +91,20 @@ void crop_pixels(const Tensor& part, const Tensor& velocity, const Tensor& matri
       }
       task.image = reinterpret_cast<const P*>(reinterpret_cast<uintptr_t>(task.part) - before * sizeof(P));
       task.part_end = task.part + part.numel();
+      if (after.has_value()) {  // image index = (after [D, D+1] · flow's end - origin) / spacing
+        task.to_fixed = true;
+        const double* a = after->const_data_ptr<double>();
+        const double* m = matrix.const_data_ptr<double>();
+        for (int d = 0; d < D; ++d) {
+          for (int e = 0; e <= D; ++e) {
+            double sum = e == D ? a[d * (D + 1) + D] - image_origin[d] : 0.0;
+            for (int k = 0; k < D; ++k) sum += a[d * (D + 1) + k] * m[k * (D + 1) + e];
+            task.warp.frame.to_image[d][e] = sum / image_spacing[d];
+          }
+          for (int e = 0; e < D; ++e)
+            task.image_per_flow[d][e] = static_cast<T>(a[d * (D + 1) + e] * velocity_spacing[e] / image_spacing[d]);
+        }
+      }
       task.has_background = background.has_value();
       task.background = static_cast<P>(background.value_or(0.0));
       P* to = out.mutable_data_ptr<P>();
@@ -100,7 +115,8 @@ void crop_pixels(const Tensor& part, const Tensor& velocity, const Tensor& matri
   });
 }
 
-Tensor warp_crop(const Tensor& part_, const Tensor& velocity_, const Tensor& matrix_, const std::vector<int64_t>& shape,
+Tensor warp_crop(const Tensor& part_, const Tensor& velocity_, const Tensor& matrix_, const std::optional<Tensor>& after_,
+                 const std::vector<int64_t>& shape,
                  const std::vector<int64_t>& offset, const std::vector<int64_t>& image_shape,
                  const std::vector<int64_t>& image_offset, const std::vector<double>& image_spacing,
                  const std::vector<double>& image_origin, const std::vector<double>& velocity_spacing,
@@ -119,16 +135,22 @@ Tensor warp_crop(const Tensor& part_, const Tensor& velocity_, const Tensor& mat
     STD_TORCH_CHECK(image_offset[d] >= 0 && image_offset[d] + part_.size(1 + d) <= image_shape[d] &&
                         image_shape[d] < (int64_t(1) << 24) && (part_.size(1 + d) > 1 || image_shape[d] == 1),
                     "image must be a part of image_shape from image_offset, of two pixels at least");
+  STD_TORCH_CHECK(!after_.has_value() || (after_->dim() == 2 && after_->size(0) == matrix_.size(0) &&
+                                          after_->size(1) == matrix_.size(1) &&
+                                          after_->scalar_type() == ScalarType::Double && !after_->is_cuda()),
+                  "after must be [D, D+1], float64");
   STD_TORCH_CHECK(part_.numel() * static_cast<int64_t>(part_.element_size()) >= 4, "image must hold four bytes at least");
   const Tensor part = torch::stable::contiguous(part_);          // [C, *part]
   const Tensor velocity = torch::stable::contiguous(velocity_);  // [T, D, *S_v]
   const Tensor matrix = torch::stable::contiguous(matrix_);      // [D, D+1]
+  std::optional<Tensor> after;  // [D, D+1]
+  if (after_.has_value()) after = torch::stable::contiguous(*after_);
   std::vector<int64_t> sizes{part.size(0)};
   sizes.insert(sizes.end(), shape.begin(), shape.end());
   Tensor out = torch::stable::new_empty(part, {sizes.data(), sizes.size()});  // [C, *shape]
   if (out.numel() == 0) return out;
   auto run = [&](auto pixel) {
-    crop_pixels<decltype(pixel)>(part, velocity, matrix, shape, offset, image_shape, image_offset, image_spacing,
+    crop_pixels<decltype(pixel)>(part, velocity, matrix, after, shape, offset, image_shape, image_offset, image_spacing,
                                  image_origin, velocity_spacing, velocity_origin, n_steps, background, out);
   };
   if (type == ScalarType::Byte)
