@@ -526,7 +526,7 @@ class SlideWarp:
                 if n := len(self.done()):
                     kept = f"; {n} of {self.shards} shards are kept in {self.partial.name}: run the same again to go on"
             raise type(error)(
-                error.errno, f"cannot write {self.path}: {error.strerror or error}{kept or '; choose another output'}"
+                f"cannot write {self.path}: {error.strerror or error}{kept or '; choose another output'}"
             ) from error
 
 
