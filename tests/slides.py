@@ -81,9 +81,9 @@ def plan(folder: str, path: str, delay: float = 0.0, **options: Any) -> SlideWar
     data = pixels((3, 300, 340))
     pyramid = on_disk(Path(folder), data, delay=delay)
     grid = rf.Grid((310, 350))
-    out = SlideWarp(pyramid, bent(pyramid.grid), grid, Path(path), chunk=32, shard=64)
+    out = SlideWarp(pyramid, bent(pyramid.grid), grid, Path(path), chunk=16, shard=64)
     return dataclasses.replace(out, **options)
 
 
-if __name__ == "__main__":  # folder, output, seconds per read, workers
-    plan(sys.argv[1], sys.argv[2], float(sys.argv[3])).write(int(sys.argv[4]))
+if __name__ == "__main__":  # folder, output, seconds per read, workers, shard
+    plan(sys.argv[1], sys.argv[2], float(sys.argv[3]), shard=int(sys.argv[5])).write(int(sys.argv[4]))

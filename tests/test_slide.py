@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import json
 import os
@@ -338,53 +339,53 @@ def test_many_rounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 # ---- killed, and faults ---------------------------------------------------------------------------------------------
 
 
-def start(tmp_path: Path, name: str = "o.zarr", delay: float = 0.05, workers: int = 2) -> subprocess.Popen[str]:
-    command = [
-        sys.executable,
-        str(HERE / "slides.py"),
-        str(tmp_path / "s"),
-        str(tmp_path / name),
-        str(delay),
-        str(workers),
-    ]
+def start(tmp_path: Path, delay: float = 0.05, workers: int = 2, shard: int = 64) -> subprocess.Popen[str]:
+    options = [str(v) for v in (tmp_path / "s", tmp_path / "o.zarr", delay, workers, shard)]
+    command = [sys.executable, str(HERE / "slides.py"), *options]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE)}
     return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
 
 
 def wait_for(plan: SlideWarp, shards: int, process: subprocess.Popen[str]) -> None:
+    """Until the process has the output, and so many shards are done."""
     deadline = time.monotonic() + 60
-    while len(plan.done()) < shards and process.poll() is None and time.monotonic() < deadline:
+    lock = plan.partial / "lock"
+    while process.poll() is None and time.monotonic() < deadline:
+        with contextlib.suppress(FileNotFoundError):
+            if str(process.pid) in lock.read_text() and len(plan.done()) >= shards:
+                return
         time.sleep(0.005)
 
 
-def killed(tmp_path: Path, kills: int, seed: int) -> None:
-    plan = slides.plan(str(tmp_path / "s"), str(tmp_path / "o.zarr"))
-    draw = random.Random(seed)
+def killed(tmp_path: Path, kills: int, shard: int) -> None:
+    plan = slides.plan(str(tmp_path / "s"), str(tmp_path / "o.zarr"), shard=shard)
+    draw = random.Random(kills)
     for _ in range(kills):
-        process = start(tmp_path, delay=0.03, workers=draw.choice([1, 2]))
+        process = start(tmp_path, 0.03, draw.choice([1, 2]), shard)
         before = len(plan.done())
-        wait_for(plan, min(before + draw.randint(0, 3), plan.shards - 1), process)
+        wait_for(plan, before + draw.randint(0, 3), process)
         time.sleep(draw.random() * 0.1)
         process.send_signal(signal.SIGKILL)
         process.communicate()
-        if plan.path.exists():  # it was quicker than the signal
-            break
-        with pytest.raises(ValueError, match="left unfinished; run the same command again"):
-            rf.open(plan.partial)
+        assert process.returncode == -signal.SIGKILL
+        if (plan.partial / "plan.json").exists():  # it was not killed while it prepared
+            with pytest.raises(ValueError, match="left unfinished; run the same command again"):
+                rf.open(plan.partial)
         assert len(plan.done()) >= before
-    if not plan.path.exists():
-        plan.write(2)
+    assert not plan.path.exists()
+    plan.write(2)
     assert not plan.partial.exists()
+    assert not list(plan.path.rglob("*.partial"))
     assert same(plan.path, whole(plan))
 
 
 def test_a_killed_run_goes_on(tmp_path: Path) -> None:
-    killed(tmp_path, 3, 0)
+    killed(tmp_path, 3, 64)
 
 
 @pytest.mark.slow
 def test_a_run_killed_twenty_times_goes_on(tmp_path: Path) -> None:
-    killed(tmp_path, 20, 1)
+    killed(tmp_path, 20, 32)
 
 
 def test_what_is_done_is_not_done_again(tmp_path: Path) -> None:
@@ -439,7 +440,7 @@ def test_an_output_that_exists_is_kept(tmp_path: Path) -> None:
 
 def test_two_processes_do_not_write_one_output(tmp_path: Path) -> None:
     plan = slides.plan(str(tmp_path / "s"), str(tmp_path / "o.zarr"))
-    process = start(tmp_path, delay=0.3, workers=1)
+    process = start(tmp_path, 0.3, 1)
     wait_for(plan, 1, process)
     with pytest.raises(BlockingIOError, match=f"written by process {process.pid}"):
         plan.write(1)
