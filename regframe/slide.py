@@ -568,7 +568,7 @@ class SlideJob:
     background: Background = "auto"
 
     def plan(self) -> SlideWarp | None:
-        """What `warp_slide` would do; None where the image's adapter has no pyramid of it, or it is a volume."""
+        """What `warp_slide` would do; None where its adapter has no pyramid of it, and for volumes and ids kept as floats."""
         reader = plugins.find_adapter(self.input, self.adapter, **dict(self.options))
         pyramid = reader.pyramid(self.input)
         tiff = self.output.lower().endswith((".tif", ".tiff"))
@@ -576,6 +576,7 @@ class SlideJob:
             pyramid is None
             or pyramid.grid.ndim != 2
             or (tiff and pyramid.dtype.itemsize == 8 and pyramid.dtype.kind in "ui")
+            or (pyramid.labels and pyramid.dtype.kind == "f")
         ):
             return None
         result = load(self.result)
