@@ -49,6 +49,8 @@ _HOME = {
     "read_landmarks": "tables",
     "read_map": "interchange",
     "read_level": "levels",
+    "labels_at": "evaluation",
+    "read_label_names": "tables",
     "read_points": "tables",
     "read_shapes": "shapes",
     "read_table": "tables",

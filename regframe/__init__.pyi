@@ -9,6 +9,7 @@ from .data import PointSet as PointSet
 from .data import Pyramid as Pyramid
 from .data import Reading as Reading
 from .evaluation import carry_points as carry_points
+from .evaluation import labels_at as labels_at
 from .evaluation import match_points as match_points
 from .hookspecs import hookimpl as hookimpl
 from .interchange import read_map as read_map
@@ -36,6 +37,7 @@ from .store import load as load
 from .tables import PointTable as PointTable
 from .tables import pair_points as pair_points
 from .tables import position_columns as position_columns
+from .tables import read_label_names as read_label_names
 from .tables import read_landmarks as read_landmarks
 from .tables import read_points as read_points
 from .tables import read_table as read_table

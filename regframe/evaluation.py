@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from . import clouds
-from .data import PointSet, unit_ratio
+from .data import Image, PointSet, unit_ratio
+from .plane import lift_points
 from .reference import sample_image
 from .registration import Result
 
@@ -57,6 +58,8 @@ def carry_points(result: Result, points: PointSet, to: Literal["fixed", "moving"
     """
     if to not in ("fixed", "moving"):
         raise ValueError(f"wanted 'fixed' or 'moving' as the side to go to, got {to!r}; choose one")
+    if result.section and to == "moving" and points.ndim == 2:
+        points = lift_points(points)
     after = result.to_fixed(points) if to == "fixed" else result.to_moving(points)
     on_fixed = (after if to == "fixed" else points).coords
     canvas = result.fixed_grid if to == "fixed" else result.moving_grid
@@ -66,6 +69,26 @@ def carry_points(result: Result, points: PointSet, to: Literal["fixed", "moving"
         position_sd(result, on_fixed, to),
         canvas.contains(after.coords),
     )
+
+
+def labels_at(labels: Image, points: PointSet) -> Tensor:
+    """The id ``[N]`` of a label image or volume at each point: that of the nearest pixel, 0 where there is none.
+
+    Raises ValueError for an image that is not one of labels, and for points of another unit or dimension.
+    """
+    if not labels.labels:
+        raise ValueError(f"wanted an image of labels, got the intensities of {labels.name}; open it with labels=True")
+    if (points.unit, points.ndim) != (labels.grid.unit, labels.grid.ndim):
+        raise ValueError(
+            f"wanted {labels.grid.ndim}D points in {labels.grid.unit}, as {labels.name} is, got {points.ndim}D ones in "
+            f"{points.unit}; state its spacing and unit"
+        )
+    origin, spacing = (torch.tensor(v, dtype=torch.float64) for v in (labels.grid.origin, labels.grid.spacing))
+    place = ((points.coords - origin) / spacing).round().to(torch.int64)
+    shape = torch.tensor(labels.grid.shape)
+    inside = labels.grid.contains(points.coords)
+    data = torch.from_numpy(labels.data[0].numpy().astype("int64"))
+    return torch.where(inside, data[place.clamp(min=0).minimum(shape - 1).unbind(dim=1)], 0)
 
 
 def match_probability(result: Result, coords: Tensor) -> Tensor:

@@ -85,7 +85,7 @@ class Increment:
     ``B_0`` is in it.
 
     Args:
-        kind: ``rigid``, ``similarity`` or ``affine``.
+        kind: ``rigid``, ``similarity`` or ``affine``, or ``still``, which has no variables.
         ndim: 2 or 3.
         radius: half the extent of the fixed canvas, in fixed pixels.
     """
@@ -93,11 +93,15 @@ class Increment:
     def __init__(self, kind: str, ndim: int, radius: float) -> None:
         self.kind, self.ndim, self.radius = kind, ndim, radius
         turns = ndim * (ndim - 1) // 2
-        self.size = ndim + {"rigid": turns, "similarity": turns + 1, "affine": ndim * ndim}[kind]
+        self.size = {"still": 0, "rigid": ndim + turns, "similarity": ndim + turns + 1, "affine": ndim + ndim * ndim}[
+            kind
+        ]
 
     def matrix(self, q: Tensor) -> Tensor:
         """``H(q)`` ``[D+1, D+1]`` (float64) of ``q`` ``[K]``; differentiable."""
         ndim = self.ndim
+        if self.kind == "still":
+            return torch.eye(ndim + 1, dtype=torch.float64)
         q = q.to(torch.float64)
         linear = q[ndim:] / self.radius
         if self.kind == "affine":
@@ -117,6 +121,8 @@ class Increment:
     def gradient(self, q: Tensor, gradient: Tensor) -> Tensor:
         """The gradient in ``q`` ``[K]`` of what has the gradient ``[D+1, D+1]`` in ``H(q)``."""
         ndim = self.ndim
+        if self.kind == "still":
+            return torch.zeros(0, dtype=torch.float64)
         if self.kind == "affine":  # linear in q
             return torch.cat([gradient[:ndim, ndim], gradient[:ndim, :ndim].reshape(-1) / self.radius])
         with torch.enable_grad():
@@ -154,6 +160,8 @@ class VelocitySpace:
         order: p.
         deviation: in moving pixels.
         finer: nodes of ``grid`` per node of ``waves`` and axis.
+        stiff: symmetric matrix ``[D, D]`` that velocities are multiplied by, which makes ``deviation`` smaller along some
+            directions; None where all are alike.
     """
 
     def __init__(
@@ -165,7 +173,9 @@ class VelocitySpace:
         order: float,
         deviation: float,
         finer: int = 1,
+        stiff: Tensor | None = None,
     ) -> None:
+        self.stiff = None if stiff is None else stiff.to(torch.float32)
         self.waves, self.n_slices, self.n_steps = waves, n_slices, n_steps
         self.scale, self.order, self.deviation = scale, order, deviation
         ndim = waves.ndim
@@ -243,10 +253,12 @@ class VelocitySpace:
                 torch.cat([low, spectrum.new_zeros(gap), high], dim=2 + d), dim=2 + d, norm="forward"
             )
         velocity: Tensor = torch.fft.irfft(spectrum, n=self.grid.shape[-1], dim=-1, norm="forward")
-        return velocity
+        return velocity if self.stiff is None else torch.einsum("ij,tj...->ti...", self.stiff, velocity)
 
     def adjoint(self, gradient: Tensor) -> Tensor:
         """From the gradient of ``v`` ``[T, D, *S]`` to that of ``u`` ``[P]``: the transpose of `velocity`."""
+        if self.stiff is not None:
+            gradient = torch.einsum("ij,tj...->ti...", self.stiff, gradient)
         spectrum = torch.fft.rfft(gradient, dim=-1)[..., : self._kept[-1] + 1]
         for d in reversed(range(self.grid.ndim - 1)):
             n, kept = self.grid.shape[d], self._kept[d]

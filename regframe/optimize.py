@@ -74,6 +74,17 @@ NODES_3D = 2
 """Velocity nodes per length a there, where they cost more."""
 MARGIN_3D = 2.5
 """Lengths a by which velocities reach beyond a volume: there the far end of the period is no longer felt."""
+PLANE_SCALE = 0.08
+"""Length a where a section is placed in a volume, as a fraction of what is around it."""
+PLANE_ORDER = 2.0
+"""Power p there."""
+PLANE_NODES = 2
+"""Velocity nodes per length a there."""
+PLANE_DEVIATION = 0.015
+"""Prior standard deviation of a displacement there, as the same fraction; it is not adapted, for it would buy displacements
+across the section that only fit noise."""
+PLANE_ACROSS = 0.2
+"""Deviation of a displacement across the section there, over that along it."""
 CHORD = 16
 """Pixels of a level between two nodes from which twice as many per axis are worth their price: the chords of long waves are
 far off there, and cells still large enough to be walked through fast."""
@@ -542,13 +553,14 @@ def build_levels(fixed: Image | Halvings, moving: Image | Halvings, start: Tenso
     return levels
 
 
-def velocity_space(moving: Grid, config: Config, sections: bool = False) -> VelocitySpace:
+def velocity_space(moving: Grid, config: Config, sections: bool = False, plane: Tensor | None = None) -> VelocitySpace:
     """Velocities for a moving canvas: smoothness from its extent, `NODES` nodes to a scale over twice the canvas.
 
     Args:
         moving: the moving canvas, in its physical unit.
         config: settings; lengths in the moving unit.
         sections: whether neighbouring sections are aligned, which needs rougher velocities.
+        plane: where a section is placed in a slab of a volume, ``B`` ``[4, 4]`` of the normalised frames; else None.
     """
     grid = Frame.of(moving).grid(moving)
     extent = math.prod(grid.extent) ** (1 / grid.ndim)
@@ -557,8 +569,15 @@ def velocity_space(moving: Grid, config: Config, sections: bool = False) -> Velo
     n_slices = config.n_slices or (3 if flat else 1)
     if sections:
         relative, order, per_scale = SECTIONS_SCALE, SECTIONS_ORDER, SECTIONS_NODES
+    stiff = None
+    if plane is not None:
+        normal = torch.linalg.cross(plane[:3, 1], plane[:3, 2])
+        normal = normal / normal.norm()
+        stiff = torch.eye(3, dtype=torch.float64) - (1 - PLANE_ACROSS) * torch.outer(normal, normal)
+        extent = math.prod(sorted(grid.extent)[1:]) ** 0.5  # of the section, not of the slab's thickness
+        relative, order, per_scale = PLANE_SCALE, PLANE_ORDER, PLANE_NODES
     scale = extent * relative if config.sobolev.scale is None else config.sobolev.scale / moving.pixel
-    deviation = extent * DEVIATION
+    deviation = extent * (DEVIATION if plane is None else PLANE_DEVIATION)
     if config.sigma_regularizer is not None:
         deviation = config.sigma_regularizer / moving.pixel
     spacing = scale / per_scale
@@ -572,7 +591,9 @@ def velocity_space(moving: Grid, config: Config, sections: bool = False) -> Velo
         spacing *= 1.25
     origin = tuple(-(n - 1) / 2 * spacing for n in shape)
     nodes = Grid(tuple(shape), (spacing,) * grid.ndim, origin)
-    return VelocitySpace(nodes, n_slices, config.n_steps or n_slices, scale, config.sobolev.order or order, deviation)
+    return VelocitySpace(
+        nodes, n_slices, config.n_steps or n_slices, scale, config.sobolev.order or order, deviation, stiff=stiff
+    )
 
 
 def seen_at(fit: Fit, level: Level, metric: ImageMetric) -> tuple[Tensor, Tensor, Tensor]:
@@ -595,6 +616,7 @@ def fit_pyramid(
     callback: Callable[[str, int, int, int, float], None] | None = None,
     stained: bool = False,
     most: float | None = None,
+    section: bool = False,
 ) -> Fit:
     """Fit the map coarse to fine: the affine part first, then both together.
 
@@ -605,6 +627,7 @@ def fit_pyramid(
         callback: called with stage, level, number of levels, iteration and energy after each step.
         stained: whether both sides are stained sections in transmitted light.
         most: independent observations that are counted at most, or None.
+        section: whether the fixed side is one plane of the moving volume.
     """
     fixed, moving = Halvings.of(fixed), Halvings.of(moving)
     ndim = fixed.grid.ndim
@@ -614,12 +637,14 @@ def fit_pyramid(
         if callback is not None:
             callback(stage, number, len(levels), iteration, energy)
 
-    kind = "affine" if config.transform == "lddmm" else config.transform
+    kind = "still" if section else "affine" if config.transform == "lddmm" else config.transform
     radius = math.hypot(*Frame.of(fixed.grid).grid(fixed.grid).extent) / 2
     increment = Increment(kind, ndim, radius)
     fit = Fit(torch.zeros(increment.size, dtype=torch.float32), start, increment, None)
     bending = config.transform == "lddmm"
     rigid_levels = levels[:-1] if bending and len(levels) > 1 else levels
+    if section:  # its plane is known already
+        rigid_levels = [] if bending else levels[-1:]
     for number, level in enumerate(rigid_levels):
         with threads_for(level.work):
             fit = fit_level(
@@ -636,12 +661,12 @@ def fit_pyramid(
         and shared_structure(*seen_at(fit, levels[-1], metric(levels[-1]))) < NOTHING_SHARED
     ):
         levels = levels[:-1]
-    space = velocity_space(moving.grid, config, fit.sections)
+    space = velocity_space(moving.grid, config, fit.sections, fit.start if section else None)
     fit.space = space
     fit.x = torch.cat([fit.x, torch.zeros(space.size, dtype=torch.float32)])
     for number, level in enumerate(levels):
         with threads_for(level.work):
-            if number > 0 and config.sigma_regularizer is None:
+            if number > 0 and config.sigma_regularizer is None and not section:
                 adapt_prior(fit, level.moving_grid)
             fit.space = fit.space.with_finer(
                 2 if min(space.waves.spacing) >= CHORD * min(level.moving_grid.spacing) else 1

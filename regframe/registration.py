@@ -16,7 +16,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
-from . import clouds, mixed, plugins, pose, preparation, uncertainty
+from . import clouds, mixed, plane, plugins, pose, preparation, uncertainty
 from .config import Config
 from .contracts import Metric
 from .data import Grid, Image, PointSet, unit_ratio
@@ -47,6 +47,8 @@ CHANCE = 5.0
 """Coincidence under which they match no better than they would anywhere else."""
 STAINS = "mi"
 """Metric for two stained sections."""
+SEEN_IN_VOLUME = 200_000
+"""Pixels of a section from which a volume of labels takes its colours, about."""
 SMALLEST = 8
 """Pixels along the two longest axes that an image must have at least to be registered."""
 
@@ -97,6 +99,11 @@ class Result:
         return str(self.metrics["verdict"])
 
     @property
+    def section(self) -> bool:
+        """Whether the fixed side is a section placed in a moving volume, as its plane z = 0."""
+        return self.fixed_grid.ndim == 3 and self.fixed_grid.shape[0] == 1
+
+    @property
     def reasons(self) -> tuple[str, ...]:
         """Why, one sentence each."""
         return tuple(self.metrics["reasons"])
@@ -118,7 +125,13 @@ class Result:
     def to_fixed(self, data: Tensor) -> Tensor: ...
     def to_fixed(self, data: Carried) -> Carried:
         """Moving-space data in the fixed space: an `Image` on the fixed grid; a `PointSet`, `Shapes` or ``[..., D]`` moved."""
-        return _carry(data, self.transform, self.fixed_grid)
+        moved = _carry(data, self.transform, self.fixed_grid)
+        if self.section and isinstance(moved, Image):  # a picture again
+            g = self.fixed_grid
+            grid = Grid(g.shape[1:], g.spacing[1:], g.origin[1:], g.unit)
+            weight = None if moved.weight is None else moved.weight[0]
+            return moved.replace(data=moved.data[:, 0], grid=grid, weight=weight)
+        return moved
 
     @overload
     def to_moving(self, data: Image) -> Image: ...
@@ -130,6 +143,8 @@ class Result:
     def to_moving(self, data: Tensor) -> Tensor: ...
     def to_moving(self, data: Carried) -> Carried:
         """Fixed-space data in the moving space: an `Image` on the moving grid; a `PointSet`, `Shapes` or ``[..., D]`` moved."""
+        if self.section:
+            data = _lifted(data)
         return _carry(data, self.transform.inverse(), self.moving_grid)
 
     def save(self, path: str | Path, overwrite: bool = False) -> None:
@@ -137,6 +152,18 @@ class Result:
         from .store import save
 
         save(self, Path(path), overwrite=overwrite)
+
+
+def _lifted(data: Carried) -> Carried:
+    """What lies on a section as what lies on the plane z = 0."""
+    if isinstance(data, PointSet):
+        return plane.lift_points(data) if data.ndim == 2 else data
+    if isinstance(data, Tensor):
+        return torch.cat([torch.zeros_like(data[..., :1]), data], dim=-1) if data.shape[-1] == 2 else data
+    raise ValueError(
+        f"wanted points to carry from a section into a volume, got {type(data).__name__}; a plane fills no volume: carry the "
+        "volume onto the section with to_fixed, or the positions of what is drawn on it"
+    )
 
 
 def _carry(data: Carried, transform: Transform, grid: Grid) -> Carried:
@@ -261,12 +288,22 @@ def _register(
 ) -> Result:
     (fixed, one), (moving, other) = preparation.prepare(fixed), preparation.prepare(moving)
     stained = one.brightfield and other.brightfield
+    section = moving.grid.ndim > fixed.grid.ndim
+    moving_grid = moving.grid
+    if section and one.brightfield:
+        fixed = preparation.grey(fixed)
+    if automatic and section and not moving.labels:
+        similarity = plugins.metric(STAINS)
     if automatic and stained:
         fixed, moving = preparation.grey(fixed), preparation.grey(moving)
 
     if automatic and stained:
         similarity = plugins.metric(STAINS)
         why = "both are stained sections in transmitted light, whose densities and shading need not follow one line"
+    elif automatic and section and not moving.labels:
+        why = "a section and a volume need not show the same"
+    elif automatic and section:
+        why = "every label takes the colour that the section shows there"
     elif automatic:
         why = "one side's intensities are taken to explain the other's"
     else:
@@ -279,28 +316,22 @@ def _register(
         )
         return similarity
 
-    to_fixed, to_moving = Frame.of(fixed.grid).matrix(), Frame.of(moving.grid).matrix()
-    sides = Halvings(fixed), Halvings(moving)
-    start, found = _start(sides, init, ready, config)
-    pairs = None
-    if config.sigma_landmarks is not None:
-        if not isinstance(init, pose.Landmarks):
-            raise ValueError("wanted landmarks beside sigma_landmarks, got none; pass init=regframe.landmarks(p, q)")
-        p = carry(to_moving, init.moving)
-        q = carry(to_fixed, init.fixed)
-        pairs = (p, q, config.sigma_landmarks / fixed.grid.pixel)
-    # a start is only a start: without the last bits, in which one unit differs from another, so do their fits not
-    pull = torch.round(compose(to_moving, inverse(start), inverse(to_fixed)), decimals=10)
-
     def step(stage: str, level: int, n_levels: int, iteration: int, loss: float) -> None:
         if progress is not None:
             progress(Progress(stage, level, n_levels, iteration, config.optimizer.max_iter, loss))
 
-    most = None if drawn is None else mixed.PER_POINT * len(drawn.points)
-    fit = fit_pyramid(*sides, pull, ready, config, pairs, step, stained, most)
     nuclei = None
-    if drawn is not None and pairs is None:
-        fit, nuclei = mixed.settle(fit, fixed, moving, drawn.points, drawn.side, config)
+    if section:
+        sides, start, found, fit, place_sd = _fit_section(fixed, moving, init, ready, config, step, reasons)
+        fixed, moving = (side.image for side in sides)
+    else:
+        sides = Halvings(fixed), Halvings(moving)
+        start, found = _start(sides, init, ready, config)
+        pull, pairs, place_sd = _pullback(*sides, start), _pairs(*sides, init, config), None
+        most = None if drawn is None else mixed.PER_POINT * len(drawn.points)
+        fit = fit_pyramid(*sides, pull, ready, config, pairs, step, stained, most)
+        if drawn is not None and pairs is None:
+            fit, nuclei = mixed.settle(fit, fixed, moving, drawn.points, drawn.side, config)
     affine, phi = physical_maps(fit.pullback, fit.space, fit.velocity, fixed.grid, moving.grid)
     figures = _figures(fit, fixed, moving, Affine(start, moving.grid.unit, fixed.grid.unit), affine, phi, found)
     place = _coincidence(*sides, affine, affine)
@@ -332,6 +363,8 @@ def _register(
         "seed": config.seed,
         "threads": torch.get_num_threads(),
     }
+    if section:
+        figures["plane"] = _plane_figures(affine, fixed.grid, place_sd)
     if drawn is not None:
         density = fixed if drawn.side == "fixed" else moving
         figures["drawn"] = {"side": drawn.side, "points": len(drawn.points), "spacing": density.grid.pixel}
@@ -343,7 +376,7 @@ def _register(
     return Result(
         transform=phi,
         fixed_grid=fixed.grid,
-        moving_grid=moving.grid,
+        moving_grid=moving_grid,
         metrics=figures,
         config=config,
         affine=affine,
@@ -352,6 +385,78 @@ def _register(
         weight_grid=weight_grid,
         position_sd=sd,
     )
+
+
+def _pullback(fixed: Halvings, moving: Halvings, start: Tensor) -> Tensor:
+    """A start ``A`` as the inverse map of the normalised frames, without the last bits: in those one unit differs from
+    another, and so would their fits."""
+    to_fixed, to_moving = Frame.of(fixed.grid).matrix(), Frame.of(moving.grid).matrix()
+    return torch.round(compose(to_moving, inverse(start), inverse(to_fixed)), decimals=10)
+
+
+def _pairs(fixed: Halvings, moving: Halvings, init: Any, config: Config) -> tuple[Tensor, Tensor, float] | None:
+    """Landmarks in the normalised frames and how far they are trusted, where they enter the energy."""
+    if config.sigma_landmarks is None:
+        return None
+    if not isinstance(init, pose.Landmarks):
+        raise ValueError("wanted landmarks beside sigma_landmarks, got none; pass init=regframe.landmarks(p, q)")
+    p = carry(Frame.of(moving.grid).matrix(), init.moving)
+    q = carry(Frame.of(fixed.grid).matrix(), init.fixed)
+    return p, q, config.sigma_landmarks / fixed.grid.pixel
+
+
+def _plane_figures(affine: Affine, grid: Grid, sd: float | None) -> dict[str, Any]:
+    """Where a section lies in its volume, in the volume's unit and order of axes ``(z, y, x)``."""
+    middle = torch.tensor(grid.center, dtype=torch.float64)
+    steps = torch.diag(torch.tensor(grid.spacing, dtype=torch.float64))[1:]
+    at = affine.inverse().points(torch.cat([middle[None], middle + steps]))  # [3, 3]
+    down, right = at[1] - at[0], at[2] - at[0]
+    normal = torch.nn.functional.normalize(torch.linalg.cross(down, right), dim=0)
+    tilt = math.degrees(math.acos(min(1.0, float(normal.abs().max()))))
+    return {
+        "middle": at[0].tolist(),
+        "normal": normal.tolist(),
+        "tilt_degrees": tilt,
+        "pixel": [float(down.norm()), float(right.norm())],
+        "corner_sd": sd,
+    }
+
+
+def _fit_section(
+    fixed: Image,
+    moving: Image,
+    init: Any,
+    ready: Callable[[Level], Metric],
+    config: Config,
+    step: Callable[[str, int, int, int, float], None],
+    reasons: list[str],
+) -> tuple[tuple[Halvings, Halvings], Tensor, pose.Pose | None, Fit, float | None]:
+    """A section in a volume: both as they were fitted (one plane, and the slab of the volume around it), start, what
+    the search found, fit, and by how much planes that fit as well differ."""
+    side, found, sd = Halvings(plane.lift(fixed)), None, None
+    ratio = unit_ratio(moving.grid.unit, fixed.grid.unit)
+    start = _given((side.grid, moving.grid), init, ratio, config)
+    if start is None:
+        place = plane.search(fixed, Halvings(moving), config)
+        start, found, sd = place.pose.matrix, place.pose, place.sd
+        if place.either_side:
+            reasons.append(
+                "the volume looks the same from both sides: left and right of the section were not told apart"
+            )
+    start = pose.nearest_of_kind(start, config.transform, ratio or 1.0, moving.grid.center)
+    phi: Transform = Affine(start, moving.grid.unit, fixed.grid.unit)
+    times = 0
+    while side.at(times)[0][0].numel() > SEEN_IN_VOLUME and side.at(times + 1) is not side.at(times):
+        times += 1
+    seen = side.physical(times)
+    volume = plane.slab(moving, phi.inverse().points(seen.grid.coords()))
+    # a section says little about where it lies across itself: what the search found out about the plane is kept
+    painted = plane.painted(volume, seen, phi.inverse().points(seen.grid.coords())) if moving.labels else volume
+    other = Halvings(painted)
+    fit = fit_pyramid(
+        side, other, _pullback(side, other, start), ready, config, _pairs(side, other, init, config), step, section=True
+    )
+    return (side, other), start, found, fit, sd
 
 
 def _register_points(
@@ -479,10 +584,10 @@ def check_pair(fixed: Image, moving: Image, metric: Metric, reasons: list[str]) 
     """Refuse sides that cannot be registered with each other; add to ``reasons`` what can but is doubtful."""
     for image, side in ((fixed, "fixed"), (moving, "moving")):
         check_image(image, side)
-    if fixed.grid.ndim != moving.grid.ndim:
+    if fixed.grid.ndim > moving.grid.ndim:
         raise ValueError(
-            f"wanted two images of one dimension, got {fixed.grid.ndim}D fixed and {moving.grid.ndim}D moving; "
-            "name the axes when opening them"
+            f"wanted the section as the fixed side and the volume as the moving one, got a {fixed.grid.ndim}D fixed and a "
+            f"{moving.grid.ndim}D moving image; swap them, or name the axes when opening them"
         )
     if metric.accepts != (Image, Image):
         wants = " and ".join(t.__name__ for t in metric.accepts)
@@ -614,7 +719,8 @@ def _coincidence(fixed: Halvings, moving: Halvings, affine: Affine, phi: Transfo
     while True:
         weight = (inside > 0.99).to(torch.float32)
         most_seen = max(most_seen, coincidence(fit_contrast(warped, target, weight), target, weight))
-        axes = [d for d in range(grid.ndim) if grid.spacing[d] < 1.5 * min(grid.spacing)]
+        thick = [d for d in range(grid.ndim) if grid.shape[d] > 1]
+        axes = [d for d in thick if grid.spacing[d] < 1.5 * min(grid.spacing[k] for k in thick)]
         if sorted(grid.shape[d] for d in axes)[-2:][0] < 64:  # the shorter side of a plane
             return most_seen
         stacked, grid = halve(torch.cat([target, warped, inside[None]]), grid, axes)

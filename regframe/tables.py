@@ -311,6 +311,37 @@ def write_points(
     replace_file(path, gzip.compress(data, mtime=0) if suffixes[-1:] == [".gz"] else data)
 
 
+def read_label_names(path: str | os.PathLike[str]) -> dict[int, str]:
+    """What the ids of a label image are called, from a table.
+
+    A header with ``id`` and ``acronym`` or ``name`` is looked for (of both, the acronym counts); a file without one has the id
+    in its first column and the name in its second. Rows whose id is no whole number are an error, as is an id with two names.
+    """
+    path = Path(path)
+    rows, lines = _read_rows(path)
+    if not rows:
+        raise ValueError(f"wanted ids and names in {path.name}, got an empty file")
+    header = [cell.strip().lower() for cell in rows[0]]
+    number, name, first = 0, 1, 0
+    if "id" in header:
+        named = [h for h in ("acronym", "name") if h in header]
+        if not named:
+            raise ValueError(f"wanted a column acronym or name beside id in {path.name}, got {', '.join(rows[0])}")
+        number, name, first = header.index("id"), header.index(named[0]), 1
+    out: dict[int, str] = {}
+    for row, line in zip(rows[first:], lines[first:], strict=True):
+        try:
+            key, value = int(row[number]), row[name].strip()
+        except (ValueError, IndexError):
+            raise ValueError(
+                f"wanted a whole number and a name in line {line} of {path.name}, got {','.join(row)[:80]!r}; "
+                "name the columns id and name in a header"
+            ) from None
+        if out.setdefault(key, value) != value:
+            raise ValueError(f"wanted one name for the id {key} in {path.name}, got {out[key]!r} and {value!r}")
+    return out
+
+
 # ---- reading ------------------------------------------------------------------------------------------------------
 
 

@@ -31,7 +31,6 @@ from .volume import open_volume, volume_kind, write_volume
 _SUFFIXES = (
     ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".svs", ".ndpi", ".scn", ".npy", ".zarr", ".zarr.zip", *_SLIDES, *_VOLUMES,
 )  # fmt: skip
-_FLOATS = ("NIfTI", "NRRD", "MetaImage")
 """Formats that keep ids as floats."""
 _STREAMED = 16
 """How many times what may be held is read where it is averaged on the way."""

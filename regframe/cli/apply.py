@@ -285,6 +285,19 @@ def _region(text: str | None) -> tuple[tuple[float, float], ...] | None:
 )
 @click.option("--adapter", metavar="NAME", help="Adapter of the input, e.g. cells; a text table or sniffed otherwise.")
 @click.option("--adapter-set", metavar="K=V", multiple=True, help="Option of the adapter, e.g. unit=um.")
+@click.option(
+    "--labels",
+    metavar="FILE",
+    type=click.Path(path_type=Path, exists=True),
+    help="Label image of the destination, e.g. an atlas: its id at every point becomes the column label.",
+)
+@click.option("--labels-set", metavar="K=V", multiple=True, help="Option of the label image, e.g. spacing=25, unit=um.")
+@click.option(
+    "--label-names",
+    metavar="FILE",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Table of ids and names (columns id and acronym or name): becomes the column region.",
+)
 def points(
     result_folder: Path,
     input_file: Path,
@@ -295,6 +308,9 @@ def points(
     columns: str | None,
     adapter: str | None,
     adapter_set: tuple[str, ...],
+    labels: Path | None,
+    labels_set: tuple[str, ...],
+    label_names: Path | None,
 ) -> None:
     """Move the positions of the table INPUT: same rows, same order, new columns at the end.
 
@@ -327,6 +343,7 @@ def points(
             reader, table, note = _native(input_file, adapter, options, unit)
         carried = regframe.carry_points(result, in_unit(table, source, input_spacing), to)
         extra = {name: values.tolist() for name, values in carried.columns(table.table).items()}
+        extra |= _regions(carried.points, table, labels, labels_set, label_names)
         with outputs.staged(output, overwrite) as path:
             if reader is None:
                 regframe.write_points(carried.points, path, {name: _texts(values) for name, values in extra.items()})
@@ -335,6 +352,33 @@ def points(
     click.echo(f"wrote {output}: {len(carried.points)} points in {carried.points.unit}", err=True)
     if note:
         click.echo(f"Note: {note}", err=True)
+
+
+def _regions(
+    moved: PointSet, table: PointSet, labels: Path | None, options: tuple[str, ...], names: Path | None
+) -> dict[str, list[Any]]:
+    """The columns label and region of points on the destination."""
+    import regframe
+
+    if labels is None:
+        if names is not None or options:
+            raise ValueError(
+                "wanted --labels FILE beside --label-names and --labels-set, got none; name the label image"
+            )
+        return {}
+    image = regframe.open(labels, **(adapter_options(options, "--labels-set") | {"labels": True}))
+    if not isinstance(image, regframe.Image):
+        raise ValueError(f"wanted a label image, got points in {labels.name}")
+
+    def own(name: str) -> str:
+        return f"regframe_{name}" if name in table.table else name
+
+    ids = regframe.labels_at(image, moved).tolist()
+    out: dict[str, list[Any]] = {own("label"): ids}
+    if names is not None:
+        known = regframe.read_label_names(names)
+        out[own("region")] = [known.get(i, "") for i in ids]
+    return out
 
 
 def _text_table(path: Path, columns: str | None, unit: str) -> tuple[PointSet, str]:
@@ -363,8 +407,14 @@ def _sniffed(path: Path) -> str | None:
 
 
 def _texts(values: list[Any]) -> list[str]:
-    """Truth as words, numbers of four digits, blanks for what is not known."""
-    return [str(v).lower() if isinstance(v, bool) else "" if math.isnan(v) else f"{v:.4g}" for v in values]
+    """Truth as words, ids and names as they are, other numbers of four digits, blanks for what is not known."""
+
+    def text(value: Any) -> str:
+        if isinstance(value, float):
+            return "" if math.isnan(value) else f"{value:.4g}"
+        return str(value).lower() if isinstance(value, bool) else str(value)
+
+    return [text(value) for value in values]
 
 
 def _as_it_is(path: Path, adapter: str, options: dict[str, Any], unit: str) -> tuple[Adapter, Image | PointSet]:

@@ -16,6 +16,7 @@ import PIL.Image
 import torch
 from numpy.typing import NDArray
 
+from .. import plane
 from ..data import Grid, Image, PointSet
 from ..pose import CLEAR
 from ..registration import Result
@@ -88,9 +89,12 @@ def _draw(
 ) -> dict[str, Any]:
     if isinstance(fixed, PointSet) and isinstance(moving, PointSet):
         return _draw_points(result, fixed, moving, max_px)
+    if result.section and isinstance(fixed, Image) and isinstance(moving, Image):
+        fixed = plane.lift(fixed) if fixed.grid.ndim == 2 else fixed
+        moving = pictures.mosaic(moving) if moving.labels else moving
     canvas = pictures.canvas_of(result.fixed_grid, max_px)
     own = Affine.identity(result.fixed_grid.ndim, result.fixed_grid.unit)
-    start = pictures.identity_map(result.moving_grid, result.fixed_grid)
+    start = result.affine if result.section else pictures.identity_map(result.moving_grid, result.fixed_grid)
     f, m = Side.of(fixed, max_px), Side.of(moving, max_px)
 
     view_before, view_after = View.of(canvas, start), View.of(canvas, result.transform)
@@ -132,7 +136,11 @@ def _draw(
             Picture("After", _jpeg(pictures.halved(overlay_after), quality), colours),
         ],
         "viewer": viewer + rival,
-        "plane": "Middle plane of the fixed volume." if volume else "",
+        "plane": "The section, and the volume in its plane: before it was bent, and after."
+        if result.section
+        else "Middle plane of the fixed volume."
+        if volume
+        else "",
         "close_up": "Where the fixed side has most structure: fixed, warped moving, and both.",
         "insets": _insets(result, fixed, moving, f, m, canvas, f_ink, seen_after, quality),
         "maps": _maps(result, pictures.canvas_of(result.fixed_grid, min(max_px, 240)), canvas, a_rgb, seen_after),

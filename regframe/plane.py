@@ -1,0 +1,589 @@
+"""Where a section lies in a volume: the oblique plane, its turn and its size, found without landmarks.
+
+A volume, of labels or of intensities, is taken as a map of classes. A plane is as likely as the section's intensities are
+under the random-effects model in which every class has a mean of its own: contrast, polarity and stain need not be known.
+
+Sources: Searle et al. 1992, "Variance components", ch. 3 (marginal likelihood of a one-way random-effects model); Roche et
+al. 1998 (the correlation ratio, its limit for many pixels).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .config import Config
+from .data import Grid, Image, PointSet, unit_ratio
+from .homogeneous import compose, inverse
+from .lddmm import Frame, Halvings
+from .optimize import threads_for
+from .pose import Pose
+
+NORMALS = 320
+"""Directions of the normal that are tried, over half the sphere: one every 8 degrees."""
+OFFSETS = 32
+"""Planes tried along each normal, evenly over the volume's diagonal."""
+TURNS = 24
+"""Turns tried in each plane, seen from both sides."""
+SCAN_SIZE = 28
+"""Pixels along the longer side of the section that all planes are tried on."""
+SCAN_VOXELS = 48
+"""Voxels along the longest side of the volume, about, that they are tried in."""
+ROUNDS = ((28, 64, 400), (48, 96, 48), (80, 128, 8))
+"""Pixels along the section's longer side, voxels along the volume's, and candidates of each round of refinement."""
+STEPS = 12
+"""Gauss-Newton steps of a round."""
+BINS = 24
+"""Classes that the intensities of a volume are sorted into."""
+AREA = 4.0
+"""Pixels of the section that one observation stands for."""
+RATIO = 3.0
+"""Prior variance of a class' mean over the variance within a class."""
+STRETCH = 0.15
+"""Standard deviation of the logarithm of the stretch that a section is expected to have: it is cut, floated and mounted."""
+SLAB = 0.08
+"""How much of a volume is kept around a section, of its diagonal: what it may bend by, and what its smoothness reaches."""
+PAINT_AREA = 30.0
+"""Pixels that one observation of a label's colour stands for."""
+APART = 0.1
+"""Distance, over the section's diagonal, from which two planes are truly different."""
+DOUBT = 28.0
+"""Nats of advantage over the next best plane by which the margin comes to 1 - 1/e: at 10 it is clear."""
+TILT = 4.0
+"""Degrees by which a cut along an axis is usually off; oblique ones are expected too (the tails of Cauchy's distribution)."""
+LEAST = 0.05
+"""Share of the largest cut that a plane has to show to be tried."""
+DISTINCT = 0.05
+"""Distance, over the diagonal of the section, under which two planes are refined as one."""
+SHAKES = 6
+"""Rounds in which the best plane from either side is shaken out of a local optimum."""
+SHAKEN = 24
+"""Planes about it that are refined in each."""
+SHAKE = 0.1
+"""Standard deviation of the first shaking, relative to the section; every further one is gentler."""
+TRUST = 7.5
+"""Nats of a score that one nat of evidence stands for: no two brains are alike, and that is no noise from pixel to pixel."""
+EQUAL = 0.02
+"""Relative difference of two scores that says nothing about which side a section is seen from."""
+
+
+@dataclass(frozen=True)
+class Classes:
+    """A volume as a map of classes at one resolution.
+
+    Args:
+        codes: class of each voxel ``[*S]``, int64; 0 is what lies beyond the volume, too.
+        grid: in the volume's normalised frame.
+        empty: which classes ``[K]`` are not tissue: what lies beyond, and what most of the volume's rim is of.
+    """
+
+    codes: Tensor
+    grid: Grid
+    empty: Tensor
+
+    @classmethod
+    def of(cls, side: Halvings, voxels: int) -> Classes:
+        """The classes of a volume of about ``voxels`` along its longest side."""
+        times = 0
+        while max(side.grid.shape) / 2 ** (times + 1) >= voxels and min(side.grid.shape) / 2 ** (times + 1) >= 4:
+            times += 1
+        if side.image.labels:
+            step = 2**times
+            part = tuple(slice(step // 2, None, step) for _ in side.grid.shape)
+            ids, inverted = np.unique(side.image.data[0][part].numpy(), return_inverse=True)
+            others = np.flatnonzero(ids)  # the class of the id 0 is that of what lies beyond
+            number = np.zeros(len(ids), dtype=np.int64)
+            number[others] = np.arange(1, len(others) + 1)
+            codes = torch.from_numpy(number[inverted].reshape(side.image.data[0][part].shape))
+            full = Frame.of(side.grid).grid(side.grid)
+            origin = tuple(o + s * (step // 2) for o, s in zip(full.origin, full.spacing, strict=True))
+            grid = Grid(tuple(codes.shape), tuple(s * step for s in full.spacing), origin)
+            return cls(codes, grid, _empty(codes, int(codes.max()) + 1))
+        data, _, grid = side.at(times)
+        values = data.mean(dim=0)
+        low, high = (float(v) for v in torch.quantile(values.flatten()[:: max(1, values.numel() // 100_000)],
+                                                      torch.tensor([0.01, 0.99])))  # fmt: skip
+        codes = 1 + ((values - low) / max(high - low, 1e-9) * BINS).floor().clamp(0, BINS - 1).to(torch.int64)
+        return cls(codes, grid, _empty(codes, BINS + 1))
+
+    def corners(self, at: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Classes ``[..., 8]`` around positions ``[..., 3]``, their linear weights, and those' derivatives ``[..., 8, 3]``."""
+        origin, spacing = (at.new_tensor(v) for v in (self.grid.origin, self.grid.spacing))
+        index = (at - origin) / spacing
+        low = index.floor()
+        part = index - low  # [..., 3]
+        both = torch.stack([1 - part, part], dim=-1)  # [..., 3, 2]
+        shape = torch.tensor(self.codes.shape)
+        classes, weights, slopes = [], [], []
+        for corner in itertools.product((0, 1), repeat=3):
+            place = low.to(torch.int64) + torch.tensor(corner)
+            inside = ((place >= 0) & (place < shape)).all(dim=-1)
+            place = place.clamp(min=0).minimum(shape - 1)
+            flat = (place[..., 0] * shape[1] + place[..., 1]) * shape[2] + place[..., 2]
+            classes.append(torch.where(inside, self.codes.reshape(-1)[flat], 0))
+            w = [both[..., d, k] for d, k in enumerate(corner)]
+            weights.append(w[0] * w[1] * w[2])
+            sign = [1.0 if k else -1.0 for k in corner]
+            slopes.append(
+                torch.stack([sign[0] * w[1] * w[2], sign[1] * w[0] * w[2], sign[2] * w[0] * w[1]], dim=-1) / spacing
+            )
+        return torch.stack(classes, dim=-1), torch.stack(weights, dim=-1), torch.stack(slopes, dim=-2)
+
+    def nearest(self, at: Tensor) -> Tensor:
+        """Class ``[...]`` at positions ``[..., 3]``."""
+        origin, spacing = (at.new_tensor(v) for v in (self.grid.origin, self.grid.spacing))
+        place, shape = ((at - origin) / spacing).round().to(torch.int64), torch.tensor(self.codes.shape)
+        inside = ((place >= 0) & (place < shape)).all(dim=-1)
+        place = place.clamp(min=0).minimum(shape - 1)
+        flat = (place[..., 0] * shape[1] + place[..., 1]) * shape[2] + place[..., 2]
+        return torch.where(inside, self.codes.reshape(-1)[flat], 0)
+
+
+@dataclass(frozen=True)
+class _Section:
+    """The section at one resolution, flat.
+
+    Args:
+        values: intensity about its mean ``[n]``.
+        weight: observations that each pixel stands for ``[n]``.
+        at: positions ``[n, 2]`` in its normalised frame.
+    """
+
+    values: Tensor
+    weight: Tensor
+    at: Tensor
+
+    @classmethod
+    def of(cls, side: Halvings, size: int) -> _Section:
+        """The first principal component of a section's channels, at about ``size`` pixels along its longer side."""
+        times = 0
+        while max(side.at(times)[2].shape) > 2 * size and side.at(times + 1)[2] is not side.at(times)[2]:
+            times += 1
+        data, mask, grid = side.at(times)  # [C, H, W]
+        mask = torch.ones(grid.shape) if mask is None else mask
+        rows, columns = (max(4, round(n * size / max(grid.shape))) for n in grid.shape)
+        shape = (rows, columns)
+        weight = F.adaptive_avg_pool2d(mask[None, None], shape)[0, 0]
+        data = F.adaptive_avg_pool2d((data * mask)[None], shape)[0] / weight.clamp(min=1e-3)
+        flat, w = data.flatten(1), weight.flatten()
+        flat = flat - (flat * w).sum(dim=1, keepdim=True) / w.sum().clamp(min=1e-6)
+        values = torch.linalg.eigh((flat * w) @ flat.T)[1][:, -1] @ flat
+        values = values / ((values * values * w).sum() / w.sum().clamp(min=1e-6)).sqrt().clamp(min=1e-6)
+        axes = [
+            (torch.arange(n, dtype=torch.float32) - (n - 1) / 2) * (e / n)
+            for n, e in zip(shape, grid.extent, strict=True)
+        ]
+        at = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
+        return cls(values, w / AREA, at.reshape(-1, 2))
+
+
+def _means(found: Tensor, weight: Tensor, values: Tensor, empty: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean of each class ``[N, K]``, shrunk to that of all tissue, and log-likelihood ``[N]``, of pixels ``[N, ...]``.
+
+    Args:
+        found: class of each pixel.
+        weight: observations each stands for.
+        values: intensities about their mean.
+        empty: which classes ``[K]`` are not tissue; together they have a mean of their own.
+    """
+    count, n = len(found), len(empty)
+    key = (found + torch.arange(count).reshape(-1, *(1,) * (found.ndim - 1)) * n).reshape(-1)
+    mass = torch.zeros(count * n).index_add_(0, key, weight.reshape(-1)).reshape(count, n)
+    total = torch.zeros(count * n).index_add_(0, key, (weight * values).reshape(-1)).reshape(count, n)
+    mean = torch.empty_like(mass)
+    explained = torch.zeros(count)
+    for part in (empty, ~empty):
+        middle = total[:, part].sum(dim=1) / mass[:, part].sum(dim=1).clamp(min=1e-6)
+        explained += middle * total[:, part].sum(dim=1)
+        mean[:, part] = middle[:, None]
+    own = total - mass * mean
+    shift = torch.where(empty, 0.0, RATIO * own / (1 + RATIO * mass))
+    explained += (shift * own).sum(dim=1)
+    every = weight.reshape(count, -1).sum(dim=1)
+    square = (weight * values * values).reshape(count, -1).sum(dim=1)
+    rest = (1 - explained / square).clamp(min=0) + 1e-3
+    paid = torch.where(empty, 0.0, torch.log1p(RATIO * mass)).sum(dim=1)
+    return mean + shift, -0.5 * every * rest.log() - 0.5 * paid
+
+
+def _score(section: _Section, classes: Classes, planes: Tensor) -> Tensor:
+    """Log-likelihood ``[N]`` of planes ``[N, 3, 3]``, over that of a section of one class."""
+    compiled = _compiled(section, classes, planes, 0)
+    if compiled is not None:
+        return compiled[1]
+    scores = []
+    for part in torch.split(planes, 512):
+        found = classes.nearest(_positions(section, part))
+        scores.append(
+            _means(found, section.weight.expand(found.shape), section.values.expand(found.shape), classes.empty)[1]
+        )
+    return torch.cat(scores)
+
+
+def _compiled(section: _Section, classes: Classes, planes: Tensor, steps: int) -> tuple[Tensor, Tensor] | None:
+    """Planes after ``steps`` steps and their scores from the compiled loops, or None where they are not built."""
+    try:
+        from . import _host  # type: ignore[attr-defined]  # compiled
+    except ImportError:
+        return None
+    grid = classes.grid
+    moved, scores = _host.planes(
+        classes.codes.to(torch.int32).numpy(), grid.origin, grid.spacing, classes.empty.to(torch.uint8).numpy(),
+        section.at.numpy(), section.values.numpy(), section.weight.numpy(), planes.numpy(), RATIO, STRETCH, steps,
+        torch.get_num_threads(),
+    )  # fmt: skip
+    return torch.from_numpy(moved).to(torch.float32), torch.from_numpy(scores).to(torch.float32)
+
+
+def _positions(section: _Section, planes: Tensor) -> Tensor:
+    """Where a section's pixels lie in the volume ``[N, n, 3]``."""
+    at: Tensor = torch.einsum("nab,pb->npa", planes[:, :, :2], section.at) + planes[:, None, :, 2]
+    return at
+
+
+def _stretched(planes: Tensor) -> Tensor:
+    """What the stretch of planes ``[N, 3, 3]`` costs, in nats ``[N]``."""
+    sizes: Tensor = torch.linalg.svdvals(planes[:, :, :2])
+    cost: Tensor = 0.5 * ((sizes[:, 0] / sizes[:, 1].clamp(min=1e-6)).log() / STRETCH) ** 2
+    return cost
+
+
+def _refine(section: _Section, classes: Classes, planes: Tensor) -> tuple[Tensor, Tensor]:
+    """Planes after `STEPS` damped Gauss-Newton steps each, all at once, and their scores ``[N]``."""
+    compiled = _compiled(section, classes, planes, STEPS)
+    if compiled is not None:
+        return compiled
+    radius = float(section.at.norm(dim=1).max())
+    moves = torch.cat([section.at / radius, torch.ones((len(section.at), 1))], dim=1)  # [n, 3]
+
+    def look(planes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Score ``[N]``, residual ``[N, n]`` and its derivative along the position ``[N, n, 3]``."""
+        found, share, slope = classes.corners(_positions(section, planes))
+        weight = share * section.weight[:, None]
+        mean, score = _means(found, weight, section.values[:, None].expand(weight.shape), classes.empty)
+        colour = mean.gather(1, found.flatten(1)).reshape(found.shape)  # [N, n, 8]
+        return (
+            score - _stretched(planes),
+            section.values - (colour * share).sum(dim=-1),
+            torch.einsum("npc,npcd->npd", colour, slope),
+        )
+
+    score, rest, slope = look(planes)
+    damping = torch.full((len(planes),), 0.03)
+    for _ in range(STEPS):
+        jacobian = torch.einsum("npd,pk->npdk", slope, moves).flatten(2)  # [N, n, 9]
+        weighed = jacobian * section.weight[:, None]
+        hessian, descent = weighed.mT @ jacobian, (weighed.mT @ rest[:, :, None])[:, :, 0]
+        diagonal = hessian.diagonal(dim1=1, dim2=2)
+        hessian = hessian + torch.diag_embed(damping[:, None] * diagonal + 1e-3 * diagonal.mean(1, keepdim=True) + 1e-9)
+        step = torch.linalg.solve(hessian, descent)
+        most = 3 * max(classes.grid.spacing)
+        step = (step / (step.abs().amax(dim=1, keepdim=True) / most).clamp(min=1)).reshape(-1, 3, 3)
+        step = torch.cat([step[:, :, :2] / radius, step[:, :, 2:]], dim=2)
+        trial = planes + step
+        new = look(trial)
+        wins = new[0] > score
+        planes = torch.where(wins[:, None, None], trial, planes)
+        score = torch.where(wins, new[0], score)
+        rest = torch.where(wins[:, None], new[1], rest)
+        slope = torch.where(wins[:, None, None], new[2], slope)
+        damping = torch.where(wins, damping * 0.3, damping * 8)
+    return planes, score
+
+
+def _normals() -> Tensor:
+    """`NORMALS` directions ``[N, 3]``, evenly over half a sphere (Fibonacci lattice)."""
+    i = torch.arange(NORMALS, dtype=torch.float32) + 0.5
+    height, angle = i / NORMALS, i * math.pi * (3 - math.sqrt(5))
+    radius = (1 - height * height).sqrt()
+    return torch.stack([height, radius * angle.cos(), radius * angle.sin()], dim=1)
+
+
+def _scan(section: _Section, classes: Classes, size: float | None) -> tuple[Tensor, Tensor]:
+    """Scores and planes ``[N, 3, 3]`` of every normal, offset and turn, from both sides.
+
+    Middle and size of the section's tissue are put on those of the cut.
+
+    Args:
+        size: volume lengths per section length where they are known.
+    """
+    normal = _normals()
+    least = F.one_hot(normal.abs().argmin(dim=1), 3).to(torch.float32)
+    first = F.normalize(torch.linalg.cross(normal, least), dim=1)
+    second = torch.linalg.cross(normal, first)
+    reach = math.hypot(*classes.grid.extent)
+    step = reach / SCAN_VOXELS
+    line = (torch.arange(SCAN_VOXELS, dtype=torch.float32) - (SCAN_VOXELS - 1) / 2) * step
+    lattice = torch.stack(torch.meshgrid(line, line, indexing="ij"), dim=-1).reshape(-1, 2)
+    inplane = lattice[:, :1] * first[:, None] + lattice[:, 1:] * second[:, None]  # [N, n, 3]
+    tissue_f = _tissue(section)
+    area_f = float(tissue_f.sum()) * float(section.at[1, 1] - section.at[0, 1]) ** 2
+    middle_f = (section.at * tissue_f[:, None]).sum(dim=0) / tissue_f.sum()
+    found = []
+    for offset in (torch.arange(OFFSETS) - (OFFSETS - 1) / 2) / OFFSETS * reach:
+        at = offset * normal[:, None] + inplane
+        tissue = (~classes.empty[classes.nearest(at)]).to(torch.float32)
+        area = tissue.sum(dim=1) * step**2
+        middle = (at * tissue[:, :, None]).sum(dim=1) / tissue.sum(dim=1, keepdim=True).clamp(min=1)
+        found.append((area, middle))
+    area, middle = torch.stack([f[0] for f in found]), torch.stack([f[1] for f in found])
+    which = (area > LEAST * area.max()).nonzero()
+    area, middle, which = area[which[:, 0], which[:, 1]], middle[which[:, 0], which[:, 1]], which[:, 1]
+    scale = (area / area_f).sqrt() if size is None else torch.full_like(area, size)
+    scores, planes = [], []
+    for turn in range(TURNS):
+        cos, sin = math.cos(2 * math.pi * turn / TURNS), math.sin(2 * math.pi * turn / TURNS)
+        down = (cos * first[which] + sin * second[which]) * scale[:, None]
+        right = (-sin * first[which] + cos * second[which]) * scale[:, None]
+        for side in (right, -right):
+            plane = torch.stack([down, side, middle - down * middle_f[0] - side * middle_f[1]], dim=2)
+            planes.append(plane)
+            scores.append(_score(section, classes, plane))
+    return torch.cat(scores), torch.cat(planes)
+
+
+def _tissue(section: _Section) -> Tensor:
+    """Which pixels of a section show tissue ``[n]``: those unlike its rim."""
+    y, x = section.at.unbind(dim=1)
+    rim = (y == y.min()) | (y == y.max()) | (x == x.min()) | (x == x.max())
+    apart = (section.values - section.values[rim].median()).abs()
+    return (apart > 0.35 * torch.quantile(apart, 0.95)).to(torch.float32)
+
+
+def _empty(codes: Tensor, n: int) -> Tensor:
+    rim = torch.cat([codes.select(d, i).flatten() for d in range(3) for i in (0, -1)])
+    empty = torch.zeros(n, dtype=torch.bool)
+    empty[0] = True
+    empty[rim.mode().values] = True
+    return empty
+
+
+def search(fixed: Image, moving: Halvings, config: Config) -> Found:
+    """Find where a section lies in a volume: any plane, turn and size, and, where it can be told, from which side it is seen.
+
+    The matrix maps positions of the volume to those of the section, whose plane is z = 0. Of the two sides that a symmetric
+    volume looks the same from, the one is taken from which the section's z grows along the volume's own axis.
+
+    Args:
+        fixed: the section, 2D, in its unit.
+        moving: the volume; where either side is in pixels, the size is unknown.
+        config: the solver's settings; its seed is that of the search.
+    """
+    side = Halvings(fixed)
+    frame = Frame.of(fixed.grid).grid(fixed.grid)
+    ratio = unit_ratio(fixed.grid.unit, moving.grid.unit)
+    known = ratio is not None and fixed.grid.unit != "px"
+    size = ratio * fixed.grid.pixel / moving.grid.pixel if known and ratio is not None else None
+    half = [e / 2 for e in frame.extent]
+    corners = torch.tensor([[y, x, 1.0] for y in (-half[0], half[0]) for x in (-half[1], half[1])])
+    with threads_for(10_000_000):
+        scores, planes = _scan(_Section.of(side, SCAN_SIZE), Classes.of(moving, SCAN_VOXELS), size)
+        for pixels, voxels, number in ROUNDS:
+            chosen = _distinct(scores, planes, corners, number)
+            section, classes = _Section.of(side, pixels), Classes.of(moving, voxels)
+            planes, scores = _refine(section, classes, planes[chosen])
+        generator = torch.Generator().manual_seed(config.seed)
+        rough, coarse = _Section.of(side, ROUNDS[1][0]), Classes.of(moving, ROUNDS[1][1])
+        for shake in range(SHAKES):
+            ahead = _ahead(planes)
+            posterior = _posterior(planes, scores)
+            about = [planes[part][posterior[part].argmax()] for part in (ahead, ~ahead) if bool(part.any())]
+            about += [
+                _flipped(planes[posterior.argmax()], d) for d in range(3)
+            ]  # most organs look the same in a mirror
+            far = SHAKE * 0.7**shake
+            shaken, guess = _refine(
+                rough, coarse, torch.cat([_shaken(plane, corners, far, generator) for plane in about])
+            )
+            chosen = _distinct(_posterior(shaken, guess), shaken, corners, 2 * len(about), DISTINCT / 5)
+            shaken, fine = _refine(section, classes, torch.cat([shaken[chosen], torch.stack(about)]))
+            planes, scores = torch.cat([planes, shaken]), torch.cat([scores, fine])
+    posterior = _posterior(planes, scores)
+    ahead = _ahead(planes)
+    score = float(posterior.max())
+    either = [float(posterior[part].max()) if bool(part.any()) else -math.inf for part in (ahead, ~ahead)]
+    both = abs(either[0] - either[1]) < EQUAL * abs(score)
+    own = ahead if both or either[0] > either[1] else ~ahead
+    best = int(torch.where(own, posterior, -torch.inf).argmax())
+    laid = torch.einsum("nab,pb->npa", planes, corners)
+    away = (laid - laid[best]).norm(dim=2).mean(dim=1) / (laid[best, 3] - laid[best, 0]).norm()
+    near = own & (away < APART)
+    share = torch.softmax(posterior[near], dim=0)  # optima beside each other are one answer, known no better than that
+    mean = (planes[near] * share[:, None, None]).sum(dim=0)
+    spread = (share[:, None] * ((laid[near] - laid[near].mul(share[:, None, None]).sum(dim=0)) ** 2).sum(dim=2)).sum(
+        dim=0
+    )
+    others = own & (away > APART)
+    second = float(posterior[others].max()) if bool(others.any()) else None
+
+    def physical(plane: Tensor) -> Tensor:
+        pull = torch.eye(4, dtype=torch.float64)
+        pull[:3, 1:] = plane.to(torch.float64)  # columns z, y, x, middle
+        thick = (plane[:, 0].norm() * plane[:, 1].norm()).sqrt()
+        pull[:3, 0] = F.normalize(torch.linalg.cross(plane[:, 0], plane[:, 1]), dim=0) * thick
+        return compose(inverse(Frame.of(lifted(fixed.grid)).matrix()), inverse(pull), Frame.of(moving.grid).matrix())
+
+    return Found(
+        Pose(
+            physical(mean),
+            score,
+            1 - math.exp(min(0.0, (second or 0.0) - score) / DOUBT),
+            None if second is None else physical(planes[others][posterior[others].argmax()]),
+            second,
+        ),
+        both,
+        float(spread.mean().sqrt()) * Frame.of(moving.grid).length,
+    )
+
+
+@dataclass(frozen=True)
+class Found:
+    """Where a section lies.
+
+    Args:
+        pose: its matrix maps positions of the volume to those of the section, whose plane is z = 0.
+        either_side: whether the volume looks the same from the other side of the plane.
+        sd: by how much the planes that fit about as well differ at the section's corners, in the volume's unit.
+    """
+
+    pose: Pose
+    either_side: bool
+    sd: float
+
+
+def _posterior(planes: Tensor, scores: Tensor) -> Tensor:
+    """How probable planes ``[N, 3, 3]`` of these scores are, in nats ``[N]``."""
+    return scores / TRUST - _tilted(planes)
+
+
+def _tilted(planes: Tensor) -> Tensor:
+    """What the tilt of planes ``[N, 3, 3]`` against the volume's axes costs, in nats ``[N]``."""
+    normals = F.normalize(torch.linalg.cross(planes[:, :, 0], planes[:, :, 1]), dim=1)
+    tilt = torch.rad2deg(torch.arccos(normals.abs().amax(dim=1).clamp(max=1.0)))
+    return (1 + (tilt / TILT) ** 2).log()
+
+
+def lifted(grid: Grid) -> Grid:
+    """The grid of a section ``[H, W]`` as one plane ``[1, H, W]`` of a volume, at z = 0 and one pixel thick."""
+    return Grid((1, *grid.shape), (grid.pixel, *grid.spacing), (0.0, *grid.origin), grid.unit)
+
+
+def lift(image: Image) -> Image:
+    """A section as one plane of a volume (see `lifted`)."""
+    weight = None if image.weight is None else image.weight[None]
+    return image.replace(data=image.data[:, None], grid=lifted(image.grid), weight=weight)
+
+
+def lift_points(points: PointSet) -> PointSet:
+    """Points of a section ``[N, 2]`` as points of its plane ``[N, 3]``, at z = 0; their table gets a z column."""
+    coords = torch.cat([torch.zeros((len(points), 1), dtype=torch.float64), points.coords], dim=1)
+    if not points.columns:
+        return points.replace(coords=coords)
+    y = points.columns[0]
+    letter, rest = ("Z", y[1:]) if y.startswith("Y") else ("z", y[1:])
+    name = letter + (rest if rest[:1] in ("", "_") else "")
+    name = name if name not in points.table else f"regframe_{name}"
+    return points.replace(
+        coords=coords, table={**points.table, name: ["0.0"] * len(points)}, columns=(name, *points.columns)
+    )
+
+
+def slab(volume: Image, at: Tensor, margin: float = SLAB) -> Image:
+    """The part of a volume around a section.
+
+    Args:
+        volume: as it is.
+        at: where the section's pixels lie in it, ``[..., 3]``, in its unit.
+        margin: how much more than the section needs, of its diagonal.
+    """
+    at = at.reshape(-1, 3)
+    low, high = at.amin(dim=0), at.amax(dim=0)
+    more = margin * float((high - low).norm())
+    part, origin = [], []
+    for d, (n, s, o) in enumerate(zip(volume.grid.shape, volume.grid.spacing, volume.grid.origin, strict=True)):
+        first = min(max(math.floor((float(low[d]) - more - o) / s), 0), n - 1)
+        last = min(max(math.ceil((float(high[d]) + more - o) / s), first), n - 1)
+        first, last = max(0, min(first, last - 7)), min(n - 1, max(last, first + 7))
+        part.append(slice(first, last + 1))
+        origin.append(o + s * first)
+    data = volume.data[(slice(None), *part)]
+    weight = None if volume.weight is None else volume.weight[tuple(part)]
+    return volume.replace(
+        data=data, weight=weight,
+        grid=Grid(tuple(data.shape[1:]), volume.grid.spacing, tuple(origin), volume.grid.unit),
+    )  # fmt: skip
+
+
+def painted(labels: Image, section: Image, at: Tensor) -> Image:
+    """A volume of labels in the colours of a section: every label in the mean of what the section shows there.
+
+    Labels that the section hardly shows come close to the mean of its tissue.
+
+    Args:
+        labels: ``[1, *S]``; 0 is what is not tissue.
+        section: ``[C, *S_f]``.
+        at: where its pixels lie in the volume, ``[*S_f, 3]``, in its unit.
+    """
+    origin, spacing = (torch.tensor(v, dtype=at.dtype) for v in (labels.grid.origin, labels.grid.spacing))
+    place, shape = ((at - origin) / spacing).round().to(torch.int64).reshape(-1, 3), torch.tensor(labels.grid.shape)
+    inside = ((place >= 0) & (place < shape)).all(dim=1)
+    place = place.clamp(min=0).minimum(shape - 1)
+    ids, codes = np.unique(labels.data[0].numpy(), return_inverse=True)
+    volume = torch.from_numpy(codes.reshape(labels.grid.shape))
+    nothing = int(np.searchsorted(ids, 0)) if bool((ids == 0).any()) else len(ids)
+    found = torch.where(inside, volume[place.unbind(dim=1)], nothing)
+    values = section.data.to(torch.float32).flatten(1)  # [C, n]
+    weight = torch.ones(len(found)) if section.weight is None else section.weight.to(torch.float32).flatten()
+    weight = weight / PAINT_AREA
+    n = len(ids) + 1
+    mass = torch.zeros(n).index_add_(0, found, weight)
+    total = torch.zeros((n, len(values))).index_add_(0, found, (values * weight).T)
+    tissue = torch.arange(n) != nothing
+    middle = total[tissue].sum(dim=0) / mass[tissue].sum().clamp(min=1e-6)
+    colour = (total + middle / RATIO) / (mass[:, None] + 1 / RATIO)
+    if mass[nothing] > 0:
+        colour[nothing] = total[nothing] / mass[nothing]
+    data = colour.T[:, volume.reshape(-1)].reshape(-1, *labels.grid.shape)
+    return Image(data, labels.grid, section.channels, weight=labels.weight, name=labels.name)
+
+
+def _ahead(planes: Tensor) -> Tensor:
+    """Whether the normals of planes ``[N, 3, 3]`` point along the axis that they are nearest to."""
+    normals = torch.linalg.cross(planes[:, :, 0], planes[:, :, 1])
+    ahead: Tensor = normals.gather(1, normals.abs().argmax(dim=1, keepdim=True))[:, 0] > 0
+    return ahead
+
+
+def _flipped(plane: Tensor, axis: int) -> Tensor:
+    """``plane`` ``[3, 3]`` in a mirror across the volume's middle."""
+    sign = torch.ones((3, 1))
+    sign[axis] = -1.0
+    return plane * sign
+
+
+def _shaken(plane: Tensor, corners: Tensor, far: float, generator: torch.Generator) -> Tensor:
+    """`SHAKEN` planes ``[N, 3, 3]`` about one, ``far`` from it relative to the section's size."""
+    reach = (plane[:, :2] @ (corners[3] - corners[0])[:2]).norm()
+    turn = torch.eye(3) + far * torch.randn((SHAKEN, 3, 3), generator=generator)
+    shift = far * reach / 2 * torch.randn((SHAKEN, 3, 1), generator=generator)
+    return torch.cat([turn @ plane[:, :2], plane[:, 2:] + shift], dim=2)
+
+
+def _distinct(scores: Tensor, planes: Tensor, corners: Tensor, number: int, apart: float = DISTINCT) -> list[int]:
+    """The best ``number`` planes of which no two lie within ``apart`` of the section's diagonal from each other."""
+    laid = torch.einsum("nab,pb->npa", planes, corners)
+    diagonal = (laid[:, 3] - laid[:, 0]).norm(dim=1)
+    chosen: list[int] = []
+    for i in scores.argsort(descending=True, stable=True).tolist():
+        if len(chosen) == number:
+            break
+        away = (laid[chosen] - laid[i]).norm(dim=2).mean(dim=1)
+        if not bool((away < apart * diagonal[i]).any()):
+            chosen.append(i)
+    return chosen
