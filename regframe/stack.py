@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy import ndimage
 from skimage.filters import threshold_otsu
 from torch import Tensor
 
@@ -43,9 +44,13 @@ FARTHEST = 4
 LOOKED_AT = 256
 """Pixels along the longer side of the pictures that neighbours are compared on."""
 ALIKE = 0.15
-"""Correlation below which a pair that regframe itself doubts is not used."""
+"""Correlation from which a pair is used that `register` calls a failure."""
 APART = 0.05
 """By how much correlations of neighbours differ before it is said that a section is poor or lies elsewhere."""
+EVEN = 0.5
+"""Mean deviation of a border, over the image's standard deviation, up to which it is background."""
+PARTIAL = 0.75
+"""Share of its neighbours' tissue below which only what is there of a section counts, not the emptiness beside it."""
 HALF = 0.5
 """Share of its neighbours' tissue below which a section is said to be incomplete."""
 BENDS = 2
@@ -335,7 +340,7 @@ class _Section:
             blank = image.replace(data=torch.zeros((1, *grid.shape)), channels=("density",), weight=None)
             return cls(blank, nothing, background, nowhere, str(error))
         ready, look = preparation.prepare(image)
-        background = torch.tensor(look.background, dtype=torch.float32)
+        background = _background(image, ready.weight, torch.tensor(look.background, dtype=torch.float32))
         apart = (image.data.to(torch.float32) - background[:, None, None]).norm(dim=0)
         weight = torch.ones(grid.shape) if ready.weight is None else ready.weight.to(torch.float32)
         apart = apart * (weight > 0)
@@ -431,11 +436,26 @@ class _Work:
             raise ValueError(f"wanted at least two sections with tissue, got {len(self.good)}; check files and channel")
         self.links: list[Link] = []
         self.pixel = images[0].grid.pixel
+        self.partial = self._partial()
         self.nodes = {k: self.sections[k].node for k in self.good}
         self.size = float(np.median([node.size for node in self.nodes.values()]))
         unit = images[0].grid.unit
         self.units = (unit, unit)
         self.evaluations = 0
+
+    def _partial(self) -> dict[int, Image]:
+        """Sections with clearly less tissue than those around, weighted by their tissue: torn edges are no outlines."""
+        area = {k: float(s.mask.sum()) * s.density.grid.pixel**2 for k, s in enumerate(self.sections)}
+        out = {}
+        for i, k in enumerate(self.good):
+            around = [self.good[j] for j in range(max(0, i - 3), min(len(self.good), i + 4)) if j != i]
+            if area[k] < PARTIAL * float(np.median([area[n] for n in around])):
+                section, image = self.sections[k], self.images[k]
+                near = ndimage.binary_dilation(section.mask, iterations=2).astype(np.float32)
+                mask = Image(torch.from_numpy(near)[None], section.density.grid)
+                weight = resample(mask, Affine.identity(2, image.grid.unit), image.grid).data[0]
+                out[k] = image.replace(weight=weight if image.weight is None else weight * image.weight)
+        return out
 
     # pairs
 
@@ -469,7 +489,7 @@ class _Work:
 
     def _pair(self, a: int, b: int) -> Link:
         """Section ``b`` registered to section ``a``."""
-        return self._register(self.images[a], self.images[b], a, b)
+        return self._register(self.partial.get(a, self.images[a]), self.partial.get(b, self.images[b]), a, b)
 
     def _register(self, fixed: Image, moving: Image, a: int, b: int) -> Link:
         config = self.config.model_copy(update={"transform": self.kind})
@@ -486,11 +506,16 @@ class _Work:
         )
         mask = Image(torch.from_numpy(self.sections[b].mask.astype(np.float32))[None], self.sections[b].density.grid)
         tissue = resample(mask, result.affine, one.density.grid, 0.0).data[0].numpy() > 0.5
-        ncc = _ncc(one.density.data[0].numpy().astype(np.float64), warped, one.mask | tissue)
+        where = one.mask | tissue
+        for k, own in ((a, one.mask), (b, tissue)):
+            where = where & own if k in self.partial else where
+        ncc = _ncc(one.density.data[0].numpy().astype(np.float64), warped, where)
         apart = self.planes[b] - self.planes[a] if a != GUIDE else 1
-        use = result.verdict == "pass" or ncc >= ALIKE
+        use = result.verdict != "fail" or ncc >= ALIKE
         weight = (
-            (max(ncc, 0.05) ** 2 / max(apart, 1)) * {"pass": 1.0, "warn": 0.5}.get(result.verdict, 0.1) if use else 0.0
+            (max(abs(ncc), 0.1) ** 2 / max(apart, 1)) * {"pass": 1.0, "warn": 0.5}.get(result.verdict, 0.1)
+            if use
+            else 0.0
         )
         assert isinstance(result.affine, Affine)
         return Link(a, b, result.affine.matrix.numpy(), ncc, result.verdict, weight)
@@ -509,7 +534,7 @@ class _Work:
                 check_image(image, "guide")
             except ValueError:
                 continue
-            self.links.append(self._register(image, self.images[k], GUIDE, k))
+            self.links.append(self._register(image, self.partial.get(k, self.images[k]), GUIDE, k))
 
     # poses
 
@@ -915,6 +940,22 @@ class _Judge:
 
 
 # small parts
+
+
+def _background(image: Image, weight: Tensor | None, flattest: Tensor) -> Tensor:
+    """Colour ``[C]`` of the border where that is one colour, noise aside, else that of the flattest part."""
+    data = image.data.to(torch.float32)
+    known = torch.ones(image.grid.shape) if weight is None else weight
+    rim, seen = (
+        torch.cat([x[..., 0, :], x[..., -1, :], x[..., :, 0], x[..., :, -1]], dim=-1) for x in (data, known)
+    )  # [C, n], [n]
+    rim = rim[:, seen > 0]
+    if rim.shape[1] < 16:
+        return flattest
+    middle = rim.median(dim=1).values
+    spread = (rim - middle[:, None]).abs().mean(dim=1)
+    even = bool((spread <= EVEN * data.flatten(1).std(dim=1).clamp(min=1e-12)).all())
+    return middle if even else flattest
 
 
 def _edges(grid: Grid) -> Floats:

@@ -312,6 +312,18 @@ def test_a_chain_is_a_chain(quick: list[tuple[str, str]]) -> None:
     assert max(off(found, images).values()) < 1e-6
 
 
+def test_a_guide_says_where_all_of_them_lie(quick: list[tuple[str, str]]) -> None:
+    images = known(5)
+    guide = rf.Image(torch.from_numpy(np.stack([tissue(k) for k in range(10)])[None]), rf.Grid((10, H, W)), name="g")
+    TRUTH.update({f"g plane {k}": np.eye(3) for k in range(10)})
+    found = rf.align_stack(images, spacing_z=2.0, guide=guide, check_mirrors=False)
+    assert [pair for pair in quick if pair[0].startswith("g")] == [(f"g plane {2 * k}", f"s{k:03d}") for k in range(5)]
+    for image, result in zip(images, found.results, strict=True):
+        assert result is not None
+        assert isinstance(result.affine, rf.Affine)
+        assert np.allclose(result.affine.matrix, TRUTH[image.name], atol=1e-3)
+
+
 def test_real_registrations_and_the_one_turned_over() -> None:
     poses = random_poses(4, 3)
     images = [section(0.6 * k, pose, f"r{k}") for k, pose in enumerate(poses)]
