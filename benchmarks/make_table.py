@@ -32,6 +32,7 @@ from regframe.report.figures import INK, LEVELS, MUTED, RULE
 
 Record = dict[str, Any]
 
+KEPT = "<!-- from here on: scripts that print their own tables -->"
 KEYS: dict[str, tuple[str, ...]] = {
     "register": ("pair", "tool", "settings", "threads"),
     "scale": ("side", "threads"),
@@ -315,7 +316,11 @@ def main() -> None:
     if figure:
         figure.savefig(drawn, metadata={"Date": None})
     made = f"python benchmarks/make_table.py {arguments.records.name} -o {arguments.output.name}"
-    arguments.output.write_text(document(machines, drawn.name if figure else None, made))
+    before = arguments.output.read_text() if arguments.output.exists() else ""
+    kept = before[before.index(KEPT) :] if KEPT in before else ""  # what scripts of their own have printed
+    arguments.output.write_text(
+        document(machines, drawn.name if figure else None, made).rstrip("\n") + "\n\n" * bool(kept) + (kept or "\n")
+    )
 
 
 if __name__ == "__main__":

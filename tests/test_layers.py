@@ -21,9 +21,9 @@ ROWS: dict[int, set[str]] = {
     1: {"hookspecs", "homogeneous", "reference", "ops"},
     2: {"data", "transforms", "config"},
     3: {"contracts", "plugins", "shapes", "tables", "levels"},
-    4: {"pose", "clouds", "mixed", "plane", "tissue", "lddmm", "optimize", "preparation", "uncertainty"},
+    4: {"pose", "clouds", "mixed", "plane", "tissue", "lddmm", "optimize", "preparation", "uncertainty", "posegraph"},
     5: {"store", "tiles", "slide", "registration", "evaluation", "testing"},
-    6: {"report", "batch", "cli", "outputs", "demo", "bench", "scaffold", "interchange"},
+    6: {"report", "batch", "cli", "outputs", "demo", "bench", "scaffold", "interchange", "stack"},
 }
 ROW = {module: row for row, modules in ROWS.items() for module in modules}
 

@@ -1,0 +1,208 @@
+"""``regframe stack``: serial sections in, one volume and a map for each out."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ._common import (
+    BadInput,
+    adapter_options,
+    bad_input,
+    emit_json,
+    finish,
+    json_option,
+    open_side,
+    overwrite_option,
+    path_type,
+    verbose_option,
+)
+
+if TYPE_CHECKING:
+    from ..data import Image
+
+ORDERS = ("natural", "number", "given")
+
+
+@click.command(short_help="Align serial sections into one volume.")
+@click.argument("sections", type=path_type, nargs=-1, required=True)
+@click.option("-o", "--output", "out", type=path_type, required=True, metavar="OUT", help="Folder to write.")
+@click.option(
+    "--order",
+    default="natural",
+    show_default=True,
+    metavar="natural|number|given|FILE.csv",
+    help="By name, by the last number of the name (gaps stay empty), as given, or a table: section[, position].",
+)
+@click.option(
+    "--reference",
+    default="middle",
+    show_default=True,
+    metavar="N|middle|chain",
+    help="Section that stays where it is, counted from 0 in the order; chain: each hung on the one before, to compare.",
+)
+@click.option(
+    "--transform",
+    type=click.Choice(["rigid", "affine", "lddmm"]),
+    default="rigid",
+    show_default=True,
+    help="affine undoes the stretch of single sections; lddmm then bends each onto the average of its neighbours.",
+)
+@click.option("--spacing-z", type=float, metavar="S", help="Distance of two sections, in the unit of their pixels.")
+@click.option("--mpp", type=float, metavar="UM", help="Pixel size of the sections in µm.")
+@click.option("--channel", metavar="C", help="Channel of the sections, by name or number.")
+@click.option("--level", type=click.IntRange(min=0), metavar="N", help="Pyramid level that is read of every section.")
+@click.option("--adapter", metavar="NAME", help="Adapter of the sections; sniffed otherwise.")
+@click.option("--adapter-set", "adapter_set", metavar="K=V", multiple=True, help="Option of the adapter.")
+@click.option(
+    "--guide", type=path_type, metavar="VOLUME", help="Volume of the organ, first plane at the first section."
+)
+@click.option(
+    "--hold",
+    type=float,
+    metavar="N",
+    help="Keep shifts slower than N sections: the places on the canvas mean something.",
+)
+@click.option("--reach", type=click.IntRange(1, 8), default=2, show_default=True, help="Neighbours to a side.")
+@overwrite_option
+@json_option
+@verbose_option
+@click.pass_context
+def stack(ctx: click.Context, /, **options: Any) -> None:
+    """Align serial SECTIONS (files, or one folder of them) and write a volume, a map per section, figures and a report.
+
+    Each section is registered to several neighbours, and all pairs are reconciled at once, so that errors do not add up.
+    Sections without tissue are left out, damaged ones are bridged and named.
+    """
+    out: Path = options["out"]
+    with bad_input():
+        from .. import stack as stacking
+
+        stacking.check_output(out, options["overwrite"])
+        order = options["order"]
+        paths, positions = stacking.sort_sections(
+            _files(options["sections"]), order if order in ORDERS else _table(order)
+        )
+    chosen = adapter_options(options["adapter_set"], "--adapter-set", options["mpp"], options["channel"])
+    images = [_open(path, options, chosen) for path in paths]
+    guide = None
+    if options["guide"] is not None:
+        guide = _image(open_side(options["guide"], None, {})[0], options["guide"])
+        with bad_input():
+            if guide.grid.unit != images[0].grid.unit and images[0].grid.unit != "px":
+                guide = guide.replace(grid=guide.grid.to_unit(images[0].grid.unit))
+    reference: str = options["reference"]
+    wanted: int | str = int(reference) if reference.lstrip("-").isdigit() else reference
+    with _Progress() as progress, bad_input():
+        found = stacking.align_stack(
+            images,
+            positions=positions,
+            spacing_z=options["spacing_z"],
+            reference=wanted,
+            transform=options["transform"],
+            guide=guide,
+            hold=options["hold"],
+            reach=options["reach"],
+            progress=progress,
+        )
+    with bad_input():
+        found.save(out, images, options["overwrite"])
+    if options["as_json"]:
+        emit_json({**found.metrics, "output": str(out)})
+    else:
+        click.echo(repr(found))
+        for reason in found.reasons:
+            click.echo(f"  {reason}")
+        drift = found.metrics["drift"]
+        if drift["loops_px"]:
+            click.echo(
+                f"  loops of three sections close within {drift['loops_px']['median']:.2g} px (median), "
+                f"{drift['loops_px']['max']:.2g} px at most"
+            )
+        click.echo(f"wrote {out} (report: {out / 'report.html'})")
+    finish(found.metrics, ctx)
+
+
+def _files(given: tuple[Path, ...]) -> list[Path]:
+    """The files, or those of a folder that some adapter reads."""
+    if (
+        len(given) == 1
+        and given[0].is_dir()
+        and not (given[0] / "zarr.json").exists()
+        and not (given[0] / ".zattrs").exists()
+    ):
+        import regframe
+
+        found = []
+        for path in sorted(given[0].iterdir()):
+            if path.name.startswith("."):
+                continue
+            try:
+                if regframe.find_adapter(path).name == "image":
+                    found.append(path)
+            except (ValueError, OSError):
+                continue
+        if len(found) < 2:
+            raise ValueError(
+                f"wanted a folder of at least two sections, got {len(found)} images in {given[0]}; name files"
+            )
+        return found
+    for path in given:
+        if not path.exists():
+            raise ValueError(f"wanted a section, got {str(path)!r}, which does not exist")
+    return list(given)
+
+
+def _table(order: str) -> Path:
+    path = Path(order)
+    if path.suffix.lower() != ".csv" or not path.is_file():
+        raise ValueError(f"wanted {', '.join(ORDERS)} or a CSV file that exists as --order, got {order!r}")
+    return path
+
+
+def _open(path: Path, options: dict[str, Any], chosen: dict[str, Any]) -> Image:
+    return _image(open_side(path, options["adapter"], chosen, options["level"])[0], path)
+
+
+def _image(data: Any, path: Path) -> Image:
+    from ..data import Image
+
+    if not isinstance(data, Image):
+        raise BadInput(f"wanted an image, got points in {path}; open them with --adapter cells, which rasterises them")
+    return data
+
+
+class _Progress:
+    """Progress on stderr: a bar per stage on a terminal, else a plain line."""
+
+    def __init__(self) -> None:
+        self._bars: Any = None
+        self._task: Any = None
+        self._stage = ""
+
+    def __enter__(self) -> _Progress:
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import Progress as Bars
+
+            self._bars = Bars(console=Console(stderr=True))
+            self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bars is not None:
+            self._bars.stop()
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        """Take one step."""
+        if stage != self._stage:
+            self._stage = stage
+            if self._bars is None:
+                click.echo(f"{stage}: {total}", err=True)
+            else:
+                self._task = self._bars.add_task(stage, total=total)
+        if self._bars is not None:
+            self._bars.update(self._task, completed=done + 1)

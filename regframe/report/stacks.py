@@ -1,0 +1,213 @@
+"""The report of a stack: every section as it lies in the end, cuts across them before and after, figures of each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jinja2
+import numpy as np
+import torch
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+
+from ..data import Grid, Image
+from ..posegraph import GUIDE
+from ..transforms import Affine, resample
+from . import Picture, _data_uri, _jpeg, figures
+from .pictures import Array, Look, look_of, shrink
+
+if TYPE_CHECKING:
+    from ..stack import Stack
+
+_HEADLINES = {
+    "pass": ("Stacked", "Every section has its place."),
+    "warn": ("Stacked, with remarks", "Look at the sections named below."),
+    "fail": ("Not to be trusted", "Most sections have no place; nothing was thrown away."),
+}
+TILE = 150
+"""Longer side of a section in the montage."""
+CUT = 720
+"""Pixels that a cut across the stack is wide."""
+MOST_TILES = 160
+
+
+def write(stack: Stack, images: Sequence[Image], volume: Image, path: Path) -> None:
+    """Write the report of ``stack`` as one HTML file; ``volume`` is what `Stack.volume` gives of ``images``."""
+    path.write_text(render(stack, images, volume), encoding="utf-8")
+
+
+def render(stack: Stack, images: Sequence[Image], volume: Image) -> str:
+    """The page as text."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("regframe", "report"), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    title, summary = _HEADLINES[stack.verdict]
+    m = stack.metrics
+    before = as_they_lay(stack, images, volume)
+    one, other = m["coherence"]["before"], m["coherence"]["after"]
+    loops, pairs = m["drift"]["loops_px"], m["drift"]["pairs_px"]
+    cards = [
+        ("sections placed", f"{m['n_placed']} of {m['n_sections']}"),
+        ("correlation of neighbours", f"{one['ncc']:.2f} → {other['ncc']:.2f}"),
+        ("overlap (Dice)", f"{one['dice']:.2f} → {other['dice']:.2f}"),
+        ("mutual information", f"{one['nmi']:.2f} → {other['nmi']:.2f}"),
+    ]
+    if loops:
+        cards.append(("loops, median", f"{loops['median']:.2g} px"))
+    if pairs:
+        cards.append(("pairs, median", f"{pairs['median']:.2g} px"))
+    if m["drift"].get("chain_departs_px") is not None:
+        cards.append(("a chain would be off", f"{m['drift']['chain_departs_px']:.2g} px"))
+    return environment.get_template("stack.html").render(
+        verdict=stack.verdict,
+        title=title,
+        summary=summary,
+        reasons=stack.reasons,
+        cards=cards,
+        cuts=_cuts(stack, before, volume),
+        coherence=Picture(
+            "Neighbours", _data_uri(_coherence(m), "png"), "Correlation of every section with the next one."
+        ),
+        poses=Picture(
+            "Pairs", _data_uri(_residuals(stack), "png"), "How far every registered pair is from the poses in the end."
+        ),
+        montage=montage(stack, volume),
+        sections=[_row(section) for section in m["sections"]],
+        seconds=f"{m['seconds']:.0f}",
+        canvas=" × ".join(str(n) for n in stack.grid.shape),
+        reference=m["reference"]["name"],
+        spacing=f"{m['spacing_z']['value']:.4g} {m['spacing_z']['unit']}",
+    )
+
+
+def as_they_lay(stack: Stack, images: Sequence[Image], volume: Image) -> Image:
+    """The sections laid on each other by the middle of their canvas, on the volume's grid."""
+    data = volume.data.clone()
+    plane = stack.plane_grid
+    for image, result, at in zip(images, stack.results, stack.planes, strict=True):
+        if result is None:
+            continue
+        shift = torch.eye(3, dtype=torch.float64)
+        shift[:2, 2] = torch.tensor(plane.center) - torch.tensor(image.grid.center)
+        seen = image.replace(weight=torch.ones(image.grid.shape))
+        moved = resample(seen, Affine(shift, plane.unit, plane.unit), plane)
+        rim = torch.cat([image.data[:, 0], image.data[:, -1], image.data[:, :, 0], image.data[:, :, -1]], dim=1)
+        colour = rim.to(torch.float32).median(dim=1).values
+        assert moved.weight is not None
+        data[:, at] = torch.where(moved.weight > 0.999, moved.data, colour.to(data.dtype)[:, None, None])
+    return volume.replace(data=data)
+
+
+def _rgb(data: torch.Tensor, look: Look) -> Array:
+    return look.rgb(data.to(torch.float32).numpy())
+
+
+def _look(volume: Image) -> Look:
+    """One look for the whole volume, of its middle plane."""
+    middle = volume.grid.shape[0] // 2
+    flat = Grid(volume.grid.shape[1:], volume.grid.spacing[1:], volume.grid.origin[1:], volume.grid.unit)
+    plane = volume.replace(data=volume.data[:, middle].contiguous(), grid=flat)
+    return look_of(shrink(plane, max(flat.extent) / 400))
+
+
+def _cuts(stack: Stack, before: Image, after: Image) -> list[list[Picture]]:
+    """``xz`` and ``yz`` through the tissue's middle, before above after."""
+    look = _look(after)
+    away = (after.data.to(torch.float32) - after.data[:, :1, :1, :1].to(torch.float32)).abs().amax(dim=(0, 1))  # [H, W]
+    rows, columns = away.sum(dim=1), away.sum(dim=0)
+    y = int((rows.cumsum(0) / rows.sum().clamp(min=1e-9) < 0.5).sum().clamp(max=away.shape[0] - 1))
+    x = int((columns.cumsum(0) / columns.sum().clamp(min=1e-9) < 0.5).sum().clamp(max=away.shape[1] - 1))
+    dz, dy, dx = stack.grid.spacing
+    out = []
+    for axis, step in (("xz", dx), ("yz", dy)):
+        row = []
+        for word, volume in (("before", before), ("after", after)):
+            cut = volume.data[:, :, y] if axis == "xz" else volume.data[:, :, :, x]
+            row.append(Picture(f"{axis}, {word}", _jpeg(_stretched(_rgb(cut, look), dz / step), 88)))
+        out.append(row)
+    return out
+
+
+def _stretched(picture: Array, ratio: float) -> Array:
+    """A cut ``[Z, W, 3]`` with planes as thick as they are apart, but never so thin or thick that it cannot be seen."""
+    high, wide = picture.shape[:2]
+    scale = max(1, CUT // wide)
+    thick = round(ratio * scale)
+    thick = int(np.clip(thick, max(2, 120 // high), max(4, 900 // high)))
+    return np.repeat(np.repeat(picture, thick, axis=0), scale, axis=1)
+
+
+def montage(stack: Stack, volume: Image) -> list[dict[str, str]]:
+    """Every section on the common canvas, small."""
+    look = _look(volume)
+    spacing = max(stack.plane_grid.extent) / TILE
+    step = max(1, -(-len(stack.results) // MOST_TILES))
+    out = []
+    for k in range(0, len(stack.results), step):
+        section = stack.metrics["sections"][k]
+        tile = ""
+        if stack.results[k] is not None:
+            plane = Image(
+                volume.data[:, stack.planes[k]].contiguous(), stack.plane_grid, volume.channels, labels=volume.labels
+            )
+            tile = _jpeg(_rgb(shrink(plane, spacing).data, look), 80)
+        out.append({"uri": tile, "name": stack.names[k], "verdict": section["verdict"]})
+    return out
+
+
+def _row(section: dict[str, Any]) -> dict[str, str]:
+    pose, ncc = section.get("pose"), section.get("ncc")
+    return {
+        "position": str(section["position"]),
+        "name": section["name"],
+        "verdict": section["verdict"],
+        "reasons": "; ".join(section["reasons"]),
+        "ncc": f"{ncc['before']:.2f} → {ncc['after']:.2f}" if ncc else "–",
+        "turn": f"{pose['turn_degrees']:.1f}°" + (" turned over" if pose["mirrored"] else "") if pose else "–",
+        "scale": f"{pose['scale']:.3f}" if pose else "–",
+        "residual": f"{section['residual_px']:.2g}" if pose else "–",
+    }
+
+
+def _coherence(metrics: dict[str, Any]) -> bytes:
+    figure = figures.figure_of(7.2, 2.5)
+    axes = figure.add_subplot()
+    pairs = metrics["coherence"]["pairs"]
+    at = [metrics["sections"][pair["sections"][0]]["position"] for pair in pairs]
+    for word, colour in (("before", figures.LEVELS[1]), ("after", figures.LEVELS[0])):
+        axes.plot(at, [pair[word]["ncc"] for pair in pairs], ".-", color=colour, lw=1.2, ms=5, label=word)
+    axes.set_xlabel("position of the section", **figures.STYLE)
+    axes.set_ylabel("correlation", **figures.STYLE)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_ylim(min(0.0, axes.get_ylim()[0]), 1.0)
+    axes.legend(frameon=False, fontsize=8)
+    figures.plain_axes(axes)
+    return figures.png_of(figure)
+
+
+def _residuals(stack: Stack) -> bytes:
+    figure = figures.figure_of(7.2, 2.5)
+    axes = figure.add_subplot()
+    position = [section["position"] for section in stack.metrics["sections"]]
+    pixel = stack.plane_grid.pixel
+    links = [link for link in stack.links if np.isfinite(link.residual)]
+    apart: NDArray[Any] = np.array([1 if link.fixed == GUIDE else link.moving - link.fixed for link in links])
+    for d in sorted(set(apart.tolist())):
+        own = [link for link, n in zip(links, apart, strict=True) if n == d and link.weight > 0]
+        words = f"{d} apart" if d > 1 else "next"
+        if own:
+            axes.plot([position[link.moving] for link in own], [max(link.residual / pixel, 1e-3) for link in own], ".", ms=5,
+                      color=figures.LEVELS[(d - 1) % len(figures.LEVELS)], label=words)  # fmt: skip
+    gone = [link for link in links if link.weight == 0]
+    if gone:
+        axes.plot([position[link.moving] for link in gone], [max(link.residual / pixel, 1e-3) for link in gone], "x", ms=5,
+                  color=figures.LEVELS[5], label="given up")  # fmt: skip
+    axes.set_yscale("log")
+    axes.set_xlabel("position of the section", **figures.STYLE)
+    axes.set_ylabel("px", **figures.STYLE)
+    if links:
+        axes.legend(frameon=False, fontsize=8)
+    figures.plain_axes(axes)
+    return figures.png_of(figure)
