@@ -79,6 +79,7 @@ def run_batch(
             if todo:
                 with pool(len(todo)) if callable(pool) else contextlib.nullcontext(pool) as chosen:
                     _run(jobs, todo, out, chosen, limits, found, tell)
+                _sweep(out)
         finally:
             outcomes = tuple(found.get(i) or Outcome(id=job.id, status="pending") for i, job in enumerate(jobs))
             summary.write(outcomes, out)

@@ -330,7 +330,14 @@ def _attempt(job: Job, folder: Path, log: Path, limits: Limits, model: str) -> t
         lines.flush()
         process = subprocess.Popen(
             # -P: no module of the folder that this happens to run in is imported
-            [sys.executable, "-P", "-c", "from regframe.cli import main; main()", "batch-job"],
+            [
+                sys.executable,
+                "-P",
+                "-c",
+                "from regframe.cli import main; main()",
+                "batch-job",
+                str(folder.parent.parent / job.id),
+            ],
             stdin=subprocess.PIPE,
             stdout=lines,
             stderr=lines,

@@ -200,7 +200,7 @@ def _finish(outcomes: tuple[Outcome, ...], out: Path, as_json: bool, ctx: click.
     if as_json:
         emit_json({"output": out, "counts": counts, "jobs": [row(outcome) for outcome in outcomes]})
     else:
-        click.echo(f"{len(outcomes)} jobs: {said}")
+        click.echo(f"{len(outcomes)} job{'' if len(outcomes) == 1 else 's'}: {said}")
         for outcome in outcomes:
             if outcome.state in ("failed", "fail"):
                 click.echo(f"  {outcome.id}: {outcome.state}: {'; '.join(outcome.reasons)}")

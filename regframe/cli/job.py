@@ -21,8 +21,13 @@ _COMMANDS: dict[str, click.Command] = {"register": register, "evaluate": evaluat
 
 
 @click.command(hidden=True, name="batch-job")
-def batch_job() -> None:
-    """Run the commands of one job, read as a line of JSON from stdin, and write how they ended."""
+@click.argument("folder")
+def batch_job(folder: str) -> None:
+    """Run the commands of one job, read as a line of JSON from stdin, and write how they ended.
+
+    FOLDER is for whoever looks at the list of processes.
+    """
+    del folder
     from ..batch import work
 
     order: dict[str, Any] = json.loads(_line())
