@@ -199,6 +199,11 @@ def test_a_dry_run_writes_nothing(pairs: Path) -> None:
     assert not (pairs / "out").exists()
 
 
+def test_the_supervisor_loads_no_torch() -> None:
+    code = "import sys, regframe.batch, regframe.cli.batch\nassert not {'torch', 'distributed'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 # ------------------------------------------------------------------------------------------------ what is done already
 
 
@@ -347,6 +352,50 @@ def test_a_job_that_breaks_once_is_done_with_a_simpler_model(pairs: Path, monkey
     assert "simpler model" in (pairs / "out" / summary.PAGE).read_text()
 
 
+class Cohort:
+    """A pool that answers at once."""
+
+    name, workers = "made up", 1
+
+    def __init__(self, outcome: Callable[[Job], Outcome]) -> None:
+        self.outcome = outcome
+
+    def run(self, function: Any, items: Any, started: Any = None) -> Iterator[tuple[int, Any]]:
+        for index, (job, _, _) in enumerate(items):
+            yield index, self.outcome(job)
+
+
+def test_a_summary_of_all_there_is(tmp_path: Path) -> None:
+    """Verdicts, a second attempt, names that HTML and spreadsheets would read as something else."""
+    attempt = work.Attempt(work.AS_ASKED, "done", "", 3.0, 5 << 20)
+    found = {
+        "good": Outcome("good", "done", "pass", attempts=(attempt,), figures={"matching_fraction": 0.5}),
+        "so so": Outcome(
+            "so so", "done", "warn", ("<script>alert(1)</script>", "=1+1"), work.SIMPLER, (attempt, attempt)
+        ),
+        "wrong": Outcome("wrong", "done", "fail", ("the sides do not match",), attempts=(attempt,)),
+        "lost": Outcome("lost", "failed", None, ("=cmd()",)),
+    }
+    jobs = [Job(id=name, fixed=Path("f"), moving=Path("m")) for name in found]
+    outcomes = run_batch(jobs, tmp_path, Cohort(lambda job: found[job.id]))
+    assert [o.state for o in outcomes] == ["pass", "warn", "fail", "failed"]
+    page = (tmp_path / summary.PAGE).read_text()
+    assert "<script>" not in page
+    assert [page.index(f">{name}</h3>") for name in ("lost", "wrong", "so so", "good")] == sorted(
+        page.index(f">{name}</h3>") for name in found
+    )
+    assert 'href="so%20so/report.html"' in page
+    with (tmp_path / summary.TABLE).open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["reasons"] for row in rows][1:] == [
+        "<script>alert(1)</script> | =1+1",
+        "the sides do not match",
+        "'=cmd()",
+    ]
+    assert [row["verdict"] for row in rows] == ["pass", "warn", "fail", ""]
+    assert rows[0]["peak_memory_mib"] == "5"
+
+
 # --------------------------------------------------------------------------------------------------- a real cluster
 
 
@@ -355,8 +404,8 @@ class Loopback:
     """A scheduler and workers that are processes of their own."""
 
     file: Path
+    scheduler: subprocess.Popen[bytes]
     workers: dict[str, subprocess.Popen[bytes]]
-    start: Callable[[str], None]
 
 
 @pytest.fixture
@@ -380,7 +429,7 @@ def loopback(tmp_path: Path) -> Iterator[Loopback]:
     start("one")
     start("two")
     try:
-        yield Loopback(file, workers, start)
+        yield Loopback(file, scheduler, workers)
     finally:
         for process in (scheduler, *workers.values()):
             process.kill()
@@ -523,6 +572,15 @@ def test_an_interrupted_batch_leaves_no_process_and_goes_on(pairs: Path, loopbac
     assert code == -signal.SIGKILL
     assert command(path, "-o", out, "--scheduler", loopback.file).stdout.startswith("1 job: ")
     assert not list(out.glob(".*.partial"))
+
+
+def test_a_scheduler_that_is_lost(loopback: Loopback) -> None:
+    import dask
+
+    with dask.config.set({"distributed.comm.timeouts.connect": "1s"}), cluster(loopback) as pool:
+        threading.Timer(1.0, loopback.scheduler.kill).start()
+        with pytest.raises(ConnectionError, match="the Dask scheduler was lost"):
+            list(pool.run(time.sleep, [(60,)]))
 
 
 def test_a_scheduler_that_is_not_there() -> None:

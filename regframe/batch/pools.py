@@ -11,6 +11,7 @@ import importlib.util
 import logging
 import os
 import pickle
+import queue
 import sys
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -193,7 +194,7 @@ class Cluster:
                     n_workers=self.workers,
                     threads_per_worker=1,
                     memory_limit=0,
-                    dashboard_address=None,
+                    dashboard_address="127.0.0.1:0",
                     silence_logs=logging.CRITICAL,
                 )
                 self._open.callback(_close, cluster)
@@ -238,43 +239,41 @@ class Cluster:
         client, topic = self._client, f"regframe-{uuid.uuid4().hex}"
         if started is not None:
             client.subscribe_topic(topic, lambda event: started(*event[1]))
+        ended: queue.SimpleQueue[Any] = queue.SimpleQueue()
         futures: dict[Any, int] = {}
         losses = [0] * len(items)
 
-        def submit(index: int) -> Any:
-            future = client.submit(
-                _told,
-                function,
-                items[index],
-                topic,
-                index,
-                key=f"{topic}-{index}-{losses[index]}",
-                priority=-index,
-                pure=False,
-            )
+        def submit(index: int) -> None:
+            key = f"{topic}-{index}-{losses[index]}"
+            future = client.submit(_told, function, items[index], topic, index, key=key, priority=-index, pure=False)
             futures[future] = index
-            return future
+            future.add_done_callback(ended.put)
 
-        ended = distributed.as_completed([submit(index) for index in range(len(items))])
         try:
-            for future in ended:
+            for index in range(len(items)):
+                submit(index)
+            while futures:
+                try:
+                    future = ended.get(timeout=1)
+                except queue.Empty:
+                    future = None
+                if client.status not in ("running", "connecting"):
+                    raise ConnectionError(
+                        f"the Dask scheduler was lost ({self.name}); the same command goes on where it was"
+                    )
+                if future is None:
+                    continue
                 index = futures.pop(future)
                 error = future.exception() if future.status == "error" else None
-                if future.status in ("cancelled", "lost") or isinstance(
-                    error, (distributed.KilledWorker, distributed.CancelledError)
-                ):
+                if future.status in ("cancelled", "lost") or isinstance(error, distributed.KilledWorker):
                     losses[index] += 1
                     if losses[index] <= RESUBMITTED:
-                        ended.add(submit(index))
+                        submit(index)
                         continue
-                    yield (
-                        index,
-                        RuntimeError(
-                            f"the workers it was given to died, {losses[index]} times over; look at their logs"
-                        ),
+                    error = RuntimeError(
+                        f"the workers it was given to died, {losses[index]} times over; look at their logs"
                     )
-                else:
-                    yield index, future.result() if error is None else error
+                yield index, future.result() if error is None else error
                 future.release()
         finally:
             if futures:

@@ -23,7 +23,7 @@ STATES = ("failed", "fail", "warn", "pass", "pending")
 _MAX_REPORT = 32 << 20
 _FIGURES = ("n_evaluations", "matching_fraction", "folding_fraction", "pose_margin")
 _WORDS = {
-    "failed": "no result",
+    "failed": "did not end as asked",
     "fail": "not to be trusted",
     "warn": "aligned, with remarks",
     "pass": "aligned",

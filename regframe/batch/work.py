@@ -445,12 +445,16 @@ def obey(memory: int | None) -> None:
     """Take the limit of this process: beyond ``memory`` bytes of its own the system refuses more.
 
     ``RLIMIT_DATA`` counts what is private and writable, which is what torch, numpy and the decoders allocate, and not the mapped
-    files of their libraries nor address space that is only reserved, which `RLIMIT_AS` would.
+    files of their libraries nor address space that is only reserved, which ``RLIMIT_AS`` would. Where there is a GPU, whose
+    driver maps memory in its own way, the supervisor's look at the resident size has to do.
     """
     if memory is not None and sys.platform == "linux":
         import resource
 
-        resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
+        import torch
+
+        if not torch.cuda.is_available():
+            resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
 
 
 def end_with_parent() -> None:

@@ -113,6 +113,8 @@ def batch(
 
         try:
             outcomes = run_batch(jobs, out, opened, limits, retry_failed, board)
+        except ConnectionError as error:
+            raise click.ClickException(str(error)) from error
         except KeyboardInterrupt as stop:
             board.close()
             done = sum(1 for job in jobs if (out / job.id / "job.json").is_file())
@@ -310,9 +312,10 @@ class Board:
         ran, left = len(self._ended), self.total - self._done
         if ran and left:
             head.append(f"   about {(now - self._began) / ran * left / 60:.0f} min left", style="dim")
-        table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-        for name in ("job", "state", "time", "remark"):
-            table.add_column(name, overflow="ellipsis", no_wrap=True)
+        table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", expand=True)
+        for name, most in (("job", 32), ("state", 8), ("time", 9)):
+            table.add_column(name, overflow="ellipsis", no_wrap=True, max_width=most)
+        table.add_column("remark", overflow="ellipsis", no_wrap=True, ratio=1)
         for outcome in self._ended[-8:]:
             why = Text(outcome.reasons[0] if outcome.reasons else "")
             word = Text(outcome.state, style=_TONES.get(outcome.state, ""))
