@@ -134,7 +134,7 @@ def test_a_cohort(data_dir: Path, tmp_path: Path, small: bool, report: Callable[
     )
     for job in everything[len(jobs) :]:
         outcome: Outcome = outcomes[job.id]
-        report(f"{outcome.id}: {outcome.state}, {len(outcome.attempts)} attempts, {outcome.peak_memory >> 20} MiB: "
+        report(f"{outcome.id}: {outcome.state}, {len(outcome.attempts)} attempt(s), {outcome.peak_memory >> 20} MiB: "
                f"{'; '.join(outcome.reasons)}")  # fmt: skip
         assert outcome.state != "pass"
         assert outcome.reasons

@@ -182,6 +182,20 @@ def test_sizes(text: str, size: int) -> None:
     assert parse_size(text) == size
 
 
+def test_control_groups_bound_the_machine(tmp_path: Path) -> None:
+    own = tmp_path / "cgroup"
+    own.write_text("0::/slurm/job_7\n")
+    found = [p.relative_to(tmp_path).as_posix() for p in pools._control_groups(own, tmp_path / "sys")]
+    assert found == ["sys/slurm/job_7", "sys/slurm", "sys"]
+    own.write_text("5:cpu,cpuacct:/x\n4:memory:/docker/1\n")
+    found = [p.relative_to(tmp_path).as_posix() for p in pools._control_groups(own, tmp_path / "sys")]
+    assert found == ["sys/memory/docker/1", "sys/memory/docker", "sys/memory"]
+    assert list(pools._control_groups(tmp_path / "absent", tmp_path)) == []
+    cores, memory = pools.machine()
+    assert 1 <= cores <= (os.cpu_count() or 1)
+    assert memory > 1 << 28
+
+
 def test_wrong_settings_are_said_before_anything_runs(pairs: Path) -> None:
     path = manifest(pairs, row("a"), row("b", set="optimiser.max_iter=3"))
     assert "job b: there is no setting 'optimiser'" in command(path, "-o", pairs / "out", code=2).stderr
@@ -323,6 +337,21 @@ def test_a_job_that_takes_too_long_is_stopped_twice(pairs: Path) -> None:
     assert "longer than the 0.2 s" in slow.reasons[0]
     assert "so did a simpler model" in slow.reasons[0]
     assert {p.name for p in (pairs / "out" / "slow").iterdir()} == {work.RECORD, work.LOG}
+
+
+def test_a_full_disk_is_no_verdict_on_the_job(pairs: Path) -> None:
+    """Files may not grow beyond 100 KiB: the job fails with the reason, and is not done when there is room again."""
+    path, out = manifest(pairs, row("a")), pairs / "out"
+    line = f"ulimit -f 100; exec {sys.executable} -c 'from regframe.cli import main; main()' batch {path} -o {out} --workers 1"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True)
+    assert done.returncode == 3, done.stderr
+    (job,) = read_manifest(path)
+    record = work.read_record(out / "a")
+    assert record is not None
+    assert [a.outcome for a in record.attempts] == ["disk"]
+    assert "File too large" in record.reasons[0]
+    assert work.finished(job, out / "a", Limits()) is None
+    assert {p.name for p in (out / "a").iterdir()} == {work.RECORD, work.LOG}
 
 
 def test_a_job_that_breaks_once_is_done_with_a_simpler_model(pairs: Path, monkeypatch: pytest.MonkeyPatch) -> None:

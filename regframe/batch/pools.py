@@ -105,13 +105,25 @@ def machine() -> tuple[int, int]:
     """Cores and bytes of memory this process may use, whatever bounds them: the machine, its affinity, a control group."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    with contextlib.suppress(OSError, ValueError):
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        cores = min(cores, max(1, int(quota) // int(period)))
-    for name in ("memory.max", "memory/memory.limit_in_bytes"):
+    for folder in _control_groups(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")):
         with contextlib.suppress(OSError, ValueError):
-            memory = min(memory, int((Path("/sys/fs/cgroup") / name).read_text()))
+            quota, period = (folder / "cpu.max").read_text().split()
+            cores = min(cores, max(1, int(quota) // int(period)))
+        for name in ("memory.max", "memory.limit_in_bytes"):
+            with contextlib.suppress(OSError, ValueError):
+                memory = min(memory, int((folder / name).read_text()))
     return cores, memory
+
+
+def _control_groups(own: Path, root: Path) -> Iterator[Path]:
+    """The folders of the control groups this process is in, and of those around them."""
+    with contextlib.suppress(OSError, ValueError):
+        for line in own.read_text().splitlines():
+            _, kinds, path = line.split(":", 2)
+            base = root if not kinds else root / "memory" if "memory" in kinds.split(",") else None
+            if base is not None and ".." not in path:
+                place = base / path.strip("/")
+                yield from (place, *(p for p in place.parents if p == base or base in p.parents))
 
 
 def share() -> int:

@@ -6,6 +6,7 @@ Runs wherever a worker is and never loads torch: the process it starts does.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import math
@@ -34,6 +35,7 @@ SIMPLER = "simpler, at a coarser level"
 SIMPLER_PIXELS = 375_000
 """Pixels of the finest level of the second attempt: a quarter of what a registration looks at."""
 
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE}
 _POLL = 0.02  # seconds between two looks at the memory of a process
 _HASHED = 8 << 20  # bytes hashed at either end of a file
 _MAX_RECORD = 4 << 20
@@ -68,7 +70,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Attempt:
-    """One process of a job and how it ended: ``done``, ``bad input``, ``defect``, ``memory``, ``killed`` or ``time``."""
+    """One process of a job, and how it ended: ``done``, ``bad input``, ``disk``, ``defect``, ``memory``, ``killed``, ``time``."""
 
     model: str
     outcome: str
@@ -185,7 +187,7 @@ def _unchanged(path: Path, before: Any) -> bool:
 def finished(job: Job, folder: Path, limits: Limits) -> Outcome | None:
     """What an earlier run left of this very job; None where it has to be run.
 
-    A job that failed is done too, unless it broke its limits and may take more now.
+    A job that failed is done too, unless it broke its limits and may take more now, or could not write.
     """
     found = read_record(folder)
     if found is None or found.options != job.options or found.status not in ("done", "failed"):
@@ -200,6 +202,8 @@ def finished(job: Job, folder: Path, limits: Limits) -> Outcome | None:
     if found.verdict is None and found.attempts:
         limits = limits.of(job)
         last = found.attempts[-1].outcome
+        if last == "disk":
+            return None
         if last in ("killed", "defect"):
             return None if found.version != regframe.__version__ else replace(found, kept=True)
         most = found.limits.get("memory" if last == "memory" else "timeout") or math.inf
@@ -249,7 +253,7 @@ def run_job(job: Job, out: Path, limits: Limits) -> Outcome:
             _clear(folder.parent, keep=log)
             attempt, report = _attempt(job, folder, log, limits, model)
             attempts.append(attempt)
-            if attempt.outcome in ("done", "bad input"):
+            if attempt.outcome in ("done", "bad input", "disk"):
                 break
         done = attempts[-1].outcome == "done"
         if not done:
@@ -469,18 +473,17 @@ def end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def is_memory(error: BaseException | None) -> bool:
-    """Whether an error, or one it came of, is an allocation that was refused."""
+def cause(error: BaseException | None) -> str | None:
+    """``memory`` where an error, or one it came of, is an allocation that was refused, ``disk`` where a file could not grow."""
     while error is not None:
-        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == 12):
-            return True
+        number = error.errno if isinstance(error, OSError) else None
+        if number in _DISK:
+            return "disk"
         text = str(error).lower()
-        if (
-            "can't allocate memory" in text
-            or "not enough memory" in text
-            or "out of memory" in text
-            or "bad_alloc" in text
-        ):
-            return True
+        refused = any(
+            said in text for said in ("can't allocate memory", "not enough memory", "out of memory", "bad_alloc")
+        )
+        if refused or isinstance(error, MemoryError) or number == errno.ENOMEM:
+            return "memory"
         error = error.__cause__ or error.__context__
-    return False
+    return None

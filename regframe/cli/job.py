@@ -79,18 +79,18 @@ def _output_of(name: str, folder: Path) -> Any:
 
 
 def _run(name: str, arguments: Sequence[str]) -> tuple[str, str]:
-    """How a command ended: ``done``, ``bad input``, ``memory`` or ``defect``, and why."""
-    from ..batch.work import is_memory
+    """How a command ended: ``done``, ``bad input``, ``disk``, ``memory`` or ``defect``, and why."""
+    from ..batch.work import cause
 
     command = _COMMANDS[name]
     try:
         code = command.main(list(arguments), prog_name=f"regframe {name}", standalone_mode=False)
     except click.ClickException as error:
         click.echo(f"Error: {error.format_message()}", err=True)
-        return ("memory" if is_memory(error) else "bad input"), error.format_message()
+        return cause(error) or "bad input", error.format_message()
     except (Exception, click.Abort) as error:  # noqa: BLE001 - the supervisor wants a sentence, the log the rest
         traceback.print_exc()
-        return ("memory", "") if is_memory(error) else ("defect", f"defect: {type(error).__name__}: {sentence(error)}")
+        return cause(error) or "defect", f"{type(error).__name__}: {sentence(error)}"
     if code in (None, 0, EXIT_FAIL):
         return "done", ""
-    return "defect", f"defect: {name} ended with exit code {code}"
+    return "defect", f"{name} ended with exit code {code}"
