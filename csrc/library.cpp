@@ -8,6 +8,10 @@ STABLE_TORCH_LIBRARY(regframe, m) {
       "warp(Tensor image, Tensor velocity, Tensor matrix, int[] shape, int[] offset, float[] image_spacing, "
       "float[] image_origin, float[] velocity_spacing, float[] velocity_origin, int n_steps) -> Tensor");
   m.def(
+      "warp_crop(Tensor image, Tensor velocity, Tensor matrix, Tensor? after, int[] shape, int[] offset, int[] image_shape, "
+      "int[] image_offset, float[] image_spacing, float[] image_origin, float[] velocity_spacing, "
+      "float[] velocity_origin, int n_steps, float? background) -> Tensor");
+  m.def(
       "_warp_backward(Tensor grad, Tensor image, Tensor velocity, Tensor matrix, int[] shape, int[] offset, "
       "float[] image_spacing, float[] image_origin, float[] velocity_spacing, float[] velocity_origin, int n_steps, "
       "bool image_grad, bool velocity_grad, bool matrix_grad) -> (Tensor, Tensor, Tensor)");

@@ -41,13 +41,14 @@ inline void check_flow(const Tensor& velocity, const Tensor& other, int64_t ndim
   STD_TORCH_CHECK(nodes < std::numeric_limits<int32_t>::max(), "velocity has too many nodes");
 }
 
-inline void check_warp(const Tensor& image, const Tensor& velocity, const Tensor& matrix, const std::vector<int64_t>& shape,
-                       const std::vector<int64_t>& offset, const std::vector<double>& image_spacing,
+// `like` has the dtype that the velocity must have
+inline void check_warp(const Tensor& image, const Tensor& like, const Tensor& velocity, const Tensor& matrix,
+                       const std::vector<int64_t>& shape, const std::vector<int64_t>& offset, const std::vector<double>& image_spacing,
                        const std::vector<double>& image_origin, const std::vector<double>& velocity_spacing,
                        const std::vector<double>& velocity_origin, int64_t n_steps) {
   STD_TORCH_CHECK(matrix.dim() == 2 && matrix.size(1) == matrix.size(0) + 1, "matrix must be [D, D+1]");
   const int64_t ndim = matrix.size(0);
-  check_flow(velocity, image, ndim, velocity_spacing, velocity_origin, n_steps);
+  check_flow(velocity, like, ndim, velocity_spacing, velocity_origin, n_steps);
   STD_TORCH_CHECK(matrix.scalar_type() == ScalarType::Double, "matrix must be float64");
   STD_TORCH_CHECK(matrix.is_cuda() == image.is_cuda() && matrix.get_device_index() == image.get_device_index(),
                   "matrix must be on the device of the image");
@@ -62,6 +63,14 @@ inline void check_warp(const Tensor& image, const Tensor& velocity, const Tensor
     pixels *= image.size(1 + d);
   }
   STD_TORCH_CHECK(pixels < std::numeric_limits<int32_t>::max(), "image has too many pixels per channel");
+}
+
+inline void check_warp(const Tensor& image, const Tensor& velocity, const Tensor& matrix, const std::vector<int64_t>& shape,
+                       const std::vector<int64_t>& offset, const std::vector<double>& image_spacing,
+                       const std::vector<double>& image_origin, const std::vector<double>& velocity_spacing,
+                       const std::vector<double>& velocity_origin, int64_t n_steps) {
+  check_warp(image, image, velocity, matrix, shape, offset, image_spacing, image_origin, velocity_spacing, velocity_origin,
+             n_steps);
 }
 
 template <class T, int D>

@@ -28,6 +28,7 @@ _HOME = {
     "Result": "registration",
     "Sequence": "transforms",
     "Shapes": "shapes",
+    "SlideWarp": "slide",
     "Transform": "transforms",
     "adapter": "plugins",
     "carry_points": "evaluation",
@@ -54,6 +55,7 @@ _HOME = {
     "register": "registration",
     "resample": "transforms",
     "write_map": "interchange",
+    "warp_slide": "slide",
     "write_points": "tables",
     "write_shapes": "shapes",
 }

@@ -30,6 +30,8 @@ from .shapes import Shapes as Shapes
 from .shapes import move_shapes as move_shapes
 from .shapes import read_shapes as read_shapes
 from .shapes import write_shapes as write_shapes
+from .slide import SlideWarp as SlideWarp
+from .slide import warp_slide as warp_slide
 from .store import load as load
 from .tables import PointTable as PointTable
 from .tables import pair_points as pair_points

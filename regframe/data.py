@@ -164,6 +164,13 @@ class Grid:
         return Grid(self.shape, tuple(s * ratio for s in self.spacing), tuple(o * ratio for o in self.origin), unit)
 
 
+def describe_grid(grid: Grid) -> str:
+    """A grid in a few words."""
+    size = " × ".join(str(n) for n in grid.shape)
+    spacing = " × ".join(f"{s:.6g}" for s in dict.fromkeys(grid.spacing))
+    return f"{size} px of {spacing} {grid.unit}"
+
+
 @dataclass(frozen=True)
 class Reading:
     """How an image was read of a larger one.

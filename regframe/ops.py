@@ -217,6 +217,81 @@ def warp(
     return out
 
 
+def warp_crop(
+    image: Tensor,
+    velocity: Tensor,
+    matrix: Tensor,
+    shape: Sequence[int],
+    offset: Sequence[int],
+    image_shape: Sequence[int],
+    image_offset: Sequence[int],
+    image_spacing: Sequence[float],
+    image_origin: Sequence[float],
+    velocity_spacing: Sequence[float],
+    velocity_origin: Sequence[float],
+    n_steps: int,
+    background: float | None = None,
+    after: Tensor | None = None,
+) -> Tensor:
+    """`warp` in the image's own type, with only a part of the image at hand; returns ``[C, *shape]``.
+
+    ``image`` ``[C, *part]`` is uint8, uint16, float32 or float64 and holds the pixels from ``image_offset`` of an image of
+    ``image_shape``, of which ``image_spacing`` and ``image_origin`` speak; every position is reckoned in the whole, so that a
+    pixel comes out the same, bit for bit, from any part that holds its neighbours and in any tile it is asked in. Positions
+    that need other pixels read the nearest ones there are. Whole numbers are rounded (ties to even). ``background`` fills what
+    lies beyond the pixels of the whole image, whose border is continued where it is None. ``velocity`` is converted to float64
+    for a float64 image, to float32 for any other. With ``after`` ``[D, D+1]`` (float64) the flow is followed the other way, by
+    the rule of `flow_points`, and ``after`` takes its end to the image's frame, as a fixed image needs it. CPU only; no
+    gradients. Raises ``TypeError`` or ``ValueError`` with what was wanted, what came and what to do.
+    """
+    if matrix.dim() != 2 or matrix.shape[0] not in (2, 3) or matrix.shape[1] != matrix.shape[0] + 1:
+        raise ValueError(f"matrix must be [2, 3] or [3, 4], got {list(matrix.shape)}")
+    ndim = matrix.shape[0]
+    if image.dtype not in (torch.uint8, torch.uint16, torch.float32, torch.float64):
+        raise TypeError(f"image must be uint8, uint16, float32 or float64, got {image.dtype}; convert it")
+    if matrix.dtype != torch.float64:
+        raise TypeError(f"matrix must be float64, got {matrix.dtype}; convert it with matrix.double()")
+    if image.dim() != ndim + 1 or 0 in image.shape:
+        raise ValueError(f"image must be [C, *S] of {ndim} axes, none of them empty, got {list(image.shape)}")
+    if {image.device.type, velocity.device.type, matrix.device.type} != {"cpu"}:
+        raise ValueError("image, velocity and matrix must be on the CPU; move them with .cpu()")
+    if after is not None and (after.shape != matrix.shape or after.dtype != torch.float64):
+        raise ValueError(f"after must be {list(matrix.shape)} of float64, got {list(after.shape)} of {after.dtype}")
+    _check_velocity(ndim, velocity, n_steps)
+    _check_lengths(
+        ndim,
+        shape=shape,
+        offset=offset,
+        image_shape=image_shape,
+        image_offset=image_offset,
+        image_spacing=image_spacing,
+        image_origin=image_origin,
+        velocity_spacing=velocity_spacing,
+        velocity_origin=velocity_origin,
+    )
+    for d, (n, first, whole) in enumerate(zip(image.shape[1:], image_offset, image_shape, strict=True)):
+        if first < 0 or first + n > whole or (n < 2 and whole > 1):
+            raise ValueError(
+                f"image must be a part of {list(image_shape)} of two pixels per axis at least, got {n} pixels from {first} "
+                f"on axis {d}"
+            )
+    if any(n < 0 for n in shape) or max(image_shape) >= 1 << 24 or math.prod(image.shape[1:]) > _MAX_NODES:
+        raise ValueError(
+            f"wanted a tile of 0 pixels or more from a part of at most {_MAX_NODES} pixels of an image of at most 2^24 per "
+            f"axis, got {list(shape)} from {list(image.shape[1:])} of {list(image_shape)}"
+        )
+    velocity = velocity.detach().to(torch.float64 if image.dtype == torch.float64 else torch.float32)
+    geometry = (
+        shape, offset, image_shape, image_offset, image_spacing, image_origin, velocity_spacing, velocity_origin, n_steps,
+        background,
+    )  # fmt: skip
+    small = image.numel() * image.element_size() < 4  # less than the kernel reads at once
+    if small or _use_reference(image.device):
+        return reference.warp_crop(image.detach(), velocity, matrix.detach(), *geometry, after)
+    out: Tensor = torch.ops.regframe.warp_crop(image.detach(), velocity, matrix.detach(), after, *geometry)
+    return out
+
+
 def contrast(
     path: Path,
     moving: Tensor,
@@ -316,6 +391,12 @@ def _warp_fake(
     return image.new_empty((image.shape[0], *shape))
 
 
+def _warp_crop_fake(
+    image: Tensor, velocity: Tensor, matrix: Tensor, after: Tensor | None, shape: Sequence[int], *rest: Any
+) -> Tensor:
+    return image.new_empty((image.shape[0], *shape))  # [C, *shape]
+
+
 def _warp_backward_fake(
     grad: Tensor, image: Tensor, velocity: Tensor, matrix: Tensor, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -387,6 +468,7 @@ def _no_second_derivative(name: str) -> Any:
 
 if is_built():
     register_fake("regframe::warp")(_warp_fake)
+    register_fake("regframe::warp_crop")(_warp_crop_fake)
     register_fake("regframe::_warp_backward")(_warp_backward_fake)
     register_fake("regframe::contrast")(_contrast_fake)
     register_fake("regframe::flow_points")(_flow_points_fake)

@@ -392,6 +392,7 @@ def fit_level(
     least: float = 0.0,
     landmarks: tuple[Tensor, Tensor, float] | None = None,
     callback: Callable[[str, int, int, float], None] | None = None,
+    most: float | None = None,
 ) -> Fit:
     """Minimise the energy of one level, alternating with the E step of the matching weights.
 
@@ -402,6 +403,7 @@ def fit_level(
         fine: whether the level is as fine as the finest of the affine fit, so that the structure shared on it counts.
         least: nats that `PATIENCE` steps of a bent fit must gain at least, however few the observations.
         callback: called with stage, level, iteration and energy.
+        most: independent observations that are counted at most, or None.
     """
     rounds = 1 if constant_weights or not config.matching.enabled else config.matching.rounds
     x, done = fit.x, 0
@@ -437,6 +439,8 @@ def fit_level(
         none, enough = ONE_SECTION if fit.stained else (0.0, ENOUGH_SHARED)
         evidence = min(max((shared - none) / (enough - none), LEAST_EVIDENCE), 1.0)
         energy.observations = float(weight.sum(dtype=torch.float64)) / area * evidence
+        if most is not None:
+            energy.observations = min(energy.observations, most)
 
         def step(iteration: int, value: float, energy: Energy = energy, before: int = done) -> None:
             entry = {"stage": stage, "level": number, "iteration": before + iteration, "energy": value, **energy.parts}
@@ -590,6 +594,7 @@ def fit_pyramid(
     landmarks: tuple[Tensor, Tensor, float] | None = None,
     callback: Callable[[str, int, int, int, float], None] | None = None,
     stained: bool = False,
+    most: float | None = None,
 ) -> Fit:
     """Fit the map coarse to fine: the affine part first, then both together.
 
@@ -599,6 +604,7 @@ def fit_pyramid(
         landmarks: moving and fixed positions in their frames and σ_P in fixed pixels, or None.
         callback: called with stage, level, number of levels, iteration and energy after each step.
         stained: whether both sides are stained sections in transmitted light.
+        most: independent observations that are counted at most, or None.
     """
     fixed, moving = Halvings.of(fixed), Halvings.of(moving)
     ndim = fixed.grid.ndim
@@ -618,7 +624,7 @@ def fit_pyramid(
         with threads_for(level.work):
             fit = fit_level(
                 fit, level, metric(level), config, stage="affine", number=number, constant_weights=number == 0,
-                landmarks=landmarks, callback=step,
+                landmarks=landmarks, callback=step, most=most,
             )  # fmt: skip
     if not bending:
         return fit
@@ -643,7 +649,7 @@ def fit_pyramid(
             fit = fit_level(
                 fit, level, metric(level), config, stage="lddmm", number=number, constant_weights=number == 0,
                 fine=number >= len(rigid_levels) - 1, least=LEAST if level is not levels[-1] else 0.0,
-                landmarks=landmarks, callback=step,
+                landmarks=landmarks, callback=step, most=most,
             )  # fmt: skip
     with threads_for(levels[-1].work):
         return simpler_if_as_good(fit, levels[-1], metric(levels[-1]), config, landmarks, step)

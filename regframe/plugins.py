@@ -33,6 +33,9 @@ GROUP = "regframe"
 DISABLE = "REGFRAME_DISABLE_PLUGINS"
 """The environment variable that leaves plug-ins out."""
 
+PARTIAL, PLAN = ".partial", "plan.json"
+"""Suffix of a folder that holds an output which is not finished (see `regframe.slide`), and the file that tells it."""
+
 Kind = Literal["adapter", "metric"]
 
 _HOOKS: dict[Kind, tuple[str, type]] = {
@@ -165,6 +168,11 @@ def find_adapter(source: Any, adapter: str | None = None, **options: Any) -> Ada
             raise FileNotFoundError(f"wanted an existing file or folder, got {str(path)!r}, which does not exist")
         if not os.access(path, os.R_OK):
             raise PermissionError(f"wanted a readable file or folder, got {str(path)!r}, which may not be read")
+        if any(p.name.endswith(PARTIAL) and (p / PLAN).is_file() for p in (path, path.parent)):
+            raise ValueError(
+                f"wanted a finished image, got {str(path)!r}, which a run of regframe left unfinished; run the same command "
+                "again, which goes on from there"
+            )
     if adapter is not None:
         return _build(_lookup("adapter", adapter), options)  # type: ignore[no-any-return]
     found = adapters()

@@ -176,6 +176,69 @@ def warp(
     return out.reshape(image.shape[0], *shape).to(image.dtype)
 
 
+def warp_crop(
+    image: Tensor,
+    velocity: Tensor,
+    matrix: Tensor,
+    shape: Sequence[int],
+    offset: Sequence[int],
+    image_shape: Sequence[int],
+    image_offset: Sequence[int],
+    image_spacing: Sequence[float],
+    image_origin: Sequence[float],
+    velocity_spacing: Sequence[float],
+    velocity_origin: Sequence[float],
+    n_steps: int,
+    background: float | None,
+    after: Tensor | None = None,
+) -> Tensor:
+    """`warp` where only a part of the image is at hand: ``image`` ``[C, *part]`` lies at ``image_offset`` in ``image_shape``.
+
+    Returns ``[C, *shape]`` in the image's dtype, whole numbers rounded (ties to even) and clamped; beyond the pixels of the
+    whole image ``background``, where it is not None. With ``after`` ``[D, D+1]`` the flow is followed towards the fixed image,
+    and its end taken to the image's frame by that.
+    """
+    ndim = matrix.shape[0]
+    start = pixel_positions(matrix, shape, offset).reshape(-1, ndim)  # [N, D] float64
+    end = flow_points(start, velocity.to(start.dtype), velocity_spacing, velocity_origin, n_steps, after is None)
+    if after is not None:
+        end = homogeneous.carry(after, end)
+    spacing, origin = (torch.as_tensor(v, dtype=end.dtype) for v in (image_spacing, image_origin))
+    index = (end - origin) / spacing
+    out = sample_part(image.to(end.dtype), index, image_shape, image_offset)  # [C, N]
+    if background is not None:
+        size = torch.as_tensor(image_shape, dtype=end.dtype)
+        out = torch.where(((index >= -0.5) & (index <= size - 0.5)).all(dim=-1), out, background)
+    if not image.dtype.is_floating_point:
+        info = torch.iinfo(image.dtype)
+        out = out.round().clamp(info.min, info.max)
+    return out.reshape(image.shape[0], *shape).to(image.dtype)
+
+
+def sample_part(image: Tensor, index: Tensor, image_shape: Sequence[int], image_offset: Sequence[int]) -> Tensor:
+    """`sample_image` ``[C, N]`` of an image of which only ``image`` ``[C, *part]`` at ``image_offset`` is at hand.
+
+    ``index`` ``[N, D]`` (float64) counts pixels of the whole, whose border continues; what it rounds to does not depend on
+    the part.
+    """
+    flat = image.reshape(image.shape[0], -1)  # [C, prod(part)]
+    base, frac = [], []
+    for d, n in enumerate(image_shape):
+        x = index[..., d].nan_to_num(0.0).clamp(0, n - 1)
+        i = x.floor().clamp(0, max(n - 2, 0))
+        base.append(i.long() - image_offset[d])
+        frac.append((x - i).to(image.dtype))
+    out = torch.zeros((image.shape[0], *index.shape[:-1]), dtype=image.dtype)
+    for corner in itertools.product((0, 1), repeat=index.shape[-1]):
+        address, weight = torch.zeros_like(base[0]), torch.ones_like(frac[0])
+        for d, bit in enumerate(corner):
+            n = image.shape[1 + d]
+            address = address * n + (base[d] + bit).clamp(0, n - 1)
+            weight = weight * (frac[d] if bit else 1 - frac[d])
+        out = out + flat[:, address] * weight
+    return out
+
+
 def contrast(
     moving: Tensor,
     fixed: Tensor,

@@ -16,7 +16,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
-from . import clouds, plugins, pose, preparation, uncertainty
+from . import clouds, mixed, plugins, pose, preparation, uncertainty
 from .config import Config
 from .contracts import Metric
 from .data import Grid, Image, PointSet, unit_ratio
@@ -164,7 +164,8 @@ def register(
     """Align ``moving`` to ``fixed``; nothing has to be set.
 
     Args:
-        fixed: an `Image` or a `PointSet`, or anything `regframe.open` reads; it stays where it is. Both sides are of one kind.
+        fixed: an `Image` or a `PointSet`, or anything `regframe.open` reads; it stays where it is. Points against an
+            image are drawn as a density (see `regframe.mixed`).
         moving: likewise; it is brought onto the fixed one.
         metric: name or instance; ``config.metric`` where None. ``auto`` takes mutual information for two stained sections,
             `contrast` for other images and the `mixture` for points; ``metrics["metric"]`` says which and why.
@@ -210,19 +211,40 @@ def register(
             return _register_points(
                 fixed, moving, None if automatic else similarity, init, config, progress, reasons, began
             )
-    if isinstance(fixed, PointSet) or isinstance(moving, PointSet):
-        points, image = ("fixed", "moving") if isinstance(fixed, PointSet) else ("moving", "fixed")
-        raise ValueError(
-            f"wanted two images or two point sets, got points on the {points} side and an image on the {image} one; "
-            'open the points with adapter="cells", which rasterises them, or register the points of both'
-        )
+    drawn: Drawn | None = None
+    if isinstance(fixed, PointSet):
+        assert isinstance(moving, Image)
+        drawn = Drawn(fixed, "fixed")
+        fixed = _draw(drawn, moving)
+    elif isinstance(moving, PointSet):
+        drawn = Drawn(moving, "moving")
+        moving = _draw(drawn, fixed)
     check_pair(fixed, moving, similarity, reasons)
     with (
         threads_for(max(fixed.data.numel(), moving.data.numel())),
         torch.inference_mode(False),  # the fit needs gradients, whatever the caller has switched off around it
         torch.enable_grad(),
     ):
-        return _register(fixed, moving, similarity, init, config, progress, reasons, began, automatic)
+        return _register(fixed, moving, similarity, init, config, progress, reasons, began, automatic, drawn)
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """The side of a mixed pair that is points: they are drawn as an image of their density.
+
+    Args:
+        points: as they came.
+        side: ``fixed`` or ``moving``.
+    """
+
+    points: PointSet
+    side: str
+
+
+def _draw(drawn: Drawn, image: Image) -> Image:
+    clouds.check_cloud(drawn.points, drawn.side)
+    check_image(image, "moving" if drawn.side == "fixed" else "fixed")
+    return mixed.draw(drawn.points, image, drawn.side)
 
 
 def _register(
@@ -235,6 +257,7 @@ def _register(
     reasons: list[str],
     began: float,
     automatic: bool,
+    drawn: Drawn | None = None,
 ) -> Result:
     (fixed, one), (moving, other) = preparation.prepare(fixed), preparation.prepare(moving)
     stained = one.brightfield and other.brightfield
@@ -273,7 +296,11 @@ def _register(
         if progress is not None:
             progress(Progress(stage, level, n_levels, iteration, config.optimizer.max_iter, loss))
 
-    fit = fit_pyramid(*sides, pull, ready, config, pairs, step, stained)
+    most = None if drawn is None else mixed.PER_POINT * len(drawn.points)
+    fit = fit_pyramid(*sides, pull, ready, config, pairs, step, stained, most)
+    nuclei = None
+    if drawn is not None and pairs is None:
+        fit, nuclei = mixed.settle(fit, fixed, moving, drawn.points, drawn.side, config)
     affine, phi = physical_maps(fit.pullback, fit.space, fit.velocity, fixed.grid, moving.grid)
     figures = _figures(fit, fixed, moving, Affine(start, moving.grid.unit, fixed.grid.unit), affine, phi, found)
     place = _coincidence(*sides, affine, affine)
@@ -286,6 +313,9 @@ def _register(
             float(v) / fixed.grid.pixel for v in (phi.points(init.moving) - init.fixed).norm(dim=1)
         ]
     verdict, more = _judge(figures, fit)
+    if drawn is not None and mixed.regular(drawn.points):
+        more.append("the points lie on a lattice, whose density shows hardly more than an outline: look at the overlay")
+        verdict = "warn" if verdict == "pass" else verdict
     figures |= {
         "verdict": verdict,
         "reasons": reasons + more,
@@ -302,6 +332,10 @@ def _register(
         "seed": config.seed,
         "threads": torch.get_num_threads(),
     }
+    if drawn is not None:
+        density = fixed if drawn.side == "fixed" else moving
+        figures["drawn"] = {"side": drawn.side, "points": len(drawn.points), "spacing": density.grid.pixel}
+        figures["nuclei"] = nuclei
     assert fit.overlap is not None
     assert fit.matching is not None
     weight_grid = _level_grid(fixed.grid, fit)

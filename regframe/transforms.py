@@ -293,16 +293,77 @@ def resample(image: Image, transform: Transform, grid: Grid, background: float |
             f"got {image.grid.unit} and {grid.unit}; convert with Grid.to_unit or state the spacing"
         )
     pull = transform.inverse()
-    if image.labels:
-        background = 0.0 if background is None else background
-        data = _gather_nearest(image, pull, grid, background)
-    else:
-        data = _interpolate(image, pull, grid, background)
+    start = (0,) * grid.ndim
+    data = resample_part(image.data, image.grid, start, pull, grid, start, grid.shape, image.labels, background)
     weight = None
     if image.weight is not None:
-        mask = Image(image.weight[None].to(torch.float32), image.grid)
-        weight = _interpolate(mask, pull, grid, 0.0)[0]
+        mask = image.weight[None].to(torch.float32)
+        weight = resample_part(mask, image.grid, start, pull, grid, start, grid.shape, False, 0.0)[0]
     return image.replace(data=data, grid=grid, weight=weight, reading=None)
+
+
+def resample_part(
+    part: Tensor,
+    image_grid: Grid,
+    image_offset: tuple[int, ...],
+    pull: Transform,
+    grid: Grid,
+    offset: tuple[int, ...],
+    shape: tuple[int, ...],
+    labels: bool = False,
+    background: float | None = None,
+) -> Tensor:
+    """A tile of what `resample` gives, from the part of the image that it needs; the same pixels, bit for bit.
+
+    Args:
+        part: ``[C, *part]``, the pixels from ``image_offset`` of an image on ``image_grid``.
+        image_grid: of the whole image.
+        image_offset: index of the part's first pixel.
+        pull: from target positions to positions of the image.
+        grid: of the whole target.
+        offset: index of the tile's first pixel in ``grid``.
+        shape: pixels of the tile.
+        labels: take the nearest pixel, ids kept.
+        background: value beyond the whole image's pixels; where None, the nearest border value (labels: 0).
+
+    Returns:
+        ``[C, *shape]`` in the part's dtype.
+    """
+    dtype = part.dtype
+    if labels and background is None:
+        background = 0.0
+    if background is not None and not dtype.is_floating_point:
+        background = float(min(max(round(background), torch.iinfo(dtype).min), torch.iinfo(dtype).max))
+    if not labels:
+        if dtype in (torch.float64, torch.int32, torch.int64, torch.uint32, torch.uint64):
+            working = torch.float64
+        else:
+            working = dtype if dtype in (torch.uint8, torch.uint16) else torch.float32
+        fused = _fusible(pull)
+        if fused is not None:
+            out = _fused(part.to(working), image_grid, image_offset, fused, grid, offset, shape, background)
+            return out if out.dtype == dtype else _rounded(out, dtype)
+        working = torch.float64 if working == torch.float64 else torch.float32
+        source = part.to(working)
+    out = torch.empty((part.shape[0], *shape), dtype=dtype if labels else working)
+    flat, stored = out.reshape(part.shape[0], -1), part.reshape(part.shape[0], -1)
+    spacing = torch.tensor(image_grid.spacing, dtype=torch.float64)
+    origin = torch.tensor(image_grid.origin, dtype=torch.float64)
+    for rows, coords in _chunks(grid, offset, shape):
+        at = pull.points(coords)
+        index = (at - origin) / spacing  # [n, D], in pixels of the whole image
+        if labels:
+            address = torch.zeros(index.shape[0], dtype=torch.long)
+            for d, n in enumerate(part.shape[1:]):
+                nearest = index[:, d].round().nan_to_num(0.0).clamp(0, image_grid.shape[d] - 1).long()
+                address = address * n + (nearest - image_offset[d]).clamp(0, n - 1)
+            values = stored[:, address]
+        else:
+            values = reference.sample_part(source, index, image_grid.shape, image_offset)
+        if background is not None:
+            values = torch.where(image_grid.contains(at), values, torch.tensor(background).to(values.dtype))
+        flat[:, rows] = values
+    return out if labels else _rounded(out, dtype)
 
 
 def move_points(points: PointSet, transform: Transform) -> PointSet:
@@ -317,102 +378,80 @@ def move_points(points: PointSet, transform: Transform) -> PointSet:
     return points.replace(coords=transform.points(points.coords), unit=transform.target_unit)
 
 
-def _interpolate(image: Image, pull: Transform, grid: Grid, background: float | None) -> Tensor:
-    dtype = (
-        torch.float64
-        if image.data.dtype in (torch.float64, torch.int32, torch.int64, torch.uint32, torch.uint64)
-        else torch.float32
-    )
-    source = image.data.to(dtype)
-    fused = _affine_then_flow(pull)
-    if fused is not None:
-        affine, flow = fused
-        ndim = grid.ndim
-        matrix = homogeneous.compose(affine, grid.index_to_position())[:ndim]
-        if flow is None:
-            velocity, v_grid, n_steps = torch.zeros((1, ndim, *(1,) * ndim), dtype=dtype), Grid((1,) * ndim), 1
-        else:
-            velocity, v_grid, n_steps = flow.velocity, flow.grid, flow.n_steps or 1
-        out = ops.warp(
-            source, velocity.to(dtype), matrix, grid.shape, (0,) * ndim,
-            image.grid.spacing, image.grid.origin, v_grid.spacing, v_grid.origin, n_steps,
-        )  # fmt: skip
-        inside = None if background is None else _inside(image.grid, pull, grid)
+def _fused(
+    part: Tensor,
+    image_grid: Grid,
+    image_offset: tuple[int, ...],
+    pull: _Fused,
+    grid: Grid,
+    offset: tuple[int, ...],
+    shape: tuple[int, ...],
+    background: float | None,
+) -> Tensor:
+    affine, flow, after = pull
+    ndim = grid.ndim
+    matrix = homogeneous.compose(affine, grid.index_to_position())[:ndim]
+    if flow is None:
+        velocity, v_grid, n_steps = torch.zeros((1, ndim, *(1,) * ndim)), Grid((1,) * ndim), 1
     else:
-        out = torch.empty((source.shape[0], *grid.shape), dtype=dtype)
-        flat = out.reshape(source.shape[0], -1)
-        spacing = torch.tensor(image.grid.spacing, dtype=torch.float64)
-        origin = torch.tensor(image.grid.origin, dtype=torch.float64)
-        inside = None if background is None else torch.empty(grid.shape, dtype=torch.bool)
-        for rows, coords in _chunks(grid):
-            at = pull.points(coords)
-            flat[:, rows] = reference.sample_image(source, ((at - origin) / spacing).to(dtype))
-            if inside is not None:
-                inside.reshape(-1)[rows] = image.grid.contains(at)
-    if inside is not None and background is not None:
-        out = torch.where(inside, out, torch.tensor(background, dtype=dtype))
-    if image.data.dtype.is_floating_point:
-        return out.to(image.data.dtype)
-    info = torch.iinfo(image.data.dtype)
+        velocity, v_grid, n_steps = flow.velocity, flow.grid, flow.n_steps or 1
+    return ops.warp_crop(
+        part, velocity, matrix, shape, offset, image_grid.shape, image_offset, image_grid.spacing, image_grid.origin,
+        v_grid.spacing, v_grid.origin, n_steps, background, None if after is None else after[:ndim],
+    )  # fmt: skip
+
+
+def _rounded(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Floats in ``dtype``, rounded and clamped where it holds whole numbers."""
+    if dtype.is_floating_point:
+        return values.to(dtype)
+    info = torch.iinfo(dtype)
     top = float(info.max)
     if top > info.max:  # 2^63 and 2^64 fit a double, but not the type
         top = math.nextafter(top, 0.0)
-    return out.round().clamp(info.min, top).to(image.data.dtype)
+    return values.round().clamp(info.min, top).to(dtype)
 
 
-def _gather_nearest(image: Image, pull: Transform, grid: Grid, background: float) -> Tensor:
-    out = torch.empty((image.data.shape[0], *grid.shape), dtype=image.data.dtype)
-    if not out.dtype.is_floating_point:
-        background = min(max(background, torch.iinfo(out.dtype).min), torch.iinfo(out.dtype).max)
-    flat, source = out.reshape(out.shape[0], -1), image.data.reshape(image.data.shape[0], -1)
-    spacing = torch.tensor(image.grid.spacing, dtype=torch.float64)
-    origin = torch.tensor(image.grid.origin, dtype=torch.float64)
-    top = torch.tensor(image.grid.shape, dtype=torch.float64) - 1
-    for rows, coords in _chunks(grid):
-        at = pull.points(coords)
-        inside = image.grid.contains(at)
-        index = torch.minimum(((at - origin) / spacing).round().nan_to_num(0.0).clamp(min=0), top).long()
-        address = torch.zeros(index.shape[0], dtype=torch.long)
-        for d, n in enumerate(image.grid.shape):
-            address = address * n + index[:, d]
-        flat[:, rows] = torch.where(inside, source[:, address], torch.tensor(background).to(source.dtype))
-    return out
+def _chunks(grid: Grid, offset: tuple[int, ...], shape: tuple[int, ...]) -> Iterable[tuple[slice, Tensor]]:
+    """Flat slices of a tile of ``grid`` and their positions ``[n, D]``, in bands along the first axis, to bound the memory.
+
+    A position depends on the pixel's index in ``grid`` alone.
+    """
+    per_row = math.prod(shape[1:])
+    band = max(1, _CHUNK // max(1, per_row))
+    for start in range(0, shape[0], band):
+        n = min(band, shape[0] - start)
+        axes = [
+            o + s * (torch.arange(m, dtype=torch.float64) + first)
+            for o, s, m, first in zip(
+                grid.origin, grid.spacing, (n, *shape[1:]), (offset[0] + start, *offset[1:]), strict=True
+            )
+        ]
+        coords = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
+        yield slice(start * per_row, (start + n) * per_row), coords.reshape(-1, grid.ndim)
 
 
-def _inside(source: Grid, pull: Transform, grid: Grid) -> Tensor:
-    """Whether each pixel of ``grid`` maps onto a pixel of ``source``, ``[*S]`` bool."""
-    inside = torch.empty(grid.shape, dtype=torch.bool)
-    for rows, coords in _chunks(grid):
-        inside.reshape(-1)[rows] = source.contains(pull.points(coords))
-    return inside
+_Fused = tuple[Tensor, Flow | None, Tensor | None]
 
 
-def _chunks(grid: Grid) -> Iterable[tuple[slice, Tensor]]:
-    """Flat slices of ``grid`` and their positions ``[n, D]``, in bands along the first axis, to bound the memory."""
-    per_row = 1
-    for n in grid.shape[1:]:
-        per_row *= n
-    band = max(1, _CHUNK // per_row)
-    for start in range(0, grid.shape[0], band):
-        n = min(band, grid.shape[0] - start)
-        part = Grid(
-            (n, *grid.shape[1:]), grid.spacing, (grid.origin[0] + start * grid.spacing[0], *grid.origin[1:]), grid.unit
-        )
-        yield slice(start * per_row, (start + n) * per_row), part.coords().reshape(-1, grid.ndim)
-
-
-def _affine_then_flow(pull: Transform) -> tuple[Tensor, Flow | None] | None:
-    """``pull`` as one affine matrix followed by at most one reversed flow, the form `ops.warp` fuses; else None."""
-    parts = list(pull.parts())
-    flow = parts.pop() if isinstance(parts[-1], Flow) else None
-    if flow is not None and not (isinstance(flow, Flow) and flow.reverse):
-        return None
-    matrix = torch.eye(pull.ndim + 1, dtype=torch.float64)
-    for part in parts:
-        if not isinstance(part, Affine):
+def _fusible(pull: Transform) -> _Fused | None:
+    """``pull`` as `ops.warp_crop` fuses it, else None: an affine matrix, then a reversed flow, if any; or an affine matrix, a
+    flow that is not reversed, and the affine matrix after it."""
+    before = after = torch.eye(pull.ndim + 1, dtype=torch.float64)
+    flow: Flow | None = None
+    for part in pull.parts():
+        if isinstance(part, Affine):
+            if flow is None:
+                before = homogeneous.compose(part.matrix, before)
+            else:
+                after = homogeneous.compose(part.matrix, after)
+        elif isinstance(part, Flow) and flow is None:
+            flow = part
+        else:
             return None
-        matrix = homogeneous.compose(part.matrix, matrix)
-    return matrix, flow if isinstance(flow, Flow) else None
+    if flow is None or flow.reverse:
+        return (before, flow, None) if torch.equal(after, torch.eye(pull.ndim + 1, dtype=torch.float64)) else None
+    return before, flow, after
 
 
 def _finite_only(function: object, coords: Tensor) -> Tensor:

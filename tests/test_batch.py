@@ -130,6 +130,13 @@ def test_rows_become_jobs(tmp_path: Path) -> None:
     line = a.register_arguments(Path("/out"))
     assert line[-3:] == ["--", str(a.fixed), str(a.moving)]
     assert {"--level=1", "--set=seed=3", "--fixed-set=channels=DAPI", "--output=/out"} <= set(line)
+    carry = Job(
+        id="c", fixed=Path("/f"), moving=Path("/m"), apply_labels=(Path("/x/mask.ome.tif"),), apply_labels_spacing=0.5
+    )
+    ((name, line),) = carry.later_arguments(Path("/out"), 3)
+    assert name == "apply labels mask.ome.tif"
+    assert line[:3] == ["apply", "image", "--to=fixed"]
+    assert {"--labels", "--workers=3", "--input-spacing=0.5", "--output=/out/applied/mask.ome.zarr"} <= set(line)
     assert list(a.inputs) == ["fixed", "moving", "apply_points:0", "apply_points:1"]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import math
 import os
@@ -20,11 +21,11 @@ import yaml
 from fake_result import fake_result
 
 import regframe
-from regframe import outputs
+from regframe import outputs, slide
 from regframe.cli import main
-from regframe.cli.apply import place
-from regframe.data import Grid, Image, PointSet
+from regframe.data import Grid, Image, PointSet, Pyramid
 from regframe.registration import Progress, Result
+from regframe.slide import place
 
 FILES = {"transform.ome.zarr", "metrics.json", "config.resolved.yaml", "log.jsonl", "report.html"}
 
@@ -301,7 +302,7 @@ def test_report_is_drawn_again(pair: tuple[Path, Path], tmp_path: Path, fake: Fa
 def test_apply_image(to: str, pair: tuple[Path, Path], tmp_path: Path, saved: tuple[Path, Result]) -> None:
     out, result = saved
     source = pair[1] if to == "fixed" else pair[0]
-    run("apply", "image", out, source, "-o", tmp_path / "w.png", "--to", to)
+    run("apply", "image", out, source, "-o", tmp_path / "w.png", "--to", to, "--background", "border")
     opened = regframe.open(source)
     assert isinstance(opened, Image)
     expected = result.to_fixed(opened) if to == "fixed" else result.to_moving(opened)
@@ -334,6 +335,90 @@ def test_apply_image_at_another_resolution(tmp_path: Path, saved: tuple[Path, Re
         run(
             "apply", "image", saved[0], large, "-o", tmp_path / "v.png", "--to", "fixed", "--input-spacing", bad, code=2
         )
+
+
+@pytest.fixture
+def lazy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every image can be read by regions."""
+
+    def pyramid(self: Any, source: Any) -> Pyramid:
+        return slide.pyramid_of(self.open(source))
+
+    monkeypatch.setattr(type(regframe.adapter("image")), "pyramid", pyramid)
+
+
+OPTIONS: list[tuple[object, ...]] = [
+    (),
+    ("--background", "border"),
+    ("--background", 9, "--canvas", "union"),
+    ("--canvas", "moving", "--spacing", 0.7),
+    ("--region", "10:31.5,-4:40", "--canvas", "union", "--labels"),
+    ("--level", 0, "--input-spacing", 1),
+]
+
+
+@pytest.mark.parametrize("to", ["fixed", "moving"])
+@pytest.mark.parametrize("options", OPTIONS)
+def test_apply_image_tile_by_tile_is_apply_image(
+    options: tuple[object, ...], to: str, pair: tuple[Path, Path], tmp_path: Path, saved: tuple[Path, Result],
+    request: pytest.FixtureRequest,
+) -> None:  # fmt: skip
+    source = pair[1] if to == "fixed" else pair[0]
+    if "--labels" in options:
+        PIL.Image.open(source).convert("L").save(source)
+    run("apply", "image", saved[0], source, "-o", tmp_path / "whole.png", "--to", to, *options)
+    request.getfixturevalue("lazy")
+    for name in ("w.zarr", "w.ome.tif"):
+        outcome = run("apply", "image", saved[0], source, "-o", tmp_path / name, "--to", to, *options, "--workers", 1)
+        assert "levels" in outcome.stderr
+        found, expected = regframe.open(tmp_path / name), regframe.open(tmp_path / "whole.png")
+        assert isinstance(found, Image)
+        assert isinstance(expected, Image)
+        assert torch.equal(found.data, expected.data)
+    assert {p.name for p in tmp_path.iterdir()} >= {"w.zarr", "w.ome.tif"}
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_apply_image_says_what_it_wants(
+    pair: tuple[Path, Path], tmp_path: Path, saved: tuple[Path, Result], lazy: None
+) -> None:
+    command = ("apply", "image", saved[0], pair[1], "-o", tmp_path / "w.zarr", "--to", "fixed")
+    assert "Y0:Y1,X0:X1" in run(*command, "--region", "3,4", code=2).stderr
+    assert "wanted a region with pixels" in run(*command, "--region", "900:950,0:9", code=2).stderr
+    assert "auto, border or a number" in run(*command, "--background", "blue", code=2).stderr
+    assert "--spacing" in run(*command, "--spacing", -1, code=2).stderr
+    assert "level" in run(*command, "--level", 3, code=2).stderr
+    assert not (tmp_path / "w.zarr").exists()
+    (tmp_path / "w.zarr.partial").mkdir()
+    (tmp_path / "w.zarr.partial" / "plan.json").write_text('{"hash": "x", "what": "another slide"}')
+    assert "it was begun with (another slide)" not in run(*command, "--overwrite").stderr
+    run(*command, code=2)
+
+
+def test_apply_image_with_another_unfinished_output(
+    pair: tuple[Path, Path], tmp_path: Path, saved: tuple[Path, Result], lazy: None
+) -> None:
+    command = ("apply", "image", saved[0], pair[1], "-o", tmp_path / "w.zarr", "--to", "fixed")
+    (tmp_path / "w.zarr.partial").mkdir()
+    (tmp_path / "w.zarr.partial" / "plan.json").write_text('{"hash": "x", "what": "another slide"}')
+    assert "(another slide)" in run(*command, code=2).stderr
+
+
+def test_a_slide_job_is_paths_alone(
+    pair: tuple[Path, Path], tmp_path: Path, saved: tuple[Path, Result], lazy: None
+) -> None:
+    job = slide.SlideJob(str(saved[0]), str(pair[1]), str(tmp_path / "w.zarr"), "fixed", options=(("level", 0),))
+    assert json.loads(json.dumps(dataclasses.asdict(job)))["output"] == job.output
+    plan = job.plan()
+    assert plan is not None
+    with plan.started():
+        assert [slide.run_shard(job, index) for index in range(plan.shards)] == list(range(plan.shards))
+        plan.finish()
+    run("apply", "image", saved[0], pair[1], "-o", tmp_path / "v.zarr", "--to", "fixed")
+    found, expected = (regframe.open(tmp_path / name) for name in ("w.zarr", "v.zarr"))
+    assert isinstance(found, Image)
+    assert isinstance(expected, Image)
+    assert torch.equal(found.data, expected.data)
 
 
 def test_apply_image_refuses_points(tmp_path: Path, saved: tuple[Path, Result]) -> None:

@@ -207,8 +207,8 @@ def test_a_plane_in_space_and_other_refusals() -> None:
     with pytest.raises(ValueError, match="on one plane"):
         rf.register(points(flat), points(shape(30, 3)))
     image = rf.Image.from_array(np.random.default_rng(0).random((32, 32)).astype(np.float32))
-    with pytest.raises(ValueError, match="points on the fixed side and an image on the moving one"):
-        rf.register(points(shape(30, 2)), image)
+    with pytest.raises(ValueError, match="got 3D points and a 2D image"):
+        rf.register(points(shape(30, 3)), image)
     with pytest.raises(ValueError, match="metric for two point sets, got 'ncc'"):
         rf.register(points(shape(30, 2)), points(shape(30, 2)), metric="ncc")
     one = rf.PointSet(torch.from_numpy(shape(30, 2)), weights=torch.zeros(30))

@@ -21,8 +21,8 @@ ROWS: dict[int, set[str]] = {
     1: {"hookspecs", "homogeneous", "reference", "ops"},
     2: {"data", "transforms", "config"},
     3: {"contracts", "plugins", "shapes", "tables", "levels"},
-    4: {"pose", "clouds", "tissue", "lddmm", "optimize", "preparation", "uncertainty"},
-    5: {"store", "slide", "registration", "evaluation", "testing"},
+    4: {"pose", "clouds", "mixed", "tissue", "lddmm", "optimize", "preparation", "uncertainty"},
+    5: {"store", "tiles", "slide", "registration", "evaluation", "testing"},
     6: {"report", "batch", "cli", "outputs", "demo", "bench", "scaffold", "interchange"},
 }
 ROW = {module: row for row, modules in ROWS.items() for module in modules}

@@ -246,6 +246,121 @@ def test_a_tile_is_the_same_as_its_part_of_the_whole(ndim, dtype, corner, size, 
     assert torch.equal(tile, part)
 
 
+PIXELS = [torch.uint8, torch.uint16, torch.float32, torch.float64]
+
+
+def pixels(ndim, dtype, n_steps=3):
+    """Arguments of `warp_crop` for a whole image of ``dtype``, of `sphere`."""
+    image, velocity, matrix, (shape, offset, *rest) = sphere(ndim, torch.float64, n_steps=n_steps)
+    top = 255 if dtype == torch.uint8 else 65535
+    image = image.to(dtype) if dtype.is_floating_point else (image * top).to(torch.int32).to(dtype)
+    return image, velocity, matrix, shape, offset, rest
+
+
+@pytest.mark.parametrize("background", [None, 7.0])
+@pytest.mark.parametrize("ndim", [2, 3])
+@pytest.mark.parametrize("dtype", PIXELS)
+def test_warp_crop_agrees_with_the_reference_and_with_warp(dtype, ndim, background):
+    image, velocity, matrix, shape, offset, rest = pixels(ndim, dtype)
+    whole = (image.shape[1:], [0] * ndim)
+    out = ops.warp_crop(image, velocity, matrix, shape, offset, *whole, *rest, background)
+    twin = reference.warp_crop(image, velocity, matrix, shape, offset, *whole, *rest, background)
+    assert out.dtype == dtype
+    if dtype.is_floating_point:
+        assert relative(out, twin) < TOLERANCE[dtype] / 10
+    else:
+        assert (out.int() - twin.int()).abs().max() <= (1 if dtype == torch.uint8 else 8)
+    if background is None:
+        working = torch.float64 if dtype == torch.float64 else torch.float32
+        plain = ops.warp(image.to(working), velocity.to(working), matrix, shape, offset, *rest)
+        plain = plain if dtype.is_floating_point else plain.round().to(torch.int32).to(dtype)
+        assert torch.equal(out, plain)
+    else:
+        assert (out == 7).any()
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+@pytest.mark.parametrize("dtype", PIXELS)
+def test_warp_crop_towards_the_fixed_image_agrees_with_the_reference(dtype, ndim):
+    image, velocity, matrix, shape, offset, rest = pixels(ndim, dtype, n_steps=6)
+    velocity = velocity * 0.3
+    after = torch.cat([torch.eye(ndim) + 0.2 * torch.rand(ndim, ndim), torch.rand(ndim, 1)], dim=1).double()
+    args = (velocity, matrix, shape, offset, image.shape[1:], [0] * ndim, *rest, 7.0, after)
+    out, twin = ops.warp_crop(image, *args), reference.warp_crop(image, *args)
+    differ = (out.double() - twin.double()).abs()
+    top = {torch.uint8: 1, torch.uint16: 60}.get(dtype, 1e-3 if dtype == torch.float32 else 1e-10)
+    edge = differ > top  # where a rounding decides whether a pixel is inside
+    assert edge.double().mean() < 0.002
+    assert (out == 7).any()
+    assert (out != 7).any()
+    low = [o + 1 for o in offset]
+    part = ops.warp_crop(image, velocity, matrix, [n - 2 for n in shape], low, *args[4:])
+    assert torch.equal(part, out[(slice(None), *(slice(1, n - 1) for n in shape))])
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    ndim=st.sampled_from([2, 3]),
+    dtype=st.sampled_from(PIXELS),
+    background=st.sampled_from([None, 3.0]),
+    corner=st.tuples(*[st.integers(0, 8)] * 3),
+    size=st.tuples(*[st.integers(1, 12)] * 3),
+    seed=st.integers(0, 9),
+)
+def test_a_part_of_the_image_gives_what_the_whole_gives(ndim, dtype, background, corner, size, seed):
+    image, velocity, matrix, shape, offset, rest = pixels(ndim, dtype)
+    velocity = velocity * (0.1 + 0.05 * seed)
+    args = (velocity, matrix)
+    whole = ops.warp_crop(image, *args, shape, offset, image.shape[1:], [0] * ndim, *rest, background)
+    size = [min(n, s) for n, s in zip(size, shape, strict=False)]
+    corner = [min(c, s - n) for c, s, n in zip(corner, shape, size, strict=False)]
+    start = [o + c for o, c in zip(offset, corner, strict=True)]
+    end = reference.flow_points(
+        reference.pixel_positions(matrix, size, start).reshape(-1, ndim), velocity, *rest[2:], True
+    )
+    index = (end - torch.tensor(rest[1])) / torch.tensor(rest[0])  # [N, D]
+    top = torch.tensor(image.shape[1:])
+    low = (index.min(0).values.floor().long() - 1).clamp(min=0).minimum(top - 2)
+    high = (index.max(0).values.floor().long() + 3).maximum(low + 2).minimum(top)
+    low = low.minimum(high - 2)
+    part = image[(slice(None), *(slice(int(a), int(b)) for a, b in zip(low, high, strict=True)))]
+    tile = ops.warp_crop(part, *args, size, start, image.shape[1:], low.tolist(), *rest, background)
+    window = (slice(None), *(slice(c, c + n) for c, n in zip(corner, size, strict=True)))
+    assert torch.equal(tile, whole[window])
+
+
+def test_a_part_that_does_not_hold_what_is_asked_stays_within_its_memory():
+    image, velocity, matrix, shape, offset, rest = pixels(2, torch.uint8)
+    for low in ([0, 0], [15, 20]):
+        part = image[:, low[0] : low[0] + 4, low[1] : low[1] + 3].clone()
+        out = ops.warp_crop(part, velocity * 100, matrix, shape, offset, image.shape[1:], low, *rest)
+        assert out.shape == (3, *shape)
+
+
+def test_messages_of_warp_crop():
+    image, velocity, matrix, shape, offset, rest = pixels(2, torch.uint8)
+    whole = (image.shape[1:], [0, 0])
+    with pytest.raises(TypeError, match="uint8, uint16, float32 or float64"):
+        ops.warp_crop(image.to(torch.int32), velocity, matrix, shape, offset, *whole, *rest)
+    with pytest.raises(ValueError, match="must be a part"):
+        ops.warp_crop(image, velocity, matrix, shape, offset, image.shape[1:], [1, 0], *rest)
+    with pytest.raises(ValueError, match="after must be"):
+        ops.warp_crop(image, velocity, matrix, shape, offset, *whole, *rest, after=matrix.float())
+    with pytest.raises(ValueError, match="must be a part"):
+        ops.warp_crop(image[:, :1], velocity, matrix, shape, offset, *whole, *rest)
+    library = torch.ops.regframe
+    with pytest.raises(RuntimeError, match="must be a part"):
+        library.warp_crop(image, velocity.float(), matrix, None, shape, offset, image.shape[1:], [1, 0], *rest, None)
+    with pytest.raises(RuntimeError, match="float32 for any other"):
+        library.warp_crop(image, velocity, matrix, None, shape, offset, *whole, *rest, None)
+
+
+def test_opcheck_of_warp_crop():
+    image, velocity, matrix, shape, offset, rest = pixels(2, torch.uint8)
+    args = (image, velocity.float(), matrix, None, shape, offset, list(image.shape[1:]), [0, 0], *rest, 3.0)
+    torch.library.opcheck(torch.ops.regframe.warp_crop, args, test_utils=OPCHECKS)
+
+
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("ndim", [2, 3])
 def test_gradcheck(device, ndim):

@@ -27,6 +27,22 @@ struct WarpTask {
   int64_t channels, image_pixels, out_pixels;
 };
 
+// A warp of pixels of type P out of a part of an image: every position is reckoned in the whole image, whose size is that of
+// warp.grid, while warp.grid.stride and .corner are those of the part. warp.image is not used.
+template <class T, int D, class P>
+struct CropTask {
+  WarpTask<T, D> warp;
+  const P* part;         // [C, *part's size]
+  const P* image;        // where the whole image's first pixel would lie
+  const P* part_end;
+  int64_t first[D];      // the part's first pixel, and its last cell
+  int64_t last[D];
+  bool to_fixed;         // the flow is followed the other way, and an affine map comes after it, which warp.frame.to_image includes:
+  T image_per_flow[D][D];  // image pixels per velocity node under it
+  bool has_background;   // beyond the whole image's pixels; else its border is continued
+  P background;
+};
+
 // The residual of the best contrast map: theta . phi(x) - y, with phi = (1, x, x^2, ...) of the warped channels, all standardised.
 template <class T, int D>
 struct ContrastTask {
@@ -59,6 +75,8 @@ struct PointsTask {
   namespace isa {                                                                                                           \
   template <class T, int D>                                                                                                 \
   void warp_forward(const WarpTask<T, D>& task, T* out, int64_t begin, int64_t end);                                        \
+  template <class T, int D, class P>                                                                                        \
+  void warp_crop(const CropTask<T, D, P>& task, P* out, int64_t begin, int64_t end);                                        \
   template <class T, int D>                                                                                                 \
   void warp_backward(const WarpTask<T, D>& task, const T* grad, double* accumulator, double* matrix, int64_t begin,         \
                      int64_t end);                                                                                          \
@@ -94,8 +112,13 @@ Isa isa();
   (::regframe::isa() == ::regframe::Isa::avx512 ? avx512::name<T, D>(__VA_ARGS__) \
    : ::regframe::isa() == ::regframe::Isa::avx2 ? avx2::name<T, D>(__VA_ARGS__)   \
                                                 : baseline::name<T, D>(__VA_ARGS__))
+#define RF_CALL_PIXELS(name, T, D, P, ...)                                             \
+  (::regframe::isa() == ::regframe::Isa::avx512 ? avx512::name<T, D, P>(__VA_ARGS__) \
+   : ::regframe::isa() == ::regframe::Isa::avx2 ? avx2::name<T, D, P>(__VA_ARGS__)   \
+                                                : baseline::name<T, D, P>(__VA_ARGS__))
 #else
 #define RF_CALL(name, T, D, ...) baseline::name<T, D>(__VA_ARGS__)
+#define RF_CALL_PIXELS(name, T, D, P, ...) baseline::name<T, D, P>(__VA_ARGS__)
 #endif
 
 }  // namespace regframe

@@ -184,6 +184,43 @@ struct Lanes<double> {
   }
 };
 
+// base[index] and base[index + 1] of pixels of any type; `end` is that of the memory `base` lies in.
+template <class T, class P>
+RF_HD void gather_pixels(const P* base, const P* end, typename Lanes<T>::Int index, typename Lanes<T>::Real& first,
+                         typename Lanes<T>::Real& second) {
+  using L = Lanes<T>;
+  if constexpr (sizeof(P) == sizeof(T)) {
+    L::gather_pair(base, index, first, second);
+  } else {
+#if RF_AVX512 || RF_AVX2
+    // Four bytes hold both. Those of the last pixels are read from where memory ends, and shifted.
+    constexpr int kBits = 8 * sizeof(P);
+    constexpr int32_t kMask = (int32_t(1) << kBits) - 1;
+    const int64_t room = reinterpret_cast<const char*>(end) - reinterpret_cast<const char*>(base) - 4;
+    const int32_t top = room < 0x7fffffff ? static_cast<int32_t>(room) : 0x7fffffff;
+    const typename L::Int byte = index * static_cast<int32_t>(sizeof(P));
+#if RF_AVX512
+    const __m512i at = _mm512_min_epi32((__m512i)byte, _mm512_set1_epi32(top));
+    const __m512i shift = _mm512_slli_epi32(_mm512_sub_epi32((__m512i)byte, at), 3);
+    const typename L::Int both = (typename L::Int)_mm512_srlv_epi32(_mm512_i32gather_epi32(at, base, 1), shift);
+#else
+    const __m256i at = _mm256_min_epi32((__m256i)byte, _mm256_set1_epi32(top));
+    const __m256i shift = _mm256_slli_epi32(_mm256_sub_epi32((__m256i)byte, at), 3);
+    const typename L::Int both =
+        (typename L::Int)_mm256_srlv_epi32(_mm256_i32gather_epi32(reinterpret_cast<const int*>(base), at, 1), shift);
+#endif
+    first = L::to_real(both & kMask);
+    second = L::to_real((both >> kBits) & kMask);
+#else
+    (void)end;
+    for (int i = 0; i < L::kLanes; ++i) {
+      first[i] = static_cast<T>(base[index[i]]);
+      second[i] = static_cast<T>(base[index[i] + 1]);
+    }
+#endif
+  }
+}
+
 // 0, 1, 2 ...
 template <class T>
 RF_HD typename Lanes<T>::Real lane_numbers() {
@@ -230,5 +267,36 @@ RF_HD void store(T* to, typename Lanes<T>::Real value, Span span) {
     __builtin_memcpy(to, &value, kBytes);
   } else {
     for (int i = span.first; i < span.last; ++i) to[i] = value[i];
+  }
+}
+
+// rounded to the nearest (ties to even) and clamped, where pixels are whole numbers
+template <class T, class P>
+RF_HD void store_pixels(P* to, typename Lanes<T>::Real value, Span span) {
+  if constexpr (sizeof(P) == sizeof(T)) {
+    store<T>(to, value, span);
+  } else {
+    using L = Lanes<T>;
+    const typename L::Real zero{}, top = L::splat(static_cast<T>(static_cast<P>(-1)));
+    value = L::max(value, zero);
+    value = value < top ? value : top;
+#if RF_AVX512
+    const __m512i whole = _mm512_cvtps_epi32((__m512)value);
+    const auto mask = static_cast<__mmask16>(span.bits());
+    if constexpr (sizeof(P) == 1)
+      _mm512_mask_cvtepi32_storeu_epi8(to, mask, whole);
+    else
+      _mm512_mask_cvtepi32_storeu_epi16(to, mask, whole);
+#else
+#if RF_AVX2
+    const typename L::Int whole = (typename L::Int)_mm256_cvtps_epi32((__m256)value);
+#elif defined(__SSE2__)
+    const typename L::Int whole = (typename L::Int)__builtin_ia32_cvtps2dq(value);
+#else
+    typename L::Int whole;
+    for (int i = 0; i < L::kLanes; ++i) whole[i] = static_cast<int32_t>(__builtin_rintf(value[i]));
+#endif
+    for (int i = span.first; i < span.last; ++i) to[i] = static_cast<P>(whole[i]);
+#endif
   }
 }

@@ -1,12 +1,15 @@
 // From the arguments of an op that follows fixed pixels to what its kernels ask for.
 #pragma once
 
+#include <type_traits>
+
 #include "cpu/kernels.h"
 #include "prepare.h"
 
 namespace regframe {
 
-template <class T, int D>
+// pixels of type P are not T: the task then has no image
+template <class T, int D, class P = T>
 WarpTask<T, D> warp_task(const Tensor& image, const Tensor& velocity, const Tensor& matrix, const T* padded,
                          const std::vector<int64_t>& shape, const std::vector<int64_t>& offset,
                          const std::vector<double>& image_spacing, const std::vector<double>& image_origin,
@@ -16,7 +19,7 @@ WarpTask<T, D> warp_task(const Tensor& image, const Tensor& velocity, const Tens
   task.flow = flow_grid<T, D>(velocity, n_steps);
   task.grid = image_grid<T, D>(image);
   task.velocity = padded;
-  task.image = image.const_data_ptr<T>();
+  if constexpr (std::is_same_v<P, T>) task.image = image.const_data_ptr<T>();
   task.channels = image.size(0);
   task.image_pixels = task.out_pixels = 1;
   const double* m = matrix.const_data_ptr<double>();  // [D, D+1]

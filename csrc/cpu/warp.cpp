@@ -2,7 +2,9 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <optional>
 #include <tuple>
+#include <type_traits>
 
 #include "cpu/kernels.h"
 #include "cpu/task.h"
@@ -57,6 +59,108 @@ Tensor warp(const Tensor& image_, const Tensor& velocity_, const Tensor& matrix_
       RF_CALL(warp_forward, T, D, task, to, begin, end);
     });
   });
+  return out;
+}
+
+template <class P>
+void crop_pixels(const Tensor& part, const Tensor& velocity, const Tensor& matrix, const std::optional<Tensor>& after,
+                 const std::vector<int64_t>& shape,
+                 const std::vector<int64_t>& offset, const std::vector<int64_t>& image_shape,
+                 const std::vector<int64_t>& image_offset, const std::vector<double>& image_spacing,
+                 const std::vector<double>& image_origin, const std::vector<double>& velocity_spacing,
+                 const std::vector<double>& velocity_origin, int64_t n_steps, std::optional<double> background,
+                 Tensor& out) {
+  using T = std::conditional_t<std::is_same_v<P, double>, double, float>;
+  constexpr ScalarType kReal = std::is_same_v<T, double> ? ScalarType::Double : ScalarType::Float;
+  dispatch(kReal, matrix.size(0), [&](auto scalar, auto ndim) {
+    using R = decltype(scalar);
+    if constexpr (std::is_same_v<R, T>) {
+      constexpr int D = decltype(ndim)::value;
+      const auto padded = pad_velocity<T, D>(flow_grid<T, D>(velocity, n_steps), velocity, velocity_spacing);
+      CropTask<T, D, P> task{};
+      task.warp = warp_task<T, D, P>(part, velocity, matrix, padded.get(), shape, offset, image_spacing, image_origin,
+                                     velocity_spacing, velocity_origin, n_steps);
+      task.part = part.const_data_ptr<P>();
+      int64_t before = 0;
+      for (int d = 0; d < D; ++d) {
+        const int64_t size = part.size(1 + d);
+        before += image_offset[d] * task.warp.grid.stride[d];
+        task.warp.grid.size[d] = static_cast<int32_t>(image_shape[d]);
+        task.first[d] = image_offset[d];
+        task.last[d] = image_offset[d] + (size > 1 ? size - 2 : 0);
+      }
+      task.image = reinterpret_cast<const P*>(reinterpret_cast<uintptr_t>(task.part) - before * sizeof(P));
+      task.part_end = task.part + part.numel();
+      if (after.has_value()) {  // image index = (after [D, D+1] · flow's end - origin) / spacing
+        task.to_fixed = true;
+        const double* a = after->const_data_ptr<double>();
+        const double* m = matrix.const_data_ptr<double>();
+        for (int d = 0; d < D; ++d) {
+          for (int e = 0; e <= D; ++e) {
+            double sum = e == D ? a[d * (D + 1) + D] - image_origin[d] : 0.0;
+            for (int k = 0; k < D; ++k) sum += a[d * (D + 1) + k] * m[k * (D + 1) + e];
+            task.warp.frame.to_image[d][e] = sum / image_spacing[d];
+          }
+          for (int e = 0; e < D; ++e)
+            task.image_per_flow[d][e] = static_cast<T>(a[d * (D + 1) + e] * velocity_spacing[e] / image_spacing[d]);
+        }
+      }
+      task.has_background = background.has_value();
+      task.background = static_cast<P>(background.value_or(0.0));
+      P* to = out.mutable_data_ptr<P>();
+      in_blocks(task.warp.out_pixels / shape[D - 1], kForwardRows, [&](int64_t begin, int64_t end) {
+        RF_CALL_PIXELS(warp_crop, T, D, P, task, to, begin, end);
+      });
+    }
+  });
+}
+
+Tensor warp_crop(const Tensor& part_, const Tensor& velocity_, const Tensor& matrix_, const std::optional<Tensor>& after_,
+                 const std::vector<int64_t>& shape,
+                 const std::vector<int64_t>& offset, const std::vector<int64_t>& image_shape,
+                 const std::vector<int64_t>& image_offset, const std::vector<double>& image_spacing,
+                 const std::vector<double>& image_origin, const std::vector<double>& velocity_spacing,
+                 const std::vector<double>& velocity_origin, int64_t n_steps, std::optional<double> background) {
+  const ScalarType type = part_.scalar_type();
+  STD_TORCH_CHECK(type == ScalarType::Byte || type == ScalarType::UInt16 || type == ScalarType::Float ||
+                      type == ScalarType::Double,
+                  "image must be uint8, uint16, float32 or float64");
+  STD_TORCH_CHECK(velocity_.scalar_type() == (type == ScalarType::Double ? ScalarType::Double : ScalarType::Float),
+                  "velocity must be float64 for a float64 image and float32 for any other");
+  check_warp(part_, velocity_, velocity_, matrix_, shape, offset, image_spacing, image_origin, velocity_spacing,
+             velocity_origin, n_steps);
+  STD_TORCH_CHECK(image_shape.size() == shape.size() && image_offset.size() == shape.size(),
+                  "image_shape and image_offset need one number per axis");
+  for (size_t d = 0; d < shape.size(); ++d)
+    STD_TORCH_CHECK(image_offset[d] >= 0 && image_offset[d] + part_.size(1 + d) <= image_shape[d] &&
+                        image_shape[d] < (int64_t(1) << 24) && (part_.size(1 + d) > 1 || image_shape[d] == 1),
+                    "image must be a part of image_shape from image_offset, of two pixels at least");
+  STD_TORCH_CHECK(!after_.has_value() || (after_->dim() == 2 && after_->size(0) == matrix_.size(0) &&
+                                          after_->size(1) == matrix_.size(1) &&
+                                          after_->scalar_type() == ScalarType::Double && !after_->is_cuda()),
+                  "after must be [D, D+1], float64");
+  STD_TORCH_CHECK(part_.numel() * static_cast<int64_t>(part_.element_size()) >= 4, "image must hold four bytes at least");
+  const Tensor part = torch::stable::contiguous(part_);          // [C, *part]
+  const Tensor velocity = torch::stable::contiguous(velocity_);  // [T, D, *S_v]
+  const Tensor matrix = torch::stable::contiguous(matrix_);      // [D, D+1]
+  std::optional<Tensor> after;  // [D, D+1]
+  if (after_.has_value()) after = torch::stable::contiguous(*after_);
+  std::vector<int64_t> sizes{part.size(0)};
+  sizes.insert(sizes.end(), shape.begin(), shape.end());
+  Tensor out = torch::stable::new_empty(part, {sizes.data(), sizes.size()});  // [C, *shape]
+  if (out.numel() == 0) return out;
+  auto run = [&](auto pixel) {
+    crop_pixels<decltype(pixel)>(part, velocity, matrix, after, shape, offset, image_shape, image_offset, image_spacing,
+                                 image_origin, velocity_spacing, velocity_origin, n_steps, background, out);
+  };
+  if (type == ScalarType::Byte)
+    run(uint8_t{});
+  else if (type == ScalarType::UInt16)
+    run(uint16_t{});
+  else if (type == ScalarType::Float)
+    run(float{});
+  else
+    run(double{});
   return out;
 }
 
@@ -115,5 +219,6 @@ std::tuple<Tensor, Tensor, Tensor> warp_backward(
 
 STABLE_TORCH_LIBRARY_IMPL(regframe, CPU, m) {
   m.impl("warp", TORCH_BOX(&regframe::warp));
+  m.impl("warp_crop", TORCH_BOX(&regframe::warp_crop));
   m.impl("_warp_backward", TORCH_BOX(&regframe::warp_backward));
 }

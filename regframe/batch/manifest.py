@@ -166,7 +166,7 @@ class Job(BaseModel):
             str(self.moving),
         ]
 
-    def later_arguments(self, out: Path) -> Iterator[tuple[str, list[str]]]:
+    def later_arguments(self, out: Path, threads: int = 1) -> Iterator[tuple[str, list[str]]]:
         """What follows a registration: names and command lines of ``regframe evaluate`` and ``regframe apply``."""
         if self.fixed_landmarks is not None:
             options = _options(self, "fixed_landmarks", "moving_landmarks")
@@ -176,6 +176,7 @@ class Job(BaseModel):
             yield "evaluate", ["evaluate", "--json", *options, "--", str(out)]
         for kind, path, name in self.applied():
             options = ["--labels"] if kind == "labels" else []
+            options += [f"--workers={threads}"] if kind in ("image", "labels") else []
             spacing = getattr(self, f"apply_{kind}_spacing")
             options += [] if spacing is None else [f"--input-spacing={spacing!r}"]
             if kind == "points" and self.apply_points_columns is not None:

@@ -321,7 +321,7 @@ def _attempt(job: Job, folder: Path, log: Path, limits: Limits, model: str) -> t
     answer = folder.parent / "answer.json"
     order = {
         "register": job.register_arguments(folder),
-        "later": list(job.later_arguments(folder)),
+        "later": list(job.later_arguments(folder, limits.threads)),
         "folder": str(folder),
         "answer": str(answer),
         "memory": limits.memory,

@@ -226,9 +226,9 @@ def load_result(path: Path) -> Result:
 
 def describe_grid(grid: Grid) -> str:
     """A grid in a few words."""
-    size = " × ".join(str(n) for n in grid.shape)
-    spacing = " × ".join(f"{s:.6g}" for s in dict.fromkeys(grid.spacing))
-    return f"{size} px of {spacing} {grid.unit}"
+    from ..data import describe_grid
+
+    return describe_grid(grid)
 
 
 def finish(metrics: Mapping[str, Any], ctx: click.Context) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -21,10 +22,12 @@ from ._common import (
     open_side,
     overwrite_option,
     path_type,
+    sentence,
     verbose_option,
 )
 
 if TYPE_CHECKING:
+    from .. import slide
     from ..contracts import Adapter
     from ..data import Grid, Image, PointSet
     from ..shapes import Shapes
@@ -34,7 +37,6 @@ _LOOKED_AT = 2048
 """Pixels along each side that are looked at for ids."""
 _FEW = 16
 """Whole numbers that are few."""
-_RATIO = 0.02  # how far two extents may differ before they are not taken for the same field
 
 
 @click.group(short_help="Carry images, points or shapes through a saved map.")
@@ -73,43 +75,97 @@ def _common(spacing: str) -> Callable[[_F], _F]:
 @click.option("--adapter", metavar="NAME", help="Adapter of the input; sniffed otherwise.")
 @click.option("--adapter-set", metavar="K=V", multiple=True, help="Option of the adapter, e.g. axes=cyx.")
 @click.option("--labels", is_flag=True, help="Values are ids (a segmentation, a mask): the nearest, never a mean.")
+@click.option(
+    "--canvas",
+    type=click.Choice(["fixed", "moving", "union"]),
+    help="Whose field to fill, in the space of --to; the side of --to where not given.",
+)
+@click.option("--spacing", type=float, metavar="S", help="Pixel size of the output, in the unit of the destination.")
+@click.option("--region", metavar="Y0:Y1,X0:X1", help="Part of the canvas to fill, in the unit of the destination.")
+@click.option(
+    "--level",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="Resolution of the input to read, 0 the finest; the output gets its pixel size where --spacing is not given.",
+)
+@click.option(
+    "--background",
+    default="auto",
+    show_default=True,
+    metavar="V",
+    help="Value where the input has nothing: a number, border (its border goes on), or auto: white for brightfield, else 0.",
+)
+@click.option(
+    "--workers", type=click.IntRange(min=1), metavar="N", help="Threads for large images; one per core otherwise."
+)
 def image(
     result_folder: Path,
     input_file: Path,
     output: Path,
-    to: str,
+    to: Literal["fixed", "moving"],
     input_spacing: float | None,
     overwrite: bool,
     adapter: str | None,
     adapter_set: tuple[str, ...],
     labels: bool,
+    canvas: Any,
+    spacing: float | None,
+    region: str | None,
+    level: int | None,
+    background: str,
+    workers: int | None,
 ) -> None:
     """Resample INPUT on the canvas of the side named by --to; the suffix of the output says its format.
 
     INPUT belongs to the other side: it is the file that was registered, or the same field at another resolution. Its
     channels and its type are kept; of labels every id comes through exactly, and 0 lies where INPUT has nothing.
+
+    What is written to .zarr or .tif is carried tile by tile, with a pyramid, and never held in memory as a whole; run
+    the same command again to go on with one that was interrupted.
     """
-    from .. import outputs
+    import regframe
+
+    from .. import outputs, slide
     from ..data import Image
 
     _check_spacing(input_spacing)
+    _check_spacing(spacing, "--spacing")
+    part = _region(region)
+    fill = _background(background)
     with bad_input():
         outputs.check_file(output, overwrite)
-    result = load_result(result_folder)
     options = adapter_options(adapter_set, "--adapter-set") | ({"labels": True} if labels else {})
-    data, reader, _ = open_side(input_file, adapter, options, 0)
+    if output.suffix.lower() in (".zarr", ".tif", ".tiff"):
+        job = slide.SlideJob(
+            str(result_folder), str(input_file), str(output), to, adapter, tuple(options.items()), input_spacing, canvas,
+            spacing, part, level, fill,
+        )  # fmt: skip
+        if _warp_slide(job, workers, overwrite):
+            return
+    result = load_result(result_folder)
+    data, reader, _ = open_side(input_file, adapter, options, level or 0)
     if not isinstance(data, Image):
         raise BadInput(f"wanted an image, got points in {input_file}; use `regframe apply points`")
     side = result.moving_grid if to == "fixed" else result.fixed_grid
     with bad_input():
-        placed = data.replace(grid=place(data.grid, side, input_spacing))
-        moved = result.to_fixed(placed) if to == "fixed" else result.to_moving(placed)
+        placed = data.replace(grid=slide.place(data.grid, side, input_spacing))
+        whole = slide.pyramid_of(placed)
+        grid = slide.canvas_grid(result, to, canvas, spacing, part, whole, None if level is None else 0)
+        number = slide.backdrop(whole) if fill == "auto" else None if fill == "border" else float(fill)
+        transform = result.transform if to == "fixed" else result.transform.inverse()
+        moved = regframe.resample(placed, transform, grid, number)
         with outputs.staged(output, overwrite) as path:
             reader.save(moved, path)
     click.echo(f"wrote {output}: {describe_grid(moved.grid)}", err=True)
-    if (ids := _id_like(data)) and not labels and not data.labels:
+    if not labels and not data.labels:
+        _warn_of_ids(data, input_file)
+
+
+def _warn_of_ids(image: Image, path: Path) -> None:
+    ids = _id_like(image)
+    if ids:
         click.echo(
-            f"Warning: the values of {input_file.name} look like ids ({ids} whole numbers in flat patches), and were averaged "
+            f"Warning: the values of {path.name} look like ids ({ids} whole numbers in flat patches), and were averaged "
             "where they meet; --labels keeps them",
             err=True,
         )
@@ -144,6 +200,79 @@ def _id_like(image: Image) -> int:
     if len(values) > _FEW and len(jumps) and int((jumps > 2).sum()) < 0.2 * len(jumps):  # bands of a smooth picture
         return 0
     return len(values)
+
+
+def _warp_slide(job: slide.SlideJob, workers: int | None, overwrite: bool) -> bool:
+    """Carry an image shard by shard, with progress; False where its adapter reads it as a whole only."""
+    import torch
+
+    from ..data import Grid, Image
+
+    with bad_input():
+        if not Path(job.result).exists():
+            return False  # said in the words that every command has for it
+        try:
+            plan = job.plan()
+        except ImportError as error:
+            raise BadInput(sentence(error)) from error
+    if plan is None:
+        return False
+    bars: Any = contextlib.nullcontext()
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import Progress
+
+        bars = Progress(console=Console(stderr=True))
+    try:
+        with bad_input(), bars as shown:
+            task = None if shown is None else shown.add_task("shards", total=plan.shards)
+
+            def progress(done: int, _: int) -> None:
+                if shown is not None:
+                    shown.update(task, completed=done)
+
+            plan.write(workers, overwrite, progress)
+    except KeyboardInterrupt:
+        kept = f"{len(plan.done())} of {plan.shards} shards are kept in {plan.partial}"
+        click.echo(f"interrupted; {kept}: run the same command again to go on", err=True)
+        click.get_current_context().exit(130)
+    click.echo(f"wrote {job.output}: {describe_grid(plan.grid)}, {len(plan.levels)} levels", err=True)
+    if not plan.pyramid.labels and len(plan.pyramid.channels) == 1:
+        corner = plan.source.read(tuple(slice(0, min(n, _LOOKED_AT)) for n in plan.source.grid.shape))
+        shape = corner.shape[1:]
+        _warn_of_ids(Image(torch.from_numpy(corner), Grid(shape)), Path(job.input))
+    finest = plan.source.grid.pixel
+    if job.level is None and job.spacing is None and plan.pyramid.grid.pixel < finest * 0.75:
+        click.echo(
+            f"Note: pixels are as large as those that were registered; --level 0 writes them at the input's full resolution "
+            f"({plan.pyramid.grid.pixel:.6g} {plan.pyramid.grid.unit})",
+            err=True,
+        )
+    return True
+
+
+def _background(text: str) -> Any:
+    if text in ("auto", "border"):
+        return text
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise BadInput(f"wanted --background as auto, border or a number, got {text!r}")
+    return number
+
+
+def _region(text: str | None) -> tuple[tuple[float, float], ...] | None:
+    if text is None:
+        return None
+    try:
+        pairs = tuple(tuple(float(v) for v in axis.split(":")) for axis in text.split(","))
+    except ValueError:
+        pairs = ()
+    if not pairs or not all(len(p) == 2 and math.isfinite(p[0]) and math.isfinite(p[1]) and p[0] < p[1] for p in pairs):
+        raise BadInput(f"wanted --region as Y0:Y1,X0:X1 with the smaller first, got {text!r}")
+    return tuple((p[0], p[1]) for p in pairs)
 
 
 @apply.command(short_help="Move the positions of a table.")
@@ -392,74 +521,6 @@ def _shape_notes(
 def _check_spacing(spacing: float | None, option: str = "--input-spacing") -> None:
     if spacing is not None and not (math.isfinite(spacing) and spacing > 0):
         raise BadInput(f"wanted a positive {option}, got {spacing}")
-
-
-def place(grid: Grid, side: Grid, spacing: float | None) -> Grid:
-    """Where an image's pixels lie in the space of ``side``, in its unit.
-
-    With ``spacing`` (in the side's unit) its outer edges are put on the side's lower edges. Without it the same number
-    of pixels is the side's own grid, and another number needs a spacing of its own that makes it the same field.
-    Raises ValueError where none of this tells where it lies.
-    """
-    from ..data import Grid, unit_ratio
-
-    if grid.ndim != side.ndim:
-        raise ValueError(f"wanted an image of {side.ndim} axes for this result, got {grid.ndim}")
-    if spacing is not None:
-        origin = tuple(o - s / 2 + spacing / 2 for o, s in zip(side.origin, side.spacing, strict=True))
-        return _same_field(Grid(grid.shape, (spacing,) * grid.ndim, origin, side.unit), side)
-    ratio = unit_ratio(grid.unit, side.unit)
-    if grid.shape == side.shape:
-        declared = ratio is not None and (grid.unit != "px" or side.unit == "px")
-        if declared and not _close(
-            grid.to_unit(side.unit).extent if grid.unit != side.unit else grid.extent, side.extent
-        ):
-            raise ValueError(
-                f"wanted the field of this result ({describe_grid(side)}), got {describe_grid(grid)}; "
-                "state --input-spacing if the file's own is wrong"
-            )
-        return side
-    if ratio is None:
-        raise ValueError(
-            f"wanted an image of {describe_grid(side)}, got {describe_grid(grid)}, which does not say how they "
-            f"relate; state --input-spacing in {side.unit}"
-        )
-    own = Grid(grid.shape, tuple(s * ratio for s in grid.spacing), tuple(o * ratio for o in grid.origin), side.unit)
-    if own.unit == "px" and not _close(own.extent, side.extent):
-        raise ValueError(
-            f"wanted an image of {describe_grid(side)}, got {describe_grid(grid)}, which is another size; "
-            "state --input-spacing in px of that side if it is the same field"
-        )
-    return _same_field(own, side)
-
-
-def _same_field(grid: Grid, side: Grid) -> Grid:
-    low = [
-        max(a - s / 2, b - t / 2)
-        for a, s, b, t in zip(grid.origin, grid.spacing, side.origin, side.spacing, strict=True)
-    ]
-    high = [
-        min(a - s / 2 + e, b - t / 2 + f)
-        for a, s, e, b, t, f in zip(
-            grid.origin, grid.spacing, grid.extent, side.origin, side.spacing, side.extent, strict=True
-        )
-    ]
-    if any(a >= b for a, b in zip(low, high, strict=True)):
-        raise ValueError(
-            f"wanted an image that overlaps the field of this result ({describe_grid(side)}), "
-            f"got {describe_grid(grid)} elsewhere"
-        )
-    if not _close(grid.extent, side.extent):
-        click.echo(
-            f"Warning: the input covers another extent ({describe_grid(grid)}) than the side it belongs to "
-            f"({describe_grid(side)})",
-            err=True,
-        )
-    return grid
-
-
-def _close(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
-    return all(abs(a - b) <= _RATIO * b for a, b in zip(one, other, strict=True))
 
 
 def in_unit(points: PointSet, side: Grid, spacing: float | None) -> PointSet:

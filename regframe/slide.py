@@ -1,0 +1,954 @@
+"""Large images carried by a map, shard by shard, from one lazy pyramid to another; never the whole in memory.
+
+A shard is the unit of everything: it is one task, reads the chunks its source box touches, is written once, by one worker,
+together with its share of the coarser levels, and is then marked as done. What is not finished lies in ``NAME.partial``
+beside the output; the same call finds it there and goes on with the first shard that is missing. Pixels do not depend on
+how the output is cut, on the number of workers or on where a run was interrupted: they are those of `regframe.resample`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import fcntl
+import functools
+import hashlib
+import json
+import math
+import os
+import shutil
+import socket
+import tempfile
+import threading
+import warnings
+import weakref
+from collections.abc import Callable, Coroutine, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import zarr
+from numpy.typing import NDArray
+from zarr.codecs import BloscCodec
+from zarr.storage import LocalStore
+
+from . import plugins, tiles
+from .data import Grid, Image, Level, Pyramid, describe_grid, unit_ratio
+from .plugins import PARTIAL, PLAN
+from .registration import Result
+from .store import load
+from .transforms import Affine, Transform
+
+Array = NDArray[Any]
+
+CHUNK = 512
+"""Pixels per axis that are compressed together."""
+COARSEST = 512
+"""The pyramid ends where no axis has more pixels."""
+SHARD_BYTES = 64 << 20
+"""Largest shard, in bytes of its pixels, all channels; a worker needs about five times as much."""
+_FORMAT = 1
+_DONE, _LOCK, _STORE = "done", "lock", "store"
+_OUTLINE = 512  # positions per edge of a canvas that is carried by a map
+_SNAP = 0.1  # how far a pixel size may be from the other side's, times a power of two, to be taken for it
+_OME_UNITS = {"nm": "nanometer", "µm": "micrometer", "mm": "millimeter", "cm": "centimeter", "m": "meter"}
+_RGB = ("red", "green", "blue")
+_TIFF_TYPES = ("u1", "u2", "u4", "i1", "i2", "i4", "f4", "f8")
+_RATIO = 0.02  # how far two extents may differ before they are not taken for the same field
+
+Background = float | Literal["auto", "border"]
+Canvas = Literal["fixed", "moving", "union"]
+
+
+def warp_slide(
+    pyramid: Pyramid,
+    transform: Transform,
+    grid: Grid,
+    path: str | Path,
+    *,
+    level: int | None = None,
+    background: Background = "auto",
+    chunk: int = CHUNK,
+    shard: int | None = None,
+    workers: int | None = None,
+    overwrite: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Path:
+    """Carry a large image by ``transform`` onto ``grid`` and write it, with its pyramid, to ``path``.
+
+    Args:
+        pyramid: the image, in the map's source space and unit.
+        transform: from the image's space to that of ``grid``.
+        grid: the canvas to fill, 2D, in the map's target unit.
+        path: ``NAME.zarr`` (OME-Zarr 0.5, sharded) or ``NAME.ome.tif`` (tiled, with a pyramid).
+        level: resolution of ``pyramid`` to read; None takes the coarsest that is not coarser than ``grid`` asks for, and
+            averages pixels where even that is two times finer or more.
+        background: value beyond the image's pixels; ``"border"`` continues its border; ``"auto"`` is white for a
+            brightfield image (three channels of whole numbers, bright along its edges), else 0.
+        chunk: pixels per axis that are compressed together.
+        shard: pixels per axis of a shard of the finest level, ``chunk`` times a power of two (2 or more); None takes the
+            largest within `SHARD_BYTES`, at most 4096.
+        workers: threads; None takes one per core.
+        overwrite: replace the output if it exists, and drop an unfinished one that was begun from something else.
+        progress: called with the number of shards done and of all of them.
+
+    Returns:
+        ``path``.
+
+    Raises:
+        ValueError: for what does not fit together, a damaged image, or an unfinished output of other inputs.
+        FileExistsError: the output exists.
+        BlockingIOError: another process is writing the same output.
+        OSError: the output cannot be written; what was done stays and the same call goes on from there.
+    """
+    plan = SlideWarp(pyramid, transform, grid, Path(path), level, background, chunk, shard)
+    return plan.write(workers, overwrite, progress)
+
+
+@dataclass(frozen=True)
+class SlideWarp:
+    """The plan of `warp_slide`, whose shards any process may run, in any order within a round.
+
+    ``with plan.started(): ...`` opens (or resumes) the output, ``plan.run(index)`` makes shard ``index`` of
+    ``range(plan.shards)``, ``plan.finish()`` completes it; `write` does it all on threads. `rounds` says which shards need
+    others first: those of the first hold the pixels, the few of the next ones coarser levels, which are made from what the
+    first ones wrote. It can be pickled; where only paths may travel, see `SlideJob`.
+
+    Args:
+        pyramid: as in `warp_slide`, like all the others.
+        transform: likewise.
+        grid: likewise.
+        path: likewise.
+        level: likewise.
+        background: likewise.
+        chunk: likewise.
+        shard: likewise.
+        identity: what else makes two runs the same, beside the arguments; a file's size and time.
+    """
+
+    pyramid: Pyramid
+    transform: Transform
+    grid: Grid
+    path: Path
+    level: int | None = None
+    background: Background = "auto"
+    chunk: int = CHUNK
+    shard: int | None = None
+    identity: str = ""
+
+    def __post_init__(self) -> None:
+        grid, source = self.grid, self.pyramid.grid
+        if grid.ndim != 2 or source.ndim != 2 or self.transform.ndim != 2:
+            raise ValueError(
+                f"wanted a 2D image, map and canvas to warp tile by tile, got {source.ndim}, {self.transform.ndim} and "
+                f"{grid.ndim} axes; use regframe.resample for volumes"
+            )
+        if self.transform.source_unit != source.unit or self.transform.target_unit != grid.unit:
+            raise ValueError(
+                f"wanted an image in {self.transform.source_unit} and a canvas in {self.transform.target_unit} for this "
+                f"map, got {source.unit} and {grid.unit}; convert with Grid.to_unit or state the spacing"
+            )
+        if self.level is not None and not 0 <= self.level < len(self.pyramid.levels):
+            raise ValueError(
+                f"wanted a level from 0 to {len(self.pyramid.levels) - 1} of {self.pyramid.name}, got {self.level}"
+            )
+        if self.chunk < 16 or self.chunk & (self.chunk - 1):
+            raise ValueError(f"wanted a chunk of a power of two from 16 pixels, got {self.chunk}")
+        shard = self.shard
+        if shard is None:
+            object.__setattr__(self, "shard", self._largest_shard())
+        elif shard < 2 * self.chunk or shard & (shard - 1):
+            raise ValueError(
+                f"wanted a shard of the chunk's {self.chunk} pixels times a power of two, 2 at least, got {shard}"
+            )
+        if isinstance(self.background, str) and self.background not in ("auto", "border"):
+            raise ValueError(f"wanted a background of auto, border or a number, got {self.background!r}")
+        object.__setattr__(self, "path", Path(self.path))
+        if not self._tiff and self.path.suffix.lower() != ".zarr":
+            raise ValueError(
+                f"wanted an output ending in .zarr or .ome.tif, got {self.path.name!r}; choose one of these"
+            )
+        if self._tiff and self.dtype.newbyteorder("=") not in [np.dtype(t) for t in _TIFF_TYPES]:
+            raise ValueError(f"wanted pixels of at most 32 bits for OME-TIFF, got {self.dtype}; write .zarr instead")
+
+    # ---- what there is to do ----------------------------------------------------------------------------------------
+
+    @property
+    def partial(self) -> Path:
+        """The folder that holds what is not finished."""
+        return self.path.with_name(self.path.name + PARTIAL)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of the pixels written."""
+        dtype = self.pyramid.dtype
+        if dtype == np.bool_:
+            return np.dtype(np.uint8)
+        return np.dtype(np.float32) if dtype == np.float16 else np.dtype(dtype).newbyteorder("=")
+
+    @functools.cached_property
+    def source(self) -> Level:
+        """The level that is read."""
+        if self.level is not None:
+            return self.pyramid.levels[self.level]
+        return tiles.choose(self.pyramid, tiles.needed(self.pyramid, self._pull, self.grid.spacing))
+
+    @functools.cached_property
+    def fill(self) -> float | None:
+        """The background as a number of the image's type, or None where the border is continued."""
+        value = backdrop(self.pyramid) if self.background == "auto" else self.background
+        if value == "border":
+            return 0.0 if self.pyramid.labels else None
+        number = float(value)
+        if self.dtype.kind in "ui":
+            info = np.iinfo(self.dtype)
+            if not (math.isfinite(number) and info.min <= round(number) <= info.max):
+                raise ValueError(f"wanted a background that {self.dtype} holds, got {number}")
+            number = float(round(number))
+        return number
+
+    @functools.cached_property
+    def levels(self) -> tuple[Grid, ...]:
+        """The grids of the output, finest first."""
+        grids = [self.grid]
+        while max(grids[-1].shape) > COARSEST:
+            grids.append(tiles.halved_grid(grids[-1], self.pyramid.labels))
+        return tuple(grids)
+
+    @functools.cached_property
+    def rounds(self) -> tuple[range, ...]:
+        """Indices of the shards that may run at once; each round needs all earlier ones."""
+        out: list[range] = []
+        for base in range(0, max(1, len(self.levels) - 1), self._depth):
+            count = math.prod(-(-n // self._edge) for n in self.levels[base].shape)
+            first = out[-1].stop if out else 0
+            out.append(range(first, first + count))
+        return tuple(out)
+
+    @property
+    def shards(self) -> int:
+        """Number of shards in all rounds."""
+        return self.rounds[-1].stop
+
+    def done(self) -> set[int]:
+        """Shards that are marked as written."""
+        folder = self.partial / _DONE
+        return {int(p.name) for p in folder.iterdir() if p.name.isdecimal()} if folder.is_dir() else set()
+
+    # ---- doing it ---------------------------------------------------------------------------------------------------
+
+    def write(
+        self,
+        workers: int | None = None,
+        overwrite: bool = False,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Path:
+        """Run every shard that is missing on ``workers`` threads, and finish; see `warp_slide`."""
+        workers = _cores() if workers is None else int(workers)
+        if workers < 1:
+            raise ValueError(f"wanted at least one worker, got {workers}")
+        with self.started(overwrite), _quiet_zarr():
+            threads = torch.get_num_threads()
+            finished = len(self.done())
+            try:
+                for batch in self.rounds:
+                    missing = sorted(set(batch) - self.done())
+                    for _ in _spread(self.run, missing, workers):
+                        finished += 1
+                        if progress is not None:
+                            progress(finished, self.shards)
+            finally:
+                torch.set_num_threads(threads)
+            self.finish(overwrite, workers)
+        return self.path
+
+    @contextlib.contextmanager
+    def started(self, overwrite: bool = False) -> Iterator[SlideWarp]:
+        """Open the output for writing, new or where an earlier run of the same left it, and keep other processes out."""
+        if not overwrite and (self.path.exists() or self.path.is_symlink()):
+            raise FileExistsError(f"output {self.path} exists; choose another name, or pass --overwrite to replace it")
+        if self.path.is_dir() and not _is_store(self.path):
+            raise FileExistsError(
+                f"output {self.path} is a folder and no Zarr store; it is left alone: choose another name"
+            )
+        with self._explained():
+            self.partial.parent.mkdir(parents=True, exist_ok=True)
+            self.partial.mkdir(exist_ok=True)
+        with _locked(self.partial):
+            with self._explained():
+                self._prepare(overwrite)
+            yield self
+
+    def run(self, index: int) -> None:
+        """Make one shard: its pixels, and its share of the coarser levels."""
+        if (self.partial / _DONE / str(index)).exists():
+            return
+        order = next((i for i, batch in enumerate(self.rounds) if index in batch), None)
+        if order is None:
+            raise ValueError(f"wanted a shard from 0 to {self.shards - 1}, got {index}")
+        base = order * self._depth
+        grid = self.levels[base]
+        across = -(-grid.shape[1] // self._edge)
+        place = divmod(index - self.rounds[order].start, across)
+        region = tuple(
+            slice(i * self._edge, min((i + 1) * self._edge, n)) for i, n in zip(place, grid.shape, strict=True)
+        )
+        pixels: Array | None
+        if order == 0:
+            with self._reading(region):
+                pixels = tiles.warp_tile(self.source, self._pull, self.grid, region, self.pyramid.labels, self.fill)
+        else:
+            pixels = np.asarray(_alone(self._arrays[base].async_array.getitem((slice(None), *region))))
+        with self._explained():
+            if order == 0:
+                self._put(0, place, region, pixels)
+            for level in range(base + 1, min(base + self._depth, len(self.levels) - 1) + 1):
+                pixels = None if pixels is None else tiles.halved(pixels, self.pyramid.labels)
+                region = tuple(slice(r.start // 2, (r.stop + 1) // 2) for r in region)
+                self._put(level, place, region, pixels)
+            (self.partial / _DONE / str(index)).touch()
+
+    def finish(self, overwrite: bool = False, workers: int | None = None) -> None:
+        """Complete the metadata and give the output its name, once every shard is there."""
+        missing = self.shards - len(self.done())
+        if missing:
+            raise ValueError(f"wanted all {self.shards} shards of {self.path.name}, got {missing} less; run them first")
+        with self._explained():
+            for stray in (self.partial / _STORE).rglob("*.partial"):  # of writers that were killed
+                stray.unlink()
+            root = zarr.open_group(LocalStore(self.partial / _STORE), mode="r+")
+            root.update_attributes(self._metadata())
+            ready = self.partial / _STORE
+            if self._tiff:
+                ready = self.partial / self.path.name
+                _write_tiff(ready, self, workers or _cores())
+            with tempfile.TemporaryDirectory(dir=self.partial) as bin_:
+                if self.path.exists() or self.path.is_symlink():
+                    if not overwrite:
+                        raise FileExistsError(
+                            f"output {self.path} appeared while this ran; remove it and run again, or pass --overwrite"
+                        )
+                    self.path.rename(Path(bin_) / "replaced")
+                ready.rename(self.path)
+            shutil.rmtree(self.partial, ignore_errors=True)
+
+    # ---- inside -----------------------------------------------------------------------------------------------------
+
+    @property
+    def _tiff(self) -> bool:
+        return self.path.suffix.lower() in (".tif", ".tiff")
+
+    @functools.cached_property
+    def _pull(self) -> Transform:
+        return self.transform.inverse()
+
+    @property
+    def _edge(self) -> int:
+        assert self.shard is not None
+        return self.shard
+
+    @property
+    def _depth(self) -> int:
+        """Levels below its own that a shard makes alone, because their shards are halved with it."""
+        return (self._edge // self.chunk).bit_length() - 1
+
+    def _largest_shard(self) -> int:
+        pixel = len(self.pyramid.channels) * self.dtype.itemsize
+        shard = 2 * self.chunk
+        while shard < 4096 and pixel * (2 * shard) ** 2 <= SHARD_BYTES:
+            shard *= 2
+        return shard
+
+    def _shard_of(self, level: int) -> int:
+        """Pixels per axis of a shard of a level."""
+        return self._edge if level == 0 else self._edge >> ((level - 1) % self._depth + 1)
+
+    @functools.cached_property
+    def _arrays(self) -> list[Any]:
+        root = zarr.open_group(LocalStore(self.partial / _STORE), mode="r+")
+        return [root[str(i)] for i in range(len(self.levels))]
+
+    def _put(self, level: int, place: tuple[int, ...], region: tuple[slice, ...], pixels: Array | None) -> None:
+        # whatever a killed writer left is in the way of nobody: a shard is never merged with what is there
+        (self.partial / _STORE / str(level) / "c" / "0" / str(place[0]) / str(place[1])).unlink(missing_ok=True)
+        if pixels is not None:  # what is background throughout is what the store says of a shard that is not there
+            _alone(self._arrays[level].async_array.setitem((slice(None), *region), pixels))
+
+    def _prepare(self, overwrite: bool) -> None:
+        plan, store = self.partial / PLAN, self.partial / _STORE
+        wanted = self._fingerprint()
+        if plan.is_file():
+            try:
+                found = json.loads(plan.read_text(encoding="utf-8"))
+                same, told = found["hash"] == wanted, str(found["what"])
+            except (ValueError, KeyError, TypeError):
+                same, told = False, "unreadable"
+            if same and store.is_dir():
+                return
+            if not same and not overwrite:
+                raise ValueError(
+                    f"wanted to go on with {self.partial}, got other inputs or settings than it was begun with ({told}); "
+                    "run those to the end, pass --overwrite to begin anew, or choose another name"
+                )
+        strangers = {p.name for p in self.partial.iterdir()} - {PLAN, _DONE, _LOCK, _STORE, self.path.name}
+        strangers = {name for name in strangers if not name.startswith("tmp")}
+        if strangers:
+            raise FileExistsError(f"{self.partial} holds {sorted(strangers)[0]}, which is not ours; move it away")
+        for item in self.partial.iterdir():
+            if item.is_dir():
+                shutil.rmtree(item)
+            elif item.name != _LOCK:
+                item.unlink()
+        root = zarr.create_group(store=LocalStore(store), zarr_format=3)
+        root.update_attributes({"regframe": {"complete": False}})
+        fill = self.fill or 0.0
+        dtype = self.dtype
+        for i, grid in enumerate(self.levels):
+            shard = self._shard_of(i)
+            root.create_array(
+                str(i),
+                shape=(len(self.pyramid.channels), *grid.shape),
+                dtype=dtype,
+                chunks=(1, self.chunk, self.chunk),
+                shards=(len(self.pyramid.channels), shard, shard),
+                compressors=BloscCodec(cname="zstd", clevel=3, shuffle="bitshuffle", typesize=dtype.itemsize),
+                fill_value=fill if dtype.kind == "f" else int(fill),
+                dimension_names=["c", "y", "x"],
+            )
+        (self.partial / _DONE).mkdir()
+        text = json.dumps({"hash": wanted, "what": f"{self.pyramid.name} onto {describe_grid(self.grid)}"})
+        aside = self.partial / "tmp-plan"
+        aside.write_text(text, encoding="utf-8")
+        aside.rename(plan)  # last: without it, all is begun anew
+
+    def _fingerprint(self) -> str:
+        """What the pixels, and where they lie in the store, depend on."""
+        sha = hashlib.sha256()
+        pyramid = self.pyramid
+        facts = (
+            _FORMAT, _version(), self.identity, pyramid.name, str(pyramid.dtype), pyramid.channels, pyramid.colors,
+            pyramid.labels, [level.grid for level in pyramid.levels], self.source.grid, self.grid, self.fill, self.chunk,
+            self.shard,
+        )  # fmt: skip
+        sha.update(repr(facts).encode())
+        for part in self.transform.parts():
+            sha.update(repr(type(part).__name__).encode())
+            for field in dataclasses.fields(part):  # type: ignore[arg-type]
+                value = getattr(part, field.name)
+                sha.update(value.numpy().tobytes() if isinstance(value, torch.Tensor) else repr(value).encode())
+        coarsest = pyramid.levels[-1]
+        middle = tuple(
+            slice(n // 2 // c * c, min(n, n // 2 // c * c + min(c, 512)))
+            for n, c in zip(coarsest.grid.shape, coarsest.chunk[1:], strict=True)
+        )
+        with self._reading(middle):
+            sha.update(np.ascontiguousarray(coarsest.read(middle)).tobytes())
+        return sha.hexdigest()
+
+    def _metadata(self) -> dict[str, Any]:
+        """Attributes of the root group: OME-Zarr 0.5, and our mark that the store is complete."""
+        grid = self.grid
+        axes: list[dict[str, Any]] = [{"name": "c", "type": "channel"}]
+        for axis in grid.axes:
+            unit = _OME_UNITS.get(grid.unit)
+            axes.append({"name": axis, "type": "space", **({"unit": unit} if unit else {})})
+        datasets = [
+            {
+                "path": str(i),
+                "coordinateTransformations": [
+                    {"type": "scale", "scale": [1.0, *level.spacing]},
+                    {"type": "translation", "translation": [0.0, *level.origin]},
+                ],
+            }
+            for i, level in enumerate(self.levels)
+        ]
+        coarsest = np.asarray(self._arrays[-1][...])
+        colors = self._colors()
+        channels = []
+        for i, name in enumerate(self.pyramid.channels):
+            window = (float(coarsest[i].min()), float(coarsest[i].max()))
+            if colors == ("FF0000", "00FF00", "0000FF") and self.dtype == np.uint8:
+                window = (0.0, 255.0)
+            low, high = (0.0 if math.isnan(v) else v for v in window)
+            entry = {"label": name, "color": colors[i], "active": True}
+            channels.append(entry | {"window": {"min": low, "max": high, "start": low, "end": high}})
+        return {
+            "ome": {
+                "version": "0.5",
+                "multiscales": [
+                    {
+                        "name": self.pyramid.name,
+                        "axes": axes,
+                        "datasets": datasets,
+                        "type": "nearest" if self.pyramid.labels else "mean",
+                    }
+                ],
+                "omero": {"channels": channels},
+            },
+            "regframe": {"complete": True, "version": _version()},
+        }
+
+    def _colors(self) -> tuple[str, ...]:
+        names = self.pyramid.channels
+        if len(self.pyramid.colors) == len(names):
+            return tuple(self.pyramid.colors)
+        return ("FF0000", "00FF00", "0000FF") if names == _RGB else ("FFFFFF",) * len(names)
+
+    @contextlib.contextmanager
+    def _reading(self, region: tuple[slice, ...]) -> Iterator[None]:
+        try:
+            yield
+        except MemoryError:
+            raise
+        except Exception as error:  # whatever a reader of a stranger's format meets
+            reason = " ".join(str(error).split()) or type(error).__name__
+            where = ", ".join(f"{r.start}:{r.stop}" for r in region)
+            raise ValueError(
+                f"wanted the pixels of {self.pyramid.name} for the part {where}, got: {reason}; mend the file and run the "
+                "same again, which goes on from there"
+            ) from error
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Errors of the output's disk as one sentence that says what is left."""
+        try:
+            yield
+        except (FileExistsError, BlockingIOError):
+            raise
+        except OSError as error:
+            kept = ""
+            with contextlib.suppress(OSError):
+                if n := len(self.done()):
+                    kept = f"; {n} of {self.shards} shards are kept in {self.partial.name}: run the same again to go on"
+            raise type(error)(
+                f"cannot write {self.path}: {error.strerror or error}{kept or '; choose another output'}"
+            ) from error
+
+
+# ------------------------------------------------------------------------------------------------------ paths for tasks
+
+
+@dataclass(frozen=True)
+class SlideJob:
+    """A warp of files by a saved result, in plain values alone: what a task on another machine can be told.
+
+    ``job.plan()`` opens the files; ``run_shard(job, index)`` makes one shard and keeps the plan for the next.
+
+    Args:
+        result: the folder that ``regframe register`` wrote.
+        input: the image to carry.
+        output: ``NAME.zarr`` or ``NAME.ome.tif``.
+        to: the space to go to, ``fixed`` or ``moving``; the image belongs to the other.
+        adapter: the reader of the image; sniffed where None.
+        options: its options, as pairs.
+        input_spacing: pixel size of the image's finest level, in the unit of its side; its own where None.
+        canvas: whose field to fill: ``fixed``, ``moving`` or ``union``; the side named by ``to`` where None.
+        spacing: pixel size of the output, in the unit of the destination.
+        region: part of the canvas, in the unit of the destination: first and last position per axis.
+        level: resolution of the image to read; also gives the pixel size where ``spacing`` is None.
+        background: as in `warp_slide`.
+    """
+
+    result: str
+    input: str
+    output: str
+    to: Literal["fixed", "moving"]
+    adapter: str | None = None
+    options: tuple[tuple[str, Any], ...] = ()
+    input_spacing: float | None = None
+    canvas: Canvas | None = None
+    spacing: float | None = None
+    region: tuple[tuple[float, float], ...] | None = None
+    level: int | None = None
+    background: Background = "auto"
+
+    def plan(self) -> SlideWarp | None:
+        """What `warp_slide` would do; None where its adapter has no pyramid of it, and for volumes and ids kept as floats."""
+        reader = plugins.find_adapter(self.input, self.adapter, **dict(self.options))
+        pyramid = reader.pyramid(self.input)
+        tiff = self.output.lower().endswith((".tif", ".tiff"))
+        if (
+            pyramid is None
+            or pyramid.grid.ndim != 2
+            or (tiff and pyramid.dtype.itemsize == 8 and pyramid.dtype.kind in "ui")
+            or (pyramid.labels and pyramid.dtype.kind == "f")
+        ):
+            return None
+        result = load(self.result)
+        side = result.moving_grid if self.to == "fixed" else result.fixed_grid
+        placed = place_pyramid(pyramid, side, self.input_spacing)
+        grid = canvas_grid(result, self.to, self.canvas, self.spacing, self.region, placed, self.level)
+        transform = result.transform if self.to == "fixed" else result.transform.inverse()
+        return SlideWarp(
+            placed,
+            transform,
+            grid,
+            Path(self.output),
+            self.level,
+            self.background,
+            identity=_identity(Path(self.input)),
+        )
+
+
+@functools.lru_cache(maxsize=4)
+def _plan_of(job: SlideJob) -> SlideWarp | None:
+    return job.plan()
+
+
+def run_shard(job: SlideJob, index: int) -> int:
+    """Make shard ``index`` of a job whose output another process holds open (`SlideWarp.started`); returns the index."""
+    plan = _plan_of(job)
+    if plan is None:
+        raise ValueError(f"wanted an image that can be read by regions, got {job.input!r}; convert it to OME-Zarr")
+    plan.run(index)
+    return index
+
+
+# ------------------------------------------------------------------------------------------------------------- canvases
+
+
+def canvas_grid(
+    result: Result,
+    to: Literal["fixed", "moving"],
+    canvas: Canvas | None = None,
+    spacing: float | None = None,
+    region: Iterable[tuple[float, float]] | None = None,
+    source: Pyramid | None = None,
+    level: int | None = None,
+) -> Grid:
+    """The grid to fill in the space of ``to``: whose field, in which pixels, which part of it.
+
+    Its pixels are those of the destination's own canvas, in the result, or split and joined evenly from its lower corner;
+    the field of the other side, and the union of both, go on in the same rows and columns.
+
+    Args:
+        result: the map and both canvases.
+        to: the destination.
+        canvas: ``fixed``, ``moving`` or ``union``; the destination's own where None. The other side's is the bounding box of
+            where the map takes it.
+        spacing: pixel size; where None that of ``level`` as the map takes it (the destination's times a power of two where
+            it is within a tenth of it), else that of the destination's canvas in the result.
+        region: first and last position per axis; pixels whose centre lies between them are kept.
+        source: the image, whose ``level`` is asked for.
+        level: its resolution.
+
+    Raises:
+        ValueError: for a region without a pixel of the canvas.
+    """
+    own, other = (result.fixed_grid, result.moving_grid) if to == "fixed" else (result.moving_grid, result.fixed_grid)
+    forth = result.transform if to == "fixed" else result.transform.inverse()
+    if spacing is None and level is not None and source is not None:
+        if not 0 <= level < len(source.levels):
+            raise ValueError(f"wanted a level from 0 to {len(source.levels) - 1} of {source.name}, got {level}")
+        spacing = _spacing_of(source.levels[level].grid, forth, own)
+    grid = own if spacing is None or own.spacing == (spacing,) * own.ndim else own.resampled(spacing)
+    low, high = np.zeros(own.ndim, dtype=np.int64), np.array(grid.shape)
+    if canvas not in (None, to):
+        positions = forth.points(_outline(other)).numpy()
+        if not np.isfinite(positions).all():
+            raise ValueError("wanted a map that is finite along the border of the other canvas, got NaN or inf")
+        edge = np.array(grid.origin) - np.array(grid.spacing) / 2
+        a = np.floor((positions.min(axis=0) - edge) / grid.spacing + 1e-6).astype(np.int64)
+        b = np.ceil((positions.max(axis=0) - edge) / grid.spacing - 1e-6).astype(np.int64)
+        low, high = (a, b) if canvas != "union" else (np.minimum(low, a), np.maximum(high, b))
+    if region is not None:
+        bounds = np.array([tuple(pair) for pair in region], dtype=np.float64)
+        if bounds.shape != (grid.ndim, 2) or not np.isfinite(bounds).all():
+            raise ValueError(f"wanted a first and a last position for each of {grid.ndim} axes, got {bounds.tolist()}")
+        first = np.ceil((bounds[:, 0] - grid.origin) / grid.spacing - 1e-9).astype(np.int64)
+        last = np.ceil((bounds[:, 1] - grid.origin) / grid.spacing - 1e-9).astype(np.int64)
+        whole = [
+            (o + s * (a - 0.5), o + s * (b - 0.5))
+            for o, s, a, b in zip(grid.origin, grid.spacing, low, high, strict=True)
+        ]
+        low, high = np.maximum(low, first), np.minimum(high, last)
+        if (high <= low).any():
+            told = ", ".join(f"{a:.6g}:{b:.6g}" for a, b in whole)
+            raise ValueError(
+                f"wanted a region with pixels of the canvas, which covers {told} {grid.unit}, got "
+                + ",".join(f"{a:.6g}:{b:.6g}" for a, b in bounds)
+            )
+    if not low.any() and tuple(high) == grid.shape:
+        return grid
+    origin = tuple(o + s * int(a) for o, s, a in zip(grid.origin, grid.spacing, low, strict=True))
+    return Grid(tuple(int(b - a) for a, b in zip(low, high, strict=True)), grid.spacing, origin, grid.unit)
+
+
+def _spacing_of(grid: Grid, transform: Transform, own: Grid) -> float:
+    size = grid.pixel
+    for part in transform.parts():
+        if isinstance(part, Affine):
+            size *= abs(float(torch.linalg.det(part.matrix[:-1, :-1]))) ** (1 / grid.ndim)
+    power = math.log2(size / own.pixel)
+    nearest = own.pixel * 2.0 ** round(power)
+    return nearest if abs(size / nearest - 1) <= _SNAP else size
+
+
+def _outline(grid: Grid) -> torch.Tensor:
+    """Positions along the outer pixel edges of a 2D grid, of all corners and edges of a 3D one, ``[N, D]``."""
+    low = [o - s / 2 for o, s in zip(grid.origin, grid.spacing, strict=True)]
+    steps = _OUTLINE if grid.ndim == 2 else 32
+    lines = [torch.linspace(a, a + e, steps + 1, dtype=torch.float64) for a, e in zip(low, grid.extent, strict=True)]
+    found = []
+    for d in range(grid.ndim):
+        axes = [line[[0, -1]] if e == d else line for e, line in enumerate(lines)]
+        found.append(torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).reshape(-1, grid.ndim))
+    return torch.cat(found)
+
+
+def place_pyramid(pyramid: Pyramid, side: Grid, spacing: float | None = None) -> Pyramid:
+    """The pyramid where `place` puts its finest level in the space of ``side``; every other level moves along."""
+    native, placed = pyramid.grid, place(pyramid.grid, side, spacing)
+    if placed == native:
+        return pyramid
+    scale = [p / n for p, n in zip(placed.spacing, native.spacing, strict=True)]
+    levels = []
+    for level in pyramid.levels:
+        grid = level.grid
+        moved = Grid(
+            grid.shape,
+            tuple(s * k for s, k in zip(grid.spacing, scale, strict=True)),
+            tuple(p + (o - n) * k for p, o, n, k in zip(placed.origin, grid.origin, native.origin, scale, strict=True)),
+            placed.unit,
+        )
+        levels.append(dataclasses.replace(level, grid=moved))
+    return dataclasses.replace(pyramid, levels=tuple(levels))
+
+
+def place(grid: Grid, side: Grid, spacing: float | None) -> Grid:
+    """Where an image's pixels lie in the space of ``side``, in its unit.
+
+    With ``spacing`` (in the side's unit) its outer edges are put on the side's lower edges. Without it the same number
+    of pixels is the side's own grid, and another number needs a spacing of its own that makes it the same field.
+    Raises ValueError where none of this tells where it lies.
+    """
+    if grid.ndim != side.ndim:
+        raise ValueError(f"wanted an image of {side.ndim} axes for this result, got {grid.ndim}")
+    if spacing is not None:
+        origin = tuple(o - s / 2 + spacing / 2 for o, s in zip(side.origin, side.spacing, strict=True))
+        return _same_field(Grid(grid.shape, (spacing,) * grid.ndim, origin, side.unit), side)
+    ratio = unit_ratio(grid.unit, side.unit)
+    if grid.shape == side.shape:
+        declared = ratio is not None and (grid.unit != "px" or side.unit == "px")
+        if declared and not _close(
+            grid.to_unit(side.unit).extent if grid.unit != side.unit else grid.extent, side.extent
+        ):
+            raise ValueError(
+                f"wanted the field of this result ({describe_grid(side)}), got {describe_grid(grid)}; "
+                "state --input-spacing if the file's own is wrong"
+            )
+        return side
+    if ratio is None:
+        raise ValueError(
+            f"wanted an image of {describe_grid(side)}, got {describe_grid(grid)}, which does not say how they "
+            f"relate; state --input-spacing in {side.unit}"
+        )
+    own = Grid(grid.shape, tuple(s * ratio for s in grid.spacing), tuple(o * ratio for o in grid.origin), side.unit)
+    if own.unit == "px" and not _close(own.extent, side.extent):
+        raise ValueError(
+            f"wanted an image of {describe_grid(side)}, got {describe_grid(grid)}, which is another size; "
+            "state --input-spacing in px of that side if it is the same field"
+        )
+    return _same_field(own, side)
+
+
+def _same_field(grid: Grid, side: Grid) -> Grid:
+    low = [
+        max(a - s / 2, b - t / 2)
+        for a, s, b, t in zip(grid.origin, grid.spacing, side.origin, side.spacing, strict=True)
+    ]
+    high = [
+        min(a - s / 2 + e, b - t / 2 + f)
+        for a, s, e, b, t, f in zip(
+            grid.origin, grid.spacing, grid.extent, side.origin, side.spacing, side.extent, strict=True
+        )
+    ]
+    if any(a >= b for a, b in zip(low, high, strict=True)):
+        raise ValueError(
+            f"wanted an image that overlaps the field of this result ({describe_grid(side)}), "
+            f"got {describe_grid(grid)} elsewhere"
+        )
+    if not _close(grid.extent, side.extent):
+        warnings.warn(
+            f"the input covers another extent ({describe_grid(grid)}) than the side it belongs to "
+            f"({describe_grid(side)})",
+            stacklevel=4,
+        )
+    return grid
+
+
+def _close(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
+    return all(abs(a - b) <= _RATIO * b for a, b in zip(one, other, strict=True))
+
+
+# ------------------------------------------------------------------------------------------------------------- helpers
+
+
+def _identity(path: Path) -> str:
+    """A file's size and time; of a folder, those of its metadata."""
+    files = [path] if path.is_file() else [path / name for name in ("zarr.json", ".zattrs", ".zgroup", ".zarray")]
+    facts = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files if f.is_file()]
+    return repr((os.path.realpath(path), facts))
+
+
+def pyramid_of(image: Image) -> Pyramid:
+    """An image in memory as a pyramid of one level."""
+    data = image.data.numpy()
+    level = Level(image.grid, data.shape, lambda region: data[(slice(None), *region)])
+    return Pyramid((level,), data.dtype, image.channels, labels=image.labels, name=image.name)
+
+
+def backdrop(pyramid: Pyramid) -> float:
+    """The highest value for a brightfield image, else 0, from the outermost pixels of the coarsest level."""
+    dtype = np.dtype(pyramid.dtype)
+    if pyramid.labels or dtype.kind != "u" or len(pyramid.channels) != 3:
+        return 0.0
+    level = pyramid.levels[-1]
+    height, width = level.grid.shape
+    middle = slice(max(0, width // 2 - 4096), width // 2 + 4096)
+    frame = [level.read((rows, slice(middle.start, min(middle.stop, width)))) for rows in
+             (slice(0, min(8, height)), slice(max(0, height - 8), height))]  # fmt: skip
+    top = float(np.iinfo(dtype).max)
+    bright = [float(np.median(np.concatenate([f[c].ravel() for f in frame]))) > top / 2 for c in range(3)]
+    return top if all(bright) else 0.0
+
+
+def _is_store(path: Path) -> bool:
+    return (path / "zarr.json").is_file() or (path / ".zgroup").is_file()
+
+
+def _version() -> str:
+    try:
+        return version("regframe")
+    except PackageNotFoundError:
+        return "0+unknown"
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextlib.contextmanager
+def _quiet_zarr() -> Iterator[None]:
+    """Zarr's own concurrency off: a worker is one core, and there are as many as were asked for."""
+    with zarr.config.set({"async.concurrency": 1}):
+        yield
+
+
+_own = threading.local()
+
+
+def _alone(work: Coroutine[Any, Any, Any]) -> Any:
+    """What zarr does for one worker, on a loop of the worker's own: the one that all share would be their bottleneck."""
+    if asyncio._get_running_loop() is not None:  # a notebook's: no second one runs on its thread
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(_alone, work).result()
+    if not hasattr(_own, "loop"):
+        _own.loop = asyncio.new_event_loop()
+        _own.loop.set_default_executor(ThreadPoolExecutor(1, "slide-codec"))
+        weakref.finalize(threading.current_thread(), _own.loop.close)
+    return _own.loop.run_until_complete(work)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock, which the system takes back from a process that dies; BlockingIOError where another has it."""
+    path = folder / _LOCK
+    with path.open("a+", encoding="utf-8") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lost = not path.exists() or os.fstat(lock.fileno()).st_ino != path.stat().st_ino
+        except BlockingIOError:
+            lost = True
+        if lost:
+            lock.seek(0)
+            who = lock.read().strip() or "another process"
+            raise BlockingIOError(
+                f"wanted {folder.with_suffix('').name} for this process alone, got one that is written by {who}; wait for "
+                "it, or choose another name"
+            )
+        lock.seek(0)
+        lock.truncate()
+        lock.write(f"process {os.getpid()} on {socket.gethostname()}")
+        lock.flush()
+        yield
+
+
+def _spread(run: Callable[[int], None], indices: list[int], workers: int) -> Iterator[int]:
+    """Each index as its run ends, on ``workers`` threads of one core each; the first error stops the rest."""
+    stop = threading.Event()
+
+    def task(index: int) -> int:
+        if not stop.is_set():
+            run(index)
+        return index
+
+    with ThreadPoolExecutor(workers, "slide", initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        pending: set[Future[int]] = {pool.submit(task, index) for index in indices}
+        try:
+            while pending:
+                finished, pending = wait(pending, return_when=FIRST_COMPLETED)
+                for future in finished:
+                    yield future.result()
+        except BaseException:
+            stop.set()
+            for future in pending:
+                future.cancel()
+            raise
+
+
+# ---------------------------------------------------------------------------------------------------------------- TIFF
+
+
+def _write_tiff(path: Path, plan: SlideWarp, workers: int) -> None:
+    """The finished shards as one tiled OME-TIFF with its pyramid in sub-images, a tile at a time.
+
+    One file can be neither written in parallel nor gone on with, so it is made of the store at the end.
+    """
+    import tifffile
+
+    names, grid, dtype = plan.pyramid.channels, plan.grid, plan.dtype
+    rgb = len(names) == 3 and names == _RGB and dtype in (np.uint8, np.uint16)
+    metadata: dict[str, Any] = {"axes": "YXS" if rgb else "CYX", "Name": plan.pyramid.name}
+    if not (grid.unit == "px" and all(s == 1 for s in grid.spacing)):
+        for axis, step in zip("YX", grid.spacing, strict=True):
+            metadata[f"PhysicalSize{axis}"] = step
+            metadata[f"PhysicalSize{axis}Unit"] = "pixel" if grid.unit == "px" else grid.unit
+    if not rgb:
+        colors = [int.from_bytes(bytes.fromhex(c) + b"\xff", "big", signed=True) for c in plan._colors()]
+        metadata["Channel"] = {"Name": list(names), "Color": colors}
+    edge = plan.chunk
+    options: dict[str, Any] = {
+        "tile": (edge, edge),
+        "compression": "zlib",
+        "predictor": dtype.kind in "ui",
+        "photometric": "rgb" if rgb else "minisblack",
+        "planarconfig": "contig" if rgb else None,
+        "maxworkers": workers,
+        "dtype": dtype,
+    }
+    total = sum(math.prod(level.shape) for level in plan.levels) * len(names) * dtype.itemsize
+    with tifffile.TiffWriter(path, bigtiff=total > 3 << 30, ome=True) as tif:
+        for i, level in enumerate(plan.levels):
+            shape = (*level.shape, 3) if rgb else (len(names), *level.shape)
+            extra: dict[str, Any] = {"subifds": len(plan.levels) - 1, "metadata": metadata}
+            if i:
+                extra = {"subfiletype": 1, "metadata": None}
+            tif.write(_tiles(plan._arrays[i], edge, rgb), shape=shape, **options, **extra)
+
+
+def _tiles(array: Any, edge: int, rgb: bool) -> Iterator[Array]:
+    """Tiles of ``[C, y, x]``, channel after channel (or all of them last), those at the end filled up with zeros."""
+    channels, height, width = array.shape
+    for planes in [slice(0, channels)] if rgb else [slice(c, c + 1) for c in range(channels)]:
+        for y in range(0, height, edge):
+            for x in range(0, width, edge):
+                pixels = np.asarray(array[planes, y : y + edge, x : x + edge])
+                gap = [(0, 0), (0, edge - pixels.shape[1]), (0, edge - pixels.shape[2])]
+                pixels = np.pad(pixels, gap) if gap[1][1] or gap[2][1] else pixels
+                yield np.ascontiguousarray(np.moveaxis(pixels, 0, -1)) if rgb else pixels[0]

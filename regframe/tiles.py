@@ -1,0 +1,329 @@
+"""What one tile of a large image needs: the source box of a map, the chunks in it, the level to read, the halved pixels.
+
+Nothing here depends on how the target is cut: a pixel comes out as `regframe.resample` of the whole image gives it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from .data import Grid, Level, Pyramid
+from .transforms import Affine, Displacement, Flow, Transform, resample_part
+
+Array = NDArray[Any]
+_Slices = tuple[slice, ...]
+
+_SPLIT = 8
+"""Boxes per axis that a tile is looked at in: the fewer pixels a box has, the tighter its bounds."""
+_MARGIN = 2
+"""Pixels around the exact bounds: one for the interpolation, one for rounding."""
+_BAND = 1 << 26
+"""Bytes of a finer level that are averaged at once."""
+_TOLERANCE = 1.01
+"""How much finer than wanted a level may be called and still count as just that."""
+
+
+def needed(pyramid: Pyramid, pull: Transform, spacing: tuple[float, ...]) -> float:
+    """How far apart the pixels of a target of ``spacing`` lie in the image, in pixels of its finest level."""
+    ratio = math.prod(spacing) ** (1 / len(spacing))
+    for part in pull.parts():
+        if isinstance(part, Affine):
+            ratio *= abs(float(torch.linalg.det(part.matrix[:-1, :-1]))) ** (1 / len(spacing))
+    return ratio / pyramid.grid.pixel
+
+
+def choose(pyramid: Pyramid, step: float) -> Level:
+    """The coarsest level that is not coarser than ``step`` pixels of the finest; averaged where it is two times finer still."""
+    relative = [level.grid.pixel / pyramid.grid.pixel for level in pyramid.levels]
+    fitting = [i for i, size in enumerate(relative) if size <= step * _TOLERANCE]
+    index = max(fitting, key=lambda i: relative[i]) if fitting else 0
+    factor = math.floor(step / relative[index] * _TOLERANCE)
+    return pyramid.levels[index] if factor < 2 else averaged(pyramid.levels[index], factor, pyramid.labels)
+
+
+def averaged(level: Level, factor: int, labels: bool = False) -> Level:
+    """A level of ``factor`` times fewer pixels per axis: the mean of each block, or its first pixel where they are ids.
+
+    Blocks are counted from the first pixel of the whole; the last of an axis may be smaller.
+    """
+    grid = level.grid
+    shift = 0.0 if labels else (factor - 1) / 2
+    coarse = Grid(
+        tuple(-(-n // factor) for n in grid.shape),
+        tuple(s * factor for s in grid.spacing),
+        tuple(o + s * shift for o, s in zip(grid.origin, grid.spacing, strict=True)),
+        grid.unit,
+    )
+    chunk = (level.chunk[0], *(max(1, n // factor) for n in level.chunk[1:]))
+    return Level(coarse, chunk, functools.partial(_read_averaged, level, factor, labels))
+
+
+def _read_averaged(level: Level, factor: int, labels: bool, region: _Slices) -> Array:
+    fine = [slice(r.start * factor, min(r.stop * factor, n)) for r, n in zip(region, level.grid.shape, strict=True)]
+    row = math.prod(s.stop - s.start for s in fine[1:]) * 8 * level.chunk[0]
+    band = max(1, _BAND // max(1, row * factor))  # coarse rows at once
+    parts = []
+    for start in range(region[0].start, region[0].stop, band):
+        stop = min(start + band, region[0].stop)
+        rows = slice(start * factor, min(stop * factor, level.grid.shape[0]))
+        pixels = level.read((rows, *fine[1:]))
+        parts.append(_block_mean(pixels, factor, labels))
+    return np.concatenate(parts, axis=1)
+
+
+def _block_mean(pixels: Array, factor: int, labels: bool) -> Array:
+    if labels:
+        return pixels[(slice(None), *(slice(None, None, factor),) * (pixels.ndim - 1))]
+    out = pixels.astype(np.float64)
+    for axis in range(1, pixels.ndim):
+        starts = np.arange(0, out.shape[axis], factor)
+        counts = np.diff(np.append(starts, out.shape[axis]))
+        shape = [1] * out.ndim
+        shape[axis] = -1
+        out = np.add.reduceat(out, starts, axis=axis) / counts.reshape(shape)
+    return (out if pixels.dtype.kind == "f" else np.rint(out)).astype(pixels.dtype)
+
+
+# --------------------------------------------------------------------------------------------------------- source boxes
+
+
+def source_boxes(pull: Transform, grid: Grid, region: _Slices, source: Grid) -> NDArray[np.int64]:
+    """Where the pixels of parts of ``region`` of ``grid`` may land in ``source``: ``[N, 2, D]``, first and last index.
+
+    Safe bounds by interval arithmetic over the map's nodes, `_MARGIN` pixels included, not yet cut to the source.
+    """
+    edges = [
+        np.unique(np.linspace(r.start, r.stop, min(_SPLIT, r.stop - r.start) + 1).astype(np.int64)) for r in region
+    ]
+    corners = np.stack(np.meshgrid(*[e[:-1] for e in edges], indexing="ij"), axis=-1).reshape(-1, grid.ndim)
+    ends = np.stack(np.meshgrid(*[e[1:] - 1 for e in edges], indexing="ij"), axis=-1).reshape(-1, grid.ndim)
+    spacing, origin = np.array(grid.spacing), np.array(grid.origin)
+    low, high = origin + spacing * corners, origin + spacing * ends  # [N, D] positions
+    for part in pull.parts():
+        low, high = _carry_boxes(part, low, high)
+    spacing, origin = np.array(source.spacing), np.array(source.origin)
+    low, high = (low - origin) / spacing, (high - origin) / spacing
+    far = 2.0**40  # beyond any image, and still a whole number in int64
+    low, high = np.clip(np.floor(low), -far, far), np.clip(np.ceil(high), -far, far)
+    return np.stack([low - _MARGIN, high + _MARGIN], axis=1).astype(np.int64)
+
+
+def _carry_boxes(part: Transform, low: Array, high: Array) -> tuple[Array, Array]:
+    """Boxes ``[N, D]`` that hold the image of boxes ``[N, D]``."""
+    if isinstance(part, Affine):
+        matrix = part.matrix.numpy()
+        centre, half = (low + high) / 2, (high - low) / 2
+        centre = centre @ matrix[:-1, :-1].T + matrix[:-1, -1]
+        half = half @ np.abs(matrix[:-1, :-1]).T
+        return centre - half, centre + half
+    if isinstance(part, Displacement):
+        nodes = _Nodes(part.field.numpy(), part.grid, -1.0 if part.inverted else 1.0)
+        return _step_boxes(nodes, low, high, implicit=part.inverted)
+    if isinstance(part, Flow):
+        steps = part.n_steps or 1
+        n_slices = part.velocity.shape[0]
+        sign = -1.0 if part.reverse else 1.0
+        order = range(steps - 1, -1, -1) if part.reverse else range(steps)
+        for step in order:
+            nodes = _Nodes(part.velocity[step * n_slices // steps].numpy(), part.grid, sign / steps)
+            low, high = _step_boxes(nodes, low, high, implicit=not part.reverse)
+        return low, high
+    raise ValueError(
+        f"wanted a map made of Affine, Flow and Displacement, got {type(part).__name__}; take it to a displacement first"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Nodes:
+    """Steps ``[D, *S]`` times ``factor`` on the nodes of ``grid``, zero outside."""
+
+    field: Array
+    grid: Grid
+    factor: float
+
+    def bounds(self, low: Array, high: Array) -> tuple[Array, Array]:
+        """Smallest and largest step over boxes ``[N, D]``, each ``[N, D]``: a multilinear cell lies between its nodes."""
+        spacing, origin = np.array(self.grid.spacing), np.array(self.grid.origin)
+        shape = np.array(self.grid.shape)
+        first = np.clip(np.floor((low - origin) / spacing - 1e-6), -1, shape).astype(np.int64)
+        last = np.clip(np.ceil((high - origin) / spacing + 1e-6), -1, shape).astype(np.int64)
+        least, most = np.zeros_like(low), np.zeros_like(low)
+        for i, (a, b) in enumerate(zip(first, last, strict=True)):
+            inner = self.field[
+                (slice(None), *(slice(max(0, int(s)), int(e) + 1) for s, e in zip(a, b, strict=True)))
+            ].reshape(len(shape), -1)
+            if inner.shape[1] == 0:
+                continue
+            lo, hi = inner.min(axis=1).astype(np.float64), inner.max(axis=1).astype(np.float64)
+            if (a < 0).any() or (b >= shape).any():  # missing nodes count as zero
+                lo, hi = np.minimum(lo, 0), np.maximum(hi, 0)
+            least[i], most[i] = lo, hi
+        least, most = least * self.factor, most * self.factor
+        return np.minimum(least, most), np.maximum(least, most)
+
+
+def _step_boxes(nodes: _Nodes, low: Array, high: Array, implicit: bool) -> tuple[Array, Array]:
+    """Boxes after ``x + step(x)``, or (implicit) where ``y - step(y) = x``: the step is then looked up at its end."""
+    if not implicit:
+        least, most = nodes.bounds(low, high)
+        return low + least, high + most
+    extremes = nodes.field.reshape(low.shape[1], -1)
+    ends = np.stack([np.minimum(0, extremes.min(axis=1)), np.maximum(0, extremes.max(axis=1))]) * nodes.factor
+    a, b = low + ends.min(axis=0), high + ends.max(axis=0)
+    for _ in range(3):  # each round starts from a box that holds the solution, and so ends with one
+        least, most = nodes.bounds(a, b)
+        a, b = low + least, high + most
+    return a, b
+
+
+# ------------------------------------------------------------------------------------------------------------ one tile
+
+
+def warp_tile(
+    source: Level, pull: Transform, grid: Grid, region: _Slices, labels: bool, background: float | None
+) -> Array | None:
+    """The pixels ``[C, *region]`` of ``grid``, or None where all of them are background.
+
+    Reads only the chunks of ``source`` that its boxes touch.
+    """
+    shape = np.array(source.grid.shape)
+    boxes = source_boxes(pull, grid, region, source.grid)  # [N, 2, D]
+    if background is not None or labels:
+        boxes = boxes[((boxes[:, 1] >= 0) & (boxes[:, 0] < shape)).all(axis=1)]
+        if len(boxes) == 0:
+            return None
+    boxes = np.clip(boxes, 0, shape - 1)
+    boxes[:, 0] = np.minimum(boxes[:, 0], np.maximum(shape - 2, 0))  # the kernel wants two pixels where there are two
+    boxes[:, 1] = np.maximum(boxes[:, 1], np.minimum(boxes[:, 0] + 1, shape - 1))
+    part, start = read_boxes(source, boxes)
+    out = resample_part(
+        torch.from_numpy(part),
+        source.grid,
+        start,
+        pull,
+        grid,
+        tuple(r.start for r in region),
+        tuple(r.stop - r.start for r in region),
+        labels,
+        background,
+    )
+    return out.numpy()
+
+
+def read_boxes(source: Level, boxes: NDArray[np.int64]) -> tuple[Array, tuple[int, ...]]:
+    """The pixels of boxes ``[N, 2, D]`` (first and last index) in one array ``[C, *part]``, and the index of its first pixel.
+
+    Chunks that no box touches are not read; what lies there is not defined.
+    """
+    low, high = boxes[:, 0].min(axis=0), boxes[:, 1].max(axis=0) + 1
+    start = tuple(int(v) for v in low)
+    runs = list(_runs(boxes, low, np.array(source.chunk[1:])))
+    if len(runs) == 1:
+        region = tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
+        return _writeable(source.read(region)), start
+    part: Array | None = None
+    for first, last in runs:
+        a, b = np.maximum(first, low), np.minimum(last, high)
+        pixels = source.read(tuple(slice(int(i), int(j)) for i, j in zip(a, b, strict=True)))
+        if part is None:
+            part = np.zeros((pixels.shape[0], *(high - low)), _native(pixels.dtype))
+        part[(slice(None), *(slice(int(i), int(j)) for i, j in zip(a - low, b - low, strict=True)))] = pixels
+    assert part is not None
+    return part, start
+
+
+def _runs(boxes: NDArray[np.int64], low: Array, chunk: Array) -> Iterator[tuple[Array, Array]]:
+    """Rectangles of whole chunks, first and last-plus-one pixel, that cover the boxes: runs along the last axis, and what of
+    them is alike in neighbouring rows taken together."""
+    first = low // chunk
+    count = boxes[:, 1].max(axis=0) // chunk - first + 1
+    wanted = np.zeros(tuple(count), dtype=bool)
+    for box in boxes:
+        a, b = box // chunk - first
+        wanted[tuple(slice(int(i), int(j) + 1) for i, j in zip(a, b, strict=True))] = True
+    if wanted.all():
+        yield first * chunk, (first + count) * chunk
+        return
+    flat = wanted.reshape(-1, wanted.shape[-1])
+    row = 0
+    while row < len(flat):
+        stop = row + 1
+        if wanted.ndim == 2:  # in 3D, neighbours in the flat order need not be neighbours
+            while stop < len(flat) and (flat[stop] == flat[row]).all():
+                stop += 1
+        lead = np.array(np.unravel_index(row, wanted.shape[:-1]))
+        edges = np.flatnonzero(np.diff(np.concatenate([[0], flat[row].astype(np.int8), [0]])))
+        for a, b in edges.reshape(-1, 2):
+            begin = np.append(lead, a)
+            end = np.append(lead + 1, b)
+            end[0] += stop - row - 1
+            yield (first + begin) * chunk, (first + end) * chunk
+        row = stop
+
+
+def _native(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    if dtype == np.bool_:
+        return np.dtype(np.uint8)
+    return np.dtype(np.float32) if dtype == np.float16 else dtype.newbyteorder("=")
+
+
+def _writeable(pixels: Array) -> Array:
+    """The pixels as torch takes them."""
+    out = np.ascontiguousarray(pixels.astype(_native(pixels.dtype), copy=False))
+    return out if out.flags.writeable else out.copy()
+
+
+# --------------------------------------------------------------------------------------------------------- the pyramid
+
+
+def halved_grid(grid: Grid, labels: bool) -> Grid:
+    """The grid of what `halved` makes of pixels on ``grid``."""
+    shift = 0.0 if labels else 0.5
+    return Grid(
+        tuple((n + 1) // 2 for n in grid.shape),
+        tuple(s * 2 for s in grid.spacing),
+        tuple(o + s * shift if n > 1 else o for o, s, n in zip(grid.origin, grid.spacing, grid.shape, strict=True)),
+        grid.unit,
+    )
+
+
+def halved(pixels: Array, labels: bool) -> Array:
+    """Mean over 2 × 2 pixels of ``[C, y, x]``, rounded to even where whole numbers, a last odd row or column by itself; of
+    labels every second pixel."""
+    if labels:
+        return np.ascontiguousarray(pixels[:, ::2, ::2])
+    odd = [n % 2 for n in pixels.shape]
+    if odd[1] or odd[2]:
+        pixels = np.pad(pixels, [(0, 0), (0, odd[1]), (0, odd[2])], mode="edge")
+    channels, height, width = pixels.shape
+    out = np.empty((channels, height // 2, width // 2), pixels.dtype)
+    if pixels.dtype not in (np.uint8, np.uint16):
+        blocks = pixels.reshape(channels, height // 2, 2, width // 2, 2)
+        for c in range(channels):
+            mean = blocks[c].mean(axis=(1, 3), dtype=np.float64)
+            out[c] = mean if pixels.dtype.kind == "f" else np.rint(mean)
+        return out
+    # two neighbours at a time, as one number of twice the bits: all is then contiguous
+    bits = 8 * pixels.dtype.itemsize
+    pairs: Any = np.ascontiguousarray(pixels).view(np.uint16 if bits == 8 else np.uint32)  # [C, y, x / 2]
+    mask = pairs.dtype.type((1 << bits) - 1)
+    rows = max(1, (1 << 15) // max(1, width))  # so few that the sums stay in cache
+    for c in range(channels):
+        for start in range(0, height // 2, rows):
+            block = pairs[c, 2 * start : 2 * (start + rows)]
+            total = (block & mask) + (block >> bits)
+            total = total[::2] + total[1::2]
+            rounding = (total >> 2) & 1
+            rounding += total
+            rounding += 1  # half goes to even: 4q + 2 goes up for odd q only
+            rounding >>= 2
+            out[c, start : start + rows] = rounding
+    return out
