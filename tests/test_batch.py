@@ -357,6 +357,7 @@ def test_a_full_disk_is_no_verdict_on_the_job(pairs: Path) -> None:
     assert record is not None
     assert [a.outcome for a in record.attempts] == ["disk"]
     assert "File too large" in record.reasons[0]
+    assert ".partial" not in (out / "a" / work.LOG).read_text()
     assert work.finished(job, out / "a", Limits()) is None
     assert {p.name for p in (out / "a").iterdir()} == {work.RECORD, work.LOG}
 

@@ -265,7 +265,7 @@ def run_job(job: Job, out: Path, limits: Limits) -> Outcome:
             id=job.id,
             status="done" if done and not broken else "failed",
             verdict=metrics.get("verdict"),
-            reasons=tuple(_reasons(attempts, metrics, broken)),
+            reasons=tuple(r.replace(str(folder), str(out / job.id)) for r in _reasons(attempts, metrics, broken)),
             model=attempts[-1].model if done else None,
             attempts=tuple(attempts),
             figures={name: metrics[name] for name in _FIGURES if name in metrics},
@@ -279,7 +279,7 @@ def run_job(job: Job, out: Path, limits: Limits) -> Outcome:
             options=job.options,
             inputs=inputs,
         )
-        log.rename(folder / LOG)
+        _renamed(log, folder, out / job.id).rename(folder / LOG)
         values = asdict(outcome)
         del values["kept"]
         (folder / RECORD).write_text(outputs.to_json(values, indent=2) + "\n", encoding="utf-8")
@@ -297,6 +297,13 @@ def _reasons(attempts: list[Attempt], metrics: dict[str, Any], broken: list[str]
     else:
         first = [lost[0].reason, *(f"{a.model}: {a.reason}" for a in lost[1:])]
     return [*first, *broken, *(str(r) for r in metrics.get("reasons", ()))]
+
+
+def _renamed(log: Path, folder: Path, final: Path) -> Path:
+    """The log, in which the folder has the name it is about to get."""
+    if log.stat().st_size <= _MAX_RECORD:
+        log.write_bytes(log.read_bytes().replace(str(folder).encode(), str(final).encode()))
+    return log
 
 
 def _evaluation(folder: Path) -> dict[str, Any] | None:
