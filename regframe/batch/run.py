@@ -79,8 +79,8 @@ def run_batch(
             if todo:
                 with pool(len(todo)) if callable(pool) else contextlib.nullcontext(pool) as chosen:
                     _run(jobs, todo, out, chosen, limits, found, tell)
-                _sweep(out)
         finally:
+            _sweep(out)
             outcomes = tuple(found.get(i) or Outcome(id=job.id, status="pending") for i, job in enumerate(jobs))
             summary.write(outcomes, out)
     return outcomes
@@ -130,10 +130,16 @@ def _check_foreign(jobs: Sequence[Job], out: Path) -> None:
 
 
 def _sweep(out: Path) -> None:
-    """Remove what processes that were killed left half-written."""
-    for item in out.glob(".*.partial"):
+    """Remove what processes that were killed left half-written.
+
+    Each folder is renamed first, so that a process on another machine which is about to finish it finds it gone, not emptied.
+    """
+    for item in [*out.glob(".*.partial"), *out.glob(".*.swept")]:
         if item.is_dir() and not item.is_symlink():
-            shutil.rmtree(item, ignore_errors=True)
+            gone = item.with_name(item.name.removesuffix(".swept") + ".swept")
+            with contextlib.suppress(OSError):
+                item.rename(gone)
+            shutil.rmtree(gone, ignore_errors=True)
 
 
 @contextlib.contextmanager
