@@ -110,12 +110,13 @@ def test_help_needs_no_torch(root: Path) -> None:
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, check=False)
     assert found.returncode == 0, found.stderr
-    for command in ("register", "apply", "evaluate", "report", "info", "plugins", "doctor", "demo"):
+    for command in ("register", "apply", "evaluate", "batch", "report", "info", "plugins", "doctor", "demo"):
         assert command in found.stdout
 
 
 @pytest.mark.parametrize(
-    "command", ["register", "apply image", "apply points", "apply shapes", "evaluate", "info", "plugins", "demo"]
+    "command",
+    ["register", "apply image", "apply points", "apply shapes", "evaluate", "batch", "info", "plugins", "demo"],
 )
 def test_every_command_has_help(command: str) -> None:
     assert "Usage" in run(*command.split(), "--help").stdout

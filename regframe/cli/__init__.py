@@ -10,11 +10,13 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from ._common import Main
 from .apply import apply
+from .batch import batch
 from .bench import bench
 from .demo import demo
 from .evaluate import evaluate
 from .exchange import export, import_
 from .inspect import doctor, info, plugins
+from .job import batch_job
 from .register import register
 from .report import report
 from .stack import stack
@@ -25,7 +27,22 @@ Exit codes: 0 done and trusted (pass or warn), 3 done but the verdict is fail, 2
 """
 
 main = Main(name="regframe", help=HELP, context_settings={"help_option_names": ["-h", "--help"]})
-for command in (register, apply, evaluate, stack, report, export, import_, info, plugins, doctor, demo, bench):
+for command in (
+    register,
+    apply,
+    evaluate,
+    stack,
+    batch,
+    batch_job,
+    report,
+    export,
+    import_,
+    info,
+    plugins,
+    doctor,
+    demo,
+    bench,
+):
     main.add_command(command)
 
 __all__ = ["main"]

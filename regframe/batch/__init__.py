@@ -1,0 +1,27 @@
+"""A table of jobs, each a registration in a process of its own, in turn or on a Dask cluster.
+
+`read_manifest` reads the table, `run_batch` does what is not done yet, `spread` puts the shards of one large output on the same
+workers.
+"""
+
+from .manifest import Job, ManifestError, parse_size, read_manifest
+from .pools import Cluster, InTurn, Plan, Pool, machine, spread
+from .run import Progress, run_batch
+from .work import Limits, Outcome
+
+__all__ = [
+    "Cluster",
+    "InTurn",
+    "Job",
+    "Limits",
+    "ManifestError",
+    "Outcome",
+    "Plan",
+    "Pool",
+    "Progress",
+    "machine",
+    "parse_size",
+    "read_manifest",
+    "run_batch",
+    "spread",
+]

@@ -1,0 +1,322 @@
+"""The manifest of a batch: a CSV or TSV file, one job per row, named columns, every cell checked before anything runs."""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import math
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+MAX_BYTES = 64 << 20
+"""Largest manifest that is read."""
+RESERVED = ("summary.csv", "summary.html", "con", "prn", "aux", "nul")
+"""Names in the output folder that no job may have; the last four are devices on Windows."""
+
+_ID = re.compile(r"\w(?:[\w.+=@ -]{0,98}[\w+=@-])?")
+_SHOWN = 10  # problems listed before the rest is counted
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", re.IGNORECASE)
+_KINDS = ("image", "labels", "points", "shapes")
+
+
+class ManifestError(ValueError):
+    """A manifest that cannot be used: one sentence per problem, with its line."""
+
+
+def parse_size(text: str) -> int:
+    """Bytes of ``"2 GiB"``, ``"800MB"`` or ``"4G"`` (1024 to the power where there is an ``i`` or no ``B``)."""
+    found = _SIZE.fullmatch(text.strip())
+    if not found:
+        raise ValueError(f"wanted a size such as 2GiB or 800MB, got {text!r}")
+    number, prefix, binary = found.groups()
+    base = 1000 if text.strip().lower().endswith("b") and prefix and not binary else 1024
+    return int(float(number) * base ** " kmgt".index(prefix.lower() or " "))
+
+
+def _list(value: Any) -> Any:
+    return tuple(p.strip() for p in value.split(";") if p.strip()) if isinstance(value, str) else value
+
+
+def _size(value: Any) -> Any:
+    return parse_size(value) if isinstance(value, str) else value
+
+
+def _job_id(value: str) -> str:
+    if not _ID.fullmatch(value):
+        raise ValueError(
+            "a name that can be a folder's: up to 100 letters, digits, spaces and . _ - + = @, the first a letter or digit"
+        )
+    if value.lower() in RESERVED:
+        raise ValueError(f"a name other than {', '.join(RESERVED)}")
+    return value
+
+
+def _finite(value: float) -> float:
+    if not math.isfinite(value):
+        raise ValueError("a finite number")
+    return value
+
+
+List = Annotated[tuple[str, ...], BeforeValidator(_list)]
+Files = Annotated[tuple[Path, ...], BeforeValidator(_list)]
+Size = Annotated[int, BeforeValidator(_size), Field(gt=0)]
+Length = Annotated[float, AfterValidator(_finite), Field(gt=0)]
+
+
+class Job(BaseModel):
+    """One row: two sides, how they are opened, what is measured and carried afterwards.
+
+    Names and meanings are those of the options of ``regframe register``, ``evaluate`` and ``apply``; what is blank has their
+    default. Lists are separated by semicolons.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+    id: Annotated[str, AfterValidator(_job_id)]
+    fixed: Path
+    moving: Path
+    landmarks: Path | None = None
+    config: Path | None = None
+    settings: List = Field((), alias="set")
+    metric: str | None = None
+    metric_set: List = ()
+    transform: str | None = None
+    init: str = "auto"
+    level: Annotated[int, Field(ge=0)] | None = None
+    device: str | None = None
+    seed: Annotated[int, Field(ge=0)] | None = None
+    fixed_adapter: str | None = None
+    fixed_set: List = ()
+    fixed_mpp: Length | None = None
+    fixed_channel: str | None = None
+    moving_adapter: str | None = None
+    moving_set: List = ()
+    moving_mpp: Length | None = None
+    moving_channel: str | None = None
+    fixed_landmarks: Path | None = None
+    fixed_landmarks_spacing: Length | None = None
+    moving_landmarks: Path | None = None
+    moving_landmarks_spacing: Length | None = None
+    apply_image: Files = ()
+    apply_image_spacing: Length | None = None
+    apply_labels: Files = ()
+    apply_labels_spacing: Length | None = None
+    apply_points: Files = ()
+    apply_points_spacing: Length | None = None
+    apply_points_columns: str | None = None
+    apply_shapes: Files = ()
+    apply_shapes_spacing: Length | None = None
+    apply_shapes_unit: str | None = None
+    memory: Size | None = None
+    timeout: Length | None = None
+    save_warped: bool = False
+
+    @model_validator(mode="after")
+    def _whole(self) -> Job:
+        if (self.fixed_landmarks is None) != (self.moving_landmarks is None):
+            raise ValueError("fixed_landmarks and moving_landmarks together, got one of them; fill in both or neither")
+        names: dict[str, Path] = {}
+        for _, path, name in self.applied():
+            other = names.setdefault(name.lower(), path)
+            if other is not path:
+                raise ValueError(f"files to apply that are named apart, got {other} and {path}, both written as {name}")
+        return self
+
+    @property
+    def inputs(self) -> dict[str, Path]:
+        """Every file the job reads, by column."""
+        named = {name: getattr(self, name) for name in ("fixed", "moving", "landmarks", "config")}
+        named |= {name: getattr(self, name) for name in ("fixed_landmarks", "moving_landmarks")}
+        named["init"] = None if self.init in ("auto", "identity") else Path(self.init)
+        for i, (kind, path, _) in enumerate(self.applied()):
+            named[f"apply_{kind}:{i}"] = path
+        return {name: path for name, path in named.items() if path is not None}
+
+    def applied(self) -> Iterator[tuple[str, Path, str]]:
+        """Files to carry to the fixed side: the command, the file, and the name of what is written."""
+        for kind in _KINDS:
+            for path in getattr(self, f"apply_{kind}"):
+                raster = kind in ("image", "labels")
+                stem = re.sub(r"(\.ome)?(\.tiff?|\.zarr(\.zip)?)$", "", path.name, flags=re.IGNORECASE)
+                yield kind, path, f"{stem if stem != path.name else path.stem}.ome.zarr" if raster else path.name
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What tells whether a finished job is this one; how much it may take is no part of it."""
+        return self.model_dump(mode="json", exclude={"memory", "timeout"}, exclude_defaults=True)
+
+    def register_arguments(self, out: Path) -> list[str]:
+        """The command line of ``regframe register``."""
+        return [
+            *_options(self, "landmarks", "config", "metric", "transform", "level", "device", "seed"),
+            *(f"--init={self.init}" for _ in range(self.init != "auto")),
+            *(f"--set={pair}" for pair in self.settings),
+            *(f"--metric-set={pair}" for pair in self.metric_set),
+            *_side(self, "fixed"),
+            *_side(self, "moving"),
+            *(["--save-warped"] if self.save_warped else []),
+            f"--output={out}",
+            "--",
+            str(self.fixed),
+            str(self.moving),
+        ]
+
+    def later_arguments(self, out: Path, threads: int = 1) -> Iterator[tuple[str, list[str]]]:
+        """What follows a registration: names and command lines of ``regframe evaluate`` and ``regframe apply``."""
+        if self.fixed_landmarks is not None:
+            options = _options(self, "fixed_landmarks", "moving_landmarks")
+            for side in ("fixed", "moving"):
+                spacing = getattr(self, f"{side}_landmarks_spacing")
+                options += [] if spacing is None else [f"--{side}-spacing={spacing!r}"]
+            yield "evaluate", ["evaluate", "--json", *options, "--", str(out)]
+        for kind, path, name in self.applied():
+            options = ["--labels"] if kind == "labels" else []
+            options += [f"--workers={threads}"] if kind in ("image", "labels") else []
+            spacing = getattr(self, f"apply_{kind}_spacing")
+            options += [] if spacing is None else [f"--input-spacing={spacing!r}"]
+            if kind == "points" and self.apply_points_columns is not None:
+                options.append(f"--columns={self.apply_points_columns}")
+            if kind == "shapes" and self.apply_shapes_unit is not None:
+                options.append(f"--unit={self.apply_shapes_unit}")
+            command = "image" if kind == "labels" else kind
+            target = out / "applied" / name
+            yield (
+                f"apply {kind} {path.name}",
+                ["apply", command, "--to=fixed", *options, f"--output={target}", "--", str(out), str(path)],
+            )
+
+
+def _options(job: Job, *names: str) -> list[str]:
+    values = ((name.replace("_", "-"), getattr(job, name)) for name in names)
+    return [f"--{name}={value}" for name, value in values if value is not None]
+
+
+def _side(job: Job, side: str) -> list[str]:
+    out = _options(job, f"{side}_adapter", f"{side}_mpp", f"{side}_channel")
+    return out + [f"--{side}-set={pair}" for pair in getattr(job, f"{side}_set")]
+
+
+COLUMNS = tuple(field.alias or name for name, field in Job.model_fields.items())
+"""The columns a manifest may have."""
+
+_PATHS = {"fixed", "moving", "landmarks", "config", "fixed_landmarks", "moving_landmarks"}
+_PATH_LISTS = {f"apply_{kind}" for kind in _KINDS}
+
+
+def read_manifest(path: Path, defaults: dict[str, Any] | None = None) -> tuple[Job, ...]:
+    """The jobs of a CSV, TSV or semicolon-separated file with a header; blank lines are skipped.
+
+    Args:
+        path: the file, UTF-8; relative paths in it are relative to its folder.
+        defaults: values of columns that a row leaves blank; of ``set``, what comes before the row's own.
+
+    Raises:
+        ManifestError: names every problem and its line; a file that is named and absent is none, its job fails.
+        OSError: the manifest cannot be read.
+    """
+    if path.stat().st_size > MAX_BYTES:
+        raise ManifestError(
+            f"wanted a manifest of at most {MAX_BYTES >> 20} MiB, got {path}, which is larger; split it"
+        )
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ManifestError(f"wanted a table in UTF-8, got {path}: {error.reason}; save it as CSV UTF-8") from error
+    first = next((line for line in text.splitlines() if line.strip()), "")
+    delimiter = max("\t,;", key=first.count)
+    try:
+        rows = list(_rows(text, delimiter))
+    except csv.Error as error:
+        raise ManifestError(f"wanted a CSV table in {path}, got: {error}") from error
+    if not rows:
+        raise ManifestError(f"wanted a header and one job per line in {path}, got an empty file")
+    (_, header), *body = rows
+    header = [name.strip() for name in header]
+    _check_header(header, path)
+    if not body:
+        raise ManifestError(f"wanted one job per line in {path}, got a header alone")
+
+    jobs: list[Job] = []
+    problems: list[str] = []
+    seen: dict[str, int] = {}
+    for line, cells in body:
+        if len(cells) != len(header):
+            problems.append(
+                f"line {line}: wanted {len(header)} cells, got {len(cells)}; quote what holds a {delimiter!r}"
+            )
+            continue
+        try:
+            job = Job.model_validate(
+                _values(dict(zip(header, cells, strict=True)), path.resolve().parent, defaults or {})
+            )
+        except ValidationError as error:
+            problems += [f"line {line}: {_problem(item)}" for item in error.errors()]
+            continue
+        key = unicodedata.normalize("NFC", job.id).casefold()
+        if key in seen:
+            problems.append(
+                f"line {line}: wanted ids that differ, got {job.id!r}, which line {seen[key]} has (case does not count)"
+            )
+        seen.setdefault(key, line)
+        jobs.append(job)
+    if problems:
+        more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
+        raise ManifestError(f"{path}: " + "; ".join(problems[:_SHOWN]) + more)
+    return tuple(jobs)
+
+
+def _rows(text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    reader = csv.reader(text.splitlines(keepends=True), delimiter=delimiter, strict=True)
+    for cells in reader:
+        if any(cell.strip() for cell in cells):
+            yield reader.line_num, cells
+
+
+def _check_header(header: list[str], path: Path) -> None:
+    unknown = [name for name in header if name not in COLUMNS]
+    if unknown:
+        close = difflib.get_close_matches(unknown[0], COLUMNS, 1)
+        hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(COLUMNS)}"
+        raise ManifestError(f"there is no column {unknown[0]!r} in a manifest ({path}); {hint}")
+    double = {name for name in header if header.count(name) > 1}
+    if double:
+        raise ManifestError(f"wanted every column once in {path}, got {_join(double)} more than once")
+    absent = [name for name in ("id", "fixed", "moving") if name not in header]
+    if absent:
+        raise ManifestError(f"wanted the columns id, fixed and moving in {path}, got no {_join(absent)}")
+
+
+def _values(row: dict[str, str], folder: Path, defaults: dict[str, Any]) -> dict[str, Any]:
+    """The cells that say something, paths made absolute."""
+    values: dict[str, Any] = {name: cell.strip() for name, cell in row.items() if cell.strip()}
+    for name, value in values.items():
+        if name in _PATHS or (name == "init" and value not in ("auto", "identity")):
+            values[name] = _absolute(folder, value)
+        elif name in _PATH_LISTS:
+            values[name] = tuple(_absolute(folder, part) for part in _list(value))
+    own = _list(values.get("set", ""))
+    return {**defaults, **values, "set": (*defaults.get("set", ()), *own)}
+
+
+def _absolute(folder: Path, value: str) -> str:
+    return str((folder / Path(value).expanduser()).absolute())
+
+
+def _problem(item: Any) -> str:
+    column = ".".join(str(part) for part in item["loc"])
+    wanted = str(item["msg"]).removeprefix("Input should be ").removeprefix("Value error, ")
+    if item["type"] == "missing":
+        return f"wanted a value in the column {column!r}, got a blank"
+    if not column:  # a rule about several columns, which says what came
+        return f"wanted {wanted}"
+    wanted = wanted.removeprefix("wanted ").partition(", got")[0]
+    return f"wanted in the column {column!r} {wanted}, got {item['input']!r}"
+
+
+def _join(names: Iterable[str]) -> str:
+    return ", ".join(repr(name) for name in sorted(names))

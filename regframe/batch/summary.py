@@ -1,0 +1,179 @@
+"""What a batch says at the end: ``summary.csv`` and ``summary.html``, one self-contained page."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import html.parser
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from .. import outputs
+from . import work
+from .work import Outcome
+
+TABLE = "summary.csv"
+PAGE = "summary.html"
+STATES = ("failed", "fail", "warn", "pass", "pending")
+"""What a job can have come to, worst first."""
+
+_MAX_REPORT = 32 << 20
+_FIGURES = ("n_evaluations", "matching_fraction", "folding_fraction", "pose_margin")
+_WORDS = {
+    "failed": "did not end as asked",
+    "fail": "not to be trusted",
+    "warn": "aligned, with remarks",
+    "pass": "aligned",
+    "pending": "not run yet",
+}
+
+
+def write(outcomes: Sequence[Outcome], out: Path) -> None:
+    """Write both files, each whole or not at all."""
+    with outputs.staged(out / TABLE, overwrite=True) as path:
+        path.write_text(table(outcomes), encoding="utf-8")
+    with outputs.staged(out / PAGE, overwrite=True) as path:
+        path.write_text(page(outcomes, out), encoding="utf-8")
+
+
+def is_written(out: Path, outcomes: Sequence[Outcome]) -> bool:
+    """Whether both files are there and say this."""
+    try:
+        return (out / PAGE).is_file() and (out / TABLE).read_text(encoding="utf-8") == table(outcomes)
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def row(outcome: Outcome) -> dict[str, Any]:
+    """One job in plain values, as in the table and in ``--json``."""
+    measured = outcome.evaluation or {}
+    before = measured.get("before") or {}
+    ran = bool(outcome.attempts)
+    return {
+        "id": outcome.id,
+        "status": outcome.status,
+        "verdict": outcome.verdict,
+        "reasons": " | ".join(outcome.reasons),
+        "model": outcome.model,
+        "attempts": len(outcome.attempts),
+        "seconds": round(outcome.seconds, 2) if ran else None,
+        "peak_memory_mib": outcome.peak_memory >> 20 if ran else None,
+        "threads": outcome.threads if ran else None,
+        **{name: outcome.figures.get(name) for name in _FIGURES},
+        "roundtrip_px_max": (outcome.figures.get("roundtrip_px") or {}).get("max"),
+        "n_landmarks": measured.get("n"),
+        "tre_px_median_before": before.get("tre_px", {}).get("median"),
+        "tre_px_median": measured.get("tre_px", {}).get("median"),
+        "tre_px_p90": measured.get("tre_px", {}).get("p90"),
+        "rtre_median": measured.get("rtre_median"),
+        "host": outcome.host,
+        "version": outcome.version,
+        "report": f"{outcome.id}/{outputs.REPORT}" if outcome.verdict is not None else None,
+        "applied": " | ".join(f"{outcome.id}/{name}" for name in outcome.applied),
+    }
+
+
+def table(outcomes: Sequence[Outcome]) -> str:
+    """``summary.csv``: one row per job in the manifest's order, blank where something is not known."""
+    rows = [row(outcome) for outcome in outcomes]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({k: _cell(v) for k, v in line.items()} for line in rows)
+    return text.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")):
+        return f"'{value}"  # a spreadsheet would take it for a formula
+    return value
+
+
+def page(outcomes: Sequence[Outcome], out: Path) -> str:
+    """``summary.html``: counts, then every job with what it looked like before and after, the worst first."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    width = 300 if len(outcomes) <= 60 else 200 if len(outcomes) <= 300 else 130
+    groups = []
+    for state in STATES:
+        chosen = [_item(outcome, out, width) for outcome in outcomes if outcome.state == state]
+        if chosen:
+            groups.append({"state": state, "words": _WORDS[state], "jobs": chosen})
+    again = sum(len(o.attempts) > 1 for o in outcomes)
+    return environment.get_template("summary.html").render(
+        total=len(outcomes), groups=groups, again=again, kept=sum(o.kept for o in outcomes), wide=width
+    )
+
+
+def _item(outcome: Outcome, out: Path, width: int) -> dict[str, Any]:
+    line = row(outcome)
+    facts: list[tuple[str, str]] = []
+    if line["tre_px_median"] is not None:
+        was = "" if line["tre_px_median_before"] is None else f" (before {line['tre_px_median_before']:.3g})"
+        facts.append(("landmark error, median", f"{line['tre_px_median']:.3g} px{was}"))
+    if line["matching_fraction"] is not None:
+        facts.append(("matching", f"{100 * line['matching_fraction']:.0f} %"))
+    if line["folding_fraction"]:
+        facts.append(("folded", f"{100 * line['folding_fraction']:.2g} %"))
+    if line["seconds"] is not None:
+        facts.append(("time", f"{line['seconds']:.1f} s"))
+        facts.append(("memory", f"{line['peak_memory_mib']} MiB"))
+    folder = quote(outcome.id)
+    links = [("report", f"{folder}/{outputs.REPORT}")] if outcome.verdict is not None else []
+    if outcome.attempts:
+        links.append(("log", f"{folder}/{work.LOG}"))
+    links += [(name.removeprefix("applied/"), f"{folder}/{quote(name)}") for name in outcome.applied]
+    return {
+        "id": outcome.id,
+        "state": outcome.state,
+        "reasons": outcome.reasons,
+        "simpler": outcome.model == work.SIMPLER,
+        "facts": facts,
+        "links": links,
+        "pictures": _thumbnails(out / outcome.id / outputs.REPORT, width) if outcome.verdict is not None else {},
+    }
+
+
+class _Overlays(html.parser.HTMLParser):
+    """The two pictures of a report that show both sides, before and after."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: dict[str, str] = {}
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = dict(attrs)
+        for name in ("before", "after"):
+            if tag == "img" and (values.get("alt") or "").lower() == f"overlay {name}" and values.get("src"):
+                self.found.setdefault(name, str(values["src"]))
+
+
+def _thumbnails(report: Path, width: int) -> dict[str, str]:
+    """Small pictures as data URIs, by ``before`` and ``after``, out of a job's own report; none where it holds none."""
+    import PIL.Image
+
+    overlays = _Overlays()
+    small: dict[str, str] = {}
+    try:
+        if report.stat().st_size > _MAX_REPORT:
+            return {}
+        overlays.feed(report.read_text(encoding="utf-8"))
+        for name, uri in overlays.found.items():
+            data = base64.b64decode(uri.partition(",")[2])
+            with PIL.Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as picture:
+                image = picture.convert("RGB")
+                image.thumbnail((width, width))
+                buffer = io.BytesIO()
+                image.save(buffer, "JPEG", quality=76, optimize=True)
+            small[name] = "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+    except (OSError, ValueError):
+        return {}
+    return small

@@ -1,0 +1,496 @@
+"""One job: its process, the limits it runs under, what is tried when it breaks, the folder it leaves behind.
+
+Runs wherever a worker is and never loads torch: the process it starts does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import math
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import regframe
+
+from .. import outputs
+from . import pools
+from .manifest import Job
+
+RECORD = "job.json"
+LOG = "job.log"
+AS_ASKED = "as asked"
+SIMPLER = "simpler, at a coarser level"
+SIMPLER_PIXELS = 375_000
+"""Pixels of the finest level of the second attempt: a quarter of what a registration looks at."""
+
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE}
+_POLL = 0.02  # seconds between two looks at the memory of a process
+_HASHED = 8 << 20  # bytes hashed at either end of a file
+_MAX_RECORD = 4 << 20
+_FIGURES = (
+    "seconds", "n_evaluations", "matching_fraction", "roundtrip_px", "jacobian_min", "folding_fraction", "pose_margin",
+    "metric", "model",
+)  # fmt: skip
+
+
+class Stopped(Exception):
+    """The batch was interrupted: nothing of the job is kept."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one job may take.
+
+    Args:
+        memory: bytes; None: the worker's memory over the tasks it runs at once.
+        timeout: seconds per attempt; None: no end.
+        threads: of the job's process.
+    """
+
+    memory: int | None = None
+    timeout: float | None = None
+    threads: int = 1
+
+    def of(self, job: Job) -> Limits:
+        """The job's own where it has some."""
+        return replace(self, memory=job.memory or self.memory, timeout=job.timeout or self.timeout)
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One process of a job, and how it ended: ``done``, ``bad input``, ``disk``, ``defect``, ``memory``, ``killed``, ``time``."""
+
+    model: str
+    outcome: str
+    reason: str
+    seconds: float
+    peak_memory: int
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a job.
+
+    Args:
+        id: the job's.
+        status: ``done``, ``failed`` or ``pending``.
+        verdict: of the registration, None without one.
+        reasons: of the verdict, or why it failed.
+        model: what gave the result: `AS_ASKED` or `SIMPLER`; None without one.
+        attempts: every process, in order.
+        figures: some of ``metrics.json``.
+        evaluation: what ``regframe evaluate`` measured, None without landmarks.
+        applied: files written beside the map, relative to the job's folder.
+        seconds: wall time.
+        threads: of its process.
+        limits: bytes and seconds it was allowed.
+        host: where it ran.
+        version: of regframe.
+        options: the row.
+        inputs: what the files were.
+        kept: whether an earlier run of the batch did it.
+    """
+
+    id: str
+    status: str
+    verdict: str | None = None
+    reasons: tuple[str, ...] = ()
+    model: str | None = None
+    attempts: tuple[Attempt, ...] = ()
+    figures: dict[str, Any] = field(default_factory=dict)
+    evaluation: dict[str, Any] | None = None
+    applied: tuple[str, ...] = ()
+    seconds: float = 0.0
+    threads: int = 1
+    limits: dict[str, float | None] = field(default_factory=dict)
+    host: str = ""
+    version: str = ""
+    options: dict[str, Any] = field(default_factory=dict)
+    inputs: dict[str, Any] = field(default_factory=dict)
+    kept: bool = False
+
+    @property
+    def state(self) -> str:
+        """``failed`` and ``pending`` jobs by these words, the others by their verdict."""
+        return self.status if self.status != "done" or self.verdict is None else self.verdict
+
+    @property
+    def peak_memory(self) -> int:
+        """Bytes, of the largest of its processes."""
+        return max((a.peak_memory for a in self.attempts), default=0)
+
+
+# ------------------------------------------------------------------------------------------------ what is done already
+
+
+def signature(path: Path) -> dict[str, Any] | None:
+    """Size, time and digest of a file, or of what lies in a folder; None where there is none.
+
+    The digest is of a file's first and last 8 MiB, of a folder the names and sizes of its files and the text of its metadata.
+    """
+    try:
+        if path.is_dir():
+            return _folder_signature(path)
+        found = path.stat()
+        digest = hashlib.sha256()
+        with path.open("rb") as file:
+            digest.update(file.read(_HASHED))
+            if found.st_size > _HASHED:
+                file.seek(max(_HASHED, found.st_size - _HASHED))
+                digest.update(file.read(_HASHED))
+        return {"size": found.st_size, "time": found.st_mtime_ns, "digest": digest.hexdigest()}
+    except OSError:
+        return None
+
+
+def _folder_signature(path: Path) -> dict[str, Any]:
+    size, newest, digest = 0, 0, hashlib.sha256()
+    for folder, below, files in os.walk(path):
+        below.sort()
+        for name in sorted(files):
+            file = Path(folder, name)
+            found = file.stat()
+            size, newest = size + found.st_size, max(newest, found.st_mtime_ns)
+            digest.update(f"{file.relative_to(path).as_posix()}\0{found.st_size}\0".encode())
+            if name.startswith((".z", "zarr.json")) and found.st_size < _HASHED:
+                digest.update(file.read_bytes())
+    return {"size": size, "time": newest, "digest": digest.hexdigest()}
+
+
+def _unchanged(path: Path, before: Any) -> bool:
+    """Whether a file is what it was: same size and time, or same content where it was only touched."""
+    if not isinstance(before, dict):
+        return before is None and not path.exists()
+    with contextlib.suppress(OSError):
+        if path.is_file():
+            found = path.stat()
+            if found.st_size != before.get("size"):
+                return False
+            if found.st_mtime_ns == before.get("time"):
+                return True
+    now = signature(path)
+    return now is not None and (now["size"], now["digest"]) == (before.get("size"), before.get("digest"))
+
+
+def finished(job: Job, folder: Path, limits: Limits) -> Outcome | None:
+    """What an earlier run left of this very job; None where it has to be run.
+
+    A job that failed is done too, unless it broke its limits and may take more now, or could not write.
+    """
+    found = read_record(folder)
+    if found is None or found.options != job.options or found.status not in ("done", "failed"):
+        return None
+    inputs = job.inputs
+    if set(inputs) != set(found.inputs) or not all(_unchanged(inputs[name], found.inputs[name]) for name in inputs):
+        return None
+    if found.verdict is not None and not (outputs.is_output(folder) and (folder / outputs.REPORT).is_file()):
+        return None
+    if any(not (folder / name).exists() for name in found.applied):
+        return None
+    if found.verdict is None and found.attempts:
+        limits = limits.of(job)
+        last = found.attempts[-1].outcome
+        if last == "disk":
+            return None
+        if last in ("killed", "defect"):
+            return None if found.version != regframe.__version__ else replace(found, kept=True)
+        most = found.limits.get("memory" if last == "memory" else "timeout") or math.inf
+        if last == "memory" and limits.memory is not None and limits.memory > most:
+            return None
+        if last == "time" and (limits.timeout or math.inf) > most:
+            return None
+    return replace(found, kept=True)
+
+
+def read_record(folder: Path) -> Outcome | None:
+    """``job.json`` of a folder; None where there is none that can be read."""
+    path = folder / RECORD
+    try:
+        if path.stat().st_size > _MAX_RECORD:
+            return None
+        values = json.loads(path.read_text(encoding="utf-8"))
+        values["attempts"] = tuple(Attempt(**a) for a in values["attempts"])
+        for name in ("reasons", "applied"):
+            values[name] = tuple(str(v) for v in values[name])
+        found = Outcome(**values)
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+    typed = isinstance(found.options, dict) and isinstance(found.inputs, dict) and isinstance(found.limits, dict)
+    inside = all(not Path(name).is_absolute() and ".." not in Path(name).parts for name in found.applied)
+    return found if typed and inside and isinstance(found.figures, dict) else None
+
+
+# --------------------------------------------------------------------------------------------------------- doing it
+
+
+def run_job(job: Job, out: Path, limits: Limits) -> Outcome:
+    """Run a job in processes of its own and leave ``out/ID``, complete or not at all.
+
+    Raises Stopped where the batch ended meanwhile, OSError where the folder cannot be written.
+    """
+    began = time.monotonic()
+    limits = limits.of(job)
+    if limits.memory is None:
+        limits = replace(limits, memory=pools.share())
+    inputs = {name: signature(path) for name, path in job.inputs.items()}
+    with outputs.staged(out / job.id, overwrite=True) as folder:
+        log = folder.parent / LOG
+        attempts: list[Attempt] = []
+        report: dict[str, Any] = {}
+        for model in (AS_ASKED, SIMPLER):
+            _clear(folder.parent, keep=log)
+            attempt, report = _attempt(job, folder, log, limits, model)
+            attempts.append(attempt)
+            if attempt.outcome in ("done", "bad input", "disk"):
+                break
+        done = attempts[-1].outcome == "done"
+        if not done:
+            _clear(folder.parent, keep=log)
+        folder.mkdir(exist_ok=True)
+        metrics = json.loads((folder / outputs.METRICS).read_text(encoding="utf-8")) if done else {}
+        broken = report.get("broken", []) if done else []
+        outcome = Outcome(
+            id=job.id,
+            status="done" if done and not broken else "failed",
+            verdict=metrics.get("verdict"),
+            reasons=tuple(r.replace(str(folder), str(out / job.id)) for r in _reasons(attempts, metrics, broken)),
+            model=attempts[-1].model if done else None,
+            attempts=tuple(attempts),
+            figures={name: metrics[name] for name in _FIGURES if name in metrics},
+            evaluation=_evaluation(folder),
+            applied=tuple(sorted(f"applied/{p.name}" for p in (folder / "applied").glob("*"))),
+            seconds=time.monotonic() - began,
+            threads=limits.threads,
+            limits={"memory": limits.memory, "timeout": limits.timeout},
+            host=socket.gethostname(),
+            version=regframe.__version__,
+            options=job.options,
+            inputs=inputs,
+        )
+        _renamed(log, folder, out / job.id).rename(folder / LOG)
+        values = asdict(outcome)
+        del values["kept"]
+        (folder / RECORD).write_text(outputs.to_json(values, indent=2) + "\n", encoding="utf-8")
+    return outcome
+
+
+def _reasons(attempts: list[Attempt], metrics: dict[str, Any], broken: list[str]) -> list[str]:
+    lost = [a for a in attempts if a.outcome != "done"]
+    if not lost:
+        first = []
+    elif metrics:
+        first = [f"{lost[0].reason}; this is the result of a simpler model at a coarser level"]
+    elif len({a.outcome for a in lost}) < len(lost):
+        first = [f"{lost[0].reason}; so did a simpler model at a coarser level"]
+    else:
+        first = [lost[0].reason, *(f"{a.model}: {a.reason}" for a in lost[1:])]
+    return [*first, *broken, *(str(r) for r in metrics.get("reasons", ()))]
+
+
+def _renamed(log: Path, folder: Path, final: Path) -> Path:
+    """The log, in which the folder has the name it is about to get."""
+    if log.stat().st_size <= _MAX_RECORD:
+        log.write_bytes(log.read_bytes().replace(str(folder).encode(), str(final).encode()))
+    return log
+
+
+def _evaluation(folder: Path) -> dict[str, Any] | None:
+    with contextlib.suppress(OSError, ValueError):
+        found = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
+        return found if isinstance(found, dict) else None
+    return None
+
+
+def _clear(folder: Path, keep: Path) -> None:
+    """Remove what an attempt that broke left."""
+    for item in folder.iterdir():
+        if item.is_dir():
+            shutil.rmtree(item, ignore_errors=True)
+        elif item != keep:
+            item.unlink()
+
+
+def _attempt(job: Job, folder: Path, log: Path, limits: Limits, model: str) -> tuple[Attempt, dict[str, Any]]:
+    """Run one process to its end and say how it ended."""
+    began = time.monotonic()
+    answer = folder.parent / "answer.json"
+    order = {
+        "register": job.register_arguments(folder),
+        "later": list(job.later_arguments(folder, limits.threads)),
+        "folder": str(folder),
+        "answer": str(answer),
+        "memory": limits.memory,
+        "simpler": _simpler(job) if model == SIMPLER else [],
+        "sides": _sides(job) if model == SIMPLER else {},
+    }
+    peak, broke = 0, ""
+    with log.open("ab") as lines:
+        lines.write(f"--- {model}\n".encode())
+        lines.flush()
+        process = subprocess.Popen(
+            # -P: no module of the folder that this happens to run in is imported
+            [
+                sys.executable,
+                "-P",
+                "-c",
+                "from regframe.cli import main; main()",
+                "batch-job",
+                str(folder.parent.parent / job.id),
+            ],
+            stdin=subprocess.PIPE,
+            stdout=lines,
+            stderr=lines,
+            env=_environment(limits.threads),
+            start_new_session=True,  # Ctrl-C is for whoever supervises it
+        )
+        assert process.stdin is not None
+        try:
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.write(json.dumps(order).encode() + b"\n")
+                process.stdin.flush()  # and stays open: the process ends itself when it is closed
+            looked = began
+            while process.poll() is None:
+                now = time.monotonic()
+                resident = _resident(process.pid)
+                peak = max(peak, resident)
+                if limits.memory is not None and resident > limits.memory:
+                    broke = "memory"
+                elif limits.timeout is not None and now - began > limits.timeout:
+                    broke = "time"
+                elif now - looked > 0.5:
+                    looked = now
+                    if pools.stopped():
+                        raise Stopped(f"the batch ended while {job.id} ran")
+                if broke:
+                    process.kill()
+                    break
+                time.sleep(_POLL)
+        finally:
+            if process.poll() is None:
+                process.kill()
+            process.wait()
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.close()
+    report: dict[str, Any] = {}
+    with contextlib.suppress(OSError, ValueError):
+        report = json.loads(answer.read_text(encoding="utf-8"))
+    answer.unlink(missing_ok=True)
+    outcome, reason = _ending(process.returncode, broke, report, limits, peak)
+    return Attempt(model, outcome, reason, time.monotonic() - began, peak), report
+
+
+def _ending(code: int, broke: str, report: dict[str, Any], limits: Limits, peak: int) -> tuple[str, str]:
+    refused = report.get("outcome") == "memory"
+    if broke == "memory" or refused:
+        how = "the system refused it more" if refused else f"it was stopped at {_mib(peak)}"
+        return "memory", f"needed more than the {_mib(limits.memory or 0)} of memory it may take ({how})"
+    if broke == "time":
+        return "time", f"ran longer than the {limits.timeout:g} s it may take"
+    if code < 0:
+        with contextlib.suppress(ValueError):
+            name = signal.Signals(-code).name
+            hint = ", by someone or by a system short of memory" if name == "SIGKILL" else ""
+            return "killed", f"its process was ended by {name}{hint}; {LOG} holds what it said"
+    if "outcome" in report:
+        return str(report["outcome"]), str(report.get("reason", ""))
+    return "defect", f"its process ended with exit code {code} and without an answer; {LOG} holds what it said"
+
+
+def _simpler(job: Job) -> list[str]:
+    """Options of the second attempt: no bend, at most a quarter of the pixels; a kind simpler than affine stays."""
+    named = [pair.partition("=")[2].strip() for pair in job.settings if pair.partition("=")[0].strip() == "transform"]
+    asked = job.transform or (named[-1] if named else None)
+    kind = asked if asked in ("rigid", "similarity") else "affine"
+    return [f"--transform={kind}", f"--set=pyramid.max_pixels={SIMPLER_PIXELS}"]
+
+
+def _sides(job: Job) -> dict[str, Any]:
+    """Where each side lies and how it is opened, for a coarser level of it."""
+    return {
+        side: {
+            "path": str(getattr(job, side)),
+            "adapter": getattr(job, f"{side}_adapter"),
+            "options": list(getattr(job, f"{side}_set")),
+            "level": job.level,
+        }
+        for side in ("fixed", "moving")
+    }
+
+
+def _environment(threads: int) -> dict[str, str]:
+    counts = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
+    return {**os.environ, **counts}
+
+
+def _resident(pid: int) -> int:
+    """Bytes of memory a process holds; 0 where the system does not tell, or it is gone."""
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE
+    except (OSError, IndexError, ValueError):
+        return 0
+
+
+_PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
+
+
+def _mib(size: int) -> str:
+    return f"{size / (1 << 30):.3g} GiB" if size >= 1 << 30 else f"{size / (1 << 20):.0f} MiB"
+
+
+# ---------------------------------------------------------------------------------------- inside the job's process
+
+
+def obey(memory: int | None) -> None:
+    """Take the limit of this process: beyond ``memory`` bytes of its own the system refuses more.
+
+    ``RLIMIT_DATA`` counts what is private and writable, which is what torch, numpy and the decoders allocate, and not the mapped
+    files of their libraries nor address space that is only reserved, which ``RLIMIT_AS`` would. Where there is a GPU, whose
+    driver maps memory in its own way, the supervisor's look at the resident size has to do.
+    """
+    if memory is not None and sys.platform == "linux":
+        import resource
+
+        import torch
+
+        if not torch.cuda.is_available():
+            resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
+
+
+def end_with_parent() -> None:
+    """End this process at once when the pipe from its supervisor breaks: no job outlives its worker."""
+
+    def watch() -> None:
+        with contextlib.suppress(OSError, ValueError):
+            while os.read(0, 1024):
+                pass
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def cause(error: BaseException | None) -> str | None:
+    """``memory`` where an error, or one it came of, is an allocation that was refused, ``disk`` where a file could not grow."""
+    while error is not None:
+        number = error.errno if isinstance(error, OSError) else None
+        if number in _DISK:
+            return "disk"
+        text = str(error).lower()
+        refused = any(
+            said in text for said in ("can't allocate memory", "not enough memory", "out of memory", "bad_alloc")
+        )
+        if refused or isinstance(error, MemoryError) or number == errno.ENOMEM:
+            return "memory"
+        error = error.__cause__ or error.__context__
+    return None

@@ -1,0 +1,96 @@
+"""``regframe batch-job``: what a batch starts for each job; not for people."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ._common import EXIT_FAIL, parse_pairs, sentence
+from .apply import apply
+from .evaluate import evaluate
+from .register import register
+
+_COMMANDS: dict[str, click.Command] = {"register": register, "evaluate": evaluate, "apply": apply}
+
+
+@click.command(hidden=True, name="batch-job")
+@click.argument("folder")
+def batch_job(folder: str) -> None:
+    """Run the commands of one job, read as a line of JSON from stdin, and write how they ended.
+
+    FOLDER is for whoever looks at the list of processes.
+    """
+    del folder
+    from ..batch import work
+
+    order: dict[str, Any] = json.loads(_line())
+    work.end_with_parent()
+    work.obey(order["memory"])
+    arguments = list(order["register"])
+    extra = [*order["simpler"], *(option for side in order["sides"] for option in _coarser(side, order["sides"][side]))]
+    arguments[arguments.index("--") : arguments.index("--")] = extra  # the last of two options counts
+    outcome, reason = _run("register", arguments)
+    broken = []
+    if outcome == "done":
+        for name, (command, *rest) in order["later"]:
+            with _output_of(name, Path(order["folder"])):
+                ended, why = _run(command, rest)
+            if ended != "done":
+                broken.append(f"{name}: {why}")
+    answer = {"outcome": outcome, "reason": reason, "broken": broken}
+    Path(order["answer"]).write_text(json.dumps(answer), encoding="utf-8")
+
+
+def _line() -> bytes:
+    """The first line of stdin, and no byte of what follows."""
+    return sys.stdin.buffer.raw.readline() if hasattr(sys.stdin.buffer, "raw") else sys.stdin.buffer.readline()
+
+
+def _coarser(side: str, how: dict[str, Any]) -> list[str]:
+    """The option that opens a side one level coarser than it would be; none where it has no such level."""
+    import regframe
+
+    options = parse_pairs(how["options"], f"--{side}-set")
+    level = options.pop("level", how["level"])
+    try:
+        pyramid = regframe.open_pyramid(how["path"], how["adapter"], **options)
+        if level is None:
+            level = regframe.choose_level(pyramid)[0]
+    except (ValueError, TypeError, OSError, ImportError):  # what is wrong with it, `register` says
+        return []
+    return [f"--{side}-set=level={level + 1}"] if level + 1 < len(pyramid.levels) else []
+
+
+@contextlib.contextmanager
+def _output_of(name: str, folder: Path) -> Any:
+    if name != "evaluate":
+        yield
+        return
+    path = folder / "evaluation.json"
+    with path.open("w", encoding="utf-8") as file, contextlib.redirect_stdout(file):
+        yield
+
+
+def _run(name: str, arguments: Sequence[str]) -> tuple[str, str]:
+    """How a command ended: ``done``, ``bad input``, ``disk``, ``memory`` or ``defect``, and why."""
+    from ..batch.work import cause
+
+    command = _COMMANDS[name]
+    try:
+        code = command.main(list(arguments), prog_name=f"regframe {name}", standalone_mode=False)
+    except click.ClickException as error:
+        click.echo(f"Error: {error.format_message()}", err=True)
+        return cause(error) or "bad input", error.format_message()
+    except (Exception, click.Abort) as error:  # noqa: BLE001 - the supervisor wants a sentence, the log the rest
+        traceback.print_exc()
+        return cause(error) or "defect", f"{type(error).__name__}: {sentence(error)}"
+    if code in (None, 0, EXIT_FAIL):
+        return "done", ""
+    return "defect", f"{name} ended with exit code {code}"
