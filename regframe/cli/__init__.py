@@ -15,6 +15,7 @@ from .demo import demo
 from .evaluate import evaluate
 from .exchange import export, import_
 from .inspect import doctor, info, plugins
+from .refine import refine
 from .register import register
 from .report import report
 
@@ -24,7 +25,7 @@ Exit codes: 0 done and trusted (pass or warn), 3 done but the verdict is fail, 2
 """
 
 main = Main(name="regframe", help=HELP, context_settings={"help_option_names": ["-h", "--help"]})
-for command in (register, apply, evaluate, report, export, import_, info, plugins, doctor, demo, bench):
+for command in (register, refine, apply, evaluate, report, export, import_, info, plugins, doctor, demo, bench):
     main.add_command(command)
 
 __all__ = ["main"]
