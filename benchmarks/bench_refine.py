@@ -63,16 +63,13 @@ def make_pair(folder: Path, side: int, look: str) -> tuple[Path, Path]:
     """Both slides as OME-Zarr with their pyramids."""
     folder.mkdir(parents=True, exist_ok=True)
     raw, fixed, moving = folder / f"{side}.zarr", folder / f"{side}-fixed.ome.zarr", folder / f"{side}-{look}.ome.zarr"
-    if not (fixed.exists() and moving.exists()):
+    if not fixed.exists():
         make_slide(raw, side)
-        image = pyramid(raw)
-        if not fixed.exists():
-            rf.warp_slide(image, rf.Affine.identity(2), image.grid, fixed, workers=1)
-        if not moving.exists():
-            rf.warp_slide(
-                changed(image) if look == "changed" else image, known_map(side), image.grid, moving, workers=1
-            )
+        rf.warp_slide(pyramid(raw), rf.Affine.identity(2), rf.Grid((side, side)), fixed, workers=1)
         shutil.rmtree(raw)
+    if not moving.exists():
+        image = rf.open_pyramid(fixed)
+        rf.warp_slide(changed(image) if look == "changed" else image, known_map(side), image.grid, moving, workers=1)
     return fixed, moving
 
 

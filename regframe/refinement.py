@@ -74,6 +74,8 @@ MOST_NODES = 60_000
 """Nodes at most; longer correlations are tried alone where more were needed."""
 STEEP = 0.3
 """Largest change of the field from node to node over their distance: every step stays invertible (1/2 is the limit)."""
+LOOKED_AT = 24_000_000
+"""Values of both sides that are looked at to choose how to look at them, at most."""
 FREEDOM = 4.0
 """Degrees of freedom of the Student distribution that the evidence is taken to follow."""
 Report = Callable[[str, int, int], None]
@@ -584,8 +586,12 @@ def _settle(
         for _ in range(3):  # what others say must not harm
             if new is None:
                 break
-            better, _, total = judge(new)
-            worse = [i for i in better if better[i] <= -GAIN and i not in {int(h.tile[0]) for h in held}]
+            better, gain, total = judge(new)
+            worse = [
+                i
+                for i in better
+                if better[i] <= -GAIN and gain[i] <= -SLIGHT and i not in {int(h.tile[0]) for h in held}
+            ]
             if not worse:
                 break
             kept = [i for i in kept if i not in worse]
@@ -657,10 +663,10 @@ def _tile(level: Level, source: Level, moving: Grid, pull: Transform, region: tu
     at = (starts[:, None] + steps) * np.array(grid.spacing) + np.array(grid.origin)  # [N, 9, 2]
     within &= moving.contains(pull.points(torch.from_numpy(at))).all(dim=1).numpy()
     if not within.any():
-        return Seen.nothing("beyond the moving image")
+        return Seen.nothing("at the rim of an image")
     pixels = tiles.warp_tile(source, pull, grid, wide, False, None)
     if pixels is None:
-        return Seen.nothing("beyond the moving image")
+        return Seen.nothing("at the rim of an image")
     other = _projected(pixels, look.moving)
     one = _projected(level.read(wide), look.fixed)
     del pixels
@@ -776,6 +782,9 @@ def _look(result: Result, fixed: Pyramid, moving: Pyramid, coarse: float) -> Loo
     The channels of each are summed such that what is finer than `FINE` pixels correlates most: the first pair of canonical
     variables (Hotelling 1936), which neither colours nor a turned contrast change.
     """
+    channels = len(fixed.channels) + len(moving.channels)
+    while math.prod(fixed.grid.shape) / coarse**2 * channels > LOOKED_AT:
+        coarse *= 2
     level = tiles.choose(fixed, coarse)
     grid = level.grid
     whole = tuple(slice(0, n) for n in grid.shape)
