@@ -377,7 +377,7 @@ class Evidence:
 class Process:
     """The posterior mean of a Gaussian process given evidence, with the covariance that belongs to ``L⁻²`` (Matérn, ν = 1).
 
-    ``Σ (d(z_i) - d_i)² w_i / s_i² + |L d|² h² / (4π a² σ²)`` is least; the weights ``w`` are those of Student's distribution, so
+    ``Σ |d(z_i) - d_i|² w_i / s_i² + |L d|² h² / (4π a² σ²)`` is least; the weights ``w`` are those of Student's distribution, so
     that windows which were found in a wrong place do not count (Lange, Little & Taylor 1989).
 
     Args:
@@ -391,8 +391,11 @@ class Process:
     def __init__(self, head: tuple[Transform, ...], low: Array, high: Array, unit: str, floor: float) -> None:
         self.head, self.low, self.high, self.unit, self.floor = head, low, high, unit, floor
 
-    def best(self, evidence: Evidence, pitch: float) -> Field | None:
-        """The field with the correlation length under which the windows best foretell each other."""
+    def choose(self, evidence: Evidence, pitch: float) -> tuple[float, float] | None:
+        """The correlation length and prior deviation under which windows best foretell each other; None where they say nothing.
+
+        Lengths are tried in units of ``pitch``, the distance of windows.
+        """
         spread = _spread(evidence.d)
         if not spread > 0:
             return None
@@ -405,21 +408,25 @@ class Process:
         scores = [self._foretold(evidence, length, middle * spread) for length in lengths]
         length = lengths[int(np.argmin(scores))]
         others = [min(scores) if k == middle else self._foretold(evidence, length, k * spread) for k in DEVIATIONS]
-        deviation = DEVIATIONS[int(np.argmin(others))] * spread
-        for longer in (v for v in lengths if v >= length):
-            field, _ = self.fit(evidence, longer, deviation)
+        return length, DEVIATIONS[int(np.argmin(others))] * spread
+
+    def gentle(self, evidence: Evidence, length: float, deviation: float) -> Field | None:
+        """The field, of longer correlation where it would be too steep; None where even that does not help."""
+        for _ in range(4):
+            field, _noise = self.fit(evidence, length, deviation)
             if _steepest(field) < STEEP:
                 return field
+            length *= 2
         return None
 
     def _foretold(self, evidence: Evidence, length: float, deviation: float) -> float:
-        """How badly a field foretells windows that it was not fitted to, every `FOLDS`-th: their distance, summed."""
+        """How badly a field foretells windows that it was not fitted to, every `FOLDS`-th: their distance, summed, twice."""
         score = 0.0
-        for fold in range(0, FOLDS, 2):
+        for fold in (0, FOLDS // 2):
             fitted = (np.arange(len(evidence.z)) % FOLDS != fold) | evidence.held
             if fitted.any() and not fitted.all():
                 rest = evidence[~fitted]
-                off = rest.d - self.fit(evidence[fitted], length, deviation, turns=3)[0].at(rest.z)
+                off = rest.d - self.fit(evidence[fitted], length, deviation, turns=2)[0].at(rest.z)
                 score += float(np.linalg.norm(off, axis=1).sum())
         return score
 
@@ -430,20 +437,19 @@ class Process:
         operator = _operator(grid, length)
         prior = (operator.T @ operator) * (math.prod(grid.spacing) / (4 * math.pi * length**2 * deviation**2))
         noise = deviation
-        weight = np.ones(len(evidence.z))
+        weight, sd = np.ones(len(evidence.z)), evidence.sd.max(axis=1)
         values = np.zeros((2, math.prod(grid.shape)))
         for _ in range(turns):
-            for axis in range(2):
-                precision = weight / (evidence.sd[:, axis] ** 2 + np.where(evidence.held, 0.0, noise**2))
-                normal = (matrix.T @ sparse.diags(precision) @ matrix + prior).tocsc()
-                values[axis] = splu(
-                    normal, permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0, options={"SymmetricMode": True}
-                ).solve(matrix.T @ (precision * evidence.d[:, axis]))
+            precision = weight / (sd**2 + np.where(evidence.held, 0.0, noise**2))
+            normal = (matrix.T @ sparse.diags(precision) @ matrix + prior).tocsc()
+            # symmetric and positive: without pivoting
+            solver = splu(normal, permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0, options={"SymmetricMode": True})
+            values = solver.solve(matrix.T @ (precision[:, None] * evidence.d)).T
             rest = evidence.d - np.stack([matrix @ v for v in values], axis=1)
             free = ~evidence.held
             if free.any():
                 noise = max(1.4826 * float(np.median(np.abs(rest[free]))), self.floor)
-                square = (rest**2 / (evidence.sd**2 + noise**2)).sum(axis=1)
+                square = (rest**2).sum(axis=1) / (sd**2 + noise**2)
                 weight = np.where(free, (FREEDOM + 2) / (FREEDOM + square), 1.0)
         return Field(torch.from_numpy(values.reshape(2, *grid.shape)), grid), noise
 
@@ -573,16 +579,18 @@ def _settle(
         return z_of, gain_of, total
 
     new: Field | None = None
+    choice: tuple[float, float] | None = None
     if measured:
         evidence = Evidence.of(pool + measured)
-        new = process.best(evidence, pitch)
+        choice = process.choose(evidence, pitch)
+        new = None if choice is None else process.gentle(evidence, *choice)
     kept: list[int] = []
-    if new is not None:
+    if new is not None and choice is not None:
         better, gain, _ = judge(new)
         alive = [i for i in better if not status[i]]
         kept = [i for i in alive if better[i] >= GAIN and gain[i] >= SLIGHT]
         chosen = [m for m in measured if int(m.tile[0]) in set(kept)]
-        new = process.best(Evidence.of([*pool, *chosen]), pitch) if chosen else None
+        new = process.gentle(Evidence.of([*pool, *chosen]), *choice) if chosen else None
         for _ in range(3):  # what others say must not harm
             if new is None:
                 break
@@ -602,7 +610,7 @@ def _settle(
                 held.append(Evidence(z, d, sd, np.full(len(z), i), np.ones(len(z), dtype=np.bool_)))
                 status[i] = "worse"
             chosen = [m for m in measured if int(m.tile[0]) in set(kept)]
-            new = process.best(Evidence.of([*pool, *chosen, *held]), pitch) if chosen else None
+            new = process.gentle(Evidence.of([*pool, *chosen, *held]), *choice) if chosen else None
     if new is not None:
         better, _, total = judge(new)
         kept = [i for i in kept if better[i] > 0]
