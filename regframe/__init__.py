@@ -56,6 +56,7 @@ _HOME = {
     "read_points": "tables",
     "read_shapes": "shapes",
     "read_table": "tables",
+    "refine": "refinement",
     "register": "registration",
     "resample": "transforms",
     "write_map": "interchange",

@@ -24,6 +24,7 @@ from .plugins import metric as metric
 from .plugins import open as open
 from .plugins import open_pyramid as open_pyramid
 from .pose import landmarks as landmarks
+from .refinement import refine as refine
 from .registration import Progress as Progress
 from .registration import Result as Result
 from .registration import register as register

@@ -23,7 +23,7 @@ ROWS: dict[int, set[str]] = {
     3: {"contracts", "plugins", "shapes", "tables", "levels"},
     4: {"pose", "clouds", "mixed", "plane", "tissue", "lddmm", "optimize", "preparation", "uncertainty", "posegraph"},
     5: {"store", "tiles", "slide", "registration", "evaluation", "testing"},
-    6: {"report", "batch", "cli", "outputs", "demo", "bench", "scaffold", "interchange", "stack"},
+    6: {"report", "batch", "cli", "outputs", "demo", "bench", "scaffold", "interchange", "stack", "refinement"},
 }
 ROW = {module: row for row, modules in ROWS.items() for module in modules}
 

@@ -17,6 +17,7 @@ from .evaluate import evaluate
 from .exchange import export, import_
 from .inspect import doctor, info, plugins
 from .job import batch_job
+from .refine import refine
 from .register import register
 from .report import report
 from .stack import stack
@@ -29,6 +30,7 @@ Exit codes: 0 done and trusted (pass or warn), 3 done but the verdict is fail, 2
 main = Main(name="regframe", help=HELP, context_settings={"help_option_names": ["-h", "--help"]})
 for command in (
     register,
+    refine,
     apply,
     evaluate,
     stack,

@@ -25,6 +25,7 @@ from ._common import (
     side_options,
     verbose_option,
 )
+from .refine import levels, run_refinement, workers_option
 
 if TYPE_CHECKING:
     from ..config import Config
@@ -60,6 +61,8 @@ TRANSFORMS = ("rigid", "similarity", "affine", "lddmm")
 @side_options("moving")
 @click.option("--device", metavar="cpu|cuda", help="Where to compute.")
 @click.option("--seed", type=click.IntRange(min=0), metavar="N", help="Seed of everything random.")
+@click.option("--refine", "refined", is_flag=True, help="Then make the map exact at full resolution, tile by tile.")
+@workers_option
 @click.option("--save-warped", is_flag=True, help="Also write the moving data on the fixed canvas.")
 @overwrite_option
 @click.option("--dry-run", is_flag=True, help="Open and check everything, say what would be done, write nothing.")
@@ -89,6 +92,9 @@ def register(ctx: click.Context, /, **options: Any) -> None:
         "landmarks": None if options["landmarks"] is None else options["landmarks"].resolve(),
         "init": options["init"],
     }
+    if options["workers"] is not None and not options["refined"]:
+        raise BadInput("wanted --refine beside --workers, got --workers alone; leave it out")
+    sides = levels(run) if options["refined"] else None
     if options["dry_run"]:
         _dry_run(out, config, fixed, moving, fixed_adapter, moving_adapter, run, as_json)
         return
@@ -99,6 +105,8 @@ def register(ctx: click.Context, /, **options: Any) -> None:
         click.echo(f"aligning {options['moving'].name} to {options['fixed'].name}", err=True)
     with ProgressBar() as progress, bad_input():
         result = regframe.register(fixed, moving, metric=metric, init=init, config=config, progress=progress)
+    if sides is not None:
+        result = run_refinement(result, sides, options["workers"])
     with bad_input():
         warped = _saver(moving_adapter, options["moving"], result) if options["save_warped"] else None
         outputs.write(out, result, fixed, moving, run, options["overwrite"], warped)
