@@ -11,7 +11,7 @@ from torch import Tensor
 
 from . import clouds
 from .data import Image, PointSet, unit_ratio
-from .plane import lift_points
+from .plane import lift_points, nearest
 from .reference import sample_image
 from .registration import Result
 
@@ -83,12 +83,7 @@ def labels_at(labels: Image, points: PointSet) -> Tensor:
             f"wanted {labels.grid.ndim}D points in {labels.grid.unit}, as {labels.name} is, got {points.ndim}D ones in "
             f"{points.unit}; state its spacing and unit"
         )
-    origin, spacing = (torch.tensor(v, dtype=torch.float64) for v in (labels.grid.origin, labels.grid.spacing))
-    place = ((points.coords - origin) / spacing).round().to(torch.int64)
-    shape = torch.tensor(labels.grid.shape)
-    inside = labels.grid.contains(points.coords)
-    data = torch.from_numpy(labels.data[0].numpy().astype("int64"))
-    return torch.where(inside, data[place.clamp(min=0).minimum(shape - 1).unbind(dim=1)], 0)
+    return nearest(torch.from_numpy(labels.data[0].numpy().astype("int64")), labels.grid, points.coords)
 
 
 def match_probability(result: Result, coords: Tensor) -> Tensor:

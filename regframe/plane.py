@@ -137,12 +137,7 @@ class Classes:
 
     def nearest(self, at: Tensor) -> Tensor:
         """Class ``[...]`` at positions ``[..., 3]``."""
-        origin, spacing = (at.new_tensor(v) for v in (self.grid.origin, self.grid.spacing))
-        place, shape = ((at - origin) / spacing).round().to(torch.int64), torch.tensor(self.codes.shape)
-        inside = ((place >= 0) & (place < shape)).all(dim=-1)
-        place = place.clamp(min=0).minimum(shape - 1)
-        flat = (place[..., 0] * shape[1] + place[..., 1]) * shape[2] + place[..., 2]
-        return torch.where(inside, self.codes.reshape(-1)[flat], 0)
+        return nearest(self.codes, self.grid, at)
 
 
 @dataclass(frozen=True)
@@ -480,6 +475,18 @@ def lift(image: Image) -> Image:
     return image.replace(data=image.data[:, None], grid=lifted(image.grid), weight=weight)
 
 
+def nearest(codes: Tensor, grid: Grid, at: Tensor, beyond: int = 0) -> Tensor:
+    """Values ``[...]`` of the nearest voxels of ``codes`` ``[*S]`` at positions ``[..., D]``, ``beyond`` where there is none."""
+    origin, spacing = (at.new_tensor(v) for v in (grid.origin, grid.spacing))
+    place, shape = ((at - origin) / spacing).round().to(torch.int64), torch.tensor(codes.shape)
+    inside = ((place >= 0) & (place < shape)).all(dim=-1)
+    place = place.clamp(min=0).minimum(shape - 1)
+    flat = place[..., 0]
+    for d in range(1, len(shape)):
+        flat = flat * shape[d] + place[..., d]
+    return torch.where(inside, codes.reshape(-1)[flat], beyond)
+
+
 def lift_points(points: PointSet) -> PointSet:
     """Points of a section ``[N, 2]`` as points of its plane ``[N, 3]``, at z = 0; their table gets a z column."""
     coords = torch.cat([torch.zeros((len(points), 1), dtype=torch.float64), points.coords], dim=1)
@@ -530,14 +537,10 @@ def painted(labels: Image, section: Image, at: Tensor) -> Image:
         section: ``[C, *S_f]``.
         at: where its pixels lie in the volume, ``[*S_f, 3]``, in its unit.
     """
-    origin, spacing = (torch.tensor(v, dtype=at.dtype) for v in (labels.grid.origin, labels.grid.spacing))
-    place, shape = ((at - origin) / spacing).round().to(torch.int64).reshape(-1, 3), torch.tensor(labels.grid.shape)
-    inside = ((place >= 0) & (place < shape)).all(dim=1)
-    place = place.clamp(min=0).minimum(shape - 1)
     ids, codes = np.unique(labels.data[0].numpy(), return_inverse=True)
     volume = torch.from_numpy(codes.reshape(labels.grid.shape))
     nothing = int(np.searchsorted(ids, 0)) if bool((ids == 0).any()) else len(ids)
-    found = torch.where(inside, volume[place.unbind(dim=1)], nothing)
+    found = nearest(volume, labels.grid, at.reshape(-1, 3), nothing)
     values = section.data.to(torch.float32).flatten(1)  # [C, n]
     weight = torch.ones(len(found)) if section.weight is None else section.weight.to(torch.float32).flatten()
     weight = weight / PAINT_AREA
