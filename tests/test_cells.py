@@ -363,7 +363,7 @@ def test_one_cell_is_a_spot_that_nothing_aligns_to() -> None:
     one = image(np.array([[5.0, 5.0]]), columns="y,x", unit="um", spacing=1)
     assert float(one.data.sum()) == pytest.approx(1)
     cube = rf.Image(torch.rand(1, 12, 12, 12), rf.Grid((12, 12, 12), 1.0, unit="µm"))
-    with pytest.raises(ValueError, match="section as the fixed side.* got a 3D fixed and a 2D moving"):
+    with pytest.raises(ValueError, match=r"section as the fixed side.* got a 3D fixed and a 2D moving"):
         rf.register(cube, one)
 
 
