@@ -5,6 +5,8 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 # seconds that `make test` may take
 LIMIT ?= 720
+# processes that `make test` runs, one thread each
+WORKERS ?= 2
 PYTEST_ARGS ?=
 
 VENV := .venv
@@ -37,8 +39,8 @@ demo: install
 	$(BIN)/regframe demo -o demo-output --overwrite
 
 test: install
-	$(TIMEOUT) $(BIN)/python -m pytest tests $(BENCHMARKS) -m "not slow" --benchmark-disable \
-	  -o python_files="test_*.py bench_*.py" $(PYTEST_ARGS)
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(TIMEOUT) $(BIN)/python -m pytest tests $(BENCHMARKS) -n $(WORKERS) -m "not slow" \
+	  --benchmark-disable -o python_files="test_*.py bench_*.py" $(PYTEST_ARGS)
 
 test-slow: install
 	$(BIN)/python -m pytest tests -m slow $(PYTEST_ARGS)
