@@ -57,6 +57,8 @@ DOUBT = 28.0
 """Nats of advantage over the next best plane by which the margin comes to 1 - 1/e: at 10 it is clear."""
 TILT = 4.0
 """Degrees by which a cut along an axis is usually off; oblique ones are expected too (the tails of Cauchy's distribution)."""
+UNLIKE = 0.35
+"""Difference from the section's rim, over that of the most different pixels, from which a pixel shows tissue."""
 LEAST = 0.05
 """Share of the largest cut that a plane has to show to be tried."""
 DISTINCT = 0.05
@@ -318,7 +320,8 @@ def _scan(section: _Section, classes: Classes, size: float | None) -> tuple[Tens
     lattice = torch.stack(torch.meshgrid(line, line, indexing="ij"), dim=-1).reshape(-1, 2)
     inplane = lattice[:, :1] * first[:, None] + lattice[:, 1:] * second[:, None]  # [N, n, 3]
     tissue_f = _tissue(section)
-    area_f = float(tissue_f.sum()) * float(section.at[1, 1] - section.at[0, 1]) ** 2
+    pixel = [float(torch.unique(section.at[:, d]).diff().min()) for d in range(2)]
+    area_f = float(tissue_f.sum()) * pixel[0] * pixel[1]
     middle_f = (section.at * tissue_f[:, None]).sum(dim=0) / tissue_f.sum()
     found = []
     for offset in (torch.arange(OFFSETS) - (OFFSETS - 1) / 2) / OFFSETS * reach:
@@ -348,7 +351,7 @@ def _tissue(section: _Section) -> Tensor:
     y, x = section.at.unbind(dim=1)
     rim = (y == y.min()) | (y == y.max()) | (x == x.min()) | (x == x.max())
     apart = (section.values - section.values[rim].median()).abs()
-    return (apart > 0.35 * torch.quantile(apart, 0.95)).to(torch.float32)
+    return (apart > UNLIKE * torch.quantile(apart, 0.95)).to(torch.float32)
 
 
 def _empty(codes: Tensor, n: int) -> Tensor:
