@@ -304,17 +304,23 @@ class SlideWarp:
                 pixels = tiles.warp_tile(self.source, self._pull, self.grid, region, self.pyramid.labels, self.fill)
         else:
             pixels = np.asarray(_alone(self._arrays[base].async_array.getitem((slice(None), *region))))
+        written = []
         with self._explained():
             if order == 0:
-                self._put(0, place, region, pixels)
+                written += self._put(0, place, region, pixels)
             for level in range(base + 1, min(base + self._depth, len(self.levels) - 1) + 1):
                 pixels = None if pixels is None else tiles.halved(pixels, self.pyramid.labels)
                 region = tuple(slice(r.start // 2, (r.stop + 1) // 2) for r in region)
-                self._put(level, place, region, pixels)
-            (self.partial / _DONE / str(index)).touch()
+                written += self._put(level, place, region, pixels)
+            aside = self.partial / f"tmp-{index}-{os.getpid()}-{threading.get_ident()}"
+            aside.write_text("\n".join(written), encoding="utf-8")
+            aside.rename(self.partial / _DONE / str(index))
 
     def finish(self, overwrite: bool = False, workers: int | None = None) -> None:
         """Complete the metadata and give the output its name, once every shard is there."""
+        with self._explained():
+            for index in self._lost():
+                (self.partial / _DONE / str(index)).unlink(missing_ok=True)
         missing = self.shards - len(self.done())
         if missing:
             raise ValueError(f"wanted all {self.shards} shards of {self.path.name}, got {missing} less; run them first")
@@ -373,11 +379,24 @@ class SlideWarp:
         root = zarr.open_group(LocalStore(self.partial / _STORE), mode="r+")
         return [root[str(i)] for i in range(len(self.levels))]
 
-    def _put(self, level: int, place: tuple[int, ...], region: tuple[slice, ...], pixels: Array | None) -> None:
+    def _put(self, level: int, place: tuple[int, ...], region: tuple[slice, ...], pixels: Array | None) -> list[str]:
+        """Write one shard of one level; its file, in the store, where it has one."""
+        name = f"{level}/c/0/{place[0]}/{place[1]}"
+        file = self.partial / _STORE / name
         # whatever a killed writer left is in the way of nobody: a shard is never merged with what is there
-        (self.partial / _STORE / str(level) / "c" / "0" / str(place[0]) / str(place[1])).unlink(missing_ok=True)
+        file.unlink(missing_ok=True)
         if pixels is not None:  # what is background throughout is what the store says of a shard that is not there
             _alone(self._arrays[level].async_array.setitem((slice(None), *region), pixels))
+        return [name] if pixels is not None and file.exists() else []
+
+    def _lost(self) -> list[int]:
+        """Shards that are marked as written and whose files are not there, which no reader could tell from background."""
+        store, lost = self.partial / _STORE, []
+        for index in sorted(self.done()):
+            names = (self.partial / _DONE / str(index)).read_text(encoding="utf-8").split()
+            if not all((store / name).is_file() for name in names):
+                lost.append(index)
+        return lost
 
     def _prepare(self, overwrite: bool) -> None:
         plan, store = self.partial / PLAN, self.partial / _STORE
@@ -605,7 +624,13 @@ def run_shard(job: SlideJob, index: int) -> int:
     plan = _plan_of(job)
     if plan is None:
         raise ValueError(f"wanted an image that can be read by regions, got {job.input!r}; convert it to OME-Zarr")
-    plan.run(index)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # a task is one core: there are as many of them as there are
+    try:
+        with _quiet_zarr():
+            plan.run(index)
+    finally:
+        torch.set_num_threads(threads)
     return index
 
 

@@ -402,6 +402,20 @@ def test_what_is_done_is_not_done_again(tmp_path: Path) -> None:
         assert (plan.path / path.relative_to(plan.partial / "store")).stat().st_mtime_ns == written
 
 
+def test_a_shard_that_is_lost_is_made_again(tmp_path: Path) -> None:
+    """A file that is not there would read as background."""
+    plan = slides.plan(str(tmp_path / "s"), str(tmp_path / "o.zarr"))
+    with plan.started():
+        for index in range(plan.shards):
+            plan.run(index)
+        lost = min(p for p in plan.partial.rglob("c/*/*/*") if p.is_file())
+        lost.unlink()
+        with pytest.raises(ValueError, match=f"wanted all {plan.shards} shards of o.zarr, got 1 less"):
+            plan.finish()
+    plan.write(1)
+    assert same(plan.path, whole(plan))
+
+
 def test_other_inputs_are_not_mixed_in(tmp_path: Path) -> None:
     plan = slides.plan(str(tmp_path / "s"), str(tmp_path / "o.zarr"))
     with plan.started():

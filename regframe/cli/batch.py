@@ -40,6 +40,7 @@ _TONES = {"pass": "green", "warn": "yellow", "fail": "red", "failed": "red"}
     "--set", "settings", metavar="A.B=C", multiple=True, help="One setting for all rows; a row's own counts more."
 )
 @click.option("--save-warped", is_flag=True, help="Also write the moving data on the fixed canvas.")
+@click.option("--refine", is_flag=True, help="Make every map exact at full resolution, tile by tile.")
 @click.option(
     "--scheduler", metavar="ADDRESS", help="A Dask scheduler, or its scheduler file, instead of workers here."
 )
@@ -75,6 +76,7 @@ def batch(
     config_file: Path | None,
     settings: tuple[str, ...],
     save_warped: bool,
+    refine: bool,
     scheduler: str | None,
     workers: int | None,
     threads: int | None,
@@ -96,7 +98,7 @@ def batch(
     from ..batch import parse_size, read_manifest, run_batch
 
     with bad_input():
-        defaults: dict[str, Any] = {"set": settings, "save_warped": save_warped}
+        defaults: dict[str, Any] = {"set": settings, "save_warped": save_warped, "refine": refine}
         if config_file is not None:
             defaults["config"] = str(config_file.absolute())
         jobs = read_manifest(manifest, defaults)
