@@ -636,7 +636,7 @@ def test_a_scheduler_that_is_not_there() -> None:
 # ----------------------------------------------------------------------------------------------------------- shards
 
 
-def large(path: Path, side: int = 4200) -> Path:
+def large(path: Path, side: int = 4700) -> Path:
     """An image of five shards (four, and one of coarser levels), of the field of `tissue`."""
     array: Any = zarr.create_array(
         path, shape=(side, side), dtype="u1", chunks=(1024, 1024), dimension_names=["y", "x"]
@@ -648,7 +648,7 @@ def large(path: Path, side: int = 4200) -> Path:
 def test_a_large_image_is_shards_on_the_cluster(pairs: Path, loopback: Loopback) -> None:
     """The tiles of one job, and those of ``apply image``, go to all workers; the pixels are those of one process."""
     image = large(pairs / "large.zarr")
-    spacing = str(tissue(0).shape[0] / 4200)
+    spacing = str(tissue(0).shape[0] / 4700)
     path = manifest(pairs, row("a", apply_image=image.name, apply_image_spacing=spacing, apply_image_level="0"))
     out = pairs / "out"
     with cluster(loopback) as pool:
