@@ -22,7 +22,7 @@ ROWS: dict[int, set[str]] = {
     2: {"data", "transforms", "config"},
     3: {"contracts", "plugins", "shapes", "tables", "levels"},
     4: {"pose", "clouds", "mixed", "plane", "tissue", "lddmm", "optimize", "preparation", "uncertainty", "posegraph"},
-    5: {"store", "tiles", "slide", "registration", "evaluation", "testing"},
+    5: {"store", "tiles", "tifftiles", "slide", "registration", "evaluation", "testing"},
     6: {"report", "batch", "cli", "outputs", "demo", "bench", "scaffold", "interchange", "stack", "refinement"},
 }
 ROW = {module: row for row, modules in ROWS.items() for module in modules}
