@@ -53,6 +53,8 @@ COARSEST = 512
 """The pyramid ends where no axis has more pixels."""
 SHARD_BYTES = 64 << 20
 """Largest shard, in bytes of its pixels, all channels; a worker needs about five times as much."""
+WHOLE_BYTES = 4 << 30
+"""Largest image that is made in memory."""
 _FORMAT = 2
 _DONE, _LOCK, _STORE = "done", "lock", "store"
 _OUTLINE = 512  # positions per edge of a canvas that is carried by a map
@@ -266,6 +268,26 @@ class SlideWarp:
                 torch.set_num_threads(threads)
             self.finish(overwrite)
         return self.path
+
+    def image(self, most: int = WHOLE_BYTES) -> Image:
+        """What would be written, in memory; ValueError beyond ``most`` bytes."""
+        shape = (len(self.pyramid.channels), *self.grid.shape)
+        size = math.prod(shape) * self.dtype.itemsize
+        if size > most:
+            raise ValueError(
+                f"wanted at most {most / 2**30:.3g} GiB of pixels at once, got {size / 2**30:.3g} GiB for "
+                f"{describe_grid(self.grid)}; write .zarr or .tif, a part of it (--region), or larger pixels (--spacing)"
+            )
+        out = np.full(shape, self.fill or 0, self.dtype)
+        for start in range(0, self.grid.shape[0], self._edge):
+            region = (slice(start, min(start + self._edge, self.grid.shape[0])), slice(0, self.grid.shape[1]))
+            with self._reading(region):
+                part = tiles.warp_tile(self.source, self._pull, self.grid, region, self.pyramid.labels, self.fill)
+            if part is not None:
+                out[:, region[0]] = part
+        return Image(
+            torch.from_numpy(out), self.grid, self.pyramid.channels, self.pyramid.labels, name=self.pyramid.name
+        )
 
     @contextlib.contextmanager
     def started(self, overwrite: bool = False) -> Iterator[SlideWarp]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import sys
 from collections.abc import Callable
@@ -151,15 +152,17 @@ def image(
     with bad_input():
         outputs.check_file(output, overwrite)
     options = adapter_options(adapter_set, "--adapter-set") | ({"labels": True} if labels else {})
+    job = slide.SlideJob(
+        str(result_folder.absolute()), str(input_file.absolute()), str(output.absolute()), to, adapter,
+        tuple(options.items()), input_spacing, canvas, spacing, part, level, fill,
+    )  # fmt: skip
     if tiled:
-        job = slide.SlideJob(
-            str(result_folder.absolute()), str(input_file.absolute()), str(output.absolute()), to, adapter,
-            tuple(options.items()), input_spacing, canvas, spacing, part, level, fill,
-        )  # fmt: skip
         if _warp_slide(job, workers, scheduler, overwrite):
             return
         if scheduler is not None:
             click.echo(f"Note: {input_file.name} is read as a whole, and carried here", err=True)
+    elif _warp_small(job, overwrite):
+        return
     result = load_result(result_folder)
     data, reader, _ = open_side(input_file, adapter, options, level or 0)
     if not isinstance(data, Image):
@@ -271,6 +274,30 @@ def _warp_slide(job: slide.SlideJob, workers: int | None, scheduler: str | None,
             f"({plan.pyramid.grid.pixel:.6g} {plan.pyramid.grid.unit})",
             err=True,
         )
+    return True
+
+
+def _warp_small(job: slide.SlideJob, overwrite: bool) -> bool:
+    """Carry part of a large image, or a coarse look at it, to a file that is written at once; False where it is small itself."""
+    from .. import outputs, plugins
+    from ..levels import WHOLE
+
+    with bad_input():
+        if not Path(job.result).exists():
+            return False
+        try:
+            plan = dataclasses.replace(job, output=job.output + ".zarr").plan()
+        except ImportError:  # said where it is opened
+            return False
+        if plan is None or (len(plan.pyramid.levels) == 1 and math.prod(plan.pyramid.grid.shape) <= WHOLE[2]):
+            return False
+        reader = plugins.find_adapter(job.input, job.adapter, **dict(job.options))
+        moved = plan.image()
+        with outputs.staged(Path(job.output), overwrite) as path:
+            reader.save(moved, path)
+    click.echo(f"wrote {job.output}: {describe_grid(plan.grid)}", err=True)
+    if not plan.pyramid.labels:
+        _warn_of_ids(moved, Path(job.input))
     return True
 
 
