@@ -400,7 +400,7 @@ def test_a_look_at_a_large_image(
         expected = np.asarray(zarr.open_group(tmp_path / f"{k}.zarr", mode="r")["0"])[0]
         assert np.array_equal(found, expected)
         if not k:
-            assert found[8:-8, 8:-8].std() < 10  # of 74, were they samples
+            assert found[found > 0].std() < 10  # of 74, were they samples
     monkeypatch.setattr(slide.SlideWarp.image, "__defaults__", (1000,))
     said = run("apply", "image", saved[0], tmp_path / "large.zarr", "-o", tmp_path / "x.png", "--to", "fixed", code=2)
     assert "wanted at most" in said.stderr
