@@ -195,6 +195,8 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     SPARED.clear()
     TRUTH["image"] = np.eye(3)  # what is tried turned over
     monkeypatch.setattr(stack, "register", fake)
+    monkeypatch.setattr(stack, "settle", lambda fixed, moving, start, *rest: start)
+    monkeypatch.setattr(stack._Work, "_prefer", lambda *_, **__: False)  # a second look finds nothing
     return asked
 
 
