@@ -1105,9 +1105,9 @@ def _hull(section: _Section) -> Floats:
 
 
 def _weight(ncc: float, apart: int, verdict: str) -> float:
-    """What a pair counts: its correlation squared, over its distance."""
+    """What a pair counts: its correlation over its distance, squared: the anatomy's change grows with that."""
     trust = {"pass": 1.0, "warn": 0.5}.get(verdict, 0.1)
-    return max(ncc, 0.05) ** 2 / max(apart, 1) * trust
+    return (max(ncc, 0.05) / max(apart, 1)) ** 2 * trust
 
 
 def _smaller(density: Image, most: int) -> Image:
