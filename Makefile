@@ -39,7 +39,7 @@ demo: install
 	$(BIN)/regframe demo -o demo-output --overwrite
 
 test: install
-	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(TIMEOUT) $(BIN)/python -m pytest tests $(BENCHMARKS) -n $(WORKERS) -m "not slow" \
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(TIMEOUT) $(BIN)/python -m pytest tests $(BENCHMARKS) -n $(WORKERS) --dist worksteal -m "not slow" \
 	  --benchmark-disable -o python_files="test_*.py bench_*.py" $(PYTEST_ARGS)
 
 test-slow: install

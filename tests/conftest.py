@@ -15,7 +15,8 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 
-torch.set_num_threads(2)
+# two processes share two cores: one thread each, or they wait for each other
+torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 hypothesis.settings.register_profile("regframe", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("regframe")
 
