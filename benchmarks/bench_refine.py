@@ -153,7 +153,7 @@ def test_refinement_against_the_known_map(
 ) -> None:
     if small and look == "same":
         pytest.skip("small: one look is enough")
-    found = measure(tmp_path, 1024 if small else 8192, look, 2, report)
+    found = measure(tmp_path, 512 if small else 8192, look, 2, report)
     assert np.median(found["after"]) <= max(0.5, np.median(found["before"]))
     assert found["peak"] < 2 << 30
 

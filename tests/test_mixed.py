@@ -196,14 +196,14 @@ def test_the_command_line_takes_a_table_and_a_picture(tmp_path: Path) -> None:
 
 def test_volumes_have_nuclei_too() -> None:
     rng, out = np.random.default_rng(0), []
-    while len(out) < 40:
-        at = rng.uniform(6, 42, 3)
+    while len(out) < 24:
+        at = rng.uniform(6, 34, 3)
         if all(np.linalg.norm(at - other) > 10 for other in out):
             out.append(at)
     before = np.array(out)
     after = before + np.array([1.5, -2.0, 1.0])
-    z = np.stack(np.mgrid[:48, :48, :48], axis=-1)
-    data = np.zeros((48, 48, 48))
+    z = np.stack(np.mgrid[:40, :40, :40], axis=-1)
+    data = np.zeros((40, 40, 40))
     for at in after:
         data = np.maximum(data, ((z - at) ** 2).sum(axis=-1) < 16)
     image = rf.Image.from_array(gaussian_filter(data, 0.7).astype(np.float32), axes="zyx")
