@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
 import math
 import os
@@ -34,7 +35,8 @@ import regframe as rf
 Floats = NDArray[np.float64]
 DATA = Path(os.environ.get("REGFRAME_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data")
 TEMPLATE = "10_3d_mouse_atlas/CIVM_mouse.ISO.nii.gz"
-PARTS = ("known", "worn", "stretched", "damaged", "series")
+HUMAN = "14_3d_human/mni_icbm152_t1_tal_nlin_sym_09a_converted.nii.gz"
+PARTS = ("many", "known", "worn", "stretched", "damaged", "series")
 SERIES = "13_nissl_serial/nissl_contig_0300_0339.zip"
 
 PEER = """
@@ -140,11 +142,68 @@ def said(name: str, off: Floats, seconds: float) -> str:
     )
 
 
-def template(data: Path, planes: int, step: int = 2) -> NDArray[np.float32]:
-    """Coronal planes ``[Z, H, W]`` of the MR template, ``step`` voxels of 50 µm apart, from its middle."""
-    volume = rf.open(data / TEMPLATE).data[0].to(torch.float32).numpy()  # z, y, x: y runs from front to back
-    first = volume.shape[1] // 2 - step * planes // 2
-    return np.ascontiguousarray(volume[:, first : first + step * planes : step].transpose(1, 0, 2))
+CASES = {
+    "mouse coronal": (TEMPLATE, 1),
+    "mouse horizontal": (TEMPLATE, 0),
+    "mouse sagittal": (TEMPLATE, 2),
+    "human axial": (HUMAN, 0),
+    "human coronal": (HUMAN, 1),
+    "human sagittal": (HUMAN, 2),
+}
+"""Volume, and the axis across its planes."""
+
+
+def template(data: Path, planes: int, step: int = 2, case: str = "mouse coronal") -> NDArray[np.float32]:
+    """Planes ``[Z, H, W]`` of a volume, ``step`` voxels apart (mouse: 50 µm, human: 1 mm), from its middle."""
+    name, axis = CASES[case]
+    volume = np.moveaxis(rf.open(data / name).data[0].to(torch.float32).numpy(), axis, 0)
+    first = volume.shape[0] // 2 - step * planes // 2
+    return np.ascontiguousarray(volume[first : first + step * planes : step])
+
+
+def register_chain(stack: Jittered) -> tuple[list[Floats | None], float]:
+    """Poses of a chain of `regframe.register`, as it comes, and the seconds it took."""
+    began, pose, out = time.perf_counter(), np.eye(3), [np.eye(3)]
+    for fixed, moving in itertools.pairwise(stack.images):
+        found = rf.register(fixed, moving, transform="rigid").affine
+        assert isinstance(found, rf.Affine)
+        pose = pose @ found.matrix.numpy()
+        out.append(pose)
+    return list(out), time.perf_counter() - began
+
+
+def many(options: argparse.Namespace) -> None:
+    """Several volumes, axes and seeds, clean and worn, rivals in the same run."""
+    print(f"\n## {options.planes} planes, {options.step} voxels apart, ±12°, ±15 px: mean / worst error in px (s)\n")
+    print(
+        "| planes | seed | chain of `register` | chain of the stack's pairs | `regframe stack` | ANTs `Rigid`, chain |"
+    )
+    print("|---|---|---|---|---|---|")
+
+    def cell(poses: Sequence[Floats | None], stack: Jittered, seconds: float | None) -> str:
+        off = errors(poses, stack)
+        took = "" if seconds is None else f" ({seconds:.0f})"
+        lost = f", {int(np.isnan(off).sum())} lost" if np.isnan(off).any() else ""
+        return f"{np.nanmean(off):.2f} / {np.nanmax(off):.2f}{lost}{took}"
+
+    for case in options.cases:
+        name, is_worn = case.removesuffix(" worn"), case.endswith(" worn")
+        volume = template(options.data, options.planes, options.step, name)
+        for seed in options.seeds:
+            stack = jittered(volume, 12, 15, 0.0, seed=seed)
+            if is_worn:
+                images = [wear(image, 100 * seed + k) for k, image in enumerate(stack.images)]
+                stack = dataclasses.replace(stack, images=images)
+            poses, seconds = register_chain(stack)
+            plain = cell(poses, stack, seconds)
+            began = time.perf_counter()
+            found = rf.align_stack(stack.images, check_mirrors=False)
+            own = cell(poses_of(found), stack, time.perf_counter() - began)
+            rival = "–"
+            if options.rivals:
+                answer = ants_chain(options.rivals, stack, options.threads)
+                rival = answer if isinstance(answer, str) else cell(answer[0], stack, answer[1])
+            print(f"| {case} | {seed} | {plain} | {cell(chain(found), stack, None)} | {own} | {rival} |", flush=True)
 
 
 def ants_chain(python: str, stack: Jittered, threads: int) -> tuple[list[Floats | None], float] | str:
@@ -300,15 +359,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rivals", default=os.environ.get("REGFRAME_RIVALS"))
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--only", choices=PARTS, nargs="+", metavar="PART")
+    names = [*CASES, *(f"{name} worn" for name in CASES)]
+    parser.add_argument("--cases", choices=names, nargs="+", metavar="CASE", default=names[:6], help="planes of `many`")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="of `many`")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     made = f"regframe {version('regframe')}, torch {torch.__version__}"
     print(f"{datetime.now(UTC):%Y-%m-%d}; {made}; {options.threads} threads; load {os.getloadavg()[0]:.1f}")
     chosen = options.only or PARTS
-    if set(chosen) - {"series"}:
+    if set(chosen) - {"many", "series"}:
         volume = template(options.data, options.planes, options.step)
     for part in chosen:
-        if part == "known":
+        if part == "many":
+            many(options)
+        elif part == "known":
             known(volume, options.rivals, options.threads, options.step)
         elif part == "series":
             series(options.data)

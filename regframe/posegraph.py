@@ -160,8 +160,8 @@ def reconcile(
         return poses
     size = float(np.median([nodes[k].size for k in poses]))
     column = {k: i for i, k in enumerate(free)}
-    generators = {k: _generators(nodes[k].probes.mean(axis=0), size, kind) for k in free}
-    m = len(generators[free[0]])
+    basis = {k: generators(nodes[k].probes.mean(axis=0), size, kind) for k in free}
+    m = len(basis[free[0]])
     scale = math.inf
     for step in range(ROUNDS):
         residuals = [residual(link, poses, nodes[link.moving]) for link in links]
@@ -176,23 +176,23 @@ def reconcile(
             relative = np.linalg.inv(here) @ poses[link.moving]
             blocks = {}
             if link.moving in column:
-                moves = [_velocity(g, probes) @ relative[:2, :2].T for g in generators[link.moving]]
+                moves = [_velocity(g, probes) @ relative[:2, :2].T for g in basis[link.moving]]
                 blocks[column[link.moving]] = trust * np.stack([v.ravel() for v in moves], axis=1)
             if link.fixed in column:
                 at = carry(relative, probes)
-                moves = [-_velocity(g, at) for g in generators[link.fixed]]
+                moves = [-_velocity(g, at) for g in basis[link.fixed]]
                 blocks[column[link.fixed]] = trust * np.stack([v.ravel() for v in moves], axis=1)
             system.add(blocks, -trust * away.ravel())
         for k in free:
             if kind == "affine":
-                system.add(*_stretch_prior(column[k], poses[k], generators[k], size / STRETCH_OVER))
+                system.add(*_stretch_prior(column[k], poses[k], basis[k], size / STRETCH_OVER))
             if hold is not None:
-                moves = [_velocity(g, nodes[k].probes) @ poses[k][:2, :2].T for g in generators[k]]
+                moves = [_velocity(g, nodes[k].probes) @ poses[k][:2, :2].T for g in basis[k]]
                 away = carry(poses[k], nodes[k].probes) - nodes[k].probes
                 system.add({column[k]: np.stack([v.ravel() for v in moves], axis=1) / hold}, -away.ravel() / hold)
         change = system.solve()  # [n, m]
         for k in free:
-            poses[k] = _exactly(poses[k] @ linalg.expm(np.tensordot(change[column[k]], generators[k], axes=1)))
+            poses[k] = _exactly(poses[k] @ linalg.expm(np.tensordot(change[column[k]], basis[k], axes=1)))
         if scale <= settled * 1.001 and np.abs(change).max() < 1e-5 and step > 8:
             break
     if hold is not None and not guided:
@@ -252,7 +252,7 @@ def _velocity(generator: Floats, points: Floats) -> Floats:
     return carry(generator, points)
 
 
-def _generators(center: Floats, size: float, kind: str) -> Floats:
+def generators(center: Floats, size: float, kind: str) -> Floats:
     """Generators ``[G, 3, 3]`` about ``center``, each moving tissue of ``size`` by about that much."""
     linear = [[[0, -1], [1, 0]]]
     if kind == "affine":

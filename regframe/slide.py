@@ -42,6 +42,7 @@ from .data import Grid, Image, Level, Pyramid, describe_grid, unit_ratio
 from .plugins import PARTIAL, PLAN
 from .registration import Result
 from .store import load
+from .tifftiles import DTYPES, TileStore
 from .transforms import Affine, Transform
 
 Array = NDArray[Any]
@@ -52,13 +53,14 @@ COARSEST = 512
 """The pyramid ends where no axis has more pixels."""
 SHARD_BYTES = 64 << 20
 """Largest shard, in bytes of its pixels, all channels; a worker needs about five times as much."""
-_FORMAT = 1
+WHOLE_BYTES = 4 << 30
+"""Largest image that is made in memory."""
+_FORMAT = 2
 _DONE, _LOCK, _STORE = "done", "lock", "store"
 _OUTLINE = 512  # positions per edge of a canvas that is carried by a map
 _SNAP = 0.1  # how far a pixel size may be from the other side's, times a power of two, to be taken for it
 _OME_UNITS = {"nm": "nanometer", "µm": "micrometer", "mm": "millimeter", "cm": "centimeter", "m": "meter"}
 _RGB = ("red", "green", "blue")
-_TIFF_TYPES = ("u1", "u2", "u4", "i1", "i2", "i4", "f4", "f8")
 _RATIO = 0.02  # how far two extents may differ before they are not taken for the same field
 
 Background = float | Literal["auto", "border"]
@@ -173,7 +175,7 @@ class SlideWarp:
             raise ValueError(
                 f"wanted an output ending in .zarr or .ome.tif, got {self.path.name!r}; choose one of these"
             )
-        if self._tiff and self.dtype.newbyteorder("=") not in [np.dtype(t) for t in _TIFF_TYPES]:
+        if self._tiff and self.dtype.newbyteorder("=") not in [np.dtype(t) for t in DTYPES]:
             raise ValueError(f"wanted pixels of at most 32 bits for OME-TIFF, got {self.dtype}; write .zarr instead")
 
     # ---- what there is to do ----------------------------------------------------------------------------------------
@@ -264,8 +266,28 @@ class SlideWarp:
                             progress(finished, self.shards)
             finally:
                 torch.set_num_threads(threads)
-            self.finish(overwrite, workers)
+            self.finish(overwrite)
         return self.path
+
+    def image(self, most: int = WHOLE_BYTES) -> Image:
+        """What would be written, in memory; ValueError beyond ``most`` bytes."""
+        shape = (len(self.pyramid.channels), *self.grid.shape)
+        size = math.prod(shape) * self.dtype.itemsize
+        if size > most:
+            raise ValueError(
+                f"wanted at most {most / 2**30:.3g} GiB of pixels at once, got {size / 2**30:.3g} GiB for "
+                f"{describe_grid(self.grid)}; write .zarr or .tif, a part of it (--region), or larger pixels (--spacing)"
+            )
+        out = np.full(shape, self.fill or 0, self.dtype)
+        for start in range(0, self.grid.shape[0], self._edge):
+            region = (slice(start, min(start + self._edge, self.grid.shape[0])), slice(0, self.grid.shape[1]))
+            with self._reading(region):
+                part = tiles.warp_tile(self.source, self._pull, self.grid, region, self.pyramid.labels, self.fill)
+            if part is not None:
+                out[:, region[0]] = part
+        return Image(
+            torch.from_numpy(out), self.grid, self.pyramid.channels, self.pyramid.labels, name=self.pyramid.name
+        )
 
     @contextlib.contextmanager
     def started(self, overwrite: bool = False) -> Iterator[SlideWarp]:
@@ -303,30 +325,37 @@ class SlideWarp:
             with self._reading(region):
                 pixels = tiles.warp_tile(self.source, self._pull, self.grid, region, self.pyramid.labels, self.fill)
         else:
-            pixels = np.asarray(_alone(self._arrays[base].async_array.getitem((slice(None), *region))))
+            pixels = self._made(base, region)
+        written = []
         with self._explained():
             if order == 0:
-                self._put(0, place, region, pixels)
+                written += self._put(0, place, region, pixels)
             for level in range(base + 1, min(base + self._depth, len(self.levels) - 1) + 1):
                 pixels = None if pixels is None else tiles.halved(pixels, self.pyramid.labels)
                 region = tuple(slice(r.start // 2, (r.stop + 1) // 2) for r in region)
-                self._put(level, place, region, pixels)
-            (self.partial / _DONE / str(index)).touch()
+                written += self._put(level, place, region, pixels)
+            aside = self.partial / f"tmp-{index}-{os.getpid()}-{threading.get_ident()}"
+            aside.write_text("\n".join(written), encoding="utf-8")
+            aside.rename(self.partial / _DONE / str(index))
 
-    def finish(self, overwrite: bool = False, workers: int | None = None) -> None:
+    def finish(self, overwrite: bool = False) -> None:
         """Complete the metadata and give the output its name, once every shard is there."""
+        with self._explained():
+            for index in self._lost():
+                (self.partial / _DONE / str(index)).unlink(missing_ok=True)
         missing = self.shards - len(self.done())
         if missing:
             raise ValueError(f"wanted all {self.shards} shards of {self.path.name}, got {missing} less; run them first")
         with self._explained():
             for stray in (self.partial / _STORE).rglob("*.partial"):  # of writers that were killed
                 stray.unlink()
-            root = zarr.open_group(LocalStore(self.partial / _STORE), mode="r+")
-            root.update_attributes(self._metadata())
             ready = self.partial / _STORE
             if self._tiff:
                 ready = self.partial / self.path.name
-                _write_tiff(ready, self, workers or _cores())
+                self._tile_store.assemble(ready, self.pyramid.name, self._colors())
+            else:
+                root = zarr.open_group(LocalStore(self.partial / _STORE), mode="r+")
+                root.update_attributes(self._metadata())
             with tempfile.TemporaryDirectory(dir=self.partial) as bin_:
                 if self.path.exists() or self.path.is_symlink():
                     if not overwrite:
@@ -373,11 +402,44 @@ class SlideWarp:
         root = zarr.open_group(LocalStore(self.partial / _STORE), mode="r+")
         return [root[str(i)] for i in range(len(self.levels))]
 
-    def _put(self, level: int, place: tuple[int, ...], region: tuple[slice, ...], pixels: Array | None) -> None:
+    def _put(self, level: int, place: tuple[int, ...], region: tuple[slice, ...], pixels: Array | None) -> list[str]:
+        """Write one shard of one level; its file, in the store, where it has one."""
+        if self._tiff:
+            return [] if pixels is None else [self._tile_store.write(level, place, pixels)]
+        name = f"{level}/c/0/{place[0]}/{place[1]}"
+        file = self.partial / _STORE / name
         # whatever a killed writer left is in the way of nobody: a shard is never merged with what is there
-        (self.partial / _STORE / str(level) / "c" / "0" / str(place[0]) / str(place[1])).unlink(missing_ok=True)
+        file.unlink(missing_ok=True)
         if pixels is not None:  # what is background throughout is what the store says of a shard that is not there
             _alone(self._arrays[level].async_array.setitem((slice(None), *region), pixels))
+        return [name] if pixels is not None and file.exists() else []
+
+    def _made(self, level: int, region: tuple[slice, ...]) -> Array:
+        """Pixels that earlier shards wrote."""
+        if self._tiff:
+            return self._tile_store.read(level, region)
+        return np.asarray(_alone(self._arrays[level].async_array.getitem((slice(None), *region))))
+
+    @functools.cached_property
+    def _tile_store(self) -> TileStore:
+        return TileStore(
+            self.partial / _STORE,
+            self.levels,
+            tuple(self._shard_of(i) for i in range(len(self.levels))),
+            self.chunk,
+            self.dtype,
+            tuple(self.pyramid.channels),
+            self.fill or 0.0,
+        )
+
+    def _lost(self) -> list[int]:
+        """Shards that are marked as written and whose files are not there, which no reader could tell from background."""
+        store, lost = self.partial / _STORE, []
+        for index in sorted(self.done()):
+            names = (self.partial / _DONE / str(index)).read_text(encoding="utf-8").split()
+            if not all((store / name).is_file() for name in names):
+                lost.append(index)
+        return lost
 
     def _prepare(self, overwrite: bool) -> None:
         plan, store = self.partial / PLAN, self.partial / _STORE
@@ -404,6 +466,17 @@ class SlideWarp:
                 shutil.rmtree(item)
             elif item.name != _LOCK:
                 item.unlink()
+        if self._tiff:
+            store.mkdir()
+        else:
+            self._create(store)
+        (self.partial / _DONE).mkdir()
+        text = json.dumps({"hash": wanted, "what": f"{self.pyramid.name} onto {describe_grid(self.grid)}"})
+        aside = self.partial / "tmp-plan"
+        aside.write_text(text, encoding="utf-8")
+        aside.rename(plan)  # last: without it, all is begun anew
+
+    def _create(self, store: Path) -> None:
         root = zarr.create_group(store=LocalStore(store), zarr_format=3)
         root.update_attributes({"regframe": {"complete": False}})
         fill = self.fill or 0.0
@@ -420,11 +493,6 @@ class SlideWarp:
                 fill_value=fill if dtype.kind == "f" else int(fill),
                 dimension_names=["c", "y", "x"],
             )
-        (self.partial / _DONE).mkdir()
-        text = json.dumps({"hash": wanted, "what": f"{self.pyramid.name} onto {describe_grid(self.grid)}"})
-        aside = self.partial / "tmp-plan"
-        aside.write_text(text, encoding="utf-8")
-        aside.rename(plan)  # last: without it, all is begun anew
 
     def _fingerprint(self) -> str:
         """What the pixels, and where they lie in the store, depend on."""
@@ -605,7 +673,13 @@ def run_shard(job: SlideJob, index: int) -> int:
     plan = _plan_of(job)
     if plan is None:
         raise ValueError(f"wanted an image that can be read by regions, got {job.input!r}; convert it to OME-Zarr")
-    plan.run(index)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # a task is one core: there are as many of them as there are
+    try:
+        with _quiet_zarr():
+            plan.run(index)
+    finally:
+        torch.set_num_threads(threads)
     return index
 
 
@@ -900,55 +974,3 @@ def _spread(run: Callable[[int], None], indices: list[int], workers: int) -> Ite
             for future in pending:
                 future.cancel()
             raise
-
-
-# ---------------------------------------------------------------------------------------------------------------- TIFF
-
-
-def _write_tiff(path: Path, plan: SlideWarp, workers: int) -> None:
-    """The finished shards as one tiled OME-TIFF with its pyramid in sub-images, a tile at a time.
-
-    One file can be neither written in parallel nor gone on with, so it is made of the store at the end.
-    """
-    import tifffile
-
-    names, grid, dtype = plan.pyramid.channels, plan.grid, plan.dtype
-    rgb = len(names) == 3 and names == _RGB and dtype in (np.uint8, np.uint16)
-    metadata: dict[str, Any] = {"axes": "YXS" if rgb else "CYX", "Name": plan.pyramid.name}
-    if not (grid.unit == "px" and all(s == 1 for s in grid.spacing)):
-        for axis, step in zip("YX", grid.spacing, strict=True):
-            metadata[f"PhysicalSize{axis}"] = step
-            metadata[f"PhysicalSize{axis}Unit"] = "pixel" if grid.unit == "px" else grid.unit
-    if not rgb:
-        colors = [int.from_bytes(bytes.fromhex(c) + b"\xff", "big", signed=True) for c in plan._colors()]
-        metadata["Channel"] = {"Name": list(names), "Color": colors}
-    edge = plan.chunk
-    options: dict[str, Any] = {
-        "tile": (edge, edge),
-        "compression": "zlib",
-        "predictor": dtype.kind in "ui",
-        "photometric": "rgb" if rgb else "minisblack",
-        "planarconfig": "contig" if rgb else None,
-        "maxworkers": workers,
-        "dtype": dtype,
-    }
-    total = sum(math.prod(level.shape) for level in plan.levels) * len(names) * dtype.itemsize
-    with tifffile.TiffWriter(path, bigtiff=total > 3 << 30, ome=True) as tif:
-        for i, level in enumerate(plan.levels):
-            shape = (*level.shape, 3) if rgb else (len(names), *level.shape)
-            extra: dict[str, Any] = {"subifds": len(plan.levels) - 1, "metadata": metadata}
-            if i:
-                extra = {"subfiletype": 1, "metadata": None}
-            tif.write(_tiles(plan._arrays[i], edge, rgb), shape=shape, **options, **extra)
-
-
-def _tiles(array: Any, edge: int, rgb: bool) -> Iterator[Array]:
-    """Tiles of ``[C, y, x]``, channel after channel (or all of them last), those at the end filled up with zeros."""
-    channels, height, width = array.shape
-    for planes in [slice(0, channels)] if rgb else [slice(c, c + 1) for c in range(channels)]:
-        for y in range(0, height, edge):
-            for x in range(0, width, edge):
-                pixels = np.asarray(array[planes, y : y + edge, x : x + edge])
-                gap = [(0, 0), (0, edge - pixels.shape[1]), (0, edge - pixels.shape[2])]
-                pixels = np.pad(pixels, gap) if gap[1][1] or gap[2][1] else pixels
-                yield np.ascontiguousarray(np.moveaxis(pixels, 0, -1)) if rgb else pixels[0]

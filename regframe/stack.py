@@ -22,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 from skimage.filters import threshold_otsu
+from skimage.morphology import convex_hull_image
 from torch import Tensor
 
 from . import outputs, plugins, posegraph, preparation
@@ -29,6 +30,7 @@ from .config import Config
 from .data import Grid, Image
 from .posegraph import CONTRADICTS, GUIDE, LEAST_SCALE, Floats, Link, Node, carry, rms
 from .registration import Result, check_image, register
+from .settle import RIM, Density, missing, settle
 from .transforms import Affine, Transform, resample
 from .transforms import Sequence as Chain
 
@@ -43,8 +45,22 @@ FARTHEST = 4
 """How far the search for a neighbour goes where nearer ones fail."""
 LOOKED_AT = 256
 """Pixels along the longer side of the pictures that neighbours are compared on."""
+SETTLED_AT = 512
+"""Pixels along the longer side of the pictures that pairs are settled on."""
+SEARCHED_AT = 40_000
+"""Pixels of the finest level at which pairs are searched for; what is finer is settled."""
 ALIKE = 0.15
 """Correlation from which a pair is used that `register` calls a failure."""
+DOUBTED = 0.5
+"""Of the usual correlation, below which a pair is searched for a second time."""
+TURNS = 36
+"""Turns that are tried then."""
+BEST = 4
+"""Of these, how many are settled."""
+INSIDE = (1.5, 6.0)
+"""Finest and coarsest structure, in pixels of the small pictures, that tells whether the inside of two sections is alike."""
+CHANCES = 3
+"""Rounds in which the poses are found and the pairs that contradict them looked at again."""
 APART = 0.05
 """By how much correlations of neighbours differ before it is said that a section is poor or lies elsewhere."""
 EVEN = 0.5
@@ -184,8 +200,11 @@ def align_stack(
     guided = any(link.fixed == GUIDE and link.weight > 0 for link in work.links)
     start = posegraph.tree(work.links, work.nodes, GUIDE if guided else first)
     poses = dict(start)
-    if not chained:
+    for _ in range(0 if chained else CHANCES):
         poses = posegraph.reconcile(work.links, work.nodes, start, first, work.kind, hold)
+        if not work.second_chance(poses):
+            break
+        start = posegraph.tree(work.links, work.nodes, GUIDE if guided else first)
     work.weigh(poses, chained)
     canvas = work.canvas(poses)
     before = work.pictures(work.as_they_lie(), work.canvas(work.as_they_lie()))
@@ -325,6 +344,7 @@ class _Section:
     mask: Flags
     background: Tensor  # [C]
     node: Node
+    fine: Density
     empty: str = ""
 
     @classmethod
@@ -333,12 +353,13 @@ class _Section:
         grid = image.grid
         nowhere = Node(np.tile(np.array(grid.center), (4, 1)), grid.diagonal)
         nothing = np.zeros(grid.shape, dtype=np.bool_)
+        none = Density(np.zeros(grid.shape, np.float32), nothing, np.array(grid.spacing), np.array(grid.origin))
         try:
             check_image(image, "section")
         except ValueError as error:
             background = image.data.to(torch.float32).nan_to_num().flatten(1).median(dim=1).values
             blank = image.replace(data=torch.zeros((1, *grid.shape)), channels=("density",), weight=None)
-            return cls(blank, nothing, background, nowhere, str(error))
+            return cls(blank, nothing, background, nowhere, none, str(error))
         ready, look = preparation.prepare(image)
         background = _background(image, ready.weight, torch.tensor(look.background, dtype=torch.float32))
         apart = (image.data.to(torch.float32) - background[:, None, None]).norm(dim=0)
@@ -348,25 +369,23 @@ class _Section:
             max=float(np.quantile(apart[:: max(1, len(apart) // 500)].numpy(), 0.995))
         )  # specks are not tissue
         density = Image(apart[None], grid, ("density",), weight=ready.weight, name=image.name)
-        step = max(1, math.ceil(max(grid.shape) / LOOKED_AT))
-        if step > 1:
-            small = torch.nn.functional.avg_pool2d(density.data[None], step, ceil_mode=True, count_include_pad=False)[0]
-            origin = tuple(o + s * (step - 1) / 2 for o, s in zip(grid.origin, grid.spacing, strict=True))
-            coarse = Grid(tuple(small.shape[1:]), tuple(s * step for s in grid.spacing), origin, grid.unit)
-            density = Image(small, coarse, ("density",), name=image.name)
-        density = density.replace(weight=None)
+        fine, density = (_smaller(density, most).replace(weight=None) for most in (SETTLED_AT, LOOKED_AT))
         values = density.data[0].numpy()
-        mask = np.zeros_like(values, dtype=np.bool_)
+        mask, edge = np.zeros_like(values, dtype=np.bool_), math.inf
         if values.max() > values.min():
-            mask = values > EDGE * threshold_otsu(values)  # type: ignore[no-untyped-call]
+            edge = EDGE * float(threshold_otsu(values))  # type: ignore[no-untyped-call]
+            mask = values > edge
         at = density.grid.coords().numpy()[mask]
         if len(at) < 16:
-            return cls(density, mask, background, nowhere, "no tissue was found in it")
+            return cls(density, mask, background, nowhere, none, "no tissue was found in it")
         middle = at.mean(axis=0)
         lengths, axes = np.linalg.eigh(np.cov(at.T))
         arms = axes * np.sqrt(2 * np.clip(lengths, 1e-12, None))  # the columns; ± both: the tissue's second moments
         probes = middle + np.concatenate([arms.T, -arms.T])
-        return cls(density, mask, background, Node(probes, float(np.sqrt(lengths.sum()))))
+        sharp = fine.data[0].numpy()
+        solid = ndimage.gaussian_filter(sharp, 1.0) > edge  # noise is not tissue
+        settled = Density(sharp, solid, np.array(fine.grid.spacing), np.array(fine.grid.origin))
+        return cls(density, mask, background, Node(probes, float(np.sqrt(lengths.sum()))), settled)
 
 
 @dataclass(frozen=True)
@@ -450,12 +469,16 @@ class _Work:
         for i, k in enumerate(self.good):
             around = [self.good[j] for j in range(max(0, i - 3), min(len(self.good), i + 4)) if j != i]
             if area[k] < PARTIAL * float(np.median([area[n] for n in around])):
-                section, image = self.sections[k], self.images[k]
-                near = ndimage.binary_dilation(section.mask, iterations=2).astype(np.float32)
-                mask = Image(torch.from_numpy(near)[None], section.density.grid)
-                weight = resample(mask, Affine.identity(2, image.grid.unit), image.grid).data[0]
-                out[k] = image.replace(weight=weight if image.weight is None else weight * image.weight)
+                out[k] = self._tissue_of(k)
         return out
+
+    def _tissue_of(self, k: int) -> Image:
+        """Section ``k`` weighted by its tissue."""
+        section, image = self.sections[k], self.images[k]
+        near = ndimage.binary_dilation(section.mask, iterations=2).astype(np.float32)
+        mask = Image(torch.from_numpy(near)[None], section.density.grid)
+        weight = resample(mask, Affine.identity(2, image.grid.unit), image.grid).data[0]
+        return image.replace(weight=weight if image.weight is None else weight * image.weight)
 
     # pairs
 
@@ -466,6 +489,7 @@ class _Work:
         for done, (a, b) in enumerate(pairs):
             self.progress("pairs", done, len(pairs))
             self.links.append(self._pair(a, b))
+        self.retry()
         if chained:
             return
         for d in range(reach + 1, FARTHEST + 1):
@@ -480,6 +504,67 @@ class _Work:
                 self.progress(f"pairs {d} apart", done, len(more))
                 self.links.append(self._pair(a, b))
 
+    def retry(self) -> None:
+        """Pairs much less alike than most, or turned over, are searched for again: all turns, from the middles of their hulls.
+
+        Tissue of two like halves fits turned over as well as it does as it lies: a pair is turned over only where that
+        makes what lies inside the tissue clearly more alike.
+        """
+        usual = float(np.median([link.ncc for link in self.links] or [0.0]))
+        poor = [i for i, link in enumerate(self.links) if link.ncc < DOUBTED * usual or _over(link.matrix)]
+        for done, i in enumerate(poor):
+            self.progress("doubtful pairs", done, len(poor))
+            a, b = self.links[i].fixed, self.links[i].moving
+            hulls = [_hull(self.sections[k]) for k in (a, b)]
+            trials: list[tuple[float, int, Floats]] = []
+            for angle in np.linspace(0, 2 * math.pi, TURNS, endpoint=False):
+                c, s = math.cos(angle), math.sin(angle)
+                start = np.array([[c, -s, 0.0], [s, c, 0.0], [0.0, 0.0, 1.0]])
+                start[:2, 2] = hulls[0] - start[:2, :2] @ hulls[1]
+                trials.append((self._likeness(self.sections[a], a, b, start), len(trials), start))
+            peaks = sorted(
+                (
+                    trial
+                    for k, trial in enumerate(trials)
+                    if trial[0] >= max(trials[k - 1][0], trials[k + 1 - TURNS][0])
+                ),
+                reverse=True,
+            )
+            found = [self._settled(a, b, start, ncc) for ncc, _, start in peaks[:BEST]]
+            best = max(found, key=lambda pair: self._inside(a, b, pair[0]))
+            self._prefer(i, *best)
+
+    def _prefer(self, i: int, matrix: Floats, ncc: float, expected: bool = False) -> bool:
+        """Take another map for pair ``i`` where it is better, or as good and what was ``expected`` or not turned over."""
+        link = self.links[i]
+        if expected or (_over(link.matrix) and not _over(matrix)):
+            better = self._inside(link.fixed, link.moving, matrix) > (
+                self._inside(link.fixed, link.moving, link.matrix) - 2 * APART
+            )
+        else:
+            better = ncc > max(link.ncc, 0.0) + APART
+        if better:
+            verdict = link.verdict if link.verdict == "pass" else "warn"
+            weight = _weight(ncc, self.planes[link.moving] - self.planes[link.fixed], verdict)
+            self.links[i] = dataclasses.replace(link, matrix=matrix, ncc=ncc, weight=weight)
+        return better
+
+    def second_chance(self, poses: Mapping[int, Floats]) -> bool:
+        """Pairs that contradict the poses settled from where these put them; kept where the two are more alike there."""
+        self.weigh(poses, chained=True)
+        limit, changed = self._limit(), False
+        for i, link in enumerate(self.links):
+            if link.fixed == GUIDE or (link.weight > 0 and link.residual <= limit):
+                continue
+            if link.fixed not in poses or link.moving not in poses:
+                continue
+            expected = np.linalg.inv(poses[link.fixed]) @ poses[link.moving]
+            there = self._likeness(self.sections[link.fixed], link.fixed, link.moving, expected)
+            matrix, ncc = self._settled(link.fixed, link.moving, expected, there)
+            if ncc >= ALIKE:
+                changed |= self._prefer(i, matrix, ncc, expected=True)
+        return changed
+
     def _alone(self) -> set[tuple[int, str]]:
         """Sections without a pair to be trusted on one side."""
         trusted = [link for link in self.links if link.weight > 0]
@@ -492,7 +577,10 @@ class _Work:
         return self._register(self.partial.get(a, self.images[a]), self.partial.get(b, self.images[b]), a, b)
 
     def _register(self, fixed: Image, moving: Image, a: int, b: int) -> Link:
-        config = self.config.model_copy(update={"transform": self.kind})
+        pyramid = self.config.pyramid
+        if a != GUIDE:
+            pyramid = pyramid.model_copy(update={"max_pixels": min(pyramid.max_pixels, SEARCHED_AT)})
+        config = self.config.model_copy(update={"transform": self.kind, "pyramid": pyramid})
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # that sides declare no pixel size is said once, for the stack
@@ -500,25 +588,65 @@ class _Work:
         except ValueError as error:
             return Link(a, b, np.eye(3), 0.0, f"fail: {error}", 0.0)
         self.evaluations += int(result.metrics["n_evaluations"])
+        assert isinstance(result.affine, Affine)
+        matrix = result.affine.matrix.numpy()
         one = self.sections[a] if a != GUIDE else _Section.of(fixed)
-        warped = (
-            resample(self.sections[b].density, result.affine, one.density.grid, 0.0).data[0].numpy().astype(np.float64)
+        ncc = self._likeness(one, a, b, matrix)
+        if a != GUIDE:
+            matrix, ncc = self._settled(a, b, matrix, ncc)
+        apart = self.planes[b] - self.planes[a] if a != GUIDE else 1
+        use = result.verdict != "fail" or ncc >= ALIKE
+        return Link(
+            a,
+            b,
+            matrix,
+            ncc,
+            result.verdict,
+            _weight(abs(ncc) if a == GUIDE else ncc, apart, result.verdict) if use else 0.0,
         )
-        mask = Image(torch.from_numpy(self.sections[b].mask.astype(np.float32))[None], self.sections[b].density.grid)
-        tissue = resample(mask, result.affine, one.density.grid, 0.0).data[0].numpy() > 0.5
+
+    def _likeness(self, one: _Section, a: int, b: int, matrix: Floats) -> float:
+        """Correlation of section ``b`` under ``matrix`` and ``one``, which is ``a`` or a plane of the guide, over what both
+        show, times the share of that."""
+        other, grid = self.sections[b], one.density.grid
+        onto = Affine(torch.from_numpy(matrix), *self.units)
+        warped = resample(other.density, onto, grid, 0.0).data[0].numpy().astype(np.float64)
+        mask = Image(torch.from_numpy(other.mask.astype(np.float32))[None], other.density.grid)
+        tissue = resample(mask, onto, grid, 0.0).data[0].numpy() > 0.5
         where = one.mask | tissue
         for k, own in ((a, one.mask), (b, tissue)):
             where = where & own if k in self.partial else where
-        ncc = _ncc(one.density.data[0].numpy().astype(np.float64), warped, where)
-        apart = self.planes[b] - self.planes[a] if a != GUIDE else 1
-        use = result.verdict != "fail" or ncc >= ALIKE
-        weight = (
-            (max(abs(ncc), 0.1) ** 2 / max(apart, 1)) * {"pass": 1.0, "warn": 0.5}.get(result.verdict, 0.1)
-            if use
-            else 0.0
-        )
-        assert isinstance(result.affine, Affine)
-        return Link(a, b, result.affine.matrix.numpy(), ncc, result.verdict, weight)
+        whole = float(where.sum())
+        where = where & ~missing(one.mask, tissue, RIM * other.node.size / grid.pixel)
+        share = float(where.sum()) / whole if whole else 0.0
+        return share * _ncc(one.density.data[0].numpy().astype(np.float64), warped, where)
+
+    def _inside(self, a: int, b: int, matrix: Floats) -> float:
+        """Correlation of what lies inside the tissue of both, outlines, holes, noise and uneven light aside."""
+        one, other, grid = self.sections[a], self.sections[b], self.sections[a].density.grid
+        onto = Affine(torch.from_numpy(matrix), *self.units)
+        warped = resample(other.density, onto, grid, 0.0).data[0].numpy()
+        mask = Image(torch.from_numpy(other.mask.astype(np.float32))[None], other.density.grid)
+        both = one.mask & (resample(mask, onto, grid, 0.0).data[0].numpy() > 0.5)
+        within = ndimage.binary_erosion(both, iterations=3)
+
+        def fine(values: NDArray[np.float32]) -> Floats:
+            weight = within.astype(np.float64)
+            small, large = (
+                ndimage.gaussian_filter(values * weight, width)
+                / np.maximum(ndimage.gaussian_filter(weight, width), 1e-3)
+                for width in INSIDE
+            )
+            return np.asarray(small - large)
+
+        return _ncc(fine(one.density.data[0].numpy()), fine(warped), within)
+
+    def _settled(self, a: int, b: int, matrix: Floats, ncc: float) -> tuple[Floats, float]:
+        """A pair's map and correlation, settled; as they were where that makes the two less alike."""
+        fixed, moving = (dataclasses.replace(self.sections[k].fine, partial=k in self.partial) for k in (a, b))
+        found = settle(fixed, moving, matrix, self.nodes[b].probes, self.nodes[b].size, self.kind)
+        likeness = self._likeness(self.sections[a], a, b, found)
+        return (found, likeness) if likeness > ncc - APART else (matrix, ncc)
 
     def link_guide(self, guide: Image, spacing: float) -> None:
         """Register every section to the guide's plane nearest to it; its index as a node is -1."""
@@ -566,11 +694,16 @@ class _Work:
             known = link.moving in poses and (link.fixed == GUIDE or link.fixed in poses)
             away = rms(posegraph.residual(link, poses, self.nodes[link.moving])) if known else math.inf
             noted.append(dataclasses.replace(link, residual=away, weight=link.weight if known else 0.0))
-        usual = float(np.median([link.residual for link in noted if link.weight > 0] or [0.0]))
-        limit = CONTRADICTS * max(LEAST_SCALE * self.size, CONTRADICTS * usual)
+        self.links = noted
+        limit = self._limit()
         self.links = [
             dataclasses.replace(link, weight=0.0) if link.residual > limit and not chained else link for link in noted
         ]
+
+    def _limit(self) -> float:
+        """Departure from the poses beyond which a pair is given up."""
+        usual = float(np.median([link.residual for link in self.links if link.weight > 0] or [0.0]))
+        return CONTRADICTS * max(LEAST_SCALE * self.size, CONTRADICTS * usual)
 
     # the canvas and what lies on it
 
@@ -956,6 +1089,37 @@ def _background(image: Image, weight: Tensor | None, flattest: Tensor) -> Tensor
     spread = (rim - middle[:, None]).abs().mean(dim=1)
     even = bool((spread <= EVEN * data.flatten(1).std(dim=1).clamp(min=1e-12)).all())
     return middle if even else flattest
+
+
+def _over(matrix: Floats) -> bool:
+    """Whether a map turns over."""
+    return bool(np.linalg.det(matrix[:2, :2]) < 0)
+
+
+def _hull(section: _Section) -> Floats:
+    """Middle ``[2]`` of the tissue's convex hull, where holes and notches do not move it."""
+    hull = convex_hull_image(ndimage.binary_opening(section.mask, iterations=2))  # type: ignore[no-untyped-call]
+    if not hull.any():
+        return np.asarray(section.node.probes.mean(axis=0))
+    return np.asarray(section.density.grid.coords().numpy()[hull].mean(axis=0))
+
+
+def _weight(ncc: float, apart: int, verdict: str) -> float:
+    """What a pair counts: its correlation over its distance, squared: the anatomy's change grows with that."""
+    trust = {"pass": 1.0, "warn": 0.5}.get(verdict, 0.1)
+    return (max(ncc, 0.05) / max(apart, 1)) ** 2 * trust
+
+
+def _smaller(density: Image, most: int) -> Image:
+    """``density`` averaged over whole blocks of pixels, so that its longer side has at most ``most``."""
+    grid = density.grid
+    step = max(1, math.ceil(max(grid.shape) / most))
+    if step == 1:
+        return density
+    small = torch.nn.functional.avg_pool2d(density.data[None], step, ceil_mode=True, count_include_pad=False)[0]
+    origin = tuple(o + s * (step - 1) / 2 for o, s in zip(grid.origin, grid.spacing, strict=True))
+    coarse = Grid(tuple(small.shape[1:]), tuple(s * step for s in grid.spacing), origin, grid.unit)
+    return Image(small, coarse, density.channels, name=density.name)
 
 
 def _edges(grid: Grid) -> Floats:

@@ -21,6 +21,7 @@ import click.testing
 import numpy as np
 import PIL.Image
 import pytest
+import zarr
 from fake_plan import FakePlan, run_shard
 from hypothesis import given
 from hypothesis import strategies as st
@@ -131,9 +132,12 @@ def test_rows_become_jobs(tmp_path: Path) -> None:
     assert line[-3:] == ["--", str(a.fixed), str(a.moving)]
     assert {"--level=1", "--set=seed=3", "--fixed-set=channels=DAPI", "--output=/out"} <= set(line)
     carry = Job(
-        id="c", fixed=Path("/f"), moving=Path("/m"), apply_labels=(Path("/x/mask.ome.tif"),), apply_labels_spacing=0.5
-    )
+        id="c", fixed=Path("/f"), moving=Path("/m"), apply_labels=(Path("/x/mask.ome.tif"),), apply_labels_spacing=0.5,
+        apply_labels_level=0, refine=True,
+    )  # fmt: skip
+    assert {"--refine", "--workers=3"} <= set(carry.register_arguments(Path("/out"), 3))
     ((name, line),) = carry.later_arguments(Path("/out"), 3)
+    assert "--level=0" in line
     assert name == "apply labels mask.ome.tif"
     assert line[:3] == ["apply", "image", "--to=fixed"]
     assert {"--labels", "--workers=3", "--input-spacing=0.5", "--output=/out/applied/mask.ome.zarr"} <= set(line)
@@ -630,6 +634,43 @@ def test_a_scheduler_that_is_not_there() -> None:
 
 
 # ----------------------------------------------------------------------------------------------------------- shards
+
+
+def large(path: Path, side: int = 4700) -> Path:
+    """An image of five shards (four, and one of coarser levels), of the field of `tissue`."""
+    array: Any = zarr.create_array(
+        path, shape=(side, side), dtype="u1", chunks=(1024, 1024), dimension_names=["y", "x"]
+    )
+    array[:] = (np.arange(side)[:, None] // 40 + np.arange(side) // 23).astype(np.uint8)
+    return path
+
+
+def test_a_large_image_is_shards_on_the_cluster(pairs: Path, loopback: Loopback) -> None:
+    """The tiles of one job, and those of ``apply image``, go to all workers; the pixels are those of one process."""
+    image = large(pairs / "large.zarr")
+    spacing = str(tissue(0).shape[0] / 4700)
+    path = manifest(pairs, row("a", apply_image=image.name, apply_image_spacing=spacing, apply_image_level="0"))
+    out = pairs / "out"
+    with cluster(loopback) as pool:
+        outcomes = run_batch(read_manifest(path), out, pool, Limits(memory=2 << 30))
+    assert [o.status for o in outcomes] == ["done"], outcomes[0].reasons
+    assert "5 shards on Dask at tcp://127.0.0.1" in (out / "a" / work.LOG).read_text()
+
+    line = ["apply", "image", out / "a", image, "--to", "fixed", "--input-spacing", spacing, "--level", "0", "-o"]
+    for name, more, said in (("spread", ("--scheduler", loopback.file), "5 shards on"), ("alone", (), "wrote")):
+        outcome = click.testing.CliRunner().invoke(main, [*map(str, [*line, pairs / f"{name}.ome.zarr", *more])])
+        assert outcome.exit_code == 0, outcome.stderr
+        assert said in outcome.stderr
+    stores = (pairs / "alone.ome.zarr", pairs / "spread.ome.zarr", out / "a" / "applied" / "large.ome.zarr")
+    files = [{p.relative_to(s): p.read_bytes() for p in s.rglob("*") if p.is_file()} for s in stores]
+    assert len(files[0]) > 8
+    assert files[0] == files[1] == files[2]
+
+    refused = click.testing.CliRunner().invoke(
+        main, [*map(str, [*line, pairs / "x.png", "--scheduler", loopback.file])]
+    )
+    assert refused.exit_code == 2
+    assert "wanted an output ending in .zarr or .tif for --scheduler, got 'x.png'" in refused.stderr
 
 
 def test_shards_are_spread_and_a_dead_worker_costs_none(tmp_path: Path) -> None:

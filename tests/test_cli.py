@@ -18,6 +18,7 @@ import PIL.Image
 import pytest
 import torch
 import yaml
+import zarr
 from fake_result import fake_result
 
 import regframe
@@ -377,6 +378,33 @@ def test_apply_image_tile_by_tile_is_apply_image(
         assert torch.equal(found.data, expected.data)
     assert {p.name for p in tmp_path.iterdir()} >= {"w.zarr", "w.ome.tif"}
     assert not list(tmp_path.glob("*.partial"))
+
+
+def test_a_look_at_a_large_image(
+    pair: tuple[Path, Path], tmp_path: Path, saved: tuple[Path, Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A small part of what is too large to be read, and coarse pixels, which are means and not samples."""
+    grid = saved[1].moving_grid
+    fine = regframe.Image(torch.rand(1, *(20 * n for n in grid.shape), generator=torch.Generator().manual_seed(0)) * 255,
+                          grid.resampled(grid.spacing[0] / 20))  # fmt: skip
+    regframe.warp_slide(slide.pyramid_of(fine.replace(data=fine.data.byte())), regframe.Affine.identity(2), fine.grid,
+                        tmp_path / "large.zarr")  # fmt: skip
+    monkeypatch.setattr(type(regframe.adapter("image")), "open", lambda *_: pytest.fail("the whole was read"))
+    for k, options in enumerate((("--spacing", 2), ("--region", "10:12,20:25", "--level", 0))):
+        for name in (f"{k}.png", f"{k}.zarr"):
+            outcome = run(
+                "apply", "image", saved[0], tmp_path / "large.zarr", "-o", tmp_path / name, "--to", "fixed", *options
+            )
+            assert "wrote" in outcome.stderr
+        found = np.asarray(PIL.Image.open(tmp_path / f"{k}.png"))
+        expected = np.asarray(zarr.open_group(tmp_path / f"{k}.zarr", mode="r")["0"])[0]
+        assert np.array_equal(found, expected)
+        if not k:
+            assert found[found > 0].std() < 10  # of 74, were they samples
+    monkeypatch.setattr(slide.SlideWarp.image, "__defaults__", (1000,))
+    said = run("apply", "image", saved[0], tmp_path / "large.zarr", "-o", tmp_path / "x.png", "--to", "fixed", code=2)
+    assert "wanted at most" in said.stderr
+    assert "write .zarr or .tif" in said.stderr
 
 
 def test_apply_image_says_what_it_wants(

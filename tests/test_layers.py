@@ -33,8 +33,9 @@ ROWS: dict[int, set[str]] = {
         "preparation",
         "uncertainty",
         "posegraph",
+        "settle",
     },
-    5: {"store", "tiles", "slide", "registration", "evaluation", "testing"},
+    5: {"store", "tiles", "tifftiles", "slide", "registration", "evaluation", "testing"},
     6: {"report", "batch", "cli", "outputs", "demo", "bench", "scaffold", "interchange", "stack", "refinement"},
 }
 ROW = {module: row for row, modules in ROWS.items() for module in modules}

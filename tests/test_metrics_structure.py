@@ -82,7 +82,9 @@ def test_information_in_chunks_and_in_float32() -> None:
     exact, slope = value_and_gradient(rf.metric("mi"), warped, fixed, weight)
     value, gradient = value_and_gradient(rf.metric("mi"), warped.float(), fixed.float(), weight.float())
     assert value == pytest.approx(exact, rel=1e-5)
-    assert (gradient - slope).norm() < 1e-3 * slope.norm()
+    edge = (gradient == 0) != (slope == 0)  # the pixel that sets an end of the range lies on it: inside or not by rounding
+    assert edge.sum() <= 2
+    assert (gradient - slope)[~edge].norm() < 1e-5 * slope.norm()
 
 
 def test_information_of_a_relation_that_is_not_monotonic() -> None:

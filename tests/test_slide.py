@@ -10,6 +10,7 @@ import os
 import pickle
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -281,6 +282,33 @@ def test_ome_tiff(tmp_path: Path, channels: int, dtype: str) -> None:
     assert image.channels == source.channels
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_ome_tiff_shard_by_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, channels: int) -> None:
+    """Coarse levels are made of tiles, parts without pixels are background, and a run that was stopped goes on."""
+    monkeypatch.setattr(slide, "COARSEST", 16)
+    source = slides.on_disk(tmp_path / "s", slides.pixels((channels, 150, 170)))
+    grid = rf.Grid((230, 300), origin=(0.0, -140.0))
+    plan = SlideWarp(source, slides.bent(source.grid), grid, tmp_path / "o.ome.tif", None, 7, 16, 32)
+    assert len(plan.rounds) > 2
+    with plan.started():
+        for index in plan.rounds[0][:30]:
+            plan.run(index)
+    again = dataclasses.replace(plan)
+    seen: list[int] = []
+    again.write(2, progress=lambda done, _: seen.append(done))
+    assert seen[0] == 31
+    expected = whole(plan)
+    assert (expected[0] == 7).all(axis=(0, 1)).any()
+    with tifffile.TiffFile(tmp_path / "o.ome.tif") as file:
+        assert len(file.series[0].levels) == len(expected)
+        for level, pixels in zip(file.series[0].levels, expected, strict=True):
+            found = level.asarray()
+            found = np.moveaxis(found, -1, 0) if channels == 3 else found
+            assert np.array_equal(found.reshape(pixels.shape), pixels)
+    shutil.rmtree(tmp_path / "s")
+    assert [p.name for p in tmp_path.iterdir()] == ["o.ome.tif"]
+
+
 def test_background(tmp_path: Path) -> None:
     grid = rf.Grid((40, 500), origin=(0.0, -400.0))
     bright = slides.on_disk(tmp_path / "b", slides.pixels((3, 90, 90)))
@@ -400,6 +428,20 @@ def test_what_is_done_is_not_done_again(tmp_path: Path) -> None:
     assert seen[0] == 4
     for path, written in times.items():
         assert (plan.path / path.relative_to(plan.partial / "store")).stat().st_mtime_ns == written
+
+
+def test_a_shard_that_is_lost_is_made_again(tmp_path: Path) -> None:
+    """A file that is not there would read as background."""
+    plan = slides.plan(str(tmp_path / "s"), str(tmp_path / "o.zarr"))
+    with plan.started():
+        for index in range(plan.shards):
+            plan.run(index)
+        lost = min(p for p in plan.partial.rglob("c/*/*/*") if p.is_file())
+        lost.unlink()
+        with pytest.raises(ValueError, match=f"wanted all {plan.shards} shards of o.zarr, got 1 less"):
+            plan.finish()
+    plan.write(1)
+    assert same(plan.path, whole(plan))
 
 
 def test_other_inputs_are_not_mixed_in(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import regframe as rf
-from regframe import posegraph, stack
+from regframe import posegraph, settle, stack
 from regframe.cli import main
 from regframe.posegraph import GUIDE, Link, Node
 
@@ -153,6 +153,72 @@ def test_places_are_held_where_they_mean_something() -> None:
     assert np.allclose(held[0], np.eye(3))
 
 
+# pairs settled
+
+
+def density(values: NDArray[np.float32]) -> settle.Density:
+    return settle.Density(values - 5, values > 15, np.ones(2), np.zeros(2))
+
+
+def off_by(found: Floats, truth: Floats) -> float:
+    probes = nodes(1)[0].probes
+    return posegraph.rms(posegraph.carry(found, probes) - posegraph.carry(truth, probes))
+
+
+@pytest.mark.parametrize("kind", ["rigid", "affine"])
+@pytest.mark.parametrize("mirror", [False, True])
+def test_a_pair_settles_where_it_belongs(kind: str, mirror: bool) -> None:
+    truth = rigid(5, 2, -3, mirror) @ (np.diag([1.03, 0.98, 1.0]) if kind == "affine" else np.eye(3))
+    fixed, moving = tissue(0), section(0, truth).data[0].numpy()
+    start = truth @ rigid(2.5, 1.0, -1.2)
+    found = settle.settle(density(fixed), density(moving), start, nodes(1)[0].probes, 18.0, kind)
+    assert off_by(start, truth) > 1.0
+    assert off_by(found, truth) < 0.05
+
+
+def test_holes_are_not_drawn_onto_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    y, x = np.mgrid[:H, :W]
+    fixed, moving = tissue(0), tissue(0)
+    for values, at in ((fixed, (26, 30)), (moving, (30, 35))):
+        values[(y - at[0]) ** 2 + (x - at[1]) ** 2 < 64] = 5.0
+    found = [settle.settle(density(fixed), density(moving), np.eye(3), nodes(1)[0].probes, 18.0, "rigid")]
+    monkeypatch.setattr(settle, "missing", lambda one, other, rim: np.zeros_like(one))
+    found.append(settle.settle(density(fixed), density(moving), np.eye(3), nodes(1)[0].probes, 18.0, "rigid"))
+    with_care, without = (off_by(matrix, np.eye(3)) for matrix in found)
+    assert with_care < 0.1
+    assert without > 3 * with_care
+
+
+def test_what_an_edge_moves_by_is_not_missing() -> None:
+    one = tissue(0) > 15
+    assert not settle.missing(one, np.roll(one, 1, axis=0), 1.0).any()
+    torn = one.copy()
+    torn[:, 34:] = False
+    assert settle.missing(one, torn, 1.0)[29, 40:56].all()
+
+
+def test_too_little_in_common_leaves_a_pair_as_it_is() -> None:
+    start = rigid(0, 500, 0)
+    assert settle.settle(density(tissue(0)), density(tissue(0)), start, nodes(1)[0].probes, 18.0, "rigid") is start
+
+
+def test_two_like_halves_are_not_turned_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    half = tissue(0)
+    like = [half + half[:, ::-1], half + half[:, ::-1]]  # turned over, they are the same
+    images = [rf.Image(torch.from_numpy(v)[None], rf.Grid((H, W)), name=f"l{k}") for k, v in enumerate(like)]
+    over = np.diag([1.0, -1.0, 1.0])
+    over[1, 2] = W - 1
+    uneven = [image.replace(data=torch.from_numpy(half)[None]) for image in images]
+    uneven[1] = uneven[1].replace(data=uneven[1].data.flip(2).contiguous())
+    for pair, stays in ((images, False), (uneven, True)):
+        work = stack._Work(pair, (0, 1), rf.Config(), "rigid", lambda *_: None)
+        work.links = [Link(0, 1, over, ncc=1.0)]
+        work.retry()
+        assert (np.linalg.det(work.links[0].matrix[:2, :2]) < 0) == stays
+        if not stays:
+            assert off_by(work.links[0].matrix, np.eye(3)) < 0.1
+
+
 # whole stacks
 
 
@@ -195,9 +261,12 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     SPARED.clear()
     TRUTH["image"] = np.eye(3)  # what is tried turned over
     monkeypatch.setattr(stack, "register", fake)
+    monkeypatch.setattr(stack, "settle", lambda fixed, moving, start, *rest: start)
+    monkeypatch.setattr(stack._Work, "_prefer", lambda *_, **__: False)  # a second look finds nothing
     return asked
 
 
+PREFER = stack._Work._prefer
 TRUTH: dict[str, Floats] = {}
 BROKEN: set[str] = set()
 SPARED: set[tuple[str, str]] = set()
@@ -283,6 +352,26 @@ def test_a_section_that_nothing_matches_is_left_out(
     assert found.results[3] is None
     assert "none of its neighbours matched it" in found.metrics["sections"][3]["reasons"]
     assert max(off(found, images).values()) < 0.05
+
+
+def test_a_pair_that_contradicts_the_others_gets_a_second_chance(
+    quick: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def worst() -> tuple[float, Link]:
+        found = rf.align_stack(images, check_mirrors=False)
+        assert max(off(found, images).values()) < 0.05  # it does not tear the stack, with or without
+        link = next(link for link in found.links if (link.fixed, link.moving) == (2, 3))
+        return found.metrics["drift"]["given_up"], link
+
+    images = known(7)
+    BROKEN.add("s003")
+    SPARED.update({("s001", "s003"), ("s003", "s004"), ("s003", "s005")})
+    given_up, link = worst()
+    assert (given_up, link.weight) == (1, 0.0)
+    monkeypatch.setattr(stack._Work, "_prefer", PREFER)
+    given_up, link = worst()
+    assert given_up == 0
+    assert off_by(link.matrix, np.linalg.inv(TRUTH["s002"]) @ TRUTH["s003"]) < 0.1
 
 
 def test_half_a_section_is_named(quick: list[tuple[str, str]]) -> None:

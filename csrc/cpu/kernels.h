@@ -33,7 +33,6 @@ template <class T, int D, class P>
 struct CropTask {
   WarpTask<T, D> warp;
   const P* part;         // [C, *part's size]
-  const P* image;        // where the whole image's first pixel would lie
   const P* part_end;
   int64_t first[D];      // the part's first pixel, and its last cell
   int64_t last[D];

@@ -81,15 +81,12 @@ void crop_pixels(const Tensor& part, const Tensor& velocity, const Tensor& matri
       task.warp = warp_task<T, D, P>(part, velocity, matrix, padded.get(), shape, offset, image_spacing, image_origin,
                                      velocity_spacing, velocity_origin, n_steps);
       task.part = part.const_data_ptr<P>();
-      int64_t before = 0;
       for (int d = 0; d < D; ++d) {
         const int64_t size = part.size(1 + d);
-        before += image_offset[d] * task.warp.grid.stride[d];
         task.warp.grid.size[d] = static_cast<int32_t>(image_shape[d]);
         task.first[d] = image_offset[d];
         task.last[d] = image_offset[d] + (size > 1 ? size - 2 : 0);
       }
-      task.image = reinterpret_cast<const P*>(reinterpret_cast<uintptr_t>(task.part) - before * sizeof(P));
       task.part_end = task.part + part.numel();
       if (after.has_value()) {  // image index = (after [D, D+1] · flow's end - origin) / spacing
         task.to_fixed = true;
@@ -132,7 +129,7 @@ Tensor warp_crop(const Tensor& part_, const Tensor& velocity_, const Tensor& mat
   STD_TORCH_CHECK(image_shape.size() == shape.size() && image_offset.size() == shape.size(),
                   "image_shape and image_offset need one number per axis");
   for (size_t d = 0; d < shape.size(); ++d)
-    STD_TORCH_CHECK(image_offset[d] >= 0 && image_offset[d] + part_.size(1 + d) <= image_shape[d] &&
+    STD_TORCH_CHECK(image_offset[d] >= 0 && image_offset[d] <= image_shape[d] - part_.size(1 + d) &&
                         image_shape[d] < (int64_t(1) << 24) && (part_.size(1 + d) > 1 || image_shape[d] == 1),
                     "image must be a part of image_shape from image_offset, of two pixels at least");
   STD_TORCH_CHECK(!after_.has_value() || (after_->dim() == 2 && after_->size(0) == matrix_.size(0) &&

@@ -6,8 +6,9 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
-#include <thread>
 #include <vector>
+
+#include "threads.h"
 
 namespace regframe {
 namespace {
@@ -232,17 +233,11 @@ class Refiner {
 // work(begin, end) on blocks of planes as threads come free
 template <class Make>
 void deal(int64_t count, int64_t block, int threads, const Make& make) {
-  int64_t wanted = threads > 0 ? threads : std::max(1u, std::thread::hardware_concurrency());
-  wanted = std::min(wanted, (count + block - 1) / block);
   std::atomic<int64_t> next{0};
-  const auto run = [&] {
+  on_threads(std::min(threads_wanted(threads), (count + block - 1) / block), [&] {
     auto work = make();
     for (int64_t begin; (begin = next.fetch_add(block)) < count;) work(begin, std::min(begin + block, count));
-  };
-  std::vector<std::thread> others;
-  for (int64_t i = 1; i < wanted; ++i) others.emplace_back(run);
-  run();
-  for (auto& thread : others) thread.join();
+  });
 }
 
 }  // namespace

@@ -10,8 +10,9 @@
 #include <cmath>
 #include <stdexcept>
 #include <string>
-#include <thread>
 #include <vector>
+
+#include "threads.h"
 
 // one loop for every x86-64 machine and once more for those with AVX2, chosen by the loader; the same bytes from both,
 // for neither contracts a product and a sum into one rounding
@@ -172,12 +173,7 @@ int64_t splat(const double* points, const T* weights, int64_t n, int64_t channel
         }
     }
   };
-  int64_t wanted = threads > 0 ? threads : std::max(1u, std::thread::hardware_concurrency());
-  wanted = std::min(wanted, bands);
-  std::vector<std::thread> others;
-  for (int64_t i = 1; i < wanted; ++i) others.emplace_back(work);
-  work();
-  for (auto& thread : others) thread.join();
+  on_threads(std::min(threads_wanted(threads), bands), work);
   return outside;
 }
 

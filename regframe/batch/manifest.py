@@ -104,8 +104,10 @@ class Job(BaseModel):
     moving_landmarks_spacing: Length | None = None
     apply_image: Files = ()
     apply_image_spacing: Length | None = None
+    apply_image_level: Annotated[int, Field(ge=0)] | None = None
     apply_labels: Files = ()
     apply_labels_spacing: Length | None = None
+    apply_labels_level: Annotated[int, Field(ge=0)] | None = None
     apply_points: Files = ()
     apply_points_spacing: Length | None = None
     apply_points_columns: str | None = None
@@ -115,6 +117,7 @@ class Job(BaseModel):
     memory: Size | None = None
     timeout: Length | None = None
     save_warped: bool = False
+    refine: bool = False
 
     @model_validator(mode="after")
     def _whole(self) -> Job:
@@ -150,7 +153,7 @@ class Job(BaseModel):
         """What tells whether a finished job is this one; how much it may take is no part of it."""
         return self.model_dump(mode="json", exclude={"memory", "timeout"}, exclude_defaults=True)
 
-    def register_arguments(self, out: Path) -> list[str]:
+    def register_arguments(self, out: Path, threads: int = 1) -> list[str]:
         """The command line of ``regframe register``."""
         return [
             *_options(self, "landmarks", "config", "metric", "transform", "level", "device", "seed"),
@@ -160,6 +163,7 @@ class Job(BaseModel):
             *_side(self, "fixed"),
             *_side(self, "moving"),
             *(["--save-warped"] if self.save_warped else []),
+            *(["--refine", f"--workers={threads}"] if self.refine else []),
             f"--output={out}",
             "--",
             str(self.fixed),
@@ -179,6 +183,8 @@ class Job(BaseModel):
             options += [f"--workers={threads}"] if kind in ("image", "labels") else []
             spacing = getattr(self, f"apply_{kind}_spacing")
             options += [] if spacing is None else [f"--input-spacing={spacing!r}"]
+            level = getattr(self, f"apply_{kind}_level", None)
+            options += [] if level is None else [f"--level={level}"]
             if kind == "points" and self.apply_points_columns is not None:
                 options.append(f"--columns={self.apply_points_columns}")
             if kind == "shapes" and self.apply_shapes_unit is not None:

@@ -25,6 +25,8 @@ RESUBMITTED = 5
 TASK_BYTES = 1 << 16
 """Most bytes of one task: paths, options and a number fit, an array does not."""
 
+_FIRST = 1 << 30  # more than there are jobs
+
 Item = tuple[Any, ...]
 
 
@@ -47,7 +49,8 @@ class Pool(Protocol):
 class Plan(Protocol):
     """A large output that is made shard by shard and can go on where it was left.
 
-    A plan whose shards need others first has ``rounds`` too: sequences of indices, each needing all earlier ones.
+    A plan whose shards need others first has ``rounds`` too: sequences of indices, each needing all earlier ones. One that knows
+    which shards an earlier run made says so by ``done()``.
     """
 
     @property
@@ -69,14 +72,16 @@ def spread(
     pool: Pool,
     run: Callable[[int], object] | None = None,
     progress: Callable[[int, int], object] | None = None,
+    finish: Callable[[], object] | None = None,
 ) -> None:
-    """Make every shard of ``plan`` on the workers of ``pool``, then finish it here.
+    """Make every shard of ``plan`` that is missing on the workers of ``pool``, then finish it here.
 
     Args:
         plan: what is made; `run` of it, or of the argument, is what travels.
         pool: the workers, which see the same files.
         run: makes a shard by its index, where the plan itself should not travel: a function over paths and options.
         progress: called with the number of shards done and of all of them.
+        finish: instead of the plan's own.
 
     Raises:
         ValueError: for a task that is too large to be paths and options.
@@ -88,9 +93,10 @@ def spread(
         raise ValueError(
             f"wanted a task of paths and options, at most {TASK_BYTES} bytes, got {size}; pass `run` over paths"
         )
-    done = 0
+    made = set(plan.done()) if hasattr(plan, "done") else set()
+    done = len(made)
     for indices in getattr(plan, "rounds", None) or (range(plan.shards),):
-        ended = pool.run(task, [(index,) for index in indices])
+        ended = pool.run(task, [(index,) for index in indices if index not in made])
         with contextlib.closing(ended):  # type: ignore[type-var]
             for _, result in ended:
                 if isinstance(result, BaseException):
@@ -98,7 +104,7 @@ def spread(
                 done += 1
                 if progress is not None:
                     progress(done, plan.shards)
-    plan.finish()
+    (plan.finish if finish is None else finish)()
 
 
 def machine() -> tuple[int, int]:
@@ -144,6 +150,18 @@ def stopped() -> bool:
     return task is None or task.state in ("cancelled", "released", "forgotten")
 
 
+def scheduler() -> str | None:
+    """Address of the cluster whose worker runs this thread; None elsewhere."""
+    worker = _worker()
+    return None if worker is None else str(worker.scheduler.address)
+
+
+def step_aside() -> None:
+    """Give the thread's place among the worker's tasks to another one: this task only waits from here on."""
+    if _worker() is not None:
+        importlib.import_module("distributed").secede()
+
+
 def _worker() -> Any:
     """The Dask worker whose task this thread runs, None elsewhere."""
     if "distributed.worker" not in sys.modules:
@@ -181,12 +199,13 @@ class Cluster:
     Args:
         address: of a scheduler, or the path of a scheduler file; None starts workers here.
         workers: processes to start here, one task each at a time.
+        first: let what is run go before all that others wait for; the shards of a job that is nearly done.
     """
 
-    def __init__(self, address: str | None = None, workers: int = 1) -> None:
+    def __init__(self, address: str | None = None, workers: int = 1, first: bool = False) -> None:
         if not available():
             raise ValueError("wanted Dask for a cluster, got none; install it with: pip install 'regframe[batch]'")
-        self.address, self.workers = address, workers
+        self.address, self.workers, self.first = address, workers, first
         self.name = "Dask"
         self._open = contextlib.ExitStack()
         self._client: Any = None
@@ -257,7 +276,8 @@ class Cluster:
 
         def submit(index: int) -> None:
             key = f"{topic}-{index}-{losses[index]}"
-            future = client.submit(_told, function, items[index], topic, index, key=key, priority=-index, pure=False)
+            rank = (_FIRST if self.first else 0) - index
+            future = client.submit(_told, function, items[index], topic, index, key=key, priority=rank, pure=False)
             futures[future] = index
             future.add_done_callback(ended.put)
 

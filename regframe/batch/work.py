@@ -325,17 +325,20 @@ def _clear(folder: Path, keep: Path) -> None:
 def _attempt(job: Job, folder: Path, log: Path, limits: Limits, model: str) -> tuple[Attempt, dict[str, Any]]:
     """Run one process to its end and say how it ended."""
     began = time.monotonic()
-    answer = folder.parent / "answer.json"
+    asked = job if model == AS_ASKED else job.model_copy(update={"refine": False})
+    answer, waits = folder.parent / "answer.json", folder.parent / "waits"
     order = {
-        "register": job.register_arguments(folder),
+        "register": asked.register_arguments(folder, limits.threads),
         "later": list(job.later_arguments(folder, limits.threads)),
         "folder": str(folder),
         "answer": str(answer),
+        "scheduler": pools.scheduler(),  # on which the shards of large images are tasks as well
+        "waits": str(waits),
         "memory": limits.memory,
         "simpler": _simpler(job) if model == SIMPLER else [],
         "sides": _sides(job) if model == SIMPLER else {},
     }
-    peak, broke = 0, ""
+    peak, broke, aside = 0, "", False
     with log.open("ab") as lines:
         lines.write(f"--- {model}\n".encode())
         lines.flush()
@@ -373,6 +376,9 @@ def _attempt(job: Job, folder: Path, log: Path, limits: Limits, model: str) -> t
                     looked = now
                     if pools.stopped():
                         raise Stopped(f"the batch ended while {job.id} ran")
+                    if not aside and waits.exists():
+                        pools.step_aside()
+                        aside = True
                 if broke:
                     process.kill()
                     break
@@ -387,6 +393,7 @@ def _attempt(job: Job, folder: Path, log: Path, limits: Limits, model: str) -> t
     with contextlib.suppress(OSError, ValueError):
         report = json.loads(answer.read_text(encoding="utf-8"))
     answer.unlink(missing_ok=True)
+    waits.unlink(missing_ok=True)
     outcome, reason = _ending(process.returncode, broke, report, limits, peak)
     return Attempt(model, outcome, reason, time.monotonic() - began, peak), report
 

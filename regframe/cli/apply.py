@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import sys
 from collections.abc import Callable
@@ -37,6 +38,10 @@ _LOOKED_AT = 2048
 """Pixels along each side that are looked at for ids."""
 _FEW = 16
 """Whole numbers that are few."""
+_TOLD = 16
+"""Shards from which progress is told where no terminal shows it."""
+_WORTH_SPREADING = 4
+"""Shards from which a cluster is asked; fewer are done before it has answered."""
 
 
 @click.group(short_help="Carry images, points or shapes through a saved map.")
@@ -96,7 +101,15 @@ def _common(spacing: str) -> Callable[[_F], _F]:
     help="Value where the input has nothing: a number, border (its border goes on), or auto: white for brightfield, else 0.",
 )
 @click.option(
-    "--workers", type=click.IntRange(min=1), metavar="N", help="Threads for large images; one per core otherwise."
+    "--workers",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Threads for large images made here; one per core otherwise. With --scheduler: what a cluster must have more of.",
+)
+@click.option(
+    "--scheduler",
+    metavar="ADDRESS",
+    help="A Dask scheduler, or its scheduler file, whose workers make the tiles of .zarr or .tif outputs.",
 )
 def image(
     result_folder: Path,
@@ -114,6 +127,7 @@ def image(
     level: int | None,
     background: str,
     workers: int | None,
+    scheduler: str | None,
 ) -> None:
     """Resample INPUT on the canvas of the side named by --to; the suffix of the output says its format.
 
@@ -132,16 +146,23 @@ def image(
     _check_spacing(spacing, "--spacing")
     part = _region(region)
     fill = _background(background)
+    tiled = output.suffix.lower() in (".zarr", ".tif", ".tiff")
+    if scheduler is not None and not tiled:
+        raise BadInput(f"wanted an output ending in .zarr or .tif for --scheduler, got {output.name!r}")
     with bad_input():
         outputs.check_file(output, overwrite)
     options = adapter_options(adapter_set, "--adapter-set") | ({"labels": True} if labels else {})
-    if output.suffix.lower() in (".zarr", ".tif", ".tiff"):
-        job = slide.SlideJob(
-            str(result_folder), str(input_file), str(output), to, adapter, tuple(options.items()), input_spacing, canvas,
-            spacing, part, level, fill,
-        )  # fmt: skip
-        if _warp_slide(job, workers, overwrite):
+    job = slide.SlideJob(
+        str(result_folder.absolute()), str(input_file.absolute()), str(output.absolute()), to, adapter,
+        tuple(options.items()), input_spacing, canvas, spacing, part, level, fill,
+    )  # fmt: skip
+    if tiled:
+        if _warp_slide(job, workers, scheduler, overwrite):
             return
+        if scheduler is not None:
+            click.echo(f"Note: {input_file.name} is read as a whole, and carried here", err=True)
+    elif _warp_small(job, overwrite):
+        return
     result = load_result(result_folder)
     data, reader, _ = open_side(input_file, adapter, options, level or 0)
     if not isinstance(data, Image):
@@ -202,7 +223,7 @@ def _id_like(image: Image) -> int:
     return len(values)
 
 
-def _warp_slide(job: slide.SlideJob, workers: int | None, overwrite: bool) -> bool:
+def _warp_slide(job: slide.SlideJob, workers: int | None, scheduler: str | None, overwrite: bool) -> bool:
     """Carry an image shard by shard, with progress; False where its adapter reads it as a whole only."""
     import torch
 
@@ -227,11 +248,16 @@ def _warp_slide(job: slide.SlideJob, workers: int | None, overwrite: bool) -> bo
         with bad_input(), bars as shown:
             task = None if shown is None else shown.add_task("shards", total=plan.shards)
 
-            def progress(done: int, _: int) -> None:
+            def progress(done: int, total: int) -> None:
                 if shown is not None:
                     shown.update(task, completed=done)
+                elif total >= _TOLD and done * 4 // total > (done - 1) * 4 // total:
+                    click.echo(f"warping: {done} of {total} shards", err=True)
 
-            plan.write(workers, overwrite, progress)
+            if scheduler is None or plan.shards < _WORTH_SPREADING:
+                plan.write(workers, overwrite, progress)
+            else:
+                _spread(plan, job, scheduler, workers, overwrite, progress)
     except KeyboardInterrupt:
         kept = f"{len(plan.done())} of {plan.shards} shards are kept in {plan.partial}"
         click.echo(f"interrupted; {kept}: run the same command again to go on", err=True)
@@ -249,6 +275,59 @@ def _warp_slide(job: slide.SlideJob, workers: int | None, overwrite: bool) -> bo
             err=True,
         )
     return True
+
+
+def _warp_small(job: slide.SlideJob, overwrite: bool) -> bool:
+    """Carry part of a large image, or a coarse look at it, to a file that is written at once; False where it is small itself."""
+    from .. import outputs, plugins
+    from ..levels import WHOLE
+
+    with bad_input():
+        if not Path(job.result).exists():
+            return False
+        try:
+            plan = dataclasses.replace(job, output=job.output + ".zarr").plan()
+        except ImportError:  # said where it is opened
+            return False
+        if plan is None or (len(plan.pyramid.levels) == 1 and math.prod(plan.pyramid.grid.shape) <= WHOLE[2]):
+            return False
+        reader = plugins.find_adapter(job.input, job.adapter, **dict(job.options))
+        moved = plan.image()
+        with outputs.staged(Path(job.output), overwrite) as path:
+            reader.save(moved, path)
+    click.echo(f"wrote {job.output}: {describe_grid(plan.grid)}", err=True)
+    if not plan.pyramid.labels:
+        _warn_of_ids(moved, Path(job.input))
+    return True
+
+
+def _spread(
+    plan: slide.SlideWarp,
+    job: slide.SlideJob,
+    address: str,
+    here: int | None,
+    overwrite: bool,
+    progress: Callable[[int, int], None],
+) -> None:
+    """Have the shards made by a cluster, each a task of paths and a number; by threads ``here`` where it has no more of them."""
+    import functools
+
+    from .. import batch, slide
+
+    waits = click.get_current_context().obj  # whoever is to know that this process only waits from here on
+    with batch.Cluster(address, first=True) as pool:
+        if here is not None and pool.workers <= here:
+            plan.write(here, overwrite, progress)
+            return
+        click.echo(f"{plan.shards} shards on {pool.name}", err=True)
+        if callable(waits):
+            waits()
+        try:
+            with plan.started(overwrite):
+                run = functools.partial(slide.run_shard, job)
+                batch.spread(plan, pool, run, progress, lambda: plan.finish(overwrite))
+        except ConnectionError as error:
+            raise click.ClickException(str(error)) from error
 
 
 def _background(text: str) -> Any:

@@ -40,6 +40,7 @@ _TONES = {"pass": "green", "warn": "yellow", "fail": "red", "failed": "red"}
     "--set", "settings", metavar="A.B=C", multiple=True, help="One setting for all rows; a row's own counts more."
 )
 @click.option("--save-warped", is_flag=True, help="Also write the moving data on the fixed canvas.")
+@click.option("--refine", is_flag=True, help="Make every map exact at full resolution, tile by tile.")
 @click.option(
     "--scheduler", metavar="ADDRESS", help="A Dask scheduler, or its scheduler file, instead of workers here."
 )
@@ -75,6 +76,7 @@ def batch(
     config_file: Path | None,
     settings: tuple[str, ...],
     save_warped: bool,
+    refine: bool,
     scheduler: str | None,
     workers: int | None,
     threads: int | None,
@@ -96,13 +98,13 @@ def batch(
     from ..batch import parse_size, read_manifest, run_batch
 
     with bad_input():
-        defaults: dict[str, Any] = {"set": settings, "save_warped": save_warped}
+        defaults: dict[str, Any] = {"set": settings, "save_warped": save_warped, "refine": refine}
         if config_file is not None:
             defaults["config"] = str(config_file.absolute())
         jobs = read_manifest(manifest, defaults)
         most = None if memory is None else parse_size(memory)
     _check_settings(jobs)
-    pool, limits = _plan(len(jobs), scheduler, workers, threads, most, timeout)
+    pool, limits = _plan(jobs, scheduler, workers, threads, most, timeout)
     if dry_run:
         _dry_run(jobs, out, limits, retry_failed, as_json)
         return
@@ -144,7 +146,7 @@ def _check_settings(jobs: tuple[Job, ...]) -> None:
 
 
 def _plan(
-    n_jobs: int,
+    jobs: tuple[Job, ...],
     scheduler: str | None,
     workers: int | None,
     threads: int | None,
@@ -165,13 +167,15 @@ def _plan(
     most = int(_SHARE * whole)
     side_by_side = 1
     if available():
-        side_by_side = workers or max(1, min(cores // (threads or 1), most // (memory or _LEAST), n_jobs))
+        side_by_side = workers or max(1, min(cores // (threads or 1), most // (memory or _LEAST), len(jobs)))
     elif workers is not None and workers > 1:
         raise BadInput("wanted Dask for --workers, got none; install it with: pip install 'regframe[batch]'")
     limits = Limits(memory or most // side_by_side, timeout, threads or max(1, cores // side_by_side))
     if not available():
         return (lambda n: contextlib.nullcontext(InTurn())), limits
-    return (lambda n: Cluster(workers=min(side_by_side, n))), limits
+    # a job with images to carry has tasks for workers that have no job of their own
+    tiles = any(job.apply_image or job.apply_labels for job in jobs)
+    return (lambda n: Cluster(workers=side_by_side if tiles else min(side_by_side, n))), limits
 
 
 def _dry_run(jobs: tuple[Job, ...], out: Path, limits: Limits, retry_failed: bool, as_json: bool) -> None:

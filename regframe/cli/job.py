@@ -6,7 +6,7 @@ import contextlib
 import json
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +40,10 @@ def batch_job(folder: str) -> None:
     broken = []
     if outcome == "done":
         for name, (command, *rest) in order["later"]:
+            if order["scheduler"] and rest[:1] == ["image"]:
+                rest[1:1] = [f"--scheduler={order['scheduler']}"]
             with _output_of(name, Path(order["folder"])):
-                ended, why = _run(command, rest)
+                ended, why = _run(command, rest, Path(order["waits"]).touch)
             if ended != "done":
                 broken.append(f"{name}: {why}")
     answer = {"outcome": outcome, "reason": reason, "broken": broken}
@@ -78,13 +80,16 @@ def _output_of(name: str, folder: Path) -> Any:
         yield
 
 
-def _run(name: str, arguments: Sequence[str]) -> tuple[str, str]:
-    """How a command ended: ``done``, ``bad input``, ``disk``, ``memory`` or ``defect``, and why."""
+def _run(name: str, arguments: Sequence[str], waits: Callable[[], None] | None = None) -> tuple[str, str]:
+    """How a command ended: ``done``, ``bad input``, ``disk``, ``memory`` or ``defect``, and why.
+
+    ``waits`` is called when all that is left to it is to wait for tasks of the cluster.
+    """
     from ..batch.work import cause
 
     command = _COMMANDS[name]
     try:
-        code = command.main(list(arguments), prog_name=f"regframe {name}", standalone_mode=False)
+        code = command.main(list(arguments), prog_name=f"regframe {name}", standalone_mode=False, obj=waits)
     except click.ClickException as error:
         click.echo(f"Error: {error.format_message()}", err=True)
         return cause(error) or "bad input", error.format_message()
