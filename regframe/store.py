@@ -22,7 +22,7 @@ import re
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -38,6 +38,7 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 
 from .config import Config
 from .data import AXES, UNITS, Grid, canonical_unit
+from .fields import MAX_NODES, Chain, chain_of
 from .registration import Result
 from .transforms import Affine, Displacement, Flow, Transform
 from .transforms import Sequence as MapSequence
@@ -48,13 +49,10 @@ FORMAT = 1
 OME_VERSION = "0.6"
 
 TOLERANCE_PX = 0.003
-"""Largest error a stored displacement field may add by being interpolated, in pixels of the moving image."""
+"""Largest error that stored displacement fields may add by being interpolated, in pixels of the moving image."""
 
 WORTH_A_WARNING_PX = 0.01
 """Error of a stored field at which the caller is warned; a smaller miss of the tolerance stands in the metadata only."""
-MAX_NODES = 1 << 22
-"""Nodes of one displacement field at most, whatever its error."""
-
 MAX_ELEMENTS = 1 << 28
 """Elements of one array that `load` is ready to allocate."""
 
@@ -63,9 +61,6 @@ STORE_NAME = "transform.ome.zarr"
 
 _MAX_JSON = 1 << 28  # bytes of one zarr.json
 _MAX_STEPS = 1 << 16  # Euler steps; keeps a forged store from looping for ever
-_TEST_POSITIONS = 1 << 16  # where the interpolation error is measured
-_SAFETY = 0.8  # the worst error lies between test positions, so a little less than the tolerance is asked of them
-_BLOCK = 1 << 18  # positions mapped at once
 _CODECS = {"bytes", "blosc", "zstd", "gzip", "crc32c"}  # the codecs `load` reads; all of the standard, none runs code
 _FIELDS = "coordinateTransformations"  # where the standard puts arrays of transformations
 _ROOT_ENTRIES = {"zarr.json", _FIELDS, "regframe"}
@@ -77,21 +72,27 @@ _Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class FieldReport:
-    """What one stored displacement field costs and loses.
+    """What the displacement fields of one direction cost and lose.
 
     Args:
-        path: the field's group inside the store.
-        shape: nodes per axis.
+        path: the first field's group inside the store.
+        shape: its nodes per axis.
         spacing: distance of its nodes per axis, in the moving unit.
-        max_error_px: largest distance between the interpolated field and the exact map, in moving pixels.
+        fields: how many there are.
+        steps: how many are applied one after the other; one may be applied several times.
+        nodes: of all fields together.
+        max_error_px: largest distance between what the fields do and the exact map, in moving pixels.
         mean_error_px: the mean of that distance.
         tolerance_px: the bar, `TOLERANCE_PX`.
-        reached: whether the bar was reached within `MAX_NODES` nodes.
+        reached: whether the bar was reached within the nodes that were allowed.
     """
 
     path: str
     shape: tuple[int, ...]
     spacing: tuple[float, ...]
+    fields: int
+    steps: int
+    nodes: int
     max_error_px: float
     mean_error_px: float
     tolerance_px: float
@@ -106,13 +107,13 @@ def save(
     path: str | Path,
     overwrite: bool = False,
     tolerance: float = TOLERANCE_PX,
-    finest: bool = False,
+    max_nodes: int = MAX_NODES,
 ) -> dict[str, FieldReport]:
-    """Write ``result`` as one OME-Zarr 0.6 folder and return the error of each displacement field in it.
+    """Write ``result`` as one OME-Zarr 0.6 folder and return the error of the displacement fields of each direction.
 
     The folder is written aside, in the same parent, and renamed when complete; a failed write leaves nothing behind.
     Keys of what is returned: ``"to_fixed"`` and ``"to_moving"``, none for a map without a flow. ``tolerance`` is the largest
-    error a field may add by being interpolated, in moving pixels; ``finest`` as in `coarsest_field`.
+    error that fields may add by being interpolated, in moving pixels, and ``max_nodes`` what all of one direction may have.
 
     Raises:
         FileExistsError: ``path`` exists and ``overwrite`` is False, or it is not a store written by this function.
@@ -128,7 +129,7 @@ def save(
         group = root.create_group("regframe")
         for name, array in _own_arrays(result, parts).items():
             _write_array(group, name, array)
-        scene, reports = _write_standard(root, result, tolerance, finest)
+        scene, reports = _write_standard(root, result, tolerance, max_nodes)
         group.update_attributes(own)
         measured = {name: asdict(report) for name, report in reports.items()}
         header = {"format": FORMAT, "complete": True, "fields": _encode(measured, "fields")}
@@ -137,7 +138,7 @@ def save(
         if report.max_error_px > WORTH_A_WARNING_PX:
             warnings.warn(
                 f"the displacement field {report.path} in {target} is {report.max_error_px:.2g} px off at most where "
-                f"{report.tolerance_px:g} was wanted, the best {MAX_NODES} nodes can do for this much bending; "
+                f"{report.tolerance_px:g} was wanted, the best {max_nodes} nodes can do for this much bending; "
                 "regframe itself reads the exact map, other programs read this field",
                 stacklevel=2,
             )
@@ -374,43 +375,46 @@ class Bent(NamedTuple):
 
     Args:
         before: homogeneous matrix ``[D+1, D+1]`` from the moving space to that of the bend; None where it is the same.
-        to_fixed: the bend as a field, or None where the map does not bend or nobody asked for it.
-        to_moving: its inverse as a field, likewise.
+        to_fixed: the bend as fields, or None where the map does not bend or nobody asked for it.
+        to_moving: its inverse as fields, likewise.
         after: matrix ``[D+1, D+1]`` from the space of the bend to the fixed one; None where it is the same.
-        errors: largest and mean error of each field by its name, in moving pixels.
     """
 
     before: Tensor | None
-    to_fixed: Displacement | None
-    to_moving: Displacement | None
+    to_fixed: Chain | None
+    to_moving: Chain | None
     after: Tensor | None
-    errors: dict[str, tuple[float, float]]
 
 
 def as_fields(
     result: Result,
     tolerance: float = TOLERANCE_PX,
-    finest: bool = False,
+    max_nodes: int = MAX_NODES,
     wanted: Sequence[str] = ("to_fixed", "to_moving"),
+    exact: bool = False,
 ) -> Bent:
     """The map of ``result`` as matrices and those fields that are ``wanted``, as coarse as ``tolerance`` (moving pixels) allows.
 
-    ``finest`` as in `coarsest_field`. Raises ValueError for a map that bends twice.
+    ``max_nodes`` and ``exact`` as in `chain_of`. Raises ValueError for a map that bends twice.
     """
     before, bend, after = split(result.transform)
     ndim = result.transform.ndim
     if bend is None:
-        return Bent(None, None, None, product(before, ndim), {})
-    box = _region(result, before, bend, after)
-    pixel = _pixel_after(result.moving_grid, before)
-    fields: dict[str, Displacement] = {}
-    errors: dict[str, tuple[float, float]] = {}
+        return Bent(None, None, None, product(before, ndim))
+    box, pixel = around(result)
+    chains: dict[str, Chain] = {}
     for name in wanted:
-        exact = bend if name == "to_fixed" else bend.inverse()
-        fields[name], *error = coarsest_field(exact, bend.grid, box, pixel, tolerance, finest)
-        errors[name] = (error[0], error[1])
+        way = bend if name == "to_fixed" else bend.inverse()
+        chains[name] = chain_of(way, box, pixel, tolerance, max_nodes, exact)
     matrices = [product(parts, ndim) if parts else None for parts in (before, after)]
-    return Bent(matrices[0], fields.get("to_fixed"), fields.get("to_moving"), matrices[1], errors)
+    return Bent(matrices[0], chains.get("to_fixed"), chains.get("to_moving"), matrices[1])
+
+
+def around(result: Result) -> tuple[Tensor, tuple[float, ...]]:
+    """Box ``[2, D]`` in the space of the bend around both canvases, and the size of a moving pixel there."""
+    before, bend, after = split(result.transform)
+    assert bend is not None
+    return _region(result, before, bend, after), _pixel_after(result.moving_grid, before)
 
 
 def split(transform: Transform) -> tuple[list[Transform], Flow | Displacement | None, list[Transform]]:
@@ -431,10 +435,10 @@ def split(transform: Transform) -> tuple[list[Transform], Flow | Displacement | 
 
 
 def _write_standard(
-    root: zarr.Group, result: Result, tolerance: float, finest: bool
+    root: zarr.Group, result: Result, tolerance: float, max_nodes: int
 ) -> tuple[_Json, dict[str, FieldReport]]:
     """Write the displacement fields; return the ``scene`` of the root's ``ome`` attribute and the fields' errors."""
-    bent, ndim = as_fields(result, tolerance, finest), result.transform.ndim
+    bent, ndim = as_fields(result, tolerance, max_nodes), result.transform.ndim
     moving, fixed = result.transform.source_unit, result.transform.target_unit
     ends = {"input": {"name": "moving"}, "output": {"name": "fixed"}}
     systems = [_coordinate_system("fixed", fixed, ndim), _coordinate_system("moving", moving, ndim)]
@@ -443,22 +447,28 @@ def _write_standard(
         whole = _affine_to_json(bent.after)
         return {"coordinateSystems": systems, "coordinateTransformations": [{**whole, **ends}]}, {}
     fields = root.create_group(_FIELDS)
-    steps: dict[str, _Json] = {}
+    steps: dict[str, list[_Json]] = {}
     reports: dict[str, FieldReport] = {}
-    for name, field in (("to_fixed", bent.to_fixed), ("to_moving", bent.to_moving)):
-        _write_field(fields, name, field)
-        steps[name] = {"type": "displacements", "name": name, "path": f"{_FIELDS}/{name}", "interpolation": "linear"}
-        worst, mean = bent.errors[name]
-        grid = field.grid
+    for name, chain in (("to_fixed", bent.to_fixed), ("to_moving", bent.to_moving)):
+        distinct = chain.distinct
+        names = {id(f): name if len(distinct) == 1 else f"{name}_{i}" for i, f in enumerate(distinct)}
+        for field in distinct:
+            _write_field(fields, names[id(field)], field)
+        steps[name] = [
+            {"type": "displacements", "name": n, "path": f"{_FIELDS}/{n}", "interpolation": "linear"}
+            for n in (names[id(field)] for field in chain.fields)
+        ]
+        first, worst = distinct[0].grid, chain.max_error
         reports[name] = FieldReport(
-            steps[name]["path"], grid.shape, grid.spacing, worst, mean, tolerance, worst <= tolerance
-        )
+            steps[name][0]["path"], first.shape, first.spacing, len(distinct), len(chain.fields), chain.nodes,
+            worst, chain.mean_error, tolerance, worst <= tolerance,
+        )  # fmt: skip
     a, b = bent.before, bent.after
     # first applied first: a moving-space point is bent, then carried by the affine matrix; back, the other way round
-    forward = [*_step(a), steps["to_fixed"], *_step(b)]
+    forward = [*_step(a), *steps["to_fixed"], *_step(b)]
     inverse = [
         *_step(None if b is None else _inverse(b)),
-        steps["to_moving"],
+        *steps["to_moving"],
         *_step(None if a is None else _inverse(a)),
     ]
     whole = {
@@ -535,66 +545,6 @@ def _canvas_lattice(grid: Grid) -> Tensor:
         for o, s, size in zip(grid.origin, grid.spacing, grid.shape, strict=True)
     ]
     return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).reshape(-1, grid.ndim)
-
-
-def coarsest_field(
-    exact: Transform,
-    base: Grid,
-    box: Tensor,
-    pixel: tuple[float, ...],
-    tolerance: float = TOLERANCE_PX,
-    finest: bool = False,
-) -> tuple[Displacement, float, float]:
-    """``exact`` over ``box`` ``[2, D]`` as a field as coarse as ``tolerance`` allows, with its largest and mean error in px.
-
-    Nodes coincide with the nodes of ``base`` where they can: there a piecewise linear velocity has its kinks, and a
-    kink between two nodes is what costs. Linear interpolation errs with the first (kinks) to second power (smooth
-    parts) of the spacing, so a spacing coarser than the second power promises need not be tried. Where the next spacing would
-    take more than `MAX_NODES`, the last one tried is taken, or, with ``finest``, the finest that they allow.
-    """
-    generator = torch.Generator().manual_seed(0)
-    random = torch.rand((_TEST_POSITIONS, base.ndim), generator=generator, dtype=torch.float64)
-    where = box[0] + random * (box[1] - box[0])  # [N, D]
-    there = _blockwise(exact.points, where)  # [N, D]
-    size = torch.tensor(pixel, dtype=torch.float64)
-    factor = max(1.0, float(((box[1] - box[0]) / size).max()) / 2)  # spacing in pixels
-    best: tuple[Displacement, float, float] | None = None
-    while True:
-        grid = _node_grid(base, box, [factor * p for p in pixel])
-        beyond = math.prod(grid.shape) > MAX_NODES
-        if beyond and best is not None and not finest:
-            return best
-        while beyond and best is not None and math.prod(grid.shape) > MAX_NODES:
-            factor *= max(1.02, (math.prod(grid.shape) / MAX_NODES) ** (1 / (2 * base.ndim)))
-            grid = _node_grid(base, box, [factor * p for p in pixel])
-        if best is None or grid != best[0].grid:
-            nodes = grid.coords().reshape(-1, grid.ndim)
-            offset = (_blockwise(exact.points, nodes) - nodes).to(torch.float32)
-            field = Displacement(offset.T.reshape(grid.ndim, *grid.shape).contiguous(), grid)
-            error = ((_blockwise(field.points, where) - there) / size).norm(dim=-1)
-            found = (field, float(error.max()), float(error.mean()))
-            best = found if best is None or not beyond or found[1] < best[1] else best
-        if beyond or best[1] <= _SAFETY * tolerance:
-            return best
-        factor *= min(2**-0.5, (_SAFETY * tolerance / best[1]) ** 0.5)
-
-
-def _node_grid(base: Grid, box: Tensor, wanted: Sequence[float]) -> Grid:
-    """A grid over ``box`` with about the ``wanted`` spacing; its nodes are among those of ``base`` or between them."""
-    shape, spacing, origin = [], [], []
-    for d in range(base.ndim):
-        unit = base.spacing[d]
-        step = unit / math.ceil(unit / wanted[d]) if wanted[d] < unit else unit * math.floor(wanted[d] / unit)
-        first = math.floor((float(box[0, d]) - base.origin[d]) / step + 1e-9)
-        last = max(first + 1, math.ceil((float(box[1, d]) - base.origin[d]) / step - 1e-9))
-        shape.append(last - first + 1)
-        spacing.append(step)
-        origin.append(base.origin[d] + first * step)
-    return Grid(tuple(shape), tuple(spacing), tuple(origin), base.unit)
-
-
-def _blockwise(function: Callable[[Tensor], Tensor], coords: Tensor) -> Tensor:
-    return torch.cat([function(block) for block in torch.split(coords, _BLOCK)])
 
 
 def _write_field(fields: zarr.Group, name: str, field: Displacement) -> None:

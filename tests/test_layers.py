@@ -22,6 +22,7 @@ ROWS: dict[int, set[str]] = {
     2: {"data", "transforms", "config"},
     3: {"contracts", "plugins", "shapes", "tables", "levels"},
     4: {
+        "fields",
         "pose",
         "clouds",
         "mixed",

@@ -48,6 +48,14 @@ _format_option = click.option(
 @click.option(
     "--unit", default="mm", show_default=True, metavar="U", help="Of the numbers, where a side has a length unit."
 )
+@click.option(
+    "--tolerance",
+    type=click.FloatRange(min=0, min_open=True),
+    default=0.001,
+    show_default=True,
+    metavar="PX",
+    help="Largest error of displacement fields, in pixels; a larger one makes smaller files.",
+)
 @click.option("--points", "points_file", type=path_type, metavar="FILE", help="csv, geojson: positions to carry.")
 @click.option("--spacing", type=float, metavar="S", help="csv, geojson: distance of the points of a regular grid.")
 @overwrite_option
@@ -59,6 +67,7 @@ def export(
     output: Path,
     to: Any,
     unit: str,
+    tolerance: float,
     points_file: Path | None,
     spacing: float | None,
     overwrite: bool,
@@ -83,7 +92,15 @@ def export(
         points = None if points_file is None else regframe.read_points(points_file, unit=side.unit)
         try:
             written = regframe.write_map(
-                result, output, name, to=to, unit=unit, points=points, spacing=spacing, overwrite=overwrite
+                result,
+                output,
+                name,
+                to=to,
+                unit=unit,
+                points=points,
+                spacing=spacing,
+                overwrite=overwrite,
+                tolerance=tolerance,
             )
         except ImportError as error:
             raise BadInput(sentence(error)) from error

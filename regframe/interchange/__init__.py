@@ -23,6 +23,7 @@ from torch import Tensor
 from .. import outputs, store
 from ..config import Config
 from ..data import Grid, PointSet, unit_ratio
+from ..fields import MAX_NODES
 from ..registration import Result, versions
 from ..shapes import Shapes, write_shapes
 from ..tables import write_points
@@ -35,6 +36,7 @@ from .chain import (
     Step,
     apply_steps,
     around_affine,
+    folded,
     number_unit,
     per_unit,
     steps_of,
@@ -46,7 +48,10 @@ Format = Literal["itk", "ants", "nifti", "elastix", "npz", "ngff", "csv", "geojs
 FORMATS: tuple[Format, ...] = get_args(Format)
 
 TOLERANCE_PX = 0.001
-"""Largest error that a field may add by being interpolated, in pixels of the side that positions are taken to."""
+"""Largest error that fields may add by being interpolated, in pixels of the side that positions are taken to."""
+
+MOST_NODES = 1 << 25
+"""Nodes of the fields of one direction at most, where a format holds several; 8 bytes each in a file in 2D, unpacked."""
 
 IMPORTED = "imported, not fitted here: nothing but the map itself was judged, so look at the overlay"
 
@@ -175,7 +180,10 @@ def write_map(
             "write --format itk and hand it to SetExternalInitialTransform, or fit with --transform affine"
         )
     else:
-        steps = steps_of(result, to, unit, tolerance)
+        text = (
+            path.suffix.lower() == ".tfm"
+        )  # which takes many bytes a number, and each field as often as it is applied
+        steps = steps_of(result, to, unit, tolerance, 0 if text else MOST_NODES)
     error = _error(result, steps, to, unit)
     with outputs.staged(path, overwrite) as aside:
         if chosen == "nifti":
@@ -218,7 +226,7 @@ def _write_ants(result: Result, prefix: Path, overwrite: bool, tolerance: float)
 
 def _write_ngff(result: Result, path: Path, to: Side, overwrite: bool, tolerance: float) -> Written:
     outputs.check_file(path, overwrite)
-    reports = store.save(result, path, overwrite, tolerance, finest=True)
+    reports = store.save(result, path, overwrite, tolerance, MOST_NODES)
     error = 0.0
     for side in ("fixed", "moving"):  # what another program reads of it
         way = store.read_standard(path, side)
@@ -303,8 +311,8 @@ def _written(
     spacing, origin = _along_x(canvas, unit or (canvas.unit if canvas.unit != "px" else "mm"))
     if error is not None and error > store.WORTH_A_WARNING_PX:
         warnings.warn(
-            f"the map in {files[-1].name} is up to {error:.2g} px off, the best {store.MAX_NODES} nodes can do for this much "
-            "bending; ngff and npz hold the exact map for regframe itself",
+            f"the map in {files[-1].name} is up to {error:.2g} px off, the best that one field of {MAX_NODES} nodes can do for "
+            "this much bending; .h5 and ngff come closer, and ngff and npz hold the exact map for regframe itself",
             stacklevel=3,
         )
     return Written(
@@ -407,7 +415,7 @@ def read_map(
             )
         extra: dict[str, Any] = {}
         if chosen == "ngff":
-            transform = _fitted(store.read_standard(path, "fixed", systems), moving, fixed)
+            transform = _fitted(_one_bend(path, systems), moving, fixed)
         else:
             source, target = (fixed, moving) if to == "moving" else (moving, fixed)
             steps, numbers, back = _read_steps(path, chosen, to, unit)
@@ -440,6 +448,16 @@ def _read_steps(path: Path, chosen: Format, to: Side, unit: str) -> tuple[list[S
         )
     steps, back, numbers = itk.read_ants(path)
     return steps, numbers, back
+
+
+def _one_bend(path: Path, systems: tuple[str, str]) -> Transform:
+    """The map to the fixed side in a store of another program, out of the direction that is one bend."""
+    to_fixed = folded(store.read_standard(path, "fixed", systems))
+    if sum(not isinstance(part, Affine) for part in to_fixed.parts()) > 1:
+        to_moving = folded(store.read_standard(path, "moving", systems))
+        if sum(not isinstance(part, Affine) for part in to_moving.parts()) <= 1:
+            return to_moving.inverse()
+    return to_fixed
 
 
 def _is_own(path: Path) -> bool:

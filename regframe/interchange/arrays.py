@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from .. import store
 from ..config import Config
 from ..data import AXES, Grid
+from ..fields import coarsest_field
 from ..registration import Result
 from ..transforms import Affine, Displacement, Flow, Transform
 from ..transforms import Sequence as MapSequence
@@ -52,9 +53,9 @@ def write(path: Path, result: Result, tolerance: float) -> None:
         arrays |= {"displacement": bend.field.numpy(), "inverted": int(bend.inverted)}
     if bend is not None:
         arrays |= _grid("bend", bend.grid)
-        bent = store.as_fields(result, tolerance, finest=True)
-        for name, field in (("to_fixed", bent.to_fixed), ("to_moving", bent.to_moving)):
-            assert field is not None
+        box, pixel = store.around(result)
+        for name, way in (("to_fixed", bend), ("to_moving", bend.inverse())):
+            field = coarsest_field(way, bend.grid, box, pixel, tolerance)[0]
             arrays |= {f"displacement_{name}": field.field.numpy(), **_grid(f"displacement_{name}", field.grid)}
     plain: dict[str, Any] = {name: np.asarray(values) for name, values in arrays.items()}
     with path.open("wb") as file:  # a name without the suffix stays as it is

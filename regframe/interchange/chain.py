@@ -6,6 +6,7 @@ written in one unit (mm, unless asked otherwise), a side in pixels in pixels, it
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,15 +20,13 @@ from torch import Tensor
 
 from .. import store
 from ..data import Grid, unit_ratio
+from ..fields import coarsest_field, rounded
 from ..registration import Result
 from ..transforms import Affine, Displacement, Flow, Transform
 from ..transforms import Sequence as MapSequence
 
 Array = NDArray[np.float64]
 Side = Literal["fixed", "moving"]
-
-MAX_FIELDS = 48
-"""Fields of one map at most that is written or read as a chain of them."""
 
 _SAME = 1e-9  # largest departure of a direction matrix from a rotation (or reflection)
 _FADE = 0.5  # largest change of a field from node to node outside of what is known: under 1, so that it does not fold
@@ -102,11 +101,11 @@ def to_field(field: Displacement, factor: float) -> Field:
     )
 
 
-def steps_of(result: Result, to: Side, unit: str, tolerance: float) -> list[Step]:
+def steps_of(result: Result, to: Side, unit: str, tolerance: float, max_nodes: int) -> list[Step]:
     """The map to the side ``to``, first applied first, the bend as fields in the space it lives in.
 
-    In the direction in which a flow takes plain steps, each step is a field, and all is exact; in the other, the bend is one
-    field, sampled as finely as ``tolerance`` wants.
+    In the direction in which a flow takes plain steps, each step is a field, and all is exact; in the other, the bend is
+    sampled as finely as ``tolerance`` wants and ``max_nodes`` allow. Steps that are the same are one object.
     """
     before, bend, after = store.split(result.transform)
     moving, fixed = result.moving_grid.unit, result.fixed_grid.unit
@@ -117,35 +116,22 @@ def steps_of(result: Result, to: Side, unit: str, tolerance: float) -> list[Step
     ]
     if to == "moving":
         outer = [None if matrix is None else _inverse(matrix) for matrix in outer[::-1]]
-    fields: list[Displacement] = []
+    middle: list[Field] = []
     if bend is not None:
-        fields = _plain_steps(bend if to == "fixed" else bend.inverse())
-    if bend is not None and not fields:
-        name = f"to_{to}"
-        sampled = store.as_fields(result, tolerance, True, (name,))
-        field = sampled.to_fixed if to == "fixed" else sampled.to_moving
-        assert field is not None
-        fields = [field]
-    middle = [to_field(field, per_unit(between, unit)) for field in fields]
+        bent = store.as_fields(result, tolerance, max_nodes, (f"to_{to}",), exact=True)
+        chain = bent.to_fixed if to == "fixed" else bent.to_moving
+        assert chain is not None
+        factor = per_unit(between, unit)
+        pixel = [p * factor for p in store.around(result)[1]]
+        as_ours = {id(field): to_field(field, factor) for field in chain.distinct}
+        for key, field in zip(list(as_ours), chain.distinct, strict=True):
+            if (
+                field.field.dtype == torch.float32 and factor != 1
+            ):  # sampled: what was rounded no longer is, in another unit
+                values = rounded(torch.from_numpy(as_ours[key].values), pixel, tolerance / 4)
+                as_ours[key] = dataclasses.replace(as_ours[key], values=values.to(torch.float64).numpy())
+        middle = [as_ours[id(field)] for field in chain.fields]
     return [step for step in (outer[0], *middle, outer[1]) if step is not None]
-
-
-def _plain_steps(bend: Flow | Displacement) -> list[Displacement]:
-    """What ``bend`` does to positions as fields, exactly, first applied first; none where it solves for them."""
-    if isinstance(bend, Displacement):
-        return [] if bend.inverted else [_zero_rim(bend.field, bend.grid)]
-    n_steps, n_slices = bend.n_steps or 1, bend.velocity.shape[0]
-    if not bend.reverse or n_steps > MAX_FIELDS:
-        return []
-    slices = [step * n_slices // n_steps for step in reversed(range(n_steps))]
-    return [_zero_rim(bend.velocity[i].to(torch.float64) / -n_steps, bend.grid) for i in slices]
-
-
-def _zero_rim(field: Tensor, grid: Grid) -> Displacement:
-    """A field ``[D, *S]`` with a node of zeros around it, to which it fades: what is left unsaid for one of ours."""
-    padded = torch.nn.functional.pad(field, (1, 1) * grid.ndim)
-    origin = tuple(o - s for o, s in zip(grid.origin, grid.spacing, strict=True))
-    return Displacement(padded, Grid(tuple(n + 2 for n in grid.shape), grid.spacing, origin, grid.unit))
 
 
 def _inverse(step: Step) -> Array:
@@ -250,7 +236,7 @@ def _scale_back(side: Grid, wanted: str, label: str) -> Affine:
 
 def _sampled(exact: Transform, base: Grid, box: Tensor, pixel: tuple[float, ...], tolerance: float) -> Field:
     """``exact`` at nodes whose spacing and origin single precision holds, as the headers of volumes want them."""
-    grid = store.coarsest_field(exact, base, box, pixel, tolerance, finest=True)[0].grid
+    grid = coarsest_field(exact, base, box, pixel, tolerance)[0].grid
     grid = Grid(
         grid.shape,
         tuple(float(np.float32(s)) for s in grid.spacing),
@@ -281,7 +267,8 @@ def transform_of(steps: Sequence[Step], source: Grid, target: Grid, unit: str) -
     if sum(not isinstance(step, np.ndarray) for step in joined) > 1:
         raise ValueError(
             "wanted a map with one displacement field, or several in a row on the same nodes, got several on nodes of their own; "
-            "compose them where they come from (antsApplyTransforms -o [field.nii.gz,1], sitk.TransformToDisplacementField)"
+            "compose them where they come from (antsApplyTransforms -o [field.nii.gz,1], sitk.TransformToDisplacementField; "
+            "regframe export --to moving)"
         )
     numbers = [number_unit(grid.unit, unit) for grid in (source, target)]
     parts: list[Transform] = []
@@ -349,6 +336,36 @@ def _flow(fields: Sequence[Field], unit: str) -> Flow:
     grid = _extended(fields[0], True, unit)[0].grid
     velocity = [np.moveaxis(field.values[..., ::-1], -1, 0) * -len(fields) for field in reversed(fields)]
     return Flow(torch.from_numpy(np.stack(velocity)), grid, len(fields), reverse=True)
+
+
+def folded(transform: Transform) -> Transform:
+    """``transform`` with fields in a row on the same nodes, that end in zeros, as the flow whose steps they are."""
+    parts: list[Transform] = []
+    row: list[Displacement] = []
+    for part in transform.parts():
+        if isinstance(part, Displacement) and _ends_in_zeros(part):
+            if row and row[0].grid != part.grid:
+                parts.append(_steps_as_one(row))
+                row = []
+            row.append(part)
+            continue
+        parts += [_steps_as_one(row)] if row else []
+        row = []
+        parts.append(part)
+    parts += [_steps_as_one(row)] if row else []
+    return parts[0] if len(parts) == 1 else MapSequence(tuple(parts))
+
+
+def _steps_as_one(row: Sequence[Displacement]) -> Transform:
+    if len(row) == 1:
+        return row[0]
+    velocity = torch.stack([step.field.to(torch.float64) * -len(row) for step in reversed(row)])
+    return Flow(velocity, row[0].grid, len(row), reverse=True)
+
+
+def _ends_in_zeros(step: Displacement) -> bool:
+    values = np.moveaxis(step.field.to(torch.float64).numpy(), 0, -1)
+    return not step.inverted and _border(values, np.ones(step.ndim)) == 0
 
 
 def _extended(field: Field, plain: bool, unit: str) -> tuple[Displacement, Array | None]:

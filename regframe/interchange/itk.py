@@ -57,8 +57,46 @@ def write_transform(path: Path, steps: Sequence[Step]) -> None:
 
     if path.suffix.lower() == ".mat" and any(isinstance(step, Field) for step in steps):
         raise ValueError("wanted an affine map for .mat, which holds no displacement field; write .h5 or .tfm")
+    if path.suffix.lower() in (".h5", ".hdf5") and any(isinstance(step, Field) for step in steps):
+        return _write_hdf5(path, steps)
     parts = [_sitk_transform(sitk, step) for step in steps]
     sitk.WriteTransform(parts[0] if len(parts) == 1 else sitk.CompositeTransform(parts[::-1]), str(path))
+
+
+def _write_hdf5(path: Path, steps: Sequence[Step]) -> None:
+    """Write steps as ITK's HDF5 file: compressed, and what is applied several times written once."""
+    h5py = need("h5py", path, "write")
+
+    ndim = len(steps[0].spacing) if isinstance(steps[0], Field) else len(steps[0]) - 1
+    kind = f"double_{ndim}_{ndim}"
+    with h5py.File(path, "w", libver="earliest") as file:
+        group = file.create_group("TransformGroup")
+        group.create_group("0").create_dataset("TransformType", data=[f"CompositeTransform_{kind}".encode()])
+        written: dict[int, Any] = {}
+        for i, step in enumerate(reversed(steps), 1):
+            if id(step) in written:
+                group[str(i)] = written[id(step)]  # a hard link
+                continue
+            entry = written[id(step)] = group.create_group(str(i))
+            name = "DisplacementFieldTransform" if isinstance(step, Field) else "AffineTransform"
+            entry.create_dataset("TransformType", data=[f"{name}_{kind}".encode()])
+            if isinstance(step, Field):
+                size = step.values.shape[:-1][::-1]
+                fixed = np.array([*size, *step.origin, *step.spacing, *step.direction.ravel()], dtype=np.float64)
+                flat = step.values.ravel()
+                pieces = {
+                    "chunks": (min(flat.size, 1 << 17),),
+                    "compression": "gzip",
+                    "compression_opts": 4,
+                    "shuffle": True,
+                }
+                entry.create_dataset("TransformParameters", data=flat, **pieces)
+            else:
+                fixed = np.zeros(ndim)
+                entry.create_dataset(
+                    "TransformParameters", data=np.concatenate([step[:-1, :-1].ravel(), step[:-1, -1]])
+                )
+            entry.create_dataset("TransformFixedParameters", data=fixed)
 
 
 def _sitk_transform(sitk: Any, step: Step) -> Any:
