@@ -29,12 +29,14 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 from torch import Tensor
 
-from . import homogeneous, ops, uncertainty
+from . import ops, reference, uncertainty
 from .config import Config
 from .data import Grid, PointSet
 from .lddmm import Frame, Increment, Preconditioner, VelocitySpace, physical_maps, smooth_size
+from .maps import homogeneous
+from .maps.affine import Affine
+from .maps.base import Transform
 from .optimize import FIRST_STEP, enough_steps, minimize
-from .transforms import Affine, Transform
 
 Floats = NDArray[np.float64]
 
@@ -614,7 +616,7 @@ class CloudEnergy:
             velocity = self.space.velocity(u).requires_grad_(True)
             moved = ops.flow_points(self.p, velocity, grid.spacing, grid.origin, self.space.n_steps, False)
             pullback = homogeneous.compose(self.start, self.increment.matrix(affine))
-            warped = homogeneous.carry(homogeneous.inverse(pullback).to(torch.float32), moved)  # [N', D]
+            warped = reference.carry(homogeneous.inverse(pullback).to(torch.float32), moved)  # [N', D]
             pairs = warped.index_select(0, self.rows).reshape(len(self.q), -1, ndim)
             squares = (pairs - self.q[:, None]).square().sum(dim=2)  # [M, K]
             density = torch.logsumexp(self._constant - squares / (2 * self.sigma**2), dim=1)
@@ -628,7 +630,7 @@ class CloudEnergy:
         """The largest distance a change of the variables moves a point, to first order, in units of σ."""
         size = self.increment.size
         step = self.increment.matrix(change[:size]) - torch.eye(self.p.shape[1] + 1, dtype=torch.float64)
-        moved = float(homogeneous.carry(step, self._rim).norm(dim=1).max())
+        moved = float(reference.carry(step, self._rim).norm(dim=1).max())
         displacement = self.space.velocity(change[size:]).mean(dim=0)
         moved += self._zoom * float(displacement.square().sum(dim=0).max().sqrt())
         return float(moved / self.sigma)
@@ -673,7 +675,7 @@ class CloudFit:
         if self.space is not None:
             grid, velocity = self.space.grid, self.space.velocity(self.x[self.increment.size :]).to(torch.float64)
             at = ops.flow_points(at, velocity, grid.spacing, grid.origin, self.space.n_steps, False)
-        out: Floats = homogeneous.carry(homogeneous.inverse(self.pullback), at).detach().numpy()
+        out: Floats = reference.carry(homogeneous.inverse(self.pullback), at).detach().numpy()
         return out
 
 
@@ -1102,7 +1104,7 @@ class MetricEnergy:
                 moved = ops.flow_points(moved, velocity, grid.spacing, grid.origin, self.space.n_steps, False)
                 leaves.append(velocity)
             pullback = homogeneous.compose(self.start, self.increment.matrix(affine))
-            warped = homogeneous.carry(homogeneous.inverse(pullback).to(torch.float32), moved)
+            warped = reference.carry(homogeneous.inverse(pullback).to(torch.float32), moved)
             value = self.metric(warped, self.q, self.weight)
             value = self.observations * (value if self.metric.likelihood else 0.5 * (value + 1e-5).log())
             gradients = torch.autograd.grad(value, leaves)
@@ -1115,7 +1117,7 @@ class MetricEnergy:
         """The largest distance a change of the variables moves a point, to first order, in fixed pixels."""
         size = self.increment.size
         step = self.increment.matrix(change[:size]) - torch.eye(self.p.shape[1] + 1, dtype=torch.float64)
-        moved = float(homogeneous.carry(step, self._rim).norm(dim=1).max())
+        moved = float(reference.carry(step, self._rim).norm(dim=1).max())
         if self.space is not None:
             displacement = self.space.velocity(change[size:]).mean(dim=0)
             moved += self._zoom * float(displacement.square().sum(dim=0).max().sqrt())

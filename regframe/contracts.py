@@ -13,7 +13,7 @@ from torch import Tensor
 
 from . import ops
 from .data import Grid, Image, PointSet, Pyramid
-from .transforms import Transform
+from .maps.base import Transform
 
 
 class Adapter(ABC):

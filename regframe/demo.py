@@ -9,8 +9,12 @@ import torch
 from torch import Tensor
 
 from .data import Grid, Image
+from .maps.affine import Affine
+from .maps.base import Transform
+from .maps.flow import Flow
+from .maps.resample import resample
+from .maps.sequence import Sequence
 from .registration import Result
-from .transforms import Affine, Flow, Sequence, Transform, resample
 
 ANGLE = 24.0
 """Rotation of the copy, in degrees."""

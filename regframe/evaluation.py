@@ -11,7 +11,7 @@ from torch import Tensor
 
 from . import clouds
 from .data import Image, PointSet, unit_ratio
-from .plane import lift_points, nearest
+from .maps.plane import lift_points, nearest
 from .reference import sample_image
 from .registration import Result
 

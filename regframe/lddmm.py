@@ -20,10 +20,13 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from . import homogeneous, ops
+from . import ops, reference
 from .data import Grid, Image
-from .transforms import Affine, Flow, Transform
-from .transforms import Sequence as Chain
+from .maps import homogeneous
+from .maps.affine import Affine
+from .maps.base import Transform
+from .maps.flow import Flow
+from .maps.sequence import Sequence as Chain
 
 CORRELATION_LIMIT = 30.0
 """Pixels one independent observation may at most stand for, when the residual is smooth."""
@@ -409,7 +412,7 @@ class Energy:
     def positions(self, x: Tensor) -> Tensor:
         """Moving-frame position of every fixed pixel, ``[*S_f, D]`` float32."""
         q, u = self.split(x)
-        at = homogeneous.carry(self.pullback(q), self.level.fixed_grid.coords())
+        at = reference.carry(self.pullback(q), self.level.fixed_grid.coords())
         if self.space is None or u is None:
             return at.to(torch.float32)
         grid = self.space.grid
@@ -476,7 +479,7 @@ class Energy:
             grid = self.space.grid
             velocity = self.space.velocity(u).to(torch.float64)
             p = ops.flow_points(p, velocity, grid.spacing, grid.origin, self.space.n_steps, False)
-        mapped = homogeneous.carry(homogeneous.inverse(self.pullback(q)), p)
+        mapped = reference.carry(homogeneous.inverse(self.pullback(q)), p)
         return torch.as_tensor(((mapped - target) ** 2).sum() / (2 * sigma**2))
 
     def movement(self, change: Tensor) -> float:
@@ -484,7 +487,7 @@ class Energy:
         q, u = self.split(change)
         ndim = self.level.fixed_grid.ndim
         step = self.increment.matrix(q) - torch.eye(ndim + 1, dtype=torch.float64)
-        moved = float(homogeneous.carry(step, self._rim).square().sum(dim=-1).amax().sqrt())
+        moved = float(reference.carry(step, self._rim).square().sum(dim=-1).amax().sqrt())
         if self.space is not None and u is not None:
             displacement = self.space.with_finer(1).velocity(u).mean(dim=0)  # [D, *S]
             moved += self.zoom * float(displacement.square_().sum(dim=0).amax().sqrt())

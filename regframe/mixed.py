@@ -28,11 +28,13 @@ from scipy.spatial import ConvexHull, cKDTree
 from scipy.spatial.distance import cdist
 from torch import Tensor
 
-from . import homogeneous, ops
+from . import ops
+from . import reference as regframe_reference
 from .clouds import MetricEnergy, carried, distinct, fit_pairs
 from .config import Config
 from .data import Grid, Image, PointSet, unit_ratio
 from .lddmm import Frame, Preconditioner, fit_contrast
+from .maps import homogeneous
 from .optimize import FIRST_STEP, Fit, enough_steps, minimize, velocity_space
 
 Floats = NDArray[np.float64]
@@ -177,7 +179,7 @@ def trace(fit: Fit, at: Floats, to_moving: bool) -> Floats:
     """Positions ``[N, D]`` of one frame in the other under a fit: fixed → moving, or moving → fixed."""
     places = torch.from_numpy(at)
     if to_moving:
-        places = homogeneous.carry(fit.pullback, places)
+        places = regframe_reference.carry(fit.pullback, places)
     if fit.space is not None:
         velocity = fit.velocity
         assert velocity is not None
@@ -186,7 +188,7 @@ def trace(fit: Fit, at: Floats, to_moving: bool) -> Floats:
             places, velocity.to(torch.float64), grid.spacing, grid.origin, fit.space.n_steps, to_moving
         )
     if not to_moving:
-        places = homogeneous.carry(homogeneous.inverse(fit.pullback), places)
+        places = regframe_reference.carry(homogeneous.inverse(fit.pullback), places)
     out: Floats = places.detach().numpy()
     return out
 

@@ -20,7 +20,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from . import homogeneous
 from .config import Config
 from .data import Grid, Image
 from .lddmm import (
@@ -41,6 +40,7 @@ from .lddmm import (
     smooth_size,
     soften,
 )
+from .maps import homogeneous
 
 SCALE = 0.1
 """Default length a of the Sobolev operator, as a fraction of the moving canvas' extent (geometric mean of its sides)."""

@@ -17,11 +17,12 @@ from torch import Tensor
 
 from .config import Config
 from .data import Image, unit_ratio
-from .homogeneous import carry, compose, inverse
 from .lddmm import Frame, Halvings, ImageMetric, Increment, Level, smooth_size
+from .maps.affine import Affine
+from .maps.homogeneous import compose, inverse
 from .optimize import Fit, build_levels, fit_level, threads_for
+from .reference import carry
 from .tissue import View, Views
-from .transforms import Affine
 
 SCAN_SIZE = 20
 """Pixels along the side of a square as large as what there is to see, in the images that all poses are tried on."""
@@ -149,7 +150,7 @@ def fit_points(p: Tensor, q: Tensor, kind: str = "affine") -> tuple[Affine, Tens
 
 
 def _products(a: Tensor, b: Tensor) -> Tensor:
-    """``Σ_i a_i b_iᵀ`` ``[D, D]`` of ``[N, D]`` each, summed in one order (see `regframe.homogeneous`)."""
+    """``Σ_i a_i b_iᵀ`` ``[D, D]`` of ``[N, D]`` each, summed in one order (see `regframe.maps.homogeneous`)."""
     return (a[:, :, None] * b[:, None, :]).sum(dim=0)
 
 

@@ -22,10 +22,20 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import homogeneous
-
 NEWTON_ITERATIONS = 12
 """Upper bound of the Newton iterations of one step; a cell-wise multilinear velocity needs two or three."""
+
+
+def carry(matrix: Tensor, coords: Tensor) -> Tensor:
+    """Positions ``[..., D]`` under a homogeneous matrix ``[D+1, D+1]`` or ``[D, D+1]``, in a fixed order of operations."""
+    ndim = coords.shape[-1]
+    rows = []
+    for i in range(ndim):
+        row = matrix[i, ndim]
+        for k in range(ndim):
+            row = row + matrix[i, k] * coords[..., k]
+        rows.append(row)
+    return torch.stack(rows, dim=-1)
 
 
 def sample_image(image: Tensor, index: Tensor) -> Tensor:
@@ -147,7 +157,7 @@ def pixel_positions(matrix: Tensor, shape: Sequence[int], offset: Sequence[int])
     """Positions ``[*shape, D]`` of the pixels ``offset + (0 ... shape-1)`` under ``matrix`` ``[D, D+1]`` (float64)."""
     axes = [torch.arange(n, dtype=matrix.dtype, device=matrix.device) + o for n, o in zip(shape, offset, strict=True)]
     index = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)  # [*shape, D]
-    return homogeneous.carry(matrix, index)
+    return carry(matrix, index)
 
 
 def warp(
@@ -202,7 +212,7 @@ def warp_crop(
     start = pixel_positions(matrix, shape, offset).reshape(-1, ndim)  # [N, D] float64
     end = flow_points(start, velocity.to(start.dtype), velocity_spacing, velocity_origin, n_steps, after is None)
     if after is not None:
-        end = homogeneous.carry(after, end)
+        end = carry(after, end)
     spacing, origin = (torch.as_tensor(v, dtype=end.dtype) for v in (image_spacing, image_origin))
     index = (end - origin) / spacing
     out = sample_part(image.to(end.dtype), index, image_shape, image_offset)  # [C, N]

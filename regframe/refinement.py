@@ -27,12 +27,16 @@ from scipy.sparse.linalg import splu
 from skimage.filters import threshold_otsu
 from torch import Tensor
 
-from . import homogeneous, tiles
+from . import tiles
 from .data import Grid, Level, Pyramid
 from .lddmm import BESIDE, CORRELATION_LIMIT, flattest, smooth_size, soften
+from .maps import homogeneous
+from .maps.affine import Affine
+from .maps.base import Transform
+from .maps.flow import Flow
+from .maps.sequence import Sequence
 from .registration import CHANCE, Result
 from .slide import place_pyramid
-from .transforms import Affine, Flow, Sequence, Transform
 from .uncertainty import FLOOR
 
 Array = NDArray[np.float64]

@@ -16,15 +16,21 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
-from . import clouds, mixed, plane, plugins, pose, preparation, uncertainty
+from . import clouds, mixed, plugins, pose, preparation, uncertainty
+from . import plane as regframe_plane
 from .config import Config
 from .contracts import Metric
 from .data import Grid, Image, PointSet, unit_ratio
-from .homogeneous import carry, compose, determinant, inverse
 from .lddmm import Frame, Halvings, Level, coincidence, fit_contrast, halve, physical_maps
+from .maps import plane
+from .maps.affine import Affine
+from .maps.base import Transform
+from .maps.edges import move_shapes
+from .maps.homogeneous import compose, determinant, inverse
+from .maps.resample import move_points, resample
+from .maps.shapes import Shapes
 from .optimize import Fit, fit_pyramid, threads_for
-from .shapes import Shapes, move_shapes
-from .transforms import Affine, Transform, move_points, resample
+from .reference import carry
 
 Carried = Image | PointSet | Shapes | Tensor
 """What a map carries."""
@@ -437,7 +443,7 @@ def _fit_section(
     ratio = unit_ratio(moving.grid.unit, fixed.grid.unit)
     start = _given((side.grid, moving.grid), init, ratio, config)
     if start is None:
-        place = plane.search(fixed, Halvings(moving), config)
+        place = regframe_plane.search(fixed, Halvings(moving), config)
         start, found, sd = place.pose.matrix, place.pose, place.sd
         if place.either_side:
             reasons.append(
@@ -449,9 +455,11 @@ def _fit_section(
     while side.at(times)[0][0].numel() > SEEN_IN_VOLUME and side.at(times + 1) is not side.at(times):
         times += 1
     seen = side.physical(times)
-    volume = plane.slab(moving, phi.inverse().points(seen.grid.coords()))
+    volume = regframe_plane.slab(moving, phi.inverse().points(seen.grid.coords()))
     # a section says little about where it lies across itself: what the search found out about the plane is kept
-    painted = plane.painted(volume, seen, phi.inverse().points(seen.grid.coords())) if moving.labels else volume
+    painted = (
+        regframe_plane.painted(volume, seen, phi.inverse().points(seen.grid.coords())) if moving.labels else volume
+    )
     other = Halvings(painted)
     fit = fit_pyramid(
         side, other, _pullback(side, other, start), ready, config, _pairs(side, other, init, config), step, section=True

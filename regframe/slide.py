@@ -39,11 +39,12 @@ from zarr.storage import LocalStore
 
 from . import plugins, tiles
 from .data import Grid, Image, Level, Pyramid, describe_grid, unit_ratio
+from .maps.affine import Affine
+from .maps.base import Transform
 from .plugins import PARTIAL, PLAN
 from .registration import Result
 from .store import load
 from .tifftiles import DTYPES, TileStore
-from .transforms import Affine, Transform
 
 Array = NDArray[Any]
 

@@ -28,11 +28,13 @@ from torch import Tensor
 from . import outputs, plugins, posegraph, preparation
 from .config import Config
 from .data import Grid, Image
+from .maps.affine import Affine
+from .maps.base import Transform
+from .maps.resample import resample
+from .maps.sequence import Sequence as Chain
 from .posegraph import CONTRADICTS, GUIDE, LEAST_SCALE, Floats, Link, Node, carry, rms
 from .registration import Result, check_image, register
 from .settle import RIM, Density, missing, settle
-from .transforms import Affine, Transform, resample
-from .transforms import Sequence as Chain
 
 Flags = NDArray[np.bool_]
 

@@ -38,10 +38,13 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 
 from .config import Config
 from .data import AXES, UNITS, Grid, canonical_unit
-from .fields import MAX_NODES, Chain, chain_of
+from .maps.affine import Affine
+from .maps.base import Transform
+from .maps.displacement import Displacement
+from .maps.fields import MAX_NODES, Chain, chain_of
+from .maps.flow import Flow
+from .maps.sequence import Sequence as MapSequence
 from .registration import Result
-from .transforms import Affine, Displacement, Flow, Transform
-from .transforms import Sequence as MapSequence
 
 FORMAT = 1
 """Version of the ``regframe/`` group; a reader refuses a newer one."""

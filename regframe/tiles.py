@@ -16,7 +16,11 @@ import torch
 from numpy.typing import NDArray
 
 from .data import Grid, Level, Pyramid
-from .transforms import Affine, Displacement, Flow, Transform, resample_part
+from .maps.affine import Affine
+from .maps.base import Transform
+from .maps.displacement import Displacement
+from .maps.flow import Flow
+from .maps.resample import resample_part
 
 Array = NDArray[Any]
 _Slices = tuple[slice, ...]

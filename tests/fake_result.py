@@ -9,8 +9,10 @@ import torch
 
 from regframe.config import Config
 from regframe.data import Grid
+from regframe.maps.affine import Affine
+from regframe.maps.flow import Flow
+from regframe.maps.sequence import Sequence
 from regframe.registration import Result
-from regframe.transforms import Affine, Flow, Sequence
 
 
 def smooth_velocity(grid: Grid, size: float, seed: int = 0) -> torch.Tensor:

@@ -23,8 +23,10 @@ from regframe import outputs, store
 from regframe.cli import main
 from regframe.data import Grid, unit_ratio
 from regframe.interchange import FORMATS, itk
+from regframe.maps.affine import Affine
+from regframe.maps.displacement import Displacement
+from regframe.maps.sequence import Sequence
 from regframe.registration import Result
-from regframe.transforms import Affine, Displacement, Sequence
 
 sitk = pytest.importorskip("SimpleITK", reason="needs the extra itk")
 h5py = pytest.importorskip("h5py", reason="needs the extra itk")

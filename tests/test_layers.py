@@ -18,11 +18,10 @@ PLUGINS = ROOT / "plugins"
 
 ROWS: dict[int, set[str]] = {
     0: {"_C", "_host"},
-    1: {"hookspecs", "homogeneous", "reference", "ops"},
-    2: {"data", "transforms", "config"},
-    3: {"contracts", "plugins", "shapes", "tables", "levels"},
+    1: {"hookspecs", "reference", "ops"},
+    2: {"data", "maps", "config"},
+    3: {"contracts", "plugins", "io", "levels"},
     4: {
-        "fields",
         "pose",
         "clouds",
         "mixed",

@@ -17,7 +17,7 @@ from regframe import plane
 from regframe.cli import main
 from regframe.data import Grid, Image, PointSet
 from regframe.lddmm import Halvings
-from regframe.transforms import Affine
+from regframe.maps.affine import Affine
 
 pytest.importorskip("regframe._host", reason="the host module is not built: the search would take minutes")
 

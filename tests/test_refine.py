@@ -20,9 +20,13 @@ import regframe as rf
 from regframe import outputs, refinement, slide
 from regframe.cli import main
 from regframe.data import Grid, Image, Pyramid
+from regframe.maps.affine import Affine
+from regframe.maps.base import Transform
+from regframe.maps.flow import Flow
+from regframe.maps.resample import _fusible
+from regframe.maps.sequence import Sequence
 from regframe.refinement import Evidence, Field, Process, joined, split
 from regframe.registration import Result
-from regframe.transforms import Affine, Flow, Sequence, Transform, _fusible
 
 SIDE = 1024
 

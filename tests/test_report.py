@@ -17,10 +17,10 @@ from fake_result import fake_result
 
 from regframe import report
 from regframe.data import Grid, Image, PointSet
+from regframe.maps.affine import Affine
 from regframe.registration import register
 from regframe.report import dots, figures, pictures
 from regframe.report.pictures import Array
-from regframe.transforms import Affine
 
 
 def textured(channels: int, *shape: int, seed: int = 0) -> torch.Tensor:

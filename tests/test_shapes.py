@@ -20,9 +20,10 @@ from fake_result import fake_result, smooth_velocity
 from hypothesis import given, settings
 
 import regframe as rf
-from regframe import shapes as module
 from regframe.cli import main
 from regframe.cli.apply import in_unit
+from regframe.maps import edges as maps_edges
+from regframe.maps import shapes as maps_shapes
 from regframe.registration import Result
 
 SQUARE = [[1.0, 2.0], [5.0, 2.0], [5.0, 6.0], [1.0, 6.0], [1.0, 2.0]]
@@ -410,7 +411,7 @@ def gap(shapes: rf.Shapes, moved: rf.Shapes, transform: rf.Transform, n: int = 2
             assert torch.allclose(new[stop], target, atol=1e-9)
             curve = transform.points(a + t * (b - a))
             chords = new[corner : stop + 1]
-            far = [module._distance(curve, p.expand_as(curve), q.expand_as(curve)) for p, q in
+            far = [maps_edges._distance(curve, p.expand_as(curve), q.expand_as(curve)) for p, q in
                    itertools.pairwise(chords)]  # fmt: skip
             worst = max(worst, float(torch.stack(far).amin(dim=0).max()))
             corner = stop
@@ -426,7 +427,7 @@ def test_chords_stay_within_the_tolerance(tolerance: float) -> None:
             bend(seed=seed),
             bend(seed=seed).inverse(),
             rf.Sequence((rigid(0.5), bend(9.0, seed, n=21))),
-            bend(6.0, seed).to_displacement(rf.Grid((26, 26), 4.0)),
+            rf.displacement_of(bend(6.0, seed), rf.Grid((26, 26), 4.0)),
         ):
             moved = rf.move_shapes(shapes, transform, grid, tolerance)
             assert gap(shapes, moved, transform) <= 2 * tolerance
@@ -457,7 +458,7 @@ def test_positions_are_those_of_the_exact_map() -> None:
     moved = rf.move_shapes(shapes, flow, rf.Grid((100, 100)))
     back = flow.inverse().points(moved.coords)
     for ring, old in zip(paths(shapes.replace(coords=back, offsets=moved.offsets)), paths(shapes), strict=True):
-        off = torch.stack([module._distance(ring, a.expand_as(ring), b.expand_as(ring)) for a, b in
+        off = torch.stack([maps_edges._distance(ring, a.expand_as(ring), b.expand_as(ring)) for a, b in
                            itertools.pairwise(old)])  # fmt: skip
         assert off.amin(dim=0).max() < 1e-9
 
@@ -478,7 +479,7 @@ def test_there_is_a_limit_of_vertices() -> None:
 def test_many_edges_are_done_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     shapes, grid = rf.Shapes.from_geojson(polygons(5)), rf.Grid((100, 100))
     whole, crossing = rf.move_shapes(shapes, bend(), grid), shapes.crossings()
-    monkeypatch.setattr(module, "_CHUNK", 7)
+    monkeypatch.setattr(maps_shapes, "_CHUNK", 7)
     parts = rf.move_shapes(shapes, bend(), grid)
     assert torch.equal(parts.offsets, whole.offsets)
     assert torch.allclose(parts.coords, whole.coords, rtol=0, atol=1e-12)
@@ -517,7 +518,7 @@ def test_crossings_are_those_of_every_pair(seed: int) -> None:
 
 
 def test_a_ring_too_long_to_tell_is_said_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_PAIRS", 1)
+    monkeypatch.setattr(maps_shapes, "_PAIRS", 1)
     with pytest.warns(UserWarning, match="6 rings of 'shapes' too long"):
         assert not rf.Shapes.from_geojson(polygons(0)).crossings().any()
 

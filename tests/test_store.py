@@ -21,11 +21,17 @@ import torch
 import zarr
 from scipy.ndimage import map_coordinates
 
-from regframe import fields, store
+from regframe import store
 from regframe.config import Config
 from regframe.data import Grid, Image
+from regframe.maps import fields
+from regframe.maps.affine import Affine
+from regframe.maps.base import Transform
+from regframe.maps.displacement import Displacement
+from regframe.maps.flow import Flow
+from regframe.maps.resample import resample
+from regframe.maps.sequence import Sequence
 from regframe.registration import Result
-from regframe.transforms import Affine, Displacement, Flow, Sequence, Transform, resample
 
 DOC = Path(__file__).parents[1] / "docs" / "format.md"
 

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 
 import regframe as rf
-from regframe import tables
+from regframe.io import tables
 
 
 def write(folder: Path, text: str, name: str = "t.csv") -> Path:

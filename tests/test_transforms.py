@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import regframe as rf
-from regframe import transforms
+from regframe import ops
+from regframe.maps import resample
 
 SIDE = 24.0  # length of the region the random maps live in
 KINDS = ["affine", "flow", "displacement", "sequence"]
@@ -227,7 +228,7 @@ def test_a_flow_moves_points_along_its_velocity() -> None:
         (lambda: rf.Sequence((_flow(2, _generator(0), "mm"), rf.Affine.identity(2))), "mm before px"),
         (lambda: rf.Affine.identity(2, "mm").jacobian_determinant(rf.Grid((4, 4))), "map's source"),
         (lambda: rf.Affine.identity(2).jacobian_determinant(rf.Grid((4, 4, 4))), "2 axes"),
-        (lambda: rf.Affine(torch.eye(3), "px", "mm").to_displacement(rf.Grid((4, 4))), "within one unit"),
+        (lambda: rf.displacement_of(rf.Affine(torch.eye(3), "px", "mm"), rf.Grid((4, 4))), "within one unit"),
         (lambda: rf.Affine(torch.eye(3), "parsec"), "wanted a length unit"),
     ],
 )
@@ -303,7 +304,7 @@ def test_a_fold_between_two_nodes_shows_as_a_negative_determinant_there_only() -
     assert rf.Displacement(1.2 * field, grid).jacobian_determinant(pixels).min() < -1
 
 
-# ----------------------------------------------------------------------------------------------------- to_displacement
+# ----------------------------------------------------------------------------------------------------- displacement_of
 
 
 def _bump(ndim: int, spacing: float = 2.0) -> rf.Flow:
@@ -321,7 +322,7 @@ def _bump(ndim: int, spacing: float = 2.0) -> rf.Flow:
 def test_a_sampled_displacement_agrees_at_its_nodes(kind: str, ndim: int) -> None:
     t = _random(kind, ndim, _generator(9), "µm")
     grid = rf.Grid((5, 6, 7)[:ndim], (3.0, 2.0, 4.0)[:ndim], (1.0, 2.0, 0.0)[:ndim], "µm")
-    sampled = t.to_displacement(grid)
+    sampled = rf.displacement_of(t, grid)
     assert sampled.grid == grid
     assert (sampled.source_unit, sampled.target_unit) == ("µm", "µm")
     torch.testing.assert_close(sampled.points(grid.coords()), t.points(grid.coords()), rtol=0, atol=1e-10)
@@ -331,7 +332,7 @@ def test_a_sampled_displacement_agrees_at_its_nodes(kind: str, ndim: int) -> Non
 def test_a_sampled_displacement_is_exact_between_nodes_for_an_affine_map(ndim: int) -> None:
     t, grid = _affine(ndim, _generator(10)), rf.Grid((4,) * ndim, (8.0,) * ndim)
     x = (_uniform((50, ndim), _generator(11)) + 1) * 12  # inside the nodes
-    torch.testing.assert_close(t.to_displacement(grid).points(x), t.points(x), rtol=0, atol=1e-10)
+    torch.testing.assert_close(rf.displacement_of(t, grid).points(x), t.points(x), rtol=0, atol=1e-10)
 
 
 def test_a_sampled_displacement_errs_between_nodes_by_the_square_of_their_distance() -> None:
@@ -340,7 +341,7 @@ def test_a_sampled_displacement_errs_between_nodes_by_the_square_of_their_distan
     errors = []
     for h in (4.0, 2.0):
         n = round(24 / h) + 1
-        sampled = flow.to_displacement(rf.Grid((n, n), (h, h)))
+        sampled = rf.displacement_of(flow, rf.Grid((n, n), (h, h)))
         errors.append(float((sampled.points(x) - flow.points(x)).norm(dim=-1).max()))
         # linear interpolation: h²/8 times the sum of the two second derivatives, at most 2/8² each for this bump
         assert errors[-1] < h**2 / 8 * 2 * (2 / 8.0**2) * math.hypot(1, 0.5) * 1.5
@@ -396,13 +397,13 @@ def _unfusable(t: rf.Transform) -> rf.Sequence:
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """One entry per use of the fused op."""
     seen: list[str] = []
-    warp = transforms.ops.warp_crop
+    warp = ops.warp_crop
 
     def spy(*args: object, **kwargs: object) -> object:
         seen.append("warp")
         return warp(*args, **kwargs)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(transforms.ops, "warp_crop", spy)
+    monkeypatch.setattr(ops, "warp_crop", spy)
     return seen
 
 
@@ -561,7 +562,7 @@ def test_large_grids_are_done_in_bands_without_a_seam(monkeypatch: pytest.Monkey
     move = _unfusable(_flow(2, _generator(23)))
     ids = image.replace(data=(image.data * 100).to(torch.int32), labels=True)
     whole = rf.resample(image, move, image.grid, 0.0).data, rf.resample(ids, move, image.grid).data
-    monkeypatch.setattr(transforms, "_CHUNK", 40)
+    monkeypatch.setattr(resample, "_CHUNK", 40)
     bands = rf.resample(image, move, image.grid, 0.0).data, rf.resample(ids, move, image.grid).data
     torch.testing.assert_close(bands[0], whole[0], rtol=0, atol=1e-6)
     assert torch.equal(bands[1], whole[1])

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from .. import slide
     from ..contracts import Adapter
     from ..data import Grid, Image, PointSet
-    from ..shapes import Shapes
+    from ..maps.shapes import Shapes
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 _LOOKED_AT = 2048
@@ -588,7 +588,7 @@ def shapes(
     import regframe
 
     from .. import outputs
-    from ..shapes import MAX_VERTICES
+    from ..maps.shapes import MAX_VERTICES
 
     _check_spacing(input_spacing)
     _check_spacing(output_spacing, "--output-spacing")
@@ -654,7 +654,7 @@ def _check_spacing(spacing: float | None, option: str = "--input-spacing") -> No
 
 def in_unit(points: PointSet, side: Grid, spacing: float | None) -> PointSet:
     """Points in the unit of ``side``; ``spacing`` multiplies pixels; ValueError where the units do not fit."""
-    from ..tables import to_unit_of
+    from ..io.tables import to_unit_of
 
     if spacing is None:
         return to_unit_of(points, side)

@@ -201,7 +201,7 @@ def _landmarks(path: Path, fixed: Image | PointSet, moving: Image | PointSet) ->
     import regframe
 
     from ..data import Image, PointSet
-    from ..tables import to_unit_of
+    from ..io.tables import to_unit_of
 
     fixed_points, moving_points, units = regframe.read_landmarks(path)
     pairs = []

@@ -23,12 +23,14 @@ from torch import Tensor
 from .. import outputs, store
 from ..config import Config
 from ..data import Grid, PointSet, unit_ratio
-from ..fields import MAX_NODES
+from ..io.shapes import write_shapes
+from ..io.tables import write_points
+from ..maps.affine import Affine
+from ..maps.base import Transform
+from ..maps.fields import MAX_NODES
+from ..maps.sequence import Sequence as MapSequence
+from ..maps.shapes import Shapes
 from ..registration import Result, versions
-from ..shapes import Shapes, write_shapes
-from ..tables import write_points
-from ..transforms import Affine, Transform
-from ..transforms import Sequence as MapSequence
 from . import arrays, itk
 from .chain import (
     Field,

@@ -19,10 +19,13 @@ from numpy.typing import NDArray
 from .. import store
 from ..config import Config
 from ..data import AXES, Grid
-from ..fields import coarsest_field
+from ..maps.affine import Affine
+from ..maps.base import Transform
+from ..maps.displacement import Displacement
+from ..maps.fields import coarsest_field
+from ..maps.flow import Flow
+from ..maps.sequence import Sequence as MapSequence
 from ..registration import Result
-from ..transforms import Affine, Displacement, Flow, Transform
-from ..transforms import Sequence as MapSequence
 
 FORMAT = 1
 """Version of the arrays; a reader refuses a newer one."""

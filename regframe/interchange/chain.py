@@ -20,10 +20,13 @@ from torch import Tensor
 
 from .. import store
 from ..data import Grid, unit_ratio
-from ..fields import coarsest_field, rounded
+from ..maps.affine import Affine
+from ..maps.base import Transform
+from ..maps.displacement import Displacement
+from ..maps.fields import coarsest_field, rounded
+from ..maps.flow import Flow
+from ..maps.sequence import Sequence as MapSequence
 from ..registration import Result
-from ..transforms import Affine, Displacement, Flow, Transform
-from ..transforms import Sequence as MapSequence
 
 Array = NDArray[np.float64]
 Side = Literal["fixed", "moving"]

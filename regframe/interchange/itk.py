@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from ..transforms import Affine
+from ..maps.affine import Affine
 from .chain import Array, Field, Step
 
 MAX_NUMBERS = 1 << 27

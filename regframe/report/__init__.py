@@ -16,11 +16,11 @@ import PIL.Image
 import torch
 from numpy.typing import NDArray
 
-from .. import plane
 from ..data import Grid, Image, PointSet
+from ..maps import plane
+from ..maps.affine import Affine
 from ..pose import CLEAR
 from ..registration import Result
-from ..transforms import Affine
 from ..uncertainty import radius_90
 from . import dots, figures, pictures
 from .pictures import Array, Side, View

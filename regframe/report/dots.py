@@ -10,7 +10,8 @@ from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 from ..data import Grid, PointSet
-from ..transforms import Transform, move_points
+from ..maps.base import Transform
+from ..maps.resample import move_points
 from .figures import INK, RULE, STYLE, figure_of, plain_axes, png_of
 from .pictures import Array
 

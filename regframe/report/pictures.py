@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..data import Grid, Image, PointSet, unit_ratio
-from ..transforms import Affine, Transform, move_points
+from ..maps.affine import Affine
+from ..maps.base import Transform
+from ..maps.resample import move_points
 
 Array: TypeAlias = NDArray[np.float32]
 

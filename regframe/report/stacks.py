@@ -13,8 +13,9 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from ..data import Grid, Image
+from ..maps.affine import Affine
+from ..maps.resample import resample
 from ..posegraph import GUIDE
-from ..transforms import Affine, resample
 from . import Picture, _data_uri, _jpeg, figures
 from .pictures import Array, Look, look_of, shrink
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from .. import plugins
 from ..contracts import Adapter
 from ..data import Image, PointSet
-from ..transforms import Affine
+from ..maps.affine import Affine
 from ._base import PluginTests, SkipTest, refusal, want
 
 _JUNK = bytes(range(256)) * 8

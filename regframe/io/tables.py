@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .data import AXES, Grid, PointSet, canonical_unit, unit_ratio
+from ..data import AXES, Grid, PointSet, canonical_unit, unit_ratio
 
 _STYLES = (
     "{}", "{}_coord", "coord_{}", "{}_coordinate", "coordinate_{}", "{}_centroid", "centroid_{}", "{}_center",

@@ -18,8 +18,10 @@ import torch
 from scipy.ndimage import map_coordinates
 from torch import Tensor
 
-from .data import Grid
-from .transforms import Displacement, Flow, Transform
+from ..data import Grid
+from .base import Transform
+from .displacement import Displacement
+from .flow import Flow
 
 MAX_NODES = 1 << 22
 """Nodes of a single field at most, and of the fields of one direction that are stored, whatever their error."""

@@ -18,18 +18,6 @@ def compose(*matrices: Tensor) -> Tensor:
     return out
 
 
-def carry(matrix: Tensor, coords: Tensor) -> Tensor:
-    """Positions ``[..., D]`` under a matrix ``[D+1, D+1]`` or ``[D, D+1]``."""
-    ndim = coords.shape[-1]
-    rows = []
-    for i in range(ndim):
-        row = matrix[i, ndim]
-        for k in range(ndim):
-            row = row + matrix[i, k] * coords[..., k]
-        rows.append(row)
-    return torch.stack(rows, dim=-1)
-
-
 def determinant(matrix: Tensor) -> Tensor:
     """Determinant of the linear part of a homogeneous matrix."""
     m = matrix

@@ -1,0 +1,1 @@
+"""Files of regframe's own: ``tables`` of points, ``shapes`` in GeoJSON."""

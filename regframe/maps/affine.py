@@ -1,0 +1,60 @@
+"""Affine maps: a matrix and a shift."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .. import reference
+from ..data import canonical_unit
+from . import homogeneous
+from .base import Transform, check_coords
+
+
+@dataclass(frozen=True)
+class Affine(Transform):
+    """``x -> M x + t`` as a homogeneous matrix ``[D+1, D+1]`` (float64), components in tensor-axis order."""
+
+    matrix: Tensor
+    source_unit: str = "px"
+    target_unit: str = "px"
+
+    def __post_init__(self) -> None:
+        matrix = torch.as_tensor(self.matrix, dtype=torch.float64).detach().cpu()
+        if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or matrix.shape[0] not in (3, 4):
+            raise ValueError(f"wanted a homogeneous matrix [3, 3] or [4, 4], got {tuple(matrix.shape)}")
+        if not torch.isfinite(matrix).all():
+            raise ValueError("wanted a finite matrix, got NaN or inf entries")
+        last = torch.zeros(matrix.shape[0], dtype=torch.float64)
+        last[-1] = 1.0
+        if not torch.equal(matrix[-1], last):
+            raise ValueError(f"wanted a last row of zeros and a one, got {matrix[-1].tolist()}")
+        object.__setattr__(self, "matrix", matrix)
+        _canonical_units(self)
+
+    @classmethod
+    def identity(cls, ndim: int, unit: str = "px") -> Affine:
+        """The map that leaves every position where it is."""
+        return cls(torch.eye(ndim + 1, dtype=torch.float64), unit, unit)
+
+    @property
+    def ndim(self) -> int:  # noqa: D102
+        return int(self.matrix.shape[0]) - 1
+
+    def points(self, coords: Tensor) -> Tensor:  # noqa: D102
+        x = check_coords(coords, self.ndim)
+        return reference.carry(self.matrix, x)
+
+    def inverse(self) -> Affine:  # noqa: D102
+        determinant = homogeneous.determinant(self.matrix)
+        scale = self.matrix[:-1, :-1].abs().max()
+        if not abs(float(determinant)) > 1e-12 * float(scale) ** self.ndim:
+            raise ValueError(f"wanted an invertible affine map, got determinant {float(determinant):.3g}")
+        return Affine(homogeneous.inverse(self.matrix), self.target_unit, self.source_unit)
+
+
+def _canonical_units(affine: Affine) -> None:
+    object.__setattr__(affine, "source_unit", canonical_unit(affine.source_unit))
+    object.__setattr__(affine, "target_unit", canonical_unit(affine.target_unit))

@@ -1,0 +1,99 @@
+"""What every map of positions is.
+
+Direction is defined here once. A `Transform` maps a *position of its source space* to a *position of its target
+space* (``points``). A registration's map ``Φ = A φ₁`` has the moving space as source and the fixed space as target. An
+image of the source space is carried to the target space by pull-back: its value at a target position ``y`` is the
+source image at ``transform.inverse().points(y)``. There is no third way to use a map, and no flag for its direction.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from ..data import AXES, Grid
+
+
+class Transform(ABC):
+    """A map of positions; ``source_unit`` and ``target_unit`` say in which length unit each side is."""
+
+    source_unit: str
+    target_unit: str
+
+    @property
+    @abstractmethod
+    def ndim(self) -> int:
+        """Number of components of a position, 2 or 3."""
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """Order of the components of a position."""
+        return AXES[self.ndim]
+
+    @abstractmethod
+    def points(self, coords: Tensor) -> Tensor:
+        """Target positions ``[..., D]`` (float64) of source positions ``[..., D]``; NaN stays NaN."""
+
+    @abstractmethod
+    def inverse(self) -> Transform:
+        """The map from target to source; ``t.inverse().points(t.points(x))`` is ``x`` to rounding."""
+
+    def jacobian_determinant(self, grid: Grid) -> Tensor:
+        """Ratio of target to source area (volume) per pixel of ``grid``, ``[*S]``; ≤ 0 where the map folds.
+
+        From the mapped corners of each pixel, so a fold between two pixel centres is seen. ``grid`` lies in the source
+        space; the unit is (target unit / source unit) to the power D.
+        """
+        check_grid(self, grid)
+        corners = Grid(
+            tuple(n + 1 for n in grid.shape),
+            grid.spacing,
+            tuple(o - s / 2 for o, s in zip(grid.origin, grid.spacing, strict=True)),
+            grid.unit,
+        )
+        mapped = self.points(corners.coords())  # [*(S+1), D]
+        columns = []
+        for d in range(grid.ndim):
+            edge = mapped.diff(dim=d) / grid.spacing[d]
+            for other in range(grid.ndim):
+                if other != d:
+                    n = edge.shape[other]
+                    edge = (edge.narrow(other, 0, n - 1) + edge.narrow(other, 1, n - 1)) / 2
+            columns.append(edge)
+        determinant: Tensor = torch.linalg.det(torch.stack(columns, dim=-1))
+        return determinant
+
+    def parts(self) -> tuple[Transform, ...]:
+        """The elementary maps this one consists of, first applied first."""
+        return (self,)
+
+
+def finite_only(function: object, coords: Tensor) -> Tensor:
+    """Apply a map of ``[N, D]`` to ``[..., D]`` coordinates; rows that are not finite come back as NaN."""
+    flat = coords.reshape(-1, coords.shape[-1])
+    finite = torch.isfinite(flat).all(dim=-1)
+    assert callable(function)
+    if bool(finite.all()):
+        return torch.as_tensor(function(flat)).reshape(coords.shape)
+    out = torch.full_like(flat, float("nan"))
+    out[finite] = function(flat[finite])
+    return out.reshape(coords.shape)
+
+
+def check_coords(coords: Tensor, ndim: int) -> Tensor:
+    """``coords`` ``[..., D]`` in float64; ValueError where they have another number of components."""
+    x = torch.as_tensor(coords, dtype=torch.float64)
+    if x.ndim < 1 or x.shape[-1] != ndim:
+        raise ValueError(f"wanted coordinates [..., {ndim}] in the order {AXES[ndim]}, got {tuple(x.shape)}")
+    return x
+
+
+def check_grid(transform: Transform, grid: Grid) -> None:
+    """Raise ValueError unless ``grid`` lies in the source space of ``transform``."""
+    if grid.ndim != transform.ndim or grid.unit != transform.source_unit:
+        raise ValueError(
+            f"wanted a grid of {transform.ndim} axes in {transform.source_unit} (the map's source), "
+            f"got {grid.ndim} axes in {grid.unit}"
+        )

@@ -1,0 +1,71 @@
+"""Displacements sampled on a grid, as other programs store their maps."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .. import ops
+from ..data import Grid
+from .base import Transform, check_coords, check_grid, finite_only
+
+
+@dataclass(frozen=True)
+class Displacement(Transform):
+    """``x -> x + d(x)`` with ``d`` multilinear on a grid and zero outside it (fading over one cell).
+
+    Args:
+        field: ``[D, *S]`` in ``grid.unit``, components in tensor-axis order.
+        grid: where its nodes are.
+        inverted: True for the map that undoes it, solved by Newton's method; set by ``inverse()``.
+    """
+
+    field: Tensor
+    grid: Grid
+    inverted: bool = False
+
+    def __post_init__(self) -> None:
+        if tuple(self.field.shape) != (self.grid.ndim, *self.grid.shape):
+            raise ValueError(f"wanted a field [{self.grid.ndim}, {self.grid.shape}], got {tuple(self.field.shape)}")
+        if not torch.isfinite(self.field).all():
+            raise ValueError("wanted a finite displacement, got NaN or inf entries")
+        object.__setattr__(self, "field", self.field.detach().cpu())
+
+    @property
+    def source_unit(self) -> str:  # type: ignore[override]  # noqa: D102
+        return self.grid.unit
+
+    @property
+    def target_unit(self) -> str:  # type: ignore[override]  # noqa: D102
+        return self.grid.unit
+
+    @property
+    def ndim(self) -> int:  # noqa: D102
+        return self.grid.ndim
+
+    def points(self, coords: Tensor) -> Tensor:  # noqa: D102
+        x = check_coords(coords, self.ndim)
+        # one pull-back step of the velocity -d is x + d(x); undoing it is the step towards the fixed image
+        velocity = -self.field.to(torch.float64)[None]
+        return finite_only(
+            lambda p: ops.flow_points(p, velocity, self.grid.spacing, self.grid.origin, 1, not self.inverted), x
+        )
+
+    def inverse(self) -> Displacement:  # noqa: D102
+        return dataclasses.replace(self, inverted=not self.inverted)
+
+
+def displacement_of(transform: Transform, grid: Grid) -> Displacement:
+    """Any map as ``points(x) - x`` at the pixels of ``grid`` (source space); both sides must share a unit."""
+    check_grid(transform, grid)
+    if transform.source_unit != transform.target_unit:
+        raise ValueError(
+            f"wanted a map within one unit, got {transform.source_unit} → {transform.target_unit}; "
+            "a displacement between two units has no meaning: keep the affine part apart"
+        )
+    coords = grid.coords()
+    field = (transform.points(coords) - coords).movedim(-1, 0).contiguous()  # [D, *S]
+    return Displacement(field, grid)

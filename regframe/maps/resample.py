@@ -1,0 +1,195 @@
+"""Images pulled through a map, whole or tile by tile with the same pixels, and points moved by it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from .. import ops, reference
+from ..data import Grid, Image, PointSet
+from . import homogeneous
+from .affine import Affine
+from .base import Transform
+from .flow import Flow
+
+_CHUNK = 1 << 20  # positions handled at once where a generic map needs its coordinates in memory
+
+
+def resample(image: Image, transform: Transform, grid: Grid, background: float | None = None) -> Image:
+    """``image`` carried by ``transform`` (source: the image's space) onto ``grid`` (target space), in its own dtype.
+
+    Intensities are interpolated linearly and rounded for integer dtypes; labels take the nearest pixel, ids kept.
+    Target pixels that map outside the image get ``background``; where None, the nearest border value (labels: 0).
+    """
+    if transform.ndim != image.grid.ndim or transform.ndim != grid.ndim:
+        raise ValueError(
+            f"wanted an image, a map and a grid of one dimension, got {image.grid.ndim}, {transform.ndim}, {grid.ndim}"
+        )
+    if transform.source_unit != image.grid.unit or transform.target_unit != grid.unit:
+        raise ValueError(
+            f"wanted an image in {transform.source_unit} and a grid in {transform.target_unit} for this map, "
+            f"got {image.grid.unit} and {grid.unit}; convert with Grid.to_unit or state the spacing"
+        )
+    pull = transform.inverse()
+    start = (0,) * grid.ndim
+    data = resample_part(image.data, image.grid, start, pull, grid, start, grid.shape, image.labels, background)
+    weight = None
+    if image.weight is not None:
+        mask = image.weight[None].to(torch.float32)
+        weight = resample_part(mask, image.grid, start, pull, grid, start, grid.shape, False, 0.0)[0]
+    return image.replace(data=data, grid=grid, weight=weight, reading=None)
+
+
+def resample_part(
+    part: Tensor,
+    image_grid: Grid,
+    image_offset: tuple[int, ...],
+    pull: Transform,
+    grid: Grid,
+    offset: tuple[int, ...],
+    shape: tuple[int, ...],
+    labels: bool = False,
+    background: float | None = None,
+) -> Tensor:
+    """A tile of what `resample` gives, from the part of the image that it needs; the same pixels, bit for bit.
+
+    Args:
+        part: ``[C, *part]``, the pixels from ``image_offset`` of an image on ``image_grid``.
+        image_grid: of the whole image.
+        image_offset: index of the part's first pixel.
+        pull: from target positions to positions of the image.
+        grid: of the whole target.
+        offset: index of the tile's first pixel in ``grid``.
+        shape: pixels of the tile.
+        labels: take the nearest pixel, ids kept.
+        background: value beyond the whole image's pixels; where None, the nearest border value (labels: 0).
+
+    Returns:
+        ``[C, *shape]`` in the part's dtype.
+    """
+    dtype = part.dtype
+    if labels and background is None:
+        background = 0.0
+    if background is not None and not dtype.is_floating_point:
+        background = float(min(max(round(background), torch.iinfo(dtype).min), torch.iinfo(dtype).max))
+    if not labels:
+        if dtype in (torch.float64, torch.int32, torch.int64, torch.uint32, torch.uint64):
+            working = torch.float64
+        else:
+            working = dtype if dtype in (torch.uint8, torch.uint16) else torch.float32
+        fused = _fusible(pull)
+        if fused is not None:
+            out = _fused(part.to(working), image_grid, image_offset, fused, grid, offset, shape, background)
+            return out if out.dtype == dtype else _rounded(out, dtype)
+        working = torch.float64 if working == torch.float64 else torch.float32
+        source = part.to(working)
+    out = torch.empty((part.shape[0], *shape), dtype=dtype if labels else working)
+    flat, stored = out.reshape(part.shape[0], -1), part.reshape(part.shape[0], -1)
+    spacing = torch.tensor(image_grid.spacing, dtype=torch.float64)
+    origin = torch.tensor(image_grid.origin, dtype=torch.float64)
+    for rows, coords in _chunks(grid, offset, shape):
+        at = pull.points(coords)
+        index = (at - origin) / spacing  # [n, D], in pixels of the whole image
+        if labels:
+            address = torch.zeros(index.shape[0], dtype=torch.long)
+            for d, n in enumerate(part.shape[1:]):
+                nearest = index[:, d].round().nan_to_num(0.0).clamp(0, image_grid.shape[d] - 1).long()
+                address = address * n + (nearest - image_offset[d]).clamp(0, n - 1)
+            values = stored[:, address]
+        else:
+            values = reference.sample_part(source, index, image_grid.shape, image_offset)
+        if background is not None:
+            values = torch.where(image_grid.contains(at), values, torch.tensor(background).to(values.dtype))
+        flat[:, rows] = values
+    return out if labels else _rounded(out, dtype)
+
+
+def move_points(points: PointSet, transform: Transform) -> PointSet:
+    """``points`` carried by ``transform``, same order, table untouched, now in the target's unit."""
+    if points.ndim != transform.ndim:
+        raise ValueError(
+            f"wanted points of {transform.ndim} components for this map, got {points.ndim} ({', '.join(points.axes)}); "
+            "choose their columns, or use a map of that dimension"
+        )
+    if points.unit != transform.source_unit:
+        raise ValueError(f"wanted points in {transform.source_unit} for this map, got {points.unit}; state the spacing")
+    return points.replace(coords=transform.points(points.coords), unit=transform.target_unit)
+
+
+def _fused(
+    part: Tensor,
+    image_grid: Grid,
+    image_offset: tuple[int, ...],
+    pull: _Fused,
+    grid: Grid,
+    offset: tuple[int, ...],
+    shape: tuple[int, ...],
+    background: float | None,
+) -> Tensor:
+    affine, flow, after = pull
+    ndim = grid.ndim
+    matrix = homogeneous.compose(affine, grid.index_to_position())[:ndim]
+    if flow is None:
+        velocity, v_grid, n_steps = torch.zeros((1, ndim, *(1,) * ndim)), Grid((1,) * ndim), 1
+    else:
+        velocity, v_grid, n_steps = flow.velocity, flow.grid, flow.n_steps or 1
+    return ops.warp_crop(
+        part, velocity, matrix, shape, offset, image_grid.shape, image_offset, image_grid.spacing, image_grid.origin,
+        v_grid.spacing, v_grid.origin, n_steps, background, None if after is None else after[:ndim],
+    )  # fmt: skip
+
+
+def _rounded(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Floats in ``dtype``, rounded and clamped where it holds whole numbers."""
+    if dtype.is_floating_point:
+        return values.to(dtype)
+    info = torch.iinfo(dtype)
+    top = float(info.max)
+    if top > info.max:  # 2^63 and 2^64 fit a double, but not the type
+        top = math.nextafter(top, 0.0)
+    return values.round().clamp(info.min, top).to(dtype)
+
+
+def _chunks(grid: Grid, offset: tuple[int, ...], shape: tuple[int, ...]) -> Iterable[tuple[slice, Tensor]]:
+    """Flat slices of a tile of ``grid`` and their positions ``[n, D]``, in bands along the first axis, to bound the memory.
+
+    A position depends on the pixel's index in ``grid`` alone.
+    """
+    per_row = math.prod(shape[1:])
+    band = max(1, _CHUNK // max(1, per_row))
+    for start in range(0, shape[0], band):
+        n = min(band, shape[0] - start)
+        axes = [
+            o + s * (torch.arange(m, dtype=torch.float64) + first)
+            for o, s, m, first in zip(
+                grid.origin, grid.spacing, (n, *shape[1:]), (offset[0] + start, *offset[1:]), strict=True
+            )
+        ]
+        coords = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
+        yield slice(start * per_row, (start + n) * per_row), coords.reshape(-1, grid.ndim)
+
+
+_Fused = tuple[Tensor, Flow | None, Tensor | None]
+
+
+def _fusible(pull: Transform) -> _Fused | None:
+    """``pull`` as `ops.warp_crop` fuses it, else None: an affine matrix, then a reversed flow, if any; or an affine matrix, a
+    flow that is not reversed, and the affine matrix after it."""
+    before = after = torch.eye(pull.ndim + 1, dtype=torch.float64)
+    flow: Flow | None = None
+    for part in pull.parts():
+        if isinstance(part, Affine):
+            if flow is None:
+                before = homogeneous.compose(part.matrix, before)
+            else:
+                after = homogeneous.compose(part.matrix, after)
+        elif isinstance(part, Flow) and flow is None:
+            flow = part
+        else:
+            return None
+    if flow is None or flow.reverse:
+        return (before, flow, None) if torch.equal(after, torch.eye(pull.ndim + 1, dtype=torch.float64)) else None
+    return before, flow, after
