@@ -21,8 +21,10 @@ import regframe as rf
 from regframe import ops
 from regframe.bench import interleaved, relative
 from regframe.config import Config
-from regframe.lddmm import Energy, Increment
-from regframe.optimize import build_levels, velocity_space
+from regframe.fit.energy import Energy
+from regframe.fit.frames import Increment
+from regframe.fit.prior import velocity_space
+from regframe.fit.pyramid import build_levels
 
 OBSERVATIONS = 1e5
 

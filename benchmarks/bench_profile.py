@@ -13,22 +13,23 @@ import synthetic
 from records import record
 
 import regframe as rf
-from regframe import lddmm, ops, optimize, pose, registration
+from regframe import ops, pose, registration
+from regframe.fit import energy, mixture, pyramid, velocity
 
 STAGES: list[tuple[str, object, str]] = [
     ("kernels", ops, "contrast"),
     ("kernels", ops, "warp"),
     ("kernels", ops, "flow_points"),
-    ("velocity and its adjoint (FFT)", lddmm.VelocitySpace, "velocity"),
-    ("velocity and its adjoint (FFT)", lddmm.VelocitySpace, "adjoint"),
-    ("energy, without kernels and FFT", lddmm.Energy, "__call__"),
-    ("optimiser", optimize, "minimize"),
-    ("contrast map, EM weights, correlation area", optimize, "fit_contrast"),
-    ("contrast map, EM weights, correlation area", optimize, "correlation_area"),
-    ("contrast map, EM weights, correlation area", lddmm.Mixture, "update"),
-    ("contrast map, EM weights, correlation area", lddmm.Mixture, "start"),
-    ("contrast map, EM weights, correlation area", optimize, "precondition"),
-    ("pyramids", optimize, "build_levels"),
+    ("velocity and its adjoint (FFT)", velocity.VelocitySpace, "velocity"),
+    ("velocity and its adjoint (FFT)", velocity.VelocitySpace, "adjoint"),
+    ("energy, without kernels and FFT", energy.Energy, "__call__"),
+    ("optimiser", pyramid, "minimize"),
+    ("contrast map, EM weights, correlation area", pyramid, "fit_contrast"),
+    ("contrast map, EM weights, correlation area", pyramid, "correlation_area"),
+    ("contrast map, EM weights, correlation area", mixture.Mixture, "update"),
+    ("contrast map, EM weights, correlation area", mixture.Mixture, "start"),
+    ("contrast map, EM weights, correlation area", pyramid, "precondition"),
+    ("pyramids", pyramid, "build_levels"),
     ("pose search", pose, "search"),
     ("figures and verdict", registration, "_figures"),
     ("figures and verdict", registration, "_coincidence"),

@@ -217,7 +217,7 @@ def imported(folder: Path) -> str:
     sides = [rf.open(DATA / "15_2d_classics" / "ants" / f"r{n}slice.jpg") for n in (16, 64)]
     result = rf.register(*sides)
     rf.write_map(result, folder / "map.tfm", format="itk")
-    back = rf.read_map(folder / "map.tfm", *sides)
+    back = rf.read_map(folder / "map.tfm", *(side.grid for side in sides))
     result.save(folder / "map.ome.zarr")
     digest = hashlib.sha256((of(back) + of(rf.load(folder / "map.ome.zarr"))).encode())
     return digest.hexdigest()[:16]

@@ -29,14 +29,16 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 from torch import Tensor
 
-from . import ops, reference, uncertainty
+from . import ops, reference
 from .config import Config
 from .data import Grid, PointSet
-from .lddmm import Frame, Increment, Preconditioner, VelocitySpace, physical_maps, smooth_size
+from .fit import uncertainty
+from .fit.frames import Frame, Increment
+from .fit.lbfgs import FIRST_STEP, minimize
+from .fit.velocity import Preconditioner, VelocitySpace, enough_steps, physical_maps, smooth_size
 from .maps import homogeneous
 from .maps.affine import Affine
 from .maps.base import Transform
-from .optimize import FIRST_STEP, enough_steps, minimize
 
 Floats = NDArray[np.float64]
 

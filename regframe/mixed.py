@@ -33,9 +33,13 @@ from . import reference as regframe_reference
 from .clouds import MetricEnergy, carried, distinct, fit_pairs
 from .config import Config
 from .data import Grid, Image, PointSet, unit_ratio
-from .lddmm import Frame, Preconditioner, fit_contrast
+from .fit.frames import Frame
+from .fit.lbfgs import FIRST_STEP, minimize
+from .fit.likeness import fit_contrast
+from .fit.prior import velocity_space
+from .fit.pyramid import Fit
+from .fit.velocity import Preconditioner, enough_steps
 from .maps import homogeneous
-from .optimize import FIRST_STEP, Fit, enough_steps, minimize, velocity_space
 
 Floats = NDArray[np.float64]
 

@@ -20,10 +20,11 @@ from torch import Tensor
 
 from .config import Config
 from .data import Grid, Image, unit_ratio
-from .lddmm import Frame, Halvings
+from .fit.frames import Frame
+from .fit.halvings import Halvings
+from .fit.threads import threads_for
 from .maps.homogeneous import compose, inverse
 from .maps.plane import lifted, nearest
-from .optimize import threads_for
 from .pose import Pose
 
 NORMALS = 320

@@ -17,10 +17,14 @@ from torch import Tensor
 
 from .config import Config
 from .data import Image, unit_ratio
-from .lddmm import Frame, Halvings, ImageMetric, Increment, Level, smooth_size
+from .fit.energy import ImageMetric
+from .fit.frames import Frame, Increment
+from .fit.halvings import Halvings, Level
+from .fit.pyramid import Fit, build_levels, fit_level
+from .fit.threads import threads_for
+from .fit.velocity import smooth_size
 from .maps.affine import Affine
 from .maps.homogeneous import compose, inverse
-from .optimize import Fit, build_levels, fit_level, threads_for
 from .reference import carry
 from .tissue import View, Views
 

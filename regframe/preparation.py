@@ -13,7 +13,7 @@ from skimage.filters import threshold_otsu
 from torch import Tensor
 
 from .data import Image
-from .lddmm import flattest
+from .fit.mixture import flattest
 
 LOOKED_AT = 300_000
 """Pixels that are looked at, about."""

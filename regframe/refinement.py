@@ -29,7 +29,11 @@ from torch import Tensor
 
 from . import tiles
 from .data import Grid, Level, Pyramid
-from .lddmm import BESIDE, CORRELATION_LIMIT, flattest, smooth_size, soften
+from .fit.halvings import soften
+from .fit.likeness import BESIDE, CORRELATION_LIMIT
+from .fit.mixture import flattest
+from .fit.uncertainty import FLOOR
+from .fit.velocity import smooth_size
 from .maps import homogeneous
 from .maps.affine import Affine
 from .maps.base import Transform
@@ -37,7 +41,6 @@ from .maps.flow import Flow
 from .maps.sequence import Sequence
 from .registration import CHANCE, Result
 from .slide import place_pyramid
-from .uncertainty import FLOOR
 
 Array = NDArray[np.float64]
 
@@ -54,7 +57,7 @@ STRIDE = 8
 BAND = 33
 """Pixels along the sides of the boxes whose mean is taken away from a window that is looked for: shading tells nothing."""
 FINE = 9
-"""The same of the windows that judge: fine structure alone, as in `lddmm.shared_structure`."""
+"""The same of the windows that judge: fine structure alone, as in `likeness.shared_structure`."""
 PEAK = 6.0
 """Standard deviations above the other places in its search range from which a window counts as found."""
 GAIN = 3.0

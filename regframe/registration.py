@@ -16,12 +16,18 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
-from . import clouds, mixed, plugins, pose, preparation, uncertainty
+from . import clouds, mixed, plugins, pose, preparation
 from . import plane as regframe_plane
 from .config import Config
 from .contracts import Metric
 from .data import Grid, Image, PointSet, unit_ratio
-from .lddmm import Frame, Halvings, Level, coincidence, fit_contrast, halve, physical_maps
+from .fit import uncertainty
+from .fit.frames import Frame
+from .fit.halvings import Halvings, Level, halve
+from .fit.likeness import coincidence, fit_contrast
+from .fit.pyramid import Fit, fit_pyramid
+from .fit.threads import threads_for
+from .fit.velocity import physical_maps
 from .maps import plane
 from .maps.affine import Affine
 from .maps.base import Transform
@@ -29,7 +35,6 @@ from .maps.edges import move_shapes
 from .maps.homogeneous import compose, determinant, inverse
 from .maps.resample import move_points, resample
 from .maps.shapes import Shapes
-from .optimize import Fit, fit_pyramid, threads_for
 from .reference import carry
 
 Carried = Image | PointSet | Shapes | Tensor
@@ -43,7 +48,7 @@ STRONG = 3.0
 FROM_POSE = 2 / 3
 """Share of the likeness that must come from the pose for a strong bend to be believed without a look."""
 BELONG = 10.0
-"""Coincidence from which two images are believed to belong together as they are aligned (see `lddmm.coincidence`)."""
+"""Coincidence from which two images are believed to belong together as they are aligned (see `likeness.coincidence`)."""
 BEYOND_DOUBT = 15.0
 """Coincidence of the affine map alone from which a strong bend is believed too."""
 BENT_HOME = 30.0
@@ -711,7 +716,7 @@ def _probe(grid: Grid, most: int = 150_000) -> Grid:
 
 
 def _coincidence(fixed: Halvings, moving: Halvings, affine: Affine, phi: Transform, most: int = 150_000) -> float:
-    """The largest `lddmm.coincidence` of the aligned images over resolutions."""
+    """The largest `likeness.coincidence` of the aligned images over resolutions."""
     times = 0
     while fixed.at(times)[0][0].numel() > most and fixed.at(times + 1) is not fixed.at(times):
         times += 1

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .data import Grid
-from .lddmm import Halvings, halve
+from .fit.halvings import Halvings, halve
 
 FINEST = 320
 """Pixels along the longer side of the finest image that is looked at."""

@@ -214,7 +214,7 @@ def test_pictures_are_there_and_small() -> None:
 
 def test_constants_are_those_of_the_code() -> None:
     text = (ROOT / "docs" / "method.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| `(\w+)\.([A-Z_]+)` \| ([\d.]+) \|$", text, re.MULTILINE)
+    rows = re.findall(r"^\| `([\w.]+)\.([A-Z_0-9]+)` \| ([\d.]+) \|$", text, re.MULTILINE)
     assert len(rows) > 10
     for module, name, value in rows:
         assert getattr(importlib.import_module(f"regframe.{module}"), name) == float(value), f"{module}.{name}"

@@ -12,21 +12,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import regframe as rf
-from regframe import lddmm
-from regframe.lddmm import (
-    CORRELATION_LIMIT,
-    Energy,
-    Frame,
-    Increment,
-    Level,
-    Mixture,
-    VelocitySpace,
-    correlation_area,
-    fit_contrast,
-    halve,
-    smooth_size,
-    standardized,
-)
+from regframe.fit import mixture as fit_mixture
+from regframe.fit.energy import Energy
+from regframe.fit.frames import Frame, Increment
+from regframe.fit.halvings import Level, halve, standardized
+from regframe.fit.likeness import CORRELATION_LIMIT, correlation_area, fit_contrast
+from regframe.fit.mixture import Mixture
+from regframe.fit.velocity import VelocitySpace, smooth_size
 
 laws = settings(max_examples=25)
 KINDS = ["rigid", "similarity", "affine"]
@@ -541,8 +533,8 @@ def test_a_large_image_is_judged_by_a_sample_of_its_pixels(monkeypatch: pytest.M
     fixed, predicted, where = _stained_section()
     weight = torch.ones(fixed.shape[1:])
     found = []
-    for sample in (lddmm.SAMPLE, 1500):
-        monkeypatch.setattr(lddmm, "SAMPLE", sample)
+    for sample in (fit_mixture.SAMPLE, 1500):
+        monkeypatch.setattr(fit_mixture, "SAMPLE", sample)
         mixture = Mixture.start(fixed, predicted, weight)
         for _ in range(4):
             mixture.update(fixed, predicted, weight)

@@ -15,22 +15,12 @@ from torch import Tensor
 
 import regframe as rf
 from regframe.config import Pyramid
-from regframe.lddmm import Frame, Increment, noise_share, soften
-from regframe.optimize import (
-    DEVIATION_FLOOR,
-    DEVIATION_MARGIN,
-    MOST_STEPS,
-    PATIENCE,
-    STEEPEST,
-    Fit,
-    Outcome,
-    _History,
-    adapt_prior,
-    build_levels,
-    enough_steps,
-    minimize,
-    velocity_space,
-)
+from regframe.fit.frames import Frame, Increment
+from regframe.fit.halvings import noise_share, soften
+from regframe.fit.lbfgs import PATIENCE, Outcome, _History, minimize
+from regframe.fit.prior import velocity_space
+from regframe.fit.pyramid import DEVIATION_FLOOR, DEVIATION_MARGIN, Fit, adapt_prior, build_levels
+from regframe.fit.velocity import MOST_STEPS, STEEPEST, enough_steps
 
 laws = settings(max_examples=25)
 

@@ -16,7 +16,7 @@ import regframe as rf
 from regframe import plane
 from regframe.cli import main
 from regframe.data import Grid, Image, PointSet
-from regframe.lddmm import Halvings
+from regframe.fit.halvings import Halvings
 from regframe.maps.affine import Affine
 
 pytest.importorskip("regframe._host", reason="the host module is not built: the search would take minutes")

@@ -16,7 +16,8 @@ from torch import Tensor
 
 import regframe as rf
 from regframe import pose
-from regframe.lddmm import ImageMetric, Level
+from regframe.fit.energy import ImageMetric
+from regframe.fit.halvings import Level
 
 laws = settings(max_examples=25)
 seeds = st.integers(0, 2**31)

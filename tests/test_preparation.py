@@ -12,7 +12,7 @@ from scipy.ndimage import gaussian_filter, rotate
 
 import regframe as rf
 from regframe import preparation
-from regframe.lddmm import BLOCK, coincidence, shared_structure
+from regframe.fit.likeness import BLOCK, coincidence, shared_structure
 
 
 def tissue(number: int, shape: tuple[int, int] = (160, 200), sigma: float = 2.0) -> np.ndarray:

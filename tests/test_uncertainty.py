@@ -14,13 +14,17 @@ from click.testing import CliRunner
 from fake_result import fake_result
 
 import regframe as rf
-from regframe import demo, uncertainty
+from regframe import demo
 from regframe.cli import main
 from regframe.config import Config
 from regframe.data import Grid
 from regframe.evaluation import position_sd as sd_at
-from regframe.lddmm import Energy, Increment, Level, VelocitySpace
-from regframe.optimize import velocity_space
+from regframe.fit import uncertainty
+from regframe.fit.energy import Energy
+from regframe.fit.frames import Increment
+from regframe.fit.halvings import Level
+from regframe.fit.prior import velocity_space
+from regframe.fit.velocity import VelocitySpace
 from regframe.report import render
 
 

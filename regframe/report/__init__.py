@@ -17,11 +17,11 @@ import torch
 from numpy.typing import NDArray
 
 from ..data import Grid, Image, PointSet
+from ..fit.uncertainty import radius_90
 from ..maps import plane
 from ..maps.affine import Affine
 from ..pose import CLEAR
 from ..registration import Result
-from ..uncertainty import radius_90
 from . import dots, figures, pictures
 from .pictures import Array, Side, View
 

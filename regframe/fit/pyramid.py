@@ -1,57 +1,33 @@
-"""Limited-memory BFGS for an energy in whitened variables, where descent is well conditioned and needs no step size.
+"""A map of two images fitted coarse to fine: the affine part first, then both together, then whether the bend was worth it.
 
-Source: Nocedal & Wright, Numerical Optimization, 2nd ed., algorithms 7.4 (two loops) and 3.1 (backtracking), with the
-first step and every later one bounded by the movement it causes, in pixels.
+Each level alternates between the descent of its energy and the E step of the matching weights.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import math
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from .config import Config
-from .data import Grid, Image
-from .lddmm import (
-    Energy,
-    Frame,
-    Halvings,
-    ImageMetric,
-    Increment,
-    Level,
-    Mixture,
-    Preconditioner,
-    VelocitySpace,
-    coincidence,
-    correlation_area,
-    fit_contrast,
-    noise_share,
-    shared_structure,
-    smooth_size,
-    soften,
-)
-from .maps import homogeneous
+from ..config import Config
+from ..data import Grid, Image
+from ..maps import homogeneous
+from .energy import Energy, ImageMetric
+from .frames import Frame, Increment
+from .halvings import Halvings, Level, noise_share, soften
+from .lbfgs import FIRST_STEP, minimize
+from .likeness import coincidence, correlation_area, fit_contrast, shared_structure
+from .mixture import Mixture
+from .prior import velocity_space
+from .threads import threads_for
+from .velocity import Preconditioner, VelocitySpace, enough_steps
 
-SCALE = 0.1
-"""Default length a of the Sobolev operator, as a fraction of the moving canvas' extent (geometric mean of its sides)."""
-ORDER = 2.0
-"""Default power p of the Sobolev operator."""
-SECTIONS_SCALE = 0.06
-"""Length a where neighbouring sections are aligned: pieces of tissue move by themselves between the cuts."""
-SECTIONS_ORDER = 1.0
-"""Power p there."""
-SECTIONS_NODES = 4
-"""Velocity nodes per length a there."""
 LEAST_EVIDENCE = 0.25
 """What an observation counts at least, however little fine structure both sides share, and between neighbouring sections."""
 ENOUGH_SHARED = 0.5
@@ -62,241 +38,21 @@ SECTIONS = 0.15
 """Share under which two stained sections are neighbouring ones, whose pieces move by themselves."""
 NOTHING_SHARED = 0.01
 """Share of the fine structure under which the finest level of neighbouring sections is left out."""
-MOST_VARIABLES = 6_000_000
-"""Values of a velocity at most; a finer one is given wider nodes, and more memory would not make it better."""
-NODES = 3
-"""Velocity nodes per length a: with fewer, the kinks of the multilinear velocity cost accuracy and storage."""
-SCALE_3D = 0.042
-"""Length a in a volume: organs fold in three directions."""
-ORDER_3D = 1.0
-"""Power p there."""
-NODES_3D = 2
-"""Velocity nodes per length a there, where they cost more."""
-MARGIN_3D = 2.5
-"""Lengths a by which velocities reach beyond a volume: there the far end of the period is no longer felt."""
-PLANE_SCALE = 0.08
-"""Length a where a section is placed in a volume, as a fraction of what is around it."""
-PLANE_ORDER = 2.0
-"""Power p there."""
-PLANE_NODES = 2
-"""Velocity nodes per length a there."""
-PLANE_DEVIATION = 0.015
-"""Prior standard deviation of a displacement there, as the same fraction; it is not adapted, for it would buy displacements
-across the section that only fit noise."""
-PLANE_ACROSS = 0.2
-"""Deviation of a displacement across the section there, over that along it."""
 CHORD = 16
 """Pixels of a level between two nodes from which twice as many per axis are worth their price: the chords of long waves are
 far off there, and cells still large enough to be walked through fast."""
-DEVIATION = 0.1
-"""Prior standard deviation of a displacement before anything is known, as the same fraction."""
 BENDING_EVIDENCE = 5.0
 """Nats by which the energy of a bent map must be lower than the best affine one's for the bend to be kept."""
 DEVIATION_FLOOR = 0.03
 """Smallest prior deviation the fit may arrive at, in moving pixels."""
 DEVIATION_MARGIN = 3.0
 """The prior deviation of the next level over the rms displacement found so far: wide enough to leave room for more."""
-
-FIRST_STEP = 0.25
-"""First step over the gradient in preconditioned variables, whose curvature is about 1 and seldom above 4."""
 NOISY = 0.5
 """Share of the moving image's squared gradient above which noise would steer the finest level: both sides are softened."""
-PATIENCE = 5
-"""Steps over which a fit must have gained something to go on."""
 WORTHWHILE = 1e-4
 """Nats per independent observation below which the gain of `PATIENCE` steps of a bent fit is not worth them."""
 LEAST = 1.0
 """Nats that those steps must gain at least on all levels but the finest, which need not be settled to the last."""
-PIXELS_PER_THREAD = 150_000
-"""Pixels (times channels) below which another thread costs more than it brings."""
-
-
-@contextlib.contextmanager
-def threads_for(pixels: int) -> Iterator[None]:
-    """Run on as many threads as the work is worth, never more than are set.
-
-    Threads that wait for each other after every few microseconds of work stall for whole time slices as soon as another
-    process wants a core: on a busy machine two threads on a small level are many times slower than one.
-    """
-    before = torch.get_num_threads()
-    wanted = max(1, min(before, pixels // PIXELS_PER_THREAD))
-    if wanted != before:
-        torch.set_num_threads(wanted)
-    try:
-        yield
-    finally:
-        if wanted != before:
-            torch.set_num_threads(before)
-
-
-FloatArray = NDArray[np.float64]
-Evaluate = Callable[[Tensor], tuple[float, Tensor]]
-"""From variables ``[P]`` to the energy and its gradient ``[P]``; a non-finite energy rejects the point."""
-
-
-@dataclass
-class Outcome:
-    """Where a minimisation ended and why.
-
-    Args:
-        x: variables ``[P]`` of the lowest energy seen.
-        energy: the energy there.
-        iterations: steps taken.
-        reason: ``converged`` (the last steps moved nothing), ``flat`` (no lower point along the descent direction),
-            ``slow`` (out of iterations while the last steps gained next to nothing), ``max_iter`` (out of iterations
-            while they still gained), or ``diverged`` (the energy was not finite at the start).
-    """
-
-    x: Tensor
-    energy: float
-    iterations: int
-    reason: str
-
-
-def dot(a: Tensor, b: Tensor) -> float:
-    """Inner product of ``[P]`` and ``[P]`` in float64."""
-    return float(torch.dot(a.to(torch.float64), b.to(torch.float64)))
-
-
-class _History:
-    """The last pairs of steps and gradient changes, and the product of the inverse Hessian they imply.
-
-    Every product of two of them is kept, so that a direction costs one pass over the pairs for their products with the
-    gradient, one for the sum, and the two loops run on numbers (Chen et al. 2014, "Large-scale L-BFGS using MapReduce").
-    """
-
-    def __init__(self, memory: int, like: Tensor) -> None:
-        self.memory = memory
-        self._rows = torch.zeros((2 * memory, like.numel()), dtype=like.dtype)  # steps, then changes
-        self._products = np.zeros((2 * memory, 2 * memory))
-        self._order: list[int] = []  # slots, oldest first
-
-    def clear(self) -> None:
-        """Forget all pairs."""
-        self._order.clear()
-
-    def __bool__(self) -> bool:
-        return bool(self._order)
-
-    def _with(self, row: Tensor) -> FloatArray:
-        """Products ``[2 memory]`` of all rows in use with ``row``; the rest is of no meaning."""
-        out: FloatArray = torch.mv(self._rows, row).numpy().astype(np.float64)
-        return out
-
-    def add(self, step: Tensor, change: Tensor) -> None:
-        """Remember a pair, unless the energy did not curve upwards along it."""
-        norms = [float(torch.linalg.vector_norm(row, dtype=torch.float64)) for row in (step, change)]
-        if not dot(step, change) > 1e-10 * norms[0] * norms[1]:
-            return
-        m = self.memory
-        slot = len(self._order) if len(self._order) < m else self._order.pop(0)
-        self._rows[slot], self._rows[m + slot] = step, change
-        for k, row in ((slot, step), (m + slot, change)):
-            self._products[k] = self._products[:, k] = self._with(row)
-        self._order.append(slot)
-
-    def direction(self, gradient: Tensor) -> Tensor:
-        """Minus the inverse Hessian times ``gradient``."""
-        if not self._order:
-            return -gradient
-        m, products = self.memory, self._products
-        with_gradient = self._with(gradient)
-        weights, scale = np.zeros(2 * m), 1.0  # the vector is scale * (gradient + Σ weights * rows)
-        alphas = []
-        for k in reversed(self._order):
-            alpha = (with_gradient[k] + weights @ products[k]) / products[k, m + k]
-            weights[m + k] -= alpha
-            alphas.append(alpha)
-        last = self._order[-1]
-        scale = products[last, m + last] / products[m + last, m + last]
-        weights *= scale
-        for k, alpha in zip(self._order, reversed(alphas), strict=True):
-            beta = (scale * with_gradient[m + k] + weights @ products[m + k]) / products[k, m + k]
-            weights[k] += alpha - beta
-        out = torch.mv(self._rows.T, torch.from_numpy(weights).to(gradient.dtype))
-        return out.add_(gradient, alpha=scale).neg_()
-
-
-def minimize(
-    evaluate: Evaluate,
-    x: Tensor,
-    movement: Callable[[Tensor], float],
-    *,
-    max_iter: int,
-    tolerance: float,
-    memory: int = 12,
-    max_move: float = 8.0,
-    first_move: float = 1.0,
-    first_step: float | None = None,
-    worthwhile: float = 0.0,
-    callback: Callable[[int, float], None] | None = None,
-) -> Outcome:
-    """Minimise ``evaluate`` from ``x`` ``[P]``.
-
-    Args:
-        movement: from a change of the variables to the largest distance it moves a pixel, in pixels of the level.
-        max_iter: steps at most.
-        tolerance: three steps in a row that move less than this (pixels) end it: converged.
-        max_move: no step is tried that moves more than this (pixels).
-        first_move: length of the first step, which has no curvature to go by (pixels).
-        first_step: the first step over the gradient at most, where the curvature is known to be about 1 along all variables.
-        worthwhile: energy that `PATIENCE` steps must gain together; less ends it: converged.
-        callback: called with the step's number and the energy after each step.
-    """
-    energy, gradient = evaluate(x)
-    if not (math.isfinite(energy) and bool(torch.isfinite(gradient).all())):
-        return Outcome(x, energy, 0, "diverged")
-    history = _History(memory, x)
-    quiet = 0
-    past = deque([energy], maxlen=PATIENCE + 1)
-    for iteration in range(1, max_iter + 1):
-        direction = history.direction(gradient)
-        slope = dot(direction, gradient)
-        if not slope < 0:  # the curvature pairs have gone stale: start again from steepest descent
-            history.clear()
-            direction = -gradient
-            slope = dot(direction, gradient)
-            if not slope < 0:
-                return Outcome(x, energy, iteration - 1, "converged")
-        moved = movement(direction)
-        if history:
-            t = min(1.0, max_move / max(moved, 1e-30))
-        else:
-            t = min(math.inf if first_step is None else first_step, first_move / max(moved, 1e-30))
-        accepted = None
-        for _ in range(12):
-            trial = x + t * direction
-            new_energy, new_gradient = evaluate(trial)
-            if math.isfinite(new_energy) and new_energy <= energy + 1e-4 * t * slope:
-                accepted = trial
-                break
-            if math.isfinite(new_energy):  # minimum of the parabola through both values and the slope
-                shrink = -slope * t / (2 * (new_energy - energy - slope * t))
-                t *= min(max(shrink, 0.1), 0.6)
-            else:
-                t *= 0.1
-            if t * moved < 0.01 * tolerance:
-                break
-        if accepted is None:
-            if history:
-                history.clear()
-                first_move = max(tolerance, min(first_move, t * moved * 4))
-                first_step = None if first_step is None else min(first_step, 4 * t)
-                quiet += 1
-                if quiet < 2:
-                    continue
-                return Outcome(x, energy, iteration, "converged")
-            return Outcome(x, energy, iteration, "flat")
-        history.add(accepted - x, new_gradient - gradient)
-        x, energy, gradient = accepted, new_energy, new_gradient
-        if callback is not None:
-            callback(iteration, energy)
-        quiet = quiet + 1 if t * moved < tolerance else 0
-        past.append(energy)
-        if quiet >= 3 or (len(past) > PATIENCE and past[0] - energy < worthwhile):
-            return Outcome(x, energy, iteration, "converged")
-    slow = len(past) > PATIENCE and past[0] - energy < 10 * worthwhile
-    return Outcome(x, energy, max_iter, "slow" if slow else "max_iter")
 
 
 @dataclass
@@ -317,7 +73,7 @@ class Fit:
         mismatch: the metric's value where the last level ended.
         bending_gain: how much lower the energy of the bent map is than that of the best affine one, in nats; None where
             no bending was asked for.
-        shared: share of the fine structure that both images have at the last level (`lddmm.shared_structure`).
+        shared: share of the fine structure that both images have at the last level (`likeness.shared_structure`).
         texture: the same on the finest level of the affine fit.
         stained: whether both sides are stained sections.
         sections: whether they are neighbouring ones: cells of one are not those of the other.
@@ -374,20 +130,6 @@ def adapt_prior(fit: Fit, moving: Grid) -> None:
     u = fit.x[fit.increment.size :] * (fit.space.deviation / deviation)
     fit.space = fit.space.with_deviation(deviation)
     fit.x = torch.cat([fit.x[: fit.increment.size], u])
-
-
-STEEPEST = 0.25
-"""Largest ``h dv/dX`` a fit is integrated with; well below 1/D, so that it may grow within a round without folding."""
-MOST_STEPS = 48
-"""Euler steps at most."""
-
-
-def enough_steps(space: VelocitySpace, u: Tensor) -> VelocitySpace:
-    """The space with as many Euler steps as its velocity needs for every step to be invertible."""
-    n_steps = space.n_steps
-    while n_steps < MOST_STEPS and space.with_steps(n_steps).steep(u) > STEEPEST:
-        n_steps += space.n_slices
-    return space.with_steps(n_steps)
 
 
 def fit_level(
@@ -551,49 +293,6 @@ def build_levels(fixed: Image | Halvings, moving: Image | Halvings, start: Tenso
             f_data, m_data = soften(f_data), soften(m_data)
         levels.append(Level(f_data, m_data, f_grid, m_grid, f_weight, m_weight))
     return levels
-
-
-def velocity_space(moving: Grid, config: Config, sections: bool = False, plane: Tensor | None = None) -> VelocitySpace:
-    """Velocities for a moving canvas: smoothness from its extent, `NODES` nodes to a scale over twice the canvas.
-
-    Args:
-        moving: the moving canvas, in its physical unit.
-        config: settings; lengths in the moving unit.
-        sections: whether neighbouring sections are aligned, which needs rougher velocities.
-        plane: where a section is placed in a slab of a volume, ``B`` ``[4, 4]`` of the normalised frames; else None.
-    """
-    grid = Frame.of(moving).grid(moving)
-    extent = math.prod(grid.extent) ** (1 / grid.ndim)
-    flat = grid.ndim == 2
-    relative, order, per_scale = (SCALE, ORDER, NODES) if flat else (SCALE_3D, ORDER_3D, NODES_3D)
-    n_slices = config.n_slices or (3 if flat else 1)
-    if sections:
-        relative, order, per_scale = SECTIONS_SCALE, SECTIONS_ORDER, SECTIONS_NODES
-    stiff = None
-    if plane is not None:
-        normal = torch.linalg.cross(plane[:3, 1], plane[:3, 2])
-        normal = normal / normal.norm()
-        stiff = torch.eye(3, dtype=torch.float64) - (1 - PLANE_ACROSS) * torch.outer(normal, normal)
-        extent = math.prod(sorted(grid.extent)[1:]) ** 0.5  # of the section, not of the slab's thickness
-        relative, order, per_scale = PLANE_SCALE, PLANE_ORDER, PLANE_NODES
-    scale = extent * relative if config.sobolev.scale is None else config.sobolev.scale / moving.pixel
-    deviation = extent * (DEVIATION if plane is None else PLANE_DEVIATION)
-    if config.sigma_regularizer is not None:
-        deviation = config.sigma_regularizer / moving.pixel
-    spacing = scale / per_scale
-    while True:
-        shape = []
-        for d in range(grid.ndim):
-            margin = max(grid.extent[d] / 2, 2 * scale) if flat and grid.shape[d] > 1 else MARGIN_3D * scale
-            shape.append(smooth_size(max(4, math.ceil((grid.extent[d] + 2 * margin) / spacing))))
-        if math.prod(shape) * grid.ndim * n_slices <= MOST_VARIABLES:
-            break
-        spacing *= 1.25
-    origin = tuple(-(n - 1) / 2 * spacing for n in shape)
-    nodes = Grid(tuple(shape), (spacing,) * grid.ndim, origin)
-    return VelocitySpace(
-        nodes, n_slices, config.n_steps or n_slices, scale, config.sobolev.order or order, deviation, stiff=stiff
-    )
 
 
 def seen_at(fit: Fit, level: Level, metric: ImageMetric) -> tuple[Tensor, Tensor, Tensor]:

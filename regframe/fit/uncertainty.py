@@ -17,8 +17,11 @@ from scipy.spatial.distance import cdist
 from scipy.special import gamma, kv
 from torch import Tensor
 
-from .data import Grid
-from .lddmm import Energy, Frame, Increment, VelocitySpace, fit_contrast
+from ..data import Grid
+from .energy import Energy
+from .frames import Frame, Increment
+from .likeness import fit_contrast
+from .velocity import VelocitySpace
 
 Array = NDArray[np.float64]
 

@@ -1,0 +1,200 @@
+"""The energy of METHOD.md: Sobolev-smooth velocity, affine map, matching term, EM weights, landmark term.
+
+Everything here lives in two normalised frames, so that nothing depends on a data set's unit: lengths of the moving side in
+moving pixels about the middle of its canvas, lengths of the fixed side in fixed pixels about the middle of its own.
+
+Sources: Beg et al. 2005 (LDDMM); Tward et al. 2020 (contrast maps and EM weights); Clifton et al. 2023 (both for spatial
+transcriptomics).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from .. import ops, reference
+from ..data import Grid
+from ..maps import homogeneous
+from .frames import Increment
+from .halvings import Level
+from .velocity import VelocitySpace
+
+
+class ImageMetric(Protocol):
+    """What the energy asks of a metric (see `regframe.contracts.Metric`)."""
+
+    likelihood: ClassVar[bool]
+
+    def __call__(self, warped: Tensor, fixed: Tensor, weight: Tensor) -> Tensor:
+        """Mismatch, a scalar."""
+        ...
+
+    def fused(
+        self, path: ops.Path, moving: Tensor, fixed: Tensor, weight: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Mismatch and its gradients in the path's velocity and matrix, or None."""
+        ...
+
+
+class Energy:
+    """``E(q, u)`` of one level and its gradient: matching term, regulariser and landmark term.
+
+    With ``m`` the metric's value (mean mismatch per unit weight) and ``N`` the number of independent observations, the
+    matching term is ``N m / 2σ_M²`` where σ_M is given, and otherwise ``N/2 log m``: the same Gaussian log-likelihood with
+    σ_M² at its estimate ``m`` for every candidate, which needs no setting and no schedule. A metric that is a mean
+    negative log-likelihood already counts as ``N m``.
+
+    Args:
+        level: the images.
+        metric: the similarity.
+        increment: parametrisation of the affine part.
+        start: ``B_0`` ``[D+1, D+1]``, inverse affine map of the normalised frames (fixed → moving).
+        space: velocities, or None for an affine map.
+        weight: ``[*S_f]`` matching probability times masks and overlap, constant while this energy is minimised.
+        observations: N.
+        sigma_match: σ_M in standard deviations of the fixed channels, or None.
+        landmarks: moving and fixed positions ``[M, D]`` in their frames and σ_P in fixed pixels, or None.
+    """
+
+    def __init__(
+        self,
+        level: Level,
+        metric: ImageMetric,
+        increment: Increment,
+        start: Tensor,
+        space: VelocitySpace | None,
+        weight: Tensor,
+        observations: float,
+        sigma_match: float | None = None,
+        landmarks: tuple[Tensor, Tensor, float] | None = None,
+    ) -> None:
+        self.level, self.metric, self.increment, self.start, self.space = level, metric, increment, start, space
+        self.weight, self.observations, self.sigma_match, self.landmarks = weight, observations, sigma_match, landmarks
+        self.n_evaluations = 0
+        self.parts: dict[str, float] = {}
+        ndim = level.fixed_grid.ndim
+        self._index = level.fixed_grid.index_to_position()
+        self._rim = level.fixed_grid.corners()
+        self._still = torch.zeros((1, ndim, *(1,) * ndim), dtype=torch.float32)
+        # one fixed pixel of this level in full-resolution pixels, and what a moving pixel measures in them
+        self._pixel = level.fixed_grid.pixel
+        self.zoom = float(homogeneous.determinant(start).abs()) ** (-1 / ndim)
+
+    def split(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """``q`` ``[K]`` and ``u`` ``[P]`` of the variables ``x``."""
+        k = self.increment.size
+        return x[:k], (x[k:] if self.space is not None else None)
+
+    def pullback(self, q: Tensor) -> Tensor:
+        """``B(q)`` ``[D+1, D+1]``, fixed frame → moving frame."""
+        return homogeneous.compose(self.start, self.increment.matrix(q))
+
+    def path(self, x: Tensor, grid: Grid) -> ops.Path:
+        """How the level's fixed pixels reach an image on the moving frame's ``grid``."""
+        q, u = self.split(x)
+        ndim = self.level.fixed_grid.ndim
+        matrix = homogeneous.compose(self.pullback(q), self._index)[:ndim]
+        if self.space is None or u is None:
+            velocity, v_grid, n_steps = self._still, Grid((1,) * ndim), 1
+        else:
+            velocity, v_grid, n_steps = self.space.velocity(u), self.space.grid, self.space.n_steps
+        return ops.Path(
+            velocity, matrix, self.level.fixed_grid.shape, (0,) * ndim,
+            grid.spacing, grid.origin, v_grid.spacing, v_grid.origin, n_steps,
+        )  # fmt: skip
+
+    def warp(self, x: Tensor, image: Tensor, grid: Grid) -> Tensor:
+        """``image`` ``[C, *S_m]`` of the moving frame's ``grid`` on the level's fixed grid, ``[C, *S_f]``."""
+        return ops.warp(image, *self.path(x, grid))
+
+    def positions(self, x: Tensor) -> Tensor:
+        """Moving-frame position of every fixed pixel, ``[*S_f, D]`` float32."""
+        q, u = self.split(x)
+        at = reference.carry(self.pullback(q), self.level.fixed_grid.coords())
+        if self.space is None or u is None:
+            return at.to(torch.float32)
+        grid = self.space.grid
+        flat = at.reshape(-1, grid.ndim).to(torch.float32)
+        end = ops.flow_points(flat, self.space.velocity(u), grid.spacing, grid.origin, self.space.n_steps, True)
+        return end.reshape(at.shape)
+
+    def __call__(self, x: Tensor) -> tuple[float, Tensor]:
+        """Energy and gradient ``[K + P]`` at ``x``."""
+        self.n_evaluations += 1
+        x = x.detach()
+        q, u = self.split(x)
+        level = self.level
+        path = self.path(x, level.moving_grid)
+        mismatch, v_grad, m_grad = self._mismatch(path)
+        # the matching term and its derivative in the mismatch
+        if self.metric.likelihood:
+            slope = self.observations
+            matching = slope * mismatch
+        elif self.sigma_match is not None:
+            slope = self.observations / (2 * self.sigma_match**2)
+            matching = slope * mismatch
+        else:
+            floored = max(mismatch, 0.0) + 1e-5
+            slope = self.observations / 2 / floored
+            matching = self.observations / 2 * math.log(floored) if math.isfinite(floored) else math.nan
+        gradient = torch.empty_like(x)
+        # the matrix is start · H(q) · index: from its gradient to that of H
+        ndim = level.fixed_grid.ndim
+        h_grad = homogeneous.compose(self.start[:ndim].T, slope * m_grad, self._index.T)
+        gradient[: q.shape[0]] = self.increment.gradient(q, h_grad)
+        regularizer = 0.0
+        if u is not None and self.space is not None:
+            regularizer = 0.5 * float(torch.linalg.vector_norm(u, dtype=torch.float64)) ** 2
+            torch.add(u, self.space.adjoint(v_grad), alpha=slope, out=gradient[q.shape[0] :])
+        pairs = 0.0
+        if self.landmarks is not None:
+            with torch.enable_grad():
+                at = x.requires_grad_(True)
+                term = self._landmark_term(*self.split(at))
+                gradient += torch.autograd.grad(term, at)[0]
+            pairs = float(term.detach())
+        self.parts = {"mismatch": mismatch, "matching": matching, "regularizer": regularizer, "landmarks": pairs}
+        return matching + regularizer + pairs, gradient
+
+    def _mismatch(self, path: ops.Path) -> tuple[float, Tensor, Tensor]:
+        """The metric's value and its gradients in velocity and matrix: from its own kernel, or else through `ops.warp`."""
+        level = self.level
+        fused = self.metric.fused(path, level.moving, level.fixed, self.weight)
+        if fused is not None:
+            value, v_grad, m_grad = fused
+            return float(value), v_grad, m_grad
+        with torch.enable_grad():
+            velocity, matrix = path.velocity.detach().requires_grad_(True), path.matrix.detach().requires_grad_(True)
+            warped = ops.warp(level.moving, *path._replace(velocity=velocity, matrix=matrix))
+            mismatch = self.metric(warped, level.fixed, self.weight)
+            v_grad, m_grad = torch.autograd.grad(mismatch, (velocity, matrix))
+        return float(mismatch.detach()), v_grad, m_grad
+
+    def _landmark_term(self, q: Tensor, u: Tensor | None) -> Tensor:
+        assert self.landmarks is not None
+        p, target, sigma = self.landmarks
+        if self.space is not None and u is not None:
+            grid = self.space.grid
+            velocity = self.space.velocity(u).to(torch.float64)
+            p = ops.flow_points(p, velocity, grid.spacing, grid.origin, self.space.n_steps, False)
+        mapped = reference.carry(homogeneous.inverse(self.pullback(q)), p)
+        return torch.as_tensor(((mapped - target) ** 2).sum() / (2 * sigma**2))
+
+    def movement(self, change: Tensor) -> float:
+        """The largest distance a change of the variables moves a fixed pixel, to first order, in pixels of the level."""
+        q, u = self.split(change)
+        ndim = self.level.fixed_grid.ndim
+        step = self.increment.matrix(q) - torch.eye(ndim + 1, dtype=torch.float64)
+        moved = float(reference.carry(step, self._rim).square().sum(dim=-1).amax().sqrt())
+        if self.space is not None and u is not None:
+            displacement = self.space.with_finer(1).velocity(u).mean(dim=0)  # [D, *S]
+            moved += self.zoom * float(displacement.square_().sum(dim=0).amax().sqrt())
+        return moved / self._pixel
+
+    def overlap(self, x: Tensor) -> Tensor:
+        """Weight ``[*S_f]`` of fixed pixels that map onto trusted moving pixels, fading over the border pixel."""
+        level = self.level
+        return level.fixed_weight * self.warp(x, level.trusted, level.moving_grid)[0]

@@ -1,0 +1,95 @@
+"""Normalised frames of both sides, and group increments of affine maps.
+
+Lengths of the moving side are in moving pixels about the middle of its canvas, lengths of the fixed side in fixed pixels about
+the middle of its own: nothing that is fitted depends on a data set's unit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..data import Grid
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A normalised frame: ``x_n = (x - center) / length``."""
+
+    center: tuple[float, ...]
+    length: float
+
+    @classmethod
+    def of(cls, grid: Grid) -> Frame:
+        """The frame of one side: pixels about the middle of its canvas."""
+        return cls(grid.center, grid.pixel)
+
+    def matrix(self) -> Tensor:
+        """Homogeneous matrix ``[D+1, D+1]`` (float64) from physical to normalised positions."""
+        ndim = len(self.center)
+        out = torch.eye(ndim + 1, dtype=torch.float64) / self.length
+        out[:-1, -1] = -torch.tensor(self.center, dtype=torch.float64) / self.length
+        out[-1, -1] = 1.0
+        return out
+
+    def grid(self, grid: Grid) -> Grid:
+        """``grid`` expressed in this frame."""
+        spacing = tuple(s / self.length for s in grid.spacing)
+        if grid.center == self.center:  # from the shape alone: the same to the last bit in every unit
+            return Grid(grid.shape, spacing, tuple(-s * (n - 1) / 2 for s, n in zip(spacing, grid.shape, strict=True)))
+        origin = tuple((o - c) / self.length for o, c in zip(grid.origin, self.center, strict=True))
+        return Grid(grid.shape, spacing, origin)
+
+
+class Increment:
+    """Group increments ``H(q)`` of the fixed frame, scaled so that a unit of ``q`` moves the canvas' rim by one pixel.
+
+    The inverse affine map is ``B(q) = B_0 H(q)``: rigid, similarity or affine increments keep ``B`` in their class when
+    ``B_0`` is in it.
+
+    Args:
+        kind: ``rigid``, ``similarity`` or ``affine``, or ``still``, which has no variables.
+        ndim: 2 or 3.
+        radius: half the extent of the fixed canvas, in fixed pixels.
+    """
+
+    def __init__(self, kind: str, ndim: int, radius: float) -> None:
+        self.kind, self.ndim, self.radius = kind, ndim, radius
+        turns = ndim * (ndim - 1) // 2
+        self.size = {"still": 0, "rigid": ndim + turns, "similarity": ndim + turns + 1, "affine": ndim + ndim * ndim}[
+            kind
+        ]
+
+    def matrix(self, q: Tensor) -> Tensor:
+        """``H(q)`` ``[D+1, D+1]`` (float64) of ``q`` ``[K]``; differentiable."""
+        ndim = self.ndim
+        if self.kind == "still":
+            return torch.eye(ndim + 1, dtype=torch.float64)
+        q = q.to(torch.float64)
+        linear = q[ndim:] / self.radius
+        if self.kind == "affine":
+            block = torch.eye(ndim, dtype=torch.float64) + linear.reshape(ndim, ndim)
+        else:
+            upper = torch.triu_indices(ndim, ndim, offset=1)
+            turns = upper.shape[1]
+            skew = torch.zeros((ndim, ndim), dtype=torch.float64).index_put((upper[0], upper[1]), linear[:turns])
+            block = torch.linalg.matrix_exp(skew - skew.T)
+            if self.kind == "similarity":
+                block = block * torch.exp(linear[turns])
+        top = torch.cat([block, q[:ndim, None]], dim=1)  # [D, D+1]
+        last = torch.zeros((1, ndim + 1), dtype=torch.float64)
+        last[0, -1] = 1.0
+        return torch.cat([top, last])
+
+    def gradient(self, q: Tensor, gradient: Tensor) -> Tensor:
+        """The gradient in ``q`` ``[K]`` of what has the gradient ``[D+1, D+1]`` in ``H(q)``."""
+        ndim = self.ndim
+        if self.kind == "still":
+            return torch.zeros(0, dtype=torch.float64)
+        if self.kind == "affine":  # linear in q
+            return torch.cat([gradient[:ndim, ndim], gradient[:ndim, :ndim].reshape(-1) / self.radius])
+        with torch.enable_grad():
+            at = q.detach().to(torch.float64).requires_grad_(True)
+            return torch.autograd.grad((self.matrix(at) * gradient).sum(), at)[0]

@@ -1,0 +1,167 @@
+"""One side of a pair at every resolution: standardised, halved, softened where noise would steer the fit."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..data import Grid, Image
+from .frames import Frame
+
+
+@dataclass
+class Level:
+    """One pyramid level: both sides at a resolution, with the grids in their normalised frames.
+
+    Args:
+        fixed: ``[C_f, *S_f]`` float32.
+        moving: ``[C_m, *S_m]`` float32.
+        fixed_grid: in the fixed frame.
+        moving_grid: in the moving frame.
+        fixed_weight: ``[*S_f]`` in 0 … 1, the fixed side's own mask.
+        moving_weight: ``[*S_m]`` or None where every moving pixel counts.
+    """
+
+    fixed: Tensor
+    moving: Tensor
+    fixed_grid: Grid
+    moving_grid: Grid
+    fixed_weight: Tensor
+    moving_weight: Tensor | None
+
+    @functools.cached_property
+    def trusted(self) -> Tensor:
+        """``[1, *S_m]``: the moving side's mask, 0 on its border pixels, which stand for everything beyond."""
+        out = torch.ones(self.moving_grid.shape, dtype=torch.float32)
+        if self.moving_weight is not None:
+            out = self.moving_weight.clone()
+        for d, n in enumerate(self.moving_grid.shape):
+            if n > 2:
+                out.narrow(d, 0, 1).zero_()
+                out.narrow(d, n - 1, 1).zero_()
+        return out[None]
+
+    @property
+    def work(self) -> int:
+        """Values one evaluation handles: pixels times channels of the larger side."""
+        return max(self.fixed.numel(), self.moving.numel())
+
+
+def halve(data: Tensor, grid: Grid, axes: Sequence[int]) -> tuple[Tensor, Grid]:
+    """``data`` ``[C, *S]`` at half the resolution along ``axes``, low-passed with [1, 3, 3, 1]/8; the grid shifts along."""
+    shape, spacing, origin = list(grid.shape), list(grid.spacing), list(grid.origin)
+    for d in axes:
+        n = data.shape[1 + d]
+        m = n // 2
+
+        def part(start: int, stop: int, data: Tensor = data, d: int = d) -> Tensor:
+            return data[(slice(None),) * (1 + d) + (slice(start, stop, 2),)]
+
+        first, second = part(0, 2 * m), part(1, 2 * m)  # pixels 2 i and 2 i + 1
+        out = (first + second).mul_(3 / 8)
+        inner = out.narrow(1 + d, 1, m - 1)
+        inner.add_(second.narrow(1 + d, 0, m - 1), alpha=1 / 8)  # 2 i - 1, and the border repeated
+        out.narrow(1 + d, 0, 1).add_(first.narrow(1 + d, 0, 1), alpha=1 / 8)
+        out.narrow(1 + d, 0, m - 1).add_(first.narrow(1 + d, 1, m - 1), alpha=1 / 8)  # 2 i + 2
+        out.narrow(1 + d, m - 1, 1).add_(part(min(2 * m, n - 1), min(2 * m, n - 1) + 1), alpha=1 / 8)
+        data = out
+        shape[d], origin[d], spacing[d] = m, origin[d] + spacing[d] / 2, spacing[d] * 2
+    return data, Grid(tuple(shape), tuple(spacing), tuple(origin), grid.unit)
+
+
+def noise_share(data: Tensor) -> float:
+    """The share of an image's squared gradient that white noise accounts for: 1 for noise alone, ``data`` ``[C, *S]``.
+
+    From the second difference along all axes at once, in which little but noise is left (Immerkær 1996); fine texture
+    counts as noise too.
+    """
+    rough, slope, ndim = data, 0.0, 0
+    for d in range(1, data.ndim):
+        n = data.shape[d]
+        if n > 2:
+            slope += float((data.narrow(d, 1, n - 1) - data.narrow(d, 0, n - 1)).square().mean())
+            rough = (rough.narrow(d, 0, n - 2) - 2 * rough.narrow(d, 1, n - 2) + rough.narrow(d, 2, n - 2)) / 6**0.5
+            ndim += 1
+    return 2 * ndim * float(rough.square().mean()) / slope if slope > 0 else 0.0
+
+
+def soften(data: Tensor) -> Tensor:
+    """``data`` ``[C, *S]`` filtered with [1, 2, 1]/4 along every axis, the border repeated.
+
+    Between its pixels a linearly interpolated image is smoother than at them, white noise by up to 2^-D in variance, and a
+    fit finds the noise it would rather have: positions half a pixel off. Neighbouring pixels of a softened image are alike
+    already.
+    """
+    for d in range(1, data.ndim):
+        n = data.shape[d]
+        if n > 1:
+            out = data / 2
+            out.narrow(d, 1, n - 1).add_(data.narrow(d, 0, n - 1), alpha=1 / 4)
+            out.narrow(d, 0, n - 1).add_(data.narrow(d, 1, n - 1), alpha=1 / 4)
+            for i in (0, n - 1):
+                out.narrow(d, i, 1).add_(data.narrow(d, i, 1), alpha=1 / 4)
+            data = out
+    return data
+
+
+def standardized(image: Image) -> Tensor:
+    """Channels ``[C, *S]`` float32 with mean 0 and variance 1 over trusted pixels; a constant channel becomes 0."""
+    data = image.data.to(torch.float32)
+    dims = tuple(range(1, data.ndim))
+    if image.weight is None:
+        mean = data.mean(dim=dims, keepdim=True, dtype=torch.float64).to(torch.float32)
+        data = data - mean
+        variance = data.square().mean(dim=dims, keepdim=True, dtype=torch.float64)
+    else:
+        w = image.weight.to(torch.float32)
+        total = w.sum(dtype=torch.float64).clamp(min=1e-12)
+        mean = ((data * w).sum(dim=dims, keepdim=True, dtype=torch.float64) / total).to(torch.float32)
+        data = data - mean
+        variance = data.square().mul_(w).sum(dim=dims, keepdim=True, dtype=torch.float64) / total
+    scale = variance.sqrt().to(torch.float32)
+    gain = torch.where(scale > 1e-6 * (mean.abs() + 1e-30), 1 / scale.clamp(min=1e-30), 0.0)
+    return data.mul_(gain)
+
+
+class Halvings:
+    """One side of a pair, standardised, in its normalised frame, and halved as often as is asked for, each time once.
+
+    Args:
+        image: ``weight`` is its mask.
+    """
+
+    def __init__(self, image: Image) -> None:
+        self.image, self.grid = image, image.grid
+        weight = None if image.weight is None else image.weight.to(torch.float32)
+        self._made = [(standardized(image), weight, Frame.of(image.grid).grid(image.grid))]
+
+    @classmethod
+    def of(cls, side: Image | Halvings) -> Halvings:
+        """``side`` itself, or the halvings of an image."""
+        return side if isinstance(side, Halvings) else cls(side)
+
+    def physical(self, times: int) -> Image:
+        """What `at` gives, on a grid of the data set's own space."""
+        data, weight, grid = self.at(times)
+        length = Frame.of(self.grid).length
+        origin = tuple(o * length + c for o, c in zip(grid.origin, self.grid.center, strict=True))
+        return Image(
+            data, Grid(grid.shape, tuple(s * length for s in grid.spacing), origin, self.grid.unit), weight=weight
+        )
+
+    def at(self, times: int) -> tuple[Tensor, Tensor | None, Grid]:
+        """Data ``[C, *S]``, mask ``[*S]`` or None, and grid after ``times`` halvings, or as many as there can be."""
+        while len(self._made) <= times:
+            data, weight, grid = self._made[-1]
+            finest = min(grid.spacing)
+            axes = [d for d in range(grid.ndim) if grid.spacing[d] < 1.5 * finest and grid.shape[d] >= 8]
+            if not axes:
+                break
+            stacked = data if weight is None else torch.cat([data, weight[None]])
+            stacked, grid = halve(stacked, grid, axes)
+            self._made.append((stacked, None, grid) if weight is None else (stacked[:-1], stacked[-1], grid))
+        return self._made[min(times, len(self._made) - 1)]

@@ -1,0 +1,192 @@
+"""Limited-memory BFGS for an energy in whitened variables, where descent is well conditioned and needs no step size.
+
+Source: Nocedal & Wright, Numerical Optimization, 2nd ed., algorithms 7.4 (two loops) and 3.1 (backtracking), with the
+first step and every later one bounded by the movement it causes, in pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+FIRST_STEP = 0.25
+"""First step over the gradient in preconditioned variables, whose curvature is about 1 and seldom above 4."""
+PATIENCE = 5
+"""Steps over which a fit must have gained something to go on."""
+
+
+FloatArray = NDArray[np.float64]
+Evaluate = Callable[[Tensor], tuple[float, Tensor]]
+"""From variables ``[P]`` to the energy and its gradient ``[P]``; a non-finite energy rejects the point."""
+
+
+@dataclass
+class Outcome:
+    """Where a minimisation ended and why.
+
+    Args:
+        x: variables ``[P]`` of the lowest energy seen.
+        energy: the energy there.
+        iterations: steps taken.
+        reason: ``converged`` (the last steps moved nothing), ``flat`` (no lower point along the descent direction),
+            ``slow`` (out of iterations while the last steps gained next to nothing), ``max_iter`` (out of iterations
+            while they still gained), or ``diverged`` (the energy was not finite at the start).
+    """
+
+    x: Tensor
+    energy: float
+    iterations: int
+    reason: str
+
+
+def dot(a: Tensor, b: Tensor) -> float:
+    """Inner product of ``[P]`` and ``[P]`` in float64."""
+    return float(torch.dot(a.to(torch.float64), b.to(torch.float64)))
+
+
+class _History:
+    """The last pairs of steps and gradient changes, and the product of the inverse Hessian they imply.
+
+    Every product of two of them is kept, so that a direction costs one pass over the pairs for their products with the
+    gradient, one for the sum, and the two loops run on numbers (Chen et al. 2014, "Large-scale L-BFGS using MapReduce").
+    """
+
+    def __init__(self, memory: int, like: Tensor) -> None:
+        self.memory = memory
+        self._rows = torch.zeros((2 * memory, like.numel()), dtype=like.dtype)  # steps, then changes
+        self._products = np.zeros((2 * memory, 2 * memory))
+        self._order: list[int] = []  # slots, oldest first
+
+    def clear(self) -> None:
+        """Forget all pairs."""
+        self._order.clear()
+
+    def __bool__(self) -> bool:
+        return bool(self._order)
+
+    def _with(self, row: Tensor) -> FloatArray:
+        """Products ``[2 memory]`` of all rows in use with ``row``; the rest is of no meaning."""
+        out: FloatArray = torch.mv(self._rows, row).numpy().astype(np.float64)
+        return out
+
+    def add(self, step: Tensor, change: Tensor) -> None:
+        """Remember a pair, unless the energy did not curve upwards along it."""
+        norms = [float(torch.linalg.vector_norm(row, dtype=torch.float64)) for row in (step, change)]
+        if not dot(step, change) > 1e-10 * norms[0] * norms[1]:
+            return
+        m = self.memory
+        slot = len(self._order) if len(self._order) < m else self._order.pop(0)
+        self._rows[slot], self._rows[m + slot] = step, change
+        for k, row in ((slot, step), (m + slot, change)):
+            self._products[k] = self._products[:, k] = self._with(row)
+        self._order.append(slot)
+
+    def direction(self, gradient: Tensor) -> Tensor:
+        """Minus the inverse Hessian times ``gradient``."""
+        if not self._order:
+            return -gradient
+        m, products = self.memory, self._products
+        with_gradient = self._with(gradient)
+        weights, scale = np.zeros(2 * m), 1.0  # the vector is scale * (gradient + Σ weights * rows)
+        alphas = []
+        for k in reversed(self._order):
+            alpha = (with_gradient[k] + weights @ products[k]) / products[k, m + k]
+            weights[m + k] -= alpha
+            alphas.append(alpha)
+        last = self._order[-1]
+        scale = products[last, m + last] / products[m + last, m + last]
+        weights *= scale
+        for k, alpha in zip(self._order, reversed(alphas), strict=True):
+            beta = (scale * with_gradient[m + k] + weights @ products[m + k]) / products[k, m + k]
+            weights[k] += alpha - beta
+        out = torch.mv(self._rows.T, torch.from_numpy(weights).to(gradient.dtype))
+        return out.add_(gradient, alpha=scale).neg_()
+
+
+def minimize(
+    evaluate: Evaluate,
+    x: Tensor,
+    movement: Callable[[Tensor], float],
+    *,
+    max_iter: int,
+    tolerance: float,
+    memory: int = 12,
+    max_move: float = 8.0,
+    first_move: float = 1.0,
+    first_step: float | None = None,
+    worthwhile: float = 0.0,
+    callback: Callable[[int, float], None] | None = None,
+) -> Outcome:
+    """Minimise ``evaluate`` from ``x`` ``[P]``.
+
+    Args:
+        movement: from a change of the variables to the largest distance it moves a pixel, in pixels of the level.
+        max_iter: steps at most.
+        tolerance: three steps in a row that move less than this (pixels) end it: converged.
+        max_move: no step is tried that moves more than this (pixels).
+        first_move: length of the first step, which has no curvature to go by (pixels).
+        first_step: the first step over the gradient at most, where the curvature is known to be about 1 along all variables.
+        worthwhile: energy that `PATIENCE` steps must gain together; less ends it: converged.
+        callback: called with the step's number and the energy after each step.
+    """
+    energy, gradient = evaluate(x)
+    if not (math.isfinite(energy) and bool(torch.isfinite(gradient).all())):
+        return Outcome(x, energy, 0, "diverged")
+    history = _History(memory, x)
+    quiet = 0
+    past = deque([energy], maxlen=PATIENCE + 1)
+    for iteration in range(1, max_iter + 1):
+        direction = history.direction(gradient)
+        slope = dot(direction, gradient)
+        if not slope < 0:  # the curvature pairs have gone stale: start again from steepest descent
+            history.clear()
+            direction = -gradient
+            slope = dot(direction, gradient)
+            if not slope < 0:
+                return Outcome(x, energy, iteration - 1, "converged")
+        moved = movement(direction)
+        if history:
+            t = min(1.0, max_move / max(moved, 1e-30))
+        else:
+            t = min(math.inf if first_step is None else first_step, first_move / max(moved, 1e-30))
+        accepted = None
+        for _ in range(12):
+            trial = x + t * direction
+            new_energy, new_gradient = evaluate(trial)
+            if math.isfinite(new_energy) and new_energy <= energy + 1e-4 * t * slope:
+                accepted = trial
+                break
+            if math.isfinite(new_energy):  # minimum of the parabola through both values and the slope
+                shrink = -slope * t / (2 * (new_energy - energy - slope * t))
+                t *= min(max(shrink, 0.1), 0.6)
+            else:
+                t *= 0.1
+            if t * moved < 0.01 * tolerance:
+                break
+        if accepted is None:
+            if history:
+                history.clear()
+                first_move = max(tolerance, min(first_move, t * moved * 4))
+                first_step = None if first_step is None else min(first_step, 4 * t)
+                quiet += 1
+                if quiet < 2:
+                    continue
+                return Outcome(x, energy, iteration, "converged")
+            return Outcome(x, energy, iteration, "flat")
+        history.add(accepted - x, new_gradient - gradient)
+        x, energy, gradient = accepted, new_energy, new_gradient
+        if callback is not None:
+            callback(iteration, energy)
+        quiet = quiet + 1 if t * moved < tolerance else 0
+        past.append(energy)
+        if quiet >= 3 or (len(past) > PATIENCE and past[0] - energy < worthwhile):
+            return Outcome(x, energy, iteration, "converged")
+    slow = len(past) > PATIENCE and past[0] - energy < 10 * worthwhile
+    return Outcome(x, energy, max_iter, "slow" if slow else "max_iter")

@@ -1,0 +1,232 @@
+"""Smooth velocities in whitened variables: the space they live in, its preconditioner, the steps they need."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import torch
+from torch import Tensor
+
+from ..data import Grid
+from ..maps import homogeneous
+from ..maps.affine import Affine
+from ..maps.base import Transform
+from ..maps.flow import Flow
+from ..maps.sequence import Sequence as Chain
+from .frames import Frame, Increment
+
+
+def smooth_size(n: int) -> int:
+    """The smallest integer ≥ ``n`` whose prime factors are 2, 3 and 5: the sizes the FFT is fast on."""
+    while True:
+        m = n
+        for p in (2, 3, 5):
+            while m % p == 0:
+                m //= p
+        if m == 1:
+            return n
+        n += 1
+
+
+class VelocitySpace:
+    """Velocities ``v = σ L⁻¹ u`` on a periodic grid of the moving frame, whitened: ``|u|²/2`` is the regulariser.
+
+    ``L = (id - a²Δ)^p`` is diagonal in the Fourier basis, and so are the variables: ``u`` holds the Fourier coefficients
+    of every wave that the nodes of ``waves`` can tell apart, weighted such that ``|u|²`` is the sum of squares over the nodes.
+    ``grid`` may be several times finer: between the nodes of ``waves`` the velocity then is the waves, not their chords.
+
+    ``σ`` is set such that the prior standard deviation of the displacement at a point is ``deviation`` moving pixels: with
+    white ``u`` the variance of ``Σ_t h v_t`` is ``σ² K(0)``.
+
+    Args:
+        waves: nodes, in the moving frame, that the waves are counted on.
+        n_slices: T.
+        n_steps: Euler steps, a multiple of T.
+        scale: a, in moving pixels.
+        order: p.
+        deviation: in moving pixels.
+        finer: nodes of ``grid`` per node of ``waves`` and axis.
+        stiff: symmetric matrix ``[D, D]`` that velocities are multiplied by, which makes ``deviation`` smaller along some
+            directions; None where all are alike.
+    """
+
+    def __init__(
+        self,
+        waves: Grid,
+        n_slices: int,
+        n_steps: int,
+        scale: float,
+        order: float,
+        deviation: float,
+        finer: int = 1,
+        stiff: Tensor | None = None,
+    ) -> None:
+        self.stiff = None if stiff is None else stiff.to(torch.float32)
+        self.waves, self.n_slices, self.n_steps = waves, n_slices, n_steps
+        self.scale, self.order, self.deviation = scale, order, deviation
+        ndim = waves.ndim
+        self._kept = [(n - 1) // 2 for n in waves.shape]  # highest frequency: one at the limit has no phase of its own
+        laplacian = torch.zeros((1,) * ndim, dtype=torch.float64)  # symbol of -Δ on the frequencies kept
+        for d, (n, spacing, kept) in enumerate(zip(waves.shape, waves.spacing, self._kept, strict=True)):
+            k = torch.arange(kept + 1, dtype=torch.float64)
+            if d < ndim - 1:
+                k = torch.cat([k, k[1:].flip(0)])  # 0 ... kept, -kept ... -1
+            symbol = 2 * (1 - torch.cos(2 * math.pi * k / n)) / spacing**2
+            laplacian = laplacian + symbol.reshape([-1 if i == d else 1 for i in range(ndim)])
+        inverse = (1 + scale**2 * laplacian) ** (-order)  # symbol of L⁻¹
+        # half a spectrum stands for the whole: every column but the first counts twice
+        twice = torch.full((self._kept[-1] + 1,), 2.0, dtype=torch.float64)
+        twice[0] = 1.0
+        self._columns = twice.sqrt().to(torch.float32)
+        k0 = float((inverse**2 * twice).sum()) / math.prod(waves.shape)  # K's kernel at 0, times the cell
+        self.symbol = (inverse * deviation / math.sqrt(k0) * math.sqrt(n_slices)).to(torch.float32)
+        self.shape = (n_slices, ndim, *self.symbol.shape)
+        self.size = 2 * math.prod(self.shape)
+        self._set_finer(finer)
+
+    @property
+    def multiplicity(self) -> Tensor:
+        """How many waves ``[K]`` each of the last axis' coefficients stands for: half a spectrum stands for the whole."""
+        return self._columns.square()
+
+    def _set_finer(self, finer: int) -> None:
+        waves = self.waves
+        self.grid = Grid(
+            tuple(n * finer if n > 1 else 1 for n in waves.shape),
+            tuple(s / finer if n > 1 else s for n, s in zip(waves.shape, waves.spacing, strict=True)),
+            waves.origin,
+        )
+
+    def with_finer(self, finer: int) -> VelocitySpace:
+        """The same velocities on a grid of ``finer`` times as many nodes per axis as ``waves``."""
+        out = copy.copy(self)
+        out._set_finer(finer)
+        return out
+
+    def with_deviation(self, deviation: float) -> VelocitySpace:
+        """The same space with another prior deviation, in moving pixels."""
+        out = copy.copy(self)
+        out.symbol, out.deviation = self.symbol * (deviation / self.deviation), deviation
+        return out
+
+    def with_steps(self, n_steps: int) -> VelocitySpace:
+        """The same space integrated in another number of steps."""
+        out = copy.copy(self)
+        out.n_steps = n_steps
+        return out
+
+    def steep(self, u: Tensor) -> float:
+        """Largest component of ``h dv/dX`` between neighbouring nodes: the Euler steps are invertible while it is < 1/D."""
+        velocity = self.velocity(u) / self.n_steps
+        most = 0.0
+        for d, spacing in enumerate(self.grid.spacing):
+            if self.grid.shape[d] > 1:
+                most = max(most, float(velocity.diff(dim=2 + d).abs().amax()) / spacing)
+        return most
+
+    def velocity(self, u: Tensor) -> Tensor:
+        """``v`` ``[T, D, *S]`` (moving pixels per unit time) of whitened ``u`` ``[P]``; linear, differentiable."""
+        if u.storage_offset() % 2 == 1:  # a complex number may not start anywhere
+            u = u.clone()
+        scale = self.symbol / (self._columns * math.sqrt(math.prod(self.waves.shape)))
+        spectrum = torch.view_as_complex(u.reshape(*self.shape, 2)) * scale
+        # one axis after the other, so that frequencies that are not kept are not transformed either
+        for d, (n, kept) in enumerate(zip(self.grid.shape[:-1], self._kept[:-1], strict=True)):
+            gap = list(spectrum.shape)
+            gap[2 + d] = n - 2 * kept - 1
+            low, high = spectrum.narrow(2 + d, 0, kept + 1), spectrum.narrow(2 + d, kept + 1, kept)
+            spectrum = torch.fft.ifft(
+                torch.cat([low, spectrum.new_zeros(gap), high], dim=2 + d), dim=2 + d, norm="forward"
+            )
+        velocity: Tensor = torch.fft.irfft(spectrum, n=self.grid.shape[-1], dim=-1, norm="forward")
+        return velocity if self.stiff is None else torch.einsum("ij,tj...->ti...", self.stiff, velocity)
+
+    def adjoint(self, gradient: Tensor) -> Tensor:
+        """From the gradient of ``v`` ``[T, D, *S]`` to that of ``u`` ``[P]``: the transpose of `velocity`."""
+        if self.stiff is not None:
+            gradient = torch.einsum("ij,tj...->ti...", self.stiff, gradient)
+        spectrum = torch.fft.rfft(gradient, dim=-1)[..., : self._kept[-1] + 1]
+        for d in reversed(range(self.grid.ndim - 1)):
+            n, kept = self.grid.shape[d], self._kept[d]
+            spectrum = torch.fft.fft(spectrum, dim=2 + d)
+            spectrum = torch.cat(
+                [spectrum.narrow(2 + d, 0, kept + 1), spectrum.narrow(2 + d, n - kept, kept)], dim=2 + d
+            )
+        spectrum = spectrum * (self.symbol * self._columns / math.sqrt(math.prod(self.waves.shape)))
+        return torch.view_as_real(spectrum).reshape(-1)
+
+
+def physical_maps(
+    pullback: Tensor, space: VelocitySpace | None, velocity: Tensor | None, fixed: Grid, moving: Grid
+) -> tuple[Affine, Transform]:
+    """The affine part and ``Φ`` in physical units.
+
+    Args:
+        pullback: inverse affine map ``[D+1, D+1]`` of the normalised frames.
+        space: what the velocity belongs to, or None for an affine map.
+        velocity: ``[T, D, *S]`` in moving pixels, or None.
+        fixed: the fixed canvas.
+        moving: the moving canvas.
+    """
+    to_fixed, to_moving = Frame.of(fixed).matrix(), Frame.of(moving).matrix()
+    matrix = homogeneous.compose(homogeneous.inverse(to_fixed), homogeneous.inverse(pullback), to_moving)
+    affine = Affine(matrix, moving.unit, fixed.unit)
+    if space is None or velocity is None:
+        return affine, affine
+    nodes, length = space.grid, moving.pixel
+    grid = Grid(
+        nodes.shape,
+        tuple(s * length for s in nodes.spacing),
+        tuple(o * length + c for o, c in zip(nodes.origin, moving.center, strict=True)),
+        moving.unit,
+    )
+    return affine, Chain((Flow((velocity * length).to(torch.float32), grid, space.n_steps), affine))
+
+
+class Preconditioner:
+    """A symmetric linear change of variables ``x = P z`` in which the energy is about equally curved along all of them.
+
+    The matching term curves the energy by ``N |∇f|² / m`` per squared pixel of displacement. Against the prior that is
+    nothing for the finest waves and everything for the coarsest, whose variables are therefore scaled down, each by the
+    square root of its own curvature.
+
+    Args:
+        increment: parametrisation of the affine part.
+        space: velocities.
+        canvas: how many nodes of its grid of waves lie on the moving canvas.
+        curvature_q: of the energy, per squared fixed pixel of displacement of the whole canvas.
+        curvature_u: the same per squared moving pixel.
+    """
+
+    def __init__(
+        self, increment: Increment, space: VelocitySpace, canvas: float, curvature_q: float, curvature_u: float
+    ) -> None:
+        # a canvas turned by one pixel at its rim moves by 6^-1/2 of it per axis
+        q = torch.full((increment.size,), 6.0**0.5, dtype=torch.float32)
+        q[: increment.ndim] = 1.0
+        hessian = curvature_u / (canvas * space.n_slices) * space.symbol.to(torch.float64) ** 2
+        u = ((1 + hessian) ** -0.5)[..., None].expand(*space.shape, 2)
+        self._scale = torch.cat([q / math.sqrt(max(curvature_q, 1e-12)), u.reshape(-1).to(torch.float32)])
+
+    def __call__(self, z: Tensor) -> Tensor:
+        """``x`` ``[K + P]`` of ``z`` ``[K + P]``; also from a gradient in ``x`` to the one in ``z``."""
+        return z * self._scale
+
+    def inverse(self, x: Tensor) -> Tensor:
+        """``z`` ``[K + P]`` of ``x`` ``[K + P]``."""
+        return x / self._scale
+
+
+STEEPEST = 0.25
+"""Largest ``h dv/dX`` a fit is integrated with; well below 1/D, so that it may grow within a round without folding."""
+MOST_STEPS = 48
+"""Euler steps at most."""
+
+
+def enough_steps(space: VelocitySpace, u: Tensor) -> VelocitySpace:
+    """The space with as many Euler steps as its velocity needs for every step to be invertible."""
+    n_steps = space.n_steps
+    while n_steps < MOST_STEPS and space.with_steps(n_steps).steep(u) > STEEPEST:
+        n_steps += space.n_slices
+    return space.with_steps(n_steps)
