@@ -22,7 +22,7 @@ from scipy import ndimage
 from scipy.spatial import cKDTree
 
 import regframe as rf
-from regframe import mixed
+from regframe.solvers.mixed import nuclei as mixed_nuclei
 
 Array = NDArray[np.float64]
 DATA = Path(os.environ.get("REGFRAME_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data")
@@ -152,7 +152,7 @@ def test_nuclei(
             for alone in (True, False):
                 with monkeypatch.context() as patch:
                     if alone:
-                        patch.setattr(mixed, "settle", lambda fit, *_: (fit, None))
+                        patch.setattr(mixed_nuclei, "settle", lambda fit, *_: (fit, None))
                     result = rf.register(case.image, case.points) if moving else rf.register(case.points, case.image)
                 at = result.to_fixed(before) if moving else result.to_moving(before)
                 name = f"{side}, drawing alone" if alone else side

@@ -13,8 +13,9 @@ import synthetic
 from records import record
 
 import regframe as rf
-from regframe import ops, pose, registration
+from regframe import ops, registration
 from regframe.fit import energy, mixture, pyramid, velocity
+from regframe.starts import images
 
 STAGES: list[tuple[str, object, str]] = [
     ("kernels", ops, "contrast"),
@@ -30,7 +31,7 @@ STAGES: list[tuple[str, object, str]] = [
     ("contrast map, EM weights, correlation area", mixture.Mixture, "start"),
     ("contrast map, EM weights, correlation area", pyramid, "precondition"),
     ("pyramids", pyramid, "build_levels"),
-    ("pose search", pose, "search"),
+    ("pose search", images, "search"),
     ("figures and verdict", registration, "_figures"),
     ("figures and verdict", registration, "_coincidence"),
     ("uncertainty", registration, "_position_sd"),

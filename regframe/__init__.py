@@ -38,7 +38,7 @@ _HOME = {
     "displacement_of": "maps.displacement",
     "find_adapter": "plugins",
     "hookimpl": "hookspecs",
-    "landmarks": "pose",
+    "landmarks": "starts.landmarks",
     "load": "store",
     "match_points": "evaluation",
     "metric": "plugins",

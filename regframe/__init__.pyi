@@ -43,7 +43,6 @@ from .plugins import find_adapter as find_adapter
 from .plugins import metric as metric
 from .plugins import open as open
 from .plugins import open_pyramid as open_pyramid
-from .pose import landmarks as landmarks
 from .refinement import refine as refine
 from .registration import Progress as Progress
 from .registration import Result as Result
@@ -52,6 +51,7 @@ from .slide import SlideWarp as SlideWarp
 from .slide import warp_slide as warp_slide
 from .stack import Stack as Stack
 from .stack import align_stack as align_stack
+from .starts.landmarks import landmarks as landmarks
 from .store import load as load
 
 __version__: str

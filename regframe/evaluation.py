@@ -9,8 +9,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from . import clouds
 from .data import Image, PointSet, unit_ratio
+from .fit import clouds
 from .maps.plane import lift_points, nearest
 from .reference import sample_image
 from .registration import Result

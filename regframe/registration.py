@@ -16,12 +16,11 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
-from . import clouds, mixed, plugins, pose, preparation
-from . import plane as regframe_plane
+from . import plugins
 from .config import Config
 from .contracts import Metric
 from .data import Grid, Image, PointSet, unit_ratio
-from .fit import uncertainty
+from .fit import clouds, uncertainty
 from .fit.frames import Frame
 from .fit.halvings import Halvings, Level, halve
 from .fit.likeness import coincidence, fit_contrast
@@ -36,6 +35,13 @@ from .maps.homogeneous import compose, determinant, inverse
 from .maps.resample import move_points, resample
 from .maps.shapes import Shapes
 from .reference import carry
+from .solvers import preparation
+from .solvers import section as solvers_section
+from .solvers.mixed import drawing
+from .solvers.mixed import nuclei as mixed_nuclei
+from .solvers.points import align
+from .starts import images, landmarks, pose
+from .starts import section as starts_section
 
 Carried = Image | PointSet | Shapes | Tensor
 """What a map carries."""
@@ -282,7 +288,7 @@ class Drawn:
 def _draw(drawn: Drawn, image: Image) -> Image:
     clouds.check_cloud(drawn.points, drawn.side)
     check_image(image, "moving" if drawn.side == "fixed" else "fixed")
-    return mixed.draw(drawn.points, image, drawn.side)
+    return drawing.draw(drawn.points, image, drawn.side)
 
 
 def _register(
@@ -339,10 +345,10 @@ def _register(
         sides = Halvings(fixed), Halvings(moving)
         start, found = _start(sides, init, ready, config)
         pull, pairs, place_sd = _pullback(*sides, start), _pairs(*sides, init, config), None
-        most = None if drawn is None else mixed.PER_POINT * len(drawn.points)
+        most = None if drawn is None else drawing.PER_POINT * len(drawn.points)
         fit = fit_pyramid(*sides, pull, ready, config, pairs, step, stained, most)
         if drawn is not None and pairs is None:
-            fit, nuclei = mixed.settle(fit, fixed, moving, drawn.points, drawn.side, config)
+            fit, nuclei = mixed_nuclei.settle(fit, fixed, moving, drawn.points, drawn.side, config)
     affine, phi = physical_maps(fit.pullback, fit.space, fit.velocity, fixed.grid, moving.grid)
     figures = _figures(fit, fixed, moving, Affine(start, moving.grid.unit, fixed.grid.unit), affine, phi, found)
     place = _coincidence(*sides, affine, affine)
@@ -350,12 +356,12 @@ def _register(
         "affine": place,
         "final": place if fit.space is None else _coincidence(*sides, affine, phi),
     }
-    if isinstance(init, pose.Landmarks):
+    if isinstance(init, landmarks.Landmarks):
         figures["landmark_residual_px"] = [
             float(v) / fixed.grid.pixel for v in (phi.points(init.moving) - init.fixed).norm(dim=1)
         ]
     verdict, more = _judge(figures, fit)
-    if drawn is not None and mixed.regular(drawn.points):
+    if drawn is not None and drawing.regular(drawn.points):
         more.append("the points lie on a lattice, whose density shows hardly more than an outline: look at the overlay")
         verdict = "warn" if verdict == "pass" else verdict
     figures |= {
@@ -409,7 +415,7 @@ def _pairs(fixed: Halvings, moving: Halvings, init: Any, config: Config) -> tupl
     """Landmarks in the normalised frames and how far they are trusted, where they enter the energy."""
     if config.sigma_landmarks is None:
         return None
-    if not isinstance(init, pose.Landmarks):
+    if not isinstance(init, landmarks.Landmarks):
         raise ValueError("wanted landmarks beside sigma_landmarks, got none; pass init=regframe.landmarks(p, q)")
     p = carry(Frame.of(moving.grid).matrix(), init.moving)
     q = carry(Frame.of(fixed.grid).matrix(), init.fixed)
@@ -448,7 +454,7 @@ def _fit_section(
     ratio = unit_ratio(moving.grid.unit, fixed.grid.unit)
     start = _given((side.grid, moving.grid), init, ratio, config)
     if start is None:
-        place = regframe_plane.search(fixed, Halvings(moving), config)
+        place = starts_section.search(fixed, Halvings(moving), config)
         start, found, sd = place.pose.matrix, place.pose, place.sd
         if place.either_side:
             reasons.append(
@@ -460,10 +466,10 @@ def _fit_section(
     while side.at(times)[0][0].numel() > SEEN_IN_VOLUME and side.at(times + 1) is not side.at(times):
         times += 1
     seen = side.physical(times)
-    volume = regframe_plane.slab(moving, phi.inverse().points(seen.grid.coords()))
+    volume = solvers_section.slab(moving, phi.inverse().points(seen.grid.coords()))
     # a section says little about where it lies across itself: what the search found out about the plane is kept
     painted = (
-        regframe_plane.painted(volume, seen, phi.inverse().points(seen.grid.coords())) if moving.labels else volume
+        solvers_section.painted(volume, seen, phi.inverse().points(seen.grid.coords())) if moving.labels else volume
     )
     other = Halvings(painted)
     fit = fit_pyramid(
@@ -512,7 +518,7 @@ def _register_points(
         if progress is not None:
             progress(Progress(stage, level, level + 1, iteration, config.optimizer.max_iter, loss))
 
-    found = clouds.align(fixed, moving, grids, start, ratio, config, similarity, tell)
+    found = align.align(fixed, moving, grids, start, ratio, config, similarity, tell)
     metric = {"name": "mixture", "why": "the one for points"}
     if similarity is not None:
         metric = {"name": type(similarity).name, "why": "as asked for"}
@@ -525,7 +531,7 @@ def _register_points(
         "seed": config.seed,
         "threads": torch.get_num_threads(),
     }
-    if isinstance(init, pose.Landmarks):
+    if isinstance(init, landmarks.Landmarks):
         figures["landmark_residual_px"] = [
             float(v) / grids[0].pixel for v in (found.transform.points(init.moving) - init.fixed).norm(dim=1)
         ]
@@ -637,11 +643,11 @@ def _start(
     """``A`` ``[D+1, D+1]`` in physical units to start from, and what the pose search found where one was run."""
     fixed, moving = (side.image for side in sides)
     ratio = unit_ratio(moving.grid.unit, fixed.grid.unit)
-    if isinstance(init, pose.Landmarks):
+    if isinstance(init, landmarks.Landmarks):
         _check_landmarks(init, fixed, moving)
     matrix, found = _given((fixed.grid, moving.grid), init, ratio, config), None
     if matrix is None:
-        found = pose.search(*sides, ready, config)
+        found = images.search(*sides, ready, config)
         matrix = found.matrix
     return pose.nearest_of_kind(matrix, config.transform, ratio or 1.0, moving.grid.center), found
 
@@ -661,11 +667,11 @@ def _given(grids: tuple[Grid, Grid], init: Any, ratio: float | None, config: Con
         return None
     if isinstance(init, str) and init == "identity":
         return torch.diag(torch.tensor([*[ratio or 1.0] * ndim, 1.0], dtype=torch.float64))
-    if isinstance(init, pose.Landmarks):
+    if isinstance(init, landmarks.Landmarks):
         if init.moving.shape[1] != ndim:
             raise ValueError(f"wanted landmarks of {ndim} components, got {init.moving.shape[1]}")
         kind = "affine" if config.transform == "lddmm" else config.transform
-        matrix = pose.fit_points(init.moving * (ratio or 1.0), init.fixed, kind)[0].matrix.clone()
+        matrix = landmarks.fit_points(init.moving * (ratio or 1.0), init.fixed, kind)[0].matrix.clone()
         matrix[:-1, :-1] = matrix[:-1, :-1] * (ratio or 1.0)
         if not float(determinant(matrix).abs()) > 0:
             raise ValueError("wanted landmarks that give an invertible map, got a singular one; check their pairing")
@@ -685,7 +691,7 @@ def _given(grids: tuple[Grid, Grid], init: Any, ratio: float | None, config: Con
     return parts[0].matrix
 
 
-def _check_landmarks(pairs: pose.Landmarks, fixed: Image, moving: Image) -> None:
+def _check_landmarks(pairs: landmarks.Landmarks, fixed: Image, moving: Image) -> None:
     for coords, image, side in ((pairs.fixed, fixed, "fixed"), (pairs.moving, moving, "moving")):
         if coords.shape[1] != image.grid.ndim:
             raise ValueError(f"wanted {side} landmarks of {image.grid.ndim} components, got {coords.shape[1]}")

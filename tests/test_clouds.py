@@ -20,8 +20,10 @@ from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
 import regframe as rf
-from regframe import clouds
 from regframe.cli import main
+from regframe.fit import clouds
+from regframe.solvers.points import bend, straight
+from regframe.starts import points as starts_points
 
 Floats = NDArray[np.float64]
 
@@ -254,23 +256,23 @@ def test_thinning_keeps_places_and_bounds_the_canvas() -> None:
 
 def test_turns_are_proper_and_spread() -> None:
     for ndim in (2, 3):
-        r = clouds.turns(ndim)
+        r = starts_points.turns(ndim)
         eye = torch.eye(ndim, dtype=torch.float64)
         torch.testing.assert_close(r @ r.mT, eye.expand_as(r))
         assert bool((torch.linalg.det(r) > 0).all())
     probes = torch.from_numpy(Rotation.random(50, random_state=0).as_matrix())
-    trace = torch.einsum("aij,bij->ab", probes, clouds.turns(3)).amax(dim=1)
+    trace = torch.einsum("aij,bij->ab", probes, starts_points.turns(3)).amax(dim=1)
     assert float(torch.rad2deg(torch.arccos(((trace - 1) / 2).clamp(-1, 1))).max()) < 45
 
 
 def test_energy_gradient() -> None:
     """The gradient of the bent energy against differences, in double the step's accuracy of float32."""
     p, q = shape(40, 2), shape(40, 2, 1)
-    state = clouds.State(np.eye(3), 2.0, 0.1)
-    fit = clouds.bent_start(state, p, q, 1.0, rf.Config())
+    state = straight.State(np.eye(3), 2.0, 0.1)
+    fit = bend.bent_start(state, p, q, 1.0, rf.Config())
     assert fit.space is not None
     found = clouds.match(p, q, 2.0, 0.1, 400.0)
-    energy = clouds.CloudEnergy(p, q, found.rows, 40, 2.0, 0.1, 400.0, fit.increment, fit.start, fit.space)
+    energy = bend.CloudEnergy(p, q, found.rows, 40, 2.0, 0.1, 400.0, fit.increment, fit.start, fit.space)
     generator = torch.Generator().manual_seed(0)
     x = fit.x + 0.05 * torch.randn(fit.x.shape, generator=generator)
     _, gradient = energy(x)

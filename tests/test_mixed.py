@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
 import regframe as rf
-from regframe import mixed
 from regframe.cli import main
+from regframe.solvers.mixed import drawing, nuclei
 
 Array = NDArray[np.float64]
 SIZE = 200
@@ -59,14 +59,14 @@ def cloud(at: Array, unit: str = "px") -> rf.PointSet:
 
 def test_a_drawing_holds_its_points_and_knows_where_nobody_looked() -> None:
     points, image = cloud(middles()), picture(middles())
-    drawn = mixed.draw(points, image, "moving")
+    drawn = drawing.draw(points, image, "moving")
     assert float(drawn.data.sum()) == pytest.approx(60, rel=0.01)
     at = (drawn.data[0, :, :, None] * drawn.grid.coords()).sum(dim=(0, 1)) / drawn.data.sum()
     assert torch.allclose(at, points.coords.mean(dim=0), atol=0.05)
     assert drawn.weight is not None
     inside = drawn.grid.coords()[drawn.weight > 0].reshape(-1, 2)
     assert float(inside.sum(dim=1).max()) < 350  # the empty corner is not known to be empty
-    weighted = mixed.draw(points.replace(weights=torch.full((60,), 2.0)), image, "moving")
+    weighted = drawing.draw(points.replace(weights=torch.full((60,), 2.0)), image, "moving")
     assert torch.allclose(weighted.data, 2 * drawn.data)
 
 
@@ -98,7 +98,7 @@ def test_looking_at_nuclei_beats_the_drawing_alone(monkeypatch: pytest.MonkeyPat
         return float(np.linalg.norm(at - after, axis=1).mean())
 
     settled = error()
-    monkeypatch.setattr(mixed, "settle", lambda fit, *_: (fit, None))
+    monkeypatch.setattr(nuclei, "settle", lambda fit, *_: (fit, None))
     assert settled < 0.6 * error()
 
 
@@ -141,8 +141,8 @@ def test_landmarks_start_a_mixed_pair() -> None:
 def test_a_lattice_is_doubted() -> None:
     y, x = np.mgrid[20:180:10, 20:180:10]
     lattice = np.stack([y.ravel(), x.ravel()], axis=1).astype(np.float64)
-    assert mixed.regular(cloud(lattice))
-    assert not mixed.regular(cloud(middles()))
+    assert drawing.regular(cloud(lattice))
+    assert not drawing.regular(cloud(middles()))
     result = rf.register(picture(lattice), cloud(lattice))
     assert result.verdict != "pass"
     assert any("lattice" in reason for reason in result.reasons)

@@ -13,11 +13,11 @@ import pytest
 import torch
 
 import regframe as rf
-from regframe import plane
 from regframe.cli import main
 from regframe.data import Grid, Image, PointSet
 from regframe.fit.halvings import Halvings
 from regframe.maps.affine import Affine
+from regframe.starts import section as starts_section
 
 pytest.importorskip("regframe._host", reason="the host module is not built: the search would take minutes")
 
@@ -167,7 +167,7 @@ def test_a_volume_of_intensities(volume: Image) -> None:
     grey = rng.uniform(20, 200, 200)
     grey[0] = 0
     data = torch.from_numpy(grey[volume.data.numpy()]).to(torch.float32)
-    found = plane.search(section(volume), Halvings(Image(data, volume.grid)), rf.Config())
+    found = starts_section.search(section(volume), Halvings(Image(data, volume.grid)), rf.Config())
     at = Grid(SECTION).coords().reshape(-1, 2)
     apart = (positions(Affine(found.pose.matrix, "µm", "px"), at) - positions(truth(), at)).norm(dim=1)
     assert float(apart.mean()) < 2 * SPACING
@@ -179,17 +179,20 @@ def test_the_other_way_round_is_refused(volume: Image) -> None:
 
 
 def test_compiled_and_plain_agree(volume: Image, monkeypatch: pytest.MonkeyPatch) -> None:
-    side, classes = plane._Section.of(Halvings(section(volume)), 24), plane.Classes.of(Halvings(volume), 40)
+    side, classes = (
+        starts_section._Section.of(Halvings(section(volume)), 24),
+        starts_section.Classes.of(Halvings(volume), 40),
+    )
     start = torch.from_numpy(np.linalg.inv(truth().matrix.numpy()))[:3, 1:].to(torch.float32)
     frame = torch.tensor(SPACING)
     start = start / frame
     start[:, 2] = 0
     generator = torch.Generator().manual_seed(0)
     planes = start + 0.02 * torch.randn((9, 3, 3), generator=generator)
-    scores, refined = plane._score(side, classes, planes), plane._refine(side, classes, planes)
-    monkeypatch.setattr(plane, "_compiled", lambda *_: None)
-    assert torch.allclose(plane._score(side, classes, planes), scores, rtol=1e-3, atol=0.05)
-    plain = plane._refine(side, classes, planes)
+    scores, refined = starts_section._score(side, classes, planes), starts_section._refine(side, classes, planes)
+    monkeypatch.setattr(starts_section, "_compiled", lambda *_: None)
+    assert torch.allclose(starts_section._score(side, classes, planes), scores, rtol=1e-3, atol=0.05)
+    plain = starts_section._refine(side, classes, planes)
     assert torch.allclose(plain[1], refined[1], rtol=1e-2, atol=0.5)
     assert bool((plain[1] >= scores.min()).all())
 
@@ -197,7 +200,10 @@ def test_compiled_and_plain_agree(volume: Image, monkeypatch: pytest.MonkeyPatch
 def test_the_same_for_any_number_of_threads(volume: Image) -> None:
     from regframe import _host  # type: ignore[attr-defined]
 
-    side, classes = plane._Section.of(Halvings(section(volume)), 24), plane.Classes.of(Halvings(volume), 40)
+    side, classes = (
+        starts_section._Section.of(Halvings(section(volume)), 24),
+        starts_section.Classes.of(Halvings(volume), 40),
+    )
     planes = 0.5 * torch.randn((300, 3, 3), generator=torch.Generator().manual_seed(0))
     given = (
         classes.codes.to(torch.int32).numpy(), classes.grid.origin, classes.grid.spacing, classes.empty.to(torch.uint8).numpy(),

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import regframe as rf
-from regframe import pose
 from regframe.fit.energy import ImageMetric
 from regframe.fit.halvings import Level
+from regframe.starts import images, landmarks, pose
 
 laws = settings(max_examples=25)
 seeds = st.integers(0, 2**31)
@@ -49,7 +49,7 @@ def _points(n: int, ndim: int, generator: torch.Generator) -> Tensor:
 
 
 def test_three_pairs_give_the_matrix_of_the_method_to_its_printed_digits() -> None:
-    fitted, residuals = pose.fit_points(MOVING, FIXED, "affine")
+    fitted, residuals = landmarks.fit_points(MOVING, FIXED, "affine")
     assert np.round(fitted.matrix.numpy(), 4).tolist() == [
         [1.0762, 0.0476, -10.4762],
         [-0.0952, 1.1905, -11.9048],
@@ -71,7 +71,7 @@ def test_a_map_of_the_kind_is_recovered_exactly(seed: int, ndim: int, kind: str)
         linear = _rotation(ndim, generator) @ torch.diag(torch.tensor([1.5, 0.7, 1.2])[:ndim].double())
     truth = _map(linear, generator)
     p = _points(8, ndim, generator)
-    fitted, residuals = pose.fit_points(p, truth.points(p), kind)
+    fitted, residuals = landmarks.fit_points(p, truth.points(p), kind)
     torch.testing.assert_close(fitted.matrix, truth.matrix, rtol=0, atol=1e-9)
     assert residuals.shape == (8,)
     assert residuals.max() < 1e-9
@@ -85,7 +85,7 @@ def test_mirrored_data_are_never_answered_with_a_mirror(seed: int, ndim: int, ki
     mirror[:, 0] *= -1
     p = _points(9, ndim, generator)
     q = _map(mirror, generator).points(p)
-    fitted, residuals = pose.fit_points(p, q, kind)
+    fitted, residuals = landmarks.fit_points(p, q, kind)
     linear = fitted.matrix[:-1, :-1]
     size = float(torch.linalg.det(linear))
     assert size > 0
@@ -103,7 +103,7 @@ def test_noisy_pairs_get_the_best_map_of_the_kind(seed: int, ndim: int, kind: st
     generator = torch.Generator().manual_seed(seed)
     p = _points(7, ndim, generator)
     q = _map(_rotation(ndim, generator), generator).points(p) + 3 * torch.randn(p.shape, generator=generator).double()
-    fitted, residuals = pose.fit_points(p, q, kind)
+    fitted, residuals = landmarks.fit_points(p, q, kind)
     torch.testing.assert_close(residuals, (fitted.points(p) - q).norm(dim=1))
     _is_least(fitted, p, q, kind)
 
@@ -139,7 +139,7 @@ def test_fewer_than_three_pairs_give_a_translation(kind: str, n: int, ndim: int)
     p = _points(n, ndim, torch.Generator().manual_seed(0))
     q = p + torch.tensor([5.0, -3.0, 2.0])[:ndim]
     q[-1] += n - 1  # two pairs that a turn or a size would explain better
-    fitted, residuals = pose.fit_points(p, q, kind)
+    fitted, residuals = landmarks.fit_points(p, q, kind)
     assert torch.equal(fitted.matrix[:-1, :-1], torch.eye(ndim, dtype=torch.float64))
     torch.testing.assert_close(fitted.matrix[:-1, -1], (q - p).mean(dim=0))
     assert residuals.tolist() == pytest.approx([(n - 1) / 2 * math.sqrt(ndim)] * n)
@@ -152,7 +152,7 @@ def test_pairs_that_do_not_determine_an_affine_volume_map_give_a_similarity(flat
     if flat:
         p[:, 0] = 7.0
     truth = _map(1.3 * _rotation(3, generator), generator)
-    fitted, residuals = pose.fit_points(p, truth.points(p), "affine")
+    fitted, residuals = landmarks.fit_points(p, truth.points(p), "affine")
     torch.testing.assert_close(fitted.matrix, truth.matrix, rtol=0, atol=1e-8)
     assert residuals.max() < 1e-8
 
@@ -198,10 +198,10 @@ def test_landmarks_that_cannot_start_anything(p: object, q: object, message: str
 @pytest.mark.parametrize("unit", [1.0, 1e-6, 1e6])
 def test_whether_landmarks_span_does_not_depend_on_the_unit(unit: float) -> None:
     thin = torch.tensor([[0.0, 0.0], [100.0, 0.0], [50.0, 2.0]]) * unit
-    pose.check_spread(thin, "moving")
+    landmarks.check_spread(thin, "moving")
     thinner = torch.tensor([[0.0, 0.0], [100.0, 0.0], [50.0, 0.01]]) * unit
     with pytest.raises(ValueError, match="collinear"):
-        pose.check_spread(thinner, "moving")
+        landmarks.check_spread(thinner, "moving")
 
 
 # ---------------------------------------------------------------------------------------------------- nearest_of_kind
@@ -306,7 +306,7 @@ def test_the_search_finds_a_copy_in_any_pose(
     data = request.getfixturevalue(picture)
     moving = rf.Image(data, rf.Grid(data.shape[1:], (0.5, 0.5), (30.0, -10.0), "µm"))
     fixed, truth = _posed(moving, angle, mirror, shift, scale)
-    found = pose.search(fixed, moving, _ready(), rf.Config())
+    found = images.search(fixed, moving, _ready(), rf.Config())
     x = moving.grid.coords()
     inside = fixed.grid.contains(truth.points(x))
     error = (rf.Affine(found.matrix, "µm", "µm").points(x) - truth.points(x)).norm(dim=-1)[inside] / 0.5
@@ -319,7 +319,7 @@ def test_the_search_gives_one_answer_and_knows_the_ratio_of_two_units(photograph
     moving = rf.Image(photograph, rf.Grid((128, 128), (2.0, 2.0), unit="µm"))
     fixed, truth = _posed(moving, -60, 1, (5.0, 3.0), 1.0)
     small = fixed.replace(grid=fixed.grid.to_unit("mm"))
-    found = [pose.search(small, moving, _ready(), rf.Config(transform="rigid")) for _ in range(2)]
+    found = [images.search(small, moving, _ready(), rf.Config(transform="rigid")) for _ in range(2)]
     assert torch.equal(found[0].matrix, found[1].matrix)
     assert found[0].score == found[1].score
     x = moving.grid.coords()
@@ -338,7 +338,7 @@ def _ring() -> rf.Image:
 
 def test_the_search_says_when_another_pose_fits_as_well() -> None:
     image = _ring()
-    found = pose.search(image, image, _ready(), rf.Config())
+    found = images.search(image, image, _ready(), rf.Config())
     assert found.margin is not None
     assert 0 <= found.margin < pose.CLEAR
     middle = torch.tensor([47.5, 47.5])
@@ -399,7 +399,7 @@ def test_any_turn_mirror_and_size_is_found(angle: float, scale: float, mirror: b
     image = rf.Image(_blobs(1), rf.Grid((160, 160)))
     moving, truth = _redrawn(image, angle, mirror, scale, fill=0.0)
     for f, m, expected in ((image, moving, truth), (moving, image, torch.linalg.inv(truth))):
-        found = pose.search(f, m, _ready(), rf.Config())
+        found = images.search(f, m, _ready(), rf.Config())
         assert _off(found.matrix if f is image else torch.linalg.inv(found.matrix), truth, image) < 0.01
         assert (torch.linalg.det(found.matrix) < 0) == (torch.linalg.det(expected) < 0)
         assert found.margin is not None
@@ -411,7 +411,7 @@ def test_what_fills_an_enlarged_canvas_does_not_matter(section: Tensor, fill: fl
     image = rf.Image(section, rf.Grid((128, 128)))
     colour = float(section.mean()) if fill == "mean" else float(fill)
     moving, truth = _redrawn(image, 118, True, 1.6, fill=colour)
-    found = pose.search(image, moving, _ready(), rf.Config())
+    found = images.search(image, moving, _ready(), rf.Config())
     assert _off(found.matrix, truth, image) < 0.02
     assert found.margin is not None
     assert found.margin > pose.CLEAR
@@ -425,7 +425,7 @@ def test_a_part_finds_its_place(section: Tensor, corner: tuple[int, int], scale:
     whole = torch.eye(3, dtype=torch.float64)
     whole[:2, 2] = -torch.tensor(corner, dtype=torch.float64)
     for f, m in ((image, moving), (moving, image)):
-        found = pose.search(f, m, _ready(), rf.Config()).matrix
+        found = images.search(f, m, _ready(), rf.Config()).matrix
         back = found if f is image else torch.linalg.inv(found)
         at = rf.Grid((81, 81)).coords().reshape(-1, 2) + torch.tensor(corner)
         error = (rf.Affine(back @ truth @ whole).points(at) - at).norm(dim=1).mean()
@@ -435,7 +435,7 @@ def test_a_part_finds_its_place(section: Tensor, corner: tuple[int, int], scale:
 def test_the_inside_decides_where_the_outline_does_not() -> None:
     image = rf.Image(_blobs(2), rf.Grid((160, 160)))
     moving, truth = _redrawn(image, 200, True, 0.8, fill=0.0)
-    found = pose.search(image, moving, _ready(), rf.Config())
+    found = images.search(image, moving, _ready(), rf.Config())
     assert _off(found.matrix, truth, image) < 0.01
     assert found.margin is not None
     assert found.margin > pose.CLEAR
@@ -444,7 +444,7 @@ def test_the_inside_decides_where_the_outline_does_not() -> None:
 def test_a_mirror_that_the_images_cannot_decide_is_not_taken() -> None:
     image = rf.Image(_blobs(3, halves=True), rf.Grid((160, 160)))
     moving, truth = _redrawn(image, 70, True, 1.3, fill=0.0)
-    found = pose.search(image, moving, _ready(), rf.Config())
+    found = images.search(image, moving, _ready(), rf.Config())
     assert found.margin is not None
     assert found.margin < pose.CLEAR
     assert float(torch.linalg.det(found.matrix)) > 0
@@ -457,7 +457,7 @@ def test_a_mirror_that_the_images_cannot_decide_is_not_taken() -> None:
 def test_what_does_not_belong_together_has_no_margin(photograph: Tensor) -> None:
     generator = torch.Generator().manual_seed(0)
     noise = rf.Image(torch.randn((1, 128, 128), generator=generator), rf.Grid((128, 128)))
-    found = pose.search(rf.Image(photograph, rf.Grid((128, 128))), noise, _ready(), rf.Config())
+    found = images.search(rf.Image(photograph, rf.Grid((128, 128))), noise, _ready(), rf.Config())
     assert found.margin is not None
     assert found.margin < pose.CLEAR
 
@@ -465,7 +465,7 @@ def test_what_does_not_belong_together_has_no_margin(photograph: Tensor) -> None
 def test_the_search_gives_the_same_bytes_each_time(section: Tensor) -> None:
     image = rf.Image(section, rf.Grid((128, 128)))
     moving, _ = _redrawn(image, 250, True, 0.7, fill=0.0)
-    first, second = (pose.search(image, moving, _ready(), rf.Config()) for _ in range(2))
+    first, second = (images.search(image, moving, _ready(), rf.Config()) for _ in range(2))
     assert torch.equal(first.matrix, second.matrix)
     assert first.runner_up is not None
     assert second.runner_up is not None
@@ -477,7 +477,7 @@ def test_a_known_size_is_not_searched(section: Tensor) -> None:
     image = rf.Image(section, rf.Grid((128, 128), (2.0, 2.0), unit="µm"))
     turned, truth = _redrawn(rf.Image(section, rf.Grid((128, 128))), 160, False, 1.5, fill=255.0)
     moving = turned.replace(grid=rf.Grid(turned.grid.shape, (2 / 1500, 2 / 1500), unit="mm"))
-    found = pose.search(image, moving, _ready(), rf.Config()).matrix
+    found = images.search(image, moving, _ready(), rf.Config()).matrix
     at = rf.Grid((128, 128)).coords().reshape(-1, 2)
     there = rf.Affine(truth).points(at) * (2 / 1500)
     assert float((rf.Affine(found).points(there) - 2 * at).norm(dim=1).mean()) < 4
@@ -489,7 +489,7 @@ def test_tiny_and_thin_images_are_searched_too(data: str) -> None:
     generator = torch.Generator().manual_seed(4)
     shape = (8, 9) if data == "one" else (8, 300)
     image = rf.Image(torch.rand((2, *shape), generator=generator), rf.Grid(shape))
-    found = pose.search(image, image, _ready(), rf.Config())
+    found = images.search(image, image, _ready(), rf.Config())
     assert bool(torch.isfinite(found.matrix).all())
 
 
@@ -516,11 +516,11 @@ def test_consecutive_sections_are_found(data_dir: Path, angle: float, mirror: bo
         image.replace(grid=rf.Grid(image.grid.shape))
         for image in (rf.open(folder / row["fixed_image"]), rf.open(folder / row["moving_image"]))
     )
-    known = pose.search(fixed, moving, _ready(), rf.Config(transform="rigid")).matrix
+    known = images.search(fixed, moving, _ready(), rf.Config(transform="rigid")).matrix
     assert float((known - torch.eye(3)).abs()[:2, :2].max()) < 0.1  # they lie nearly alike, apart from a shift
     moving = moving.replace(data=moving.data.to(torch.float32))
     posed, truth = _redrawn(moving, angle, mirror, scale, fill)
-    found = pose.search(fixed, posed, _ready(), rf.Config())
+    found = images.search(fixed, posed, _ready(), rf.Config())
     at = moving.grid.resampled((40.0, 40.0)).coords().reshape(-1, 2)
     error = (rf.Affine(found.matrix @ truth).points(at) - rf.Affine(known).points(at)).norm(dim=1).mean()
     assert float(error) / fixed.grid.diagonal < 0.03
@@ -535,7 +535,7 @@ def test_a_volume_starts_from_where_it_is_or_from_the_middles() -> None:
     image = rf.Image(noise, grid)
     apart = rf.Grid(grid.shape, grid.spacing, (500.0, -300.0, 70.0))
     for fixed_grid in (grid, apart):
-        found = pose.search(image.replace(grid=fixed_grid), image, _ready(), rf.Config())
+        found = images.search(image.replace(grid=fixed_grid), image, _ready(), rf.Config())
         x = grid.coords()
         expected = x + torch.tensor(fixed_grid.origin, dtype=torch.float64)
         assert (rf.Affine(found.matrix).points(x) - expected).norm(dim=-1).max() < 0.5

@@ -11,8 +11,8 @@ import torch
 from scipy.ndimage import gaussian_filter, rotate
 
 import regframe as rf
-from regframe import preparation
 from regframe.fit.likeness import BLOCK, coincidence, shared_structure
+from regframe.solvers import preparation
 
 
 def tissue(number: int, shape: tuple[int, int] = (160, 200), sigma: float = 2.0) -> np.ndarray:

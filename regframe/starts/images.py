@@ -1,7 +1,6 @@
-"""Where a registration starts: from paired landmarks, or without any, by a search over turn, mirror, size and shift.
+"""The pose of one image on another without landmarks: a search over turn, mirror, size and shift.
 
-Sources: Umeyama 1991 (rigid and similarity maps of paired points, closed form); Padfield 2012 (masked normalised
-cross-correlation by FFT); Golub and Pereyra 1973 (variable projection).
+Sources: Padfield 2012 (masked normalised cross-correlation by FFT); Golub and Pereyra 1973 (variable projection).
 """
 
 from __future__ import annotations
@@ -9,24 +8,22 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .config import Config
-from .data import Image, unit_ratio
-from .fit.energy import ImageMetric
-from .fit.frames import Frame, Increment
-from .fit.halvings import Halvings, Level
-from .fit.pyramid import Fit, build_levels, fit_level
-from .fit.threads import threads_for
-from .fit.velocity import smooth_size
-from .maps.affine import Affine
-from .maps.homogeneous import compose, inverse
-from .reference import carry
-from .tissue import View, Views
+from ..config import Config
+from ..data import Image, unit_ratio
+from ..fit.energy import ImageMetric
+from ..fit.frames import Frame
+from ..fit.halvings import Halvings, Level
+from ..fit.threads import threads_for
+from ..fit.velocity import smooth_size
+from ..maps.homogeneous import compose, inverse
+from .pose import APART, EQUAL, Pose, nearest_of_kind
+from .views import View, Views
+from .volumes import search_volume
 
 SCAN_SIZE = 20
 """Pixels along the side of a square as large as what there is to see, in the images that all poses are tried on."""
@@ -44,12 +41,6 @@ FINE_SIZE = 64
 """Like `SCAN_SIZE`, where the finalists are refined."""
 STEPS = 8
 """Gauss-Newton steps of a refinement."""
-CLEAR = 0.3
-"""Margin below which another pose may as well be the right one."""
-APART = 0.1
-"""Distance, over the smaller side's diagonal, from which two poses are truly different."""
-EQUAL = 0.02
-"""Relative difference of two scores that says nothing about which pose is right; the plainest then is taken."""
 UNMIRRORED = 0.3
 """How much less a pose without a mirror may score and still be preferred: slides are turned every day, flipped now and then,
 and both halves of a brain resemble each other more than two brains do."""
@@ -65,137 +56,6 @@ CHANCE = 60.0
 """Nats that images which have nothing in common come to: a pose with no rival still has this one."""
 DULL = 0.1
 """Variance, over the whole image's, below which a correlation is not taken for more than it is."""
-
-
-@dataclass(frozen=True)
-class Landmarks:
-    """Pairs ``p_i → q_i`` as a start.
-
-    Args:
-        moving: ``p`` ``[N, D]`` in the moving side's unit.
-        fixed: ``q`` ``[N, D]`` in the fixed side's unit.
-    """
-
-    moving: Tensor
-    fixed: Tensor
-
-
-def landmarks(p: Any, q: Any) -> Landmarks:
-    """Pairs of positions to start a registration from: moving ``p`` ``[N, D]`` and fixed ``q`` ``[N, D]``, ``(z,) y, x``.
-
-    Three or more pairs give an affine start, fewer a translation. Raises ValueError for sides of unequal length,
-    positions that are not finite, and three or more pairs that lie on one line.
-    """
-    sides = []
-    for name, side in (("moving", p), ("fixed", q)):
-        coords = torch.as_tensor(getattr(side, "coords", side), dtype=torch.float64)
-        if coords.ndim != 2 or coords.shape[1] not in (2, 3):
-            raise ValueError(f"wanted {name} landmarks [N, 2] or [N, 3], got {tuple(coords.shape)}")
-        bad = int((~torch.isfinite(coords)).any(dim=1).sum())
-        if bad:
-            raise ValueError(f"wanted finite {name} landmarks, got {bad} with NaN or inf; leave them out on both sides")
-        sides.append(coords)
-    if sides[0].shape != sides[1].shape:
-        raise ValueError(
-            f"wanted as many fixed as moving landmarks, got {len(sides[1])} fixed and {len(sides[0])} moving; "
-            "row i of one belongs to row i of the other"
-        )
-    if len(sides[0]) == 0:
-        raise ValueError("wanted at least one pair of landmarks, got none")
-    for name, coords in zip(("moving", "fixed"), sides, strict=True):
-        if len(coords) >= 3:
-            check_spread(coords, name)
-    return Landmarks(sides[0], sides[1])
-
-
-def check_spread(coords: Tensor, name: str) -> None:
-    """Raise ValueError where positions ``[N, D]`` do not span a plane: no affine map follows from them."""
-    values = torch.linalg.svdvals(coords - coords.mean(dim=0))
-    if not float(values[1]) > 1e-3 * float(values[0]):
-        raise ValueError(
-            f"wanted {name} landmarks that span the tissue, got {len(coords)} on one line (collinear); add one off the line"
-        )
-
-
-def fit_points(p: Tensor, q: Tensor, kind: str = "affine") -> tuple[Affine, Tensor]:
-    """Least-squares map of ``p`` onto ``q`` (``[N, D]`` each), and its residuals ``|A p_i - q_i|`` ``[N]``.
-
-    Args:
-        kind: ``translation``, ``rigid``, ``similarity`` or ``affine``. Where there are too few pairs for it (an affine map
-            needs D + 1, a turn 2), the richest kind that they determine with certainty is fitted instead: a similarity is
-            never guessed from two pairs, fewer than three give a translation.
-    """
-    p, q = p.to(torch.float64), q.to(torch.float64)
-    ndim = p.shape[1]
-    if len(p) < 3:
-        kind = "translation"
-    elif kind == "affine" and (len(p) < ndim + 1 or (ndim == 3 and _flat(p))):
-        kind = "similarity"
-    centre_p, centre_q = p.mean(dim=0), q.mean(dim=0)
-    if kind == "translation":
-        linear = torch.eye(ndim, dtype=torch.float64)
-    elif kind == "affine":
-        gram = torch.eye(ndim + 1, dtype=torch.float64)
-        gram[:-1, :-1] = _products(p - centre_p, p - centre_p)
-        linear = compose(_products(q - centre_q, p - centre_p), inverse(gram)[:-1, :-1])
-    else:
-        covariance = _products(q - centre_q, p - centre_p) / len(p)
-        u, s, vh = torch.linalg.svd(covariance)
-        sign = torch.ones(ndim, dtype=torch.float64)
-        sign[-1] = torch.sign(torch.linalg.det(u) * torch.linalg.det(vh))
-        linear = u @ torch.diag(sign) @ vh
-        if kind == "similarity":
-            linear = linear * float((s * sign).sum() / ((p - centre_p) ** 2).sum() * len(p))
-    matrix = torch.eye(ndim + 1, dtype=torch.float64)
-    matrix[:-1, :-1] = linear
-    matrix[:-1, -1] = centre_q - linear @ centre_p
-    fitted = Affine(matrix)
-    return fitted, (fitted.points(p) - q).norm(dim=1)
-
-
-def _products(a: Tensor, b: Tensor) -> Tensor:
-    """``Σ_i a_i b_iᵀ`` ``[D, D]`` of ``[N, D]`` each, summed in one order (see `regframe.maps.homogeneous`)."""
-    return (a[:, :, None] * b[:, None, :]).sum(dim=0)
-
-
-def _flat(p: Tensor) -> bool:
-    values = torch.linalg.svdvals(p - p.mean(dim=0))
-    return not float(values[-1]) > 1e-6 * float(values[0])
-
-
-def nearest_of_kind(matrix: Tensor, kind: str, scale: float, center: tuple[float, ...]) -> Tensor:
-    """The rigid (times the known ``scale`` between the units) or similarity matrix nearest to an affine one.
-
-    ``center`` ``[D]`` of the moving space is mapped to where the affine map puts it; other kinds come back as they are.
-    """
-    if kind not in ("rigid", "similarity"):
-        return matrix
-    u, s, vh = torch.linalg.svd(matrix[:-1, :-1])
-    out = matrix.clone()
-    out[:-1, :-1] = u @ vh * (scale if kind == "rigid" else float(s.mean()))
-    middle = torch.tensor(center, dtype=torch.float64)
-    out[:-1, -1] = matrix[:-1, :-1] @ middle + matrix[:-1, -1] - out[:-1, :-1] @ middle
-    return out
-
-
-@dataclass(frozen=True)
-class Pose:
-    """A start found without landmarks.
-
-    Args:
-        matrix: ``A`` ``[D+1, D+1]``, moving → fixed, physical.
-        score: how well it fits, higher is better: nats of likeness in the coarse images (2D), explained variance (3D).
-        margin: how much less, relative to ``score``, the best truly different pose scores, at least 0; None where none was
-            tried.
-        runner_up: the matrix of that pose, or None.
-        runner_up_score: its score, or None.
-    """
-
-    matrix: Tensor
-    score: float
-    margin: float | None
-    runner_up: Tensor | None = None
-    runner_up_score: float | None = None
 
 
 def search(
@@ -215,12 +75,13 @@ def search(
     """
     fixed, moving = Halvings.of(fixed), Halvings.of(moving)
     if fixed.grid.ndim != 2:
-        return _search_volume(fixed, moving, metric, config)
+        return search_volume(fixed, moving, metric, config)
     with threads_for(TURNS * SCAN_SIZE**2 * 16):
-        return _search_plane(fixed, moving, config.transform == "rigid")
+        return search_plane(fixed, moving, config.transform == "rigid")
 
 
-def _search_plane(fixed: Halvings, moving: Halvings, rigid: bool) -> Pose:
+def search_plane(fixed: Halvings, moving: Halvings, rigid: bool) -> Pose:
+    """`search` of two planes; ``rigid``: with the size that the units state, or a pixel for a pixel."""
     f, m = Views(fixed), Views(moving)
     ratio = unit_ratio(moving.grid.unit, fixed.grid.unit)
     # by the units, or else a pixel for a pixel
@@ -492,52 +353,3 @@ def _stepped(poses: Tensor, step: Tensor, spacing: float, radius: float) -> Tens
         linear = linear / torch.linalg.det(linear).sqrt()[:, None, None]
     old = poses[:, :, :2]
     return torch.cat([old @ linear, old @ shift[:, :, None] + poses[:, :, 2:]], dim=2)
-
-
-def _search_volume(fixed: Halvings, moving: Halvings, metric: Callable[[Level], ImageMetric], config: Config) -> Pose:
-    """The better of the identity and the alignment of both middles, each refined on a coarse level."""
-    ratio = unit_ratio(moving.grid.unit, fixed.grid.unit)
-    ndim = fixed.grid.ndim
-    zoom = ratio if ratio is not None else fixed.grid.diagonal / moving.grid.diagonal
-    centred = torch.diag(torch.tensor([*[zoom] * ndim, 1.0], dtype=torch.float64))
-    identity = centred.clone()
-    middles = [torch.tensor(grid.center, dtype=torch.float64) for grid in (fixed.grid, moving.grid)]
-    centred[:-1, -1] = middles[0] - zoom * middles[1]
-    starts = [identity, centred] if ratio is not None and not torch.equal(identity, centred) else [centred]
-    to_fixed, to_moving = Frame.of(fixed.grid).matrix(), Frame.of(moving.grid).matrix()
-    kind = "rigid" if config.transform == "rigid" else "similarity"
-    radius = math.hypot(*Frame.of(fixed.grid).grid(fixed.grid).extent) / 2
-    scored: list[tuple[float, Tensor]] = []
-    quick = config.model_copy(
-        update={"optimizer": config.optimizer.model_copy(update={"max_iter": 30, "tolerance": 0.05})}
-    )
-    levels: list[Level] = []
-    for matrix in starts:
-        start = compose(to_moving, inverse(matrix), inverse(to_fixed))
-        if not levels:
-            levels = build_levels(fixed, moving, start, quick)[:1]
-        increment = Increment(kind, ndim, radius)
-        fit = Fit(torch.zeros(increment.size, dtype=torch.float32), start, increment, None)
-        with threads_for(levels[0].work):
-            fit = fit_level(fit, levels[0], metric(levels[0]), quick, stage="pose", number=0, constant_weights=True)
-        if fit.overlap is None or not math.isfinite(fit.mismatch):
-            continue
-        share = float(fit.overlap.mean())
-        # explained variance counts in proportion to the share of the fixed image it explains
-        gain = -math.log(max(fit.mismatch, 1e-6)) * share
-        scored.append((gain, compose(inverse(to_fixed), inverse(fit.pullback), to_moving)))
-    if not scored:
-        return Pose(starts[0], 0.0, None)
-    highest = max(score for score, _ in scored)
-    # of poses that fit equally well the plainest: the identity comes first
-    score, best = next(pair for pair in scored if pair[0] >= highest - EQUAL * abs(highest))
-    corners = moving.grid.corners()
-    rivals = [
-        (other, matrix)
-        for other, matrix in scored
-        if float(carry(matrix - best, corners).norm(dim=1).mean()) > APART * fixed.grid.diagonal
-    ]
-    if not rivals:
-        return Pose(best, score, None)
-    rival, runner_up = max(rivals, key=lambda pair: pair[0])
-    return Pose(best, score, max(0.0, (score - rival) / max(abs(score), 1e-9)), runner_up, rival)

@@ -12,8 +12,8 @@ from scipy.spatial import ConvexHull, cKDTree
 from skimage.filters import threshold_otsu
 from torch import Tensor
 
-from .data import Image
-from .fit.mixture import flattest
+from ..data import Image
+from ..fit.mixture import flattest
 
 LOOKED_AT = 300_000
 """Pixels that are looked at, about."""

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .data import Grid
-from .fit.halvings import Halvings, halve
+from ..data import Grid
+from ..fit.halvings import Halvings, halve
 
 FINEST = 320
 """Pixels along the longer side of the finest image that is looked at."""

@@ -1,0 +1,209 @@
+"""Clouds of points in a Gaussian mixture: thinning, the E step over the nearest pairs, closed forms of the M step.
+
+Source: Myronenko & Song 2010 (coherent point drift); Umeyama 1991 (closed forms). Far pairs do not count: each fixed point is
+compared with its `NEIGHBOURS` nearest moving points (a k-d tree), so memory is linear in the number of points.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.spatial import cKDTree
+
+from ..data import Grid, PointSet
+
+Floats = NDArray[np.float64]
+
+NEIGHBOURS = (16, 10)
+"""Nearest mapped moving points that a fixed point is compared with, of up to `SMALL` fixed points and of more."""
+SMALL = 600
+"""Fixed points up to which care is cheap: more neighbours and slower cooling."""
+MOST_PIXELS = 1 << 24
+"""Pixels of the canvas of a cloud at most."""
+
+
+# ---- one side ----------------------------------------------------------------------------------------------------
+
+
+def check_cloud(points: PointSet, side: str) -> None:
+    """Refuse a cloud that no map follows from: empty, not finite, too few distinct points, on one line or plane."""
+    ndim = points.ndim
+    if len(points) == 0:
+        raise ValueError(f"wanted points on the {side} side, got none; check the file and its filter")
+    bad = int((~torch.isfinite(points.coords)).any(dim=1).sum())
+    if bad:
+        raise ValueError(
+            f"wanted finite positions on the {side} side, got {bad} of {len(points)} points with NaN or inf; leave these rows out"
+        )
+    if points.weights is not None and not (
+        bool(torch.isfinite(points.weights).all())
+        and float(points.weights.min()) >= 0
+        and float(points.weights.sum()) > 0
+    ):
+        raise ValueError(f"wanted finite weights of at least 0 on the {side} side, not all 0, got others; mend these")
+    places = distinct(points)
+    if len(places) < ndim + 2:
+        raise ValueError(
+            f"wanted at least {ndim + 2} distinct {ndim}D points on the {side} side, got {len(places)} "
+            f"(of {len(points)} rows); fewer determine no map: pair them as landmarks instead"
+        )
+    spread = np.linalg.svd(places - places.mean(axis=0), compute_uv=False)
+    if not spread[-1] > 1e-6 * spread[0]:
+        flat = "line" if ndim == 2 or not spread[1] > 1e-6 * spread[0] else "plane"
+        raise ValueError(
+            f"wanted {side} points that span {ndim}D, got {len(points)} on one {flat}; "
+            + ("leave the constant axis out and register in 2D" if flat == "plane" else "add points off the line")
+        )
+
+
+def distinct(points: PointSet) -> Floats:
+    """The distinct positions of weight above 0 ``[N', D]``, in an order that does not depend on the rows': a position
+    counts once."""
+    coords = points.coords if points.weights is None else points.coords[points.weights > 0]
+    out: Floats = np.unique(coords.numpy(), axis=0)
+    return out
+
+
+def spacing_of(places: Floats) -> float:
+    """The median distance of a place to its nearest neighbour, of distinct places ``[N, D]``."""
+    step = max(1, len(places) // 20_000)
+    distance = np.asarray(cKDTree(places).query(places[::step], k=2)[0])
+    return float(np.median(distance[:, 1]))
+
+
+def canvas(points: PointSet) -> Grid:
+    """The grid of a cloud: its bounding box with pixels as wide as the median distance to the nearest neighbour.
+
+    It is what "px" means for points, and the canvas of the store and of the report. Pixels are wider where there would be
+    more than `MOST_PIXELS` of them.
+    """
+    places = distinct(points)
+    low, extent = places.min(axis=0), np.ptp(places, axis=0)
+    spacing = spacing_of(places)
+    while math.prod(math.ceil(e / spacing) + 1 for e in extent) > MOST_PIXELS:
+        spacing *= 1.1
+    shape = tuple(math.ceil(e / spacing) + 1 for e in extent)
+    origin = tuple(float(v) for v in low + (extent - spacing * (np.array(shape) - 1)) / 2)
+    return Grid(shape, (spacing,) * points.ndim, origin, points.unit)
+
+
+def thinned(places: Floats, count: int) -> Floats:
+    """About ``count`` places ``[K, D]`` that stand for equally many points each: means of the leaves of a k-d tree.
+
+    ``count`` is taken as a power of two; fewer points come back as they are.
+    """
+    if len(places) <= count:
+        return places
+    blocks = [places]
+    for _ in range(round(math.log2(count))):
+        halves = []
+        for block in blocks:
+            axis = int(np.argmax(np.ptp(block, axis=0)))
+            middle = len(block) // 2
+            order = np.argpartition(block[:, axis], middle)
+            halves += [block[order[:middle]], block[order[middle:]]]
+        blocks = halves
+    return np.stack([block.mean(axis=0) for block in blocks])
+
+
+def some(places: Floats, count: int, seed: int) -> Floats:
+    """At most ``count`` of the places, drawn without replacement, in their order."""
+    if len(places) <= count:
+        return places
+    rows = np.random.default_rng(seed).choice(len(places), count, replace=False)
+    return places[np.sort(rows)]
+
+
+# ---- the mixture ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Match:
+    """Fixed points against mapped moving ones at one scale.
+
+    Args:
+        rows: the nearest moving points of each fixed one ``[M, K]``.
+        share: posterior probability of each pair ``[M, K]``; what is missing to 1 is the uniform class.
+        log_density: of each fixed point ``[M]``, in nats per fixed unit volume.
+        square: mean squared distance per axis of the pairs, weighted by ``share``.
+    """
+
+    rows: NDArray[np.intp]
+    share: Floats
+    log_density: Floats
+    square: float
+
+
+def match(warped: Floats, fixed: Floats, sigma: float, outliers: float, volume: float) -> Match:
+    """One E step (Myronenko & Song 2010, eq. 6) over the nearest pairs.
+
+    Args:
+        warped: ``[N, D]``.
+        fixed: ``[M, D]``.
+        sigma: σ, in the same length.
+        outliers: ω.
+        volume: V.
+    """
+    k = min(NEIGHBOURS[len(fixed) > SMALL], len(warped))
+    found = cKDTree(warped).query(fixed, k=k)
+    distance, rows = (np.asarray(part).reshape(len(fixed), k) for part in found)
+    return posterior(distance**2, rows, sigma, outliers, volume, len(warped), fixed.shape[1])
+
+
+def posterior(
+    squares: Floats, rows: NDArray[np.intp], sigma: float, outliers: float, volume: float, n: int, ndim: int
+) -> Match:
+    """`match`, of squared distances ``[M, K]`` that are known already."""
+    constant = math.log((1 - outliers) / n) - ndim * math.log(sigma) - ndim / 2 * math.log(2 * math.pi)
+    logits = constant - squares / (2 * sigma**2)
+    uniform = math.log(max(outliers, 1e-300) / volume)
+    top = np.maximum(logits.max(axis=1), uniform)
+    share = np.exp(logits - top[:, None])
+    total = share.sum(axis=1) + np.exp(uniform - top)
+    share /= total[:, None]
+    mass = share.sum()
+    return Match(rows, share, top + np.log(total), float((share * squares).sum() / max(mass, 1e-12) / ndim))
+
+
+def fit_pairs(kind: str, p: Floats, q: Floats, w: Floats) -> Floats:
+    """The least-squares map ``[D+1, D+1]`` of ``p`` onto ``q`` (``[N, D]``) with weights ``w`` ``[N]`` (Umeyama 1991)."""
+    ndim = p.shape[1]
+    w = w / max(w.sum(), 1e-300)
+    mean_p, mean_q = w @ p, w @ q
+    dp, dq = p - mean_p, q - mean_q
+    cross = (dq * w[:, None]).T @ dp
+    if kind == "affine":
+        gram = (dp * w[:, None]).T @ dp
+        linear = np.linalg.solve(gram + 1e-12 * np.trace(gram) * np.eye(ndim), cross.T).T
+    else:
+        u, s, vh = np.linalg.svd(cross)
+        sign = np.ones(ndim)
+        sign[-1] = np.sign(np.linalg.det(u) * np.linalg.det(vh)) or 1.0
+        linear = (u * sign) @ vh
+        if kind == "similarity":
+            linear = linear * float((s * sign).sum() / max(float((w[:, None] * dp * dp).sum()), 1e-300))
+    matrix = np.eye(ndim + 1)
+    matrix[:-1, :-1], matrix[:-1, -1] = linear, mean_q - linear @ mean_p
+    return matrix
+
+
+def carried(matrix: Floats, p: Floats) -> Floats:
+    """Positions ``[N, D]`` under ``[D+1, D+1]``."""
+    out: Floats = p @ matrix[:-1, :-1].T + matrix[:-1, -1]
+    return out
+
+
+def outliers_of(found: Match) -> float:
+    """ω after an E step, with a weak prior (a tenth of the points) in favour of a partner."""
+    n = len(found.share)
+    alone = n - float(found.share.sum())
+    return float(min(max((alone + 0.1 * n * 0.1) / (1.1 * n), 1e-6), 0.99))
+
+
+def radius_of(c: Floats) -> float:
+    """Root mean square distance of places ``[N, D]`` from their middle."""
+    return float(np.sqrt(((c - c.mean(axis=0)) ** 2).sum(axis=1).mean()))

@@ -1,0 +1,1 @@
+"""Points against an image."""

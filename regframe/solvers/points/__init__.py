@@ -1,0 +1,1 @@
+"""Two point clouds, without a raster."""

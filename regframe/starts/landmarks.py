@@ -1,0 +1,111 @@
+"""A start from paired landmarks: the closed forms of rigid, similarity and affine maps.
+
+Source: Umeyama 1991, for rigid and similarity maps of paired points.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..maps.affine import Affine
+from ..maps.homogeneous import compose, inverse
+
+
+@dataclass(frozen=True)
+class Landmarks:
+    """Pairs ``p_i → q_i`` as a start.
+
+    Args:
+        moving: ``p`` ``[N, D]`` in the moving side's unit.
+        fixed: ``q`` ``[N, D]`` in the fixed side's unit.
+    """
+
+    moving: Tensor
+    fixed: Tensor
+
+
+def landmarks(p: Any, q: Any) -> Landmarks:
+    """Pairs of positions to start a registration from: moving ``p`` ``[N, D]`` and fixed ``q`` ``[N, D]``, ``(z,) y, x``.
+
+    Three or more pairs give an affine start, fewer a translation. Raises ValueError for sides of unequal length,
+    positions that are not finite, and three or more pairs that lie on one line.
+    """
+    sides = []
+    for name, side in (("moving", p), ("fixed", q)):
+        coords = torch.as_tensor(getattr(side, "coords", side), dtype=torch.float64)
+        if coords.ndim != 2 or coords.shape[1] not in (2, 3):
+            raise ValueError(f"wanted {name} landmarks [N, 2] or [N, 3], got {tuple(coords.shape)}")
+        bad = int((~torch.isfinite(coords)).any(dim=1).sum())
+        if bad:
+            raise ValueError(f"wanted finite {name} landmarks, got {bad} with NaN or inf; leave them out on both sides")
+        sides.append(coords)
+    if sides[0].shape != sides[1].shape:
+        raise ValueError(
+            f"wanted as many fixed as moving landmarks, got {len(sides[1])} fixed and {len(sides[0])} moving; "
+            "row i of one belongs to row i of the other"
+        )
+    if len(sides[0]) == 0:
+        raise ValueError("wanted at least one pair of landmarks, got none")
+    for name, coords in zip(("moving", "fixed"), sides, strict=True):
+        if len(coords) >= 3:
+            check_spread(coords, name)
+    return Landmarks(sides[0], sides[1])
+
+
+def check_spread(coords: Tensor, name: str) -> None:
+    """Raise ValueError where positions ``[N, D]`` do not span a plane: no affine map follows from them."""
+    values = torch.linalg.svdvals(coords - coords.mean(dim=0))
+    if not float(values[1]) > 1e-3 * float(values[0]):
+        raise ValueError(
+            f"wanted {name} landmarks that span the tissue, got {len(coords)} on one line (collinear); add one off the line"
+        )
+
+
+def fit_points(p: Tensor, q: Tensor, kind: str = "affine") -> tuple[Affine, Tensor]:
+    """Least-squares map of ``p`` onto ``q`` (``[N, D]`` each), and its residuals ``|A p_i - q_i|`` ``[N]``.
+
+    Args:
+        kind: ``translation``, ``rigid``, ``similarity`` or ``affine``. Where there are too few pairs for it (an affine map
+            needs D + 1, a turn 2), the richest kind that they determine with certainty is fitted instead: a similarity is
+            never guessed from two pairs, fewer than three give a translation.
+    """
+    p, q = p.to(torch.float64), q.to(torch.float64)
+    ndim = p.shape[1]
+    if len(p) < 3:
+        kind = "translation"
+    elif kind == "affine" and (len(p) < ndim + 1 or (ndim == 3 and _flat(p))):
+        kind = "similarity"
+    centre_p, centre_q = p.mean(dim=0), q.mean(dim=0)
+    if kind == "translation":
+        linear = torch.eye(ndim, dtype=torch.float64)
+    elif kind == "affine":
+        gram = torch.eye(ndim + 1, dtype=torch.float64)
+        gram[:-1, :-1] = _products(p - centre_p, p - centre_p)
+        linear = compose(_products(q - centre_q, p - centre_p), inverse(gram)[:-1, :-1])
+    else:
+        covariance = _products(q - centre_q, p - centre_p) / len(p)
+        u, s, vh = torch.linalg.svd(covariance)
+        sign = torch.ones(ndim, dtype=torch.float64)
+        sign[-1] = torch.sign(torch.linalg.det(u) * torch.linalg.det(vh))
+        linear = u @ torch.diag(sign) @ vh
+        if kind == "similarity":
+            linear = linear * float((s * sign).sum() / ((p - centre_p) ** 2).sum() * len(p))
+    matrix = torch.eye(ndim + 1, dtype=torch.float64)
+    matrix[:-1, :-1] = linear
+    matrix[:-1, -1] = centre_q - linear @ centre_p
+    fitted = Affine(matrix)
+    return fitted, (fitted.points(p) - q).norm(dim=1)
+
+
+def _products(a: Tensor, b: Tensor) -> Tensor:
+    """``Σ_i a_i b_iᵀ`` ``[D, D]`` of ``[N, D]`` each, summed in one order (see `regframe.maps.homogeneous`)."""
+    return (a[:, :, None] * b[:, None, :]).sum(dim=0)
+
+
+def _flat(p: Tensor) -> bool:
+    values = torch.linalg.svdvals(p - p.mean(dim=0))
+    return not float(values[-1]) > 1e-6 * float(values[0])

@@ -1,0 +1,209 @@
+"""The pose of one point cloud on another: every turn, a mirror and several sizes at once, annealed on thinned clouds.
+
+Sources: Rose 1998 (deterministic annealing); Umeyama 1991 (closed forms); Alexa 2022 (super-Fibonacci spirals: turns spread
+evenly over SO(3)).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..fit.clouds import Floats, thinned
+
+# ---- the pose ------------------------------------------------------------------------------------------------------
+
+TURNS_PLANE = 24
+"""Turns tried around the full circle."""
+TURNS_SPACE = 256
+"""Turns tried over SO(3), about 40° apart."""
+SIZES = {2: (0.8, 1.0, 1.25), 3: (1.0,)}
+"""Sizes tried where it is not known, about the one that makes both clouds spread equally far."""
+SCANNED = (64, (0.5, 0.4, 0.32, 0.25), 128)
+"""Places per side, scales (over the fixed cloud's rms radius) and how many poses go on, of the first scan."""
+SIFTED = (128, (0.22, 0.18, 0.15, 0.12, 0.1), 8)
+"""The same of the second, which fits sizes too."""
+SETTLED = (256, (0.1, 0.085, 0.07, 0.06, 0.05, 0.05), 8)
+"""The same of the last."""
+ALONE = 0.1
+"""ω of the pose search."""
+UNMIRRORED = 0.3
+"""How much less, relatively, a pose without a mirror may score and still be preferred."""
+CLEAR = 0.3
+"""Margin of the pose, ``1 - exp(-nats per point)``, below which another one may as well be right."""
+SLACK = 0.4
+"""Nats per point (of both sides) by which a pose may score less than the best and still be tried."""
+RIVALS = 8
+"""Poses at most from which the map asked for is tried."""
+APART = 0.15
+"""Mean distance, over the moving cloud's rms radius, from which two poses are truly different."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """A pose found without landmarks.
+
+    Args:
+        matrix: ``A`` ``[D+1, D+1]``, moving → fixed.
+        score: nats per point by which both clouds explain each other better than one broad Gaussian does.
+        margin: how much less, relative to ``score``, the best truly different pose scores.
+        runner_up: the matrix of that pose, or None.
+        runner_up_score: its score.
+    """
+
+    matrix: Floats
+    score: float
+    margin: float | None
+    runner_up: Floats | None = None
+    runner_up_score: float | None = None
+    rivals: tuple[Floats, ...] = ()
+
+
+def turns(ndim: int) -> Tensor:
+    """Rotations ``[B, D, D]`` spread evenly: the circle, or super-Fibonacci spirals on SO(3) (Alexa 2022)."""
+    if ndim == 2:
+        angle = 2 * math.pi * torch.arange(TURNS_PLANE, dtype=torch.float64) / TURNS_PLANE
+        return torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], dim=1).reshape(-1, 2, 2)
+    s = torch.arange(TURNS_SPACE, dtype=torch.float64) + 0.5
+    r, big_r = (s / TURNS_SPACE).sqrt(), (1 - s / TURNS_SPACE).sqrt()
+    alpha, beta = 2 * math.pi * s / math.sqrt(2.0), 2 * math.pi * s / 1.533751168755204288118041
+    x, y, z, w = r * alpha.sin(), r * alpha.cos(), big_r * beta.sin(), big_r * beta.cos()
+    rows = [
+        1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w),
+        2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w),
+        2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y),
+    ]  # fmt: skip
+    around = torch.stack(rows, dim=1).reshape(-1, 3, 3)
+    return torch.cat([torch.eye(3, dtype=torch.float64)[None], around])
+
+
+def search(p: Floats, q: Floats, known: bool, mirror: bool) -> Found:
+    """The pose of ``p`` ``[N, D]`` on ``q`` ``[M, D]``: any turn and shift, any size unless ``known``, a mirror if allowed.
+
+    Every turn (and mirror, and size) starts an EM of its own with the middles together; all run as one batch on thinned
+    clouds while σ shrinks, and the better half goes on.
+    """
+    ndim = p.shape[1]
+    mean_p, mean_q = p.mean(axis=0), q.mean(axis=0)
+    radius_p, radius_q = (float(np.sqrt(((c - c.mean(axis=0)) ** 2).sum(axis=1).mean())) for c in (p, q))
+    unit = radius_q
+    base = 1.0 if known else radius_q / radius_p
+    sizes = [1.0] if known else [base * s for s in SIZES[ndim]]
+    if not known and all(abs(math.log(s)) > 0.1 for s in sizes):
+        sizes.append(1.0)
+    around = turns(ndim)
+    if mirror:
+        flip = torch.eye(ndim, dtype=torch.float64)
+        flip[-1, -1] = -1
+        around = torch.cat([around, around @ flip])
+    linear = torch.cat([around * s for s in sizes]).to(torch.float32)  # [B, D, D], of p in units
+    shift = torch.zeros((len(linear), ndim), dtype=torch.float32)
+
+    def side(c: Floats, mean: Floats, count: int) -> Tensor:
+        return torch.from_numpy((thinned(c, count) - mean) / unit).to(torch.float32)
+
+    volume = float(np.prod(np.ptp(q, axis=0) / unit))
+    for number, (count, scales, keep) in enumerate((SCANNED, SIFTED, SETTLED)):
+        ps, qs = side(p, mean_p, count), side(q, mean_q, count)
+        for scale in scales:
+            linear, shift = _batch_step(ps, qs, linear, shift, scale, volume, number > 0 and not known)
+        score = _batch_score(ps, qs, linear, shift, scales[-1], volume)
+        chosen = _distinct(ps, linear, shift, score, keep, 0.05 if number == 0 else APART)
+        linear, shift, score = linear[chosen], shift[chosen], score[chosen]
+    score = score - _broad(ps, qs)
+    mirrored = torch.linalg.det(linear) < 0
+    best = int(score.argmax())
+    if bool(mirrored[best]) and bool((~mirrored).any()):
+        other = int(torch.where(mirrored, -torch.inf, score).argmax())
+        if float(score[other]) >= (1 - UNMIRRORED) * float(score[best]):
+            best = other
+    moved = ps @ linear.mT + shift[:, None]
+    apart = (moved - moved[best]).norm(dim=2).mean(dim=1) > APART * float(torch.linalg.det(linear[best]).abs()) ** (
+        1 / ndim
+    )
+
+    def matrix(i: int) -> Floats:
+        out = np.eye(ndim + 1)
+        out[:-1, :-1] = linear[i].to(torch.float64).numpy()
+        out[:-1, -1] = mean_q + unit * shift[i].to(torch.float64).numpy() - out[:-1, :-1] @ mean_p
+        return out
+
+    top = float(score[best])
+    order = [i for i in score.argsort(descending=True).tolist() if i != best and float(score[i]) > top - SLACK]
+    rivals = tuple(matrix(i) for i in order[: RIVALS - 1])
+    if not bool(apart.any()):
+        return Found(matrix(best), top, None, rivals=rivals)
+    rival = int(torch.where(apart, score, -torch.inf).argmax())
+    margin = max(0.0, (top - float(score[rival])) / max(abs(top), 1e-9))
+    return Found(matrix(best), top, margin, matrix(rival), float(score[rival]), rivals)
+
+
+def _squares(ps: Tensor, qs: Tensor, linear: Tensor, shift: Tensor) -> Tensor:
+    """Squared distances ``[B, M, N]``."""
+    moved = ps @ linear.mT + shift[:, None]  # [B, N, D]
+    cross = qs @ moved.mT
+    return (qs.square().sum(1)[:, None] + moved.square().sum(2)[:, None, :] - 2 * cross).clamp_(min=0)
+
+
+def _batch_step(
+    ps: Tensor, qs: Tensor, linear: Tensor, shift: Tensor, sigma: float, volume: float, resize: bool
+) -> tuple[Tensor, Tensor]:
+    """One EM step of B poses at once: ``linear`` ``[B, D, D]``, ``shift`` ``[B, D]``."""
+    ndim = ps.shape[1]
+    share = _squares(ps, qs, linear, shift).mul_(-1 / (2 * sigma**2)).exp_()
+    uniform = ALONE / (1 - ALONE) * len(ps) * (2 * math.pi * sigma**2) ** (ndim / 2) / volume
+    share /= share.sum(dim=2, keepdim=True) + uniform
+    by_p, by_q = share.sum(dim=1), share.sum(dim=2)  # [B, N], [B, M]
+    total = by_p.sum(dim=1).clamp(min=1e-6)
+    mean_p, mean_q = by_p @ ps / total[:, None], by_q @ qs / total[:, None]
+    cross = (share @ ps).mT @ qs  # Σ p qᵀ, [B, D, D]
+    cross = cross.mT / total[:, None, None] - mean_q[:, :, None] * mean_p[:, None, :]
+    u, s, vh = torch.linalg.svd(cross)
+    sign = torch.ones_like(s)
+    sign[:, -1] = torch.sign(torch.linalg.det(u) * torch.linalg.det(vh) * torch.linalg.det(linear))
+    turn = (u * sign[:, None, :]) @ vh
+    size = torch.linalg.det(linear).abs() ** (1 / ndim)
+    if resize:
+        spread = (by_p @ ps.square().sum(1)) / total - mean_p.square().sum(1)
+        fitted = (s * sign).sum(1) / spread.clamp(min=1e-9)
+        size = fitted.clamp(min=0.5 * size, max=2 * size)
+    linear = turn * size[:, None, None]
+    return linear, mean_q - (linear @ mean_p[:, :, None])[:, :, 0]
+
+
+def _batch_score(ps: Tensor, qs: Tensor, linear: Tensor, shift: Tensor, sigma: float, volume: float) -> Tensor:
+    """Mean log density ``[B]`` of the fixed points given the moving ones plus that of the moving ones given the fixed."""
+    ndim = ps.shape[1]
+    near = _squares(ps, qs, linear, shift).mul_(-1 / (2 * sigma**2)).exp_()
+    constant = (1 - ALONE) * (2 * math.pi * sigma**2) ** (-ndim / 2)
+    forth = (near.mean(dim=2) * constant + ALONE / volume).log().mean(dim=1)
+    back = (near.mean(dim=1) * constant + ALONE / volume).log().mean(dim=1)
+    score: Tensor = forth + back + torch.linalg.det(linear).abs().log()
+    return score
+
+
+def _broad(ps: Tensor, qs: Tensor) -> float:
+    """The score of one Gaussian for either cloud, each of its own covariance: what no structure at all comes to."""
+    out = 0.0
+    for c in (ps, qs):
+        covariance = torch.cov(c.T)
+        out -= 0.5 * float(torch.logdet(2 * math.pi * math.e * covariance))
+    return out
+
+
+def _distinct(ps: Tensor, linear: Tensor, shift: Tensor, score: Tensor, keep: int, apart: float) -> Tensor:
+    """Indices of the ``keep`` best poses no two of which put the cloud in nearly the same place."""
+    moved = ps @ linear.mT + shift[:, None]
+    order = score.argsort(descending=True)
+    chosen: list[int] = []
+    for i in order.tolist():
+        if chosen and float((moved[chosen] - moved[i]).norm(dim=2).mean(dim=1).min()) < apart:
+            continue
+        chosen.append(i)
+        if len(chosen) == keep:
+            break
+    return torch.tensor(chosen)
