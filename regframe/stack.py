@@ -25,7 +25,7 @@ from skimage.filters import threshold_otsu
 from skimage.morphology import convex_hull_image
 from torch import Tensor
 
-from . import outputs, plugins, posegraph, preparation
+from . import outputs, plugins, posegraph
 from .config import Config
 from .data import Grid, Image
 from .maps.affine import Affine
@@ -35,6 +35,7 @@ from .maps.sequence import Sequence as Chain
 from .posegraph import CONTRADICTS, GUIDE, LEAST_SCALE, Floats, Link, Node, carry, rms
 from .registration import Result, check_image, register
 from .settle import RIM, Density, missing, settle
+from .solvers import preparation
 
 Flags = NDArray[np.bool_]
 
@@ -184,7 +185,7 @@ def align_stack(
         raise ValueError(f"wanted a reference from 0 to {len(sections) - 1}, got {reference}; count from 0")
     if reach < 1 or (hold is not None and not hold > 0):
         raise ValueError(f"wanted a reach of at least 1 and a hold above 0, got {reach} and {hold}")
-    work = _Work(sections, planes, config or Config(), transform, progress or (lambda *_: None))
+    work = Work(sections, planes, config or Config(), transform, progress or (lambda *_: None))
     if guide is not None and (guide.grid.ndim != 3 or guide.grid.unit != sections[0].grid.unit):
         raise ValueError(
             f"wanted a guide volume in {sections[0].grid.unit}, got {guide.grid.ndim}D in {guide.grid.unit}"
@@ -211,7 +212,7 @@ def align_stack(
     canvas = work.canvas(poses)
     before = work.pictures(work.as_they_lie(), work.canvas(work.as_they_lie()))
     after = work.pictures({k: Affine(torch.from_numpy(m), *work.units) for k, m in poses.items()}, canvas)
-    judged = _Judge(work, poses, before, after)
+    judged = Judge(work, poses, before, after)
     mirrored = judged.mirrored(canvas) if check_mirrors else []
     maps: dict[int, Transform] = {k: Affine(torch.from_numpy(m), *work.units) for k, m in poses.items()}
     steps: list[dict[str, Any]] = []
@@ -339,7 +340,7 @@ def _planes(positions: Sequence[float] | None, n: int) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True)
-class _Section:
+class Section:
     """What is compared of a section: how far every pixel departs from the background, small."""
 
     density: Image
@@ -350,7 +351,7 @@ class _Section:
     empty: str = ""
 
     @classmethod
-    def of(cls, image: Image) -> _Section:
+    def of(cls, image: Image) -> Section:
         """The section, or why it is none."""
         grid = image.grid
         nowhere = Node(np.tile(np.array(grid.center), (4, 1)), grid.diagonal)
@@ -391,7 +392,7 @@ class _Section:
 
 
 @dataclass(frozen=True)
-class _Pictures:
+class Pictures:
     """Sections on one canvas: density, tissue and where each was imaged, ``[h, w]`` each, by place in the stack."""
 
     density: dict[int, Floats]
@@ -436,7 +437,7 @@ def _nmi(a: Floats, b: Floats, where: Flags, bins: int = 32) -> float:
     return (entropy(joint.sum(axis=0)) + entropy(joint.sum(axis=1))) / together - 1 if together > 0 else 0.0
 
 
-class _Work:
+class Work:
     """The sections, the pairs found so far, and what is done with them."""
 
     def __init__(
@@ -451,7 +452,7 @@ class _Work:
         self.names = tuple(image.name for image in images)
         self.kind = "rigid" if transform == "rigid" else "affine"
         self.config = config
-        self.sections = [_Section.of(image) for image in images]
+        self.sections = [Section.of(image) for image in images]
         self.good = [k for k, section in enumerate(self.sections) if not section.empty]
         if len(self.good) < 2:
             raise ValueError(f"wanted at least two sections with tissue, got {len(self.good)}; check files and channel")
@@ -592,7 +593,7 @@ class _Work:
         self.evaluations += int(result.metrics["n_evaluations"])
         assert isinstance(result.affine, Affine)
         matrix = result.affine.matrix.numpy()
-        one = self.sections[a] if a != GUIDE else _Section.of(fixed)
+        one = self.sections[a] if a != GUIDE else Section.of(fixed)
         ncc = self._likeness(one, a, b, matrix)
         if a != GUIDE:
             matrix, ncc = self._settled(a, b, matrix, ncc)
@@ -607,7 +608,7 @@ class _Work:
             _weight(abs(ncc) if a == GUIDE else ncc, apart, result.verdict) if use else 0.0,
         )
 
-    def _likeness(self, one: _Section, a: int, b: int, matrix: Floats) -> float:
+    def _likeness(self, one: Section, a: int, b: int, matrix: Floats) -> float:
         """Correlation of section ``b`` under ``matrix`` and ``one``, which is ``a`` or a plane of the guide, over what both
         show, times the share of that."""
         other, grid = self.sections[b], one.density.grid
@@ -729,7 +730,7 @@ class _Work:
             )
         return Grid(tuple(int(n) for n in shape), tuple(spacing), tuple(low + spacing / 2), self.units[0])
 
-    def pictures(self, maps: Mapping[int, Transform], canvas: Grid) -> _Pictures:
+    def pictures(self, maps: Mapping[int, Transform], canvas: Grid) -> Pictures:
         """Density and tissue of every placed section on a small version of the canvas."""
         small = canvas.resampled(tuple(s * max(1.0, max(canvas.shape) / LOOKED_AT) for s in canvas.spacing))
         density, tissue = {}, {}
@@ -738,7 +739,7 @@ class _Work:
             density[k] = resample(section.density, transform, small, 0.0).data[0].numpy().astype(np.float64)
             mask = Image(torch.from_numpy(section.mask.astype(np.float32))[None], section.density.grid)
             tissue[k] = resample(mask, transform, small, 0.0).data[0].numpy() > 0.5
-        return _Pictures(density, tissue, small)
+        return Pictures(density, tissue, small)
 
     def bend(
         self, maps: dict[int, Transform], canvas: Grid, poor: set[int]
@@ -827,10 +828,10 @@ class _Work:
         )
 
 
-class _Judge:
+class Judge:
     """What is said of the sections and of the stack."""
 
-    def __init__(self, work: _Work, poses: Mapping[int, Floats], before: _Pictures, after: _Pictures) -> None:
+    def __init__(self, work: Work, poses: Mapping[int, Floats], before: Pictures, after: Pictures) -> None:
         self.work, self.poses, self.before, self.after = work, poses, before, after
         self.order = [k for k in work.good if k in poses]
         self.area = {k: float(after.tissue[k].sum()) for k in self.order}
@@ -956,7 +957,7 @@ class _Judge:
         return sum(unlike(*pair) for pair in come - gone) - sum(unlike(*pair) for pair in gone - come)
 
     def metrics(
-        self, final: _Pictures, mirrored: list[int], start: Mapping[int, Floats], chained: bool
+        self, final: Pictures, mirrored: list[int], start: Mapping[int, Floats], chained: bool
     ) -> dict[str, Any]:
         """What ``metrics.json`` says."""
         work = self.work
@@ -1029,7 +1030,7 @@ class _Judge:
             worst = max(worst, rms(carry(pose, probes) - carry(back @ self.poses[b], probes)) / self.work.pixel)
         return worst
 
-    def _section(self, k: int, moved: Sequence[int], final: _Pictures) -> dict[str, Any]:
+    def _section(self, k: int, moved: Sequence[int], final: Pictures) -> dict[str, Any]:
         work = self.work
         out: dict[str, Any] = {"index": k, "name": work.names[k], "position": work.planes[k], "placed": k in self.poses}
         if k not in self.poses:
@@ -1098,7 +1099,7 @@ def _over(matrix: Floats) -> bool:
     return bool(np.linalg.det(matrix[:2, :2]) < 0)
 
 
-def _hull(section: _Section) -> Floats:
+def _hull(section: Section) -> Floats:
     """Middle ``[2]`` of the tissue's convex hull, where holes and notches do not move it."""
     hull = convex_hull_image(ndimage.binary_opening(section.mask, iterations=2))  # type: ignore[no-untyped-call]
     if not hull.any():
@@ -1177,14 +1178,14 @@ def _volume(stack: Stack, images: Sequence[Image]) -> Image:
             f"wanted a volume of at most {MOST_BYTES / 2**30:.3g} GiB, got {needed / 2**30:.3g} GiB; "
             "open the sections at a coarser level, or carry each at full size with its own map"
         )
-    background = _Section.of(first).background if not first.labels else None
+    background = Section.of(first).background if not first.labels else None
     data = torch.zeros((len(first.channels), *stack.grid.shape), dtype=first.data.dtype)
     if background is not None:
         colour = background.round() if not first.data.dtype.is_floating_point else background
         data += colour.to(first.data.dtype)[:, None, None, None]
     for image, result, plane in zip(images, stack.results, stack.planes, strict=True):
         if result is not None:
-            own = None if image.labels else _Section.of(image).background
+            own = None if image.labels else Section.of(image).background
             data[:, plane] = _placed(image, result.transform, stack.plane_grid, own).data
     return Image(data, stack.grid, first.channels, labels=first.labels, name="stack")
 

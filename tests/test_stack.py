@@ -211,7 +211,7 @@ def test_two_like_halves_are_not_turned_over(monkeypatch: pytest.MonkeyPatch) ->
     uneven = [image.replace(data=torch.from_numpy(half)[None]) for image in images]
     uneven[1] = uneven[1].replace(data=uneven[1].data.flip(2).contiguous())
     for pair, stays in ((images, False), (uneven, True)):
-        work = stack._Work(pair, (0, 1), rf.Config(), "rigid", lambda *_: None)
+        work = stack.Work(pair, (0, 1), rf.Config(), "rigid", lambda *_: None)
         work.links = [Link(0, 1, over, ncc=1.0)]
         work.retry()
         assert (np.linalg.det(work.links[0].matrix[:2, :2]) < 0) == stays
@@ -262,11 +262,11 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     TRUTH["image"] = np.eye(3)  # what is tried turned over
     monkeypatch.setattr(stack, "register", fake)
     monkeypatch.setattr(stack, "settle", lambda fixed, moving, start, *rest: start)
-    monkeypatch.setattr(stack._Work, "_prefer", lambda *_, **__: False)  # a second look finds nothing
+    monkeypatch.setattr(stack.Work, "_prefer", lambda *_, **__: False)  # a second look finds nothing
     return asked
 
 
-PREFER = stack._Work._prefer
+PREFER = stack.Work._prefer
 TRUTH: dict[str, Floats] = {}
 BROKEN: set[str] = set()
 SPARED: set[tuple[str, str]] = set()
@@ -368,7 +368,7 @@ def test_a_pair_that_contradicts_the_others_gets_a_second_chance(
     SPARED.update({("s001", "s003"), ("s003", "s004"), ("s003", "s005")})
     given_up, link = worst()
     assert (given_up, link.weight) == (1, 0.0)
-    monkeypatch.setattr(stack._Work, "_prefer", PREFER)
+    monkeypatch.setattr(stack.Work, "_prefer", PREFER)
     given_up, link = worst()
     assert given_up == 0
     assert off_by(link.matrix, np.linalg.inv(TRUTH["s002"]) @ TRUTH["s003"]) < 0.1
