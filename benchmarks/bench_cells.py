@@ -25,7 +25,7 @@ from scipy.ndimage import gaussian_filter
 from scipy.spatial import cKDTree
 
 import regframe as rf
-from regframe.bench import interleaved
+from regframe.testing.bench import interleaved
 
 _host = pytest.importorskip("regframe._host", reason="the host module is not built")
 

@@ -19,12 +19,12 @@ from torch import Tensor
 
 import regframe as rf
 from regframe import ops
-from regframe.bench import interleaved, relative
 from regframe.config import Config
 from regframe.fit.energy import Energy
 from regframe.fit.frames import Increment
 from regframe.fit.prior import velocity_space
 from regframe.fit.pyramid import build_levels
+from regframe.testing.bench import interleaved, relative
 
 OBSERVATIONS = 1e5
 

@@ -1,6 +1,6 @@
 """`warp`, forward and backward, against the best that eager torch can do with `grid_sample`, over a matrix of cases.
 
-``row-split eager`` is the rival to beat (see `regframe.bench`). ``REGFRAME_BENCH_FULL=1`` runs the whole matrix and adds
+``row-split eager`` is the rival to beat (see `regframe.testing.bench`). ``REGFRAME_BENCH_FULL=1`` runs the whole matrix and adds
 ``torch.compile`` of the row-split code.
 """
 
@@ -16,7 +16,7 @@ import torch
 from records import record
 
 from regframe import ops
-from regframe.bench import Case, check, eager, interleaved, kernel, make_case, with_gradient
+from regframe.testing.bench import Case, check, eager, interleaved, kernel, make_case, with_gradient
 
 Shape = tuple[int, int, int, int, str]
 

@@ -31,8 +31,9 @@ import zarr
 from zarr.codecs import BloscCodec
 
 import regframe as rf
-from regframe import slide, tiles
 from regframe.data import Level, Pyramid
+from regframe.slides import tiles
+from regframe.slides import warp as slides_warp
 
 TILE = 512
 DATA = Path(os.environ.get("REGFRAME_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data")
@@ -85,7 +86,7 @@ def block(side: int, row: int, column: int) -> np.ndarray[Any, Any]:
 
 
 def make_slide(path: Path, side: int) -> None:
-    """The finest level of an OME-Zarr slide, of `slide.CHUNK` chunks in shards."""
+    """The finest level of an OME-Zarr slide, of `warp.CHUNK` chunks in shards."""
     if path.exists():
         return
     aside = path.with_suffix(".making")
@@ -102,7 +103,7 @@ def make_slide(path: Path, side: int) -> None:
 
 
 def new_array(path: Path, shape: tuple[int, ...], shard: int) -> Any:
-    """An empty array as `slide.SlideWarp` makes them."""
+    """An empty array as `warp.SlideWarp` makes them."""
     return zarr.create_array(
         path, shape=shape, dtype="u1", chunks=(1, 512, 512), shards=(3, shard, shard), fill_value=255,
         compressors=BloscCodec(cname="zstd", clevel=3, shuffle="bitshuffle", typesize=1),
@@ -172,7 +173,7 @@ def warp(source: Path, out: Path, workers: int) -> None:
 def sample(source: Path, out: Path, workers: int) -> None:
     """Eight shards in the middle of a slide of `made`, whose side is the source's name."""
     image = made(int(source.stem))
-    plan = slide.SlideWarp(image, known_map(image.grid.shape[0]), image.grid, out)
+    plan = slides_warp.SlideWarp(image, known_map(image.grid.shape[0]), image.grid, out)
     middle = plan.rounds[0][len(plan.rounds[0]) // 2 :][:8]
     with plan.started(), ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         list(pool.map(plan.run, middle))
@@ -181,7 +182,7 @@ def sample(source: Path, out: Path, workers: int) -> None:
 def recode(source: Path, out: Path, workers: int) -> None:
     """The rival: every shard decoded, halved and encoded, nothing else, by the same threads."""
     image = pyramid(source)
-    plan = slide.SlideWarp(image, rf.Affine.identity(2), image.grid, out)
+    plan = slides_warp.SlideWarp(image, rf.Affine.identity(2), image.grid, out)
 
     def plain(level: Level, pull: Any, grid: Any, region: tuple[slice, ...], *_: Any) -> np.ndarray[Any, Any]:
         return level.read(region)

@@ -11,11 +11,12 @@ from .data import Reading as Reading
 from .evaluation import carry_points as carry_points
 from .evaluation import labels_at as labels_at
 from .evaluation import match_points as match_points
+from .formats.exchange import read_map as read_map
+from .formats.exchange import write_map as write_map
 from .hookspecs import hookimpl as hookimpl
-from .interchange import read_map as read_map
-from .interchange import write_map as write_map
 from .io.shapes import read_shapes as read_shapes
 from .io.shapes import write_shapes as write_shapes
+from .io.store import load as load
 from .io.tables import PointTable as PointTable
 from .io.tables import pair_points as pair_points
 from .io.tables import position_columns as position_columns
@@ -24,8 +25,6 @@ from .io.tables import read_landmarks as read_landmarks
 from .io.tables import read_points as read_points
 from .io.tables import read_table as read_table
 from .io.tables import write_points as write_points
-from .levels import choose_level as choose_level
-from .levels import read_level as read_level
 from .maps.affine import Affine as Affine
 from .maps.base import Transform as Transform
 from .maps.displacement import Displacement as Displacement
@@ -43,15 +42,16 @@ from .plugins import find_adapter as find_adapter
 from .plugins import metric as metric
 from .plugins import open as open
 from .plugins import open_pyramid as open_pyramid
-from .refinement import refine as refine
 from .registration import Progress as Progress
 from .registration import Result as Result
 from .registration import register as register
-from .slide import SlideWarp as SlideWarp
-from .slide import warp_slide as warp_slide
-from .stack import Stack as Stack
-from .stack import align_stack as align_stack
+from .slides.levels import choose_level as choose_level
+from .slides.levels import read_level as read_level
+from .slides.refine import refine as refine
+from .slides.warp import SlideWarp as SlideWarp
+from .slides.warp import warp_slide as warp_slide
+from .stack.align import Stack as Stack
+from .stack.align import align_stack as align_stack
 from .starts.landmarks import landmarks as landmarks
-from .store import load as load
 
 __version__: str

@@ -165,8 +165,8 @@ class Result:
         return _carry(data, self.transform.inverse(), self.moving_grid)
 
     def save(self, path: str | Path, overwrite: bool = False) -> None:
-        """Write the map as one OME-Zarr 0.6 folder, aside and then renamed; see `regframe.store`."""
-        from .store import save
+        """Write the map as one OME-Zarr 0.6 folder, aside and then renamed; see `regframe.io.store`."""
+        from .io.store import save
 
         save(self, Path(path), overwrite=overwrite)
 

@@ -15,9 +15,9 @@ import zarr
 from fake_result import smooth_velocity
 
 import regframe as rf
-from regframe import tiles
 from regframe.data import Level, Pyramid
-from regframe.slide import SlideWarp
+from regframe.slides import tiles
+from regframe.slides.warp import SlideWarp
 
 
 def read(path: str, delay: float, region: tuple[slice, ...]) -> np.ndarray[Any, Any]:

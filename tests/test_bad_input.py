@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,9 +18,9 @@ import torch
 from fake_result import fake_result
 
 import regframe
-from regframe import outputs
 from regframe.cli import main
 from regframe.data import Grid, Image
+from regframe.io import outputs
 
 SIZE = (48, 52)
 
@@ -213,7 +214,7 @@ def test_a_file_system_that_refuses(place: Path, monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr("tempfile.mkdtemp", refuse)
     with monkeypatch.context() as patch:
-        patch.setattr(outputs.tempfile, "mkdtemp", refuse)
+        patch.setattr(tempfile, "mkdtemp", refuse)
         register_with(place, says="cannot write.*Read-only")
 
 

@@ -27,7 +27,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.ndimage import affine_transform, gaussian_filter
 
-from regframe import outputs
 from regframe.batch import (
     InTurn,
     Job,
@@ -45,6 +44,7 @@ from regframe.batch import (
 )
 from regframe.batch import run as batch_run
 from regframe.cli import main
+from regframe.io import outputs
 
 QUICK = "transform=affine; optimizer.max_iter=4"
 TIMED = {"metrics.json", "report.html", "transform.ome.zarr/regframe/zarr.json"}

@@ -10,8 +10,9 @@ import click.testing
 import pytest
 import torch
 
-from regframe import bench, ops
+from regframe import ops
 from regframe.cli import main
+from regframe.testing import bench
 
 needs_build = pytest.mark.skipif(not ops.is_built(), reason=f"build the ops with `{ops.BUILD_COMMAND}`")
 

@@ -22,11 +22,13 @@ import zarr
 from fake_result import fake_result
 
 import regframe
-from regframe import outputs, slide
 from regframe.cli import main
 from regframe.data import Grid, Image, PointSet, Pyramid
+from regframe.io import outputs
 from regframe.registration import Progress, Result
-from regframe.slide import place
+from regframe.slides import job as slides_job
+from regframe.slides import levels, warp
+from regframe.slides.place import place
 
 FILES = {"transform.ome.zarr", "metrics.json", "config.resolved.yaml", "log.jsonl", "report.html"}
 
@@ -343,7 +345,7 @@ def lazy(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every image can be read by regions."""
 
     def pyramid(self: Any, source: Any) -> Pyramid:
-        return slide.pyramid_of(self.open(source))
+        return levels.pyramid_of(self.open(source))
 
     monkeypatch.setattr(type(regframe.adapter("image")), "pyramid", pyramid)
 
@@ -387,7 +389,7 @@ def test_a_look_at_a_large_image(
     grid = saved[1].moving_grid
     fine = regframe.Image(torch.rand(1, *(20 * n for n in grid.shape), generator=torch.Generator().manual_seed(0)) * 255,
                           grid.resampled(grid.spacing[0] / 20))  # fmt: skip
-    regframe.warp_slide(slide.pyramid_of(fine.replace(data=fine.data.byte())), regframe.Affine.identity(2), fine.grid,
+    regframe.warp_slide(levels.pyramid_of(fine.replace(data=fine.data.byte())), regframe.Affine.identity(2), fine.grid,
                         tmp_path / "large.zarr")  # fmt: skip
     monkeypatch.setattr(type(regframe.adapter("image")), "open", lambda *_: pytest.fail("the whole was read"))
     for k, options in enumerate((("--spacing", 2), ("--region", "10:12,20:25", "--level", 0))):
@@ -401,7 +403,7 @@ def test_a_look_at_a_large_image(
         assert np.array_equal(found, expected)
         if not k:
             assert found[found > 0].std() < 10  # of 74, were they samples
-    monkeypatch.setattr(slide.SlideWarp.image, "__defaults__", (1000,))
+    monkeypatch.setattr(warp.SlideWarp.image, "__defaults__", (1000,))
     said = run("apply", "image", saved[0], tmp_path / "large.zarr", "-o", tmp_path / "x.png", "--to", "fixed", code=2)
     assert "wanted at most" in said.stderr
     assert "write .zarr or .tif" in said.stderr
@@ -435,12 +437,12 @@ def test_apply_image_with_another_unfinished_output(
 def test_a_slide_job_is_paths_alone(
     pair: tuple[Path, Path], tmp_path: Path, saved: tuple[Path, Result], lazy: None
 ) -> None:
-    job = slide.SlideJob(str(saved[0]), str(pair[1]), str(tmp_path / "w.zarr"), "fixed", options=(("level", 0),))
+    job = slides_job.SlideJob(str(saved[0]), str(pair[1]), str(tmp_path / "w.zarr"), "fixed", options=(("level", 0),))
     assert json.loads(json.dumps(dataclasses.asdict(job)))["output"] == job.output
     plan = job.plan()
     assert plan is not None
     with plan.started():
-        assert [slide.run_shard(job, index) for index in range(plan.shards)] == list(range(plan.shards))
+        assert [slides_job.run_shard(job, index) for index in range(plan.shards)] == list(range(plan.shards))
         plan.finish()
     run("apply", "image", saved[0], pair[1], "-o", tmp_path / "v.zarr", "--to", "fixed")
     found, expected = (regframe.open(tmp_path / name) for name in ("w.zarr", "v.zarr"))
@@ -610,7 +612,7 @@ def test_doctor() -> None:
 
 
 def test_demo_pair_and_its_errors() -> None:
-    from regframe import demo
+    from regframe.testing import demo
 
     pair = demo.make()
     assert pair.moving.data.shape == (3, 512, 512)

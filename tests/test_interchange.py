@@ -19,10 +19,10 @@ from click.testing import CliRunner
 from fake_result import fake_result
 
 import regframe as rf
-from regframe import outputs, store
 from regframe.cli import main
 from regframe.data import Grid, unit_ratio
-from regframe.interchange import FORMATS, itk
+from regframe.formats.exchange import FORMATS, itk
+from regframe.io import outputs, store
 from regframe.maps.affine import Affine
 from regframe.maps.displacement import Displacement
 from regframe.maps.sequence import Sequence

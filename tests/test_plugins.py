@@ -24,7 +24,8 @@ import yaml
 from torch import Tensor
 
 import regframe as rf
-from regframe import hookspecs, plugins, scaffold, testing
+from regframe import hookspecs, plugins, testing
+from regframe.testing import scaffold
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -17,16 +17,18 @@ from fake_result import fake_result
 from scipy.ndimage import gaussian_filter
 
 import regframe as rf
-from regframe import outputs, refinement, slide
 from regframe.cli import main
 from regframe.data import Grid, Image, Pyramid
+from regframe.io import outputs
 from regframe.maps.affine import Affine
 from regframe.maps.base import Transform
 from regframe.maps.flow import Flow
 from regframe.maps.resample import _fusible
 from regframe.maps.sequence import Sequence
-from regframe.refinement import Evidence, Field, Process, joined, split
 from regframe.registration import Result
+from regframe.slides import field as slides_field
+from regframe.slides import levels, refine, windows
+from regframe.slides.field import Evidence, Field, Process, joined, split
 
 SIDE = 1024
 
@@ -70,7 +72,7 @@ def pair(truth: Transform) -> tuple[Pyramid, Pyramid]:
     moving = Image(texture(0), Grid((SIDE, SIDE)))
     fixed = rf.resample(moving, truth, Grid((SIDE, SIDE)), background=240.0)
     fixed = fixed.replace(data=(255 - 0.7 * fixed.data.to(torch.float32)).to(torch.uint8))  # another contrast
-    return slide.pyramid_of(fixed), slide.pyramid_of(moving)
+    return levels.pyramid_of(fixed), levels.pyramid_of(moving)
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +97,7 @@ def test_a_known_residual_comes_back(coarse: Result, refined: Result, truth: Tra
     (entry,) = refined.metrics["refinement"]["rounds"]
     assert entry["kept"] == entry["tiles"] == 1
     assert entry["correlation"][1] > entry["correlation"][0] + 0.1
-    assert "1 of 1 tiles kept" in refinement.told(refined.metrics)[0]
+    assert "1 of 1 tiles kept" in refine.told(refined.metrics)[0]
 
 
 def test_the_map_is_smooth_and_exactly_invertible(refined: Result) -> None:
@@ -139,7 +141,7 @@ def test_slides_are_warped_by_it(refined: Result, pair: tuple[Pyramid, Pyramid],
 
 @pytest.mark.parametrize("seed", [1, 2])
 def test_unlike_images_change_nothing(coarse: Result, pair: tuple[Pyramid, Pyramid], seed: int) -> None:
-    other = slide.pyramid_of(Image(texture(seed), Grid((SIDE, SIDE))))
+    other = levels.pyramid_of(Image(texture(seed), Grid((SIDE, SIDE))))
     found = rf.refine(coarse, pair[0], other, workers=1)
     assert found.transform is coarse.transform
     (entry,) = found.metrics["refinement"]["rounds"]
@@ -158,8 +160,8 @@ def test_glass_is_not_looked_at(coarse: Result) -> None:
     grid = Grid((3 * SIDE, 3 * SIDE))
     tissue = np.zeros((96, 96), dtype=np.bool_)
     tissue[40:50, 70:80] = True  # of the middle tile of the last column
-    look = refinement.Look(torch.ones(1), torch.ones(1), tissue, grid.resampled((32.0, 32.0)))
-    assert refinement._tissue_tiles(grid, look) == [
+    look = windows.Look(torch.ones(1), torch.ones(1), tissue, grid.resampled((32.0, 32.0)))
+    assert refine._tissue_tiles(grid, look) == [
         (slice(1024, 2048), slice(2048, 3072)),
     ]
 
@@ -170,7 +172,7 @@ def test_a_field_joins_a_flow_exactly(coarse: Result, steps: int) -> None:
     assert isinstance(flow, Flow)
     base = Sequence((dataclasses.replace(flow, n_steps=steps), affine))
     head, tail = split(base)
-    grid = refinement._nodes(head, np.array([100.0, 200.0]), np.array([700.0, 900.0]), 90.0, "px")
+    grid = slides_field._nodes(head, np.array([100.0, 200.0]), np.array([700.0, 900.0]), 90.0, "px")
     values = 0.2 * torch.randn(2, *grid.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     values[:, [0, -1]] = values[:, :, [0, -1]] = 0
     field = Field(values, grid)
@@ -183,7 +185,7 @@ def test_a_field_joins_a_flow_exactly(coarse: Result, steps: int) -> None:
 
 @pytest.mark.parametrize("transform", [Affine.identity(2), Sequence((bend(2.0).inverse(),))])
 def test_maps_of_other_kinds_get_a_flow_of_their_own(transform: Transform) -> None:
-    grid = refinement._nodes((), np.array([0.0, 0.0]), np.array([700.0, 900.0]), 90.0, "px")
+    grid = slides_field._nodes((), np.array([0.0, 0.0]), np.array([700.0, 900.0]), 90.0, "px")
     field = Field(torch.ones(2, *grid.shape, dtype=torch.float64), grid)
     y = middle()
     found = joined(transform, field).inverse().points(y)
@@ -212,7 +214,7 @@ def test_what_cannot_be_refined_is_refused(coarse: Result, pair: tuple[Pyramid, 
     with pytest.raises(ValueError, match="at least one worker"):
         rf.refine(coarse, *pair, workers=0)
     with pytest.raises(ValueError, match="wanted an image"):
-        rf.refine(coarse, pair[0], slide.pyramid_of(Image(torch.zeros(1, 50, 70), Grid((50, 70)))))
+        rf.refine(coarse, pair[0], levels.pyramid_of(Image(torch.zeros(1, 50, 70), Grid((50, 70)))))
 
 
 def run(*args: object, code: int = 0) -> click.testing.Result:

@@ -30,9 +30,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import regframe as rf
-from regframe import slide, tiles
 from regframe.data import Level, Pyramid
-from regframe.slide import SlideWarp
+from regframe.slides import place, tiles, warp
+from regframe.slides.warp import SlideWarp
 
 HERE = Path(__file__).parent
 
@@ -72,7 +72,7 @@ def source(tmp_path: Path) -> Pyramid:
     ("chunk", "shard", "workers", "background"),
     [(32, 64, 2, "auto"), (32, 256, 2, "border"), (64, 128, 3, 7.0), (512, 1024, 1, "auto"), (128, 256, 1, "border")],
 )
-def test_tiled_is_whole(tmp_path: Path, chunk: int, shard: int, workers: int, background: slide.Background) -> None:
+def test_tiled_is_whole(tmp_path: Path, chunk: int, shard: int, workers: int, background: warp.Background) -> None:
     source = slides.on_disk(tmp_path / "source", slides.pixels((3, 470, 560)))
     grid = rf.Grid((540, 650), origin=(-20.0, -31.0))
     out = tmp_path / "out.ome.zarr"
@@ -284,7 +284,7 @@ def test_ome_tiff(tmp_path: Path, channels: int, dtype: str) -> None:
 @pytest.mark.parametrize("channels", [1, 3])
 def test_ome_tiff_shard_by_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, channels: int) -> None:
     """Coarse levels are made of tiles, parts without pixels are background, and a run that was stopped goes on."""
-    monkeypatch.setattr(slide, "COARSEST", 16)
+    monkeypatch.setattr(warp, "COARSEST", 16)
     source = slides.on_disk(tmp_path / "s", slides.pixels((channels, 150, 170)))
     grid = rf.Grid((230, 300), origin=(0.0, -140.0))
     plan = SlideWarp(source, slides.bent(source.grid), grid, tmp_path / "o.ome.tif", None, 7, 16, 32)
@@ -354,7 +354,7 @@ def test_shards_run_in_any_order_and_process(tmp_path: Path) -> None:
 
 
 def test_many_rounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(slide, "COARSEST", 16)
+    monkeypatch.setattr(warp, "COARSEST", 16)
     plan = slides.plan(str(tmp_path / "s"), str(tmp_path / "o.zarr"), chunk=16, shard=32)
     assert [len(batch) for batch in plan.rounds] == [110, 30, 9, 4, 1]
     plan.write(2)
@@ -563,40 +563,40 @@ def result(fixed: rf.Grid, moving: rf.Grid, shift: tuple[float, float] = (0.0, 0
 def test_canvases() -> None:
     fixed, moving = rf.Grid((100, 120), 2.0, unit="µm"), rf.Grid((80, 50), 2.0, unit="µm")
     found = result(fixed, moving, (-40.0, 200.0))
-    assert slide.canvas_grid(found, "fixed") == fixed
-    image = slide.canvas_grid(found, "fixed", "moving")
+    assert place.canvas_grid(found, "fixed") == fixed
+    image = place.canvas_grid(found, "fixed", "moving")
     assert (image.shape, image.origin) == ((80, 50), (-40.0, 200.0))
-    union = slide.canvas_grid(found, "fixed", "union")
+    union = place.canvas_grid(found, "fixed", "union")
     assert (union.shape, union.origin) == ((120, 150), (-40.0, 0.0))
-    back = slide.canvas_grid(found, "moving", "fixed")
+    back = place.canvas_grid(found, "moving", "fixed")
     assert (back.shape, back.origin) == ((100, 120), (40.0, -200.0))
-    part = slide.canvas_grid(found, "fixed", region=((10.0, 30.0), (-50.0, 8.5)))
+    part = place.canvas_grid(found, "fixed", region=((10.0, 30.0), (-50.0, 8.5)))
     assert (part.shape, part.origin) == ((10, 5), (10.0, 0.0))
-    fine = slide.canvas_grid(found, "fixed", spacing=0.5)
+    fine = place.canvas_grid(found, "fixed", spacing=0.5)
     assert (fine.shape, fine.origin) == ((400, 480), (-0.75, -0.75))  # the same outer edges
     with pytest.raises(ValueError, match="wanted a region with pixels of the canvas, which covers -1:199, -1:239 µm"):
-        slide.canvas_grid(found, "fixed", region=((500.0, 600.0), (0.0, 9.0)))
+        place.canvas_grid(found, "fixed", region=((500.0, 600.0), (0.0, 9.0)))
 
 
 def test_a_level_gives_its_pixel_size(tmp_path: Path) -> None:
     fixed, moving = rf.Grid((100, 120), 2.0, unit="µm"), rf.Grid((80, 50), 2.0, unit="µm")
     source = slides.on_disk(tmp_path / "s", slides.pixels((1, 320, 200)), levels=3, unit="µm", spacing=0.5)
     near = result(fixed, moving, scale=1.03)
-    assert slide.canvas_grid(near, "fixed", source=source, level=0).spacing == (0.5, 0.5)  # that of the fixed slide
-    assert slide.canvas_grid(near, "fixed", source=source, level=1).spacing == (1.0, 1.0)
+    assert place.canvas_grid(near, "fixed", source=source, level=0).spacing == (0.5, 0.5)  # that of the fixed slide
+    assert place.canvas_grid(near, "fixed", source=source, level=1).spacing == (1.0, 1.0)
     far = result(fixed, moving, scale=1.3)
-    assert slide.canvas_grid(far, "fixed", source=source, level=0).spacing == pytest.approx((0.65, 0.65))
+    assert place.canvas_grid(far, "fixed", source=source, level=0).spacing == pytest.approx((0.65, 0.65))
     with pytest.raises(ValueError, match="wanted a level from 0 to 2"):
-        slide.canvas_grid(near, "fixed", source=source, level=3)
+        place.canvas_grid(near, "fixed", source=source, level=3)
 
 
 def test_every_level_of_a_pyramid_is_placed(tmp_path: Path) -> None:
     source = slides.on_disk(tmp_path / "s", slides.pixels((1, 320, 200)), levels=3, unit="nm", spacing=500.0)
     side = rf.Grid((80, 50), 2.0, (0.75, 0.75), "µm")
-    placed = slide.place_pyramid(source, side)
+    placed = place.place_pyramid(source, side)
     assert [level.grid.spacing[0] for level in placed.levels] == pytest.approx([0.5, 1.0, 2.0])
     assert [level.grid.origin[0] for level in placed.levels] == pytest.approx([0.0, 0.25, 0.75])
-    assert slide.place_pyramid(source, side, 0.51).levels[1].grid.spacing == pytest.approx((1.02, 1.02))
+    assert place.place_pyramid(source, side, 0.51).levels[1].grid.spacing == pytest.approx((1.02, 1.02))
 
 
 def test_shards_run_inside_a_running_loop(tmp_path: Path) -> None:

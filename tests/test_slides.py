@@ -27,8 +27,8 @@ from PIL import Image as Pillow
 from regframe_image import raw as raw_module
 
 import regframe as rf
-from regframe import levels as levels_module
 from regframe.cli import main
+from regframe.slides import levels
 
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 255, (150, 210), dtype=np.uint8)
@@ -405,7 +405,7 @@ def wide(shape: tuple[int, ...], chunk: tuple[int, ...], labels: bool = False) -
 @pytest.mark.parametrize(("chunk", "factor"), [((1, 64, 64), (4, 4)), ((1, 30, 50), (4, 8)), ((1, 301, 403), (3, 5))])
 def test_averaging_over_blocks(monkeypatch: pytest.MonkeyPatch, chunk: Any, factor: tuple[int, int]) -> None:
     pyramid, sizes = wide((301, 403), chunk)
-    monkeypatch.setattr(levels_module, "_STRIP", 1 << 12)
+    monkeypatch.setattr(levels, "_STRIP", 1 << 12)
     image = rf.read_level(pyramid, 0, factor)
     whole = (np.add.outer(np.arange(301) * 3, np.arange(403)) % 251).astype(np.float64)
     for y, x in ((0, 0), (5, 7), (image.grid.shape[0] - 1, image.grid.shape[1] - 1)):
@@ -454,7 +454,7 @@ def test_planes_far_apart_are_kept() -> None:
 def test_large_images_open_at_a_level_for_registration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     arrays = [GREY[None], GREY[None, ::2, ::2], GREY[None, ::4, ::4]]
     path = store(tmp_path / "a.zarr", arrays)
-    monkeypatch.setattr(levels_module, "ENOUGH", 75 * 105)
+    monkeypatch.setattr(levels, "ENOUGH", 75 * 105)
     opened = rf.open(path)
     assert isinstance(opened, rf.Image)
     assert np.array_equal(opened.data.numpy(), arrays[1])
@@ -462,7 +462,7 @@ def test_large_images_open_at_a_level_for_registration(tmp_path: Path, monkeypat
     assert rf.open(path, level=0).grid.shape == (150, 210)
     assert rf.open(path, level=0).reading is None  # type: ignore[union-attr]
     assert rf.open(path, labels=True).grid.shape == (150, 210)
-    monkeypatch.setattr(levels_module, "WHOLE", {2: 4000, 3: 4000})
+    monkeypatch.setattr(levels, "WHOLE", {2: 4000, 3: 4000})
     opened = rf.open(path)
     assert isinstance(opened, rf.Image)
     assert opened.reading is not None

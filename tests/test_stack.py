@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import regframe as rf
-from regframe import posegraph, settle, stack
 from regframe.cli import main
-from regframe.posegraph import GUIDE, Link, Node
+from regframe.stack import pairs, posegraph, sections, settle
+from regframe.stack.posegraph import GUIDE, Link, Node
 
 Floats = NDArray[np.float64]
 H, W = 60, 72
@@ -211,7 +211,7 @@ def test_two_like_halves_are_not_turned_over(monkeypatch: pytest.MonkeyPatch) ->
     uneven = [image.replace(data=torch.from_numpy(half)[None]) for image in images]
     uneven[1] = uneven[1].replace(data=uneven[1].data.flip(2).contiguous())
     for pair, stays in ((images, False), (uneven, True)):
-        work = stack.Work(pair, (0, 1), rf.Config(), "rigid", lambda *_: None)
+        work = pairs.Work(pair, (0, 1), rf.Config(), "rigid", lambda *_: None)
         work.links = [Link(0, 1, over, ncc=1.0)]
         work.retry()
         assert (np.linalg.det(work.links[0].matrix[:2, :2]) < 0) == stays
@@ -260,13 +260,13 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     BROKEN.clear()
     SPARED.clear()
     TRUTH["image"] = np.eye(3)  # what is tried turned over
-    monkeypatch.setattr(stack, "register", fake)
-    monkeypatch.setattr(stack, "settle", lambda fixed, moving, start, *rest: start)
-    monkeypatch.setattr(stack.Work, "_prefer", lambda *_, **__: False)  # a second look finds nothing
+    monkeypatch.setattr(pairs, "register", fake)
+    monkeypatch.setattr(pairs, "settle", lambda fixed, moving, start, *rest: start)
+    monkeypatch.setattr(pairs.Work, "_prefer", lambda *_, **__: False)  # a second look finds nothing
     return asked
 
 
-PREFER = stack.Work._prefer
+PREFER = pairs.Work._prefer
 TRUTH: dict[str, Floats] = {}
 BROKEN: set[str] = set()
 SPARED: set[tuple[str, str]] = set()
@@ -347,7 +347,7 @@ def test_a_section_that_nothing_matches_is_left_out(
 ) -> None:
     images = known(7)
     BROKEN.add("s003")
-    monkeypatch.setattr(stack, "ALIKE", 0.9)
+    monkeypatch.setattr(pairs, "ALIKE", 0.9)
     found = rf.align_stack(images, check_mirrors=False)
     assert found.results[3] is None
     assert "none of its neighbours matched it" in found.metrics["sections"][3]["reasons"]
@@ -368,7 +368,7 @@ def test_a_pair_that_contradicts_the_others_gets_a_second_chance(
     SPARED.update({("s001", "s003"), ("s003", "s004"), ("s003", "s005")})
     given_up, link = worst()
     assert (given_up, link.weight) == (1, 0.0)
-    monkeypatch.setattr(stack.Work, "_prefer", PREFER)
+    monkeypatch.setattr(pairs.Work, "_prefer", PREFER)
     given_up, link = worst()
     assert given_up == 0
     assert off_by(link.matrix, np.linalg.inv(TRUTH["s002"]) @ TRUTH["s003"]) < 0.1
@@ -510,19 +510,19 @@ def test_order_of_files(tmp_path: Path) -> None:
         return [tmp_path / name for name in given]
 
     mixed = names("s10.png", "s9.png", "s1.png")
-    assert [p.name for p in stack.sort_sections(mixed)[0]] == ["s1.png", "s9.png", "s10.png"]
-    assert stack.sort_sections(mixed, "given") == (mixed, None)
+    assert [p.name for p in sections.sort_sections(mixed)[0]] == ["s1.png", "s9.png", "s10.png"]
+    assert sections.sort_sections(mixed, "given") == (mixed, None)
     slides = names("A1_2_0304.jpg", "A1_1_0305.jpg", "A2_1_0308.jpg")
-    found, positions = stack.sort_sections(slides, "number")
+    found, positions = sections.sort_sections(slides, "number")
     assert [p.name[-8:-4] for p in found] == ["0304", "0305", "0308"]
     assert positions == [304, 305, 308]
     with pytest.raises(ValueError, match="different last numbers"):
-        stack.sort_sections(names("a1.png", "b1.png"), "number")
+        sections.sort_sections(names("a1.png", "b1.png"), "number")
     with pytest.raises(ValueError, match="a number in every file name"):
-        stack.sort_sections(names("a.png", "b1.png"), "number")
+        sections.sort_sections(names("a.png", "b1.png"), "number")
     table = tmp_path / "order.csv"
     table.write_text("section,position\ns9.png,4\ns10.png,0\ns1.png,2\n")
-    found, positions = stack.sort_sections(mixed, table)
+    found, positions = sections.sort_sections(mixed, table)
     assert ([p.name for p in found], positions) == (["s10.png", "s1.png", "s9.png"], [0, 2, 4])
     for text, message in (
         ("name\ns1.png\n", "column 'section'"),
@@ -533,7 +533,7 @@ def test_order_of_files(tmp_path: Path) -> None:
     ):
         table.write_text(text)
         with pytest.raises(ValueError, match=message):
-            stack.sort_sections(mixed, table)
+            sections.sort_sections(mixed, table)
 
 
 def test_bad_input(quick: list[tuple[str, str]]) -> None:

@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import venv
 from collections.abc import Callable
 from pathlib import Path
@@ -21,9 +22,9 @@ import torch
 import zarr
 from scipy.ndimage import map_coordinates
 
-from regframe import store
 from regframe.config import Config
 from regframe.data import Grid, Image
+from regframe.io import store
 from regframe.maps import fields
 from regframe.maps.affine import Affine
 from regframe.maps.base import Transform
@@ -541,7 +542,7 @@ def test_a_path_that_cannot_be_written_says_so(tmp_path: Path, monkeypatch: pyte
     def refuse(**kwargs: Any) -> str:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(store.tempfile, "mkdtemp", refuse)
+    monkeypatch.setattr(tempfile, "mkdtemp", refuse)
     with pytest.raises(PermissionError, match=r"cannot write .*b\.ome\.zarr: Permission denied"):
         store.save(straight_2d(), tmp_path / "new" / "b.ome.zarr")
     assert [p.name for p in tmp_path.iterdir()] == ["file"]

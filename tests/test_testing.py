@@ -18,9 +18,9 @@ import torch
 from click.testing import CliRunner
 
 import regframe as rf
-from regframe import plugins, scaffold
+from regframe import plugins
 from regframe.cli import main
-from regframe.testing import AdapterTests, MetricTests, run
+from regframe.testing import AdapterTests, MetricTests, run, scaffold
 
 # ---- what ships -----------------------------------------------------------------------------------------------------
 

@@ -14,7 +14,6 @@ from click.testing import CliRunner
 from fake_result import fake_result
 
 import regframe as rf
-from regframe import demo
 from regframe.cli import main
 from regframe.config import Config
 from regframe.data import Grid
@@ -26,6 +25,7 @@ from regframe.fit.halvings import Level
 from regframe.fit.prior import velocity_space
 from regframe.fit.velocity import VelocitySpace
 from regframe.report import render
+from regframe.testing import demo
 
 
 class Unused:

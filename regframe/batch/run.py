@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .. import outputs
+from ..io import outputs
 from . import summary
 from .manifest import Job
 from .pools import Pool

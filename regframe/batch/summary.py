@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from .. import outputs
+from ..io import outputs
 from . import work
 from .work import Outcome
 

@@ -24,7 +24,7 @@ from typing import Any
 
 import regframe
 
-from .. import outputs
+from ..io import outputs
 from . import pools
 from .manifest import Job
 

@@ -122,7 +122,7 @@ path_type = click.Path(path_type=Path)
 
 def emit_json(value: Any) -> None:
     """One JSON object on stdout."""
-    from ..outputs import to_json
+    from ..io.outputs import to_json
 
     click.echo(to_json(value, indent=2))
 

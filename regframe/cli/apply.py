@@ -28,10 +28,11 @@ from ._common import (
 )
 
 if TYPE_CHECKING:
-    from .. import slide
     from ..contracts import Adapter
     from ..data import Grid, Image, PointSet
     from ..maps.shapes import Shapes
+    from ..slides import job as slides_job
+    from ..slides import warp
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 _LOOKED_AT = 2048
@@ -139,8 +140,10 @@ def image(
     """
     import regframe
 
-    from .. import outputs, slide
     from ..data import Image
+    from ..io import outputs
+    from ..slides import job as slides_job
+    from ..slides import levels, place, warp
 
     _check_spacing(input_spacing)
     _check_spacing(spacing, "--spacing")
@@ -152,7 +155,7 @@ def image(
     with bad_input():
         outputs.check_file(output, overwrite)
     options = adapter_options(adapter_set, "--adapter-set") | ({"labels": True} if labels else {})
-    job = slide.SlideJob(
+    job = slides_job.SlideJob(
         str(result_folder.absolute()), str(input_file.absolute()), str(output.absolute()), to, adapter,
         tuple(options.items()), input_spacing, canvas, spacing, part, level, fill,
     )  # fmt: skip
@@ -169,10 +172,10 @@ def image(
         raise BadInput(f"wanted an image, got points in {input_file}; use `regframe apply points`")
     side = result.moving_grid if to == "fixed" else result.fixed_grid
     with bad_input():
-        placed = data.replace(grid=slide.place(data.grid, side, input_spacing))
-        whole = slide.pyramid_of(placed)
-        grid = slide.canvas_grid(result, to, canvas, spacing, part, whole, None if level is None else 0)
-        number = slide.backdrop(whole) if fill == "auto" else None if fill == "border" else float(fill)
+        placed = data.replace(grid=place.place(data.grid, side, input_spacing))
+        whole = levels.pyramid_of(placed)
+        grid = place.canvas_grid(result, to, canvas, spacing, part, whole, None if level is None else 0)
+        number = warp.backdrop(whole) if fill == "auto" else None if fill == "border" else float(fill)
         transform = result.transform if to == "fixed" else result.transform.inverse()
         moved = regframe.resample(placed, transform, grid, number)
         with outputs.staged(output, overwrite) as path:
@@ -223,7 +226,7 @@ def _id_like(image: Image) -> int:
     return len(values)
 
 
-def _warp_slide(job: slide.SlideJob, workers: int | None, scheduler: str | None, overwrite: bool) -> bool:
+def _warp_slide(job: slides_job.SlideJob, workers: int | None, scheduler: str | None, overwrite: bool) -> bool:
     """Carry an image shard by shard, with progress; False where its adapter reads it as a whole only."""
     import torch
 
@@ -277,10 +280,11 @@ def _warp_slide(job: slide.SlideJob, workers: int | None, scheduler: str | None,
     return True
 
 
-def _warp_small(job: slide.SlideJob, overwrite: bool) -> bool:
+def _warp_small(job: slides_job.SlideJob, overwrite: bool) -> bool:
     """Carry part of a large image, or a coarse look at it, to a file that is written at once; False where it is small itself."""
-    from .. import outputs, plugins
-    from ..levels import WHOLE
+    from .. import plugins
+    from ..io import outputs
+    from ..slides.levels import WHOLE
 
     with bad_input():
         if not Path(job.result).exists():
@@ -302,8 +306,8 @@ def _warp_small(job: slide.SlideJob, overwrite: bool) -> bool:
 
 
 def _spread(
-    plan: slide.SlideWarp,
-    job: slide.SlideJob,
+    plan: warp.SlideWarp,
+    job: slides_job.SlideJob,
     address: str,
     here: int | None,
     overwrite: bool,
@@ -312,7 +316,8 @@ def _spread(
     """Have the shards made by a cluster, each a task of paths and a number; by threads ``here`` where it has no more of them."""
     import functools
 
-    from .. import batch, slide
+    from .. import batch
+    from ..slides import job as slides_job
 
     waits = click.get_current_context().obj  # whoever is to know that this process only waits from here on
     with batch.Cluster(address, first=True) as pool:
@@ -324,7 +329,7 @@ def _spread(
             waits()
         try:
             with plan.started(overwrite):
-                run = functools.partial(slide.run_shard, job)
+                run = functools.partial(slides_job.run_shard, job)
                 batch.spread(plan, pool, run, progress, lambda: plan.finish(overwrite))
         except ConnectionError as error:
             raise click.ClickException(str(error)) from error
@@ -400,7 +405,7 @@ def points(
     """
     import regframe
 
-    from .. import outputs
+    from ..io import outputs
 
     _check_spacing(input_spacing)
     with bad_input():
@@ -587,7 +592,7 @@ def shapes(
     """
     import regframe
 
-    from .. import outputs
+    from ..io import outputs
     from ..maps.shapes import MAX_VERTICES
 
     _check_spacing(input_spacing)

@@ -21,17 +21,17 @@ def bench(threads: int | None, quick: bool, as_json: bool) -> None:
     """
     import torch
 
-    from .. import bench as measure
+    from ..testing import bench
 
     before = torch.get_num_threads()
     if threads is not None:
         torch.set_num_threads(threads)
     try:
-        machine = measure.machine()
+        machine = bench.machine()
         if not as_json:
             click.echo(", ".join(f"{name.replace('_', ' ')} {value}" for name, value in machine.items()))
         rows = []
-        for row in measure.short(rounds=1 if quick else 7, scale=0.125 if quick else 1.0):
+        for row in bench.short(rounds=1 if quick else 7, scale=0.125 if quick else 1.0):
             rows.append(row)
             if not as_json:
                 click.echo(_line(row))

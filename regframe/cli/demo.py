@@ -21,17 +21,17 @@ from ._common import ProgressBar, bad_input, emit_json, finish, json_option, ove
 def demo(ctx: click.Context, out: Path, seed: int, overwrite: bool, as_json: bool) -> None:
     """Align an immunohistochemistry image to a bent, turned and recoloured copy of itself, and print the error."""
     with bad_input():
-        from .. import outputs
+        from ..io import outputs
 
         outputs.check_folder(out, overwrite)
     import regframe
 
-    from .. import demo as example
+    from ..testing import demo
 
-    pair = example.make(seed)
+    pair = demo.make(seed)
     with ProgressBar() as progress, bad_input():
         result = regframe.register(pair.fixed, pair.moving, progress=progress)
-    errors = example.errors(pair, result)
+    errors = demo.errors(pair, result)
     run = {"demo": {"seed": seed, "error_px": errors}}
     with bad_input():
         outputs.write(out, result, pair.fixed, pair.moving, run, overwrite)

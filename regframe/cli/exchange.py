@@ -153,7 +153,7 @@ def import_(ctx: click.Context, /, **options: Any) -> None:
     """
     import regframe
 
-    from .. import outputs
+    from ..io import outputs
 
     path, out = options["path"], options["out"]
     with bad_input():

@@ -49,7 +49,7 @@ def info(
 
     Of an image only the metadata are read, whatever its size.
     """
-    from .. import outputs
+    from ..io import outputs
 
     with bad_input():
         if not path.exists():
@@ -116,7 +116,7 @@ def _draw(pyramid: Pyramid, path: Path) -> None:
     import numpy as np
     from PIL import Image as Pillow
 
-    from ..levels import read_level
+    from ..slides.levels import read_level
 
     sizes = [max(level.grid.shape[-2:]) for level in pyramid.levels]
     level = max((k for k, size in enumerate(sizes) if size >= _THUMBNAIL), default=0)
@@ -186,7 +186,7 @@ def facts(data: Image | PointSet, adapter: Adapter) -> dict[str, Any]:
 
 def _pyramid_facts(pyramid: Pyramid, adapter: Adapter) -> dict[str, Any]:
     """What `info` says of an image, out of its metadata."""
-    from ..levels import choose_level
+    from ..slides.levels import choose_level
 
     chosen, factor = (0, (1,) * pyramid.grid.ndim) if pyramid.labels else choose_level(pyramid)
     return {
@@ -303,7 +303,7 @@ def plugins(ctx: click.Context, names: tuple[str, ...], check: bool, new: str | 
 
 def _new(name: str, as_json: bool) -> None:
     """Write a package and say what to do with it."""
-    from .. import scaffold
+    from ..testing import scaffold
 
     with bad_input():
         folder = scaffold.new_plugin(name, Path.cwd())
@@ -368,8 +368,9 @@ def doctor(ctx: click.Context, as_json: bool) -> None:
     """Say which versions run, whether the compiled ops are there and right, and what the plug-ins are."""
     import torch
 
-    from .. import ops, outputs
+    from .. import ops
     from .. import plugins as found
+    from ..io import outputs
 
     broken = [p for p in found.providers() if p.status == "broken"]
     check = _self_check()

@@ -61,7 +61,7 @@ def refine(
     """
     import yaml
 
-    from .. import outputs
+    from ..io import outputs
 
     out = output or result_folder
     result = load_result(result_folder)
@@ -108,7 +108,7 @@ def refine(
 def levels(run: Mapping[str, Mapping[str, Any]]) -> tuple[Pyramid, Pyramid]:
     """Every resolution of both sides of a run; `BadInput` where one has no pixels, or is a volume."""
     from ..data import Image
-    from ..slide import pyramid_of
+    from ..slides.levels import pyramid_of
 
     found = []
     for side in ("fixed", "moving"):
@@ -130,7 +130,7 @@ def run_refinement(result: Result, sides: tuple[Pyramid, Pyramid], workers: int 
     """`regframe.refine` with its progress, and what it did, on stderr."""
     import regframe
 
-    from ..refinement import told
+    from ..slides.refine import told
 
     bars: Any = contextlib.nullcontext()
     if sys.stderr.isatty():

@@ -80,7 +80,7 @@ def register(ctx: click.Context, /, **options: Any) -> None:
     config = _config(options)
     metric = _metric(config)
     with bad_input():
-        from .. import outputs
+        from ..io import outputs
 
         outputs.check_folder(out, options["overwrite"])
     fixed, fixed_adapter, fixed_run = _open("fixed", options)

@@ -19,8 +19,8 @@ def report(result_folder: Path, fixed: Path | None, moving: Path | None) -> None
     """Write OUT/report.html anew, from the saved map and the input files."""
     import yaml
 
-    from .. import outputs
     from .. import report as page
+    from ..io import outputs
 
     result = load_result(result_folder)
     sides = []

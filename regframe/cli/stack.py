@@ -79,11 +79,11 @@ def stack(ctx: click.Context, /, **options: Any) -> None:
     """
     out: Path = options["out"]
     with bad_input():
-        from .. import stack as stacking
+        from ..stack import align, sections
 
-        stacking.check_output(out, options["overwrite"])
+        align.check_output(out, options["overwrite"])
         order = options["order"]
-        paths, positions = stacking.sort_sections(
+        paths, positions = sections.sort_sections(
             _files(options["sections"]), order if order in ORDERS else _table(order)
         )
     chosen = adapter_options(options["adapter_set"], "--adapter-set", options["mpp"], options["channel"])
@@ -97,7 +97,7 @@ def stack(ctx: click.Context, /, **options: Any) -> None:
     reference: str = options["reference"]
     wanted: int | str = int(reference) if reference.lstrip("-").isdigit() else reference
     with _Progress() as progress, bad_input():
-        found = stacking.align_stack(
+        found = align.align_stack(
             images,
             positions=positions,
             spacing_z=options["spacing_z"],

@@ -1,1 +1,1 @@
-"""Files of regframe's own: ``tables`` of points, ``shapes`` in GeoJSON."""
+"""Files of regframe's own: the ``store`` of a result, the folder of ``outputs`` of a run, ``tables`` of points, ``shapes``."""

@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from ..data import Grid, Image
 from ..maps.affine import Affine
 from ..maps.resample import resample
-from ..posegraph import GUIDE
+from ..stack.posegraph import GUIDE
 from . import Picture, _data_uri, _jpeg, figures
 from .pictures import Array, Look, look_of, shrink
 
 if TYPE_CHECKING:
-    from ..stack import Stack
+    from ..stack.align import Stack
 
 _HEADLINES = {
     "pass": ("Stacked", "Every section has its place."),

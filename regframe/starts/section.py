@@ -224,7 +224,7 @@ def _score(section: _Section, classes: Classes, planes: Tensor) -> Tensor:
 def _compiled(section: _Section, classes: Classes, planes: Tensor, steps: int) -> tuple[Tensor, Tensor] | None:
     """Planes after ``steps`` steps and their scores from the compiled loops, or None where they are not built."""
     try:
-        from . import _host  # type: ignore[attr-defined]  # compiled
+        from .. import _host  # type: ignore[attr-defined]  # compiled
     except ImportError:
         return None
     grid = classes.grid

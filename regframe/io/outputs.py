@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .data import Image, PointSet
-    from .registration import Result
+    from ..data import Image, PointSet
+    from ..registration import Result
 
 TRANSFORM = "transform.ome.zarr"
 METRICS = "metrics.json"
@@ -133,7 +133,7 @@ def write(
         overwrite: replace a folder that regframe wrote.
         save_warped: called with the folder to write the warped data into it.
     """
-    from . import report
+    from .. import report
 
     check_folder(path, overwrite)
     with staged(path, overwrite) as folder:

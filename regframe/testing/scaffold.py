@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 from string import Template
 
-from . import plugins
+from .. import plugins
 
 NAME = re.compile(r"[a-z][a-z0-9]*(?:[-_][a-z0-9]+)*")
 LONGEST = 60

@@ -74,7 +74,7 @@ def settle(fixed: Density, moving: Density, start: Floats, probes: Floats, size:
         fixed: stays.
         moving: is brought onto it.
         start: within a few pixels of the answer.
-        probes: of the moving tissue (`regframe.posegraph.Node`).
+        probes: of the moving tissue (`regframe.stack.posegraph.Node`).
         size: its radius of gyration.
         kind: ``rigid`` (mirrored where ``start`` is) or ``affine``.
     """

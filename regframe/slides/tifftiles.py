@@ -20,7 +20,7 @@ import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
 
-from .data import Grid
+from ..data import Grid
 
 Array = NDArray[Any]
 

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from .. import store
 from ..config import Config
 from ..data import AXES, Grid
+from ..io import store
 from ..maps.affine import Affine
 from ..maps.base import Transform
 from ..maps.displacement import Displacement

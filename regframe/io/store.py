@@ -36,15 +36,15 @@ from pydantic import ValidationError
 from torch import Tensor
 from zarr.codecs import BloscCodec, Crc32cCodec
 
-from .config import Config
-from .data import AXES, UNITS, Grid, canonical_unit
-from .maps.affine import Affine
-from .maps.base import Transform
-from .maps.displacement import Displacement
-from .maps.fields import MAX_NODES, Chain, chain_of
-from .maps.flow import Flow
-from .maps.sequence import Sequence as MapSequence
-from .registration import Result
+from ..config import Config
+from ..data import AXES, Grid, canonical_unit
+from ..maps.affine import Affine
+from ..maps.base import Transform
+from ..maps.displacement import Displacement
+from ..maps.fields import MAX_NODES, Chain, chain_of
+from ..maps.flow import Flow
+from ..maps.sequence import Sequence as MapSequence
+from ..registration import Result
 
 FORMAT = 1
 """Version of the ``regframe/`` group; a reader refuses a newer one."""
@@ -68,7 +68,6 @@ _CODECS = {"bytes", "blosc", "zstd", "gzip", "crc32c"}  # the codecs `load` read
 _FIELDS = "coordinateTransformations"  # where the standard puts arrays of transformations
 _ROOT_ENTRIES = {"zarr.json", _FIELDS, "regframe"}
 _OME_UNITS = {"nm": "nanometer", "µm": "micrometer", "mm": "millimeter", "cm": "centimeter", "m": "meter"}
-assert set(_OME_UNITS) == set(UNITS)
 
 _Json = dict[str, Any]
 

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from scipy.ndimage import map_coordinates
 from torch import Tensor
 
-from .. import store
 from ..data import Grid, unit_ratio
+from ..io import store
 from ..maps.affine import Affine
 from ..maps.base import Transform
 from ..maps.displacement import Displacement

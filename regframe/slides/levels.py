@@ -1,4 +1,10 @@
-"""How much of a large image a registration looks at: which level of a pyramid, and over which blocks it is averaged."""
+"""Large images carried by a map, shard by shard, from one lazy pyramid to another; never the whole in memory.
+
+A shard is the unit of everything: it is one task, reads the chunks its source box touches, is written once, by one worker,
+together with its share of the coarser levels, and is then marked as done. What is not finished lies in ``NAME.partial``
+beside the output; the same call finds it there and goes on with the first shard that is missing. Pixels do not depend on
+how the output is cut, on the number of workers or on where a run was interrupted: they are those of `regframe.resample`.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +14,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from .data import Grid, Image, Pyramid
+from ..data import Grid, Image, Level, Pyramid
+
+
+def pyramid_of(image: Image) -> Pyramid:
+    """An image in memory as a pyramid of one level."""
+    data = image.data.numpy()
+    level = Level(image.grid, data.shape, lambda region: data[(slice(None), *region)])
+    return Pyramid((level,), data.dtype, image.channels, labels=image.labels, name=image.name)
+
 
 _Array = np.ndarray[Any, Any]
 

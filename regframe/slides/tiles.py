@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from .data import Grid, Level, Pyramid
-from .maps.affine import Affine
-from .maps.base import Transform
-from .maps.displacement import Displacement
-from .maps.flow import Flow
-from .maps.resample import resample_part
+from ..data import Grid, Level, Pyramid
+from ..maps.affine import Affine
+from ..maps.base import Transform
+from ..maps.displacement import Displacement
+from ..maps.flow import Flow
+from ..maps.resample import resample_part
 
 Array = NDArray[Any]
 _Slices = tuple[slice, ...]

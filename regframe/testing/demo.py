@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .data import Grid, Image
-from .maps.affine import Affine
-from .maps.base import Transform
-from .maps.flow import Flow
-from .maps.resample import resample
-from .maps.sequence import Sequence
-from .registration import Result
+from ..data import Grid, Image
+from ..maps.affine import Affine
+from ..maps.base import Transform
+from ..maps.flow import Flow
+from ..maps.resample import resample
+from ..maps.sequence import Sequence
+from ..registration import Result
 
 ANGLE = 24.0
 """Rotation of the copy, in degrees."""

@@ -20,9 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import outputs, store
 from ..config import Config
 from ..data import Grid, PointSet, unit_ratio
+from ..io import outputs, store
 from ..io.shapes import write_shapes
 from ..io.tables import write_points
 from ..maps.affine import Affine
@@ -31,8 +31,8 @@ from ..maps.fields import MAX_NODES
 from ..maps.sequence import Sequence as MapSequence
 from ..maps.shapes import Shapes
 from ..registration import Result, versions
-from . import arrays, itk
-from .chain import (
+from . import ants, elastix, itk, nifti, npz
+from .steps import (
     Field,
     Side,
     Step,
@@ -96,11 +96,11 @@ def format_of(path: Path, name: str | None = None) -> Format:
         return name
     if path.is_dir() and (path / "zarr.json").is_file():
         return "ngff"
-    if any(file.exists() for file in itk.ants_files(path)):
+    if any(file.exists() for file in ants.ants_files(path)):
         return "ants"
     lower = path.name.lower()
     found = next((f for suffix, f in _SUFFIXES.items() if lower.endswith(suffix)), None)
-    if found == "elastix" and path.is_file() and not itk.is_elastix(path):
+    if found == "elastix" and path.is_file() and not elastix.is_elastix(path):
         return "itk"
     if found is None:
         raise ValueError(
@@ -164,7 +164,7 @@ def write_map(
     if chosen == "npz":
         outputs.check_file(path, overwrite)
         with outputs.staged(path, overwrite) as aside:
-            arrays.write(aside, result, tolerance)
+            npz.write(aside, result, tolerance)
         return _written(result, "npz", (path,), to, (result.fixed_grid.unit, result.moving_grid.unit), 0.0)
     if chosen == "ants":
         return _write_ants(result, path, overwrite, tolerance)
@@ -190,10 +190,10 @@ def write_map(
     with outputs.staged(path, overwrite) as aside:
         if chosen == "nifti":
             assert isinstance(steps[0], Field)
-            itk.write_field(aside, steps[0], number_unit(source.unit, unit))
+            nifti.write_field(aside, steps[0], number_unit(source.unit, unit))
         elif chosen == "elastix":
             assert not isinstance(steps[0], Field)
-            itk.write_elastix(aside, steps[0], source.shape[::-1], *_along_x(source, unit))
+            elastix.write_elastix(aside, steps[0], source.shape[::-1], *_along_x(source, unit))
         else:
             if not path.name.lower().endswith((".h5", ".hdf5", ".tfm", ".mat")):
                 raise ValueError(f"wanted a name that ends in .h5, .tfm or .mat, got {path.name!r}")
@@ -203,7 +203,7 @@ def write_map(
 
 
 def _write_ants(result: Result, prefix: Path, overwrite: bool, tolerance: float) -> Written:
-    files = itk.ants_files(prefix)
+    files = ants.ants_files(prefix)
     for file in files:
         outputs.check_file(file, overwrite)
     matrix, warp, back = around_affine(result, "mm", tolerance)
@@ -220,8 +220,8 @@ def _write_ants(result: Result, prefix: Path, overwrite: bool, tolerance: float)
     with outputs.staged(files[0], overwrite) as aside:
         itk.write_transform(aside, [matrix])
         if warp is not None and back is not None:
-            itk.write_field(aside.with_name(files[1].name), warp, unit)
-            itk.write_field(aside.with_name(files[2].name), back, unit)
+            nifti.write_field(aside.with_name(files[1].name), warp, unit)
+            nifti.write_field(aside.with_name(files[2].name), back, unit)
     units = (unit, number_unit(result.moving_grid.unit, "mm"))
     return _written(result, "ants", tuple(files if warp is not None else files[:1]), "moving", units, error, 1.0, "mm")
 
@@ -398,15 +398,15 @@ def read_map(
             f"wanted a map, got points in {path.name!r}, which say nothing of what lies between them; fit one to them with "
             "`regframe register --landmarks`"
         )
-    present = path.exists() if chosen != "ants" else itk.ants_files(path)[0].exists()
+    present = path.exists() if chosen != "ants" else ants.ants_files(path)[0].exists()
     if not present:
-        name = path if chosen != "ants" else itk.ants_files(path)[0]
+        name = path if chosen != "ants" else ants.ants_files(path)[0]
         raise FileNotFoundError(f"wanted a file to import, got {str(name)!r}, which does not exist")
     if chosen == "ngff" and _is_own(path):
         return store.load(path)
     with _named(path):
         if chosen == "npz":
-            result = arrays.read(path)
+            result = npz.read(path)
             for given, found, side in ((fixed, result.fixed_grid, "fixed"), (moving, result.moving_grid, "moving")):
                 if given is not None and (given.shape, given.unit) != (found.shape, found.unit):
                     raise ValueError(f"wanted the {side} image the map belongs to, {found}, got {given}; leave it out")
@@ -438,17 +438,17 @@ def _read_steps(path: Path, chosen: Format, to: Side, unit: str) -> tuple[list[S
     if chosen == "itk":
         return itk.read_transform(path), None, None
     if chosen == "elastix":
-        return itk.read_elastix(path), None, None
+        return elastix.read_elastix(path), None, None
     if unit != "mm":
         raise ValueError(f"wanted mm, in which {chosen} is by its standard, got unit {unit!r}; leave it out")
     if chosen == "nifti":
-        field, numbers = itk.read_field(path)
+        field, numbers = nifti.read_field(path)
         return [field], numbers, None
     if to != "moving":
         raise ValueError(
             "wanted the map to the moving side from ants, which always writes that one, got 'fixed'; leave it out"
         )
-    steps, back, numbers = itk.read_ants(path)
+    steps, back, numbers = ants.read_ants(path)
     return steps, numbers, back
 
 

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import ops
+from .. import ops
 
 Case = tuple[Tensor, Tensor, Tensor, tuple[Any, ...]]
 
@@ -224,8 +224,8 @@ def short(rounds: int = 5, scale: float = 1.0) -> Iterator[dict[str, Any]]:
                     torch.set_num_threads(threads)
 
             yield _beside(f"the same on {threads} threads", ours, "one thread", on_one, rounds)
+    from ..registration import register
     from . import demo
-    from .registration import register
 
     pair = demo.make()
     register(pair.fixed, pair.moving, transform="affine")  # loads what is loaded once

@@ -6,21 +6,17 @@ is allocated; SimpleITK computes the matrices of the rarer kinds of rigid maps.
 
 from __future__ import annotations
 
-import gzip
-import importlib
 import importlib.util
 import math
 import re
 import struct
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
-from ..maps.affine import Affine
-from .chain import Array, Field, Step
+from .steps import Array, Field, Step
 
 MAX_NUMBERS = 1 << 27
 """Numbers of one transform or field that are read at most."""
@@ -35,7 +31,6 @@ _RIGID = {
     "Euler2DTransform", "Euler3DTransform", "Similarity2DTransform", "Similarity3DTransform", "VersorRigid3DTransform",
     "VersorTransform", "ScaleTransform", "TranslationTransform", "ScaleVersor3DTransform", "ScaleSkewVersor3DTransform",
 }  # fmt: skip
-_NIFTI_UNITS = {0: "px", 2: "mm"}  # of other units ITK converts the nodes, but not the vectors
 
 
 def need(module: str, path: Path, what: str) -> Any:
@@ -360,245 +355,3 @@ def _read_hdf5(path: Path) -> list[_Entry]:
             return found
     except (OSError, RuntimeError, KeyError, TypeError, OverflowError) as error:
         raise ValueError(f"wanted a sound HDF5 file of ITK, got {error}") from error
-
-
-# ---------------------------------------------------------------------------------------------------------------- elastix
-
-_PAIR = re.compile(r"^\(\s*(\w+)((?:\s+(?:\"[^\"]*\"|[^\s\"()]+))*)\s*\)$")
-_WORD = re.compile(r"\"([^\"]*)\"|([^\s\"()]+)")
-_ELASTIX = {
-    "AffineTransform": ("AffineTransform", "AffineTransform"),
-    "EulerTransform": ("Euler2DTransform", "Euler3DTransform"),
-    "SimilarityTransform": ("Similarity2DTransform", "Similarity3DTransform"),
-    "TranslationTransform": ("TranslationTransform", "TranslationTransform"),
-}
-
-
-def write_elastix(
-    path: Path, matrix: Array, size: Sequence[int], spacing: Sequence[float], origin: Sequence[float]
-) -> None:
-    """Write a matrix (fixed → moving) and the fixed grid, along x, y(, z), as a file that ``transformix -tp`` takes."""
-    ndim = len(matrix) - 1
-    entries: list[tuple[str, Sequence[Any]]] = [
-        ("Transform", ["AffineTransform"]),
-        ("NumberOfParameters", [ndim * ndim + ndim]),
-        ("TransformParameters", [*matrix[:-1, :-1].ravel().tolist(), *matrix[:-1, -1].tolist()]),
-        ("CenterOfRotationPoint", [0.0] * ndim),
-        ("InitialTransformParameterFileName", ["NoInitialTransform"]),
-        ("HowToCombineTransforms", ["Compose"]),
-        ("FixedImageDimension", [ndim]),
-        ("MovingImageDimension", [ndim]),
-        ("FixedInternalImagePixelType", ["float"]),
-        ("MovingInternalImagePixelType", ["float"]),
-        ("Size", list(size)),
-        ("Index", [0] * ndim),
-        ("Spacing", list(spacing)),
-        ("Origin", list(origin)),
-        ("Direction", np.eye(ndim).ravel().tolist()),
-        ("UseDirectionCosines", ["true"]),
-        ("ResampleInterpolator", ["FinalLinearInterpolator"]),
-        ("Resampler", ["DefaultResampler"]),
-        ("DefaultPixelValue", [0]),
-        ("ResultImageFormat", ["nii.gz"]),
-        ("ResultImagePixelType", ["float"]),
-        ("CompressResultImage", ["true"]),
-    ]
-    lines = []
-    for name, values in entries:
-        words = " ".join(f'"{v}"' if isinstance(v, str) else repr(v) for v in values)
-        lines.append(f"({name} {words})\n")
-    path.write_text("".join(lines), encoding="utf-8")
-
-
-def is_elastix(path: Path) -> bool:
-    """Whether a text file looks like transform parameters of elastix."""
-    with path.open("rb") as file:
-        return b"(Transform " in file.read(1 << 16)
-
-
-def read_elastix(path: Path) -> list[Step]:
-    """The matrices of a transform parameter file and of those it starts from, which lie beside it; first applied first."""
-    steps: list[Step] = []
-    seen: set[Path] = set()
-    at: Path | None = path
-    while at is not None:
-        if at.resolve() in seen or len(seen) >= MAX_STEPS:
-            raise ValueError(f"wanted a chain of initial transforms that ends, got {at.name!r} twice")
-        seen.add(at.resolve())
-        step, before = _read_elastix_file(at)
-        steps.insert(0, step)
-        if before is None:
-            break
-        name = re.split(r"[\\/]", before)[
-            -1
-        ]  # elastix writes whole paths; only the folder of the file itself is looked into
-        at = path.parent / name
-        if name in ("", ".", "..") or not at.is_file() or at.is_symlink():
-            raise ValueError(
-                f"wanted the initial transform {name!r} beside {path.name!r}, got no such file; put it there"
-            )
-    return steps
-
-
-def _read_elastix_file(path: Path) -> tuple[Step, str | None]:
-    entries: dict[str, list[str]] = {}
-    for line in _text(path).splitlines():
-        line = line.split("//")[0].strip() if '"' not in line else line.strip()
-        if not line or line.startswith("//"):
-            continue
-        match = _PAIR.fullmatch(line)
-        if match is None:
-            raise ValueError(f"wanted lines like (Name value ...) in {path.name!r}, got {line[:80]!r}")
-        entries[match[1]] = [a or b for a, b in _WORD.findall(match[2])]
-
-    def one(name: str, default: str | None = None) -> str:
-        found = entries.get(name, [] if default is None else [default])
-        if len(found) != 1:
-            raise ValueError(
-                f"wanted one value of {name} in {path.name!r}, got {len(found)}; is it a transform of elastix?"
-            )
-        return found[0]
-
-    kind = one("Transform")
-    if one("HowToCombineTransforms", "Compose") != "Compose":
-        raise ValueError(
-            "wanted transforms that are composed, got HowToCombineTransforms 'Add'; no chain of maps is that"
-        )
-    dimension = one("FixedImageDimension")
-    if dimension not in ("2", "3") or one("MovingImageDimension", dimension) != dimension:
-        raise ValueError(f"wanted 2 or 3 dimensions on both sides, got {dimension}")
-    if kind not in _ELASTIX:
-        raise ValueError(
-            f"wanted one of {sorted(_ELASTIX)}, got {kind}, which bends; let `transformix -def all -tp {path.name}` write its "
-            "displacement field and import that with --format nifti"
-        )
-    ndim = int(dimension)
-    center = _numbers(entries.get("CenterOfRotationPoint", ["0"] * ndim), "CenterOfRotationPoint")
-    if len(center) != ndim:
-        raise ValueError(f"wanted {ndim} numbers of CenterOfRotationPoint in {path.name!r}, got {len(center)}")
-    if kind == "EulerTransform" and ndim == 3:
-        center = np.append(center, float(one("ComputeZYX", "false") == "true"))
-    if kind == "TranslationTransform":
-        center = np.zeros(0)
-    name = f"{_ELASTIX[kind][ndim - 2]}_double_{ndim}_{ndim}"
-    step = _step(name, _numbers(entries.get("TransformParameters", []), "TransformParameters"), center)
-    key = "InitialTransformParameterFileName"
-    before = one(key if key in entries else "InitialTransformParametersFileName", "NoInitialTransform")
-    return step, None if before == "NoInitialTransform" else before
-
-
-# ------------------------------------------------------------------------------------------------------------------ NIfTI
-
-
-def write_field(path: Path, field: Field, unit: str) -> None:
-    """Write a displacement field as ITK and ANTs do (vectors, intent 1007), in mm, or without a unit for pixels."""
-    sitk = need("SimpleITK", path, "write")
-
-    packed = path.name.lower().endswith(".gz")
-    plain = path.with_name(path.name[:-7] + ".plain.nii") if packed else path
-    sitk.WriteImage(_sitk_field(sitk, field, np.float64), str(plain), useCompression=False)
-    data = bytearray(plain.read_bytes())
-    if unit == "px":
-        data[123] = 0  # xyzt_units: none is declared
-    if packed:
-        plain.unlink()
-        path.write_bytes(gzip.compress(bytes(data), 6, mtime=0))
-    elif unit == "px":
-        path.write_bytes(bytes(data))
-
-
-def read_field(path: Path) -> tuple[Field, str]:
-    """A displacement field and the unit of its numbers after reading, ``mm`` or ``px``.
-
-    Raises ValueError for a file that is no field of vectors, too large, or shorter than it declares.
-    """
-    sitk = need("SimpleITK", path, "read")
-
-    with _opened(path) as file:
-        head = _read(file, 352)
-    if len(head) < 348 or head[344:348] not in (b"n+1\0",):
-        raise ValueError("wanted a NIfTI-1 file in one piece (.nii, .nii.gz), got something else")
-    order = "<" if struct.unpack_from("<i", head)[0] == 348 else ">"
-    dim = struct.unpack_from(f"{order}8h", head, 40)
-    intent, code, bits = struct.unpack_from(f"{order}3h", head, 68)
-    offset = struct.unpack_from(f"{order}f", head, 108)[0]
-    unit = _NIFTI_UNITS.get(head[123] & 7)
-    ndim = dim[5]
-    if dim[0] != 5 or dim[4] != 1 or ndim not in (2, 3) or min(dim[1:4]) < 1 or (ndim == 2) != (dim[3] == 1):
-        raise ValueError(
-            f"wanted a displacement field (axes x, y, z, 1 and 2 or 3 components), got {list(dim[1 : 1 + max(0, dim[0])])}"
-        )
-    if intent not in (1006, 1007) or unit is None:
-        raise ValueError(
-            f"wanted vectors (intent 1006 or 1007) in mm or without a unit, got intent {intent}, unit code {head[123]}"
-        )
-    count = math.prod(dim[1:4]) * ndim
-    if count > MAX_NUMBERS or (code, bits) not in ((16, 32), (64, 64)) or not 0 <= offset < 1 << 20:
-        raise ValueError(f"wanted at most {MAX_NUMBERS} floating point numbers of 32 or 64 bits, got {count} of {bits}")
-    with _opened(path) as file:
-        _read(file, int(offset))
-        left = count * bits // 8
-        while left and (block := _read(file, min(left, 1 << 22))):
-            left -= len(block)
-            # the library would turn them into zeros
-            if len(block) % (bits // 8) == 0 and not np.isfinite(np.frombuffer(block, f"{order}f{bits // 8}")).all():
-                raise ValueError("wanted a finite displacement field, got NaN or inf in it")
-    if left:
-        raise ValueError(f"wanted {count * bits // 8} bytes of displacements, got a file that was cut short")
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
-    reader.SetImageIO("NiftiImageIO")
-    reader.SetOutputPixelType(sitk.sitkVectorFloat64)
-    try:
-        image = reader.Execute()
-    except RuntimeError as error:
-        raise ValueError("wanted a sound NIfTI file, got one that ITK cannot read") from error
-    if image.GetDimension() != ndim or image.GetNumberOfComponentsPerPixel() != ndim:
-        raise ValueError(f"wanted {ndim} components in {ndim} dimensions, got {image.GetNumberOfComponentsPerPixel()}")
-    values = sitk.GetArrayFromImage(image).reshape(*image.GetSize()[::-1], ndim)
-    direction = np.array(image.GetDirection(), dtype=np.float64).reshape(ndim, ndim)
-    return Field(values, image.GetSpacing(), image.GetOrigin(), direction), "px" if unit == "px" else "mm"
-
-
-def _opened(path: Path) -> BinaryIO | gzip.GzipFile:
-    with path.open("rb") as file:
-        packed = file.read(2) == b"\x1f\x8b"
-    return gzip.open(path) if packed else path.open("rb")
-
-
-def _read(file: BinaryIO | gzip.GzipFile, n: int) -> bytes:
-    try:
-        return file.read(n)
-    except (OSError, EOFError, zlib.error) as error:
-        raise ValueError("wanted a sound gzip file, got a damaged one or one that was cut short") from error
-
-
-# ------------------------------------------------------------------------------------------------------------------- ANTs
-
-AFFINE, WARP, INVERSE = "0GenericAffine.mat", "1Warp.nii.gz", "1InverseWarp.nii.gz"
-"""What ``antsRegistration`` puts after its output prefix."""
-
-
-def ants_files(prefix: Path) -> list[Path]:
-    """The files of a prefix, there or not."""
-    return [prefix.with_name(prefix.name + end) for end in (AFFINE, WARP, INVERSE)]
-
-
-def read_ants(prefix: Path) -> tuple[list[Step], list[Step] | None, str]:
-    """Steps from fixed to moving, those back where they are there (None: they are not), and the unit of the fields."""
-    affine, warp, inverse = ants_files(prefix)
-    matrix = read_transform(affine)
-    if len(matrix) != 1 or isinstance(matrix[0], Field):
-        raise ValueError(f"wanted one affine transform in {affine.name}, got {len(matrix)} steps")
-    if not warp.exists():
-        return matrix, None, "mm"
-    field, unit = read_field(warp)
-    if not inverse.exists():
-        return [field, matrix[0]], None, unit
-    import torch
-
-    back, unit_back = read_field(inverse)
-    if unit_back != unit:
-        raise ValueError(f"wanted fields in one unit, got {unit} and {unit_back}")
-    undone = Affine(torch.from_numpy(matrix[0])).inverse().matrix.numpy()
-    return [field, matrix[0]], [undone, back], unit

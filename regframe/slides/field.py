@@ -1,0 +1,299 @@
+"""The smooth field that a refinement adds to a map: a Gaussian process over the windows, on nodes."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from scipy import sparse
+from scipy.sparse.linalg import splu
+from torch import Tensor
+
+from ..data import Grid
+from ..maps import homogeneous
+from ..maps.affine import Affine
+from ..maps.base import Transform
+from ..maps.flow import Flow
+from ..maps.sequence import Sequence
+
+Array = NDArray[np.float64]
+LENGTHS = (1.5, 3.0, 6.0, 12.0, 24.0, 48.0)
+"""Correlation lengths of the field that are tried, in distances of windows."""
+DEVIATIONS = (1.0, 4.0, 16.0)
+"""Prior deviations of the field that are tried, in those of half of the windows."""
+FOLDS = 6
+"""Parts of the windows that are foretold, in turn, by the rest."""
+NODES = 3
+"""Nodes per correlation length."""
+MOST_NODES = 60_000
+"""Nodes at most; longer correlations are tried alone where more were needed."""
+STEEP = 0.3
+"""Largest change of the field from node to node over their distance: every step stays invertible (1/2 is the limit)."""
+FREEDOM = 4.0
+"""Degrees of freedom of the Student distribution that the evidence is taken to follow."""
+
+
+# ------------------------------------------------------------------------------------------------------------ the field
+
+
+@dataclass(frozen=True)
+class Field:
+    """A displacement ``[D, *S]`` on nodes of the space between the map's flow and its affine part, against its direction.
+
+    A fixed position first goes through the inverse affine part, then from ``z`` to ``z + d(z)``, then through the inverse flow.
+    """
+
+    values: Tensor
+    grid: Grid
+
+    def at(self, z: Array) -> Array:
+        """``d`` at positions ``[N, D]``."""
+        matrix = _weights(z, self.grid)
+        return np.stack([matrix @ v.reshape(-1).numpy() for v in self.values.to(torch.float64)], axis=1)
+
+
+def split(transform: Transform) -> tuple[tuple[Transform, ...], Affine]:
+    """What comes before the last affine maps of a map (empty where it is nothing else), and these as one."""
+    parts = transform.parts()
+    head = list(parts)
+    while head and isinstance(head[-1], Affine):
+        head.pop()
+    tail = Affine.identity(transform.ndim, transform.target_unit)
+    if len(head) < len(parts):
+        matrix = torch.eye(transform.ndim + 1, dtype=torch.float64)
+        for part in parts[len(head) :]:
+            assert isinstance(part, Affine)
+            matrix = homogeneous.compose(part.matrix, matrix)
+        tail = Affine(matrix, parts[len(head)].source_unit, transform.target_unit)
+    return tuple(head), tail
+
+
+def joined(transform: Transform, field: Field) -> Transform:
+    """``transform`` with the field: one flow with a slice more where it has a flow, else with a flow of its own."""
+    head, tail = split(transform)
+    added = Flow((-field.values)[None].to(torch.float32), field.grid)
+    if not head:
+        return Sequence((added, tail))
+    base = head[-1]
+    if not isinstance(base, Flow) or base.reverse:
+        return Sequence((*head, added, tail))
+    velocity, grid = _onto(base, field.grid)
+    n, slices = base.n_steps or 1, base.velocity.shape[0]
+    each = n // slices  # steps of a slice
+    steps = n + each
+    share = steps / n  # the same displacement in a step that now is shorter
+    values = field.values
+    for _ in range(3 if each > 1 else 0):  # of several short steps, that end where the field says
+        flow = Flow((-values)[None].to(torch.float32), field.grid, each, reverse=True)
+        at = field.grid.coords()
+        values = values + (field.values - (flow.points(at) - at).movedim(-1, 0))
+    last = torch.zeros_like(velocity[0])
+    first = [round((a - b) / s) for a, b, s in zip(field.grid.origin, grid.origin, grid.spacing, strict=True)]
+    inner = tuple(slice(i, i + m) for i, m in zip(first, field.grid.shape, strict=True))
+    last[(slice(None), *inner)] = -values * (steps / each)
+    flow = Flow(torch.cat([velocity * share, last[None]]).to(torch.float32), grid, steps)
+    return Sequence((*head[:-1], flow, tail))
+
+
+def _onto(flow: Flow, nodes: Grid) -> tuple[Tensor, Grid]:
+    """The velocity ``[T, D, *S]`` (float64) on nodes that hold both its own and ``nodes``, and these.
+
+    Nothing is lost, as ``nodes`` divide the flow's own (`_nodes`).
+    """
+    times = [max(1, round(c / s)) for c, s in zip(flow.grid.spacing, nodes.spacing, strict=True)]
+    # one more node of zeros on every side: the velocity fades over one of its own cells
+    padded = F.pad(flow.velocity.to(torch.float64), [1, 1] * flow.ndim)
+    shape = [(n - 1) * t + 1 for n, t in zip(padded.shape[2:], times, strict=True)]
+    fine = F.interpolate(padded, size=shape, mode="bilinear", align_corners=True)
+    origin = [o - s for o, s in zip(flow.grid.origin, flow.grid.spacing, strict=True)]
+    spacing = flow.grid.spacing
+    first = [round((o - a) / s) for o, a, s in zip(nodes.origin, origin, nodes.spacing, strict=True)]
+    before = [max(0, -f) for f in first]
+    after = [max(0, f + m - n) for f, m, n in zip(first, nodes.shape, shape, strict=True)]
+    fine = F.pad(fine, [v for b, a in zip(reversed(before), reversed(after), strict=True) for v in (b, a)])
+    own = tuple(s / t for s, t in zip(spacing, times, strict=True))
+    grid = Grid(
+        tuple(int(n) for n in fine.shape[2:]),
+        own,
+        tuple(o - s * b for o, s, b in zip(origin, own, before, strict=True)),
+        flow.grid.unit,
+    )
+    return fine, grid
+
+
+def _nodes(head: tuple[Transform, ...], low: Array, high: Array, wanted: float, unit: str) -> Grid:
+    """Nodes no more than ``wanted`` apart that cover a box with two to spare; they divide those of the flow, if there is one."""
+    base = head[-1] if head else None
+    if isinstance(base, Flow) and not base.reverse:
+        spacing = np.array([s / max(1, math.ceil(s / wanted)) for s in base.grid.spacing])
+        origin = np.array(base.grid.origin)
+    else:
+        spacing, origin = np.full(len(low), wanted), low
+    first = np.floor((low - origin) / spacing).astype(int) - 2
+    last = np.ceil((high - origin) / spacing).astype(int) + 2
+    return Grid(
+        tuple(int(n) for n in last - first + 1),
+        tuple(spacing.tolist()),
+        tuple((origin + first * spacing).tolist()),
+        unit,
+    )
+
+
+def _weights(z: Array, grid: Grid) -> Any:
+    """Multilinear interpolation from the nodes to positions ``[N, 2]``, a sparse matrix ``[N, nodes]``; zero beyond them."""
+    index = (z - np.array(grid.origin)) / np.array(grid.spacing)
+    shape = np.array(grid.shape)
+    floor = np.floor(index).astype(np.int64)
+    rows, columns, values = [], [], []
+    for corner in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        node = floor + corner
+        share = np.prod(np.where(np.array(corner) == 1, index - floor, 1 - (index - floor)), axis=1)
+        inside = ((node >= 0) & (node < shape)).all(axis=1)
+        rows.append(np.flatnonzero(inside))
+        columns.append(node[inside, 0] * shape[1] + node[inside, 1])
+        values.append(share[inside])
+    return sparse.csr_matrix(
+        (np.concatenate(values), (np.concatenate(rows), np.concatenate(columns))), shape=(len(z), int(shape.prod()))
+    )
+
+
+def _operator(grid: Grid, length: float) -> Any:
+    """``L = id - a² Δ`` on the nodes ``[nodes, nodes]``, no flow across the rim."""
+    lines: list[Any] = []
+    for n, s in zip(grid.shape, grid.spacing, strict=True):
+        diagonal: Any = np.full(n, 2.0)
+        diagonal[[0, -1]] = 1.0
+        lines.append(sparse.diags([diagonal, -np.ones(n - 1), -np.ones(n - 1)], [0, 1, -1]) * (length / s) ** 2)
+    one, other = lines
+    return (
+        sparse.identity(math.prod(grid.shape))
+        + sparse.kron(one, sparse.identity(grid.shape[1]))
+        + sparse.kron(sparse.identity(grid.shape[0]), other)
+    )
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Displacements ``d`` ``[N, D]`` that the field should have at ``z`` ``[N, D]``, with standard deviations ``sd`` ``[N, D]``.
+
+    ``tile`` ``[N]`` says where each came from, ``held`` ``[N]`` whether it is sure and was not measured.
+    """
+
+    z: Array
+    d: Array
+    sd: Array
+    tile: NDArray[np.int64]
+    held: NDArray[np.bool_]
+
+    def __getitem__(self, rows: NDArray[Any]) -> Evidence:
+        return Evidence(self.z[rows], self.d[rows], self.sd[rows], self.tile[rows], self.held[rows])
+
+    @classmethod
+    def of(cls, parts: Iterable[Evidence]) -> Evidence:
+        """Several as one."""
+        given = list(parts)
+        return cls(*(np.concatenate([getattr(p, f.name) for p in given]) for f in dataclasses.fields(cls)))
+
+
+class Process:
+    """The posterior mean of a Gaussian process given evidence, with the covariance that belongs to ``L⁻²`` (Matérn, ν = 1).
+
+    ``Σ |d(z_i) - d_i|² w_i / s_i² + |L d|² h² / (4π a² σ²)`` is least; the weights ``w`` are those of Student's distribution, so
+    that windows which were found in a wrong place do not count (Lange, Little & Taylor 1989).
+
+    Args:
+        head: of the map, for where its nodes are.
+        low: of the box that nodes cover.
+        high: likewise.
+        unit: of it.
+        floor: noise that a window has at least.
+    """
+
+    def __init__(self, head: tuple[Transform, ...], low: Array, high: Array, unit: str, floor: float) -> None:
+        self.head, self.low, self.high, self.unit, self.floor = head, low, high, unit, floor
+
+    def choose(self, evidence: Evidence, pitch: float) -> tuple[float, float] | None:
+        """The correlation length and prior deviation under which windows best foretell each other; None where they say nothing.
+
+        Lengths are tried in units of ``pitch``, the distance of windows.
+        """
+        spread = _spread(evidence.d)
+        if not spread > 0:
+            return None
+        lengths = [
+            k * pitch
+            for k in LENGTHS
+            if math.prod(_nodes(self.head, self.low, self.high, k * pitch / NODES, self.unit).shape) <= MOST_NODES
+        ] or [LENGTHS[-1] * pitch]
+        middle = DEVIATIONS[len(DEVIATIONS) // 2]
+        scores = [self._foretold(evidence, length, middle * spread) for length in lengths]
+        length = lengths[int(np.argmin(scores))]
+        others = [min(scores) if k == middle else self._foretold(evidence, length, k * spread) for k in DEVIATIONS]
+        return length, DEVIATIONS[int(np.argmin(others))] * spread
+
+    def gentle(self, evidence: Evidence, length: float, deviation: float) -> Field | None:
+        """The field, of longer correlation where it would be too steep; None where even that does not help."""
+        for _ in range(4):
+            field, _noise = self.fit(evidence, length, deviation)
+            if _steepest(field) < STEEP:
+                return field
+            length *= 2
+        return None
+
+    def _foretold(self, evidence: Evidence, length: float, deviation: float) -> float:
+        """How badly a field foretells windows that it was not fitted to, every `FOLDS`-th: their distance, summed, twice."""
+        score = 0.0
+        for fold in (0, FOLDS // 2):
+            fitted = (np.arange(len(evidence.z)) % FOLDS != fold) | evidence.held
+            if fitted.any() and not fitted.all():
+                rest = evidence[~fitted]
+                off = rest.d - self.fit(evidence[fitted], length, deviation, turns=2)[0].at(rest.z)
+                score += float(np.linalg.norm(off, axis=1).sum())
+        return score
+
+    def fit(self, evidence: Evidence, length: float, deviation: float, turns: int = 6) -> tuple[Field, float]:
+        """The field of a correlation length and prior deviation, and the noise beyond the evidence's own that was found."""
+        grid = _nodes(self.head, self.low, self.high, length / NODES, self.unit)
+        matrix = _weights(evidence.z, grid)
+        operator = _operator(grid, length)
+        prior = (operator.T @ operator) * (math.prod(grid.spacing) / (4 * math.pi * length**2 * deviation**2))
+        noise = deviation
+        weight, sd = np.ones(len(evidence.z)), evidence.sd.max(axis=1)
+        values = np.zeros((2, math.prod(grid.shape)))
+        for _ in range(turns):
+            precision = weight / (sd**2 + np.where(evidence.held, 0.0, noise**2))
+            normal = (matrix.T @ sparse.diags(precision) @ matrix + prior).tocsc()
+            # symmetric and positive: without pivoting
+            solver = splu(normal, permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0, options={"SymmetricMode": True})
+            values = solver.solve(matrix.T @ (precision[:, None] * evidence.d)).T
+            rest = evidence.d - np.stack([matrix @ v for v in values], axis=1)
+            free = ~evidence.held
+            if free.any():
+                noise = max(1.4826 * float(np.median(np.abs(rest[free]))), self.floor)
+                square = (rest**2).sum(axis=1) / (sd**2 + noise**2)
+                weight = np.where(free, (FREEDOM + 2) / (FREEDOM + square), 1.0)
+        return Field(torch.from_numpy(values.reshape(2, *grid.shape)), grid), noise
+
+
+def _zoom(tail: Affine) -> float:
+    """Length before an affine map over that after it."""
+    return 1 / math.sqrt(float(homogeneous.determinant(tail.matrix).abs()))
+
+
+def _spread(d: Array) -> float:
+    """Robust root mean square of displacements ``[N, D]`` about zero."""
+    return 1.4826 * float(np.median(np.abs(d)))
+
+
+def _steepest(field: Field) -> float:
+    changes: list[float] = [
+        float(field.values.diff(dim=1 + d).abs().amax()) / s for d, s in enumerate(field.grid.spacing)
+    ]
+    return max(changes)

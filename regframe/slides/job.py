@@ -1,0 +1,110 @@
+"""One shard of a slide as a task of another process or machine."""
+
+from __future__ import annotations
+
+import functools
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from .. import plugins
+from ..io.store import load
+from .place import Canvas, canvas_grid, place_pyramid
+from .warp import Background, SlideWarp, _quiet_zarr
+
+# ------------------------------------------------------------------------------------------------------ paths for tasks
+
+
+@dataclass(frozen=True)
+class SlideJob:
+    """A warp of files by a saved result, in plain values alone: what a task on another machine can be told.
+
+    ``job.plan()`` opens the files; ``run_shard(job, index)`` makes one shard and keeps the plan for the next.
+
+    Args:
+        result: the folder that ``regframe register`` wrote.
+        input: the image to carry.
+        output: ``NAME.zarr`` or ``NAME.ome.tif``.
+        to: the space to go to, ``fixed`` or ``moving``; the image belongs to the other.
+        adapter: the reader of the image; sniffed where None.
+        options: its options, as pairs.
+        input_spacing: pixel size of the image's finest level, in the unit of its side; its own where None.
+        canvas: whose field to fill: ``fixed``, ``moving`` or ``union``; the side named by ``to`` where None.
+        spacing: pixel size of the output, in the unit of the destination.
+        region: part of the canvas, in the unit of the destination: first and last position per axis.
+        level: resolution of the image to read; also gives the pixel size where ``spacing`` is None.
+        background: as in `warp_slide`.
+    """
+
+    result: str
+    input: str
+    output: str
+    to: Literal["fixed", "moving"]
+    adapter: str | None = None
+    options: tuple[tuple[str, Any], ...] = ()
+    input_spacing: float | None = None
+    canvas: Canvas | None = None
+    spacing: float | None = None
+    region: tuple[tuple[float, float], ...] | None = None
+    level: int | None = None
+    background: Background = "auto"
+
+    def plan(self) -> SlideWarp | None:
+        """What `warp_slide` would do; None where its adapter has no pyramid of it, and for volumes and ids kept as floats."""
+        reader = plugins.find_adapter(self.input, self.adapter, **dict(self.options))
+        pyramid = reader.pyramid(self.input)
+        tiff = self.output.lower().endswith((".tif", ".tiff"))
+        if (
+            pyramid is None
+            or pyramid.grid.ndim != 2
+            or (tiff and pyramid.dtype.itemsize == 8 and pyramid.dtype.kind in "ui")
+            or (pyramid.labels and pyramid.dtype.kind == "f")
+        ):
+            return None
+        result = load(self.result)
+        side = result.moving_grid if self.to == "fixed" else result.fixed_grid
+        placed = place_pyramid(pyramid, side, self.input_spacing)
+        grid = canvas_grid(result, self.to, self.canvas, self.spacing, self.region, placed, self.level)
+        transform = result.transform if self.to == "fixed" else result.transform.inverse()
+        return SlideWarp(
+            placed,
+            transform,
+            grid,
+            Path(self.output),
+            self.level,
+            self.background,
+            identity=_identity(Path(self.input)),
+        )
+
+
+@functools.lru_cache(maxsize=4)
+def _plan_of(job: SlideJob) -> SlideWarp | None:
+    return job.plan()
+
+
+def run_shard(job: SlideJob, index: int) -> int:
+    """Make shard ``index`` of a job whose output another process holds open (`SlideWarp.started`); returns the index."""
+    plan = _plan_of(job)
+    if plan is None:
+        raise ValueError(f"wanted an image that can be read by regions, got {job.input!r}; convert it to OME-Zarr")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # a task is one core: there are as many of them as there are
+    try:
+        with _quiet_zarr():
+            plan.run(index)
+    finally:
+        torch.set_num_threads(threads)
+    return index
+
+
+# ------------------------------------------------------------------------------------------------------------- helpers
+
+
+def _identity(path: Path) -> str:
+    """A file's size and time; of a folder, those of its metadata."""
+    files = [path] if path.is_file() else [path / name for name in ("zarr.json", ".zattrs", ".zgroup", ".zarray")]
+    facts = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files if f.is_file()]
+    return repr((os.path.realpath(path), facts))

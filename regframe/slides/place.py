@@ -1,0 +1,199 @@
+"""Where the pixels of a large image lie: on the canvas of a result, on a level of a pyramid."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import warnings
+from collections.abc import Iterable
+from typing import Literal
+
+import numpy as np
+import torch
+
+from ..data import Grid, Pyramid, describe_grid, unit_ratio
+from ..maps.affine import Affine
+from ..maps.base import Transform
+from ..registration import Result
+
+_OUTLINE = 512  # positions per edge of a canvas that is carried by a map
+_SNAP = 0.1  # how far a pixel size may be from the other side's, times a power of two, to be taken for it
+_RATIO = 0.02  # how far two extents may differ before they are not taken for the same field
+Canvas = Literal["fixed", "moving", "union"]
+
+
+# ------------------------------------------------------------------------------------------------------------- canvases
+
+
+def canvas_grid(
+    result: Result,
+    to: Literal["fixed", "moving"],
+    canvas: Canvas | None = None,
+    spacing: float | None = None,
+    region: Iterable[tuple[float, float]] | None = None,
+    source: Pyramid | None = None,
+    level: int | None = None,
+) -> Grid:
+    """The grid to fill in the space of ``to``: whose field, in which pixels, which part of it.
+
+    Its pixels are those of the destination's own canvas, in the result, or split and joined evenly from its lower corner;
+    the field of the other side, and the union of both, go on in the same rows and columns.
+
+    Args:
+        result: the map and both canvases.
+        to: the destination.
+        canvas: ``fixed``, ``moving`` or ``union``; the destination's own where None. The other side's is the bounding box of
+            where the map takes it.
+        spacing: pixel size; where None that of ``level`` as the map takes it (the destination's times a power of two where
+            it is within a tenth of it), else that of the destination's canvas in the result.
+        region: first and last position per axis; pixels whose centre lies between them are kept.
+        source: the image, whose ``level`` is asked for.
+        level: its resolution.
+
+    Raises:
+        ValueError: for a region without a pixel of the canvas.
+    """
+    own, other = (result.fixed_grid, result.moving_grid) if to == "fixed" else (result.moving_grid, result.fixed_grid)
+    forth = result.transform if to == "fixed" else result.transform.inverse()
+    if spacing is None and level is not None and source is not None:
+        if not 0 <= level < len(source.levels):
+            raise ValueError(f"wanted a level from 0 to {len(source.levels) - 1} of {source.name}, got {level}")
+        spacing = _spacing_of(source.levels[level].grid, forth, own)
+    grid = own if spacing is None or own.spacing == (spacing,) * own.ndim else own.resampled(spacing)
+    low, high = np.zeros(own.ndim, dtype=np.int64), np.array(grid.shape)
+    if canvas not in (None, to):
+        positions = forth.points(_outline(other)).numpy()
+        if not np.isfinite(positions).all():
+            raise ValueError("wanted a map that is finite along the border of the other canvas, got NaN or inf")
+        edge = np.array(grid.origin) - np.array(grid.spacing) / 2
+        a = np.floor((positions.min(axis=0) - edge) / grid.spacing + 1e-6).astype(np.int64)
+        b = np.ceil((positions.max(axis=0) - edge) / grid.spacing - 1e-6).astype(np.int64)
+        low, high = (a, b) if canvas != "union" else (np.minimum(low, a), np.maximum(high, b))
+    if region is not None:
+        bounds = np.array([tuple(pair) for pair in region], dtype=np.float64)
+        if bounds.shape != (grid.ndim, 2) or not np.isfinite(bounds).all():
+            raise ValueError(f"wanted a first and a last position for each of {grid.ndim} axes, got {bounds.tolist()}")
+        first = np.ceil((bounds[:, 0] - grid.origin) / grid.spacing - 1e-9).astype(np.int64)
+        last = np.ceil((bounds[:, 1] - grid.origin) / grid.spacing - 1e-9).astype(np.int64)
+        whole = [
+            (o + s * (a - 0.5), o + s * (b - 0.5))
+            for o, s, a, b in zip(grid.origin, grid.spacing, low, high, strict=True)
+        ]
+        low, high = np.maximum(low, first), np.minimum(high, last)
+        if (high <= low).any():
+            told = ", ".join(f"{a:.6g}:{b:.6g}" for a, b in whole)
+            raise ValueError(
+                f"wanted a region with pixels of the canvas, which covers {told} {grid.unit}, got "
+                + ",".join(f"{a:.6g}:{b:.6g}" for a, b in bounds)
+            )
+    if not low.any() and tuple(high) == grid.shape:
+        return grid
+    origin = tuple(o + s * int(a) for o, s, a in zip(grid.origin, grid.spacing, low, strict=True))
+    return Grid(tuple(int(b - a) for a, b in zip(low, high, strict=True)), grid.spacing, origin, grid.unit)
+
+
+def _spacing_of(grid: Grid, transform: Transform, own: Grid) -> float:
+    size = grid.pixel
+    for part in transform.parts():
+        if isinstance(part, Affine):
+            size *= abs(float(torch.linalg.det(part.matrix[:-1, :-1]))) ** (1 / grid.ndim)
+    power = math.log2(size / own.pixel)
+    nearest = own.pixel * 2.0 ** round(power)
+    return nearest if abs(size / nearest - 1) <= _SNAP else size
+
+
+def _outline(grid: Grid) -> torch.Tensor:
+    """Positions along the outer pixel edges of a 2D grid, of all corners and edges of a 3D one, ``[N, D]``."""
+    low = [o - s / 2 for o, s in zip(grid.origin, grid.spacing, strict=True)]
+    steps = _OUTLINE if grid.ndim == 2 else 32
+    lines = [torch.linspace(a, a + e, steps + 1, dtype=torch.float64) for a, e in zip(low, grid.extent, strict=True)]
+    found = []
+    for d in range(grid.ndim):
+        axes = [line[[0, -1]] if e == d else line for e, line in enumerate(lines)]
+        found.append(torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).reshape(-1, grid.ndim))
+    return torch.cat(found)
+
+
+def place_pyramid(pyramid: Pyramid, side: Grid, spacing: float | None = None) -> Pyramid:
+    """The pyramid where `place` puts its finest level in the space of ``side``; every other level moves along."""
+    native, placed = pyramid.grid, place(pyramid.grid, side, spacing)
+    if placed == native:
+        return pyramid
+    scale = [p / n for p, n in zip(placed.spacing, native.spacing, strict=True)]
+    levels = []
+    for level in pyramid.levels:
+        grid = level.grid
+        moved = Grid(
+            grid.shape,
+            tuple(s * k for s, k in zip(grid.spacing, scale, strict=True)),
+            tuple(p + (o - n) * k for p, o, n, k in zip(placed.origin, grid.origin, native.origin, scale, strict=True)),
+            placed.unit,
+        )
+        levels.append(dataclasses.replace(level, grid=moved))
+    return dataclasses.replace(pyramid, levels=tuple(levels))
+
+
+def place(grid: Grid, side: Grid, spacing: float | None) -> Grid:
+    """Where an image's pixels lie in the space of ``side``, in its unit.
+
+    With ``spacing`` (in the side's unit) its outer edges are put on the side's lower edges. Without it the same number
+    of pixels is the side's own grid, and another number needs a spacing of its own that makes it the same field.
+    Raises ValueError where none of this tells where it lies.
+    """
+    if grid.ndim != side.ndim:
+        raise ValueError(f"wanted an image of {side.ndim} axes for this result, got {grid.ndim}")
+    if spacing is not None:
+        origin = tuple(o - s / 2 + spacing / 2 for o, s in zip(side.origin, side.spacing, strict=True))
+        return _same_field(Grid(grid.shape, (spacing,) * grid.ndim, origin, side.unit), side)
+    ratio = unit_ratio(grid.unit, side.unit)
+    if grid.shape == side.shape:
+        declared = ratio is not None and (grid.unit != "px" or side.unit == "px")
+        if declared and not _close(
+            grid.to_unit(side.unit).extent if grid.unit != side.unit else grid.extent, side.extent
+        ):
+            raise ValueError(
+                f"wanted the field of this result ({describe_grid(side)}), got {describe_grid(grid)}; "
+                "state --input-spacing if the file's own is wrong"
+            )
+        return side
+    if ratio is None:
+        raise ValueError(
+            f"wanted an image of {describe_grid(side)}, got {describe_grid(grid)}, which does not say how they "
+            f"relate; state --input-spacing in {side.unit}"
+        )
+    own = Grid(grid.shape, tuple(s * ratio for s in grid.spacing), tuple(o * ratio for o in grid.origin), side.unit)
+    if own.unit == "px" and not _close(own.extent, side.extent):
+        raise ValueError(
+            f"wanted an image of {describe_grid(side)}, got {describe_grid(grid)}, which is another size; "
+            "state --input-spacing in px of that side if it is the same field"
+        )
+    return _same_field(own, side)
+
+
+def _same_field(grid: Grid, side: Grid) -> Grid:
+    low = [
+        max(a - s / 2, b - t / 2)
+        for a, s, b, t in zip(grid.origin, grid.spacing, side.origin, side.spacing, strict=True)
+    ]
+    high = [
+        min(a - s / 2 + e, b - t / 2 + f)
+        for a, s, e, b, t, f in zip(
+            grid.origin, grid.spacing, grid.extent, side.origin, side.spacing, side.extent, strict=True
+        )
+    ]
+    if any(a >= b for a, b in zip(low, high, strict=True)):
+        raise ValueError(
+            f"wanted an image that overlaps the field of this result ({describe_grid(side)}), "
+            f"got {describe_grid(grid)} elsewhere"
+        )
+    if not _close(grid.extent, side.extent):
+        warnings.warn(
+            f"the input covers another extent ({describe_grid(grid)}) than the side it belongs to "
+            f"({describe_grid(side)})",
+            stacklevel=4,
+        )
+    return grid
+
+
+def _close(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
+    return all(abs(a - b) <= _RATIO * b for a, b in zip(one, other, strict=True))

@@ -1,0 +1,223 @@
+"""How far off a map is window by window, from the fine structure of both sides at full resolution."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from scipy import ndimage
+from torch import Tensor
+
+from ..data import Grid, Level
+from ..fit.halvings import soften
+from ..fit.likeness import BESIDE, CORRELATION_LIMIT
+from ..fit.velocity import smooth_size
+from ..maps.base import Transform
+from . import tiles
+from .field import Array
+
+WINDOW = 128
+"""Pixels along the sides of a window that is looked for."""
+SEARCH = 24
+"""Pixels around its place in which a window is looked for."""
+BAND = 33
+"""Pixels along the sides of the boxes whose mean is taken away from a window that is looked for: shading tells nothing."""
+FINE = 9
+"""The same of the windows that judge: fine structure alone, as in `likeness.shared_structure`."""
+PEAK = 6.0
+"""Standard deviations above the other places in its search range from which a window counts as found."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What one tile shows.
+
+    Args:
+        places: positions ``[N, D]`` of the middles of windows that were found, fixed space.
+        shifts: ``[N, D]``, where the moving image's match lies from there, fixed unit.
+        sd: ``[N, D]`` standard deviation per axis, fixed unit.
+        judges: positions ``[M, D]`` of the middles of windows that judge.
+        surfaces: ``[M, 2 SEARCH + 1, 2 SEARCH + 1]`` float16: their correlation by displacement in pixels of the level.
+        chance: ``[M, 2]`` standard deviation of their correlation over all displacements, and of its change from one to the
+            next pixel: what a displacement gains by chance.
+        status: why there is nothing, or ``""``.
+    """
+
+    places: Array
+    shifts: Array
+    sd: Array
+    judges: Array
+    surfaces: NDArray[np.float16]
+    chance: Array
+    status: str = ""
+
+    @classmethod
+    def nothing(cls, status: str) -> Seen:
+        """A tile that shows nothing, and why."""
+        none, size = np.zeros((0, 2)), 2 * SEARCH + 1
+        return cls(none, none, none, none, np.zeros((0, size, size), np.float16), none, status)
+
+
+@dataclass(frozen=True)
+class Look:
+    """How both sides are looked at.
+
+    Args:
+        fixed: weight of each fixed channel ``[C_f]``.
+        moving: weight of each moving channel ``[C_m]``; the two sums resemble each other most.
+        tissue: mask ``[*S]`` of the fixed side.
+        grid: of the mask.
+    """
+
+    fixed: Tensor
+    moving: Tensor
+    tissue: NDArray[np.bool_]
+    grid: Grid
+
+
+def _correlations(surfaces: NDArray[np.float16], moved: Array) -> tuple[Array, Array]:
+    """Correlation of windows ``[M, R, R]`` without and with a displacement ``[M, 2]`` in pixels, that is held within `SEARCH`."""
+    before = surfaces[:, SEARCH, SEARCH].astype(np.float64)
+    after = np.empty(len(surfaces))
+    for i, (surface, shift) in enumerate(zip(surfaces, moved, strict=True)):
+        at = np.clip(SEARCH + shift, 0, 2 * SEARCH)
+        first = np.clip(np.floor(at).astype(int) - 4, 0, 2 * SEARCH - 8)
+        part = surface[first[0] : first[0] + 9, first[1] : first[1] + 9].astype(np.float64)
+        after[i] = ndimage.map_coordinates(part, (at - first)[:, None], order=3, mode="nearest")[0]
+    return before, after
+
+
+# ----------------------------------------------------------------------------------------------------------- one tile
+
+
+def _tile(level: Level, source: Level, moving: Grid, pull: Transform, region: tuple[slice, slice], look: Look) -> Seen:
+    """What a tile of the fixed level shows of where the moving image lies."""
+    grid = level.grid
+    counts = [(r.stop - r.start) // WINDOW for r in region]
+    wide = tuple(
+        slice(max(0, r.start - SEARCH - BAND), min(n, r.stop + SEARCH + BAND))
+        for r, n in zip(region, grid.shape, strict=True)
+    )
+    # windows as [row, column] of the tile, and whether both they and their search range lie on the moving image
+    starts = np.array([(region[0].start + i * WINDOW, region[1].start + j * WINDOW)
+                       for i in range(counts[0]) for j in range(counts[1])]).reshape(-1, 2)  # fmt: skip
+    within = ((starts >= SEARCH) & (starts + WINDOW + SEARCH <= np.array(grid.shape))).all(axis=1)
+    steps = np.array(
+        [(a, b) for a in (-SEARCH, WINDOW // 2, WINDOW + SEARCH) for b in (-SEARCH, WINDOW // 2, WINDOW + SEARCH)]
+    )
+    at = (starts[:, None] + steps) * np.array(grid.spacing) + np.array(grid.origin)  # [N, 9, 2]
+    within &= moving.contains(pull.points(torch.from_numpy(at))).all(dim=1).numpy()
+    if not within.any():
+        return Seen.nothing("at the rim of an image")
+    pixels = tiles.warp_tile(source, pull, grid, wide, False, None)
+    if pixels is None:
+        return Seen.nothing("at the rim of an image")
+    other = _projected(pixels, look.moving)
+    one = _projected(level.read(wide), look.fixed)
+    del pixels
+    first = np.array([w.start for w in wide])
+    middles = (starts + (WINDOW - 1) / 2) * np.array(grid.spacing) + np.array(grid.origin)
+    parity = (starts // WINDOW).sum(axis=1) % 2 == 0
+    places, shifts, sds = [], [], []
+    chosen = np.flatnonzero(within & parity)
+    a, b = (soften(_without_mean(image, BAND)[None])[0] for image in (one, other))
+    for i, surface in zip(chosen, _surfaces(a, b, starts[chosen] - first), strict=True):
+        found = _peak(surface)
+        if found is not None:
+            places.append(middles[i])
+            shifts.append(found[0] * np.array(grid.spacing))
+            sds.append(found[1] * np.array(grid.spacing))
+    judging = np.flatnonzero(within & ~parity)
+    a, b = (_without_mean(image, FINE) for image in (one, other))
+    judges, tables, chances = [], [], []
+    for i, surface in zip(judging, _surfaces(a, b, starts[judging] - first), strict=True):
+        chance = _deviation(surface)
+        if chance > 0:
+            judges.append(middles[i])
+            tables.append(surface.astype(np.float16))
+            chances.append((chance, max(_deviation(np.diff(surface, axis=d)) for d in (0, 1))))
+    size = 2 * SEARCH + 1
+    return Seen(
+        np.array(places).reshape(-1, 2),
+        np.array(shifts).reshape(-1, 2),
+        np.array(sds).reshape(-1, 2),
+        np.array(judges).reshape(-1, 2),
+        np.array(tables, dtype=np.float16).reshape(-1, size, size),
+        np.array(chances).reshape(-1, 2),
+    )
+
+
+def _deviation(values: NDArray[np.float32]) -> float:
+    """Standard deviation of values but for the few that stand out."""
+    return 1.4826 * float(np.median(np.abs(values - np.median(values))))
+
+
+def _projected(pixels: NDArray[Any], weight: Tensor) -> Tensor:
+    """The weighted sum ``[H, W]`` of channels ``[C, H, W]``."""
+    out = torch.zeros(pixels.shape[1:])
+    for channel, w in zip(pixels, weight.tolist(), strict=True):
+        out.add_(torch.from_numpy(channel.astype(np.float32)), alpha=w)
+    return out
+
+
+def _without_mean(image: Tensor, size: int) -> Tensor:
+    """``[H, W]`` less its mean over boxes of ``size`` pixels about every one."""
+    return image - torch.from_numpy(ndimage.uniform_filter(image.numpy(), size, mode="nearest"))
+
+
+def _surfaces(one: Tensor, other: Tensor, starts: NDArray[np.int64]) -> Iterator[NDArray[np.float32]]:
+    """Normalised cross-correlation ``[2 R + 1, 2 R + 1]`` of windows of ``one`` with ``other``, by displacement of the latter."""
+    n = smooth_size(WINDOW + 2 * SEARCH)
+    span = 2 * SEARCH + 1
+    for y, x in starts.tolist():
+        f = one[y : y + WINDOW, x : x + WINDOW]
+        m = other[y - SEARCH : y + WINDOW + SEARCH, x - SEARCH : x + WINDOW + SEARCH]
+        f = f - f.mean()
+        m = m - m.mean()
+        product = torch.fft.irfft2(torch.fft.rfft2(f, s=(n, n)).conj() * torch.fft.rfft2(m, s=(n, n)), s=(n, n))[
+            :span, :span
+        ]
+        sums = [F.pad(v.to(torch.float64), (1, 0, 1, 0)).cumsum(0).cumsum(1) for v in (m, m * m)]
+        total, square = (
+            s[WINDOW:, WINDOW:] - s[:-WINDOW, WINDOW:] - s[WINDOW:, :-WINDOW] + s[:-WINDOW, :-WINDOW] for s in sums
+        )
+        spread = (square - total**2 / WINDOW**2).clamp(min=0).sqrt() * float(f.norm())
+        found = torch.where(spread > 1e-6 * WINDOW**2, product / spread.clamp(min=1e-12), 0.0)
+        yield found.to(torch.float32).numpy()
+
+
+def _peak(surface: NDArray[np.float32]) -> tuple[Array, Array] | None:
+    """Displacement ``[2]`` of the highest place of a surface, to a fraction of a pixel, and its standard deviation per axis; None
+    where it stands out too little or lies at the rim.
+
+    From the parabola through the nine values there, and the Cramér–Rao bound of a shift: with ``n`` independent pixels, a
+    correlation ``r`` that falls with the Hessian ``-H`` has the information ``n r (-H) / (1 - r²)``.
+    """
+    y, x = np.unravel_index(int(surface.argmax()), surface.shape)
+    size = surface.shape[0]
+    if min(y, x) < 1 or max(y, x) > size - 2:
+        return None
+    r = float(surface[y, x])
+    rows, columns = np.ogrid[:size, :size]
+    elsewhere = surface[(abs(rows - y) > BESIDE) | (abs(columns - x) > BESIDE)]
+    if not elsewhere.std() > 0 or r - elsewhere.mean() < PEAK * elsewhere.std():
+        return None
+    p = surface[y - 1 : y + 2, x - 1 : x + 2].astype(np.float64)
+    slope = np.array([(p[2] - p[0]).sum() / 6, (p[:, 2] - p[:, 0]).sum() / 6])
+    cross = (p[2, 2] + p[0, 0] - p[2, 0] - p[0, 2]) / 4
+    curve = np.array(
+        [[(p[2] + p[0] - 2 * p[1]).sum() / 3, cross], [cross, (p[:, 2] + p[:, 0] - 2 * p[:, 1]).sum() / 3]]
+    )
+    if np.linalg.eigvalsh(curve)[-1] >= -1e-6:
+        return None
+    step = -np.linalg.solve(curve, slope)
+    if np.abs(step).max() > 1:
+        return None
+    information = -curve * (WINDOW**2 / CORRELATION_LIMIT) * r / max(1 - r * r, 1e-3)
+    deviation = np.sqrt(np.diag(np.linalg.inv(information)))
+    return np.array([y - size // 2, x - size // 2]) + step, deviation

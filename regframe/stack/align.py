@@ -1,0 +1,291 @@
+"""A stack of serial sections: neighbours aligned in pairs, the pairs reconciled over the whole stack, one canvas for all.
+
+Every section is registered to several neighbours, not to the last one alone; `regframe.stack.posegraph` reconciles the pairs.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import re
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import plugins
+from ..config import Config
+from ..data import Grid, Image
+from ..io import outputs
+from ..maps.affine import Affine
+from ..maps.base import Transform
+from ..registration import Result
+from . import posegraph
+from .judge import Judge
+from .pairs import Work
+from .posegraph import GUIDE, Link
+from .sections import Section, _opened, _placed, _planes
+
+TRANSFORMS = ("rigid", "affine", "lddmm")
+REACH = 2
+"""Neighbours on either side that each section is registered to."""
+CHANCES = 3
+"""Rounds in which the poses are found and the pairs that contradict them looked at again."""
+MOST_BYTES = 4 << 30
+"""Largest volume that is put together in memory."""
+VOLUME = "volume.ome.zarr"
+SECTIONS = "sections"
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Aligned sections.
+
+    Args:
+        results: one `Result` per section, from its own space to the common one; None where it could not be placed.
+        grid: the volume's grid ``(z, y, x)``; sections lie at ``planes``.
+        planes: plane of each section in the volume.
+        names: what the sections are called.
+        links: the pairs that were registered.
+        metrics: what ``metrics.json`` holds: verdicts per section, coherence of neighbours before and after, drift, order.
+        affines: the poses before bending.
+    """
+
+    results: tuple[Result | None, ...]
+    grid: Grid
+    planes: tuple[int, ...]
+    names: tuple[str, ...]
+    links: tuple[Link, ...]
+    metrics: dict[str, Any]
+
+    @property
+    def verdict(self) -> str:
+        """``pass``, ``warn`` or ``fail``."""
+        return str(self.metrics["verdict"])
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Why, one sentence each."""
+        return tuple(self.metrics["reasons"])
+
+    @property
+    def plane_grid(self) -> Grid:
+        """The common canvas of all sections."""
+        return _plane(self.grid)
+
+    def __repr__(self) -> str:
+        placed = sum(result is not None for result in self.results)
+        coherence = self.metrics["coherence"]
+        return (
+            f"Stack({self.verdict}, {placed} of {len(self.results)} sections placed, neighbours' correlation "
+            f"{coherence['before']['ncc']:.2f} → {coherence['after']['ncc']:.2f}, {self.metrics['seconds']:.1f} s)"
+        )
+
+    def volume(self, images: Sequence[Image]) -> Image:
+        """The sections ``images`` as one volume ``[C, Z, Y, X]``, in their dtype; the background where there is none.
+
+        ``images`` are those that were aligned, or others on the same physical space (labels, another channel), one per
+        section. ValueError where they differ in channels or type, or need more than `MOST_BYTES`.
+        """
+        return _volume(self, images)
+
+    def save(self, path: str | Path, images: Sequence[Image] | None = None, overwrite: bool = False) -> None:
+        """Write a folder: ``metrics.json``, ``sections/NAME/transform.ome.zarr`` (each for `regframe.load`), and, where
+        ``images`` are given, ``volume.ome.zarr`` and ``report.html``. Aside first, then renamed."""
+        _save(self, Path(path), images, overwrite)
+
+
+def align_stack(
+    images: Iterable[Any],
+    *,
+    positions: Sequence[float] | None = None,
+    spacing_z: float | None = None,
+    reference: int | str = "middle",
+    transform: str = "rigid",
+    guide: Image | None = None,
+    hold: float | None = None,
+    reach: int = REACH,
+    check_mirrors: bool = True,
+    config: Config | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Stack:
+    """Align serial sections, given in order, into one stack.
+
+    Args:
+        images: 2D `Image` objects or anything `regframe.open` reads; sizes may differ, pixels have the same unit.
+        positions: where each section lies along z, ascending, in units of ``spacing_z``; gaps stay empty. 0, 1, 2 … where None.
+        spacing_z: distance of two sections, in the images' unit; one pixel where None, and then it is said.
+        reference: place of the section that stays where it is, ``"middle"``, or ``"chain"``: each is hung on the one before
+            it and nothing is reconciled, for comparison.
+        transform: ``rigid`` (sections keep their size), ``affine`` (single sections' stretch is undone, the slow change of
+            size along the stack stays), ``lddmm`` (the same, then bent onto the average of their neighbours).
+        guide: a volume of the same organ in the same orientation, whose first plane lies at position 0: what neighbours
+            alone cannot know, the curvature of the organ, comes from it.
+        hold: sections over which the place on the canvas is believed where it came from (block face, stage): slower
+            shifts then stay as they are. Not at all where None.
+        reach: neighbours on either side that each section is registered to.
+        check_mirrors: try every section turned over as well, and say where that fits better.
+        config: settings of `register` for every pair.
+        progress: called with the stage, what is done and how much there is.
+
+    Raises:
+        ValueError: fewer than two sections, volumes, several units, positions that do not ascend.
+    """
+    began = time.perf_counter()
+    if transform not in TRANSFORMS:
+        raise ValueError(f"wanted transform {' or '.join(TRANSFORMS)}, got {transform!r}; choose one of these")
+    sections = _opened(images)
+    planes = _planes(positions, len(sections))
+    if not (isinstance(reference, int) or reference in ("middle", "chain")):
+        raise ValueError(f"wanted a section's place, 'middle' or 'chain' as reference, got {reference!r}")
+    if isinstance(reference, int) and not 0 <= reference < len(sections):
+        raise ValueError(f"wanted a reference from 0 to {len(sections) - 1}, got {reference}; count from 0")
+    if reach < 1 or (hold is not None and not hold > 0):
+        raise ValueError(f"wanted a reach of at least 1 and a hold above 0, got {reach} and {hold}")
+    work = Work(sections, planes, config or Config(), transform, progress or (lambda *_: None))
+    if guide is not None and (guide.grid.ndim != 3 or guide.grid.unit != sections[0].grid.unit):
+        raise ValueError(
+            f"wanted a guide volume in {sections[0].grid.unit}, got {guide.grid.ndim}D in {guide.grid.unit}"
+        )
+    stated = spacing_z is not None
+    spacing = float(spacing_z) if spacing_z is not None else sections[0].grid.pixel
+    if not (math.isfinite(spacing) and spacing > 0):
+        raise ValueError(f"wanted a positive distance of the sections, got {spacing_z}")
+
+    chained = reference == "chain"
+    work.link(1 if chained else reach, chained)
+    if guide is not None and not chained:
+        work.link_guide(guide, spacing)
+    first = work.reference(reference)
+    guided = any(link.fixed == GUIDE and link.weight > 0 for link in work.links)
+    start = posegraph.tree(work.links, work.nodes, GUIDE if guided else first)
+    poses = dict(start)
+    for _ in range(0 if chained else CHANCES):
+        poses = posegraph.reconcile(work.links, work.nodes, start, first, work.kind, hold)
+        if not work.second_chance(poses):
+            break
+        start = posegraph.tree(work.links, work.nodes, GUIDE if guided else first)
+    work.weigh(poses, chained)
+    canvas = work.canvas(poses)
+    before = work.pictures(work.as_they_lie(), work.canvas(work.as_they_lie()))
+    after = work.pictures({k: Affine(torch.from_numpy(m), *work.units) for k, m in poses.items()}, canvas)
+    judged = Judge(work, poses, before, after)
+    mirrored = judged.mirrored(canvas) if check_mirrors else []
+    maps: dict[int, Transform] = {k: Affine(torch.from_numpy(m), *work.units) for k, m in poses.items()}
+    steps: list[dict[str, Any]] = []
+    figures: dict[int, dict[str, Any]] = {}
+    if transform == "lddmm":
+        maps, figures, steps = work.bend(maps, canvas, judged.poor)
+    final = work.pictures(maps, canvas) if transform == "lddmm" else after
+    grid = Grid(
+        (max(planes) - min(planes) + 1, *canvas.shape),
+        (spacing, *canvas.spacing),
+        (min(planes) * spacing, *canvas.origin),
+        canvas.unit,
+    )
+    metrics = judged.metrics(final, mirrored, start, chained)
+    if not stated:
+        metrics["reasons"].append("no distance of the sections was stated: the planes lie one pixel apart")
+    metrics |= {
+        "transform": transform,
+        "reference": {"kind": str(reference), "section": first, "name": work.names[first]},
+        "spacing_z": {"value": spacing, "unit": canvas.unit, "stated": stated},
+        "canvas": {"shape": list(grid.shape), "spacing": list(grid.spacing), "unit": grid.unit},
+        "bending": steps,
+        "seconds": time.perf_counter() - began,
+        "versions": outputs.versions(),
+    }
+    results = tuple(
+        work.result(k, maps[k], poses[k], canvas, metrics["sections"][k], figures.get(k, {})) if k in maps else None
+        for k in range(len(sections))
+    )
+    return Stack(results, grid, tuple(p - min(planes) for p in planes), work.names, tuple(work.links), metrics)
+
+
+def _plane(grid: Grid) -> Grid:
+    return Grid(grid.shape[1:], grid.spacing[1:], grid.origin[1:], grid.unit)
+
+
+def _volume(stack: Stack, images: Sequence[Image]) -> Image:
+    if len(images) != len(stack.results):
+        raise ValueError(
+            f"wanted {len(stack.results)} sections, got {len(images)}; give one for each, in the stack's order"
+        )
+    first = next((image for image, result in zip(images, stack.results, strict=True) if result is not None), images[0])
+    for k, image in enumerate(images):
+        if stack.results[k] is not None and (image.channels, image.data.dtype, image.labels) != (
+            first.channels,
+            first.data.dtype,
+            first.labels,
+        ):
+            raise ValueError(
+                f"wanted sections of the same channels and type, got {', '.join(first.channels)} of {first.data.dtype} and "
+                f"{', '.join(image.channels)} of {image.data.dtype} (place {k}); choose a channel they share"
+            )
+    needed = len(first.channels) * math.prod(stack.grid.shape) * first.data.element_size()
+    if needed > MOST_BYTES:
+        raise ValueError(
+            f"wanted a volume of at most {MOST_BYTES / 2**30:.3g} GiB, got {needed / 2**30:.3g} GiB; "
+            "open the sections at a coarser level, or carry each at full size with its own map"
+        )
+    background = Section.of(first).background if not first.labels else None
+    data = torch.zeros((len(first.channels), *stack.grid.shape), dtype=first.data.dtype)
+    if background is not None:
+        colour = background.round() if not first.data.dtype.is_floating_point else background
+        data += colour.to(first.data.dtype)[:, None, None, None]
+    for image, result, plane in zip(images, stack.results, stack.planes, strict=True):
+        if result is not None:
+            own = None if image.labels else Section.of(image).background
+            data[:, plane] = _placed(image, result.transform, stack.plane_grid, own).data
+    return Image(data, stack.grid, first.channels, labels=first.labels, name="stack")
+
+
+def _save(stack: Stack, path: Path, images: Sequence[Image] | None, overwrite: bool) -> None:
+    from ..report import stacks
+
+    check_output(path, overwrite)
+    with outputs.staged(path, overwrite) as folder:
+        folder.mkdir()
+        (folder / outputs.METRICS).write_text(outputs.to_json(stack.metrics, indent=2) + "\n", encoding="utf-8")
+        rows = []
+        for k, result in enumerate(stack.results):
+            name = section_folder(stack, k)
+            rows.append({"section": stack.names[k], "position": stack.metrics["sections"][k]["position"],
+                         "verdict": stack.metrics["sections"][k]["verdict"], "map": name if result else ""})  # fmt: skip
+            if result is not None:
+                place = folder / SECTIONS / name
+                place.mkdir(parents=True)
+                result.save(place / outputs.TRANSFORM)
+                (place / outputs.METRICS).write_text(outputs.to_json(result.metrics, indent=2) + "\n", encoding="utf-8")
+        with (folder / "sections.csv").open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+        if images is not None:
+            volume = stack.volume(images)
+            plugins.adapter("image").save(volume, folder / VOLUME)
+            stacks.write(stack, images, volume, folder / outputs.REPORT)
+
+
+def section_folder(stack: Stack, k: int) -> str:
+    """The folder of section ``k`` below ``sections``: its place, and what of its name a file system takes."""
+    plain = re.sub(r"[^A-Za-z0-9._-]+", "_", stack.names[k]).strip("._")[:60]
+    return f"{k:04d}_{plain}" if plain else f"{k:04d}"
+
+
+def check_output(path: Path, overwrite: bool) -> None:
+    """Refuse an output folder that could not be written at the end; only one of a stack is replaced."""
+    if path.is_symlink() or path.exists():
+        if not overwrite:
+            raise FileExistsError(f"output {path} exists; choose another name, or pass --overwrite to replace it")
+        own = path.is_dir() and not path.is_symlink()
+        if not (
+            own and (((path / SECTIONS).is_dir() and (path / outputs.METRICS).is_file()) or not any(path.iterdir()))
+        ):
+            raise FileExistsError(
+                f"output {path} exists and is not a stack written by regframe; it is left alone: choose another name"
+            )
+    outputs.check_writable(path.parent)

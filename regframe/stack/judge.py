@@ -1,0 +1,289 @@
+"""What is said of a stack: every section's verdict, coherence, drift, order."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..data import Grid, Image
+from ..registration import register
+from .pairs import APART, Pictures, Work, _ncc
+from .posegraph import GUIDE, Floats, carry, rms
+
+HALF = 0.5
+"""Share of its neighbours' tissue below which a section is said to be incomplete."""
+
+
+class Judge:
+    """What is said of the sections and of the stack."""
+
+    def __init__(self, work: Work, poses: Mapping[int, Floats], before: Pictures, after: Pictures) -> None:
+        self.work, self.poses, self.before, self.after = work, poses, before, after
+        self.order = [k for k in work.good if k in poses]
+        self.area = {k: float(after.tissue[k].sum()) for k in self.order}
+        self.poor, self.said = self._poor()
+
+    def _poor(self) -> tuple[set[int], dict[int, str]]:
+        """Sections that resemble their neighbours much less than these resemble each other, or show far less tissue."""
+        poor: set[int] = set()
+        said: dict[int, str] = {}
+        for i, k in enumerate(self.order):
+            near = [self.order[j] for j in (i - 1, i + 1) if 0 <= j < len(self.order)]
+            around = [self.order[j] for j in range(max(0, i - 3), min(len(self.order), i + 4)) if j != i]
+            usual = float(np.median([self.area[n] for n in around])) if around else self.area[k]
+            if usual and self.area[k] < HALF * usual:
+                poor.add(k)
+                said[k] = f"shows {self.area[k] / usual:.0%} of the tissue of its neighbours: incomplete or torn"
+            elif len(near) == 2:
+                own = float(np.mean([self.after.ncc(k, n) for n in near]))
+                across = self.after.ncc(near[0], near[1])
+                if own < across - 2 * APART:
+                    poor.add(k)
+                    said[k] = (
+                        f"resembles its neighbours less (correlation {own:.2f}) than these resemble each other ({across:.2f}): "
+                        "damaged, or not from here"
+                    )
+        return poor, said
+
+    def mirrored(self, canvas: Grid) -> list[int]:
+        """Sections that fit both neighbours better when turned over."""
+        work, found = self.work, []
+        reference = [k for k in self.order if np.linalg.det(self.poses[k][:2, :2]) > 0]
+        flipped = {k for k in self.order if np.linalg.det(self.poses[k][:2, :2]) < 0}
+        if len(flipped) > len(reference):
+            flipped = set(reference)
+        config = work.config.model_copy(update={"transform": "rigid"})
+        grid = self.after.grid
+        usual = float(np.median([self.after.ncc(a, b) for a, b in itertools.pairwise(self.order)] or [1.0]))
+        for i, k in enumerate(self.order):
+            work.progress("turned over", i, len(self.order))
+            near = [
+                self.order[j] for j in (i - 1, i + 1) if 0 <= j < len(self.order) and self.order[j] not in self.poor
+            ]
+            if not near or k in flipped:
+                continue
+            density = torch.from_numpy(self.after.density[k].astype(np.float32))
+            x = float(np.argwhere(self.after.tissue[k])[:, 1].mean()) if self.area[k] else 0.0
+            shift = round(2 * x) - (density.shape[1] - 1)
+            over = Image(torch.roll(density.flip(1), shift, dims=1)[None], grid)
+            mean = np.mean([self.after.density[n] for n in near], axis=0)
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    trial = register(
+                        Image(torch.from_numpy(mean.astype(np.float32))[None], grid),
+                        over,
+                        init="identity",
+                        config=config,
+                    )
+            except ValueError:
+                continue
+            there = trial.to_fixed(over).data[0].numpy().astype(np.float64)
+            where = [self.after.tissue[k] | self.after.tissue[n] for n in near]
+            gains = [
+                _ncc(there, self.after.density[n], w) - self.after.ncc(k, n) for n, w in zip(near, where, strict=True)
+            ]
+            turned = np.mean([gain + self.after.ncc(k, n) for gain, n in zip(gains, near, strict=True)])
+            if min(gains) > APART and turned > usual - 2 * APART:
+                found.append(k)
+        for k in flipped:
+            self.said.setdefault(k, "lay turned over beside the others; its map turns it back")
+        for k in found:
+            self.said.setdefault(k, "fits its neighbours better when turned over: look at it")
+        return sorted({*found, *flipped})
+
+    def out_of_order(self) -> dict[str, Any]:
+        """Whether another order of the sections would make neighbours more alike, by exchanges and single moves."""
+        order, after = [k for k in self.order if k not in self.poor], self.after
+        known: dict[tuple[int, int], float] = {}
+
+        def unlike(a: int, b: int) -> float:
+            pair = (min(a, b), max(a, b))
+            if pair not in known:
+                known[pair] = 1 - after.ncc(*pair)
+            return known[pair]
+
+        def length(path: list[int]) -> float:
+            return sum(unlike(a, b) for a, b in itertools.pairwise(path))
+
+        if len(order) < 4:
+            return {"suggested": None, "moved": []}
+        window = 8
+        best, total = order, length(order)
+        given = total
+        while True:
+            trials = []
+            n = len(best)
+            for i in range(n):
+                for j in range(max(0, i - window), min(n, i + window + 1)):
+                    if i != j:
+                        moved = best[:i] + best[i + 1 :]
+                        moved.insert(j, best[i])
+                        trials.append(moved)
+                    if j > i + 1:
+                        trials.append(best[:i] + best[i : j + 1][::-1] + best[j + 1 :])
+            scored = [(self._change(best, trial, unlike), trial) for trial in trials]
+            change, trial = min(scored, key=lambda pair: pair[0])
+            if change > -APART:  # of correlations summed: less is chance
+                break
+            best, total = trial, total + change
+        if best == order:
+            return {"suggested": None, "moved": []}
+        moved = [k for k, other in zip(order, best, strict=True) if k != other]
+        return {
+            "suggested": [self.work.names[k] for k in best],
+            "moved": moved,
+            "ncc_gain": (given - total) / (len(order) - 1),
+        }
+
+    @staticmethod
+    def _change(old: list[int], new: list[int], unlike: Callable[[int, int], float]) -> float:
+        gone = {frozenset(pair) for pair in itertools.pairwise(old)}
+        come = {frozenset(pair) for pair in itertools.pairwise(new)}
+        return sum(unlike(*pair) for pair in come - gone) - sum(unlike(*pair) for pair in gone - come)
+
+    def metrics(
+        self, final: Pictures, mirrored: list[int], start: Mapping[int, Floats], chained: bool
+    ) -> dict[str, Any]:
+        """What ``metrics.json`` says."""
+        work = self.work
+        pairs: list[dict[str, Any]] = [
+            {"sections": [a, b], "before": self.before.pair(a, b), "after": final.pair(a, b)}
+            for a, b in itertools.pairwise(self.order)
+        ]
+        stiff = [self.after.pair(a, b) for a, b in itertools.pairwise(self.order)]
+        order = self.out_of_order()
+        sections = [self._section(k, order["moved"], final) for k in range(len(work.images))]
+        unplaced = [s["name"] for s in sections if not s["placed"]]
+        doubtful = [s["name"] for s in sections if s["placed"] and s["verdict"] != "pass"]
+        reasons = []
+        verdict = "pass"
+        if unplaced:
+            verdict = "fail" if len(unplaced) > len(sections) / 2 else "warn"
+            reasons.append(f"{len(unplaced)} of {len(sections)} sections could not be placed: {_some(unplaced)}")
+        if doubtful:
+            verdict = "warn" if verdict == "pass" else verdict
+            reasons.append(f"{len(doubtful)} of {len(sections)} sections want a look: {_some(doubtful)}")
+        if order["suggested"]:
+            verdict = "warn" if verdict == "pass" else verdict
+            names = [work.names[k] for k in order["moved"]]
+            reasons.append(f"neighbours would be more alike in another order of {len(names)} sections: {_some(names)}")
+        gaps = [p for a, b in itertools.pairwise(work.planes) for p in range(a + 1, b)]
+        if gaps:
+            reasons.append(
+                f"{len(gaps)} positions have no section: {_some([str(p) for p in gaps])}; their planes stay empty"
+            )
+        used = [link for link in work.links if link.weight > 0]
+        given_up = [link for link in work.links if link.weight == 0]
+        loops = work.loop_residuals()
+        drift: dict[str, Any] = {
+            "loops_px": _spread(loops),
+            "pairs_px": _spread([link.residual / work.pixel for link in used]),
+        }
+        drift["n_pairs"], drift["given_up"] = len(work.links), len(given_up)
+        if not chained:
+            drift["chain_departs_px"] = self._departure()
+        return {
+            "verdict": verdict,
+            "reasons": reasons,
+            "n_sections": len(sections),
+            "n_placed": len(self.order),
+            "n_evaluations": work.evaluations,
+            "coherence": {
+                "before": {name: _mean(pair["before"][name] for pair in pairs) for name in ("ncc", "nmi", "dice")},
+                "unbent": {name: _mean(pair[name] for pair in stiff) for name in ("ncc", "nmi", "dice")},
+                "after": {name: _mean(pair["after"][name] for pair in pairs) for name in ("ncc", "nmi", "dice")},
+                "pairs": pairs,
+            },
+            "drift": drift,
+            "order": order,
+            "mirrored": [work.names[k] for k in mirrored],
+            "empty_positions": gaps,
+            "sections": sections,
+        }
+
+    def _departure(self) -> float | None:
+        """How far a plain chain of neighbours ends from the reconciled stack, in px, at its worst section."""
+        at = {(link.fixed, link.moving): link.matrix for link in self.work.links if link.fixed != GUIDE}
+        pose, worst = np.eye(3), 0.0
+        first = self.order[0]
+        back = np.linalg.inv(self.poses[first])
+        for a, b in itertools.pairwise(self.order):
+            if (a, b) not in at:
+                return None
+            pose = pose @ at[a, b]
+            probes = self.work.nodes[b].probes
+            worst = max(worst, rms(carry(pose, probes) - carry(back @ self.poses[b], probes)) / self.work.pixel)
+        return worst
+
+    def _section(self, k: int, moved: Sequence[int], final: Pictures) -> dict[str, Any]:
+        work = self.work
+        out: dict[str, Any] = {"index": k, "name": work.names[k], "position": work.planes[k], "placed": k in self.poses}
+        if k not in self.poses:
+            why = work.sections[k].empty or "none of its neighbours matched it"
+            return out | {"verdict": "fail", "reasons": [why]}
+        mine = [link for link in work.links if k in (link.fixed, link.moving) and link.fixed != GUIDE]
+        used = [link for link in mine if link.weight > 0]
+        others = sorted({link.fixed if link.moving == k else link.moving for link in used})
+        i = self.order.index(k)
+        near = [self.order[j] for j in (i - 1, i + 1) if 0 <= j < len(self.order)]
+        reasons = [self.said[k]] if k in self.said else []
+        if k in moved:
+            reasons.append("neighbours would be more alike in another order")
+        lost = [n for n in near if n not in others]
+        if lost:
+            instead = [n for n in others if n not in near]
+            more = (
+                f"placed by {_some([work.names[n] for n in instead])} instead"
+                if instead
+                else "placed by the other side alone"
+            )
+            reasons.append(f"does not match {_some([work.names[n] for n in lost])}; {more}")
+        linear = self.poses[k][:2, :2]
+        turned = linear @ np.diag([1.0, np.sign(np.linalg.det(linear))])
+        return out | {
+            "verdict": "warn" if reasons else "pass",
+            "reasons": reasons,
+            "neighbours": others,
+            "given_up": sorted({link.fixed if link.moving == k else link.moving for link in mine if link.weight == 0}),
+            "residual_px": _mean(link.residual / work.pixel for link in used),
+            "tissue_px": self.area[k],
+            "ncc": {
+                "before": _mean(self.before.ncc(k, n) for n in near),
+                "after": _mean(final.ncc(k, n) for n in near),
+            },
+            "pose": {
+                "turn_degrees": math.degrees(math.atan2(turned[1, 0] - turned[0, 1], turned[0, 0] + turned[1, 1])),
+                "scale": math.sqrt(abs(float(np.linalg.det(linear)))),
+                "mirrored": bool(np.linalg.det(linear) < 0),
+                "matrix": self.poses[k].tolist(),
+            },
+        }
+
+
+def _some(names: Sequence[str], most: int = 6) -> str:
+    shown = ", ".join(names[:most])
+    return f"{shown} and {len(names) - most} more" if len(names) > most else shown
+
+
+def _mean(values: Iterable[float]) -> float:
+    found = list(values)
+    return float(np.mean(found)) if found else 0.0
+
+
+def _spread(values: Sequence[float]) -> dict[str, float] | None:
+    finite = [v for v in values if math.isfinite(v)]
+    if not finite:
+        return None
+    return {
+        "n": len(finite),
+        "median": float(np.median(finite)),
+        "p90": float(np.quantile(finite, 0.9)),
+        "max": max(finite),
+    }
