@@ -22,7 +22,7 @@ _HOME = {
     "PluginWarning": "plugins",
     "PointSet": "data",
     "PointTable": "io.tables",
-    "Progress": "registration",
+    "Progress": "contracts",
     "Pyramid": "data",
     "Reading": "data",
     "Result": "registration",

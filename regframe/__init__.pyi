@@ -2,6 +2,7 @@ from . import ops as ops
 from .config import Config as Config
 from .contracts import Adapter as Adapter
 from .contracts import Metric as Metric
+from .contracts import Progress as Progress
 from .data import Grid as Grid
 from .data import Image as Image
 from .data import Level as Level
@@ -42,7 +43,6 @@ from .plugins import find_adapter as find_adapter
 from .plugins import metric as metric
 from .plugins import open as open
 from .plugins import open_pyramid as open_pyramid
-from .registration import Progress as Progress
 from .registration import Result as Result
 from .registration import register as register
 from .slides.levels import choose_level as choose_level

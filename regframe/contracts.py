@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -99,3 +100,24 @@ class Metric(ABC):
             and ``path.matrix``, of their shapes.
         """
         return None
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One step of long work; every ``progress`` callback of regframe is called with these.
+
+    Args:
+        stage: what is being done, in a word or two: ``affine``, ``lddmm``, ``pairs``, ``shards`` …
+        done: steps of this stage and level that are done.
+        total: how many there are, or may be at most where a fit may converge before.
+        level: index of the pyramid level, 0 the coarsest.
+        n_levels: how many levels there are.
+        loss: the energy, lower is better; None where nothing is minimised.
+    """
+
+    stage: str
+    done: int
+    total: int
+    level: int = 0
+    n_levels: int = 1
+    loss: float | None = None

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from . import plugins
 from .config import Config
-from .contracts import Metric
+from .contracts import Metric, Progress
 from .data import Grid, Image, PointSet, unit_ratio
 from .fit import clouds, uncertainty
 from .fit.frames import Frame
@@ -68,18 +68,6 @@ SEEN_IN_VOLUME = 200_000
 """Pixels of a section from which a volume of labels takes its colours, about."""
 SMALLEST = 8
 """Pixels along the two longest axes that an image must have at least to be registered."""
-
-
-@dataclass(frozen=True)
-class Progress:
-    """One step of a running registration, handed to the ``progress`` callback."""
-
-    stage: str
-    level: int
-    n_levels: int
-    iteration: int
-    max_iter: int
-    loss: float
 
 
 @dataclass(frozen=True)
@@ -335,7 +323,7 @@ def _register(
 
     def step(stage: str, level: int, n_levels: int, iteration: int, loss: float) -> None:
         if progress is not None:
-            progress(Progress(stage, level, n_levels, iteration, config.optimizer.max_iter, loss))
+            progress(Progress(stage, iteration, config.optimizer.max_iter, level, n_levels, loss))
 
     nuclei = None
     if section:
@@ -516,7 +504,7 @@ def _register_points(
 
     def tell(stage: str, level: int, iteration: int, loss: float) -> None:
         if progress is not None:
-            progress(Progress(stage, level, level + 1, iteration, config.optimizer.max_iter, loss))
+            progress(Progress(stage, iteration, config.optimizer.max_iter, level, level + 1, loss))
 
     found = align.align(fixed, moving, grids, start, ratio, config, similarity, tell)
     metric = {"name": "mixture", "why": "the one for points"}

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
-    from ..contracts import Adapter
+    from ..contracts import Adapter, Progress
     from ..data import Grid, Image, PointSet, Pyramid
-    from ..registration import Progress, Result
+    from ..registration import Result
 
 EXIT_FAIL = 3
 """Done, everything written, but the verdict is ``fail``."""
@@ -276,10 +276,10 @@ class ProgressBar:
             self._close(finished=True)
             self._current = (step.stage, step.level)
             if self._live is not None:
-                self._task = self._live.add_task(self._name(step), total=max(step.max_iter, 1), loss=step.loss)
+                self._task = self._live.add_task(self._name(step), total=max(step.total, 1), loss=step.loss or 0.0)
         self._last = step
         if self._live is not None:
-            self._live.update(self._task, completed=step.iteration, loss=step.loss)
+            self._live.update(self._task, completed=step.done, loss=step.loss or 0.0)
 
     def _name(self, step: Progress) -> str:
         return f"{step.stage:<11} level {step.level} of {step.n_levels}"
@@ -290,7 +290,7 @@ class ProgressBar:
             return
         if self._live is not None:
             if finished:  # converged before its limit: a full bar
-                self._live.update(self._task, total=max(step.iteration, 1), completed=max(step.iteration, 1))
+                self._live.update(self._task, total=max(step.done, 1), completed=max(step.done, 1))
         else:
-            click.echo(f"{self._name(step)}: {step.iteration} iterations, energy {step.loss:.5g}", err=True)
+            click.echo(f"{self._name(step)}: {step.done} iterations, energy {step.loss or 0.0:.5g}", err=True)
         self._last = None
