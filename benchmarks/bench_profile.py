@@ -13,8 +13,10 @@ import synthetic
 from records import record
 
 import regframe as rf
-from regframe import ops, registration
+from regframe import ops
 from regframe.fit import energy, mixture, pyramid, velocity
+from regframe.solvers import images as solver_images
+from regframe.solvers import raster
 from regframe.starts import images
 
 STAGES: list[tuple[str, object, str]] = [
@@ -32,11 +34,11 @@ STAGES: list[tuple[str, object, str]] = [
     ("contrast map, EM weights, correlation area", pyramid, "precondition"),
     ("pyramids", pyramid, "build_levels"),
     ("pose search", images, "search"),
-    ("figures and verdict", registration, "_figures"),
-    ("figures and verdict", registration, "_coincidence"),
-    ("uncertainty", registration, "_position_sd"),
-    ("preparation", registration.preparation, "prepare"),
-    ("rest", registration, "_register"),
+    ("figures and verdict", raster, "_figures"),
+    ("figures and verdict", raster, "_coincidence"),
+    ("uncertainty", raster, "_position_sd"),
+    ("preparation", solver_images, "prepare"),
+    ("rest", solver_images.Images, "fit"),
 ]
 
 

@@ -59,7 +59,7 @@ def of(result: rf.Result) -> str:
     """The digest of one result."""
     digest = hashlib.sha256()
     for value in (result.transform, result.affine, result.fixed_grid, result.moving_grid, result.weight,
-                  result.position_sd, result.verdict, list(result.reasons)):  # fmt: skip
+                  result.position_sd, result.verdict, sorted(result.reasons)):  # fmt: skip
         add(digest, value)
     return digest.hexdigest()[:16]
 
@@ -171,7 +171,7 @@ def stack(transform: str) -> Callable[[Path], str]:
         digest = hashlib.sha256()
         for result in found.results:
             digest.update(b"-" if result is None else of(result).encode())
-        add(digest, [found.verdict, list(found.reasons)])
+        add(digest, [found.verdict, sorted(found.reasons)])
         return digest.hexdigest()[:16]
 
     return run

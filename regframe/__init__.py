@@ -25,7 +25,7 @@ _HOME = {
     "Progress": "contracts",
     "Pyramid": "data",
     "Reading": "data",
-    "Result": "registration",
+    "Result": "result",
     "Sequence": "maps.sequence",
     "Shapes": "maps.shapes",
     "SlideWarp": "slides.warp",

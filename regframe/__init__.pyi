@@ -43,8 +43,8 @@ from .plugins import find_adapter as find_adapter
 from .plugins import metric as metric
 from .plugins import open as open
 from .plugins import open_pyramid as open_pyramid
-from .registration import Result as Result
 from .registration import register as register
+from .result import Result as Result
 from .slides.levels import choose_level as choose_level
 from .slides.levels import read_level as read_level
 from .slides.refine import refine as refine

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,8 +14,11 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from . import ops
+from .config import Config
 from .data import Grid, Image, PointSet, Pyramid
+from .maps.affine import Affine
 from .maps.base import Transform
+from .verdict import Finding
 
 
 class Adapter(ABC):
@@ -121,3 +125,82 @@ class Progress:
     level: int = 0
     n_levels: int = 1
     loss: float | None = None
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is asked of a solver.
+
+    Args:
+        fixed: stays where it is.
+        moving: is brought onto it.
+        metric: the measure to compare by; None leaves the choice to the solver.
+        start: where the fit begins, as `regframe.register` takes it: ``"auto"``, ``"identity"``, landmarks or a map.
+        config: every other setting.
+        progress: called after every step, or None.
+    """
+
+    fixed: Image | PointSet
+    moving: Image | PointSet
+    metric: Metric | None
+    start: Any
+    config: Config
+    progress: Callable[[Progress], None] | None = None
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What a solver found; `regframe.Result` is made of it.
+
+    Args:
+        transform: ``Φ``, moving → fixed, physical.
+        affine: its affine part alone.
+        fixed_grid: canvas of the fixed side.
+        moving_grid: canvas of the moving side.
+        figures: what ``metrics.json`` says of the map, verdict and times aside.
+        history: one entry per step.
+        weight: matching probability ``[*S]`` on ``weight_grid``, or None.
+        weight_grid: fixed space, or None.
+        position_sd: standard deviation per axis ``[*S]`` on ``weight_grid``, in the fixed unit, or None.
+        section: whether the fixed side is one plane of the moving volume.
+        findings: what was noticed on the way, before anything was judged.
+    """
+
+    transform: Transform
+    affine: Affine
+    fixed_grid: Grid
+    moving_grid: Grid
+    figures: dict[str, Any]
+    history: list[dict[str, Any]]
+    weight: Tensor | None = None
+    weight_grid: Grid | None = None
+    position_sd: Tensor | None = None
+    section: bool = False
+    findings: tuple[Finding, ...] = ()
+
+
+class Solver(ABC):
+    """One kind of pair: what is looked at, where the fit begins, what is minimised, when the map is trusted."""
+
+    name: ClassVar[str]
+    models: ClassVar[tuple[str, ...]] = ("rigid", "similarity", "affine", "lddmm")
+    """What ``transform`` may say."""
+
+    @abstractmethod
+    def matches(self, fixed: Image | PointSet, moving: Image | PointSet) -> float:
+        """How sure the solver is that this is its kind of pair, 0 … 1."""
+
+    @abstractmethod
+    def check(self, task: Task) -> list[Finding]:
+        """Refuse what cannot be registered, and say what can be but is doubtful.
+
+        Raises ValueError with one sentence: what was wanted, what came, what to do.
+        """
+
+    @abstractmethod
+    def fit(self, task: Task) -> Fitted:
+        """The map of a task that `check` let through."""
+
+    @abstractmethod
+    def judge(self, fitted: Fitted) -> Iterable[Finding]:
+        """What is to be said of the map, from its figures; the worst severity is the verdict (see `regframe.verdict`)."""

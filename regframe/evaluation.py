@@ -13,7 +13,7 @@ from .data import Image, PointSet, unit_ratio
 from .fit import clouds
 from .maps.plane import lift_points, nearest
 from .reference import sample_image
-from .registration import Result
+from .result import Result
 
 
 class PointMatch(NamedTuple):

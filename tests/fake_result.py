@@ -12,7 +12,7 @@ from regframe.data import Grid
 from regframe.maps.affine import Affine
 from regframe.maps.flow import Flow
 from regframe.maps.sequence import Sequence
-from regframe.registration import Result
+from regframe.result import Result
 
 
 def smooth_velocity(grid: Grid, size: float, seed: int = 0) -> torch.Tensor:

@@ -23,9 +23,10 @@ from fake_result import fake_result
 
 import regframe
 from regframe.cli import main
+from regframe.contracts import Progress
 from regframe.data import Grid, Image, PointSet, Pyramid
 from regframe.io import outputs
-from regframe.registration import Progress, Result
+from regframe.result import Result
 from regframe.slides import job as slides_job
 from regframe.slides import levels, warp
 from regframe.slides.place import place

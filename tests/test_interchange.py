@@ -26,7 +26,7 @@ from regframe.io import outputs, store
 from regframe.maps.affine import Affine
 from regframe.maps.displacement import Displacement
 from regframe.maps.sequence import Sequence
-from regframe.registration import Result
+from regframe.result import Result
 
 sitk = pytest.importorskip("SimpleITK", reason="needs the extra itk")
 h5py = pytest.importorskip("h5py", reason="needs the extra itk")

@@ -18,17 +18,19 @@ PLUGINS = ROOT / "plugins"
 
 ROWS: dict[int, set[str]] = {
     0: {"_C", "_host"},
-    1: {"hookspecs", "reference", "ops"},
-    2: {"data", "maps", "config"},
-    3: {"contracts", "plugins"},
-    4: {"fit", "starts", "solvers"},
-    5: {"io", "slides", "registration", "evaluation", "testing"},
-    6: {"report", "batch", "cli", "formats", "stack"},
+    1: {"hookspecs", "config", "reference", "ops"},
+    2: {"data", "maps"},
+    3: {"contracts", "plugins", "verdict"},
+    4: {"fit"},
+    5: {"starts", "result"},
+    6: {"solvers", "slides", "io", "evaluation"},
+    7: {"registration", "formats", "stack"},
+    8: {"report", "batch", "testing", "cli"},
 }
 ROW = {module: row for row, modules in ROWS.items() for module in modules}
 
 # The one door that opens downwards at run time: a result saves itself.
-LAZY = {("registration", "io"), ("io", "report"), ("stack", "report")}
+LAZY = {("result", "io"), ("io", "report"), ("stack", "report")}
 
 FILES = {"csv", "gzip", "io", "json", "pathlib", "shutil", "tempfile", "tifffile", "yaml", "zarr", "PIL", "imagecodecs"}
 """What a module of row 4 may not use: it never sees a file."""
@@ -130,11 +132,11 @@ def test_rows() -> None:
     assert not wrong
 
 
-def test_the_package_itself_is_imported_by_row_6_alone() -> None:
+def test_the_package_itself_is_imported_by_row_8_alone() -> None:
     wrong = [
         f"{importer}, line {found.line}"
         for importer, target, found in core_imports()
-        if target == "__init__" and ROW[importer] < 6
+        if target == "__init__" and ROW[importer] < 8
     ]
     assert not wrong
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import regframe as rf
+from regframe import verdict
 from regframe.fit.energy import ImageMetric
 from regframe.fit.halvings import Level
 from regframe.starts import images, landmarks, pose
@@ -340,7 +341,7 @@ def test_the_search_says_when_another_pose_fits_as_well() -> None:
     image = _ring()
     found = images.search(image, image, _ready(), rf.Config())
     assert found.margin is not None
-    assert 0 <= found.margin < pose.CLEAR
+    assert 0 <= found.margin < verdict.CLEAR
     middle = torch.tensor([47.5, 47.5])
     assert (rf.Affine(found.matrix).points(middle) - middle).norm() < 0.5  # the turn is anyone's guess, the place not
     assert torch.equal(found.matrix.round(decimals=2), torch.eye(3, dtype=torch.float64))  # and the plainest is as good
@@ -403,7 +404,7 @@ def test_any_turn_mirror_and_size_is_found(angle: float, scale: float, mirror: b
         assert _off(found.matrix if f is image else torch.linalg.inv(found.matrix), truth, image) < 0.01
         assert (torch.linalg.det(found.matrix) < 0) == (torch.linalg.det(expected) < 0)
         assert found.margin is not None
-        assert found.margin > pose.CLEAR
+        assert found.margin > verdict.CLEAR
 
 
 @pytest.mark.parametrize("fill", [0.0, 255.0, 130.0, "mean"])
@@ -414,7 +415,7 @@ def test_what_fills_an_enlarged_canvas_does_not_matter(section: Tensor, fill: fl
     found = images.search(image, moving, _ready(), rf.Config())
     assert _off(found.matrix, truth, image) < 0.02
     assert found.margin is not None
-    assert found.margin > pose.CLEAR
+    assert found.margin > verdict.CLEAR
 
 
 @pytest.mark.parametrize(("corner", "scale"), [((0, 0), 1.0), ((0, 47), 0.5), ((47, 20), 1.5)])
@@ -438,7 +439,7 @@ def test_the_inside_decides_where_the_outline_does_not() -> None:
     found = images.search(image, moving, _ready(), rf.Config())
     assert _off(found.matrix, truth, image) < 0.01
     assert found.margin is not None
-    assert found.margin > pose.CLEAR
+    assert found.margin > verdict.CLEAR
 
 
 def test_a_mirror_that_the_images_cannot_decide_is_not_taken() -> None:
@@ -446,7 +447,7 @@ def test_a_mirror_that_the_images_cannot_decide_is_not_taken() -> None:
     moving, truth = _redrawn(image, 70, True, 1.3, fill=0.0)
     found = images.search(image, moving, _ready(), rf.Config())
     assert found.margin is not None
-    assert found.margin < pose.CLEAR
+    assert found.margin < verdict.CLEAR
     assert float(torch.linalg.det(found.matrix)) > 0
     assert found.runner_up is not None  # the other one is offered
     assert found.runner_up_score is not None
@@ -459,7 +460,7 @@ def test_what_does_not_belong_together_has_no_margin(photograph: Tensor) -> None
     noise = rf.Image(torch.randn((1, 128, 128), generator=generator), rf.Grid((128, 128)))
     found = images.search(rf.Image(photograph, rf.Grid((128, 128))), noise, _ready(), rf.Config())
     assert found.margin is not None
-    assert found.margin < pose.CLEAR
+    assert found.margin < verdict.CLEAR
 
 
 def test_the_search_gives_the_same_bytes_each_time(section: Tensor) -> None:
@@ -525,7 +526,7 @@ def test_consecutive_sections_are_found(data_dir: Path, angle: float, mirror: bo
     error = (rf.Affine(found.matrix @ truth).points(at) - rf.Affine(known).points(at)).norm(dim=1).mean()
     assert float(error) / fixed.grid.diagonal < 0.03
     assert found.margin is not None
-    assert found.margin > pose.CLEAR
+    assert found.margin > verdict.CLEAR
 
 
 def test_a_volume_starts_from_where_it_is_or_from_the_middles() -> None:

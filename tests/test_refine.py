@@ -25,7 +25,7 @@ from regframe.maps.base import Transform
 from regframe.maps.flow import Flow
 from regframe.maps.resample import _fusible
 from regframe.maps.sequence import Sequence
-from regframe.registration import Result
+from regframe.result import Result
 from regframe.slides import field as slides_field
 from regframe.slides import levels, refine, windows
 from regframe.slides.field import Evidence, Field, Process, joined, split

@@ -24,7 +24,7 @@ from regframe.cli import main
 from regframe.cli.apply import in_unit
 from regframe.maps import edges as maps_edges
 from regframe.maps import shapes as maps_shapes
-from regframe.registration import Result
+from regframe.result import Result
 
 SQUARE = [[1.0, 2.0], [5.0, 2.0], [5.0, 6.0], [1.0, 6.0], [1.0, 2.0]]
 HOLE = [[2.0, 3.0], [2.0, 4.0], [3.0, 4.0], [3.0, 3.0], [2.0, 3.0]]

@@ -32,7 +32,7 @@ from regframe.maps.displacement import Displacement
 from regframe.maps.flow import Flow
 from regframe.maps.resample import resample
 from regframe.maps.sequence import Sequence
-from regframe.registration import Result
+from regframe.result import Result
 
 DOC = Path(__file__).parents[1] / "docs" / "format.md"
 

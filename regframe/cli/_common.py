@@ -16,7 +16,7 @@ import click
 if TYPE_CHECKING:
     from ..contracts import Adapter, Progress
     from ..data import Grid, Image, PointSet, Pyramid
-    from ..registration import Result
+    from ..result import Result
 
 EXIT_FAIL = 3
 """Done, everything written, but the verdict is ``fail``."""

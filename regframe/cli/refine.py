@@ -26,7 +26,7 @@ from ._common import (
 
 if TYPE_CHECKING:
     from ..data import Pyramid
-    from ..registration import Result
+    from ..result import Result
 
 workers_option = click.option(
     "--workers", type=click.IntRange(min=1), metavar="N", help="Threads of the refinement; one per core otherwise."

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from ..config import Config
     from ..contracts import Adapter
     from ..data import Image, PointSet
-    from ..registration import Result
+    from ..result import Result
 
 TRANSFORMS = ("rigid", "similarity", "affine", "lddmm")
 

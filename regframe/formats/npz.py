@@ -25,7 +25,7 @@ from ..maps.displacement import Displacement
 from ..maps.fields import coarsest_field
 from ..maps.flow import Flow
 from ..maps.sequence import Sequence as MapSequence
-from ..registration import Result
+from ..result import Result
 
 FORMAT = 1
 """Version of the arrays; a reader refuses a newer one."""

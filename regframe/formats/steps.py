@@ -26,7 +26,7 @@ from ..maps.displacement import Displacement
 from ..maps.fields import coarsest_field, rounded
 from ..maps.flow import Flow
 from ..maps.sequence import Sequence as MapSequence
-from ..registration import Result
+from ..result import Result
 
 Array = NDArray[np.float64]
 Side = Literal["fixed", "moving"]

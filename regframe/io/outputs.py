@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ..data import Image, PointSet
-    from ..registration import Result
+    from ..result import Result
 
 TRANSFORM = "transform.ome.zarr"
 METRICS = "metrics.json"

@@ -44,7 +44,7 @@ from ..maps.displacement import Displacement
 from ..maps.fields import MAX_NODES, Chain, chain_of
 from ..maps.flow import Flow
 from ..maps.sequence import Sequence as MapSequence
-from ..registration import Result
+from ..result import Result
 
 FORMAT = 1
 """Version of the ``regframe/`` group; a reader refuses a newer one."""

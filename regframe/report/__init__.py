@@ -20,8 +20,8 @@ from ..data import Grid, Image, PointSet
 from ..fit.uncertainty import radius_90
 from ..maps import plane
 from ..maps.affine import Affine
-from ..registration import Result
-from ..starts.pose import CLEAR
+from ..result import Result
+from ..verdict import CLEAR
 from . import dots, figures, pictures
 from .pictures import Array, Side, View
 

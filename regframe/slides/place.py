@@ -14,7 +14,7 @@ import torch
 from ..data import Grid, Pyramid, describe_grid, unit_ratio
 from ..maps.affine import Affine
 from ..maps.base import Transform
-from ..registration import Result
+from ..result import Result
 
 _OUTLINE = 512  # positions per edge of a canvas that is carried by a map
 _SNAP = 0.1  # how far a pixel size may be from the other side's, times a power of two, to be taken for it

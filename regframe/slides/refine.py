@@ -26,7 +26,8 @@ from ..data import Grid, Level, Pyramid
 from ..fit.mixture import flattest
 from ..fit.uncertainty import FLOOR
 from ..maps.base import Transform
-from ..registration import CHANCE, Result
+from ..result import Result
+from ..verdict import CHANCE, FEW, GAIN, SLIGHT
 from . import tiles
 from .field import Array, Evidence, Field, Process, _zoom, joined, split
 from .place import place_pyramid
@@ -38,13 +39,6 @@ REACH = 3.0
 """Pixels of the level that was registered on by which its map may be off: that far is searched."""
 STRIDE = 8
 """Times by which the resolution grows at most from one round to the next."""
-GAIN = 3.0
-"""Standard deviations above chance by which a tile's judges must be better for it to be kept, or worse for it to be held at
-the map it came with."""
-SLIGHT = 0.01
-"""Rise of the correlation that a tile must gain besides, however certain it is."""
-FEW = 2
-"""Windows that must be found, and that must judge, for a tile to be kept."""
 NOISE = 0.1
 """Pixels by which a window is found elsewhere than its middle lies, at least: the map bends within it too."""
 LOOKED_AT = 24_000_000

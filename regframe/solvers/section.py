@@ -1,21 +1,132 @@
-"""The part of a volume around a section, and a volume of labels painted in the section's colours."""
+"""A section in a volume: placed on an oblique plane, then bent within the slab of the volume around it."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from collections.abc import Iterable
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..data import Grid, Image
-from ..maps.plane import nearest
+from .. import plugins, verdict
+from ..contracts import Fitted, Solver, Task
+from ..data import Grid, Image, PointSet, unit_ratio
+from ..fit.halvings import Halvings
+from ..fit.pyramid import fit_pyramid
+from ..fit.threads import threads_for
+from ..maps.affine import Affine
+from ..maps.plane import lift, nearest
+from ..starts import given, pose
+from ..starts import section as place
 from ..starts.section import RATIO
+from ..verdict import Finding
+from . import raster
+from .preparation import grey, prepare
+from .raster import Compared, Run
 
 SLAB = 0.08
 """How much of a volume is kept around a section, of its diagonal: what it may bend by, and what its smoothness reaches."""
 PAINT_AREA = 30.0
 """Pixels that one observation of a label's colour stands for."""
+SEEN_IN_VOLUME = 200_000
+"""Pixels of a section from which a volume of labels takes its colours, about."""
+
+
+class Section(Solver):
+    """A 2D image fixed against a volume: its plane is searched for among all, then both are compared as images."""
+
+    name: ClassVar[str] = "section"
+    default: ClassVar[str] = "mi"
+    """Metric where nothing is said and the volume shows intensities: a section and a volume need not show one thing."""
+    for_labels: ClassVar[str] = "contrast"
+    """Metric where nothing is said and the volume holds labels, each of which takes the colour that the section shows there."""
+
+    def matches(self, fixed: Image | PointSet, moving: Image | PointSet) -> float:  # noqa: D102
+        if not (isinstance(fixed, Image) and isinstance(moving, Image)):
+            return 0.0
+        return 1.0 if (fixed.grid.ndim, moving.grid.ndim) == (2, 3) else 0.0
+
+    def check(self, task: Task) -> list[Finding]:  # noqa: D102
+        assert isinstance(task.fixed, Image)
+        assert isinstance(task.moving, Image)
+        for image, side in ((task.fixed, "fixed"), (task.moving, "moving")):
+            raster.check_image(image, side)
+        raster.check_metric(task.metric)
+        return raster.check_units(task.fixed.grid.unit, task.moving.grid.unit)
+
+    def fit(self, task: Task) -> Fitted:  # noqa: D102
+        assert isinstance(task.fixed, Image)
+        assert isinstance(task.moving, Image)
+        with threads_for(max(task.fixed.data.numel(), task.moving.data.numel())):
+            pair = self._compare(task)
+            done, sd, findings = self._run(pair, task)
+            found = raster.fitted(pair, done, task.moving.grid)
+            found.figures["plane"] = _plane_figures(found.affine, found.fixed_grid, sd)
+            return dataclasses.replace(found, section=True, findings=findings)
+
+    def judge(self, fitted: Fitted) -> Iterable[Finding]:  # noqa: D102
+        return verdict.of_images(fitted.figures, fitted.transform.ndim)
+
+    def _compare(self, task: Task) -> Compared:
+        assert isinstance(task.fixed, Image)
+        assert isinstance(task.moving, Image)
+        (fixed, one), (moving, other) = prepare(task.fixed), prepare(task.moving)
+        if one.brightfield:
+            fixed = grey(fixed)
+        if task.metric is not None:
+            return Compared(fixed, moving, (one, other), task.metric, "as asked for")
+        if moving.labels:
+            why = "every label takes the colour that the section shows there"
+            return Compared(fixed, moving, (one, other), plugins.metric(self.for_labels), why)
+        why = "a section and a volume need not show the same"
+        return Compared(fixed, moving, (one, other), plugins.metric(self.default), why)
+
+    def _run(self, pair: Compared, task: Task) -> tuple[Run, float | None, tuple[Finding, ...]]:
+        """The fit of one plane and the slab of the volume around it, by how much planes that fit as well differ at the
+        section's corners (in the volume's unit; None where the plane was given), and what was noticed."""
+        fixed, moving, config = pair.fixed, pair.moving, task.config
+        side, found, sd = Halvings(lift(fixed)), None, None
+        findings: tuple[Finding, ...] = ()
+        ratio = unit_ratio(moving.grid.unit, fixed.grid.unit)
+        start = given.given((side.grid, moving.grid), task.start, ratio, config)
+        if start is None:
+            plane = place.search(fixed, Halvings(moving), config)
+            start, found, sd = plane.pose.matrix, plane.pose, plane.sd
+            findings = (verdict.either_side(),) if plane.either_side else ()
+        start = pose.nearest_of_kind(start, config.transform, ratio or 1.0, moving.grid.center)
+        times = 0
+        while side.at(times)[0][0].numel() > SEEN_IN_VOLUME and side.at(times + 1) is not side.at(times):
+            times += 1
+        seen = side.physical(times)
+        at = Affine(start, moving.grid.unit, fixed.grid.unit).inverse().points(seen.grid.coords())
+        volume = slab(moving, at)
+        # a section says little about where it lies across itself: what the search found out about the plane is kept
+        sides = side, Halvings(painted(volume, seen, at) if moving.labels else volume)
+        fit = fit_pyramid(
+            *sides, raster.pullback(sides, start), pair.ready, config, raster.pairs(sides, task), raster.follow(task),
+            section=True,
+        )  # fmt: skip
+        return Run(sides, start, found, fit), sd, findings
+
+
+def _plane_figures(affine: Affine, grid: Grid, sd: float | None) -> dict[str, Any]:
+    """Where a section lies in its volume, in the volume's unit and order of axes ``(z, y, x)``."""
+    middle = torch.tensor(grid.center, dtype=torch.float64)
+    steps = torch.diag(torch.tensor(grid.spacing, dtype=torch.float64))[1:]
+    at = affine.inverse().points(torch.cat([middle[None], middle + steps]))  # [3, 3]
+    down, right = at[1] - at[0], at[2] - at[0]
+    normal = torch.nn.functional.normalize(torch.linalg.cross(down, right), dim=0)
+    tilt = math.degrees(math.acos(min(1.0, float(normal.abs().max()))))
+    return {
+        "middle": at[0].tolist(),
+        "normal": normal.tolist(),
+        "tilt_degrees": tilt,
+        "pixel": [float(down.norm()), float(right.norm())],
+        "corner_sd": sd,
+    }
 
 
 def slab(volume: Image, at: Tensor, margin: float = SLAB) -> Image:

@@ -22,7 +22,7 @@ from ..data import Grid, Image
 from ..io import outputs
 from ..maps.affine import Affine
 from ..maps.base import Transform
-from ..registration import Result
+from ..result import Result
 from . import posegraph
 from .judge import Judge
 from .pairs import Work
@@ -186,9 +186,7 @@ def align_stack(
         (min(planes) * spacing, *canvas.origin),
         canvas.unit,
     )
-    metrics = judged.metrics(final, mirrored, start, chained)
-    if not stated:
-        metrics["reasons"].append("no distance of the sections was stated: the planes lie one pixel apart")
+    metrics = judged.metrics(final, mirrored, chained, stated)
     metrics |= {
         "transform": transform,
         "reference": {"kind": str(reference), "section": first, "name": work.names[first]},

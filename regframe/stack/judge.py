@@ -11,13 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from .. import verdict
 from ..data import Grid, Image
 from ..registration import register
-from .pairs import APART, Pictures, Work, _ncc
+from ..verdict import DIFFER, HALF, Finding
+from .pairs import Pictures, Work, _ncc
 from .posegraph import GUIDE, Floats, carry, rms
-
-HALF = 0.5
-"""Share of its neighbours' tissue below which a section is said to be incomplete."""
 
 
 class Judge:
@@ -29,26 +28,23 @@ class Judge:
         self.area = {k: float(after.tissue[k].sum()) for k in self.order}
         self.poor, self.said = self._poor()
 
-    def _poor(self) -> tuple[set[int], dict[int, str]]:
+    def _poor(self) -> tuple[set[int], dict[int, Finding]]:
         """Sections that resemble their neighbours much less than these resemble each other, or show far less tissue."""
         poor: set[int] = set()
-        said: dict[int, str] = {}
+        said: dict[int, Finding] = {}
         for i, k in enumerate(self.order):
             near = [self.order[j] for j in (i - 1, i + 1) if 0 <= j < len(self.order)]
             around = [self.order[j] for j in range(max(0, i - 3), min(len(self.order), i + 4)) if j != i]
             usual = float(np.median([self.area[n] for n in around])) if around else self.area[k]
             if usual and self.area[k] < HALF * usual:
                 poor.add(k)
-                said[k] = f"shows {self.area[k] / usual:.0%} of the tissue of its neighbours: incomplete or torn"
+                said[k] = verdict.incomplete(self.area[k] / usual)
             elif len(near) == 2:
                 own = float(np.mean([self.after.ncc(k, n) for n in near]))
                 across = self.after.ncc(near[0], near[1])
-                if own < across - 2 * APART:
+                if own < across - 2 * DIFFER:
                     poor.add(k)
-                    said[k] = (
-                        f"resembles its neighbours less (correlation {own:.2f}) than these resemble each other ({across:.2f}): "
-                        "damaged, or not from here"
-                    )
+                    said[k] = verdict.out_of_place(own, across)
         return poor, said
 
     def mirrored(self, canvas: Grid) -> list[int]:
@@ -90,12 +86,12 @@ class Judge:
                 _ncc(there, self.after.density[n], w) - self.after.ncc(k, n) for n, w in zip(near, where, strict=True)
             ]
             turned = np.mean([gain + self.after.ncc(k, n) for gain, n in zip(gains, near, strict=True)])
-            if min(gains) > APART and turned > usual - 2 * APART:
+            if min(gains) > DIFFER and turned > usual - 2 * DIFFER:
                 found.append(k)
         for k in flipped:
-            self.said.setdefault(k, "lay turned over beside the others; its map turns it back")
+            self.said.setdefault(k, verdict.turned_back())
         for k in found:
-            self.said.setdefault(k, "fits its neighbours better when turned over: look at it")
+            self.said.setdefault(k, verdict.turned_over())
         return sorted({*found, *flipped})
 
     def out_of_order(self) -> dict[str, Any]:
@@ -130,7 +126,7 @@ class Judge:
                         trials.append(best[:i] + best[i : j + 1][::-1] + best[j + 1 :])
             scored = [(self._change(best, trial, unlike), trial) for trial in trials]
             change, trial = min(scored, key=lambda pair: pair[0])
-            if change > -APART:  # of correlations summed: less is chance
+            if change > -DIFFER:  # of correlations summed: less is chance
                 break
             best, total = trial, total + change
         if best == order:
@@ -148,9 +144,7 @@ class Judge:
         come = {frozenset(pair) for pair in itertools.pairwise(new)}
         return sum(unlike(*pair) for pair in come - gone) - sum(unlike(*pair) for pair in gone - come)
 
-    def metrics(
-        self, final: Pictures, mirrored: list[int], start: Mapping[int, Floats], chained: bool
-    ) -> dict[str, Any]:
+    def metrics(self, final: Pictures, mirrored: list[int], chained: bool, stated: bool) -> dict[str, Any]:
         """What ``metrics.json`` says."""
         work = self.work
         pairs: list[dict[str, Any]] = [
@@ -160,25 +154,9 @@ class Judge:
         stiff = [self.after.pair(a, b) for a, b in itertools.pairwise(self.order)]
         order = self.out_of_order()
         sections = [self._section(k, order["moved"], final) for k in range(len(work.images))]
-        unplaced = [s["name"] for s in sections if not s["placed"]]
-        doubtful = [s["name"] for s in sections if s["placed"] and s["verdict"] != "pass"]
-        reasons = []
-        verdict = "pass"
-        if unplaced:
-            verdict = "fail" if len(unplaced) > len(sections) / 2 else "warn"
-            reasons.append(f"{len(unplaced)} of {len(sections)} sections could not be placed: {_some(unplaced)}")
-        if doubtful:
-            verdict = "warn" if verdict == "pass" else verdict
-            reasons.append(f"{len(doubtful)} of {len(sections)} sections want a look: {_some(doubtful)}")
-        if order["suggested"]:
-            verdict = "warn" if verdict == "pass" else verdict
-            names = [work.names[k] for k in order["moved"]]
-            reasons.append(f"neighbours would be more alike in another order of {len(names)} sections: {_some(names)}")
         gaps = [p for a, b in itertools.pairwise(work.planes) for p in range(a + 1, b)]
-        if gaps:
-            reasons.append(
-                f"{len(gaps)} positions have no section: {_some([str(p) for p in gaps])}; their planes stay empty"
-            )
+        moved = [work.names[k] for k in order["moved"]] if order["suggested"] else []
+        findings = [*verdict.of_stack(sections, moved, gaps), *([] if stated else [verdict.unstated_distance()])]
         used = [link for link in work.links if link.weight > 0]
         given_up = [link for link in work.links if link.weight == 0]
         loops = work.loop_residuals()
@@ -190,8 +168,7 @@ class Judge:
         if not chained:
             drift["chain_departs_px"] = self._departure()
         return {
-            "verdict": verdict,
-            "reasons": reasons,
+            **verdict.conclude(findings),
             "n_sections": len(sections),
             "n_placed": len(self.order),
             "n_evaluations": work.evaluations,
@@ -227,29 +204,23 @@ class Judge:
         out: dict[str, Any] = {"index": k, "name": work.names[k], "position": work.planes[k], "placed": k in self.poses}
         if k not in self.poses:
             why = work.sections[k].empty or "none of its neighbours matched it"
-            return out | {"verdict": "fail", "reasons": [why]}
+            return out | verdict.conclude([verdict.unplaced(why)])
         mine = [link for link in work.links if k in (link.fixed, link.moving) and link.fixed != GUIDE]
         used = [link for link in mine if link.weight > 0]
         others = sorted({link.fixed if link.moving == k else link.moving for link in used})
         i = self.order.index(k)
         near = [self.order[j] for j in (i - 1, i + 1) if 0 <= j < len(self.order)]
-        reasons = [self.said[k]] if k in self.said else []
+        findings = [self.said[k]] if k in self.said else []
         if k in moved:
-            reasons.append("neighbours would be more alike in another order")
+            findings.append(verdict.elsewhere())
         lost = [n for n in near if n not in others]
         if lost:
-            instead = [n for n in others if n not in near]
-            more = (
-                f"placed by {_some([work.names[n] for n in instead])} instead"
-                if instead
-                else "placed by the other side alone"
-            )
-            reasons.append(f"does not match {_some([work.names[n] for n in lost])}; {more}")
+            instead = [work.names[n] for n in others if n not in near]
+            findings.append(verdict.bridged([work.names[n] for n in lost], instead))
         linear = self.poses[k][:2, :2]
         turned = linear @ np.diag([1.0, np.sign(np.linalg.det(linear))])
         return out | {
-            "verdict": "warn" if reasons else "pass",
-            "reasons": reasons,
+            **verdict.conclude(findings),
             "neighbours": others,
             "given_up": sorted({link.fixed if link.moving == k else link.moving for link in mine if link.weight == 0}),
             "residual_px": _mean(link.residual / work.pixel for link in used),
@@ -265,11 +236,6 @@ class Judge:
                 "matrix": self.poses[k].tolist(),
             },
         }
-
-
-def _some(names: Sequence[str], most: int = 6) -> str:
-    shown = ", ".join(names[:most])
-    return f"{shown} and {len(names) - most} more" if len(names) > most else shown
 
 
 def _mean(values: Iterable[float]) -> float:

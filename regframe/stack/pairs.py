@@ -21,7 +21,10 @@ from ..maps.affine import Affine
 from ..maps.base import Transform
 from ..maps.resample import resample
 from ..maps.sequence import Sequence as Chain
-from ..registration import Result, check_image, register
+from ..registration import register
+from ..result import Result
+from ..solvers.raster import check_image
+from ..verdict import DIFFER
 from . import posegraph
 from .posegraph import CONTRADICTS, GUIDE, LEAST_SCALE, Floats, Link, carry, rms
 from .sections import LOOKED_AT, Flags, Section, _hull, _over, _placed
@@ -41,8 +44,6 @@ BEST = 4
 """Of these, how many are settled."""
 INSIDE = (1.5, 6.0)
 """Finest and coarsest structure, in pixels of the small pictures, that tells whether the inside of two sections is alike."""
-APART = 0.05
-"""By how much correlations of neighbours differ before it is said that a section is poor or lies elsewhere."""
 PARTIAL = 0.75
 """Share of its neighbours' tissue below which only what is there of a section counts, not the emptiness beside it."""
 BENDS = 2
@@ -200,10 +201,10 @@ class Work:
         link = self.links[i]
         if expected or (_over(link.matrix) and not _over(matrix)):
             better = self._inside(link.fixed, link.moving, matrix) > (
-                self._inside(link.fixed, link.moving, link.matrix) - 2 * APART
+                self._inside(link.fixed, link.moving, link.matrix) - 2 * DIFFER
             )
         else:
-            better = ncc > max(link.ncc, 0.0) + APART
+            better = ncc > max(link.ncc, 0.0) + DIFFER
         if better:
             verdict = link.verdict if link.verdict == "pass" else "warn"
             weight = _weight(ncc, self.planes[link.moving] - self.planes[link.fixed], verdict)
@@ -307,7 +308,7 @@ class Work:
         fixed, moving = (dataclasses.replace(self.sections[k].fine, partial=k in self.partial) for k in (a, b))
         found = settle(fixed, moving, matrix, self.nodes[b].probes, self.nodes[b].size, self.kind)
         likeness = self._likeness(self.sections[a], a, b, found)
-        return (found, likeness) if likeness > ncc - APART else (matrix, ncc)
+        return (found, likeness) if likeness > ncc - DIFFER else (matrix, ncc)
 
     def link_guide(self, guide: Image, spacing: float) -> None:
         """Register every section to the guide's plane nearest to it; its index as a node is -1."""

@@ -23,8 +23,8 @@ from .. import plugins
 from ..data import Grid, Image
 from ..maps.base import Transform
 from ..maps.resample import resample
-from ..registration import check_image
 from ..solvers import preparation
+from ..solvers.raster import check_image
 from .posegraph import Floats, Node
 from .settle import Density
 

@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..data import Grid
 from ..maps.affine import Affine
+from ..maps.base import Transform
 from ..maps.homogeneous import compose, inverse
 
 
@@ -26,6 +28,10 @@ class Landmarks:
 
     moving: Tensor
     fixed: Tensor
+
+    def residuals(self, transform: Transform, fixed: Grid) -> list[float]:
+        """Distances, in pixels of the ``fixed`` canvas, by which a map moving → fixed misses each pair."""
+        return [float(v) / fixed.pixel for v in (transform.points(self.moving) - self.fixed).norm(dim=1)]
 
 
 def landmarks(p: Any, q: Any) -> Landmarks:

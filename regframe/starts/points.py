@@ -33,8 +33,6 @@ ALONE = 0.1
 """ω of the pose search."""
 UNMIRRORED = 0.3
 """How much less, relatively, a pose without a mirror may score and still be preferred."""
-CLEAR = 0.3
-"""Margin of the pose, ``1 - exp(-nats per point)``, below which another one may as well be right."""
 SLACK = 0.4
 """Nats per point (of both sides) by which a pose may score less than the best and still be tried."""
 RIVALS = 8

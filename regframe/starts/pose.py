@@ -7,8 +7,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-CLEAR = 0.3
-"""Margin below which another pose may as well be the right one."""
 APART = 0.1
 """Distance, over the smaller side's diagonal, from which two poses are truly different."""
 EQUAL = 0.02

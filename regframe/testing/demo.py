@@ -14,7 +14,7 @@ from ..maps.base import Transform
 from ..maps.flow import Flow
 from ..maps.resample import resample
 from ..maps.sequence import Sequence
-from ..registration import Result
+from ..result import Result
 
 ANGLE = 24.0
 """Rotation of the copy, in degrees."""

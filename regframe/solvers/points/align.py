@@ -24,12 +24,14 @@ import numpy as np
 from torch import Tensor
 
 from ...config import Config
+from ...contracts import Fitted
 from ...data import Grid, PointSet
 from ...fit.clouds import SMALL, Floats, carried, distinct, match, outliers_of, radius_of, some, spacing_of, thinned
 from ...fit.frames import Frame
 from ...starts.points import APART, Found, search
+from ...verdict import CONVINCING
 from .bend import SHARPEST_BEND, CloudFit, bend, bend_pyramid, bent_start, straight_fit
-from .figures import CONVINCING, PROBED, Aligned, finish
+from .figures import PROBED, finish
 from .metric import PointMetric, with_metric
 from .straight import COOLING, SHARPEST, THINNED, WIDE, State, Tell, anneal, straighten
 
@@ -70,7 +72,7 @@ def align(
     config: Config,
     metric: PointMetric | None = None,
     tell: Tell | None = None,
-) -> Aligned:
+) -> Fitted:
     """Register two checked clouds.
 
     Args:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,54 +11,26 @@ from scipy.spatial import cKDTree
 from torch import Tensor
 
 from ...config import Config
+from ...contracts import Fitted
 from ...data import Grid, PointSet
 from ...fit import uncertainty
 from ...fit.clouds import Floats, carried, match, some
 from ...fit.frames import Frame
 from ...fit.velocity import physical_maps
 from ...maps import homogeneous
-from ...maps.affine import Affine
-from ...maps.base import Transform
-from ...starts.points import CLEAR, Found
+from ...starts.points import Found
 from .bend import SCALE, CloudFit
 from .straight import MOST_FITTED
 
-CONVINCING = 2.0
-"""Standard errors by which it must."""
-BLUR = 0.05
-"""Nats per point over one broad Gaussian under which the clouds are not believed to match."""
-VIOLENT = 10.0
-"""Change of area that is not believed without a remark."""
-STRONG = 3.0
-"""The same where many points have no partner."""
-
-
-@dataclass(frozen=True)
-class Aligned:
-    """What `align` found, in physical units."""
-
-    transform: Transform
-    affine: Affine
-    figures: dict[str, Any]
-    verdict: str
-    reasons: list[str]
-    history: list[dict[str, Any]]
-    weight: Tensor
-    weight_grid: Grid
-    position_sd: Tensor
-
-
-# ---- what came of it -----------------------------------------------------------------------------------------------
-
 PROBED = 20_000
-"""Points at which the figures are taken, at most."""
+"""Points at which the figures of a map of points are taken, at most: more change no digit that is printed."""
 
 
 def finish(
     fixed: PointSet, moving: PointSet, grids: tuple[Grid, Grid], fit: CloudFit, p: Floats, q: Floats, found: Found | None,
     margin: float | None, held: dict[str, float] | None, before: float, config: Config,
-) -> Aligned:  # fmt: skip
-    """Maps, figures, verdict and the matching probability on a grid."""
+) -> Fitted:  # fmt: skip
+    """Maps, figures, and the matching probability on a grid."""
     fixed_grid, moving_grid = grids
     velocity = None if fit.space is None else fit.space.velocity(fit.x[fit.increment.size :])
     affine, phi = physical_maps(fit.pullback, fit.space, velocity, *grids)
@@ -120,7 +91,6 @@ def finish(
         },
         "n_evaluations": fit.n_evaluations,
     }
-    verdict, reasons = _judge(figures)
     grid = fixed_grid.resampled(
         tuple(max(3 * s, e / 64) for s, e in zip(fixed_grid.spacing, fixed_grid.extent, strict=True))
     )
@@ -135,7 +105,7 @@ def finish(
         "unit": fixed.unit,
     }
     weight = torch.from_numpy(matched[rows].reshape(*grid.shape, -1).mean(axis=-1)).to(torch.float32)
-    return Aligned(phi, affine, figures, verdict, reasons, fit.history, weight.clamp(0, 1), grid, sd)
+    return Fitted(phi, affine, fixed_grid, moving_grid, figures, fit.history, weight.clamp(0, 1), grid, sd)
 
 
 def _position_sd(fit: CloudFit, p: Floats, q: Floats, unbent: bool, fixed: Grid, onto: Grid) -> Tensor:
@@ -173,37 +143,3 @@ def _physical(pose: Floats, before: float, grids: tuple[Grid, Grid]) -> Floats:
     to_fixed, to_moving = (Frame.of(grid).matrix().numpy() for grid in grids)
     out: Floats = np.linalg.inv(to_fixed) @ pose @ np.diag([*[before] * (len(pose) - 1), 1.0]) @ to_moving
     return out
-
-
-def _judge(figures: dict[str, Any]) -> tuple[str, list[str]]:
-    """``pass``, ``warn`` or ``fail``, and why."""
-    fail, warn = [], []
-    if "diverged" in figures["convergence"]:
-        fail.append("the fit diverged: the energy was not finite")
-    if figures["likeness"] < BLUR:
-        fail.append("the clouds have no structure in common: one broad blur explains the fixed points as well")
-    both = min(figures["matching_fraction"], figures["matching_fraction_moving"])
-    if both < 0.1:
-        fail.append(f"only {both:.0%} of the points of one side have a partner on the other")
-    elif both < 0.4:
-        warn.append(f"only {both:.0%} of the points of one side have a partner on the other")
-    low, high = figures["jacobian_min"], figures["jacobian_max"]
-    if low < 1 / VIOLENT or high > VIOLENT:
-        warn.append(f"the map changes areas {max(high, 1 / max(low, 1e-6)):.0f}-fold somewhere")
-    held = figures["held_out"]
-    if figures["model"] == "lddmm" and held is not None and held["gain"] <= CONVINCING * held["error"]:
-        warn.append("the bend was not confirmed on points that were held out: look at the overlay")
-    if (low < 1 / STRONG or high > STRONG) and both < 0.8:
-        warn.append(
-            f"much bending brought only {both:.0%} of the points to a partner: unlike shapes can be bent alike, so look at "
-            "the overlay"
-        )
-    if figures["folding_fraction"] > 0:
-        warn.append(f"the map folds over at {figures['folding_fraction']:.2%} of the places")
-    if figures["roundtrip_px"]["mean"] > 0.02 or figures["roundtrip_px"]["max"] > 0.1:
-        warn.append(f"the map and its inverse disagree by up to {figures['roundtrip_px']['max']:.2g} px")
-    if figures["pose_margin"] is not None and figures["pose_margin"] < CLEAR:
-        warn.append("another pose fits nearly as well: look at the overlay before you trust this one")
-    if fail:
-        return "fail", fail + warn
-    return ("warn", warn) if warn else ("pass", [])

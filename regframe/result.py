@@ -1,0 +1,129 @@
+"""`Result`: one object that carries everything both ways and says how far it can be trusted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, overload
+
+import torch
+from torch import Tensor
+
+from .config import Config
+from .data import Grid, Image, PointSet
+from .maps.base import Transform
+from .maps.edges import move_shapes
+from .maps.plane import lift_points
+from .maps.resample import move_points, resample
+from .maps.shapes import Shapes
+
+Carried = Image | PointSet | Shapes | Tensor
+"""What a map carries."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """A registration: the map ``Φ`` (moving → fixed), its inverse, the weights, the figures and the verdict.
+
+    Args:
+        transform: ``Φ``, from positions of the moving space to positions of the fixed space, each in its own unit.
+        fixed_grid: canvas of the fixed side.
+        moving_grid: canvas of the moving side.
+        metrics: what ``metrics.json`` holds: ``verdict``, ``reasons``, ``seconds``, ``n_evaluations``, ``energy`` …
+        config: the resolved settings, with ``versions``.
+        history: one entry per step: ``stage``, ``level``, ``iteration``, ``energy`` …
+        weight: matching probability per pixel of ``weight_grid`` (fixed space), ``[*S]``, or None.
+        weight_grid: the grid of ``weight`` and of ``position_sd``.
+        affine: the affine part of ``transform`` alone, moving → fixed.
+        position_sd: standard deviation per axis of where a fixed pixel lies, ``[*S]`` in the fixed unit, or None.
+        section: whether the fixed side is a section placed in a moving volume, as its plane z = 0.
+    """
+
+    transform: Transform
+    fixed_grid: Grid
+    moving_grid: Grid
+    metrics: dict[str, Any]
+    config: Config
+    affine: Transform
+    history: list[dict[str, Any]] = field(default_factory=list)
+    weight: Tensor | None = None
+    weight_grid: Grid | None = None
+    position_sd: Tensor | None = None
+    section: bool = False
+
+    @property
+    def verdict(self) -> str:
+        """``pass``, ``warn`` or ``fail``."""
+        return str(self.metrics["verdict"])
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Why, one sentence each."""
+        return tuple(self.metrics["reasons"])
+
+    def __repr__(self) -> str:
+        m = self.metrics
+        return (
+            f"Result({m['verdict']}, {m.get('model', 'map')}, {m['n_evaluations']} evaluations, {m['seconds']:.1f} s, "
+            f"round trip {m['roundtrip_px']['mean']:.2g} px)"
+        )
+
+    @overload
+    def to_fixed(self, data: Image) -> Image: ...
+    @overload
+    def to_fixed(self, data: PointSet) -> PointSet: ...
+    @overload
+    def to_fixed(self, data: Shapes) -> Shapes: ...
+    @overload
+    def to_fixed(self, data: Tensor) -> Tensor: ...
+    def to_fixed(self, data: Carried) -> Carried:
+        """Moving-space data in the fixed space: an `Image` on the fixed grid; a `PointSet`, `Shapes` or ``[..., D]`` moved."""
+        moved = _carry(data, self.transform, self.fixed_grid)
+        if self.section and isinstance(moved, Image):  # a picture again
+            g = self.fixed_grid
+            grid = Grid(g.shape[1:], g.spacing[1:], g.origin[1:], g.unit)
+            weight = None if moved.weight is None else moved.weight[0]
+            return moved.replace(data=moved.data[:, 0], grid=grid, weight=weight)
+        return moved
+
+    @overload
+    def to_moving(self, data: Image) -> Image: ...
+    @overload
+    def to_moving(self, data: PointSet) -> PointSet: ...
+    @overload
+    def to_moving(self, data: Shapes) -> Shapes: ...
+    @overload
+    def to_moving(self, data: Tensor) -> Tensor: ...
+    def to_moving(self, data: Carried) -> Carried:
+        """Fixed-space data in the moving space: an `Image` on the moving grid; a `PointSet`, `Shapes` or ``[..., D]`` moved."""
+        if self.section:
+            data = _lifted(data)
+        return _carry(data, self.transform.inverse(), self.moving_grid)
+
+    def save(self, path: str | Path, overwrite: bool = False) -> None:
+        """Write the map as one OME-Zarr 0.6 folder, aside and then renamed; see `regframe.io.store`."""
+        from .io.store import save
+
+        save(self, Path(path), overwrite=overwrite)
+
+
+def _lifted(data: Carried) -> Carried:
+    """What lies on a section as what lies on the plane z = 0."""
+    if isinstance(data, PointSet):
+        return lift_points(data) if data.ndim == 2 else data
+    if isinstance(data, Tensor):
+        return torch.cat([torch.zeros_like(data[..., :1]), data], dim=-1) if data.shape[-1] == 2 else data
+    raise ValueError(
+        f"wanted points to carry from a section into a volume, got {type(data).__name__}; a plane fills no volume: carry the "
+        "volume onto the section with to_fixed, or the positions of what is drawn on it"
+    )
+
+
+def _carry(data: Carried, transform: Transform, grid: Grid) -> Carried:
+    if isinstance(data, Image):
+        return resample(data, transform, grid)
+    if isinstance(data, Shapes):
+        return move_shapes(data, transform, grid)
+    if isinstance(data, PointSet):
+        return move_points(data, transform)
+    return transform.points(data)

@@ -1,0 +1,69 @@
+"""Two images, or two volumes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import ClassVar
+
+from .. import plugins, verdict
+from ..contracts import Fitted, Solver, Task
+from ..data import Image, PointSet
+from ..fit.threads import threads_for
+from ..verdict import Finding
+from . import raster
+from .preparation import grey, prepare
+from .raster import Compared
+
+
+class Images(Solver):
+    """Two images of one dimension, compared pixel by pixel: a search for the pose, then a fit coarse to fine."""
+
+    name: ClassVar[str] = "images"
+    default: ClassVar[str] = "contrast"
+    """Metric where nothing is said: one side's intensities are taken to explain the other's."""
+    between_stains: ClassVar[str] = "mi"
+    """Metric where nothing is said and both are stained sections, whose densities need not follow one line."""
+
+    def matches(self, fixed: Image | PointSet, moving: Image | PointSet) -> float:  # noqa: D102
+        if not (isinstance(fixed, Image) and isinstance(moving, Image)):
+            return 0.0
+        return 1.0 if fixed.grid.ndim == moving.grid.ndim else 0.1
+
+    def check(self, task: Task) -> list[Finding]:  # noqa: D102
+        fixed, moving = task.fixed, task.moving
+        assert isinstance(fixed, Image)
+        assert isinstance(moving, Image)
+        for image, side in ((fixed, "fixed"), (moving, "moving")):
+            raster.check_image(image, side)
+        if fixed.grid.ndim > moving.grid.ndim:
+            raise ValueError(
+                f"wanted the section as the fixed side and the volume as the moving one, got a {fixed.grid.ndim}D fixed and a "
+                f"{moving.grid.ndim}D moving image; swap them, or name the axes when opening them"
+            )
+        raster.check_metric(task.metric)
+        return raster.check_units(fixed.grid.unit, moving.grid.unit)
+
+    def fit(self, task: Task) -> Fitted:  # noqa: D102
+        assert isinstance(task.fixed, Image)
+        assert isinstance(task.moving, Image)
+        with threads_for(max(task.fixed.data.numel(), task.moving.data.numel())):
+            pair = self.compare(task)
+            return raster.fitted(pair, raster.run(pair, task), task.moving.grid)
+
+    def judge(self, fitted: Fitted) -> Iterable[Finding]:  # noqa: D102
+        return verdict.of_images(fitted.figures, fitted.transform.ndim)
+
+    def compare(self, task: Task) -> Compared:
+        """Both sides prepared, and the measure to compare them by."""
+        assert isinstance(task.fixed, Image)
+        assert isinstance(task.moving, Image)
+        (fixed, one), (moving, other) = prepare(task.fixed), prepare(task.moving)
+        stained = one.brightfield and other.brightfield
+        if task.metric is not None:
+            return Compared(fixed, moving, (one, other), task.metric, "as asked for", stained)
+        if stained:
+            why = "both are stained sections in transmitted light, whose densities and shading need not follow one line"
+            metric = plugins.metric(self.between_stains)
+            return Compared(grey(fixed), grey(moving), (one, other), metric, why, stained)
+        why = "one side's intensities are taken to explain the other's"
+        return Compared(fixed, moving, (one, other), plugins.metric(self.default), why)

@@ -1,0 +1,74 @@
+"""The solver of two point clouds."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from typing import ClassVar
+
+import torch
+
+from ... import verdict
+from ...contracts import Fitted, Progress, Solver, Task
+from ...data import Image, PointSet, unit_ratio
+from ...fit import clouds
+from ...fit.threads import threads_for
+from ...starts import given, pose
+from ...verdict import Finding
+from .align import align
+
+
+class Points(Solver):
+    """Two point sets, compared as draws from a mixture; no raster in between."""
+
+    name: ClassVar[str] = "points"
+
+    def matches(self, fixed: Image | PointSet, moving: Image | PointSet) -> float:  # noqa: D102
+        return 1.0 if isinstance(fixed, PointSet) and isinstance(moving, PointSet) else 0.0
+
+    def check(self, task: Task) -> list[Finding]:  # noqa: D102
+        fixed, moving, metric = task.fixed, task.moving, task.metric
+        assert isinstance(fixed, PointSet)
+        assert isinstance(moving, PointSet)
+        for points, side in ((fixed, "fixed"), (moving, "moving")):
+            clouds.check_cloud(points, side)
+        if fixed.ndim != moving.ndim:
+            raise ValueError(
+                f"wanted two point sets of one dimension, got {fixed.ndim}D fixed and {moving.ndim}D moving points; "
+                "leave out or add the z column"
+            )
+        if metric is not None and metric.accepts != (PointSet, PointSet):
+            wants = " and ".join(t.__name__ for t in metric.accepts)
+            raise ValueError(f"wanted a metric for two point sets, got {type(metric).name!r}, which compares {wants}")
+        if unit_ratio(moving.unit, fixed.unit) is not None:
+            return []
+        return [
+            verdict.unknown_scale(
+                fixed.unit, moving.unit, "unit", "name the unit in the columns (y_um, x_um) to fix it"
+            )
+        ]
+
+    def fit(self, task: Task) -> Fitted:  # noqa: D102
+        assert isinstance(task.fixed, PointSet)
+        assert isinstance(task.moving, PointSet)
+        ratio = unit_ratio(task.moving.unit, task.fixed.unit)
+        grids = clouds.canvas(task.fixed), clouds.canvas(task.moving)
+        start = given.given(grids, task.start, ratio, task.config)
+        if start is not None:
+            start = pose.nearest_of_kind(start, task.config.transform, ratio or 1.0, grids[1].center)
+
+        def tell(stage: str, level: int, iteration: int, loss: float) -> None:
+            if task.progress is not None:
+                most = task.config.optimizer.max_iter
+                task.progress(Progress(stage, iteration, most, level, level + 1, loss))
+
+        with threads_for(len(task.fixed)):
+            found = align(task.fixed, task.moving, grids, start, ratio, task.config, task.metric, tell)
+            threads = torch.get_num_threads()
+        metric = {"name": "mixture", "why": "the one for points"}
+        if task.metric is not None:
+            metric = {"name": type(task.metric).name, "why": "as asked for"}
+        return dataclasses.replace(found, figures=found.figures | {"metric": metric, "threads": threads})
+
+    def judge(self, fitted: Fitted) -> Iterable[Finding]:  # noqa: D102
+        return verdict.of_points(fitted.figures)

@@ -1,0 +1,353 @@
+"""What every pair that is compared as images needs: checks, preparation, the fit, its figures.
+
+`images`, `section` and `mixed` use it; what is their own stands in their files.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..contracts import Fitted, Metric, Progress, Task
+from ..data import Grid, Image, unit_ratio
+from ..fit import uncertainty
+from ..fit.frames import Frame
+from ..fit.halvings import Halvings, Level, halve
+from ..fit.likeness import coincidence, fit_contrast
+from ..fit.pyramid import Fit, fit_pyramid
+from ..fit.velocity import physical_maps
+from ..maps.affine import Affine
+from ..maps.base import Transform
+from ..maps.homogeneous import compose, determinant, inverse
+from ..maps.resample import resample
+from ..reference import carry
+from ..starts import given, images, pose
+from ..starts.landmarks import Landmarks
+from ..verdict import Finding, unknown_scale
+from .preparation import Look
+
+SMALLEST = 8
+"""Pixels along the two longest axes that an image must have at least to be registered: fewer make no pyramid level."""
+PROBED = 150_000
+"""Pixels at which figures of a map are taken, about: more change no digit that is printed."""
+
+
+# ---- checks --------------------------------------------------------------------------------------------------------------
+
+
+def check_image(image: Image, side: str) -> None:
+    """Refuse an image that holds nothing to align: too small, not finite, constant."""
+    longest = sorted(image.grid.shape)[-2:]
+    if min(longest) < SMALLEST:
+        raise ValueError(
+            f"wanted a {side} image of at least {SMALLEST} x {SMALLEST} pixels, "
+            f"got {' x '.join(str(n) for n in image.grid.shape)}; "
+            + (
+                'are these positions? open them with adapter="points", columns="x,y" or "y,x"'
+                if image.grid.shape[-1] in (2, 3)
+                else "check that it is the right file and level"
+            )
+        )
+    data = image.data
+    if data.dtype.is_floating_point:
+        bad = int((~torch.isfinite(data)).sum())
+        if bad:
+            raise ValueError(
+                f"wanted finite pixels in the {side} image, got {bad} NaN or inf; fill them, or give them weight 0 and a value"
+            )
+    flat = data.reshape(data.shape[0], -1)
+    if bool((flat == flat[:, :1]).all()):
+        raise ValueError(
+            f"wanted a {side} image with contrast, got a constant one (every pixel {float(flat[0, 0]):g}); "
+            "check the file, level and channel"
+        )
+
+
+def check_metric(metric: Metric | None) -> None:
+    """Refuse a metric that does not compare two images."""
+    if metric is not None and metric.accepts != (Image, Image):
+        wants = " and ".join(t.__name__ for t in metric.accepts)
+        raise ValueError(f"wanted a metric for two images, got {type(metric).name!r}, which compares {wants}")
+
+
+def check_units(fixed: str, moving: str) -> list[Finding]:
+    """A remark where the units of two sides say nothing of the scale between them."""
+    if unit_ratio(moving, fixed) is not None:
+        return []
+    return [unknown_scale(fixed, moving, "pixel size", "state the spacing to fix it")]
+
+
+# ---- the fit -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Two images as they are compared.
+
+    Args:
+        fixed: prepared, with weight 0 where nothing was imaged.
+        moving: prepared.
+        looks: what was found out about each.
+        metric: the measure they are compared by.
+        why: why this measure, in words.
+        stained: whether both are stained sections in transmitted light.
+    """
+
+    fixed: Image
+    moving: Image
+    looks: tuple[Look, Look]
+    metric: Metric
+    why: str
+    stained: bool = False
+
+    def ready(self, level: Level) -> Metric:
+        """The metric, made ready for a level."""
+        self.metric.prepare(
+            Image(level.fixed, level.fixed_grid, weight=level.fixed_weight),
+            Image(level.moving, level.moving_grid, weight=level.moving_weight),
+        )
+        return self.metric
+
+
+@dataclass(frozen=True)
+class Run:
+    """A fit, and what went before it.
+
+    Args:
+        sides: both sides as they were fitted.
+        start: ``A`` ``[D+1, D+1]``, physical, that the fit began from.
+        found: what a search found out about it, None where the start was given.
+        fit: where it ended.
+    """
+
+    sides: tuple[Halvings, Halvings]
+    start: Tensor
+    found: pose.Pose | None
+    fit: Fit
+
+
+def follow(task: Task) -> Callable[[str, int, int, int, float], None]:
+    """The callback of a fit that tells the task's own."""
+
+    def step(stage: str, level: int, n_levels: int, iteration: int, loss: float) -> None:
+        if task.progress is not None:
+            task.progress(Progress(stage, iteration, task.config.optimizer.max_iter, level, n_levels, loss))
+
+    return step
+
+
+def run(pair: Compared, task: Task, most: float | None = None) -> Run:
+    """Find the start of two images and fit their map; ``most``: independent observations that are counted at most."""
+    sides = Halvings(pair.fixed), Halvings(pair.moving)
+    start, found = _start(sides, pair, task)
+    fit = fit_pyramid(
+        *sides, pullback(sides, start), pair.ready, task.config, pairs(sides, task), follow(task), pair.stained, most
+    )
+    return Run(sides, start, found, fit)
+
+
+def _start(sides: tuple[Halvings, Halvings], pair: Compared, task: Task) -> tuple[Tensor, pose.Pose | None]:
+    """``A`` ``[D+1, D+1]`` in physical units to start from, and what the pose search found where one was run."""
+    fixed, moving = (side.grid for side in sides)
+    ratio = unit_ratio(moving.unit, fixed.unit)
+    if isinstance(task.start, Landmarks):
+        given.check_inside(task.start, fixed, moving)
+    matrix, found = given.given((fixed, moving), task.start, ratio, task.config), None
+    if matrix is None:
+        found = images.search(*sides, pair.ready, task.config)
+        matrix = found.matrix
+    return pose.nearest_of_kind(matrix, task.config.transform, ratio or 1.0, moving.center), found
+
+
+def pullback(sides: tuple[Halvings, Halvings], start: Tensor) -> Tensor:
+    """A start ``A`` as the inverse map ``[D+1, D+1]`` of the normalised frames, rounded to 1e-10: in the last bits one unit
+    differs from another, and so would their fits."""
+    to_fixed, to_moving = (Frame.of(side.grid).matrix() for side in sides)
+    return torch.round(compose(to_moving, inverse(start), inverse(to_fixed)), decimals=10)
+
+
+def pairs(sides: tuple[Halvings, Halvings], task: Task) -> tuple[Tensor, Tensor, float] | None:
+    """Landmarks in the normalised frames and their accuracy in fixed pixels, where they enter the energy."""
+    if task.config.sigma_landmarks is None:
+        return None
+    if not isinstance(task.start, Landmarks):
+        raise ValueError("wanted landmarks beside sigma_landmarks, got none; pass init=regframe.landmarks(p, q)")
+    fixed, moving = (side.grid for side in sides)
+    p = carry(Frame.of(moving).matrix(), task.start.moving)
+    q = carry(Frame.of(fixed).matrix(), task.start.fixed)
+    return p, q, task.config.sigma_landmarks / fixed.pixel
+
+
+# ---- what came of it -----------------------------------------------------------------------------------------------------
+
+
+def fitted(pair: Compared, done: Run, moving_grid: Grid) -> Fitted:
+    """Maps, figures, weights and uncertainty of a fit; ``moving_grid`` is the canvas of the whole moving side."""
+    fit, fixed, moving = done.fit, *(side.image for side in done.sides)
+    affine, phi = physical_maps(fit.pullback, fit.space, fit.velocity, fixed.grid, moving.grid)
+    figures = _figures(done, affine, phi)
+    figures["explained_variance"] = {
+        "start": _explained(fixed, moving, Affine(done.start, moving.grid.unit, fixed.grid.unit)),
+        "affine": _explained(fixed, moving, affine),
+        "final": _explained(fixed, moving, phi),
+    }
+    place = _coincidence(*done.sides, affine, affine)
+    final = place if fit.space is None else _coincidence(*done.sides, affine, phi)
+    figures["coincidence"] = {"affine": place, "final": final}
+    figures["preparation"] = {
+        side: dataclasses.asdict(look) | _reading(image)
+        for side, look, image in zip(("fixed", "moving"), pair.looks, (fixed, moving), strict=True)
+    }
+    figures["metric"] = {"name": type(pair.metric).name, "why": pair.why}
+    sd, figures["position_sd"] = _position_sd(fit, fixed.grid)
+    figures["threads"] = torch.get_num_threads()
+    assert fit.overlap is not None
+    assert fit.matching is not None
+    return Fitted(
+        transform=phi,
+        affine=affine,
+        fixed_grid=fixed.grid,
+        moving_grid=moving_grid,
+        figures=figures,
+        history=fit.history,
+        weight=fit.matching * fit.overlap,
+        weight_grid=_level_grid(fixed.grid, fit),
+        position_sd=sd,
+    )
+
+
+def _figures(done: Run, affine: Affine, phi: Transform) -> dict[str, Any]:
+    """What ``metrics.json`` says about the map itself and how it was found."""
+    fit, found, fixed, moving = done.fit, done.found, *(side.image for side in done.sides)
+    grid = _probe(fixed.grid)
+    coords = grid.coords()
+    back = phi.inverse()
+    at = back.points(coords)
+    inside = moving.grid.contains(at)
+    error = (phi.points(at) - coords).norm(dim=-1) / fixed.grid.pixel
+    area = back.jacobian_determinant(grid) * determinant(affine.matrix)  # of the bending alone
+    seen = inside if bool(inside.any()) else torch.ones_like(inside)
+    assert fit.matching is not None
+    assert fit.overlap is not None
+    overlap = fit.overlap
+    shift = (at - affine.inverse().points(coords)).norm(dim=-1) / moving.grid.pixel
+    bent = [h for h in fit.history if h["stage"] != "straight"]
+    kept = bent if fit.space is not None else fit.history
+    last = [h for h in kept if (h["stage"], h["level"]) == (kept[-1]["stage"], kept[-1]["level"])]
+    return {
+        "roundtrip_px": {"mean": float(error[seen].mean()), "max": float(error[seen].max())},
+        "jacobian_min": float(area[seen].min()),
+        "jacobian_max": float(area[seen].max()),
+        "folding_fraction": float((area[seen] <= 0).to(torch.float32).mean()),
+        "matching_fraction": float((fit.matching * overlap).sum() / overlap.sum().clamp(min=1e-9)),
+        "overlap_fraction": float(inside.to(torch.float32).mean()),
+        "pose_margin": None if found is None else found.margin,
+        "pose_score": None if found is None else found.score,
+        "runner_up": None
+        if found is None or found.runner_up is None
+        else {"matrix": found.runner_up.tolist(), "score": found.runner_up_score},
+        "bending_px": {"mean": float(shift[seen].mean()), "max": float(shift[seen].max())},
+        "model": "affine" if fit.space is None else "lddmm",
+        "bending_gain": fit.bending_gain,
+        "energy": {
+            "first": last[0]["energy"] if last else None,
+            "last": last[-1]["energy"] if last else None,
+            "matching": last[-1]["matching"] if last else None,
+            "regularizer": last[-1]["regularizer"] if last else None,
+        },
+        "convergence": fit.reasons,
+        "n_evaluations": fit.n_evaluations,
+        "shared_structure": fit.shared,
+        "neighbouring_sections": fit.sections,
+        "sobolev": None
+        if fit.space is None
+        else {
+            "scale": fit.space.scale * moving.grid.pixel,
+            "order": fit.space.order,
+            "deviation": fit.space.deviation * moving.grid.pixel,
+        },
+    }
+
+
+def _explained(fixed: Image, moving: Image, phi: Transform) -> float:
+    """Share of the fixed image's variance that the warped moving image explains where they overlap, 0 … 1."""
+    grid = _probe(fixed.grid)
+    target = resample(fixed.replace(data=fixed.data.to(torch.float32)), Affine.identity(grid.ndim, grid.unit), grid)
+    warped = resample(moving.replace(data=moving.data.to(torch.float32)), phi, grid).data
+    inside = moving.grid.contains(phi.inverse().points(grid.coords())).to(torch.float32)
+    if float(inside.sum()) < 16:
+        return 0.0
+    predicted = fit_contrast(warped, target.data, inside)
+    centre = (target.data * inside).flatten(1).sum(dim=1) / inside.sum()
+    spread = (((target.data - centre.reshape(-1, *(1,) * grid.ndim)) ** 2) * inside).sum()
+    rest = (((target.data - predicted) ** 2) * inside).sum()
+    return float((1 - rest / spread.clamp(min=1e-12)).clamp(0, 1))
+
+
+def _coincidence(fixed: Halvings, moving: Halvings, affine: Affine, phi: Transform) -> float:
+    """The largest `likeness.coincidence` of the aligned images over resolutions."""
+    times = 0
+    while fixed.at(times)[0][0].numel() > PROBED and fixed.at(times + 1) is not fixed.at(times):
+        times += 1
+    zoom = float(determinant(affine.matrix).abs()) ** (1 / affine.ndim) * moving.grid.pixel / fixed.grid.pixel
+    one, other = fixed.physical(times), moving.physical(max(0, round(times - math.log2(max(zoom, 1e-6)))))
+    inside = moving.grid.contains(phi.inverse().points(one.grid.coords())).to(torch.float32)
+    if other.weight is not None:
+        inside = inside * resample(Image(other.weight[None], other.grid), phi, one.grid).data[0]
+    if one.weight is not None:
+        inside = inside * one.weight
+    target, warped, grid = one.data, resample(other, phi, one.grid).data, one.grid
+    most_seen = 0.0
+    while True:
+        weight = (inside > 0.99).to(torch.float32)
+        most_seen = max(most_seen, coincidence(fit_contrast(warped, target, weight), target, weight))
+        thick = [d for d in range(grid.ndim) if grid.shape[d] > 1]
+        axes = [d for d in thick if grid.spacing[d] < 1.5 * min(grid.spacing[k] for k in thick)]
+        if sorted(grid.shape[d] for d in axes)[-2:][0] < 64:  # the shorter side of a plane
+            return most_seen
+        stacked, grid = halve(torch.cat([target, warped, inside[None]]), grid, axes)
+        target, warped, inside = stacked[: len(target)], stacked[len(target) : -1], stacked[-1]
+
+
+def _position_sd(fit: Fit, fixed: Grid) -> tuple[Tensor, dict[str, Any]]:
+    """How sure the map is of every fixed pixel of the last level ``[*S]``, in the fixed unit, and that in figures."""
+    assert fit.last is not None
+    assert fit.overlap is not None
+    sd = uncertainty.position_sd(fit.last, fit.x, fit.sections) * fixed.pixel
+    seen = sd[fit.overlap > 0.5] if bool((fit.overlap > 0.5).any()) else sd.flatten()
+    ordered = seen.sort().values
+    median, p90 = (float(ordered[int(q * (len(ordered) - 1))]) for q in (0.5, 0.9))
+    return sd, {"median": median, "p90": p90, "unit": fixed.unit}
+
+
+def _level_grid(fixed: Grid, fit: Fit) -> Grid:
+    """The fixed grid at the resolution of the last level, where the weights live."""
+    assert fit.matching is not None
+    shape = tuple(fit.matching.shape)
+    factor = tuple(2 ** round(math.log2(n / m)) for n, m in zip(fixed.shape, shape, strict=True))
+    spacing = tuple(s * f for s, f in zip(fixed.spacing, factor, strict=True))
+    origin = tuple(o + s * (f - 1) / 2 for o, s, f in zip(fixed.origin, fixed.spacing, factor, strict=True))
+    return Grid(shape, spacing, origin, fixed.unit)
+
+
+def _probe(grid: Grid, most: int = PROBED) -> Grid:
+    """A grid over the same extent with at most ``most`` pixels."""
+    factor = max(1.0, (math.prod(grid.shape) / most) ** (1 / grid.ndim))
+    if factor == 1.0:
+        return grid
+    return grid.resampled(tuple(s * min(factor, n) for s, n in zip(grid.spacing, grid.shape, strict=True)))
+
+
+def _reading(image: Image) -> dict[str, Any]:
+    """How an image was read of a larger one, as plain figures; nothing where it was read whole."""
+    if image.reading is None:
+        return {}
+    how = image.reading
+    figures = {"level": how.level, "levels": how.levels, "averaged": list(how.factor)}
+    return {"reading": figures | {"full_shape": list(how.full.shape), "full_spacing": list(how.full.spacing)}}
