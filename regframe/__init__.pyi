@@ -45,6 +45,7 @@ from .plugins import open as open
 from .plugins import open_pyramid as open_pyramid
 from .registration import Result as Result
 from .registration import register as register
+from .report import write_report as write_report
 from .slides.levels import choose_level as choose_level
 from .slides.levels import read_level as read_level
 from .slides.refine import refine as refine

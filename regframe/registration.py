@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import platform
 import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, overload
 
@@ -42,6 +40,7 @@ from .solvers.mixed import nuclei as mixed_nuclei
 from .solvers.points import align
 from .starts import images, landmarks, pose
 from .starts import section as starts_section
+from .versions import versions
 
 Carried = Image | PointSet | Shapes | Tensor
 """What a map carries."""
@@ -547,17 +546,6 @@ def _position_sd(fit: Fit, fixed: Grid, figures: dict[str, Any]) -> Tensor:
     median, p90 = (float(ordered[int(q * (len(ordered) - 1))]) for q in (0.5, 0.9))
     figures["position_sd"] = {"median": median, "p90": p90, "unit": fixed.unit}
     return sd
-
-
-def versions() -> dict[str, str]:
-    """What ran: versions of regframe, torch, numpy and Python."""
-    out = {"python": platform.python_version()}
-    for name in ("regframe", "torch", "numpy"):
-        try:
-            out[name] = version(name)
-        except PackageNotFoundError:  # run from a tree that was never installed
-            out[name] = "unknown"
-    return out
 
 
 def check_image(image: Image, side: str) -> None:
