@@ -18,7 +18,7 @@ import PIL.Image
 import pytest
 import records
 
-from regframe.batch import Job, Limits, Outcome, Progress, pools, run_batch, work
+from regframe.batch import Job, JobEvent, Limits, Outcome, pools, run_batch, work
 
 SETTINGS = ("pyramid.max_pixels=200000",)
 LUNG = "02_histology_landmarks/lung-lesion_3/29-041-Izd2-w35-"
@@ -117,8 +117,8 @@ def test_a_cohort(data_dir: Path, tmp_path: Path, small: bool, report: Callable[
         pids = client.run(os.getpid)
         names = {str(w["name"]): pids[address] for address, w in client.scheduler_info()["workers"].items()}
 
-        def kill(step: Progress) -> None:
-            if step.event == "started" and step.id == jobs[-1].id and not killed:
+        def kill(step: JobEvent) -> None:
+            if step.kind == "started" and step.id == jobs[-1].id and not killed:
                 killed.append(names[step.worker])
                 threading.Timer(1.0, os.kill, (killed[0], signal.SIGKILL)).start()
 

@@ -63,6 +63,7 @@ _HOME = {
     "write_map": "formats.exchange",
     "warp_slide": "slides.warp",
     "write_points": "io.tables",
+    "write_report": "report",
     "write_shapes": "io.shapes",
 }
 """Where each public name lives (``""``: it is a module); ``__init__.pyi`` says the same and a test compares the two."""
@@ -73,7 +74,9 @@ __all__ = ["__version__", *_HOME]
 def __getattr__(name: str) -> Any:
     """Load a public name from its module and keep it (PEP 562)."""
     if name == "__version__":
-        value: Any = _version()
+        from .versions import version
+
+        value: Any = version()
     elif name in _HOME:
         home = _HOME[name]
         value = (
@@ -90,12 +93,3 @@ def __getattr__(name: str) -> Any:
 def __dir__() -> list[str]:
     """The public names, loaded or not."""
     return sorted({*globals(), *__all__})
-
-
-def _version() -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("regframe")
-    except PackageNotFoundError:
-        return "0+unknown"  # a source tree that was never installed

@@ -44,6 +44,7 @@ from .plugins import metric as metric
 from .plugins import open as open
 from .plugins import open_pyramid as open_pyramid
 from .registration import register as register
+from .report import write_report as write_report
 from .result import Result as Result
 from .slides.levels import choose_level as choose_level
 from .slides.levels import read_level as read_level

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import platform
 import time
 import warnings
 from collections.abc import Callable, Iterable
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
@@ -19,6 +17,7 @@ from .result import Result
 from .solvers import BUILT_IN
 from .starts.landmarks import Landmarks
 from .verdict import Finding
+from .versions import versions
 
 
 def register(
@@ -132,14 +131,3 @@ def assembled(fitted: Fitted, task: Task, findings: Iterable[Finding], seconds: 
         position_sd=fitted.position_sd,
         section=fitted.section,
     )
-
-
-def versions() -> dict[str, str]:
-    """What ran: versions of regframe, torch, numpy and Python."""
-    out = {"python": platform.python_version()}
-    for name in ("regframe", "torch", "numpy"):
-        try:
-            out[name] = version(name)
-        except PackageNotFoundError:  # run from a tree that was never installed
-            out[name] = "unknown"
-    return out

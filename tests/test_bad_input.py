@@ -20,7 +20,7 @@ from fake_result import fake_result
 import regframe
 from regframe.cli import main
 from regframe.data import Grid, Image
-from regframe.io import outputs
+from regframe.report import results
 
 SIZE = (48, 52)
 
@@ -230,7 +230,7 @@ def test_existing_output(kind: str, place: Path) -> None:
     if kind == "regframe":
         result = fake_result(Grid(SIZE), Grid(SIZE), bend=0.3)
         blank = Image.from_array(pixels())
-        outputs.write(out, result, blank, blank, {}, overwrite=True)
+        results.write_run(out, result, (blank, blank), {}, overwrite=True)
     register_with(place, says="exists.*--overwrite")
     if kind in ("other", "file"):
         register_with(place, "--overwrite", says="left alone")
@@ -242,7 +242,7 @@ def test_existing_output(kind: str, place: Path) -> None:
 @pytest.fixture
 def saved(place: Path) -> Path:
     blank = Image.from_array(pixels())
-    outputs.write(place / "run", fake_result(Grid(SIZE), Grid(SIZE), bend=0.3), blank, blank, {})
+    results.write_run(place / "run", fake_result(Grid(SIZE), Grid(SIZE), bend=0.3), (blank, blank), {})
     return place / "run"
 
 
@@ -395,7 +395,7 @@ def micron(tmp_path: Path) -> Path:
     """A result whose sides are in µm, pixels 2 µm wide."""
     grid = Grid(SIZE, (2.0, 2.0), unit="µm")
     blank = Image(torch.rand((1, *SIZE)), grid)
-    outputs.write(tmp_path / "micron", fake_result(grid, grid, bend=0.3), blank, blank, {})
+    results.write_run(tmp_path / "micron", fake_result(grid, grid, bend=0.3), (blank, blank), {})
     return tmp_path / "micron"
 
 
@@ -466,7 +466,7 @@ def test_where_pixels_count_from(place: Path, micron: Path) -> None:
     """Pixels of a table count from the middle of the first one, those of shapes from its corner; either help says so."""
     identity = fake_result(Grid(SIZE, (2.0, 2.0), unit="µm"), Grid(SIZE, (2.0, 2.0), unit="µm"), bend=0.0)
     blank = Image(torch.rand((1, *SIZE)), identity.fixed_grid)
-    outputs.write(place / "same", identity, blank, blank, {})
+    results.write_run(place / "same", identity, (blank, blank), {})
     (place / "p.csv").write_text("x,y\n40,10\n")
     (place / "p.geojson").write_text('{"type": "Point", "coordinates": [40, 10]}')
     for kind, name in (("points", "p.csv"), ("shapes", "p.geojson")):

@@ -30,10 +30,10 @@ from scipy.ndimage import affine_transform, gaussian_filter
 from regframe.batch import (
     InTurn,
     Job,
+    JobEvent,
     Limits,
     ManifestError,
     Outcome,
-    Progress,
     parse_size,
     pools,
     read_manifest,
@@ -509,8 +509,8 @@ def test_a_batch_on_two_workers_one_of_which_is_killed(pairs: Path, loopback: Lo
     jobs, out = read_manifest(path), pairs / "out"
     killed: list[str] = []
 
-    def kill(step: Progress) -> None:
-        if step.event == "started" and step.id == "b" and not killed:
+    def kill(step: JobEvent) -> None:
+        if step.kind == "started" and step.id == "b" and not killed:
             killed.append(step.worker)
             threading.Timer(0.5, loopback.workers[step.worker].kill).start()
 
@@ -678,7 +678,7 @@ def test_shards_are_spread_and_a_dead_worker_costs_none(tmp_path: Path) -> None:
     plan = FakePlan(tmp_path, 8, deadly=3)
     steps: list[tuple[int, int]] = []
     with pools.Cluster(workers=2) as pool:
-        spread(plan, pool, progress=lambda *step: steps.append(step))
+        spread(plan, pool, progress=lambda step: steps.append((step.done, step.total)))
         assert (tmp_path / "finished").read_text() == "140"
         assert (tmp_path / "died").exists()
         assert steps == [(k, 9) for k in range(1, 10)]

@@ -26,6 +26,7 @@ from regframe.cli import main
 from regframe.contracts import Progress
 from regframe.data import Grid, Image, PointSet, Pyramid
 from regframe.io import outputs
+from regframe.report import results
 from regframe.result import Result
 from regframe.slides import job as slides_job
 from regframe.slides import levels, warp
@@ -65,7 +66,7 @@ class Fake:
             raise self.raises
         for level in (1, 0):
             for i in range(3):
-                kwargs["progress"](Progress("lddmm", level, 2, i, 10, 1.0 / (i + 1)))
+                kwargs["progress"](Progress("lddmm", i, 10, level, 2, 1.0 / (i + 1)))
         return fake_result(fixed.grid, moving.grid, bend=0.3, verdict=self.verdict)
 
 
@@ -73,7 +74,7 @@ class Fake:
 def quick_report(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Most tests here only ask that the report is written; those that use ``real_report`` get it."""
     if "real_report" not in request.fixturenames:
-        monkeypatch.setattr("regframe.report.write", lambda *args: Path(args[3]).write_text("<html>"))
+        monkeypatch.setattr("regframe.report.results.write", lambda *args: Path(args[3]).write_text("<html>"))
 
 
 @pytest.fixture
@@ -94,7 +95,7 @@ def saved(tmp_path: Path) -> tuple[Path, Result]:
     turn = torch.tensor([[0.96, -0.2, 9.0], [0.2, 0.96, -3.0], [0, 0, 1]], dtype=torch.float64)
     result = fake_result(fixed, moving, turn, bend=0.5, pose_margin=0.4)
     blank = [Image(torch.rand((1, *g.shape)), g) for g in (fixed, moving)]
-    outputs.write(tmp_path / "run", result, blank[0], blank[1], {})
+    results.write_run(tmp_path / "run", result, (blank[0], blank[1]), {})
     return tmp_path / "run", result
 
 
@@ -239,7 +240,7 @@ def test_a_failed_overwrite_keeps_the_old_output(
     def fail(*_: object, **__: object) -> None:
         raise OSError("the disk is full")
 
-    monkeypatch.setattr("regframe.report.write", fail)
+    monkeypatch.setattr("regframe.report.results.write", fail)
     outcome = run("register", *pair, "-o", out, "--overwrite", code=2)
     assert "disk is full" in outcome.stderr
     assert (out / "metrics.json").read_bytes() == before

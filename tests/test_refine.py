@@ -125,10 +125,10 @@ def test_it_stays_one_flow_and_is_stored(refined: Result, coarse: Result, tmp_pa
 def test_it_is_the_same_on_any_number_of_workers(
     coarse: Result, pair: tuple[Pyramid, Pyramid], refined: Result
 ) -> None:
-    seen: list[tuple[str, int, int]] = []
-    other = rf.refine(coarse, *pair, workers=2, progress=lambda *step: seen.append(step))
+    seen: list[rf.Progress] = []
+    other = rf.refine(coarse, *pair, workers=2, progress=seen.append)
     assert torch.equal(other.transform.points(middle()), refined.transform.points(middle()))
-    assert [step[1:] for step in seen] == [(1, 1)]
+    assert [(step.done, step.total) for step in seen] == [(1, 1)]
 
 
 def test_slides_are_warped_by_it(refined: Result, pair: tuple[Pyramid, Pyramid], tmp_path: Path) -> None:
@@ -230,7 +230,7 @@ def written(coarse: Result, pair: tuple[Pyramid, Pyramid], tmp_path_factory: pyt
     for side, pyramid in zip(("fixed", "moving"), pair, strict=True):
         np.save(place / f"{side}.npy", pyramid.image().data.numpy()[0])
         sides[side] = {"path": str(place / f"{side}.npy"), "adapter": None, "options": {}}
-    outputs.write(place / "OUT", coarse, None, None, sides)
+    outputs.write(place / "OUT", coarse, sides)
     return place
 
 

@@ -15,11 +15,10 @@ import pytest
 import torch
 from fake_result import fake_result
 
-from regframe import report
 from regframe.data import Grid, Image, PointSet
 from regframe.maps.affine import Affine
 from regframe.registration import register
-from regframe.report import dots, figures, pictures
+from regframe.report import dots, figures, pictures, results
 from regframe.report.pictures import Array
 
 
@@ -62,8 +61,8 @@ def page_of(fixed: Image | PointSet, moving: Image | PointSet, tmp_path: Path, *
 
     result = fake_result(grid(fixed), grid(moving), n_nodes=13, **kwargs)  # type: ignore[arg-type]
     path = tmp_path / "report.html"
-    report.write(result, fixed, moving, path)
-    assert path.stat().st_size < report.MAX_BYTES
+    results.write(result, fixed, moving, path)
+    assert path.stat().st_size < results.MAX_BYTES
     return Page(path.read_text(encoding="utf-8"))
 
 
@@ -198,7 +197,7 @@ def test_close_ups_lie_where_both_sides_have_points() -> None:
 def test_without_weights_and_history(tmp_path: Path) -> None:
     fixed = image(1, 64, 64)
     result = dataclasses.replace(fake_result(fixed.grid, fixed.grid, weight=False, verdict="fail"), history=[])
-    report.write(result, fixed, fixed, tmp_path / "r.html")
+    results.write(result, fixed, fixed, tmp_path / "r.html")
     text = (tmp_path / "r.html").read_text(encoding="utf-8")
     assert "Not to be trusted" in text
     assert "Matching weight" not in text
@@ -218,10 +217,10 @@ def test_a_page_that_grows_too_large_is_coded_more_coarsely(tmp_path: Path, monk
         asked.append(args[3])
         return "x" * (args[3] * 10_000)
 
-    monkeypatch.setattr(report, "render", render)
+    monkeypatch.setattr(results, "render", render)
     small = image(1, 20, 20)
     page_of(small, small, tmp_path)
-    assert asked == [report.MAX_PX, 700, 480]
+    assert asked == [results.MAX_PX, 700, 480]
 
 
 def test_the_picture_shows_what_the_map_says() -> None:
@@ -304,6 +303,6 @@ def test_the_other_pose_is_shown_where_it_came_close() -> None:
     result = register(image, image, transform="similarity")
     other = {"matrix": [[-1, 0, 95], [0, -1, 95], [0, 0, 1]], "score": 1.0}
     close = dataclasses.replace(result, metrics=result.metrics | {"pose_margin": 0.05, "runner_up": other})
-    assert "The other pose" in report.render(close, image, image)
+    assert "The other pose" in results.render(close, image, image)
     clear = dataclasses.replace(close, metrics=close.metrics | {"pose_margin": 0.9})
-    assert "The other pose" not in report.render(clear, image, image)
+    assert "The other pose" not in results.render(clear, image, image)

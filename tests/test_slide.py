@@ -78,7 +78,7 @@ def test_tiled_is_whole(tmp_path: Path, chunk: int, shard: int, workers: int, ba
     out = tmp_path / "out.ome.zarr"
     plan = SlideWarp(source, slides.bent(source.grid), grid, out, None, background, chunk, shard)
     seen: list[tuple[int, int]] = []
-    plan.write(workers, progress=lambda done, of: seen.append((done, of)))
+    plan.write(workers, progress=lambda step: seen.append((step.done, step.total)))
     assert same(out, whole(plan))
     assert len(levels_of(out)) == 2
     assert seen[-1] == (plan.shards, plan.shards)
@@ -294,7 +294,7 @@ def test_ome_tiff_shard_by_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             plan.run(index)
     again = dataclasses.replace(plan)
     seen: list[int] = []
-    again.write(2, progress=lambda done, _: seen.append(done))
+    again.write(2, progress=lambda step: seen.append(step.done))
     assert seen[0] == 31
     expected = whole(plan)
     assert (expected[0] == 7).all(axis=(0, 1)).any()
@@ -423,7 +423,7 @@ def test_what_is_done_is_not_done_again(tmp_path: Path) -> None:
     times = {p: p.stat().st_mtime_ns for p in plan.partial.rglob("c/*/*/*") if p.is_file()}
     assert times
     seen: list[int] = []
-    plan.write(1, progress=lambda done, _: seen.append(done))
+    plan.write(1, progress=lambda step: seen.append(step.done))
     assert seen[0] == 4
     for path, written in times.items():
         assert (plan.path / path.relative_to(plan.partial / "store")).stat().st_mtime_ns == written

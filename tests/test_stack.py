@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 import regframe as rf
 from regframe.cli import main
+from regframe.report import stacks
 from regframe.stack import pairs, posegraph, sections, settle
 from regframe.stack.posegraph import GUIDE, Link, Node
 
@@ -478,12 +479,15 @@ def test_what_is_saved_is_loaded_and_read(quick: list[tuple[str, str]], tmp_path
     with (tmp_path / "out" / "sections.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["map"] for row in rows] == ["0000_a_..b0", "0001_a_..b1", "", "0003_a_..b3"]
-    page = (tmp_path / "out" / "report.html").read_text()
+    rf.write_report(found, tmp_path / "page.html", images)
+    page = (tmp_path / "page.html").read_text()
     assert page.count("<img") == 4 + 2 + 3  # cuts, charts, placed sections
     assert "http:" not in page
     assert "https:" not in page
     with pytest.raises(FileExistsError, match="exists"):
         found.save(tmp_path / "out", images)
+    stacks.save(found, tmp_path / "out", images, overwrite=True)
+    assert (tmp_path / "out" / "report.html").read_text() == page
     found.save(tmp_path / "out", overwrite=True)
     assert not (tmp_path / "out" / "report.html").exists()
     (tmp_path / "other").mkdir()

@@ -6,19 +6,19 @@ workers.
 
 from .manifest import Job, ManifestError, parse_size, read_manifest
 from .pools import Cluster, InTurn, Plan, Pool, machine, spread
-from .run import Progress, run_batch
+from .run import JobEvent, run_batch
 from .work import Limits, Outcome
 
 __all__ = [
     "Cluster",
     "InTurn",
     "Job",
+    "JobEvent",
     "Limits",
     "ManifestError",
     "Outcome",
     "Plan",
     "Pool",
-    "Progress",
     "machine",
     "parse_size",
     "read_manifest",

@@ -20,6 +20,8 @@ from typing import Any, Protocol
 
 import regframe
 
+from ..versions import version
+
 RESUBMITTED = 5
 """How often a task that Dask gave up, because its workers died, is handed in again: a job's own process takes none with it."""
 TASK_BYTES = 1 << 16
@@ -71,7 +73,7 @@ def spread(
     plan: Plan,
     pool: Pool,
     run: Callable[[int], object] | None = None,
-    progress: Callable[[int, int], object] | None = None,
+    progress: Callable[[regframe.Progress], object] | None = None,
     finish: Callable[[], object] | None = None,
 ) -> None:
     """Make every shard of ``plan`` that is missing on the workers of ``pool``, then finish it here.
@@ -80,7 +82,7 @@ def spread(
         plan: what is made; `run` of it, or of the argument, is what travels.
         pool: the workers, which see the same files.
         run: makes a shard by its index, where the plan itself should not travel: a function over paths and options.
-        progress: called with the number of shards done and of all of them.
+        progress: called after each shard, with the stage ``shards``.
         finish: instead of the plan's own.
 
     Raises:
@@ -103,7 +105,7 @@ def spread(
                     raise result
                 done += 1
                 if progress is not None:
-                    progress(done, plan.shards)
+                    progress(regframe.Progress("shards", done, plan.shards))
     (plan.finish if finish is None else finish)()
 
 
@@ -252,11 +254,11 @@ class Cluster:
             ) from error
 
     def _check_versions(self) -> None:
-        for address, version in self._client.run(_version, on_error="return").items():
-            if version != regframe.__version__:
-                found = f"no regframe ({version})" if isinstance(version, BaseException) else f"regframe {version}"
+        for address, there in self._client.run(version, on_error="return").items():
+            if there != version():
+                found = f"no regframe ({there})" if isinstance(there, BaseException) else f"regframe {there}"
                 raise ValueError(
-                    f"wanted regframe {regframe.__version__} on every worker, got {found} at {address}; install the same"
+                    f"wanted regframe {version()} on every worker, got {found} at {address}; install the same"
                 )
 
     def __exit__(self, *error: object) -> None:
@@ -325,10 +327,6 @@ def _told(function: Callable[..., Any], item: Item, topic: str, index: int) -> A
     worker = _worker()
     worker.log_event(topic, [index, str(worker.name)])
     return function(*item)
-
-
-def _version() -> str:
-    return regframe.__version__
 
 
 def _close(cluster: Any) -> None:

@@ -9,6 +9,7 @@ import socket
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from ..io import outputs
 from . import summary
@@ -20,10 +21,19 @@ LOCK = ".regframe-batch.lock"
 
 
 @dataclass(frozen=True)
-class Progress:
-    """One thing that happened: a job ``started`` (on which worker), was ``kept`` from an earlier run, or ``ended``."""
+class JobEvent:
+    """One thing that happened to a job of a batch.
 
-    event: str
+    Args:
+        kind: ``started``, ``kept`` (an earlier run did it) or ``ended``.
+        id: the job's.
+        done: jobs that are done, this one included unless it started.
+        total: jobs of the batch.
+        worker: who runs it, of a job that started.
+        outcome: what became of it, unless it started.
+    """
+
+    kind: Literal["started", "kept", "ended"]
     id: str
     done: int
     total: int
@@ -37,7 +47,7 @@ def run_batch(
     pool: Pool | Callable[[int], contextlib.AbstractContextManager[Pool]],
     limits: Limits | None = None,
     retry_failed: bool = False,
-    progress: Callable[[Progress], object] | None = None,
+    progress: Callable[[JobEvent], object] | None = None,
 ) -> tuple[Outcome, ...]:
     """Run every job that ``out`` does not hold yet, and write ``summary.csv`` and ``summary.html``.
 
@@ -59,7 +69,7 @@ def run_batch(
         OSError: ``out`` cannot be written.
     """
     limits = limits or Limits()
-    tell = progress or (lambda step: None)
+    tell = progress or (lambda event: None)
     out = out.absolute()
     outputs.check_writable(out)
     out.mkdir(parents=True, exist_ok=True)
@@ -71,7 +81,7 @@ def run_batch(
             outcome = finished(job, out / job.id, limits)
             if outcome is not None and not (retry_failed and outcome.status == "failed"):
                 found[index] = outcome
-                tell(Progress("kept", job.id, len(found), len(jobs), outcome=outcome))
+                tell(JobEvent("kept", job.id, len(found), len(jobs), outcome=outcome))
         todo = [index for index in range(len(jobs)) if index not in found]
         if not todo and summary.is_written(out, [found[i] for i in range(len(jobs))]):
             return tuple(found[i] for i in range(len(jobs)))
@@ -93,10 +103,10 @@ def _run(
     pool: Pool,
     limits: Limits,
     found: dict[int, Outcome],
-    tell: Callable[[Progress], object],
+    tell: Callable[[JobEvent], object],
 ) -> None:
     def started(at: int, worker: str) -> None:
-        tell(Progress("started", jobs[todo[at]].id, len(found), len(jobs), worker))
+        tell(JobEvent("started", jobs[todo[at]].id, len(found), len(jobs), worker))
 
     ended = pool.run(run_job, [(jobs[index], out, limits) for index in todo], started)
     try:
@@ -107,7 +117,7 @@ def _run(
             if isinstance(result, BaseException):
                 result = Outcome(id=jobs[index].id, status="failed", reasons=(_sentence(result),))
             found[index] = result
-            tell(Progress("ended", result.id, len(found), len(jobs), outcome=result))
+            tell(JobEvent("ended", result.id, len(found), len(jobs), outcome=result))
     finally:
         close = getattr(ended, "close", None)
         if close is not None:

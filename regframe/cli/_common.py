@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 if TYPE_CHECKING:
-    from ..contracts import Adapter, Progress
-    from ..data import Grid, Image, PointSet, Pyramid
+    from ..contracts import Adapter
+    from ..data import Image, PointSet, Pyramid
     from ..result import Result
 
 EXIT_FAIL = 3
@@ -143,24 +141,60 @@ def parse_pairs(pairs: Sequence[str], option: str) -> dict[str, Any]:
     return values
 
 
-def side_options(side: str) -> Callable[[_F], _F]:
-    """The options that say how one side is opened."""
+def options(*group: Callable[[_F], _F]) -> Callable[[_F], _F]:
+    """Arguments and options that go together, as one decorator; they are listed in this order."""
 
     def decorate(command: _F) -> _F:
-        for option in reversed(
-            (
-                click.option(
-                    f"--{side}-adapter", metavar="NAME", help=f"Adapter of the {side} side; sniffed otherwise."
-                ),
-                click.option(f"--{side}-set", metavar="K=V", multiple=True, help=f"Option of the {side} adapter."),
-                click.option(f"--{side}-mpp", type=float, metavar="UM", help=f"Pixel size of the {side} image in µm."),
-                click.option(f"--{side}-channel", metavar="C", help=f"Channel of the {side} image, by name or number."),
-            )
-        ):
+        for option in reversed(group):
             command = option(command)
         return command
 
     return decorate
+
+
+result_argument = click.argument("result_folder", type=path_type, metavar="OUT")
+
+
+def folder_option(metavar: str = "OUT", help: str = "Folder to write.") -> Callable[[_F], _F]:
+    """``-o``, the folder that a command writes, as ``out``."""
+    return click.option("-o", "--output", "out", type=path_type, required=True, metavar=metavar, help=help)
+
+
+def level_option(help: str) -> Callable[[_F], _F]:
+    """``--level``, 0 the finest."""
+    return click.option("--level", type=click.IntRange(min=0), metavar="N", help=help)
+
+
+def workers_option(help: str) -> Callable[[_F], _F]:
+    """``--workers``, at least one."""
+    return click.option("--workers", type=click.IntRange(min=1), metavar="N", help=help)
+
+
+def input_options(adapter: str, pairs: str) -> Callable[[_F], _F]:
+    """``--adapter`` and ``--adapter-set``, which say how the input of a command is opened, with their helps."""
+    return options(
+        click.option("--adapter", metavar="NAME", help=adapter),
+        click.option("--adapter-set", metavar="K=V", multiple=True, help=pairs),
+    )
+
+
+save_warped_option = click.option("--save-warped", is_flag=True, help="Also write the moving data on the fixed canvas.")
+moved_options = options(
+    *(
+        click.option(f"--{side}", type=path_type, metavar="FILE", help=f"The {side} file, where it lies elsewhere now.")
+        for side in ("fixed", "moving")
+    )
+)
+
+
+def side_options(side: str) -> Callable[[_F], _F]:
+    """The options that say how one side is opened."""
+    return options(
+        click.option(f"--{side}-adapter", metavar="NAME", help=f"Adapter of the {side} side; sniffed otherwise."),
+        click.option(f"--{side}-set", metavar="K=V", multiple=True, help=f"Option of the {side} adapter."),
+        click.option(f"--{side}-mpp", type=float, metavar="UM", help=f"Pixel size of the {side} image in µm."),
+        click.option(f"--{side}-channel", metavar="C", help=f"Channel of the {side} image, by name or number."),
+    )
 
 
 def adapter_options(
@@ -224,73 +258,43 @@ def load_result(path: Path) -> Result:
         return regframe.load(path)
 
 
-def describe_grid(grid: Grid) -> str:
-    """A grid in a few words."""
-    from ..data import describe_grid
+def recorded_run(folder: Path, fixed: Path | None, moving: Path | None) -> dict[str, Any]:
+    """What a finished run wrote of its inputs: ``path``, ``adapter`` and ``options`` by side, and more.
 
-    return describe_grid(grid)
+    ``fixed`` and ``moving`` are where these files lie now, if elsewhere. Raises ValueError where ``folder`` is no run or does
+    not name a file, FileNotFoundError where a file is gone.
+    """
+    import yaml
+
+    from ..io import outputs
+
+    if not outputs.is_output(folder):
+        raise ValueError(f"wanted a folder that `regframe register` wrote, got {folder}")
+    written = yaml.safe_load((folder / outputs.CONFIG).read_text(encoding="utf-8")) or {}
+    run: dict[str, Any] = written.get("run") or {}
+    for side, given in (("fixed", fixed), ("moving", moving)):
+        how = run.setdefault(side, {})
+        if given is not None:
+            how["path"] = str(given.resolve())
+        if not how.get("path"):
+            raise ValueError(f"wanted the {side} file, which {outputs.CONFIG} does not name; pass --{side} FILE")
+        if not Path(how["path"]).exists():
+            raise FileNotFoundError(
+                f"wanted the {side} file at {how['path']}, which does not exist; pass --{side} FILE"
+            )
+    return run
+
+
+def open_recorded(run: Mapping[str, Any]) -> tuple[Image | PointSet, Image | PointSet]:
+    """The fixed and the moving data of a `recorded_run`, opened as they were for it."""
+    fixed, moving = (
+        open_side(Path(run[side]["path"]), run[side].get("adapter"), run[side].get("options") or {})[0]
+        for side in ("fixed", "moving")
+    )
+    return fixed, moving
 
 
 def finish(metrics: Mapping[str, Any], ctx: click.Context) -> None:
     """Leave with the exit code of the verdict."""
     if metrics.get("verdict") == "fail":
         ctx.exit(EXIT_FAIL)
-
-
-class ProgressBar:
-    """Progress on stderr: a bar per stage and pyramid level on a terminal, else one plain line for each."""
-
-    def __init__(self) -> None:
-        self._live: Any = None
-        self._task: Any = None
-        self._current: tuple[str, int] | None = None
-        self._last: Progress | None = None
-
-    def __enter__(self) -> ProgressBar:
-        if sys.stderr.isatty():
-            from rich.console import Console
-            from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
-            from rich.progress import Progress as Bars
-
-            self._live = Bars(
-                TextColumn("{task.description}"),
-                BarColumn(bar_width=32),
-                TextColumn("{task.completed:>4.0f} / {task.total:.0f}"),
-                TextColumn("energy {task.fields[loss]:.5g}"),
-                TimeElapsedColumn(),
-                console=Console(stderr=True),
-            )
-            self._live.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
-    ) -> None:
-        self._close(finished=error is None)
-        if self._live is not None:
-            self._live.stop()
-
-    def __call__(self, step: Progress) -> None:
-        """Take one step of `regframe.register`."""
-        if self._current != (step.stage, step.level):
-            self._close(finished=True)
-            self._current = (step.stage, step.level)
-            if self._live is not None:
-                self._task = self._live.add_task(self._name(step), total=max(step.total, 1), loss=step.loss or 0.0)
-        self._last = step
-        if self._live is not None:
-            self._live.update(self._task, completed=step.done, loss=step.loss or 0.0)
-
-    def _name(self, step: Progress) -> str:
-        return f"{step.stage:<11} level {step.level} of {step.n_levels}"
-
-    def _close(self, finished: bool) -> None:
-        step = self._last
-        if step is None:
-            return
-        if self._live is not None:
-            if finished:  # converged before its limit: a full bar
-                self._live.update(self._task, total=max(step.done, 1), completed=max(step.done, 1))
-        else:
-            click.echo(f"{self._name(step)}: {step.done} iterations, energy {step.loss or 0.0:.5g}", err=True)
-        self._last = None

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import math
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -16,31 +16,33 @@ from ._common import (
     BadInput,
     adapter_options,
     bad_input,
-    describe_grid,
     emit_json,
+    input_options,
     json_option,
+    level_option,
     load_result,
     open_side,
+    options,
     overwrite_option,
     path_type,
+    result_argument,
     sentence,
     verbose_option,
+    workers_option,
 )
+from .progress import Bars
 
 if TYPE_CHECKING:
-    from ..contracts import Adapter
+    from ..contracts import Adapter, Progress
     from ..data import Grid, Image, PointSet
     from ..maps.shapes import Shapes
     from ..slides import job as slides_job
     from ..slides import warp
 
-_F = TypeVar("_F", bound=Callable[..., Any])
 _LOOKED_AT = 2048
 """Pixels along each side that are looked at for ids."""
 _FEW = 16
 """Whole numbers that are few."""
-_TOLD = 16
-"""Shards from which progress is told where no terminal shows it."""
 _WORTH_SPREADING = 4
 """Shards from which a cluster is asked; fewer are done before it has answered."""
 
@@ -53,33 +55,59 @@ def apply() -> None:
     """
 
 
-def _common(spacing: str) -> Callable[[_F], _F]:
-    """The arguments and options of all three; ``spacing`` is the help of ``--input-spacing``."""
+@dataclasses.dataclass(frozen=True)
+class Order:
+    """What all three commands are told: what to carry, through which map, and where to write it.
 
-    def decorate(command: _F) -> _F:
-        for option in reversed(
-            (
-                click.argument("result_folder", type=path_type, metavar="OUT"),
-                click.argument("input_file", type=path_type, metavar="INPUT"),
-                click.option("-o", "--output", type=path_type, required=True, help="File to write."),
-                click.option("--to", type=click.Choice(["fixed", "moving"]), required=True, help="Space to go to."),
-                click.option("--input-spacing", type=float, metavar="S", help=spacing),
-                overwrite_option,
-                verbose_option,
-            )
-        ):
-            command = option(command)
-        return command
+    Args:
+        result_folder: the result that holds the map.
+        input_file: the data, on the side that ``to`` is not.
+        output: the file to write.
+        to: side whose space the data are carried to.
+        input_spacing: size of the input's pixels in the unit of its side, or None where the input says it.
+        overwrite: replace ``output``.
+    """
+
+    result_folder: Path
+    input_file: Path
+    output: Path
+    to: Literal["fixed", "moving"]
+    input_spacing: float | None
+    overwrite: bool
+
+
+def _carries(spacing: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """The arguments and options of all three, handed on as an `Order`; ``spacing`` is the help of ``--input-spacing``."""
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(command)
+        def run(*, result_folder: Path, input_file: Path, output: Path, to: Any, input_spacing: float | None,
+                overwrite: bool, **own: Any) -> None:  # fmt: skip
+            from ..io import outputs
+
+            _check_spacing(input_spacing)
+            with bad_input():
+                outputs.check_file(output, overwrite)
+            command(Order(result_folder, input_file, output, to, input_spacing, overwrite), **own)
+
+        return options(
+            result_argument,
+            click.argument("input_file", type=path_type, metavar="INPUT"),
+            click.option("-o", "--output", type=path_type, required=True, help="File to write."),
+            click.option("--to", type=click.Choice(["fixed", "moving"]), required=True, help="Space to go to."),
+            click.option("--input-spacing", type=float, metavar="S", help=spacing),
+            overwrite_option,
+            verbose_option,
+        )(run)
 
     return decorate
 
 
 @apply.command(short_help="Resample an image on the other side's canvas.")
-@_common(
+@_carries(
     "Pixel size of the input, in the unit of the side it belongs to; its outer corner is put on that of the side's first pixel."
 )
-@click.option("--adapter", metavar="NAME", help="Adapter of the input; sniffed otherwise.")
-@click.option("--adapter-set", metavar="K=V", multiple=True, help="Option of the adapter, e.g. axes=cyx.")
+@input_options("Adapter of the input; sniffed otherwise.", "Option of the adapter, e.g. axes=cyx.")
 @click.option("--labels", is_flag=True, help="Values are ids (a segmentation, a mask): the nearest, never a mean.")
 @click.option(
     "--canvas",
@@ -88,11 +116,8 @@ def _common(spacing: str) -> Callable[[_F], _F]:
 )
 @click.option("--spacing", type=float, metavar="S", help="Pixel size of the output, in the unit of the destination.")
 @click.option("--region", metavar="Y0:Y1,X0:X1", help="Part of the canvas to fill, in the unit of the destination.")
-@click.option(
-    "--level",
-    type=click.IntRange(min=0),
-    metavar="N",
-    help="Resolution of the input to read, 0 the finest; the output gets its pixel size where --spacing is not given.",
+@level_option(
+    "Resolution of the input to read, 0 the finest; the output gets its pixel size where --spacing is not given."
 )
 @click.option(
     "--background",
@@ -101,11 +126,8 @@ def _common(spacing: str) -> Callable[[_F], _F]:
     metavar="V",
     help="Value where the input has nothing: a number, border (its border goes on), or auto: white for brightfield, else 0.",
 )
-@click.option(
-    "--workers",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="Threads for large images made here; one per core otherwise. With --scheduler: what a cluster must have more of.",
+@workers_option(
+    "Threads for large images made here; one per core otherwise. With --scheduler: what a cluster must have more of."
 )
 @click.option(
     "--scheduler",
@@ -113,12 +135,7 @@ def _common(spacing: str) -> Callable[[_F], _F]:
     help="A Dask scheduler, or its scheduler file, whose workers make the tiles of .zarr or .tif outputs.",
 )
 def image(
-    result_folder: Path,
-    input_file: Path,
-    output: Path,
-    to: Literal["fixed", "moving"],
-    input_spacing: float | None,
-    overwrite: bool,
+    order: Order,
     adapter: str | None,
     adapter_set: tuple[str, ...],
     labels: bool,
@@ -140,49 +157,47 @@ def image(
     """
     import regframe
 
-    from ..data import Image
+    from ..data import Image, describe_grid
     from ..io import outputs
     from ..slides import job as slides_job
     from ..slides import levels, place, warp
 
-    _check_spacing(input_spacing)
     _check_spacing(spacing, "--spacing")
     part = _region(region)
     fill = _background(background)
+    output, to = order.output, order.to
     tiled = output.suffix.lower() in (".zarr", ".tif", ".tiff")
     if scheduler is not None and not tiled:
         raise BadInput(f"wanted an output ending in .zarr or .tif for --scheduler, got {output.name!r}")
-    with bad_input():
-        outputs.check_file(output, overwrite)
     options = adapter_options(adapter_set, "--adapter-set") | ({"labels": True} if labels else {})
     job = slides_job.SlideJob(
-        str(result_folder.absolute()), str(input_file.absolute()), str(output.absolute()), to, adapter,
-        tuple(options.items()), input_spacing, canvas, spacing, part, level, fill,
+        str(order.result_folder.absolute()), str(order.input_file.absolute()), str(output.absolute()), to, adapter,
+        tuple(options.items()), order.input_spacing, canvas, spacing, part, level, fill,
     )  # fmt: skip
     if tiled:
-        if _warp_slide(job, workers, scheduler, overwrite):
+        if _warp_slide(job, workers, scheduler, order.overwrite):
             return
         if scheduler is not None:
-            click.echo(f"Note: {input_file.name} is read as a whole, and carried here", err=True)
-    elif _warp_small(job, overwrite):
+            click.echo(f"Note: {order.input_file.name} is read as a whole, and carried here", err=True)
+    elif _warp_small(job, order.overwrite):
         return
-    result = load_result(result_folder)
-    data, reader, _ = open_side(input_file, adapter, options, level or 0)
+    result = load_result(order.result_folder)
+    data, reader, _ = open_side(order.input_file, adapter, options, level or 0)
     if not isinstance(data, Image):
-        raise BadInput(f"wanted an image, got points in {input_file}; use `regframe apply points`")
+        raise BadInput(f"wanted an image, got points in {order.input_file}; use `regframe apply points`")
     side = result.moving_grid if to == "fixed" else result.fixed_grid
     with bad_input():
-        placed = data.replace(grid=place.place(data.grid, side, input_spacing))
+        placed = data.replace(grid=place.place(data.grid, side, order.input_spacing))
         whole = levels.pyramid_of(placed)
         grid = place.canvas_grid(result, to, canvas, spacing, part, whole, None if level is None else 0)
         number = warp.backdrop(whole) if fill == "auto" else None if fill == "border" else float(fill)
         transform = result.transform if to == "fixed" else result.transform.inverse()
         moved = regframe.resample(placed, transform, grid, number)
-        with outputs.staged(output, overwrite) as path:
+        with outputs.staged(output, order.overwrite) as path:
             reader.save(moved, path)
     click.echo(f"wrote {output}: {describe_grid(moved.grid)}", err=True)
     if not labels and not data.labels:
-        _warn_of_ids(data, input_file)
+        _warn_of_ids(data, order.input_file)
 
 
 def _warn_of_ids(image: Image, path: Path) -> None:
@@ -230,7 +245,7 @@ def _warp_slide(job: slides_job.SlideJob, workers: int | None, scheduler: str | 
     """Carry an image shard by shard, with progress; False where its adapter reads it as a whole only."""
     import torch
 
-    from ..data import Grid, Image
+    from ..data import Grid, Image, describe_grid
 
     with bad_input():
         if not Path(job.result).exists():
@@ -241,22 +256,8 @@ def _warp_slide(job: slides_job.SlideJob, workers: int | None, scheduler: str | 
             raise BadInput(sentence(error)) from error
     if plan is None:
         return False
-    bars: Any = contextlib.nullcontext()
-    if sys.stderr.isatty():
-        from rich.console import Console
-        from rich.progress import Progress
-
-        bars = Progress(console=Console(stderr=True))
     try:
-        with bad_input(), bars as shown:
-            task = None if shown is None else shown.add_task("shards", total=plan.shards)
-
-            def progress(done: int, total: int) -> None:
-                if shown is not None:
-                    shown.update(task, completed=done)
-                elif total >= _TOLD and done * 4 // total > (done - 1) * 4 // total:
-                    click.echo(f"warping: {done} of {total} shards", err=True)
-
+        with bad_input(), Bars() as progress:
             if scheduler is None or plan.shards < _WORTH_SPREADING:
                 plan.write(workers, overwrite, progress)
             else:
@@ -283,6 +284,7 @@ def _warp_slide(job: slides_job.SlideJob, workers: int | None, scheduler: str | 
 def _warp_small(job: slides_job.SlideJob, overwrite: bool) -> bool:
     """Carry part of a large image, or a coarse look at it, to a file that is written at once; False where it is small itself."""
     from .. import plugins
+    from ..data import describe_grid
     from ..io import outputs
     from ..slides.levels import WHOLE
 
@@ -311,11 +313,9 @@ def _spread(
     address: str,
     here: int | None,
     overwrite: bool,
-    progress: Callable[[int, int], None],
+    progress: Callable[[Progress], object],
 ) -> None:
     """Have the shards made by a cluster, each a task of paths and a number; by threads ``here`` where it has no more of them."""
-    import functools
-
     from .. import batch
     from ..slides import job as slides_job
 
@@ -360,15 +360,16 @@ def _region(text: str | None) -> tuple[tuple[float, float], ...] | None:
 
 
 @apply.command(short_help="Move the positions of a table.")
-@_common(
+@_carries(
     "Pixel size of coordinates in pixels, in the unit of the side they belong to. Coordinates count from the middle of the "
     "first pixel, which is position 0: they are multiplied by it (those of `apply shapes` count from its corner)."
 )
 @click.option(
     "--columns", metavar="X,Y", help="Position columns, e.g. x=T_x,y=T_y, or the columns of a header-less file."
 )
-@click.option("--adapter", metavar="NAME", help="Adapter of the input, e.g. cells; a text table or sniffed otherwise.")
-@click.option("--adapter-set", metavar="K=V", multiple=True, help="Option of the adapter, e.g. unit=um.")
+@input_options(
+    "Adapter of the input, e.g. cells; a text table or sniffed otherwise.", "Option of the adapter, e.g. unit=um."
+)
 @click.option(
     "--labels",
     metavar="FILE",
@@ -383,12 +384,7 @@ def _region(text: str | None) -> tuple[tuple[float, float], ...] | None:
     help="Table of ids and names (columns id and acronym or name): becomes the column region.",
 )
 def points(
-    result_folder: Path,
-    input_file: Path,
-    output: Path,
-    to: Literal["fixed", "moving"],
-    input_spacing: float | None,
-    overwrite: bool,
+    order: Order,
     columns: str | None,
     adapter: str | None,
     adapter_set: tuple[str, ...],
@@ -407,14 +403,12 @@ def points(
 
     from ..io import outputs
 
-    _check_spacing(input_spacing)
-    with bad_input():
-        outputs.check_file(output, overwrite)
-    result = load_result(result_folder)
+    output, input_file, to = order.output, order.input_file, order.to
+    result = load_result(order.result_folder)
     source = result.moving_grid if to == "fixed" else result.fixed_grid
     note = ""
     with bad_input():
-        unit = "px" if input_spacing else source.unit
+        unit = "px" if order.input_spacing else source.unit
         if adapter is None:
             try:
                 reader, (table, note) = None, _text_table(input_file, columns, unit)
@@ -425,10 +419,10 @@ def points(
         if adapter is not None:
             options = adapter_options(adapter_set, "--adapter-set") | ({"columns": columns} if columns else {})
             reader, table, note = _native(input_file, adapter, options, unit)
-        carried = regframe.carry_points(result, in_unit(table, source, input_spacing), to)
+        carried = regframe.carry_points(result, in_unit(table, source, order.input_spacing), to)
         extra = {name: values.tolist() for name, values in carried.columns(table.table).items()}
         extra |= _regions(carried.points, table, labels, labels_set, label_names)
-        with outputs.staged(output, overwrite) as path:
+        with outputs.staged(output, order.overwrite) as path:
             if reader is None:
                 regframe.write_points(carried.points, path, {name: _texts(values) for name, values in extra.items()})
             else:  # formats with types of their own
@@ -541,7 +535,7 @@ def _native(path: Path, adapter: str, options: dict[str, Any], unit: str) -> tup
 
 
 @apply.command(short_help="Move the shapes of a GeoJSON file.")
-@_common(
+@_carries(
     "Pixel size of the input, in the unit of the side it belongs to. Coordinates count from the outer corner of the first pixel "
     "of the image, as QuPath does, or as --pixel-origin says (those of `apply points` count from its middle)."
 )
@@ -570,12 +564,7 @@ def _native(path: Path, adapter: str, options: dict[str, Any], unit: str) -> tup
 @click.option("--max-vertices", type=click.IntRange(min=1), metavar="N", help="Largest number of vertices to write.")
 @json_option
 def shapes(
-    result_folder: Path,
-    input_file: Path,
-    output: Path,
-    to: str,
-    input_spacing: float | None,
-    overwrite: bool,
+    order: Order,
     unit: str | None,
     output_spacing: float | None,
     pixel_origin: Any,
@@ -595,22 +584,20 @@ def shapes(
     from ..io import outputs
     from ..maps.shapes import MAX_VERTICES
 
-    _check_spacing(input_spacing)
     _check_spacing(output_spacing, "--output-spacing")
-    with bad_input():
-        outputs.check_file(output, overwrite)
-    result = load_result(result_folder)
+    output, to = order.output, order.to
+    result = load_result(order.result_folder)
     source, target, transform = result.moving_grid, result.fixed_grid, result.transform
     if to == "moving":
         source, target, transform = target, source, transform.inverse()
     with bad_input():
-        given = regframe.read_shapes(input_file, unit=unit or "px", pixel_origin=pixel_origin)
-        before = given.to_positions(source, input_spacing)
+        given = regframe.read_shapes(order.input_file, unit=unit or "px", pixel_origin=pixel_origin)
+        before = given.to_positions(source, order.input_spacing)
         after = regframe.move_shapes(before, transform, target, tolerance, max_vertices or MAX_VERTICES)
         crossing, crossed = int(before.crossings().sum()), int(after.crossings().sum())
         pixels = output_spacing is not None or target.unit == "px"
         written = after.to_pixels(target, output_spacing) if pixels else after
-        with outputs.staged(output, overwrite) as path:
+        with outputs.staged(output, order.overwrite) as path:
             regframe.write_shapes(written, path, pixel_origin)
     sides = ("moving", "fixed") if to == "fixed" else ("fixed", "moving")
     outside = [int(before.outside(source).sum()), int(after.outside(target).sum())]

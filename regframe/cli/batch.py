@@ -4,52 +4,47 @@ from __future__ import annotations
 
 import contextlib
 import signal
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ._common import EXIT_FAIL, BadInput, bad_input, emit_json, json_option, path_type, verbose_option
-from .register import _config
+from ._common import (
+    EXIT_FAIL,
+    BadInput,
+    bad_input,
+    emit_json,
+    folder_option,
+    json_option,
+    path_type,
+    save_warped_option,
+    verbose_option,
+    workers_option,
+)
+from .progress import JobTable
+from .register import resolved_config
 
 if TYPE_CHECKING:
-    from ..batch import Job, Limits, Outcome, Pool, Progress
+    from ..batch import Job, Limits, Outcome, Pool
 
 _LEAST = 2 << 30  # memory a job gets before more of them run side by side
 _SHARE = 0.9  # of the machine's memory that jobs may take
-_TONES = {"pass": "green", "warn": "yellow", "fail": "red", "failed": "red"}
 
 
 @click.command(short_help="Run a table of registrations.")
 @click.argument("manifest", type=path_type, metavar="MANIFEST.csv")
-@click.option(
-    "-o",
-    "--output",
-    "out",
-    type=path_type,
-    required=True,
-    metavar="DIR",
-    help="Folder to write; a folder in it per job.",
-)
+@folder_option("DIR", "Folder to write; a folder in it per job.")
 @click.option("--config", "config_file", type=path_type, metavar="F.yaml", help="Settings of the rows that name none.")
 @click.option(
     "--set", "settings", metavar="A.B=C", multiple=True, help="One setting for all rows; a row's own counts more."
 )
-@click.option("--save-warped", is_flag=True, help="Also write the moving data on the fixed canvas.")
+@save_warped_option
 @click.option("--refine", is_flag=True, help="Make every map exact at full resolution, tile by tile.")
 @click.option(
     "--scheduler", metavar="ADDRESS", help="A Dask scheduler, or its scheduler file, instead of workers here."
 )
-@click.option(
-    "--workers",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="Jobs side by side here; from cores and memory otherwise.",
-)
+@workers_option("Jobs side by side here; from cores and memory otherwise.")
 @click.option(
     "--threads",
     type=click.IntRange(min=1),
@@ -108,7 +103,7 @@ def batch(
     if dry_run:
         _dry_run(jobs, out, limits, retry_failed, as_json)
         return
-    with bad_input(), _terminated(), Board(len(jobs)) as board:
+    with bad_input(), _terminated(), JobTable(len(jobs)) as board:
 
         def opened(n: int) -> contextlib.AbstractContextManager[Pool]:
             return board.said(pool(n))
@@ -140,7 +135,7 @@ def _check_settings(jobs: tuple[Job, ...]) -> None:
             continue
         seen[key] = None
         try:
-            _config(options)
+            resolved_config(options)
         except click.ClickException as error:
             raise BadInput(f"job {job.id}: {error.format_message()}") from error
 
@@ -231,99 +226,3 @@ def _terminated() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-class Board:
-    """Live progress on stderr: a table on a terminal, else a line per job that ended."""
-
-    def __init__(self, total: int) -> None:
-        self.total = total
-        self._running: dict[str, tuple[float, str]] = {}
-        self._ended: list[Outcome] = []
-        self._done = self._kept = 0
-        self._began = time.monotonic()
-        self._live: Any = None
-
-    def __enter__(self) -> Board:
-        if sys.stderr.isatty():
-            from rich.console import Console
-            from rich.live import Live
-
-            self._live = Live(console=Console(stderr=True), get_renderable=self._table, refresh_per_second=4)
-            self._live.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Leave the last state on the screen."""
-        if self._live is not None:
-            self._live.stop()
-            self._live = None
-
-    @contextlib.contextmanager
-    def said(self, pool: contextlib.AbstractContextManager[Pool]) -> Iterator[Pool]:
-        """Say who does the work once it is there."""
-        with pool as opened:
-            hint = (
-                "" if opened.name != "one after another" else " (pip install 'regframe[batch]' runs them side by side)"
-            )
-            self._line(f"running on {opened.name}" if not hint else f"running {opened.name}{hint}")
-            yield opened
-
-    def __call__(self, step: Progress) -> None:
-        """Take one step of `regframe.batch.run_batch`."""
-        if step.event == "started":
-            self._running[step.id] = (time.monotonic(), step.worker)
-            return
-        self._done = step.done
-        if step.event == "kept":
-            self._kept += 1
-            return
-        self._running.pop(step.id, None)
-        outcome = step.outcome
-        assert outcome is not None
-        self._ended.append(outcome)
-        if self._live is None:
-            width = len(str(step.total))
-            why = f": {outcome.reasons[0]}" if outcome.reasons else ""
-            self._line(
-                f"[{step.done:>{width}}/{step.total}] {outcome.id}: {outcome.state}, {outcome.seconds:.1f} s{why}"
-            )
-
-    def _line(self, text: str) -> None:
-        if self._live is not None:
-            self._live.console.print(text, highlight=False)
-        else:
-            click.echo(text, err=True)
-
-    def _table(self) -> Any:
-        from rich.console import Group
-        from rich.table import Table
-        from rich.text import Text
-
-        counts = {state: sum(o.state == state for o in self._ended) for state in _TONES}
-        head = Text(f"{self._done} of {self.total} jobs")
-        if self._kept:
-            head.append(f", {self._kept} of them done before", style="dim")
-        for state, count in counts.items():
-            if count:
-                head.append(f"   {count} {state}", style=_TONES[state])
-        now = time.monotonic()
-        ran, left = len(self._ended), self.total - self._done
-        if ran and left:
-            head.append(f"   about {(now - self._began) / ran * left / 60:.0f} min left", style="dim")
-        table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", expand=True)
-        for name, most in (("job", 32), ("state", 8), ("time", 9)):
-            table.add_column(name, overflow="ellipsis", no_wrap=True, max_width=most)
-        table.add_column("remark", overflow="ellipsis", no_wrap=True, ratio=1)
-        for outcome in self._ended[-8:]:
-            why = Text(outcome.reasons[0] if outcome.reasons else "")
-            word = Text(outcome.state, style=_TONES.get(outcome.state, ""))
-            table.add_row(Text(outcome.id), word, f"{outcome.seconds:.1f} s", why)
-        for name, (began, worker) in list(self._running.items())[:16]:
-            table.add_row(Text(name), "running", f"{now - began:.0f} s", Text(f"on worker {worker}"))
-        return Group(head, table)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from ._common import ProgressBar, bad_input, emit_json, finish, json_option, overwrite_option, path_type, verbose_option
+from ._common import bad_input, emit_json, finish, json_option, overwrite_option, path_type, verbose_option
+from .progress import Bars
 
 
 @click.command(short_help="Align a real image to a bent, recoloured copy and print the error.")
@@ -26,15 +27,16 @@ def demo(ctx: click.Context, out: Path, seed: int, overwrite: bool, as_json: boo
         outputs.check_folder(out, overwrite)
     import regframe
 
+    from ..report import results
     from ..testing import demo
 
     pair = demo.make(seed)
-    with ProgressBar() as progress, bad_input():
+    with Bars() as progress, bad_input():
         result = regframe.register(pair.fixed, pair.moving, progress=progress)
     errors = demo.errors(pair, result)
     run = {"demo": {"seed": seed, "error_px": errors}}
     with bad_input():
-        outputs.write(out, result, pair.fixed, pair.moving, run, overwrite)
+        results.write_run(out, result, (pair.fixed, pair.moving), run, overwrite)
     if as_json:
         emit_json({**result.metrics, "error_px": errors, "output": str(out)})
     else:

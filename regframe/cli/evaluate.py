@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ._common import BadInput, bad_input, describe_grid, emit_json, json_option, load_result, path_type, verbose_option
+from ._common import (
+    BadInput,
+    bad_input,
+    emit_json,
+    json_option,
+    load_result,
+    path_type,
+    result_argument,
+    verbose_option,
+)
 from .apply import in_unit
 
 if TYPE_CHECKING:
@@ -15,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @click.command(short_help="Measure the error at known landmarks.")
-@click.argument("result_folder", type=path_type, metavar="OUT")
+@result_argument
 @click.option("--fixed-landmarks", type=path_type, required=True, metavar="F.csv", help="Positions on the fixed side.")
 @click.option(
     "--moving-landmarks", type=path_type, required=True, metavar="M.csv", help="Positions on the moving side."
@@ -23,7 +32,9 @@ if TYPE_CHECKING:
 @click.option(
     "--fixed-spacing", type=float, metavar="S", help="Factor from the fixed file's coordinates to the side's unit."
 )
-@click.option("--moving-spacing", type=float, metavar="S", help="The same for the moving file.")
+@click.option(
+    "--moving-spacing", type=float, metavar="S", help="Factor from the moving file's coordinates to the side's unit."
+)
 @json_option
 @verbose_option
 def evaluate(
@@ -41,6 +52,7 @@ def evaluate(
     """
     import regframe
 
+    from ..data import describe_grid
     from ..evaluation import evaluate as measure
 
     result = load_result(result_folder)

@@ -154,6 +154,7 @@ def import_(ctx: click.Context, /, **options: Any) -> None:
     import regframe
 
     from ..io import outputs
+    from ..report import results
 
     path, out = options["path"], options["out"]
     with bad_input():
@@ -185,7 +186,7 @@ def import_(ctx: click.Context, /, **options: Any) -> None:
             )
         except ImportError as error:
             raise BadInput(sentence(error)) from error
-        outputs.write(out, result, sides[0] if sides else None, sides[1] if sides else None, run, options["overwrite"])
+        results.write_run(out, result, (sides[0], sides[1]) if sides else None, run, options["overwrite"])
     if options["as_json"]:
         emit_json(result.metrics)
     trip = result.metrics["roundtrip_px"]

@@ -14,7 +14,6 @@ from ._common import (
     BadInput,
     adapter_options,
     bad_input,
-    describe_grid,
     emit_json,
     json_option,
     open_levels,
@@ -225,6 +224,8 @@ def _grid_facts(grid: Grid) -> dict[str, Any]:
 def _result_facts(path: Path) -> dict[str, Any]:
     import regframe
 
+    from ..data import describe_grid
+
     with bad_input():
         result = regframe.load(path)
     metrics = result.metrics
@@ -371,11 +372,12 @@ def doctor(ctx: click.Context, as_json: bool) -> None:
     from .. import ops
     from .. import plugins as found
     from ..io import outputs
+    from ..versions import versions
 
     broken = [p for p in found.providers() if p.status == "broken"]
     check = _self_check()
     state: dict[str, Any] = {
-        "versions": outputs.versions(),
+        "versions": versions(*outputs.VERSIONS),
         "ops": {"built": ops.is_built(), **_build_facts()},
         "host": _importable("regframe._host"),
         "threads": torch.get_num_threads(),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,28 +15,31 @@ from ._common import (
     finish,
     json_option,
     load_result,
+    moved_options,
     open_levels,
+    open_recorded,
     open_side,
     overwrite_option,
     path_type,
+    recorded_run,
+    result_argument,
     verbose_option,
+    workers_option,
 )
+from .progress import Bars
 
 if TYPE_CHECKING:
     from ..data import Pyramid
     from ..result import Result
 
-workers_option = click.option(
-    "--workers", type=click.IntRange(min=1), metavar="N", help="Threads of the refinement; one per core otherwise."
-)
+threads_option = workers_option("Threads of the refinement; one per core otherwise.")
 
 
 @click.command(short_help="Make the map of a finished run exact at full resolution.")
-@click.argument("result_folder", type=path_type, metavar="OUT")
+@result_argument
 @click.option("-o", "--output", type=path_type, metavar="NEW", help="Folder to write; OUT itself where not given.")
-@click.option("--fixed", type=path_type, metavar="FILE", help="The fixed file, where it lies elsewhere now.")
-@click.option("--moving", type=path_type, metavar="FILE", help="The moving file, where it lies elsewhere now.")
-@workers_option
+@moved_options
+@threads_option
 @overwrite_option
 @json_option
 @verbose_option
@@ -59,18 +60,13 @@ def refine(
     A tile whose held-out windows do not get better leaves the map as it was. OUT is replaced when all is done, its
     warped data left out, which another map made.
     """
-    import yaml
-
     from ..io import outputs
+    from ..report import results
 
     out = output or result_folder
     result = load_result(result_folder)
     with bad_input():
-        if not outputs.is_output(result_folder):
-            raise ValueError(f"wanted a folder that `regframe register` wrote, got {result_folder}")
-        run: dict[str, Any] = (yaml.safe_load((result_folder / outputs.CONFIG).read_text(encoding="utf-8")) or {}).get(
-            "run"
-        ) or {}
+        run = recorded_run(result_folder, fixed, moving)
         ours = {outputs.TRANSFORM, outputs.METRICS, outputs.CONFIG, outputs.LOG, outputs.REPORT}
         strangers = sorted(
             p.name for p in result_folder.iterdir() if p.name not in ours and not p.name.startswith("warped")
@@ -81,23 +77,10 @@ def refine(
                 "move it away, or write elsewhere with -o"
             )
         outputs.check_folder(out, overwrite or output is None)
-        for side, given in (("fixed", fixed), ("moving", moving)):
-            how = run.setdefault(side, {})
-            if given is not None:
-                how["path"] = str(given.resolve())
-            if not how.get("path"):
-                raise ValueError(f"wanted the {side} file, which {outputs.CONFIG} does not name; pass --{side} FILE")
-            if not Path(how["path"]).exists():
-                raise FileNotFoundError(
-                    f"wanted the {side} file at {how['path']}, which does not exist; pass --{side} FILE"
-                )
     refined = run_refinement(result, levels(run), workers)
-    sides = [
-        open_side(Path(run[s]["path"]), run[s].get("adapter"), run[s].get("options") or {})[0]
-        for s in ("fixed", "moving")
-    ]
+    sides = open_recorded(run)
     with bad_input():
-        outputs.write(out, refined, sides[0], sides[1], run, overwrite or output is None)
+        results.write_run(out, refined, sides, run, overwrite or output is None)
     if as_json:
         emit_json({**refined.metrics, "output": str(out)})
     else:
@@ -132,23 +115,7 @@ def run_refinement(result: Result, sides: tuple[Pyramid, Pyramid], workers: int 
 
     from ..slides.refine import told
 
-    bars: Any = contextlib.nullcontext()
-    if sys.stderr.isatty():
-        from rich.console import Console
-        from rich.progress import Progress
-
-        bars = Progress(console=Console(stderr=True))
-    tasks: dict[str, Any] = {}
-    with bad_input(), bars as shown:
-
-        def progress(name: str, done: int, total: int) -> None:
-            if shown is not None:
-                if name not in tasks:
-                    tasks[name] = shown.add_task(f"refining, {name}", total=total)
-                shown.update(tasks[name], completed=done)
-            elif done * 4 // total > (done - 1) * 4 // total:
-                click.echo(f"refining, {name}: {done} of {total} tiles", err=True)
-
+    with bad_input(), Bars() as progress:
         refined = regframe.refine(result, *sides, workers=workers, progress=progress)
     for line in told(refined.metrics):
         click.echo(f"refined, {line}", err=True)

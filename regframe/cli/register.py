@@ -10,22 +10,24 @@ import click
 
 from ._common import (
     BadInput,
-    ProgressBar,
     adapter_options,
     bad_input,
-    describe_grid,
     emit_json,
     finish,
+    folder_option,
     json_option,
+    level_option,
     load_result,
     open_side,
     overwrite_option,
     parse_pairs,
     path_type,
+    save_warped_option,
     side_options,
     verbose_option,
 )
-from .refine import levels, run_refinement, workers_option
+from .progress import Bars
+from .refine import levels, run_refinement, threads_option
 
 if TYPE_CHECKING:
     from ..config import Config
@@ -39,7 +41,7 @@ TRANSFORMS = ("rigid", "similarity", "affine", "lddmm")
 @click.command(short_help="Align a moving file to a fixed one.")
 @click.argument("fixed", type=path_type)
 @click.argument("moving", type=path_type)
-@click.option("-o", "--output", "out", type=path_type, required=True, metavar="OUT", help="Folder to write.")
+@folder_option()
 @click.option("--landmarks", type=path_type, metavar="P.csv", help="Pairs: fixed_y, fixed_x, moving_y, moving_x.")
 @click.option("--metric", metavar="NAME", help="Similarity metric; `regframe plugins` lists them.")
 @click.option("--metric-set", metavar="K=V", multiple=True, help="Option of the metric.")
@@ -51,19 +53,14 @@ TRANSFORMS = ("rigid", "similarity", "affine", "lddmm")
     "--config", "config_file", type=path_type, metavar="F.yaml", help="Settings, e.g. a config.resolved.yaml."
 )
 @click.option("--set", "settings", metavar="A.B=C", multiple=True, help="One setting, e.g. optimizer.max_iter=50.")
-@click.option(
-    "--level",
-    type=click.IntRange(min=0),
-    metavar="N",
-    help="Pyramid level that is read of both files; chosen by size otherwise.",
-)
+@level_option("Pyramid level that is read of both files; chosen by size otherwise.")
 @side_options("fixed")
 @side_options("moving")
 @click.option("--device", metavar="cpu|cuda", help="Where to compute.")
 @click.option("--seed", type=click.IntRange(min=0), metavar="N", help="Seed of everything random.")
 @click.option("--refine", "refined", is_flag=True, help="Then make the map exact at full resolution, tile by tile.")
-@workers_option
-@click.option("--save-warped", is_flag=True, help="Also write the moving data on the fixed canvas.")
+@threads_option
+@save_warped_option
 @overwrite_option
 @click.option("--dry-run", is_flag=True, help="Open and check everything, say what would be done, write nothing.")
 @json_option
@@ -77,7 +74,7 @@ def register(ctx: click.Context, /, **options: Any) -> None:
     """
     out: Path = options["out"]
     as_json: bool = options["as_json"]
-    config = _config(options)
+    config = resolved_config(options)
     metric = _metric(config)
     with bad_input():
         from ..io import outputs
@@ -101,15 +98,17 @@ def register(ctx: click.Context, /, **options: Any) -> None:
 
     import regframe
 
+    from ..report import results
+
     if not sys.stderr.isatty():
         click.echo(f"aligning {options['moving'].name} to {options['fixed'].name}", err=True)
-    with ProgressBar() as progress, bad_input():
+    with Bars() as progress, bad_input():
         result = regframe.register(fixed, moving, metric=metric, init=init, config=config, progress=progress)
     if sides is not None:
         result = run_refinement(result, sides, options["workers"])
     with bad_input():
-        warped = _saver(moving_adapter, options["moving"], result) if options["save_warped"] else None
-        outputs.write(out, result, fixed, moving, run, options["overwrite"], warped)
+        warped = [_saver(moving_adapter, options["moving"], result)] if options["save_warped"] else []
+        results.write_run(out, result, (fixed, moving), run, options["overwrite"], *warped)
     if as_json:
         emit_json({**result.metrics, "output": str(out)})
     else:
@@ -117,7 +116,7 @@ def register(ctx: click.Context, /, **options: Any) -> None:
     finish(result.metrics, ctx)
 
 
-def _config(options: dict[str, Any]) -> Config:
+def resolved_config(options: dict[str, Any]) -> Config:
     """Settings out of the file, then ``--set``, then the options with names of their own."""
     import yaml
 
@@ -200,7 +199,7 @@ def _init(options: dict[str, Any], fixed: Image | PointSet, moving: Image | Poin
 def _landmarks(path: Path, fixed: Image | PointSet, moving: Image | PointSet) -> Any:
     import regframe
 
-    from ..data import Image, PointSet
+    from ..data import Image, PointSet, describe_grid
     from ..io.tables import to_unit_of
 
     fixed_points, moving_points, units = regframe.read_landmarks(path)
@@ -261,7 +260,7 @@ def _dry_run(
 
 def describe(data: Image | PointSet) -> str:
     """One side in a few words."""
-    from ..data import Image
+    from ..data import Image, describe_grid
 
     if isinstance(data, Image):
         n = len(data.channels)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,12 +13,16 @@ from ._common import (
     bad_input,
     emit_json,
     finish,
+    folder_option,
+    input_options,
     json_option,
+    level_option,
     open_side,
     overwrite_option,
     path_type,
     verbose_option,
 )
+from .progress import Bars
 
 if TYPE_CHECKING:
     from ..data import Image
@@ -29,7 +32,7 @@ ORDERS = ("natural", "number", "given")
 
 @click.command(short_help="Align serial sections into one volume.")
 @click.argument("sections", type=path_type, nargs=-1, required=True)
-@click.option("-o", "--output", "out", type=path_type, required=True, metavar="OUT", help="Folder to write.")
+@folder_option()
 @click.option(
     "--order",
     default="natural",
@@ -54,9 +57,8 @@ ORDERS = ("natural", "number", "given")
 @click.option("--spacing-z", type=float, metavar="S", help="Distance of two sections, in the unit of their pixels.")
 @click.option("--mpp", type=float, metavar="UM", help="Pixel size of the sections in µm.")
 @click.option("--channel", metavar="C", help="Channel of the sections, by name or number.")
-@click.option("--level", type=click.IntRange(min=0), metavar="N", help="Pyramid level that is read of every section.")
-@click.option("--adapter", metavar="NAME", help="Adapter of the sections; sniffed otherwise.")
-@click.option("--adapter-set", "adapter_set", metavar="K=V", multiple=True, help="Option of the adapter.")
+@level_option("Pyramid level that is read of every section.")
+@input_options("Adapter of the sections; sniffed otherwise.", "Option of the adapter.")
 @click.option(
     "--guide", type=path_type, metavar="VOLUME", help="Volume of the organ, first plane at the first section."
 )
@@ -79,6 +81,7 @@ def stack(ctx: click.Context, /, **options: Any) -> None:
     """
     out: Path = options["out"]
     with bad_input():
+        from ..report import stacks
         from ..stack import align, sections
 
         align.check_output(out, options["overwrite"])
@@ -96,7 +99,7 @@ def stack(ctx: click.Context, /, **options: Any) -> None:
                 guide = guide.replace(grid=guide.grid.to_unit(images[0].grid.unit))
     reference: str = options["reference"]
     wanted: int | str = int(reference) if reference.lstrip("-").isdigit() else reference
-    with _Progress() as progress, bad_input():
+    with Bars() as progress, bad_input():
         found = align.align_stack(
             images,
             positions=positions,
@@ -109,7 +112,7 @@ def stack(ctx: click.Context, /, **options: Any) -> None:
             progress=progress,
         )
     with bad_input():
-        found.save(out, images, options["overwrite"])
+        stacks.save(found, out, images, options["overwrite"])
     if options["as_json"]:
         emit_json({**found.metrics, "output": str(out)})
     else:
@@ -136,12 +139,15 @@ def _files(given: tuple[Path, ...]) -> list[Path]:
     ):
         import regframe
 
+        from ..contracts import Adapter
+
         found = []
         for path in sorted(given[0].iterdir()):
             if path.name.startswith("."):
                 continue
             try:
-                if regframe.find_adapter(path).name == "image":
+                # an adapter with a pyramid of its own opens images, whatever it is called
+                if type(regframe.find_adapter(path)).pyramid is not Adapter.pyramid:
                     found.append(path)
             except (ValueError, OSError):
                 continue
@@ -173,36 +179,3 @@ def _image(data: Any, path: Path) -> Image:
     if not isinstance(data, Image):
         raise BadInput(f"wanted an image, got points in {path}; open them with --adapter cells, which rasterises them")
     return data
-
-
-class _Progress:
-    """Progress on stderr: a bar per stage on a terminal, else a plain line."""
-
-    def __init__(self) -> None:
-        self._bars: Any = None
-        self._task: Any = None
-        self._stage = ""
-
-    def __enter__(self) -> _Progress:
-        if sys.stderr.isatty():
-            from rich.console import Console
-            from rich.progress import Progress as Bars
-
-            self._bars = Bars(console=Console(stderr=True))
-            self._bars.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._bars is not None:
-            self._bars.stop()
-
-    def __call__(self, stage: str, done: int, total: int) -> None:
-        """Take one step."""
-        if stage != self._stage:
-            self._stage = stage
-            if self._bars is None:
-                click.echo(f"{stage}: {total}", err=True)
-            else:
-                self._task = self._bars.add_task(stage, total=total)
-        if self._bars is not None:
-            self._bars.update(self._task, completed=done + 1)

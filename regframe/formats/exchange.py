@@ -30,8 +30,8 @@ from ..maps.base import Transform
 from ..maps.fields import MAX_NODES
 from ..maps.sequence import Sequence as MapSequence
 from ..maps.shapes import Shapes
-from ..registration import versions
 from ..result import Result
+from ..versions import versions
 from . import ants, elastix, itk, nifti, npz
 from .steps import (
     Field,

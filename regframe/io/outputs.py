@@ -1,7 +1,7 @@
 """The folder a run leaves behind: checked before, written aside, renamed at the end.
 
-``OUT/`` holds ``transform.ome.zarr``, ``metrics.json``, ``config.resolved.yaml``, ``log.jsonl``, ``report.html`` and,
-when asked, the warped data. The commands, the demo and batches all write it through this module.
+``OUT/`` holds ``transform.ome.zarr``, ``metrics.json``, ``config.resolved.yaml``, ``log.jsonl``, and what the caller adds:
+``report.html`` (`regframe.report.results.write_run`) and, when asked, the warped data.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import contextlib
 import json
 import math
 import os
-import platform
 import shutil
 import tempfile
 import warnings
@@ -18,8 +17,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..versions import MAIN, versions
+
 if TYPE_CHECKING:
-    from ..data import Image, PointSet
     from ..result import Result
 
 TRANSFORM = "transform.ome.zarr"
@@ -27,6 +27,8 @@ METRICS = "metrics.json"
 CONFIG = "config.resolved.yaml"
 LOG = "log.jsonl"
 REPORT = "report.html"
+VERSIONS = (*MAIN, "scipy", "zarr")
+"""Packages whose versions a folder names: those that the numbers of the fit and the bytes of its files depend on."""
 
 
 def is_output(path: Path) -> bool:
@@ -50,7 +52,10 @@ def check_folder(path: Path, overwrite: bool) -> None:
 
 
 def check_file(path: Path, overwrite: bool) -> None:
-    """The same for a single output; one that is a folder (``.ome.zarr``) is only replaced if it is a Zarr store."""
+    """Refuse, before anything is computed, a single output that could not be written at the end.
+
+    One that is a folder (``.ome.zarr``) is only replaced if it is a Zarr store. Raises what `check_folder` raises.
+    """
     if path.exists() or path.is_symlink():
         if not overwrite:
             raise FileExistsError(f"output {path} exists; choose another name, or pass --overwrite to replace it")
@@ -82,9 +87,8 @@ def staged(path: Path, overwrite: bool = False) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{path.name}-", suffix=".partial", dir=path.parent))
-    plan: list[
-        tuple[Path, Path, Path]
-    ] = []  # what was written, where it belongs, where what stood there is put meanwhile
+    # what was written, where it belongs, where the file or folder that stood there is put meanwhile
+    plan: list[tuple[Path, Path, Path]] = []
     try:
         yield aside / path.name
         if not (aside / path.name).exists():
@@ -102,7 +106,7 @@ def staged(path: Path, overwrite: bool = False) -> Iterator[Path]:
             if target.exists():
                 target.rename(old)
             item.rename(target)
-    except BaseException:  # whatever broke in between, an interrupt too: the earlier files stay
+    except BaseException:  # an interrupt too: the earlier files go back to their places
         for item, target, old in plan:
             if target.exists() and not item.exists():
                 target.rename(item)
@@ -116,25 +120,23 @@ def staged(path: Path, overwrite: bool = False) -> Iterator[Path]:
 def write(
     path: Path,
     result: Result,
-    fixed: Image | PointSet | None,
-    moving: Image | PointSet | None,
     run: dict[str, Any],
     overwrite: bool = False,
-    save_warped: Callable[[Path], object] | None = None,
+    *extras: Callable[[Path], object],
 ) -> None:
     """Write a run's folder, complete or not at all.
 
     Args:
         path: the folder.
         result: what was computed.
-        fixed: the fixed side, for the report; none is drawn where None.
-        moving: the moving side, likewise.
         run: where the inputs lie and how they were opened; kept under ``run`` in ``config.resolved.yaml``.
         overwrite: replace a folder that regframe wrote.
-        save_warped: called with the folder to write the warped data into it.
-    """
-    from .. import report
+        extras: each is called with the folder, in turn, to write something more into it: the page, the warped data.
 
+    Raises:
+        FileExistsError: ``path`` exists and may not be replaced.
+        OSError: its place cannot be written.
+    """
     check_folder(path, overwrite)
     with staged(path, overwrite) as folder:
         folder.mkdir()
@@ -147,23 +149,8 @@ def write(
         (folder / CONFIG).write_text(resolved_yaml(result, run), encoding="utf-8")
         with (folder / LOG).open("w", encoding="utf-8") as log:
             log.writelines(to_json(line) + "\n" for line in result.history)
-        if save_warped is not None:
-            save_warped(folder)
-        if fixed is not None and moving is not None:
-            report.write(result, fixed, moving, folder / REPORT)
-
-
-def versions() -> dict[str, str]:
-    """The versions a result depends on."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    found = {"python": platform.python_version()}
-    for name in ("regframe", "torch", "numpy", "scipy", "zarr"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+        for extra in extras:
+            extra(folder)
 
 
 def resolved_yaml(result: Result, run: dict[str, Any]) -> str:
@@ -172,7 +159,7 @@ def resolved_yaml(result: Result, run: dict[str, Any]) -> str:
 
     header = "# What this run resolved its settings to; `regframe register --config` takes this file.\n"
     settings = result.config.model_dump(mode="json")
-    extra = {"versions": versions(), "run": json.loads(to_json(run))}
+    extra = {"versions": versions(*VERSIONS), "run": json.loads(to_json(run))}
     return header + str(yaml.safe_dump({**settings, **extra}, sort_keys=False, allow_unicode=True))
 
 

@@ -13,11 +13,9 @@ Nothing read from a store is trusted: every declared shape, number, codec and pa
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import math
 import os
-import platform
 import re
 import shutil
 import tempfile
@@ -45,6 +43,7 @@ from ..maps.fields import MAX_NODES, Chain, chain_of
 from ..maps.flow import Flow
 from ..maps.sequence import Sequence as MapSequence
 from ..result import Result
+from ..versions import versions
 
 FORMAT = 1
 """Version of the ``regframe/`` group; a reader refuses a newer one."""
@@ -250,7 +249,7 @@ def _own_attributes(result: Result, parts: list[Transform]) -> _Json:
         "config": result.config.model_dump(mode="json"),
         "metrics": result.metrics,
         "history": result.history,
-        "versions": _versions(),
+        "versions": versions("regframe", "torch", "numpy", "zarr", "python"),
         "seed": result.config.seed,
     }
     encoded: _Json = _encode(attributes, "result")
@@ -324,21 +323,6 @@ def _to_numpy(tensor: Tensor) -> NDArray[Any]:
     if tensor.dtype not in (torch.float32, torch.float64):
         tensor = tensor.to(torch.float32)
     return tensor.detach().cpu().contiguous().numpy()
-
-
-def _versions() -> dict[str, str]:
-    """Versions of what wrote the store."""
-    try:
-        own = importlib.metadata.version("regframe")
-    except importlib.metadata.PackageNotFoundError:
-        own = "unknown"
-    return {
-        "regframe": own,
-        "torch": str(torch.__version__),
-        "numpy": np.__version__,
-        "zarr": zarr.__version__,
-        "python": platform.python_version(),
-    }
 
 
 def _encode(value: Any, where: str) -> Any:

@@ -1,26 +1,26 @@
-"""The report of a stack: every section as it lies in the end, cuts across them before and after, figures of each."""
+"""The page of a stack: every section as it lies in the end, cuts across them before and after, figures of each."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import jinja2
 import numpy as np
 import torch
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from ..data import Grid, Image
+from ..io import outputs
 from ..maps.affine import Affine
 from ..maps.resample import resample
+from ..stack import align
+from ..stack.align import Stack
 from ..stack.posegraph import GUIDE
-from . import Picture, _data_uri, _jpeg, figures
+from . import figures
+from .page import Picture, data_uri, fill, jpeg
 from .pictures import Array, Look, look_of, shrink
-
-if TYPE_CHECKING:
-    from ..stack.align import Stack
 
 _HEADLINES = {
     "pass": ("Stacked", "Every section has its place."),
@@ -28,10 +28,22 @@ _HEADLINES = {
     "fail": ("Not to be trusted", "Most sections have no place; nothing was thrown away."),
 }
 TILE = 150
-"""Longer side of a section in the montage."""
+"""Pixels along the longer side of a section in the montage."""
 CUT = 720
-"""Pixels that a cut across the stack is wide."""
+"""Pixels that a cut across the stack is wide at least; a wider one is shown as it is."""
 MOST_TILES = 160
+"""Sections that the montage shows at most; of a longer stack every second, third … one."""
+
+
+def save(stack: Stack, path: Path, images: Sequence[Image], overwrite: bool = False) -> None:
+    """Write the folder that `Stack.save` writes with the page ``report.html`` in it, complete or not at all.
+
+    ``images`` are the sections, one each, in the stack's order. Raises what `Stack.save` raises.
+    """
+    with align.staged(path, overwrite) as folder:
+        volume = align.write_files(stack, folder, images)
+        assert volume is not None  # there are images
+        write(stack, images, volume, folder / outputs.REPORT)
 
 
 def write(stack: Stack, images: Sequence[Image], volume: Image, path: Path) -> None:
@@ -41,9 +53,6 @@ def write(stack: Stack, images: Sequence[Image], volume: Image, path: Path) -> N
 
 def render(stack: Stack, images: Sequence[Image], volume: Image) -> str:
     """The page as text."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("regframe", "report"), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
     title, summary = _HEADLINES[stack.verdict]
     m = stack.metrics
     before = as_they_lay(stack, images, volume)
@@ -61,7 +70,8 @@ def render(stack: Stack, images: Sequence[Image], volume: Image) -> str:
         cards.append(("pairs, median", f"{pairs['median']:.2g} px"))
     if m["drift"].get("chain_departs_px") is not None:
         cards.append(("a chain would be off", f"{m['drift']['chain_departs_px']:.2g} px"))
-    return environment.get_template("stack.html").render(
+    return fill(
+        "stack.html",
         verdict=stack.verdict,
         title=title,
         summary=summary,
@@ -69,10 +79,10 @@ def render(stack: Stack, images: Sequence[Image], volume: Image) -> str:
         cards=cards,
         cuts=_cuts(stack, before, volume),
         coherence=Picture(
-            "Neighbours", _data_uri(_coherence(m), "png"), "Correlation of every section with the next one."
+            "Neighbours", data_uri(_coherence(m), "png"), "Correlation of every section with the next one."
         ),
         poses=Picture(
-            "Pairs", _data_uri(_residuals(stack), "png"), "How far every registered pair is from the poses in the end."
+            "Pairs", data_uri(_residuals(stack), "png"), "How far every registered pair is from the poses in the end."
         ),
         montage=montage(stack, volume),
         sections=[_row(section) for section in m["sections"]],
@@ -126,7 +136,7 @@ def _cuts(stack: Stack, before: Image, after: Image) -> list[list[Picture]]:
         row = []
         for word, volume in (("before", before), ("after", after)):
             cut = volume.data[:, :, y] if axis == "xz" else volume.data[:, :, :, x]
-            row.append(Picture(f"{axis}, {word}", _jpeg(_stretched(_rgb(cut, look), dz / step), 88)))
+            row.append(Picture(f"{axis}, {word}", jpeg(_stretched(_rgb(cut, look), dz / step), 88)))
         out.append(row)
     return out
 
@@ -153,7 +163,7 @@ def montage(stack: Stack, volume: Image) -> list[dict[str, str]]:
             plane = Image(
                 volume.data[:, stack.planes[k]].contiguous(), stack.plane_grid, volume.channels, labels=volume.labels
             )
-            tile = _jpeg(_rgb(shrink(plane, spacing).data, look), 80)
+            tile = jpeg(_rgb(shrink(plane, spacing).data, look), 80)
         out.append({"uri": tile, "name": stack.names[k], "verdict": section["verdict"]})
     return out
 

@@ -22,6 +22,7 @@ import torch
 from skimage.filters import threshold_otsu
 from torch import Tensor
 
+from ..contracts import Progress
 from ..data import Grid, Level, Pyramid
 from ..fit.mixture import flattest
 from ..fit.uncertainty import FLOOR
@@ -43,7 +44,6 @@ NOISE = 0.1
 """Pixels by which a window is found elsewhere than its middle lies, at least: the map bends within it too."""
 LOOKED_AT = 24_000_000
 """Values of both sides that are looked at to choose how to look at them, at most."""
-Report = Callable[[str, int, int], None]
 
 
 def refine(
@@ -52,7 +52,7 @@ def refine(
     moving: Pyramid | Any,
     *,
     workers: int | None = None,
-    progress: Report | None = None,
+    progress: Callable[[Progress], object] | None = None,
 ) -> Result:
     """Make the map of two images exact at full resolution, tile by tile, where it can be shown to help.
 
@@ -65,7 +65,7 @@ def refine(
         fixed: every resolution of the fixed image, or anything `regframe.open_pyramid` reads.
         moving: likewise.
         workers: threads; None takes one per core.
-        progress: called with the round, the number of tiles looked at in it, and of all of them.
+        progress: called after each tile; a round, whose pixels it names, is a stage.
 
     Returns:
         The result with the refined map; ``metrics["refinement"]`` says what was done: ``rounds``, each with ``pixel`` (fixed
@@ -134,7 +134,12 @@ def told(metrics: dict[str, Any]) -> list[str]:
 
 
 def _rounds(
-    result: Result, fixed: Pyramid, moving: Pyramid, coarse: float, workers: int, progress: Report | None
+    result: Result,
+    fixed: Pyramid,
+    moving: Pyramid,
+    coarse: float,
+    workers: int,
+    progress: Callable[[Progress], object] | None,
 ) -> tuple[Field | None, list[dict[str, Any]]]:
     """The field, or None where nothing was kept, and what was done.
 
@@ -155,7 +160,7 @@ def _rounds(
         level = tiles.choose(fixed, factor)
         transform = result.transform if field is None else joined(result.transform, field)
         places = _tissue_tiles(level.grid, look)
-        name = f"pixels of {level.grid.pixel:.4g} {level.grid.unit}"
+        name = f"refining, pixels of {level.grid.pixel:.4g} {level.grid.unit}"
         seen: list[Seen] = [Seen.nothing("")] * len(places)
         pull = transform.inverse()
         source = tiles.choose(moving, tiles.needed(moving, pull, level.grid.spacing))
@@ -167,7 +172,7 @@ def _rounds(
         for done, (index, found) in enumerate(_spread_over(task, len(places), workers), start=1):
             seen[index] = found
             if progress is not None:
-                progress(name, done, len(places))
+                progress(Progress(name, done, len(places)))
         process = Process(
             head, corners.min(axis=0), corners.max(axis=0), tail.source_unit, NOISE * level.grid.pixel * zoom
         )

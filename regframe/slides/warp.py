@@ -25,7 +25,6 @@ import weakref
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,9 +35,11 @@ from numpy.typing import NDArray
 from zarr.codecs import BloscCodec
 from zarr.storage import LocalStore
 
+from ..contracts import Progress
 from ..data import Grid, Image, Level, Pyramid, describe_grid
 from ..maps.base import Transform
 from ..plugins import PARTIAL, PLAN
+from ..versions import version
 from . import tiles
 from .tifftiles import DTYPES, TileStore
 
@@ -72,7 +73,7 @@ def warp_slide(
     shard: int | None = None,
     workers: int | None = None,
     overwrite: bool = False,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[Progress], object] | None = None,
 ) -> Path:
     """Carry a large image by ``transform`` onto ``grid`` and write it, with its pyramid, to ``path``.
 
@@ -90,7 +91,7 @@ def warp_slide(
             largest within `SHARD_BYTES`, at most 4096.
         workers: threads; None takes one per core.
         overwrite: replace the output if it exists, and drop an unfinished one that was begun from something else.
-        progress: called with the number of shards done and of all of them.
+        progress: called after each shard, with the stage ``shards``.
 
     Returns:
         ``path``.
@@ -241,7 +242,7 @@ class SlideWarp:
         self,
         workers: int | None = None,
         overwrite: bool = False,
-        progress: Callable[[int, int], None] | None = None,
+        progress: Callable[[Progress], object] | None = None,
     ) -> Path:
         """Run every shard that is missing on ``workers`` threads, and finish; see `warp_slide`."""
         workers = _cores() if workers is None else int(workers)
@@ -256,7 +257,7 @@ class SlideWarp:
                     for _ in _spread(self.run, missing, workers):
                         finished += 1
                         if progress is not None:
-                            progress(finished, self.shards)
+                            progress(Progress("shards", finished, self.shards))
             finally:
                 torch.set_num_threads(threads)
             self.finish(overwrite)
@@ -492,7 +493,7 @@ class SlideWarp:
         sha = hashlib.sha256()
         pyramid = self.pyramid
         facts = (
-            _FORMAT, _version(), self.identity, pyramid.name, str(pyramid.dtype), pyramid.channels, pyramid.colors,
+            _FORMAT, version(), self.identity, pyramid.name, str(pyramid.dtype), pyramid.channels, pyramid.colors,
             pyramid.labels, [level.grid for level in pyramid.levels], self.source.grid, self.grid, self.fill, self.chunk,
             self.shard,
         )  # fmt: skip
@@ -551,7 +552,7 @@ class SlideWarp:
                 ],
                 "omero": {"channels": channels},
             },
-            "regframe": {"complete": True, "version": _version()},
+            "regframe": {"complete": True, "version": version()},
         }
 
     def _colors(self) -> tuple[str, ...]:
@@ -608,13 +609,6 @@ def backdrop(pyramid: Pyramid) -> float:
 
 def _is_store(path: Path) -> bool:
     return (path / "zarr.json").is_file() or (path / ".zgroup").is_file()
-
-
-def _version() -> str:
-    try:
-        return version("regframe")
-    except PackageNotFoundError:
-        return "0+unknown"
 
 
 def _cores() -> int:

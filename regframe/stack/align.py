@@ -5,11 +5,12 @@ Every section is registered to several neighbours, not to the last one alone; `r
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import math
 import re
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,13 @@ import torch
 
 from .. import plugins
 from ..config import Config
+from ..contracts import Progress
 from ..data import Grid, Image
 from ..io import outputs
 from ..maps.affine import Affine
 from ..maps.base import Transform
 from ..result import Result
+from ..versions import versions
 from . import posegraph
 from .judge import Judge
 from .pairs import Work
@@ -93,9 +96,15 @@ class Stack:
         return _volume(self, images)
 
     def save(self, path: str | Path, images: Sequence[Image] | None = None, overwrite: bool = False) -> None:
-        """Write a folder: ``metrics.json``, ``sections/NAME/transform.ome.zarr`` (each for `regframe.load`), and, where
-        ``images`` are given, ``volume.ome.zarr`` and ``report.html``. Aside first, then renamed."""
-        _save(self, Path(path), images, overwrite)
+        """Write a folder: ``metrics.json``, ``sections.csv``, ``sections/NAME/transform.ome.zarr`` (each for `regframe.load`)
+        and, where ``images`` (the sections, in the stack's order) are given, ``volume.ome.zarr``.
+
+        The folder is written aside first, then renamed: it is there complete or not at all. `regframe.write_report` draws
+        a page of it. Raises FileExistsError where ``path`` exists and may not be replaced, ValueError where the images
+        make no volume (see `volume`), OSError where the place cannot be written.
+        """
+        with staged(Path(path), overwrite) as folder:
+            write_files(self, folder, images)
 
 
 def align_stack(
@@ -110,7 +119,7 @@ def align_stack(
     reach: int = REACH,
     check_mirrors: bool = True,
     config: Config | None = None,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Callable[[Progress], object] | None = None,
 ) -> Stack:
     """Align serial sections, given in order, into one stack.
 
@@ -129,7 +138,7 @@ def align_stack(
         reach: neighbours on either side that each section is registered to.
         check_mirrors: try every section turned over as well, and say where that fits better.
         config: settings of `register` for every pair.
-        progress: called with the stage, what is done and how much there is.
+        progress: called with each step.
 
     Raises:
         ValueError: fewer than two sections, volumes, several units, positions that do not ascend.
@@ -145,7 +154,7 @@ def align_stack(
         raise ValueError(f"wanted a reference from 0 to {len(sections) - 1}, got {reference}; count from 0")
     if reach < 1 or (hold is not None and not hold > 0):
         raise ValueError(f"wanted a reach of at least 1 and a hold above 0, got {reach} and {hold}")
-    work = Work(sections, planes, config or Config(), transform, progress or (lambda *_: None))
+    work = Work(sections, planes, config or Config(), transform, progress or (lambda step: None))
     if guide is not None and (guide.grid.ndim != 3 or guide.grid.unit != sections[0].grid.unit):
         raise ValueError(
             f"wanted a guide volume in {sections[0].grid.unit}, got {guide.grid.ndim}D in {guide.grid.unit}"
@@ -194,7 +203,7 @@ def align_stack(
         "canvas": {"shape": list(grid.shape), "spacing": list(grid.spacing), "unit": grid.unit},
         "bending": steps,
         "seconds": time.perf_counter() - began,
-        "versions": outputs.versions(),
+        "versions": versions(*outputs.VERSIONS),
     }
     results = tuple(
         work.result(k, maps[k], poses[k], canvas, metrics["sections"][k], figures.get(k, {})) if k in maps else None
@@ -241,31 +250,40 @@ def _volume(stack: Stack, images: Sequence[Image]) -> Image:
     return Image(data, stack.grid, first.channels, labels=first.labels, name="stack")
 
 
-def _save(stack: Stack, path: Path, images: Sequence[Image] | None, overwrite: bool) -> None:
-    from ..report import stacks
+@contextlib.contextmanager
+def staged(path: Path, overwrite: bool) -> Iterator[Path]:
+    """An empty folder to write a stack into, renamed to ``path`` when the block ends well and removed when it does not.
 
+    Raises what `check_output` raises.
+    """
     check_output(path, overwrite)
     with outputs.staged(path, overwrite) as folder:
         folder.mkdir()
-        (folder / outputs.METRICS).write_text(outputs.to_json(stack.metrics, indent=2) + "\n", encoding="utf-8")
-        rows = []
-        for k, result in enumerate(stack.results):
-            name = section_folder(stack, k)
-            rows.append({"section": stack.names[k], "position": stack.metrics["sections"][k]["position"],
-                         "verdict": stack.metrics["sections"][k]["verdict"], "map": name if result else ""})  # fmt: skip
-            if result is not None:
-                place = folder / SECTIONS / name
-                place.mkdir(parents=True)
-                result.save(place / outputs.TRANSFORM)
-                (place / outputs.METRICS).write_text(outputs.to_json(result.metrics, indent=2) + "\n", encoding="utf-8")
-        with (folder / "sections.csv").open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
-        if images is not None:
-            volume = stack.volume(images)
-            plugins.adapter("image").save(volume, folder / VOLUME)
-            stacks.write(stack, images, volume, folder / outputs.REPORT)
+        yield folder
+
+
+def write_files(stack: Stack, folder: Path, images: Sequence[Image] | None) -> Image | None:
+    """Write figures, maps and, where there are ``images``, the volume of a stack into an empty folder; return the volume."""
+    (folder / outputs.METRICS).write_text(outputs.to_json(stack.metrics, indent=2) + "\n", encoding="utf-8")
+    rows = []
+    for k, result in enumerate(stack.results):
+        name = section_folder(stack, k)
+        rows.append({"section": stack.names[k], "position": stack.metrics["sections"][k]["position"],
+                     "verdict": stack.metrics["sections"][k]["verdict"], "map": name if result else ""})  # fmt: skip
+        if result is not None:
+            place = folder / SECTIONS / name
+            place.mkdir(parents=True)
+            result.save(place / outputs.TRANSFORM)
+            (place / outputs.METRICS).write_text(outputs.to_json(result.metrics, indent=2) + "\n", encoding="utf-8")
+    with (folder / "sections.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    if images is None:
+        return None
+    volume = stack.volume(images)
+    plugins.find_adapter(volume).save(volume, folder / VOLUME)
+    return volume
 
 
 def section_folder(stack: Stack, k: int) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from .. import verdict
+from ..contracts import Progress
 from ..data import Grid, Image
 from ..registration import register
 from ..verdict import DIFFER, HALF, Finding
@@ -58,7 +59,7 @@ class Judge:
         grid = self.after.grid
         usual = float(np.median([self.after.ncc(a, b) for a, b in itertools.pairwise(self.order)] or [1.0]))
         for i, k in enumerate(self.order):
-            work.progress("turned over", i, len(self.order))
+            work.progress(Progress("turned over", i, len(self.order)))
             near = [
                 self.order[j] for j in (i - 1, i + 1) if 0 <= j < len(self.order) and self.order[j] not in self.poor
             ]

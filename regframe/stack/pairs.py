@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from ..config import Config
+from ..contracts import Progress
 from ..data import Grid, Image
 from ..maps.affine import Affine
 from ..maps.base import Transform
@@ -105,7 +106,7 @@ class Work:
         planes: tuple[int, ...],
         config: Config,
         transform: str,
-        progress: Callable[[str, int, int], None],
+        progress: Callable[[Progress], object],
     ) -> None:
         self.images, self.planes, self.progress = images, planes, progress
         self.names = tuple(image.name for image in images)
@@ -149,7 +150,7 @@ class Work:
         order = self.good
         pairs = [(order[i], order[i + d]) for d in range(1, reach + 1) for i in range(len(order) - d)]
         for done, (a, b) in enumerate(pairs):
-            self.progress("pairs", done, len(pairs))
+            self.progress(Progress("pairs", done, len(pairs)))
             self.links.append(self._pair(a, b))
         self.retry()
         if chained:
@@ -163,7 +164,7 @@ class Work:
                 if (order[i], "after") in alone or (order[i + d], "before") in alone
             ]
             for done, (a, b) in enumerate(pair for pair in more if pair not in tried):
-                self.progress(f"pairs {d} apart", done, len(more))
+                self.progress(Progress(f"pairs {d} apart", done, len(more)))
                 self.links.append(self._pair(a, b))
 
     def retry(self) -> None:
@@ -175,7 +176,7 @@ class Work:
         usual = float(np.median([link.ncc for link in self.links] or [0.0]))
         poor = [i for i, link in enumerate(self.links) if link.ncc < DOUBTED * usual or _over(link.matrix)]
         for done, i in enumerate(poor):
-            self.progress("doubtful pairs", done, len(poor))
+            self.progress(Progress("doubtful pairs", done, len(poor)))
             a, b = self.links[i].fixed, self.links[i].moving
             hulls = [_hull(self.sections[k]) for k in (a, b)]
             trials: list[tuple[float, int, Floats]] = []
@@ -313,7 +314,7 @@ class Work:
     def link_guide(self, guide: Image, spacing: float) -> None:
         """Register every section to the guide's plane nearest to it; its index as a node is -1."""
         for done, k in enumerate(self.good):
-            self.progress("guide", done, len(self.good))
+            self.progress(Progress("guide", done, len(self.good)))
             z = (self.planes[k] - min(self.planes)) * spacing
             plane = round(z / guide.grid.spacing[0])
             if not 0 <= plane < guide.grid.shape[0]:
@@ -421,7 +422,7 @@ class Work:
             pictures = self.pictures(current, canvas)
             proposed, kept = dict(current), 0
             for done, (a, k, b) in enumerate(zip(order, order[1:], order[2:], strict=False)):
-                self.progress(f"bending, round {turn + 1}", done, max(len(order) - 2, 1))
+                self.progress(Progress(f"bending, round {turn + 1}", done, max(len(order) - 2, 1)))
                 near = [n for n in (a, b) if n not in poor]
                 if len(near) < 2:
                     continue

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import ops
+from ..versions import versions
 
 Case = tuple[Tensor, Tensor, Tensor, tuple[Any, ...]]
 
@@ -150,8 +151,6 @@ def instruction_set() -> str:
 
 def machine() -> dict[str, Any]:
     """Processor, instruction set, threads and versions."""
-    from importlib.metadata import version
-
     name = platform.processor() or platform.machine()
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -163,9 +162,7 @@ def machine() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "instruction_set": instruction_set(),
         "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "regframe": version("regframe"),
+        **versions("python", "torch", "regframe"),
     }
 
 

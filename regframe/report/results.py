@@ -1,0 +1,407 @@
+"""The page of a registration, and the folder of a run with the page in it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..data import Grid, Image, PointSet
+from ..fit.uncertainty import radius_90
+from ..io import outputs
+from ..maps import plane
+from ..maps.affine import Affine
+from ..result import Result
+from ..verdict import CLEAR
+from . import dots, figures, pictures
+from .page import Picture, data_uri, fill, jpeg
+from .pictures import Array, Side, View
+
+MAX_PX = 900
+"""Longer side of the large pictures."""
+
+MAX_BYTES = 6_000_000
+"""Size the page stays under; pictures are coded more coarsely until it does."""
+
+_HEADLINES = {
+    "pass": ("Aligned", "Every check passed."),
+    "warn": ("Aligned, with remarks", "The map can be used; look at the remarks first."),
+    "fail": ("Not to be trusted", "At least one check failed; nothing was thrown away."),
+}
+
+
+def write_run(
+    path: Path,
+    result: Result,
+    sides: tuple[Image | PointSet, Image | PointSet] | None,
+    run: dict[str, Any],
+    overwrite: bool = False,
+    *extras: Callable[[Path], object],
+) -> None:
+    """Write the folder of a run with its page, complete or not at all.
+
+    Args:
+        path: the folder.
+        result: what was computed.
+        sides: the fixed and the moving data, which the page shows; None leaves the page out.
+        run: where the inputs lie and how they were opened; kept under ``run`` in ``config.resolved.yaml``.
+        overwrite: replace a folder that regframe wrote.
+        extras: each is called with the folder, before the page is drawn, to write something more into it.
+
+    Raises what `regframe.io.outputs.write` raises.
+    """
+
+    def page(folder: Path) -> None:
+        if sides is not None:
+            write(result, *sides, folder / outputs.REPORT)
+
+    outputs.write(path, result, run, overwrite, *extras, page)
+
+
+def write(result: Result, fixed: Image | PointSet, moving: Image | PointSet, path: str | Path) -> None:
+    """Write the report of ``result`` as one HTML file.
+
+    Args:
+        result: the registration.
+        fixed: what it was aligned to.
+        moving: what was aligned.
+        path: the file, replaced if it exists.
+    """
+    for max_px, quality in ((MAX_PX, 86), (700, 78), (480, 70)):
+        html = render(result, fixed, moving, max_px, quality)
+        if len(html) <= MAX_BYTES:
+            break
+    Path(path).write_text(html, encoding="utf-8")
+
+
+def render(
+    result: Result, fixed: Image | PointSet, moving: Image | PointSet, max_px: int = MAX_PX, quality: int = 86
+) -> str:
+    """The page as text; ``max_px`` bounds the pictures' longer side, ``quality`` is JPEG's."""
+    title, summary = _HEADLINES.get(result.verdict, (result.verdict, ""))
+    return fill(
+        "report.html",
+        verdict=result.verdict,
+        title=title,
+        summary=summary,
+        reasons=result.reasons,
+        cards=_cards(result.metrics),
+        sides=[_side_facts("Fixed", fixed, result.fixed_grid), _side_facts("Moving", moving, result.moving_grid)],
+        table=list(_flatten(result.metrics)),
+        config=list(_flatten(result.config.model_dump(mode="json"))),
+        **_draw(result, fixed, moving, max_px, quality),
+    )
+
+
+def _draw(
+    result: Result, fixed: Image | PointSet, moving: Image | PointSet, max_px: int, quality: int
+) -> dict[str, Any]:
+    if isinstance(fixed, PointSet) and isinstance(moving, PointSet):
+        return _draw_points(result, fixed, moving, max_px)
+    if result.section and isinstance(fixed, Image) and isinstance(moving, Image):
+        fixed = plane.lift(fixed) if fixed.grid.ndim == 2 else fixed
+        moving = pictures.mosaic(moving) if moving.labels else moving
+    canvas = pictures.canvas_of(result.fixed_grid, max_px)
+    own = Affine.identity(result.fixed_grid.ndim, result.fixed_grid.unit)
+    start = result.affine if result.section else pictures.identity_map(result.moving_grid, result.fixed_grid)
+    f, m = Side.of(fixed, max_px), Side.of(moving, max_px)
+
+    view_before, view_after = View.of(canvas, start), View.of(canvas, result.transform)
+    still = f.picture(View.of(canvas, own))
+    before, after = m.picture(view_before), m.picture(view_after)
+    seen_before, seen_after = view_before.covered(result.moving_grid), view_after.covered(result.moving_grid)
+    f_ink, f_rgb = f.ink(still), f.rgb(still)
+    m = m.attuned(after, f_ink, seen_after)
+    b_ink, a_ink = m.ink(before) * seen_before, m.ink(after) * seen_after
+    a_rgb = pictures.fade(m.rgb(after), seen_after)
+    b_rgb = pictures.fade(m.rgb(before), seen_before)
+
+    def shown(title: str, picture: Array, note: str = "") -> Picture:
+        return Picture(title, jpeg(picture, quality), note)
+
+    own_canvas = pictures.canvas_of(result.moving_grid, max_px)
+    at_home = m.picture(View.of(own_canvas, Affine.identity(result.moving_grid.ndim, result.moving_grid.unit)))
+    colours = pictures.MAGENTA_GREEN
+    overlay_before, overlay_after = pictures.overlay(f_ink, b_ink), pictures.overlay(f_ink, a_ink)
+    viewer = [
+        shown("Overlay after", overlay_after, colours),
+        shown("Overlay before", overlay_before, colours),
+        shown("Checkerboard after", pictures.checkerboard(f_rgb, a_rgb), "fixed and warped moving in turn"),
+        shown("Checkerboard before", pictures.checkerboard(f_rgb, b_rgb), "fixed and unaligned moving in turn"),
+        shown("Fixed", f_rgb, "flip between this and the next to see what moves"),
+        shown("Moving, warped", a_rgb, "on the fixed canvas; hatched: outside the moving side"),
+    ]
+    other = _other_pose(result)
+    rival = []
+    if other is not None:
+        view = View.of(canvas, other)
+        ink = m.ink(m.picture(view)) * view.covered(result.moving_grid)
+        rival = [
+            shown("The other pose", pictures.overlay(f_ink, ink), "the next best start, which fits nearly as well")
+        ]
+    volume = result.fixed_grid.ndim == 3
+    return {
+        "pair": [shown("Fixed", f_rgb), shown("Moving, as it came", m.rgb(at_home))],
+        "overlays": [
+            Picture("Before", jpeg(pictures.halved(overlay_before), quality), colours),
+            Picture("After", jpeg(pictures.halved(overlay_after), quality), colours),
+        ],
+        "viewer": viewer + rival,
+        "plane": "The section, and the volume in its plane: before it was bent, and after."
+        if result.section
+        else "Middle plane of the fixed volume."
+        if volume
+        else "",
+        "close_up": "Where the fixed side has most structure: fixed, warped moving, and both.",
+        "insets": _insets(result, fixed, moving, f, m, canvas, f_ink, seen_after, quality),
+        "maps": _maps(result, pictures.canvas_of(result.fixed_grid, min(max_px, 240)), canvas, a_rgb, seen_after),
+        "energy": _maybe("Energy", figures.energy(result.history)),
+    }
+
+
+def _draw_points(result: Result, fixed: PointSet, moving: PointSet, max_px: int) -> dict[str, Any]:
+    """The same of two point sets, as dots."""
+    unit = result.fixed_grid.unit
+    still, own = dots.Cloud.of(fixed, "fixed", dots.FIXED), dots.Cloud.of(moving, "moving", dots.MOVING)
+    before = own.moved(pictures.identity_map(result.moving_grid, result.fixed_grid), unit)
+    after = own.moved(result.transform, unit)
+    left_out = dots.remarks(still, own)
+
+    def png(title: str, *clouds: dots.Cloud, note: str = dots.NOTE + left_out) -> Picture:
+        return Picture(title, data_uri(dots.picture(clouds, max_px), "png"), note)
+
+    both = png("Overlay after", still, after), png("Overlay before", still, before)
+    pair = png("Fixed", still, note="all of it"), png("Moving, as it came", own)
+    warped = png("Moving, warped", after, note="in the fixed space")
+    other = _other_pose(result)
+    rival = []
+    if other is not None:
+        note = "the next best start, which fits nearly as well"
+        rival = [png("The other pose", still, own.moved(other, unit), note=note)]
+
+    def window(title: str, where: Any, *clouds: dots.Cloud) -> Picture:
+        return Picture(title, data_uri(dots.picture(clouds, 360, where), "png"))
+
+    small = pictures.canvas_of(result.fixed_grid, min(max_px, 240))
+    plane = Grid(small.shape[-2:], small.spacing[-2:], small.origin[-2:], small.unit)
+    canvas = pictures.lift(plane.resampled(max(plane.extent) / max_px), result.fixed_grid)
+    return {
+        "pair": list(pair),
+        "overlays": [Picture("Before", both[1].uri, both[1].note), Picture("After", both[0].uri, both[0].note)],
+        "viewer": [*both, Picture("Fixed", pair[0].uri, pair[0].note), warped, *rival],
+        "plane": "Seen along z, left, and along y, right." if fixed.ndim == 3 else "",
+        "close_up": "Where both sides have most points: fixed, warped moving, and both.",
+        "insets": [
+            [window("fixed", at, still), window("moving, warped", at, after), window("overlay", at, still, after)]
+            for at in dots.places((still, after), 3)
+        ],
+        "maps": _maps(result, small, canvas, dots.raster(after, canvas), np.ones(canvas.shape[-2:], dtype=np.bool_)),
+        "energy": _maybe("Energy", figures.energy(result.history)),
+    }
+
+
+def _other_pose(result: Result) -> Affine | None:
+    """The runner-up of the pose search, where it came close."""
+    runner_up, margin = result.metrics.get("runner_up"), result.metrics.get("pose_margin")
+    if not runner_up or margin is None or margin >= CLEAR:
+        return None
+    matrix = torch.tensor(runner_up["matrix"], dtype=torch.float64)
+    return Affine(matrix, result.moving_grid.unit, result.fixed_grid.unit)
+
+
+def _insets(
+    result: Result,
+    fixed: Image | PointSet,
+    moving: Image | PointSet,
+    f: Side,
+    m: Side,
+    canvas: Grid,
+    f_ink: Array,
+    seen: NDArray[np.bool_],
+    quality: int,
+) -> list[list[Picture]]:
+    """Rows of fixed, warped moving and overlay at the input's own resolution, where there is most to see."""
+    size = max(16, min(f_ink.shape) // 5)
+    if min(f_ink.shape) < 48:
+        return []
+    trust = seen.astype(np.float32)
+    if result.weight is not None and result.weight_grid is not None:
+        trust = trust * np.clip(_on_canvas(result.weight, result.weight_grid, canvas), 0.05, 1)
+    rows = []
+    for top, left in pictures.telling_places(f_ink, trust, size, 3):
+        plane = Grid(
+            (size, size),
+            canvas.spacing[-2:],
+            tuple(o + s * i for o, s, i in zip(canvas.origin[-2:], canvas.spacing[-2:], (top, left), strict=True)),
+            canvas.unit,
+        )
+        pixel = max(min(result.fixed_grid.spacing[-2:]), max(plane.extent) / 320)
+        region = pictures.lift(plane.resampled(pixel), result.fixed_grid)
+        own = Affine.identity(region.ndim, region.unit)
+        still = _closeup(fixed, f, View.of(region, own))
+        moved = _closeup(moving, m, View.of(region, result.transform))
+        inks = f.ink(still), m.ink(moved)
+        rows.append(
+            [
+                Picture("fixed", jpeg(f.rgb(still), quality)),
+                Picture("moving, warped", jpeg(m.rgb(moved), quality)),
+                Picture("overlay", jpeg(pictures.overlay(*inks), quality)),
+            ]
+        )
+    return rows
+
+
+def _closeup(data: Image | PointSet, side: Side, view: View) -> Array:
+    """Values of the original data on a small canvas: only the part of an image that is needed is touched."""
+    if isinstance(data, PointSet):
+        return side.picture(view)
+    needed = view.positions.reshape(-1, data.grid.ndim)
+    span = float((needed.amax(0) - needed.amin(0)).max())
+    cut = pictures.crop(data, needed, margin=2 * max(data.grid.spacing))
+    return view.sample(pictures.shrink(cut, span / max(view.canvas.shape)))
+
+
+def _on_canvas(values: torch.Tensor, grid: Grid, canvas: Grid) -> Array:
+    """Values ``[*S]`` of ``grid`` on ``canvas``, ``[h, w]``."""
+    image = Image(values[None].to(torch.float32), grid)
+    return View.of(canvas, Affine.identity(canvas.ndim, canvas.unit)).sample(image)[0]  # type: ignore[no-any-return]
+
+
+def _maps(result: Result, small: Grid, canvas: Grid, warped: Array, seen: NDArray[np.bool_]) -> list[Picture]:
+    """Weights, uncertainty, local area change, displacement beyond the affine part, and the deformed grid."""
+    maps = []
+    if result.weight is not None and result.weight_grid is not None:
+        weight = np.clip(_on_canvas(result.weight, result.weight_grid, small), 0, 1)
+        png = figures.field_map(weight, small, "probability", "viridis", (0.0, 1.0))
+        note = "Probability that a fixed pixel shows matching tissue, not background or an artefact."
+        maps.append(Picture("Matching weight", data_uri(png, "png"), note))
+
+    positions = small.coords()
+    pulled = result.transform.inverse().points(positions)
+    inside = result.moving_grid.contains(pulled).reshape(small.shape[-2:]).numpy()
+    noun = "volume" if small.ndim == 3 else "area"
+
+    if result.position_sd is not None and result.weight_grid is not None:
+        radius = radius_90(small.ndim) * _on_canvas(result.position_sd, result.weight_grid, small)
+        shown = np.where(inside, radius, np.nan)
+        top = float(np.nanpercentile(shown, 99.5)) if inside.any() else 1.0
+        unit = result.fixed_grid.unit
+        png = figures.field_map(shown, small, unit, "cividis", (0.0, max(top, 1e-12)))
+        note = "Nine positions in ten are expected to lie within this distance of where they belong."
+        maps.append(Picture(f"Position uncertainty (90 % radius, {unit})", data_uri(png, "png"), note))
+
+    affine = float(torch.linalg.det(_linear(result)))
+    determinant = result.transform.inverse().jacobian_determinant(small).reshape(small.shape[-2:]).numpy()
+    with np.errstate(divide="ignore", invalid="ignore"):
+        change = np.where(determinant * affine > 0, 1 / (determinant * affine), np.nan)
+    spread = float(np.nanpercentile(np.abs(np.log2(change[inside])), 99.5)) if inside.any() else 0.0
+    spread = float(np.clip(spread, 0.05, 3.0)) if math.isfinite(spread) else 1.0
+    png = figures.field_map(
+        np.where(inside, change, np.nan), small, f"{noun} ratio", "RdBu_r", (2**-spread, 2**spread), 1.0,
+        folds=inside & ~(determinant * affine > 0),
+    )  # fmt: skip
+    note = f"Local {noun} change of the moving tissue beyond the affine part; red dots would be folds."
+    maps.append(Picture("Jacobian determinant", data_uri(png, "png"), note))
+
+    pixel = result.moving_grid.pixel
+    bend = torch.linalg.vector_norm(pulled - result.affine.inverse().points(positions), dim=-1) / pixel
+    shift = np.where(inside, bend.reshape(small.shape[-2:]).numpy(), np.nan)
+    top = float(np.nanmax(shift)) if inside.any() else 1.0
+    png = figures.field_map(shift, small, "moving px", "magma_r", (0.0, max(top, 1e-3)))
+    maps.append(Picture("Displacement", data_uri(png, "png"), "How far the map departs from its affine part."))
+
+    png = figures.grid_map(pictures.fade(warped, seen), canvas, _grid_lines(result))
+    maps.append(Picture("Deformed grid", data_uri(png, "png"), "Lines that are straight in the moving space."))
+    return maps
+
+
+def _linear(result: Result) -> torch.Tensor:
+    """Linear part ``[D, D]`` of the affine part, from the images of the unit vectors."""
+    ndim = result.affine.ndim
+    unit = torch.cat([torch.zeros(1, ndim, dtype=torch.float64), torch.eye(ndim, dtype=torch.float64)])
+    moved = result.affine.points(unit)
+    return (moved[1:] - moved[0]).T
+
+
+def _grid_lines(result: Result) -> list[NDArray[np.float64]]:
+    """A regular grid of the moving space carried to the fixed space: lines ``[n, 2]`` in (y, x)."""
+    grid = result.moving_grid
+    height, width = grid.extent[-2:]
+    step = max(height, width) / 18
+    low = [o - s / 2 for o, s in zip(grid.origin[-2:], grid.spacing[-2:], strict=True)]
+    along = 97
+    lines = []
+    for axis, (extent, other) in enumerate(((height, width), (width, height))):
+        for i in range(math.floor(extent / step) + 1):
+            yx = torch.empty((along, 2), dtype=torch.float64)
+            yx[:, axis] = low[axis] + i * step
+            yx[:, 1 - axis] = low[1 - axis] + torch.linspace(0, other, along, dtype=torch.float64)
+            if grid.ndim == 3:
+                yx = torch.cat([torch.full((along, 1), grid.center[0], dtype=torch.float64), yx], dim=1)
+            lines.append(result.transform.points(yx)[:, -2:].numpy())
+    return lines
+
+
+def _maybe(title: str, png: bytes | None) -> Picture | None:
+    return None if png is None else Picture(title, data_uri(png, "png"))
+
+
+def _side_facts(role: str, data: Image | PointSet, grid: Grid) -> dict[str, str]:
+    size = " × ".join(str(n) for n in grid.shape) + " px"
+    spacing = " × ".join(f"{s:.4g}" for s in dict.fromkeys(grid.spacing)) + f" {grid.unit}"
+    if isinstance(data, PointSet):
+        return {"role": role, "name": data.name, "facts": f"{len(data):,} points in {data.unit}"}
+    n = len(data.channels)
+    channels = "1 channel" if n == 1 else f"{n} channels"
+    declared = "no spacing declared" if grid.unit == "px" else f"pixel {spacing}"
+    dtype = str(data.data.dtype).removeprefix("torch.")
+    return {"role": role, "name": data.name, "facts": f"{size}, {channels}, {dtype}, {declared}"}
+
+
+def _cards(metrics: dict[str, Any]) -> list[tuple[str, str]]:
+    """The few figures a reader looks for first, those that are there."""
+
+    def get(*path: str) -> float | None:
+        value: Any = metrics
+        for key in path:
+            value = value.get(key) if isinstance(value, dict) else None
+        return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
+
+    wanted: tuple[tuple[str, float | None, Callable[[float], str]], ...] = (
+        ("time", get("seconds"), lambda v: f"{v:.2g} s" if v < 10 else f"{v:.0f} s"),
+        ("evaluations", get("n_evaluations"), lambda v: f"{v:.0f}"),
+        ("round trip at most", get("roundtrip_px", "max"), lambda v: f"{v:.2g} px"),
+        ("matching tissue", get("matching_fraction"), lambda v: f"{100 * v:.0f} %"),
+        ("folding", get("folding_fraction"), lambda v: f"{100 * v:.2g} %"),
+        ("least Jacobian", get("jacobian_min"), lambda v: f"{v:.2f}"),
+        ("start margin", get("pose_margin"), lambda v: f"{v:.2g}"),
+    )
+    return [(name, show(value)) for name, value, show in wanted if value is not None]
+
+
+def _flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Pairs of dotted name and text of nested settings or figures."""
+    if isinstance(value, dict):
+        if not value and prefix:
+            yield prefix, "–"
+        for key, item in value.items():
+            yield from _flatten(item, f"{prefix}.{key}" if prefix else str(key))
+    elif isinstance(value, (list, tuple)) and not any(isinstance(v, (dict, list, tuple)) for v in value):
+        yield prefix, "; ".join(_text(v) for v in value) or "–"
+    else:
+        yield prefix, _text(value)
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.5g}"
+    return str(value)
