@@ -27,6 +27,16 @@ _UNIT_ALIASES = {
     "centimetre": "cm", "meter": "m", "metre": "m", "pixel": "px", "pixels": "px", "": "px",
 }  # fmt: skip
 
+_OME_UNITS = {
+    "nm": "nanometer",
+    "µm": "micrometer",
+    "mm": "millimeter",
+    "cm": "centimeter",
+    "m": "meter",
+    "px": "pixel",
+}
+"""How OME-Zarr spells length units (those of UDUNITS-2); it has none for pixels, which ours calls so in its own group."""
+
 
 def canonical_unit(unit: str | None) -> str:
     """The short name of a length unit (``"micrometer"`` → ``"µm"``; None → ``"px"``); ValueError for an unknown one."""
@@ -36,6 +46,11 @@ def canonical_unit(unit: str | None) -> str:
         known = ", ".join(["px", *UNITS])
         raise ValueError(f"wanted a length unit ({known}), got {unit!r}; name one of these")
     return name
+
+
+def ome_unit(unit: str) -> str:
+    """A length unit as OME-Zarr spells it (``"µm"`` → ``"micrometer"``, ``"px"`` → ``"pixel"``); ValueError for others."""
+    return _OME_UNITS[canonical_unit(unit)]
 
 
 def unit_ratio(source: str, target: str) -> float | None:

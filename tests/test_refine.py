@@ -22,13 +22,14 @@ from regframe.data import Grid, Image, Pyramid
 from regframe.io import outputs
 from regframe.maps.affine import Affine
 from regframe.maps.base import Transform
+from regframe.maps.bends import split_last
 from regframe.maps.flow import Flow
 from regframe.maps.resample import _fusible
 from regframe.maps.sequence import Sequence
 from regframe.result import Result
 from regframe.slides import field as slides_field
 from regframe.slides import levels, refine, windows
-from regframe.slides.field import Evidence, Field, Process, joined, split
+from regframe.slides.field import Evidence, Field, Process, joined
 
 SIDE = 1024
 
@@ -171,7 +172,7 @@ def test_a_field_joins_a_flow_exactly(coarse: Result, steps: int) -> None:
     flow, affine = coarse.transform.parts()
     assert isinstance(flow, Flow)
     base = Sequence((dataclasses.replace(flow, n_steps=steps), affine))
-    head, tail = split(base)
+    head, tail = split_last(base)
     grid = slides_field._nodes(head, np.array([100.0, 200.0]), np.array([700.0, 900.0]), 90.0, "px")
     values = 0.2 * torch.randn(2, *grid.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     values[:, [0, -1]] = values[:, :, [0, -1]] = 0

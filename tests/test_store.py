@@ -24,7 +24,7 @@ from scipy.ndimage import map_coordinates
 
 from regframe.config import Config
 from regframe.data import Grid, Image
-from regframe.io import store
+from regframe.io import scene, store
 from regframe.maps import fields
 from regframe.maps.affine import Affine
 from regframe.maps.base import Transform
@@ -490,7 +490,7 @@ def test_a_write_that_dies_leaves_nothing_behind(
         assert target.exists() == existing
         raise error
 
-    monkeypatch.setattr(store, "_write_field", die)
+    monkeypatch.setattr(scene, "_write_field", die)
     with pytest.raises(type(error)) as caught:
         store.save(bent_2d(), target, overwrite=True)
     if isinstance(error, OSError):
@@ -526,7 +526,7 @@ def test_a_store_that_was_never_finished_is_refused(tmp_path: Path, monkeypatch:
         shutil.copytree(folder / "new", copy)  # what a killed process would have left
         raise RuntimeError
 
-    monkeypatch.setattr(store, "_write_field", die)
+    monkeypatch.setattr(scene, "_write_field", die)
     with pytest.raises(RuntimeError):
         store.save(bent_2d(), tmp_path / "a")
     with pytest.raises(ValueError, match="unfinished"):

@@ -23,12 +23,14 @@ from torch import Tensor
 from ..config import Config
 from ..data import Grid, PointSet, unit_ratio
 from ..io import outputs, store
+from ..io.nodes import STORE_NAME
 from ..io.shapes import write_shapes
 from ..io.tables import write_points
+from ..maps import bends
 from ..maps.affine import Affine
 from ..maps.base import Transform
 from ..maps.fields import MAX_NODES
-from ..maps.sequence import Sequence as MapSequence
+from ..maps.sequence import in_a_row
 from ..maps.shapes import Shapes
 from ..result import Result
 from ..versions import versions
@@ -177,7 +179,7 @@ def write_map(
         if not path.name.lower().endswith((".nii", ".nii.gz")):
             raise ValueError(f"wanted a name that ends in .nii or .nii.gz, got {path.name!r}")
         steps: list[Step] = [whole_field(result, to, unit, tolerance)]
-    elif chosen == "elastix" and store.split(result.transform)[1] is not None:
+    elif chosen == "elastix" and bends.split(result.transform)[1] is not None:
         raise ValueError(
             "wanted an affine map for elastix, whose parameter files hold matrices and B-splines only, got one that bends; "
             "write --format itk and hand it to SetExternalInitialTransform, or fit with --transform affine"
@@ -464,7 +466,7 @@ def _one_bend(path: Path, systems: tuple[str, str]) -> Transform:
 
 
 def _is_own(path: Path) -> bool:
-    inner = path / store.STORE_NAME if (path / store.STORE_NAME).is_dir() else path
+    inner = path / STORE_NAME if (path / STORE_NAME).is_dir() else path
     return (inner / "regframe").is_dir()
 
 
@@ -483,17 +485,17 @@ def _fitted(transform: Transform, moving: Grid, fixed: Grid) -> Transform:
         matrix = torch.diag(torch.tensor([*[scale] * grid.ndim, 1.0], dtype=torch.float64))
         step = Affine(matrix, grid.unit, found) if where == 0 else Affine(matrix, found, grid.unit)
         parts.insert(0 if where == 0 else len(parts), step)
-    whole = parts[0] if len(parts) == 1 else MapSequence(tuple(parts))
+    whole = in_a_row(parts)
     if whole.ndim != moving.ndim or whole.ndim != fixed.ndim:
         raise ValueError(f"wanted a map of {moving.ndim} dimensions, as the images have, got one of {whole.ndim}")
-    store.split(whole)
+    bends.split(whole)
     whole.inverse()
     return whole
 
 
 def _plain(transform: Transform, fixed: Grid, moving: Grid) -> Result:
     lines = [part for part in transform.parts() if isinstance(part, Affine)]
-    affine = Affine(store.product(lines, transform.ndim), transform.source_unit, transform.target_unit)
+    affine = Affine(bends.product(lines, transform.ndim), transform.source_unit, transform.target_unit)
     model = "affine" if len(lines) == len(transform.parts()) else "lddmm"
     return Result(transform, fixed, moving, {}, Config(transform="affine" if model == "affine" else "lddmm"), affine)
 
@@ -512,7 +514,7 @@ def _judged(result: Result, chosen: str, path: Path, began: float, extra: dict[s
     inside = moving.contains(at)
     seen = inside if bool(inside.any()) else torch.ones_like(inside)
     error = ((phi.points(at) - coords).norm(dim=-1) / fixed.pixel)[seen].nan_to_num(math.inf)
-    linear = torch.linalg.det(store.product(result.affine.parts(), fixed.ndim)[:-1, :-1])
+    linear = torch.linalg.det(bends.product(result.affine.parts(), fixed.ndim)[:-1, :-1])
     area = (back.jacobian_determinant(grid) * linear)[seen]
     folding, overlap = float((area <= 0).to(torch.float64).mean()), float(inside.to(torch.float64).mean())
     trip = {"mean": float(error.mean()), "max": float(error.max())}

@@ -18,13 +18,14 @@ from numpy.typing import NDArray
 
 from ..config import Config
 from ..data import AXES, Grid
-from ..io import store
+from ..io.fields import around
+from ..maps import bends
 from ..maps.affine import Affine
 from ..maps.base import Transform
 from ..maps.displacement import Displacement
 from ..maps.fields import coarsest_field
 from ..maps.flow import Flow
-from ..maps.sequence import Sequence as MapSequence
+from ..maps.sequence import in_a_row
 from ..result import Result
 
 FORMAT = 1
@@ -37,16 +38,16 @@ _MAX_ENTRIES = 64
 
 def write(path: Path, result: Result, tolerance: float) -> None:
     """Write the map: matrices both ways, the velocity or displacement, and fields that need no integration."""
-    before, bend, after = store.split(result.transform)
+    before, bend, after = bends.split(result.transform)
     ndim = result.transform.ndim
-    forward = Affine(store.product(result.affine.parts(), ndim))
+    forward = Affine(bends.product(result.affine.parts(), ndim))
     arrays: dict[str, Any] = {
         "format": FORMAT,
         "axes": AXES[ndim],
         "affine_to_fixed": forward.matrix.numpy(),
         "affine_to_moving": forward.inverse().matrix.numpy(),
-        "before": store.product(before, ndim).numpy(),
-        "after": store.product(after, ndim).numpy(),
+        "before": bends.product(before, ndim).numpy(),
+        "after": bends.product(after, ndim).numpy(),
         **_grid("fixed", result.fixed_grid),
         **_grid("moving", result.moving_grid),
     }
@@ -56,7 +57,7 @@ def write(path: Path, result: Result, tolerance: float) -> None:
         arrays |= {"displacement": bend.field.numpy(), "inverted": int(bend.inverted)}
     if bend is not None:
         arrays |= _grid("bend", bend.grid)
-        box, pixel = store.around(result)
+        box, pixel = around(result)
         for name, way in (("to_fixed", bend), ("to_moving", bend.inverse())):
             field = coarsest_field(way, bend.grid, box, pixel, tolerance)[0]
             arrays |= {f"displacement_{name}": field.field.numpy(), **_grid(f"displacement_{name}", field.grid)}
@@ -130,7 +131,7 @@ def read(path: Path) -> Result:
         parts.append(Affine.identity(ndim, moving.unit))
     affine = Affine(whole, moving.unit, fixed.unit)
     affine.inverse()
-    transform = parts[0] if len(parts) == 1 else MapSequence(tuple(parts))
+    transform = in_a_row(parts)
     return Result(transform, fixed, moving, {}, Config(), affine)
 
 

@@ -19,13 +19,15 @@ from scipy.ndimage import map_coordinates
 from torch import Tensor
 
 from ..data import Grid, unit_ratio
-from ..io import store
+from ..io.fields import around, as_fields
+from ..maps import bends
 from ..maps.affine import Affine
 from ..maps.base import Transform
 from ..maps.displacement import Displacement
 from ..maps.fields import coarsest_field, rounded
 from ..maps.flow import Flow
 from ..maps.sequence import Sequence as MapSequence
+from ..maps.sequence import in_a_row
 from ..result import Result
 
 Array = NDArray[np.float64]
@@ -110,22 +112,22 @@ def steps_of(result: Result, to: Side, unit: str, tolerance: float, max_nodes: i
     In the direction in which a flow takes plain steps, each step is a field, and all is exact; in the other, the bend is
     sampled as finely as ``tolerance`` wants and ``max_nodes`` allow. Steps that are the same are one object.
     """
-    before, bend, after = store.split(result.transform)
+    before, bend, after = bends.split(result.transform)
     moving, fixed = result.moving_grid.unit, result.fixed_grid.unit
     between = fixed if bend is None else bend.grid.unit
     outer = [
-        turned(store.product(parts, result.transform.ndim), per_unit(a, unit), per_unit(b, unit)) if parts else None
+        turned(bends.product(parts, result.transform.ndim), per_unit(a, unit), per_unit(b, unit)) if parts else None
         for parts, a, b in ((before, moving, between), (after, between, fixed))
     ]
     if to == "moving":
         outer = [None if matrix is None else _inverse(matrix) for matrix in outer[::-1]]
     middle: list[Field] = []
     if bend is not None:
-        bent = store.as_fields(result, tolerance, max_nodes, (f"to_{to}",), exact=True)
+        bent = as_fields(result, tolerance, max_nodes, (f"to_{to}",), exact=True)
         chain = bent.to_fixed if to == "fixed" else bent.to_moving
         assert chain is not None
         factor = per_unit(between, unit)
-        pixel = [p * factor for p in store.around(result)[1]]
+        pixel = [p * factor for p in around(result)[1]]
         as_ours = {id(field): to_field(field, factor) for field in chain.distinct}
         for key, field in zip(list(as_ours), chain.distinct, strict=True):
             if (
@@ -190,9 +192,9 @@ def around_affine(result: Result, unit: str, tolerance: float) -> tuple[Array, F
     displaced by the second field. No fields where the map does not bend.
     """
     fixed, moving = result.fixed_grid, result.moving_grid
-    forward = Affine(store.product(result.affine.parts(), fixed.ndim), moving.unit, fixed.unit)
+    forward = Affine(bends.product(result.affine.parts(), fixed.ndim), moving.unit, fixed.unit)
     matrix = turned(forward.inverse().matrix, per_unit(fixed.unit, unit), per_unit(moving.unit, unit))
-    if store.split(result.transform)[1] is None:
+    if bends.split(result.transform)[1] is None:
         return matrix, None, None
     label, factor = number_unit(fixed.unit, unit), per_unit(fixed.unit, unit)
     grid = _scaled(fixed, factor, label)
@@ -312,7 +314,7 @@ def transform_of(steps: Sequence[Step], source: Grid, target: Grid, unit: str) -
         line(np.diag([*[1 / per_unit(target.unit, unit)] * source.ndim, 1.0]), target.unit)
     if not parts:
         parts.append(Affine.identity(source.ndim, source.unit))
-    return parts[0] if len(parts) == 1 else MapSequence(tuple(parts))
+    return in_a_row(parts)
 
 
 def _joined(steps: Sequence[Step]) -> list[Step | list[Field]]:
@@ -356,7 +358,7 @@ def folded(transform: Transform) -> Transform:
         row = []
         parts.append(part)
     parts += [_steps_as_one(row)] if row else []
-    return parts[0] if len(parts) == 1 else MapSequence(tuple(parts))
+    return in_a_row(parts)
 
 
 def _steps_as_one(row: Sequence[Displacement]) -> Transform:

@@ -15,7 +15,15 @@ from .base import Transform, check_coords
 
 @dataclass(frozen=True)
 class Affine(Transform):
-    """``x -> M x + t`` as a homogeneous matrix ``[D+1, D+1]`` (float64), components in tensor-axis order."""
+    """``x -> M x + t``, components in tensor-axis order.
+
+    Args:
+        matrix: homogeneous, ``[D+1, D+1]``, kept in float64; its last row is zeros and a one.
+        source_unit: length unit of the positions it takes.
+        target_unit: length unit of the positions it gives; ``M`` holds the change of unit.
+
+    Raises ValueError for another shape, another last row, or an entry that is not finite.
+    """
 
     matrix: Tensor
     source_unit: str = "px"
@@ -32,7 +40,8 @@ class Affine(Transform):
         if not torch.equal(matrix[-1], last):
             raise ValueError(f"wanted a last row of zeros and a one, got {matrix[-1].tolist()}")
         object.__setattr__(self, "matrix", matrix)
-        _canonical_units(self)
+        object.__setattr__(self, "source_unit", canonical_unit(self.source_unit))
+        object.__setattr__(self, "target_unit", canonical_unit(self.target_unit))
 
     @classmethod
     def identity(cls, ndim: int, unit: str = "px") -> Affine:
@@ -53,8 +62,3 @@ class Affine(Transform):
         if not abs(float(determinant)) > 1e-12 * float(scale) ** self.ndim:
             raise ValueError(f"wanted an invertible affine map, got determinant {float(determinant):.3g}")
         return Affine(homogeneous.inverse(self.matrix), self.target_unit, self.source_unit)
-
-
-def _canonical_units(affine: Affine) -> None:
-    object.__setattr__(affine, "source_unit", canonical_unit(affine.source_unit))
-    object.__setattr__(affine, "target_unit", canonical_unit(affine.target_unit))

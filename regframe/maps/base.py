@@ -70,6 +70,24 @@ class Transform(ABC):
         return (self,)
 
 
+class OnGrid(Transform):
+    """A map of a space onto itself that values on the nodes of ``grid`` define; a position has one unit on both sides."""
+
+    grid: Grid
+
+    @property
+    def source_unit(self) -> str:  # type: ignore[override]  # noqa: D102
+        return self.grid.unit
+
+    @property
+    def target_unit(self) -> str:  # type: ignore[override]  # noqa: D102
+        return self.grid.unit
+
+    @property
+    def ndim(self) -> int:  # noqa: D102
+        return self.grid.ndim
+
+
 def finite_only(function: object, coords: Tensor) -> Tensor:
     """Apply a map of ``[N, D]`` to ``[..., D]`` coordinates; rows that are not finite come back as NaN."""
     flat = coords.reshape(-1, coords.shape[-1])

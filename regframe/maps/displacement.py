@@ -10,11 +10,11 @@ from torch import Tensor
 
 from .. import ops
 from ..data import Grid
-from .base import Transform, check_coords, check_grid, finite_only
+from .base import OnGrid, Transform, check_coords, check_grid, finite_only
 
 
 @dataclass(frozen=True)
-class Displacement(Transform):
+class Displacement(OnGrid):
     """``x -> x + d(x)`` with ``d`` multilinear on a grid and zero outside it (fading over one cell).
 
     Args:
@@ -34,21 +34,9 @@ class Displacement(Transform):
             raise ValueError("wanted a finite displacement, got NaN or inf entries")
         object.__setattr__(self, "field", self.field.detach().cpu())
 
-    @property
-    def source_unit(self) -> str:  # type: ignore[override]  # noqa: D102
-        return self.grid.unit
-
-    @property
-    def target_unit(self) -> str:  # type: ignore[override]  # noqa: D102
-        return self.grid.unit
-
-    @property
-    def ndim(self) -> int:  # noqa: D102
-        return self.grid.ndim
-
     def points(self, coords: Tensor) -> Tensor:  # noqa: D102
         x = check_coords(coords, self.ndim)
-        # one pull-back step of the velocity -d is x + d(x); undoing it is the step towards the fixed image
+        # a flow of one step with the velocity -d: towards the moving image it is x + d(x), towards the fixed one its inverse
         velocity = -self.field.to(torch.float64)[None]
         return finite_only(
             lambda p: ops.flow_points(p, velocity, self.grid.spacing, self.grid.origin, 1, not self.inverted), x
@@ -59,7 +47,10 @@ class Displacement(Transform):
 
 
 def displacement_of(transform: Transform, grid: Grid) -> Displacement:
-    """Any map as ``points(x) - x`` at the pixels of ``grid`` (source space); both sides must share a unit."""
+    """Any map as the displacement ``points(x) - x`` at the pixels of ``grid``, which lies in the map's source space.
+
+    Raises ValueError where the two sides of the map have different units, or ``grid`` lies elsewhere.
+    """
     check_grid(transform, grid)
     if transform.source_unit != transform.target_unit:
         raise ValueError(

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from .. import ops
 from ..data import Grid
-from .base import Transform, check_coords, finite_only
+from .base import OnGrid, check_coords, finite_only
 
 
 @dataclass(frozen=True)
-class Flow(Transform):
+class Flow(OnGrid):
     """The end of the flow of a time-dependent velocity, a diffeomorphism of one space onto itself.
 
     ``points`` carries a moving-space position along ``φ₁`` (towards the fixed image), ``inverse().points`` back by the
@@ -45,18 +45,6 @@ class Flow(Transform):
             raise ValueError(f"wanted n_steps as a multiple of the {n_slices} time slices, got {n_steps}")
         object.__setattr__(self, "velocity", self.velocity.detach().cpu())
         object.__setattr__(self, "n_steps", n_steps)
-
-    @property
-    def source_unit(self) -> str:  # type: ignore[override]  # noqa: D102
-        return self.grid.unit
-
-    @property
-    def target_unit(self) -> str:  # type: ignore[override]  # noqa: D102
-        return self.grid.unit
-
-    @property
-    def ndim(self) -> int:  # noqa: D102
-        return self.grid.ndim
 
     def points(self, coords: Tensor) -> Tensor:  # noqa: D102
         x = check_coords(coords, self.ndim)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -49,3 +50,12 @@ class Sequence(Transform):
 
     def parts(self) -> tuple[Transform, ...]:  # noqa: D102
         return self.transforms
+
+
+def in_a_row(parts: Iterable[Transform]) -> Transform:
+    """Several maps as one, the first applied first: the map itself where it is only one, else a `Sequence`.
+
+    Raises ValueError where there is none, or where dimensions or units do not meet.
+    """
+    maps = tuple(parts)
+    return maps[0] if len(maps) == 1 else Sequence(maps)

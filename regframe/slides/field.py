@@ -20,6 +20,7 @@ from ..data import Grid
 from ..maps import homogeneous
 from ..maps.affine import Affine
 from ..maps.base import Transform
+from ..maps.bends import split_last
 from ..maps.flow import Flow
 from ..maps.sequence import Sequence
 
@@ -59,25 +60,9 @@ class Field:
         return np.stack([matrix @ v.reshape(-1).numpy() for v in self.values.to(torch.float64)], axis=1)
 
 
-def split(transform: Transform) -> tuple[tuple[Transform, ...], Affine]:
-    """What comes before the last affine maps of a map (empty where it is nothing else), and these as one."""
-    parts = transform.parts()
-    head = list(parts)
-    while head and isinstance(head[-1], Affine):
-        head.pop()
-    tail = Affine.identity(transform.ndim, transform.target_unit)
-    if len(head) < len(parts):
-        matrix = torch.eye(transform.ndim + 1, dtype=torch.float64)
-        for part in parts[len(head) :]:
-            assert isinstance(part, Affine)
-            matrix = homogeneous.compose(part.matrix, matrix)
-        tail = Affine(matrix, parts[len(head)].source_unit, transform.target_unit)
-    return tuple(head), tail
-
-
 def joined(transform: Transform, field: Field) -> Transform:
     """``transform`` with the field: one flow with a slice more where it has a flow, else with a flow of its own."""
-    head, tail = split(transform)
+    head, tail = split_last(transform)
     added = Flow((-field.values)[None].to(torch.float32), field.grid)
     if not head:
         return Sequence((added, tail))

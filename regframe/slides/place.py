@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from ..data import Grid, Pyramid, describe_grid, unit_ratio
-from ..maps.affine import Affine
 from ..maps.base import Transform
+from ..maps.bends import carried_length
 from ..result import Result
 
 _OUTLINE = 512  # positions per edge of a canvas that is carried by a map
@@ -93,10 +93,7 @@ def canvas_grid(
 
 
 def _spacing_of(grid: Grid, transform: Transform, own: Grid) -> float:
-    size = grid.pixel
-    for part in transform.parts():
-        if isinstance(part, Affine):
-            size *= abs(float(torch.linalg.det(part.matrix[:-1, :-1]))) ** (1 / grid.ndim)
+    size = carried_length(grid.pixel, transform)
     power = math.log2(size / own.pixel)
     nearest = own.pixel * 2.0 ** round(power)
     return nearest if abs(size / nearest - 1) <= _SNAP else size

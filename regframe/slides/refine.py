@@ -27,10 +27,11 @@ from ..data import Grid, Level, Pyramid
 from ..fit.mixture import flattest
 from ..fit.uncertainty import FLOOR
 from ..maps.base import Transform
+from ..maps.bends import split_last
 from ..result import Result
 from ..verdict import CHANCE, FEW, GAIN, SLIGHT
 from . import tiles
-from .field import Array, Evidence, Field, Process, _zoom, joined, split
+from .field import Array, Evidence, Field, Process, _zoom, joined
 from .place import place_pyramid
 from .windows import FINE, SEARCH, WINDOW, Look, Seen, _correlations, _tile, _without_mean
 
@@ -145,7 +146,7 @@ def _rounds(
 
     ``coarse`` is the pixel of the registration, in those of the finest level.
     """
-    head, tail = split(result.transform)
+    head, tail = split_last(result.transform)
     ratio = tiles.needed(moving, result.transform.inverse(), fixed.grid.spacing)  # moving pixels per fixed one
     finest = 2 ** max(0, math.floor(math.log2(1 / ratio) + 0.25)) if ratio < 1 else 1
     factor = max(finest, 2 ** max(0, math.ceil(math.log2(max(1.0, coarse * REACH / SEARCH)))))
@@ -195,7 +196,7 @@ def _settle(
     grid: Grid,
 ) -> tuple[Field | None, dict[str, Any]]:
     """The field of a round, or None where it is rejected, and what is said of it; what was kept joins ``pool``."""
-    head, tail = split(original)
+    head, tail = split_last(original)
     back, undo = transform.inverse(), tail.inverse()
     zoom = _zoom(tail)
 
@@ -406,7 +407,7 @@ def _figures(transform: Transform, result: Result) -> dict[str, Any]:
     inside = result.moving_grid.contains(at)
     seen = inside if bool(inside.any()) else torch.ones_like(inside)
     error = ((transform.points(at) - coords).norm(dim=-1) / result.fixed_grid.pixel)[seen]
-    _, tail = split(transform)
+    _, tail = split_last(transform)
     area = (back.jacobian_determinant(grid) * abs(float(torch.linalg.det(tail.matrix[:2, :2]))))[seen]
     return {
         "roundtrip_px": {"mean": float(error.mean()), "max": float(error.max())},

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from ..data import Grid, Level, Pyramid
 from ..maps.affine import Affine
 from ..maps.base import Transform
+from ..maps.bends import carried_length
 from ..maps.displacement import Displacement
 from ..maps.flow import Flow
 from ..maps.resample import resample_part
@@ -37,11 +38,7 @@ _TOLERANCE = 1.01
 
 def needed(pyramid: Pyramid, pull: Transform, spacing: tuple[float, ...]) -> float:
     """How far apart the pixels of a target of ``spacing`` lie in the image, in pixels of its finest level."""
-    ratio = math.prod(spacing) ** (1 / len(spacing))
-    for part in pull.parts():
-        if isinstance(part, Affine):
-            ratio *= abs(float(torch.linalg.det(part.matrix[:-1, :-1]))) ** (1 / len(spacing))
-    return ratio / pyramid.grid.pixel
+    return carried_length(math.prod(spacing) ** (1 / len(spacing)), pull) / pyramid.grid.pixel
 
 
 def choose(pyramid: Pyramid, step: float) -> Level:

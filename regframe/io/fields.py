@@ -1,0 +1,117 @@
+"""The map of a result as matrices and displacement fields, as every other program wants it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..data import Grid
+from ..maps import bends
+from ..maps.affine import Affine
+from ..maps.displacement import Displacement
+from ..maps.fields import MAX_NODES, Chain, chain_of
+from ..maps.flow import Flow
+from ..result import Result
+
+TOLERANCE_PX = 0.003
+"""Largest error that displacement fields may add by being interpolated, in pixels of the moving image.
+
+About the error that the most exact fit leaves (0.002 px on the seed pair, whose map is known: METHOD.md), so that nobody loses
+by reading the fields instead of the exact map.
+"""
+
+
+class Bent(NamedTuple):
+    """A map ``after · bend · before`` (moving → fixed) with its bend as displacement fields both ways.
+
+    Args:
+        before: homogeneous matrix ``[D+1, D+1]`` from the moving space to that of the bend; None where both are one space.
+        to_fixed: the bend as fields; None where the map does not bend, or this direction was not asked for.
+        to_moving: the inverse of the bend as fields; None as for ``to_fixed``.
+        after: homogeneous matrix ``[D+1, D+1]`` from the space of the bend to the fixed one; None where both are one space, and
+            the whole map where it does not bend.
+    """
+
+    before: Tensor | None
+    to_fixed: Chain | None
+    to_moving: Chain | None
+    after: Tensor | None
+
+
+def as_fields(
+    result: Result,
+    tolerance: float = TOLERANCE_PX,
+    max_nodes: int = MAX_NODES,
+    wanted: Sequence[str] = ("to_fixed", "to_moving"),
+    exact: bool = False,
+) -> Bent:
+    """The map of ``result`` as matrices and displacement fields, these as coarse as ``tolerance`` allows.
+
+    Args:
+        result: any registration.
+        tolerance: largest error that fields may add by being interpolated, in moving pixels.
+        max_nodes: nodes that the fields of one direction may have together.
+        wanted: directions in which the bend is needed: ``to_fixed``, ``to_moving`` or both.
+        exact: keep fields that need no sampling in double precision.
+
+    Raises ValueError for a map that bends twice.
+    """
+    before, bend, after = bends.split(result.transform)
+    ndim = result.transform.ndim
+    if bend is None:
+        return Bent(None, None, None, bends.product(before, ndim))
+    box, pixel = around(result)
+    chains: dict[str, Chain] = {}
+    for name in wanted:
+        way = bend if name == "to_fixed" else bend.inverse()
+        chains[name] = chain_of(way, box, pixel, tolerance, max_nodes, exact)
+    matrices = [bends.product(parts, ndim) if parts else None for parts in (before, after)]
+    return Bent(matrices[0], chains.get("to_fixed"), chains.get("to_moving"), matrices[1])
+
+
+def around(result: Result) -> tuple[Tensor, tuple[float, ...]]:
+    """Where the bend is needed: a box ``[2, D]`` in its space around both canvases, and the size of a moving pixel there.
+
+    Both in the unit of the bend; the map has to bend.
+    """
+    before, bend, after = bends.split(result.transform)
+    assert bend is not None
+    return _region(result, before, bend, after), _pixel_after(result.moving_grid, before)
+
+
+def _region(result: Result, before: list[Affine], bend: Flow | Displacement, after: list[Affine]) -> Tensor:
+    """Box ``[2, D]`` in the bend's space around both canvases, bent and unbent, cut to where the bend is not zero."""
+    moving, fixed = _canvas_lattice(result.moving_grid), _canvas_lattice(result.fixed_grid)
+    for part in before:
+        moving = part.points(moving)
+    for part in reversed(after):
+        fixed = part.inverse().points(fixed)
+    seen = torch.cat([moving, bend.points(moving), fixed, bend.inverse().points(fixed)])  # [N, D]
+    margin = 2 * torch.tensor(_pixel_after(result.moving_grid, before), dtype=torch.float64)
+    # outside its grid, faded over one cell, the velocity is zero and positions stay where they are
+    grid = bend.grid
+    origin, spacing, shape = (torch.tensor(v, dtype=torch.float64) for v in (grid.origin, grid.spacing, grid.shape))
+    lower, upper = origin - spacing, origin + spacing * shape
+    low = torch.minimum(torch.maximum(seen.amin(dim=0) - margin, lower), upper)
+    high = torch.minimum(torch.maximum(seen.amax(dim=0) + margin, lower), upper)
+    return torch.stack([low, high])
+
+
+def _pixel_after(grid: Grid, before: Sequence[Affine]) -> tuple[float, ...]:
+    """Size of a moving pixel per axis in the space of the bend, ``before`` being the affine maps from the moving space to it."""
+    matrix = bends.product(before, grid.ndim)[:-1, :-1]
+    step = matrix @ torch.diag(torch.tensor(grid.spacing, dtype=torch.float64))
+    return tuple(float(row.norm()) for row in step)
+
+
+def _canvas_lattice(grid: Grid) -> Tensor:
+    """Positions ``[N, D]`` evenly over the canvas, its outer pixel edges included: some 4000 to 5000 in either dimension."""
+    n = 65 if grid.ndim == 2 else 17
+    axes = [
+        torch.linspace(o - s / 2, o + s * (size - 0.5), n, dtype=torch.float64)
+        for o, s, size in zip(grid.origin, grid.spacing, grid.shape, strict=True)
+    ]
+    return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).reshape(-1, grid.ndim)

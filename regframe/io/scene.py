@@ -1,0 +1,320 @@
+"""The standard part of a store: a *scene* of OME-Zarr 0.6 (RFC-5), which other programs read as a coordinate transformation.
+
+Two coordinate systems, ``fixed`` and ``moving``, and the map between them: an affine matrix, or a bijection whose two ways are
+affine matrices and displacement fields. All in physical units, components in the order (z,) y, x.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import zarr
+from torch import Tensor
+
+from ..data import AXES, Grid, canonical_unit, ome_unit
+from ..maps.affine import Affine
+from ..maps.base import Transform
+from ..maps.displacement import Displacement
+from ..maps.sequence import in_a_row
+from ..result import Result
+from .fields import as_fields
+from .nodes import Json, find_store, item, mapping, matrix_of, named, numbers_of, read_array, read_node, write_array
+
+OME_VERSION = "0.6"
+"""Version of OME-Zarr that is written, and read with its release candidates."""
+
+FIELDS = "coordinateTransformations"
+"""Group of the store where the standard puts arrays of transformations."""
+
+_MOST_NESTED = 8
+"""Sequences within sequences that are followed: ours have one, and a store that contains itself must end somewhere."""
+
+
+@dataclass(frozen=True)
+class FieldReport:
+    """What the displacement fields of one direction cost and lose.
+
+    Args:
+        path: the first field's group inside the store.
+        shape: its nodes per axis.
+        spacing: distance of its nodes per axis, in the moving unit.
+        fields: how many there are.
+        steps: how many are applied one after the other; one may be applied several times.
+        nodes: of all fields together.
+        max_error_px: largest distance between what the fields do and the exact map, in moving pixels.
+        mean_error_px: the mean of that distance.
+        tolerance_px: the bar, `TOLERANCE_PX`.
+        reached: whether the bar was reached within the nodes that were allowed.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    spacing: tuple[float, ...]
+    fields: int
+    steps: int
+    nodes: int
+    max_error_px: float
+    mean_error_px: float
+    tolerance_px: float
+    reached: bool
+
+
+# -------------------------------------------------------------------------------------------------------------- write
+
+
+def write_scene(
+    root: zarr.Group, result: Result, tolerance: float, max_nodes: int
+) -> tuple[Json, dict[str, FieldReport]]:
+    """Write the displacement fields; return the ``scene`` of the root's ``ome`` attribute and the fields' errors."""
+    bent, ndim = as_fields(result, tolerance, max_nodes), result.transform.ndim
+    moving, fixed = result.transform.source_unit, result.transform.target_unit
+    ends = {"input": {"name": "moving"}, "output": {"name": "fixed"}}
+    systems = [_coordinate_system("fixed", fixed, ndim), _coordinate_system("moving", moving, ndim)]
+    if bent.to_fixed is None or bent.to_moving is None:
+        assert bent.after is not None
+        whole = _affine_to_json(bent.after)
+        return {"coordinateSystems": systems, "coordinateTransformations": [{**whole, **ends}]}, {}
+    fields = root.create_group(FIELDS)
+    steps: dict[str, list[Json]] = {}
+    reports: dict[str, FieldReport] = {}
+    for name, chain in (("to_fixed", bent.to_fixed), ("to_moving", bent.to_moving)):
+        distinct = chain.distinct
+        names = {id(f): name if len(distinct) == 1 else f"{name}_{i}" for i, f in enumerate(distinct)}
+        for field in distinct:
+            _write_field(fields, names[id(field)], field)
+        steps[name] = [
+            {"type": "displacements", "name": n, "path": f"{FIELDS}/{n}", "interpolation": "linear"}
+            for n in (names[id(field)] for field in chain.fields)
+        ]
+        first, worst = distinct[0].grid, chain.max_error
+        reports[name] = FieldReport(
+            steps[name][0]["path"], first.shape, first.spacing, len(distinct), len(chain.fields), chain.nodes,
+            worst, chain.mean_error, tolerance, worst <= tolerance,
+        )  # fmt: skip
+    a, b = bent.before, bent.after
+    # first applied first: a moving-space point is bent, then carried by the affine matrix; back, the other way round
+    forward = [*_step(a), *steps["to_fixed"], *_step(b)]
+    inverse = [
+        *_step(None if b is None else _inverse(b)),
+        *steps["to_moving"],
+        *_step(None if a is None else _inverse(a)),
+    ]
+    whole = {
+        "type": "bijection",
+        "name": "moving to fixed",
+        **ends,
+        "forward": {"type": "sequence", "name": "moving to fixed", "transformations": forward},
+        "inverse": {"type": "sequence", "name": "fixed to moving", "transformations": inverse},
+    }
+    return {"coordinateSystems": systems, "coordinateTransformations": [whole]}, reports
+
+
+def _coordinate_system(name: str, unit: str, ndim: int, component: str | None = None) -> Json:
+    axes: list[Json] = [{"name": axis, "type": "space"} for axis in AXES[ndim]]
+    if unit != "px":  # the standard has no unit for pixels: such an axis has none
+        for axis in axes:
+            axis["unit"] = ome_unit(unit)
+    if component is not None:
+        axes.insert(0, {"name": component, "type": "displacement", "discrete": True})
+    return {"name": name, "axes": axes}
+
+
+def _inverse(matrix: Tensor) -> Tensor:
+    return Affine(matrix).inverse().matrix
+
+
+def _affine_to_json(matrix: Tensor) -> Json:
+    return {"type": "affine", "affine": matrix[:-1].tolist()}  # the standard leaves the last row out
+
+
+def _step(matrix: Tensor | None) -> list[Json]:
+    return [] if matrix is None else [_affine_to_json(matrix)]
+
+
+def _write_field(fields: zarr.Group, name: str, field: Displacement) -> None:
+    grid = field.grid
+    system = _coordinate_system("moving", grid.unit, grid.ndim, component="c")
+    to_system = {
+        "type": "sequence",
+        "input": {"path": "0"},
+        "output": {"name": "moving"},
+        "transformations": [
+            {"type": "scale", "scale": [1.0, *grid.spacing]},
+            {"type": "translation", "translation": [0.0, *grid.origin]},
+        ],
+    }
+    multiscale = {
+        "name": name,
+        "type": "single",  # the standard wants to know how levels were made; there is one, and it is exact at its nodes
+        "metadata": {"description": "one level, not downscaled"},
+        "coordinateSystems": [system],
+        "datasets": [{"path": "0", "coordinateTransformations": [to_system]}],
+    }
+    group = fields.create_group(name, attributes={"ome": {"version": OME_VERSION, "multiscales": [multiscale]}})
+    write_array(group, "0", field.field.numpy(), dimension_names=("c", *grid.axes))
+
+
+# --------------------------------------------------------------------------------------------------------------- read
+
+
+def read_standard(
+    path: str | Path, to: Literal["fixed", "moving"] = "fixed", systems: tuple[str, str] = ("fixed", "moving")
+) -> Transform:
+    """The map to the ``to`` space, rebuilt from the OME-Zarr part of a store alone: matrices and displacement fields.
+
+    What a program that knows the standard but not regframe reads; it agrees with the exact map within the error that
+    the store reports. Both directions are stored: ``read_standard(p, to="moving")`` inverts nothing. ``systems`` names the
+    coordinate systems of the fixed and the moving side in a store of another program. Errors as `load`.
+    """
+    folder = find_store(path)
+    with named(folder):
+        ome = mapping(read_node(folder, "", "group")["attributes"].get("ome"), "ome")
+        version = item(ome, "version", str)
+        if re.fullmatch(r"0\.6(rc\d+)?", version) is None:
+            raise ValueError(f"wanted OME-Zarr {OME_VERSION}, got version {version!r}; upgrade regframe or convert it")
+        scene = item(ome, "scene", dict)
+        known = {}
+        for system in item(scene, "coordinateSystems", list):
+            system = mapping(system, "coordinateSystems")
+            known[item(system, "name", str)] = _space_axes(item(system, "axes", list))
+        target, source = systems if to == "fixed" else systems[::-1]
+        for name in (source, target):
+            if name not in known:
+                raise ValueError(f"wanted a coordinate system named {name!r} in the scene, got {sorted(known)}")
+        for entry in item(scene, "coordinateTransformations", list):
+            entry = mapping(entry, "coordinateTransformations")
+            ends = tuple(item(item(entry, side, dict), "name", str) for side in ("input", "output"))
+            chosen = None
+            if ends == (source, target):
+                chosen = item(entry, "forward", dict) if entry.get("type") == "bijection" else entry
+            elif ends == (target, source) and entry.get("type") == "bijection":
+                chosen = item(entry, "inverse", dict)
+            if chosen is not None:
+                return _from_standard(folder, chosen, known[source], known[target])
+            if ends == (target, source):
+                return _from_standard(folder, entry, known[target], known[source]).inverse()
+        raise ValueError(
+            f"wanted a transformation between {source} and {target} in the scene, got none that leads to {target!r}"
+        )
+
+
+def _from_standard(folder: Path, entry: Json, source: tuple[int, str], target: tuple[int, str]) -> Transform:
+    """An RFC-5 transformation as our maps; matrices in a row become one, which takes the change of unit."""
+    if source[0] != target[0]:
+        raise ValueError(f"wanted coordinate systems of one dimension, got {source[0]} and {target[0]} axes")
+    ndim, unit = source
+    parts: list[Transform] = []
+    matrix: Tensor | None = None
+    for step in _flattened(entry):
+        found = _step_from_standard(folder, step, ndim)
+        if isinstance(found, Tensor):
+            matrix = found if matrix is None else found @ matrix
+            continue
+        if matrix is not None:
+            parts.append(Affine(matrix, unit, found.source_unit))
+            unit, matrix = found.source_unit, None
+        parts.append(found)
+    if matrix is not None or not parts:
+        parts.append(Affine(torch.eye(ndim + 1, dtype=torch.float64) if matrix is None else matrix, unit, target[1]))
+    transform = in_a_row(parts)
+    if (transform.source_unit, transform.target_unit) != (source[1], target[1]):
+        raise ValueError(
+            f"wanted a map from {source[1]} to {target[1]}, got {transform.source_unit} to {transform.target_unit}"
+        )
+    return transform
+
+
+def _flattened(entry: Json, depth: int = 0) -> Iterator[Json]:
+    if depth > _MOST_NESTED:
+        raise ValueError(f"wanted transformations nested {_MOST_NESTED} deep at most, got more")
+    kind = item(entry, "type", str)
+    if kind == "bijection":
+        yield from _flattened(item(entry, "forward", dict), depth + 1)
+    elif kind == "sequence":
+        for step in item(entry, "transformations", list):
+            yield from _flattened(mapping(step, "transformations"), depth + 1)
+    else:
+        yield entry
+
+
+def _step_from_standard(folder: Path, step: Json, ndim: int) -> Tensor | Displacement:
+    """One elementary transformation: a homogeneous matrix ``[D+1, D+1]`` or a displacement field."""
+    kind = step["type"]
+    matrix = torch.eye(ndim + 1, dtype=torch.float64)
+    if kind == "identity":
+        return matrix
+    if kind in ("scale", "translation"):
+        numbers = torch.tensor(numbers_of(item(step, kind, list), kind), dtype=torch.float64)
+        if numbers.shape != (ndim,):
+            raise ValueError(f"wanted {ndim} numbers of {kind!r}, got {tuple(numbers.shape)}")
+        if kind == "scale":
+            return torch.diag(torch.cat([numbers, torch.ones(1, dtype=torch.float64)]))
+        matrix[:-1, -1] = numbers
+        return matrix
+    if kind in ("affine", "rotation"):
+        columns = ndim + 1 if kind == "affine" else ndim
+        found = matrix_of(item(step, kind, list))
+        if tuple(found.shape) != (ndim, columns):
+            raise ValueError(f"wanted a matrix [{ndim}, {columns}] of {kind!r}, got {tuple(found.shape)}")
+        matrix[:-1, :columns] = found
+        return matrix
+    if kind == "displacements":
+        if step.get("interpolation", "linear") != "linear":
+            raise ValueError(f"wanted a displacement field to be interpolated linearly, got {step['interpolation']!r}")
+        return _read_field(folder, item(step, "path", str), ndim)
+    raise ValueError(
+        "wanted identity, scale, translation, rotation, affine, displacements, sequence or bijection, "
+        f"got the transformation {kind!r}; read it with a program that knows it"
+    )
+
+
+def _read_field(folder: Path, path: str, ndim: int) -> Displacement:
+    """The finest level of a displacement field: an image with one axis of type ``displacement``, first or last."""
+    ome = mapping(read_node(folder, path, "group")["attributes"].get("ome"), f"{path} ome")
+    multiscales = item(ome, "multiscales", list)
+    if len(multiscales) != 1:
+        raise ValueError(f"wanted one multiscale at {path!r}, got {len(multiscales)}")
+    multiscale = mapping(multiscales[0], path)
+    datasets, systems = item(multiscale, "datasets", list), item(multiscale, "coordinateSystems", list)
+    if not datasets or not systems:
+        raise ValueError(f"wanted a dataset and a coordinate system at {path!r}, got none")
+    dataset = mapping(datasets[0], path)
+    axes = [mapping(a, f"{path} axes") for a in item(mapping(systems[0], path), "axes", list)]
+    component = [i for i, axis in enumerate(axes) if axis.get("type") == "displacement"]
+    if component not in ([0], [ndim]) or len(axes) != ndim + 1:
+        raise ValueError(f"wanted {ndim} axes of space and one of displacement, first or last, at {path!r}, got {axes}")
+    where = component[0]
+    _, unit = _space_axes([a for i, a in enumerate(axes) if i != where])
+    steps = [s for t in item(dataset, "coordinateTransformations", list) for s in _flattened(mapping(t, path))]
+    spacing, origin = [1.0] * (ndim + 1), [0.0] * (ndim + 1)
+    kinds = [s["type"] for s in steps]
+    if kinds not in (["scale"], ["identity"], ["scale", "translation"]):
+        raise ValueError(f"wanted a scale and a translation of the field {path!r}, got {kinds}")
+    for step in steps:
+        if step["type"] != "identity":
+            numbers = numbers_of(item(step, step["type"], list), path)
+            if len(numbers) != ndim + 1:
+                raise ValueError(f"wanted {ndim + 1} numbers of {step['type']!r} at {path!r}, got {numbers}")
+            spacing, origin = (numbers, origin) if step["type"] == "scale" else (spacing, numbers)
+    data = read_array(folder, f"{path}/{item(dataset, 'path', str)}").movedim(where, 0).contiguous()  # [D, *S]
+    if data.ndim != ndim + 1 or data.shape[0] != ndim:
+        raise ValueError(f"wanted a field [{ndim}, ...] of {ndim} axes at {path!r}, got {tuple(data.shape)}")
+    del spacing[where], origin[where]
+    return Displacement(data, Grid(tuple(data.shape[1:]), tuple(spacing), tuple(origin), unit))
+
+
+def _space_axes(axes: list[Any]) -> tuple[int, str]:
+    """Number and common unit of axes that must be ``y, x`` or ``z, y, x``."""
+    found = [mapping(axis, "axes") for axis in axes]
+    names = tuple(axis.get("name") for axis in found)
+    if names not in AXES.values():
+        raise ValueError(f"wanted the axes y, x or z, y, x, got {names}")
+    units = {canonical_unit(str(axis["unit"]) if axis.get("unit") is not None else None) for axis in found}
+    if len(units) != 1:
+        raise ValueError(f"wanted one unit on all axes, got {sorted(units)}")
+    return len(names), units.pop()
