@@ -21,6 +21,11 @@ AXES: dict[int, tuple[str, ...]] = {2: ("y", "x"), 3: ("z", "y", "x")}
 UNITS: dict[str, float] = {"nm": 1e-9, "µm": 1e-6, "mm": 1e-3, "cm": 1e-2, "m": 1.0}
 """Length units in metres; ``"px"`` is the unit of data that declare none."""
 
+OME_UNITS: dict[str, str] = {
+    "nm": "nanometer", "µm": "micrometer", "mm": "millimeter", "cm": "centimeter", "m": "meter",
+}  # fmt: skip
+"""How OME-Zarr spells each length unit (the names of UDUNITS-2, as the NGFF specification asks); it has none for pixels."""
+
 _UNIT_ALIASES = {
     "um": "µm", "μm": "µm", "micron": "µm", "microns": "µm", "micrometer": "µm", "micrometre": "µm",
     "nanometer": "nm", "nanometre": "nm", "millimeter": "mm", "millimetre": "mm", "centimeter": "cm",

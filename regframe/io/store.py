@@ -37,7 +37,7 @@ from torch import Tensor
 from zarr.codecs import BloscCodec, Crc32cCodec
 
 from ..config import Config
-from ..data import AXES, Grid, canonical_unit
+from ..data import AXES, OME_UNITS, Grid, canonical_unit
 from ..maps.affine import Affine
 from ..maps.base import Transform
 from ..maps.displacement import Displacement
@@ -67,7 +67,6 @@ _MAX_STEPS = 1 << 16  # Euler steps; keeps a forged store from looping for ever
 _CODECS = {"bytes", "blosc", "zstd", "gzip", "crc32c"}  # the codecs `load` reads; all of the standard, none runs code
 _FIELDS = "coordinateTransformations"  # where the standard puts arrays of transformations
 _ROOT_ENTRIES = {"zarr.json", _FIELDS, "regframe"}
-_OME_UNITS = {"nm": "nanometer", "µm": "micrometer", "mm": "millimeter", "cm": "centimeter", "m": "meter"}
 
 _Json = dict[str, Any]
 
@@ -317,7 +316,7 @@ def _grid_to_json(grid: Grid) -> _Json:
 
 
 def _ome_unit(unit: str) -> str:
-    return _OME_UNITS.get(unit, "pixel")
+    return OME_UNITS.get(unit, "pixel")
 
 
 def _to_numpy(tensor: Tensor) -> NDArray[Any]:
