@@ -3,12 +3,15 @@ from .config import Config as Config
 from .contracts import Adapter as Adapter
 from .contracts import Metric as Metric
 from .contracts import Progress as Progress
+from .data import OME_UNITS as OME_UNITS
 from .data import Grid as Grid
 from .data import Image as Image
 from .data import Level as Level
 from .data import PointSet as PointSet
 from .data import Pyramid as Pyramid
 from .data import Reading as Reading
+from .data import canonical_unit as canonical_unit
+from .data import unit_ratio as unit_ratio
 from .evaluation import carry_points as carry_points
 from .evaluation import labels_at as labels_at
 from .evaluation import match_points as match_points

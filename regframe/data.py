@@ -21,21 +21,16 @@ AXES: dict[int, tuple[str, ...]] = {2: ("y", "x"), 3: ("z", "y", "x")}
 UNITS: dict[str, float] = {"nm": 1e-9, "µm": 1e-6, "mm": 1e-3, "cm": 1e-2, "m": 1.0}
 """Length units in metres; ``"px"`` is the unit of data that declare none."""
 
+OME_UNITS: dict[str, str] = {
+    "nm": "nanometer", "µm": "micrometer", "mm": "millimeter", "cm": "centimeter", "m": "meter",
+}  # fmt: skip
+"""How OME-Zarr spells each length unit (the names of UDUNITS-2, as the NGFF specification asks); it has none for pixels."""
+
 _UNIT_ALIASES = {
     "um": "µm", "μm": "µm", "micron": "µm", "microns": "µm", "micrometer": "µm", "micrometre": "µm",
     "nanometer": "nm", "nanometre": "nm", "millimeter": "mm", "millimetre": "mm", "centimeter": "cm",
     "centimetre": "cm", "meter": "m", "metre": "m", "pixel": "px", "pixels": "px", "": "px",
 }  # fmt: skip
-
-_OME_UNITS = {
-    "nm": "nanometer",
-    "µm": "micrometer",
-    "mm": "millimeter",
-    "cm": "centimeter",
-    "m": "meter",
-    "px": "pixel",
-}
-"""How OME-Zarr spells length units (those of UDUNITS-2); it has none for pixels, which ours calls so in its own group."""
 
 
 def canonical_unit(unit: str | None) -> str:
@@ -50,7 +45,8 @@ def canonical_unit(unit: str | None) -> str:
 
 def ome_unit(unit: str) -> str:
     """A length unit as OME-Zarr spells it (``"µm"`` → ``"micrometer"``, ``"px"`` → ``"pixel"``); ValueError for others."""
-    return _OME_UNITS[canonical_unit(unit)]
+    short = canonical_unit(unit)
+    return OME_UNITS.get(short, "pixel")
 
 
 def unit_ratio(source: str, target: str) -> float | None:

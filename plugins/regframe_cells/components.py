@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 import regframe
 
-from .raster import Array, canvas, rasterize
+from .drawing import Drawing, Weighted, gene_names, library_scale
+from .raster import MARGIN, Array, canvas, rasterize
 from .tables import Cells, read_cells
 
-if TYPE_CHECKING:
-    from .adapter import CellsAdapter
-
 MOST_GENES = 2000
-"""Genes whose rasters are compared at most: those with the largest totals in both data sets."""
+"""Genes whose rasters are compared at most, those with the largest shares of the counts in both data sets: as many as single-cell
+analyses keep of a whole transcriptome, and their covariance takes 32 MB."""
 VALUES = 1 << 26
-"""Values of all gene rasters together at most: they are coarser than the image where there are many genes."""
+"""Values (pixels times genes, float32) of all gene rasters together at most: 256 MiB. Where there are many genes, their rasters
+are coarser than the image."""
+CHUNK = 64
+"""Genes whose weights are held at once; fewer where cells times genes would exceed `VALUES`."""
+VARIES = 1e-9
+"""Standard deviation of a gene's raster, over the largest one, below which the gene is constant and gets no say: rounding."""
 
 
 def shared_components(
@@ -27,9 +32,11 @@ def shared_components(
     moving: Any,
     n: int = 5,
     *,
-    genes: str | tuple[str, ...] | list[str] | None = None,
+    genes: str | Sequence[str] | None = None,
     types: str | None = None,
-    **options: Any,
+    columns: str | Sequence[str] | None = None,
+    unit: str | None = None,
+    **drawing: Any,
 ) -> tuple[regframe.Image, regframe.Image]:
     """Both data sets as images of the ``n`` leading principal components of the rasters of what both have.
 
@@ -41,32 +48,32 @@ def shared_components(
     component on both sides.
 
     Args:
-        fixed: anything `read_cells` reads.
-        moving: likewise.
+        fixed: cells, in any form that `read_cells` takes.
+        moving: cells, in any form that `read_cells` takes.
         n: number of components; fewer where the data sets share fewer genes.
         genes: names, or all that both have where None.
         types: instead of genes a column with the type of each cell.
-        options: of `CellsAdapter`, for both sides (``columns``, ``unit``, ``spacing``, ``sigma``, ``weights``, ``threads``).
+        columns: position columns of both sides, as for `CellsAdapter`.
+        unit: of both sides, as for `CellsAdapter`.
+        drawing: ``spacing``, ``sigma``, ``weights`` and ``threads`` of `CellsAdapter`, for both sides.
+
+    Returns:
+        The images of the fixed and of the moving side, ``[n, H, W]`` each.
 
     Raises:
-        ValueError: where the two share no gene or type, or as `CellsAdapter` does.
+        ValueError: where the two share no gene or type, or an option cannot be as it is.
     """
-    from .adapter import CellsAdapter
-
     if isinstance(n, bool) or not isinstance(n, int) or n < 1:
         raise ValueError(f"wanted 1 or more components, got {n!r}")
-    adapter = CellsAdapter(types=types, genes="all" if genes is None and types is None else genes, **options)
-    sides = [read_cells(side, adapter.columns, adapter.unit) for side in (fixed, moving)]
-    return project(sides[0], sides[1], n, adapter, adapter)
+    chosen = Drawing.of(types=types, genes="all" if genes is None and types is None else genes, **drawing)
+    named = columns if columns is None or isinstance(columns, str) else ",".join(map(str, columns))
+    sides = [read_cells(side, named, unit) for side in (fixed, moving)]
+    return project(sides[0], sides[1], n, chosen)
 
 
-def project(
-    one: Cells, other: Cells, n: int, of_one: CellsAdapter, of_other: CellsAdapter
-) -> tuple[regframe.Image, regframe.Image]:
+def project(one: Cells, other: Cells, n: int, drawing: Drawing) -> tuple[regframe.Image, regframe.Image]:
     """The images of both sides; exchanging the sides exchanges the images and changes no byte."""
-    from .adapter import Weighted
-
-    sources = [_Source(one, of_one), _Source(other, of_other)]
+    sources = [_Source(one, drawing), _Source(other, drawing)]
     names = sorted(set(sources[0].names) & set(sources[1].names))
     if not names:
         raise ValueError(
@@ -80,57 +87,54 @@ def project(
     moments = [source.covariance(names) for source in sources]
     covariance = moments[0] + moments[1]  # the order does not matter to a sum of two
     deviation = np.sqrt(np.diag(covariance))
-    gain = np.divide(1.0, deviation, out=np.zeros_like(deviation), where=deviation > 1e-9 * deviation.max())
+    gain = np.divide(1.0, deviation, out=np.zeros_like(deviation), where=deviation > VARIES * deviation.max())
     _, vectors = np.linalg.eigh(gain[:, None] * covariance * gain[None])
     n = min(n, len(names))
     vectors = vectors[:, ::-1][:, :n]
     vectors = vectors * np.sign(vectors[np.abs(vectors).argmax(axis=0), np.arange(n)])
     loadings = (gain[:, None] * vectors) @ _turn(n)  # [G, n]
     channels = tuple(f"component {i + 1}" for i in range(n))
-    images = [
-        source.adapter.raster(Weighted(source.cells, source.project(names, loadings), channels)) for source in sources
-    ]
+    images = [drawing.raster(Weighted(source.cells, source.project(names, loadings), channels)) for source in sources]
     return images[0], images[1]
 
 
 class _Source:
-    """One side: its cells and what each weighs in each gene or type, a few at a time."""
+    """One side: its cells and the weight of each in each gene or type, `CHUNK` of them at a time."""
 
-    def __init__(self, cells: Cells, adapter: CellsAdapter) -> None:
-        from .adapter import gene_names, library_scale
-
-        self.cells, self.adapter = cells, adapter
-        self.chunk = max(1, min(64, VALUES // len(cells)))
-        self.each = adapter.each(cells)[:, 0]
-        if adapter.types is not None:
-            self.words = cells.words(adapter.types)
+    def __init__(self, cells: Cells, drawing: Drawing) -> None:
+        self.cells, self.drawing = cells, drawing
+        self.chunk = max(1, min(CHUNK, VALUES // len(cells)))
+        self.each = drawing.each(cells)[:, 0]
+        if drawing.types is not None:
+            self.words = cells.words(drawing.types)
             self.names = tuple(str(word) for word in np.unique(self.words) if word)
         else:
-            self.names = cells.genes() if adapter.genes == ("all",) else gene_names(cells, adapter.genes or ("all",))
+            self.names = cells.genes() if drawing.genes == ("all",) else gene_names(cells, drawing.genes or ("all",))
             self.each = self.each * library_scale(cells)
 
     def weigh(self, names: list[str]) -> Array:
-        """``[N, len(names)]``."""
-        if self.adapter.types is not None:
+        """The weight of each cell in each of these genes or types ``[N, len(names)]``."""
+        if self.drawing.types is not None:
             weights: Array = (self.words[:, None] == np.array(names)[None]) * self.each[:, None]
             return weights
         return self.cells.counts(names) * self.each[:, None]
 
     def totals(self, names: list[str]) -> Array:
-        """``[G]``."""
+        """Sum over the cells of their weights, per gene or type ``[G]``."""
         out: Array = np.concatenate([self.weigh(part).sum(axis=0) for part in _parts(names, self.chunk)])
         return out
 
     def covariance(self, names: list[str]) -> Array:
-        """Of the rasters over their canvas ``[G, G]``, in densities."""
-        grid, sigmas = self.adapter.grid(self.cells)
+        """Covariance of the genes' rasters over the canvas ``[G, G]``, in squared weights per squared area: as densities, so that
+        it does not depend on the size of a pixel."""
+        grid, sigmas = self.drawing.grid(self.cells)
         coarser = math.sqrt(max(1.0, math.prod(grid.shape) * len(names) / VALUES))
         spacing, sigma = grid.spacing[0] * coarser, min(sigmas)
         sigma = max(sigma, spacing)
-        grid = canvas(self.cells.coords.numpy(), spacing, 3 * sigma, grid.unit)
+        grid = canvas(self.cells.coords.numpy(), spacing, MARGIN * sigma, grid.unit)
         flat: NDArray[np.float32] = np.concatenate(
             [
-                rasterize(self.cells.coords.numpy(), self.weigh(part), grid, [sigma], self.adapter.threads).reshape(
+                rasterize(self.cells.coords.numpy(), self.weigh(part), grid, [sigma], self.drawing.threads).reshape(
                     len(part), -1
                 )
                 for part in _parts(names, self.chunk)
@@ -143,7 +147,7 @@ class _Source:
         return out
 
     def project(self, names: list[str], loadings: Array) -> Array:
-        """``[N, n]``."""
+        """The weight of each cell in each component ``[N, n]``, of loadings ``[G, n]``."""
         out = np.zeros((len(self.cells), loadings.shape[1]))
         start = 0
         for part in _parts(names, self.chunk):

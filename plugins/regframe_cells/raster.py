@@ -16,25 +16,30 @@ Array = NDArray[np.float64]
 MARGIN = 3.0
 """Standard deviations of the widest Gaussian between the outermost cell and the border of the canvas."""
 NEIGHBOURS = 8
-"""The distance to the neighbour of this rank tells how much room a cell has."""
+"""Rank of the neighbour whose distance tells how much room a cell has: of the cells around one in a square grid the last. A
+nearer one would measure the distance within clusters."""
 FINE = 1 / 3
-"""Width of a proposed pixel over the width of the room that a cell has."""
+"""Width of a proposed pixel over the width of the room that a cell has; set on the pairs of ``benchmarks/bench_cells.py``, which
+other spacings within a factor of 3 served almost as well (``docs/cells.md``)."""
 ASKED = 20_000
-"""Cells whose neighbours are looked up, evenly drawn from the table."""
+"""Cells whose neighbours are looked up, evenly drawn from the table: the median distance then is known to within 1 %."""
 PROPOSED_PIXELS = 4_000_000
-"""Pixels of a canvas with a proposed spacing at most."""
+"""Pixels of a canvas with a proposed spacing at most: 2000 × 2000, beyond what a registration needs to find a bend."""
 MOST_VALUES = 1 << 29
-"""Values (pixels times channels) of a raster at most: 2 GiB of float32."""
+"""Values (pixels times channels, float32) of a raster at most: 2 GiB."""
 
 
 def propose_spacing(coords: Array) -> float:
-    """A pixel half as wide as the room of a cell: half the square root of the area per cell, where the median cell lies.
+    """A pixel a third as wide (`FINE`) as the room of the median cell: the square root of the area per cell where it lies.
 
     The area per cell is ``π r² / 8``, with r the distance to the eighth neighbour, so that holes, glass and stray cells do
-    not count. The answer is enlarged where the canvas would have more than 4 million pixels, and rounded to two digits.
+    not count. The answer is enlarged where the canvas would have more than `PROPOSED_PIXELS`, and rounded to two digits.
 
     Args:
-        coords: positions ``[N, 2]`` in lengths.
+        coords: positions ``[N, 2]``, in any unit of length.
+
+    Returns:
+        The spacing, in the unit of ``coords``.
 
     Raises:
         ValueError: where there are fewer than 16 cells, or most of them lie on one another.
@@ -57,7 +62,8 @@ def propose_spacing(coords: Array) -> float:
 def canvas(coords: Array, spacing: float, margin: float, unit: str) -> regframe.Grid:
     """The grid whose pixels hold all positions ``[N, 2]`` and ``margin`` beyond them.
 
-    Its pixels lie at whole multiples of ``spacing``: tables of one space get pixels that coincide. Lengths in ``unit``.
+    Its pixels lie at whole multiples of ``spacing``, so that tables of one space get pixels that coincide. ``coords``,
+    ``spacing`` and ``margin`` are in ``unit``.
     """
     low = np.floor((coords.min(axis=0) - margin) / spacing)
     high = np.ceil((coords.max(axis=0) + margin) / spacing)
@@ -100,9 +106,9 @@ def rasterize(
 
 
 def hull(coords: Array, grid: regframe.Grid) -> NDArray[np.float32]:
-    """1 on the pixels ``[H, W]`` of ``grid`` within the convex hull of positions ``[N, 2]``, else 0.
+    """1 on the pixels ``[H, W]`` of ``grid`` whose centre is within the convex hull of positions ``[N, 2]``, else 0.
 
-    ValueError where they span no area.
+    ValueError where the positions lie on one line.
     """
     try:
         sides = ConvexHull(coords).equations  # [K, 3]: outward normal and offset
@@ -116,7 +122,7 @@ def hull(coords: Array, grid: regframe.Grid) -> NDArray[np.float32]:
 
 
 def check_size(grid: regframe.Grid, channels: int) -> None:
-    """Refuse a raster that nobody wants, before it is allocated."""
+    """ValueError for a raster of more than `MOST_VALUES`, before it is allocated."""
     if math.prod(grid.shape) * channels > MOST_VALUES:
         size = " x ".join(map(str, grid.shape))
         raise ValueError(

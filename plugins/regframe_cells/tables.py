@@ -10,7 +10,8 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,13 +36,17 @@ LAYOUTS: tuple[tuple[frozenset[str], str, str, str], ...] = (
     (frozenset({"fov", "CenterX_global_px", "CenterY_global_px"}), "CenterX_global_px", "CenterY_global_px", "px"),  # CosMx
     (frozenset({"fov", "x_global_px", "y_global_px"}), "x_global_px", "y_global_px", "px"),
 )  # fmt: skip
-"""Tables of known instruments, cells and transcripts: what they have to have, x and y, and the unit their makers state."""
+"""Tables of cells and of transcripts as known instruments write them: the columns that tell the instrument, the columns of x
+and y, and the unit that the maker's manual states for them."""
 
 _SUFFIX = re.compile(r"(?<=[\s._\-\[(])(px|pixels?|um|µm|μm|microns?|nm|mm|cm|m)(?=[\])]?\s*$)", re.IGNORECASE)
 
 IDS = ("cell_id", "cellid", "cell", "id", "barcode", "entityid", "transcript_id", "index")
+"""Names, in lower case, of columns that number the rows and so hold no gene."""
 MISSING = ("", "na", "nan", "none", "null", "<na>")
+"""Words, in lower case, that stand for no value."""
 OBSM = ("spatial", "X_spatial")
+"""Entries of ``obsm`` that hold positions, the first that is there: scanpy's and squidpy's, and that of older files."""
 KEY_ADDED = "spatial_aligned"
 """Entry of ``obsm`` that gets the positions of carried cells."""
 
@@ -54,8 +59,8 @@ class Cells(regframe.PointSet):
         native: data frame or AnnData the cells were read from, never changed; None for text tables and arrays.
         original: ``table`` as it was read, to tell what was added to it.
         key: entry of ``obsm`` that holds the positions, ``""`` where they are columns.
-        read_unit: what the positions were in.
-        file: the h5ad file that ``native`` holds only the cells of (``obs``, ``obsm``), None where it holds all.
+        read_unit: unit of the positions when they were read.
+        file: the h5ad file of which ``native`` holds only ``obs`` and ``obsm``, None where it holds all of it.
     """
 
     native: Any = None
@@ -70,8 +75,8 @@ class Cells(regframe.PointSet):
             object.__setattr__(self, "read_unit", self.unit)
 
     def written(self, name: str) -> str:
-        """What a position column is called in a file: its unit suffix follows the unit, and a unit that is not the one the
-        cells were read in is never left to be guessed."""
+        """The name of a position column in a file: where the unit is no longer the one that the cells were read in, the name
+        ends in the unit."""
         suffix = {"µm": "um"}.get(self.unit, self.unit)
         if self.unit == self.read_unit or name not in self.columns:
             return name
@@ -79,7 +84,7 @@ class Cells(regframe.PointSet):
         return f"{name}_{suffix}" if declared is None else name[: declared.start()] + suffix + name[declared.end() :]
 
     def numbers(self, name: str, purpose: str = "numbers") -> Array:
-        """The column ``name`` as ``[N]`` float64; ValueError where there is none or it holds something else than numbers."""
+        """The column ``name`` as ``[N]`` float64; ValueError where there is none, or it holds other things than numbers."""
         values = self._column(name, purpose)
         if values.dtype.kind in "biuf":
             numbers = values.astype(np.float64)
@@ -107,8 +112,8 @@ class Cells(regframe.PointSet):
         return values
 
     def genes(self) -> tuple[str, ...]:
-        """Names of the genes: the variables of an AnnData, else every column of whole numbers ≥ 0 that holds no positions
-        or ids and is not all alike."""
+        """Names of the genes: the variables of an AnnData; of a table every column of whole numbers ≥ 0 that differ and are
+        neither positions nor ids."""
         if _is_anndata(self.native):
             return tuple(map(str, self.native.var_names))
         first = next(iter(self.table), "")
@@ -164,7 +169,7 @@ def read_cells(
     scale_factor: str | None = None,
     genes: bool = True,
 ) -> Cells:
-    """Read cells with everything that came with them, in their order.
+    """Read cells with all columns and, of an AnnData, all else that it holds; rows keep their order.
 
     Args:
         source: path of a text table, Parquet or h5ad file; a data frame, an AnnData, an array ``[N, 2]``, a `PointSet`.
@@ -281,8 +286,8 @@ def _layout(names: Sequence[str]) -> tuple[str, str] | None:
 
 
 def _one_unit(declared: str, stated: str | None, name: str) -> str:
-    """``declared`` where nothing else is stated; ValueError where the two differ."""
-    if stated is not None and regframe.Grid((1, 1), unit=stated).unit != declared:
+    """The ``declared`` unit; ValueError where another one is stated."""
+    if stated is not None and regframe.canonical_unit(stated) != declared:
         raise ValueError(
             f"wanted one unit for {name!r}, got positions in {declared} and unit={stated!r}; leave unit out or convert them"
         )
@@ -297,19 +302,24 @@ def _plain(points: regframe.PointSet) -> Cells:
 def _read_parquet(path: Path) -> Any:
     try:
         import pandas
-        import pyarrow  # noqa: F401 - what pandas reads Parquet with
+        import pyarrow  # noqa: F401 - pandas reads Parquet with it
     except ImportError as error:
         raise ImportError(
             f"wanted pandas and pyarrow to read {path.name!r}, got no {error.name}; install regframe[tables]"
         ) from error
-    try:
+    with _readable(path, "a Parquet table"):
         return pandas.read_parquet(path)
+
+
+@contextmanager
+def _readable(path: Path, kind: str) -> Iterator[None]:
+    """ValueError for whatever a damaged file makes its reader raise; FileNotFoundError passes."""
+    try:
+        yield
     except FileNotFoundError:
         raise
-    except Exception as error:  # whatever a damaged file makes of the reader
-        raise ValueError(
-            f"wanted a Parquet table, got {str(path)!r}, which cannot be read as one ({_reason(error)})"
-        ) from error
+    except Exception as error:  # the readers document no exceptions
+        raise ValueError(f"wanted {kind}, got {str(path)!r}, which cannot be read as one ({_reason(error)})") from error
 
 
 def _read_anndata(path: Path, genes: bool, scales: bool) -> tuple[Any, dict[str, str], bool]:
@@ -322,34 +332,24 @@ def _read_anndata(path: Path, genes: bool, scales: bool) -> tuple[Any, dict[str,
         raise ImportError(
             f"wanted anndata to read {path.name!r}, got no {error.name}; install regframe[anndata]"
         ) from error
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of files in an older format: whoever reads them cannot help it
-            with h5py.File(path, "r") as file:
-                positions = file.get("obsm", {})
-                units = {key: str(item.attrs["unit"]) for key, item in positions.items() if "unit" in item.attrs}
-                if (
-                    not genes
-                    and isinstance(file["obs"], h5py.Group)
-                    and (not len(positions) or isinstance(positions, h5py.Group))
-                ):
-                    data = anndata.AnnData(obs=read_elem(file["obs"]))
-                    for key in positions:
-                        data.obsm[key] = read_elem(positions[key])
-                    if scales and "spatial" in file.get("uns", {}):
-                        data.uns["spatial"] = {
-                            name: {"scalefactors": read_elem(item["scalefactors"])}
-                            for name, item in file["uns/spatial"].items()
-                            if "scalefactors" in item
-                        }
-                    return data, units, False
-            return anndata.read_h5ad(path), units, True
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # whatever a damaged file makes of the reader
-        raise ValueError(
-            f"wanted an AnnData file, got {str(path)!r}, which cannot be read as one ({_reason(error)})"
-        ) from error
+    with _readable(path, "an AnnData file"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of files in an older format: whoever reads them cannot help it
+        with h5py.File(path, "r") as file:
+            positions = file.get("obsm", {})
+            units = {key: str(item.attrs["unit"]) for key, item in positions.items() if "unit" in item.attrs}
+            grouped = isinstance(file["obs"], h5py.Group) and (not len(positions) or isinstance(positions, h5py.Group))
+            if not genes and grouped:  # as AnnData 0.7 and later write
+                data = anndata.AnnData(obs=read_elem(file["obs"]))
+                for key in positions:
+                    data.obsm[key] = read_elem(positions[key])
+                if scales and "spatial" in file.get("uns", {}):
+                    data.uns["spatial"] = {
+                        name: {"scalefactors": read_elem(item["scalefactors"])}
+                        for name, item in file["uns/spatial"].items()
+                        if "scalefactors" in item
+                    }
+                return data, units, False
+        return anndata.read_h5ad(path), units, True
 
 
 def _from_frame(frame: Any, columns: str | None, unit: str | None, name: str) -> Cells:
@@ -414,7 +414,7 @@ def _from_anndata(
 
 
 def _scale(data: Any, wanted: str, name: str) -> float:
-    """A scale factor of the spots, ``ENTRY`` or ``LIBRARY/ENTRY``."""
+    """The scale factor of the spots that ``wanted`` names as ``ENTRY`` or ``LIBRARY/ENTRY``: pixels of a picture per unit."""
     libraries = data.uns.get("spatial", {})
     library, _, entry = wanted.rpartition("/")
     found = {
@@ -474,8 +474,11 @@ def _finite(coords: Array, columns: Sequence[str], name: str) -> Array:
 
 
 def _check_rows(cells: Cells) -> None:
-    """Refuse a cell that is listed twice; an id that several cells bear is theirs: fields of view count anew, and nothing is
-    joined on it."""
+    """ValueError where a row occurs twice, id and all.
+
+    Different cells may bear one id: fields of view count anew, and nothing is joined on ids. Where no more than half of the
+    ids differ, the column is not one that tells rows apart, and rows are not compared.
+    """
     first = next(iter(cells.table), None)
     if _is_anndata(cells.native):
         ids = np.asarray(cells.native.obs_names, dtype=object)
@@ -484,7 +487,7 @@ def _check_rows(cells: Cells) -> None:
         if key is None or first is None:
             return
         ids = np.asarray(cells.table[key]).astype(object)
-    if not len(ids) / 2 < len(set(ids)) < len(ids):  # all differ, or it is no column that tells rows apart
+    if not len(ids) / 2 < len(set(ids)) < len(ids):
         return
     seen: dict[Any, int] = {}
     shared: dict[Any, int] = {}

@@ -20,9 +20,9 @@ import regframe
 
 from .ngff import is_zarr, open_zarr, write_zarr
 from .raster import open_raster, write_jpeg, write_png
-from .raw import Array, InMemory, Raw, Region, Resolution, Stamp, check_level, stamp, unreadable
+from .raw import Array, InMemory, Raw, Region, Resolution, Stamp, check_level, readable, rows, stamp
 from .tiff import needs_stitching, open_tiff, write_tiff
-from .units import CONTRADICTION, ratio, short, to_ome
+from .units import CONTRADICTION, ratio
 from .vendor import SUFFIXES as _SLIDES
 from .vendor import is_slide, open_slide
 from .volume import SUFFIXES as _VOLUMES
@@ -31,11 +31,15 @@ from .volume import open_volume, volume_kind, write_volume
 _SUFFIXES = (
     ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".svs", ".ndpi", ".scn", ".npy", ".zarr", ".zarr.zip", *_SLIDES, *_VOLUMES,
 )  # fmt: skip
-"""Formats that keep ids as floats."""
+"""Suffixes by which a file whose content tells nothing is still taken for a damaged image."""
 _STREAMED = 16
-"""How many times what may be held is read where it is averaged on the way."""
+"""How many times ``max_bytes`` may be read where it is averaged over blocks on the way, so that no more than that is held:
+blocks of 4 × 4 pixels, the two halvings by which the levels of most slides differ."""
 _EXTENT = 0.05
-"""Share by which the fields of two levels differ at most, beside two pixels."""
+"""Relative difference of the fields of two levels, beside two pixels of the coarser one, above which their metadata are wrong:
+writers drop the last incomplete block of a level, a wrong factor is off by 25 % or more."""
+_HEAD = 132
+"""Bytes of a file that tell its format: the mark of DICOM, which lies furthest back, ends there."""
 
 
 class ImageAdapter(regframe.Adapter):
@@ -82,7 +86,7 @@ class ImageAdapter(regframe.Adapter):
         if not isinstance(labels, bool):
             raise ValueError(f"wanted labels to be true or false, got {labels!r}")
         self.spacing = _numbers(spacing)
-        self.unit = None if unit is None else regframe.Grid((1, 1), unit=unit).unit
+        self.unit = None if unit is None else regframe.canonical_unit(unit)
         self.axes = None if axes is None else str(axes).lower()
         self.channels = _choice(channels)
         self.level = level
@@ -160,14 +164,7 @@ class ImageAdapter(regframe.Adapter):
         elif suffix in (".tif", ".tiff"):
             _aside(path, lambda aside: _save_tiff(aside, data, array))
         elif suffix == ".zarr":
-            axes = "c" + "".join(data.grid.axes)
-            grid = data.grid
-            _aside(
-                path,
-                lambda aside: write_zarr(
-                    aside, array, axes, grid.spacing, grid.origin, grid.unit, data.channels, data.labels, data.name
-                ),
-            )
+            _aside(path, lambda aside: write_zarr(aside, data))
         elif path.name.lower().endswith(_VOLUMES):
             if data.grid.unit == "px" and suffix != ".nrrd":
                 raise ValueError(
@@ -296,12 +293,9 @@ class ImageAdapter(regframe.Adapter):
         if kind in ("NIfTI", "NRRD", "MetaImage"):
             return open_volume(path, kind), path.name
         if kind == "npy":
-            try:
+            with readable(path, "npy"):
                 mapped = np.load(path, mmap_mode="r", allow_pickle=False)
-            except (OSError, ValueError, EOFError) as error:
-                raise unreadable(path, "npy", error) from error
-            chunk = (max(1, (1 << 20) // max(1, mapped[:1].nbytes)), *mapped.shape[1:]) if mapped.ndim else ()
-            chunk = tuple(min(a, b) for a, b in zip(chunk, mapped.shape, strict=True))
+            chunk = rows(mapped.shape, 0, mapped.dtype.itemsize) if mapped.ndim else ()
             one = Resolution(mapped.shape, chunk, _Npy(path, stamp(path)))
             return Raw(_guess(mapped.shape), mapped.dtype, (one,), format="npy"), path.name
         raise ValueError(
@@ -467,10 +461,8 @@ class _Npy:
     stamp: Stamp
 
     def __call__(self, region: Region) -> Array:
-        try:
+        with readable(self.path, "npy"):
             return np.array(np.load(self.path, mmap_mode="r", allow_pickle=False)[region])
-        except (OSError, ValueError, EOFError) as error:
-            raise unreadable(self.path, "npy", error) from error
 
 
 def _torch_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
@@ -510,8 +502,8 @@ def _check_stated(stated: Sequence[float], unit: str, declared: Sequence[float],
     for s, d in zip(stated, declared, strict=True):
         if factor is None or abs(s / (d * factor) - 1) > CONTRADICTION:
             raise ValueError(
-                f"wanted the pixel size that {name} declares, {d:.6g} {short(own)}, or none stated, got {s:.6g} {unit}; leave it "
-                "out, or set override=true where the file is wrong"
+                f"wanted the pixel size that {name} declares, {d:.6g} {regframe.canonical_unit(own)}, or none stated, "
+                f"got {s:.6g} {unit}; leave it out, or set override=true where the file is wrong"
             )
 
 
@@ -521,7 +513,7 @@ def _kind(path: Path) -> str | None:
         if path.is_dir():
             return "Zarr" if is_zarr(path) else None
         with path.open("rb") as file:
-            head = file.read(132)
+            head = file.read(_HEAD)
         if head[:8] == b"\x89PNG\r\n\x1a\n":
             return "PNG"
         if head[:3] == b"\xff\xd8\xff":
@@ -686,7 +678,7 @@ def _save_tiff(path: Path, data: regframe.Image, array: Array) -> None:
         np.ascontiguousarray(np.moveaxis(array, 0, -1)) if rgb else array,
         "YXS" if rgb else "C" + "".join(grid.axes).upper(),
         None if plain else dict(zip(grid.axes, grid.spacing, strict=True)),
-        to_ome(grid.unit),
+        "pixel" if grid.unit == "px" else grid.unit,
         data.channels,
         rgb,
     )

@@ -1,5 +1,7 @@
-"""Blosc chunks whose length is checked before they are decoded: the library trusts their header, and reads on behind a chunk
-that was cut short."""
+"""Blosc chunks of Zarr arrays, checked before they are decoded.
+
+The library trusts the lengths in a chunk's header and reads past the end of a chunk that was cut short.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +15,12 @@ from zarr.registry import register_codec
 from zarr.storage import WrapperStore
 
 _HEADER = 16
+"""Bytes of a Blosc header: four of flags, then the unpacked size, the block size and the packed size, four bytes each."""
 _METADATA = ("zarr.json", ".zarray", ".zgroup", ".zattrs", ".zmetadata")
 
 
 class CheckedBlosc(BloscCodec):
-    """The codec of zarr 3, in shards too."""
+    """zarr's Blosc codec for format 3, chunks inside shards included, with the check of `check_blosc` before it decodes."""
 
     async def _decode_single(self, chunk_bytes: Any, chunk_spec: Any) -> Any:
         dtype = chunk_spec.dtype
@@ -30,7 +33,7 @@ register_codec("blosc", CheckedBlosc)
 
 
 class CheckedChunks(WrapperStore[Any]):
-    """The chunks of one array of zarr 2, each compressed by Blosc and of ``nbytes`` once decoded."""
+    """The store of one array of zarr format 2 whose chunks Blosc compressed, each of ``nbytes`` bytes once decoded."""
 
     def __init__(self, store: Any, nbytes: int) -> None:
         super().__init__(store)
@@ -40,7 +43,7 @@ class CheckedChunks(WrapperStore[Any]):
         return CheckedChunks(store, self.nbytes)
 
     async def get(self, key: str, prototype: Any, byte_range: Any = None) -> Any:
-        """The bytes under a key; ValueError for a chunk that is not whole."""
+        """The bytes under a key; ValueError for a chunk that `check_blosc` refuses."""
         value = await super().get(key, prototype, byte_range)
         if value is not None and key.rpartition("/")[2] not in _METADATA:
             check_blosc(value[:_HEADER].to_bytes(), len(value), self.nbytes)
@@ -48,7 +51,13 @@ class CheckedChunks(WrapperStore[Any]):
 
 
 def check_blosc(header: bytes, length: int, nbytes: int) -> None:
-    """ValueError where a chunk is shorter than its header says, or unpacks to another size than it should."""
+    """ValueError where a chunk cannot be what its header says.
+
+    Args:
+        header: the first bytes of the chunk.
+        length: bytes of the whole chunk.
+        nbytes: bytes that it has to unpack to.
+    """
     if len(header) < _HEADER:
         raise ValueError(f"a chunk has {length} bytes, which is less than the header of its codec")
     unpacked, _, packed = struct.unpack("<III", header[4:16])
@@ -59,7 +68,7 @@ def check_blosc(header: bytes, length: int, nbytes: int) -> None:
 
 
 def open_checked(store: Any, key: str = "") -> Any:
-    """A node of a store, read-only, whose chunks are checked."""
+    """The array or group under ``key`` of a store, read-only, whose Blosc chunks are checked as they are read."""
     name = f"{CheckedBlosc.__module__}.{CheckedBlosc.__qualname__}"
     with zarr.config.set({"codecs.blosc": name}):
         node: Any = zarr.open(store, mode="r")
@@ -68,5 +77,5 @@ def open_checked(store: Any, key: str = "") -> Any:
             compressor = node.metadata.compressor
             if getattr(compressor, "codec_id", None) == "blosc" and not node.metadata.filters:
                 nbytes = math.prod(node.chunks) * node.dtype.itemsize
-                return zarr.open_array(CheckedChunks(store, nbytes), path=key or None, mode="r")
+                return zarr.open_array(CheckedChunks(store, nbytes), path=key, mode="r")
         return node

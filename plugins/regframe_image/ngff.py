@@ -6,7 +6,6 @@ import dataclasses
 import re
 import warnings
 import zipfile
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,12 @@ import zarr
 from zarr.codecs import BloscCodec
 from zarr.storage import LocalStore, ZipStore
 
+import regframe
+
 from .checked import open_checked
+from .ome import from_ome
 from .raw import (
+    FAULTS,
     Array,
     Raw,
     Region,
@@ -25,20 +28,23 @@ from .raw import (
     Stamp,
     check_chunk,
     check_count,
+    check_unchanged,
     kept,
     place,
+    readable,
     reduction,
     stamp,
-    unreadable,
 )
-from .tiff import from_ome, one_unit
-from .units import CONTRADICTION, ratio, short, to_ngff
-
-_FAULTS = (OSError, ValueError, KeyError, IndexError, TypeError, RuntimeError, AttributeError)
+from .units import CONTRADICTION, one_unit, ratio
 
 _ROOTS = ("zarr.json", ".zgroup", ".zattrs", ".zarray")
+"""Files one of which lies at the root of a Zarr store, of format 3 or 2."""
 _XML = 16 << 20
-"""Bytes of OME-XML that are looked at at most."""
+"""Bytes of OME-XML above which it is not read: a slide's own has kilobytes, a plate of thousands of images a few megabytes."""
+_CHUNK = 1024
+"""Pixels along y and x of the chunks that `write_zarr` writes: about a megabyte of 8 bits, one read of a viewer."""
+_COARSEST = 512
+"""Pixels along y and x within which the coarsest level that `write_zarr` writes lies, a thumbnail's size."""
 
 
 def is_zarr(path: Path) -> bool:
@@ -53,10 +59,8 @@ def is_zarr(path: Path) -> bool:
 
 def open_zarr(path: Path) -> Raw:
     """The metadata of every resolution; positions from their coordinate transformations."""
-    try:
+    with readable(path, "Zarr"):
         node, multiscales, attributes, prefix = _multiscales(path)
-    except _FAULTS as error:
-        raise unreadable(path, "Zarr", error) from error
     if multiscales is None:
         if not isinstance(node, zarr.Array):
             raise ValueError(
@@ -66,7 +70,7 @@ def open_zarr(path: Path) -> Raw:
         axes = _named(node)
         one = Resolution(tuple(node.shape), _chunk(path, node), ZarrRegion(path, _stamp(path), "", 0, axes))
         return Raw(axes, np.dtype(node.dtype), (one,), format="zarr array")
-    try:
+    with readable(path, "OME-Zarr"):
         datasets = multiscales["datasets"]
         check_count(path, len(datasets))
         axes_, moves = _axes(multiscales)
@@ -80,12 +84,6 @@ def open_zarr(path: Path) -> Raw:
         placed = [
             _placed((*dataset.get("coordinateTransformations", ()), *moves), len(letters)) for dataset in datasets
         ]
-    except ValueError as error:
-        if "wanted" in str(error):
-            raise
-        raise unreadable(path, "OME-Zarr", error) from error
-    except _FAULTS as error:
-        raise unreadable(path, "OME-Zarr", error) from error
     at = list(index.values())
     if not all(np.isfinite(s[at]).all() and (s[at] > 0).all() and np.isfinite(o[at]).all() for s, o in placed):
         warnings.warn(f"{path.name} declares a spacing of {placed[0][0][at]}, which is none", stacklevel=5)
@@ -140,16 +138,13 @@ class ZarrRegion:
 
     def __call__(self, region: Region) -> Array:
         """The values of one region."""
-        try:
+        with readable(self.path, "Zarr", place(self.level, self.axes, region)):
             return np.asarray(kept(_opened, self.path, self.stamp, self.key)[region])
-        except (*_FAULTS, zlib.error, zipfile.BadZipFile) as error:
-            raise unreadable(self.path, "Zarr", error, place(self.level, self.axes, region)) from error
 
 
 def _opened(path: Path, identity: Stamp, key: str) -> Any:
     """One array of a store."""
-    if _stamp(path, key) != identity:
-        raise ValueError("the store is another one than when it was opened")
+    check_unchanged(_stamp(path, key), identity, "store")
     return open_checked(_store(path), key)
 
 
@@ -158,7 +153,7 @@ def _store(path: Path) -> Any:
 
 
 def _stamp(path: Path, key: str = "") -> Stamp:
-    """Of a folder that of the metadata of one node, for other nodes may change or come beside it."""
+    """The stamp of a zipped store; of a folder that of one node's metadata, for other nodes may change without harm."""
     node = path / key
     return stamp(next((node / name for name in _ROOTS if (node / name).is_file()), node) if path.is_dir() else path)
 
@@ -175,22 +170,25 @@ def _inside(path: Path, key: Any) -> str:
 
 
 def _chunk(path: Path, array: Any) -> tuple[int, ...]:
-    """What is decoded together: inner chunks where there are shards."""
+    """Pixels per axis that are decoded together: an inner chunk where there are shards."""
     chunk = tuple(int(n) for n in array.chunks)
     check_chunk(path, "a chunk", chunk, array.shape, np.dtype(array.dtype).itemsize)
     return tuple(min(n, max(m, 1)) for n, m in zip(chunk, array.shape, strict=True))
 
 
 def _named(array: Any) -> str:
-    """Axes that an array names itself, in zarr 3 or as xarray does; question marks where it names none."""
+    """One letter per axis as an array itself names them (zarr 3, or xarray's attribute); question marks where it does not."""
     names = getattr(array.metadata, "dimension_names", None) or array.attrs.get("_ARRAY_DIMENSIONS") or ()
     letters = "".join(str(n).lower() for n in names)
     return letters if len(letters) == array.ndim and len(names) == array.ndim else "?" * array.ndim
 
 
 def _axes(multiscales: dict[str, Any]) -> tuple[list[dict[str, Any]], Sequence[Any]]:
-    """The axes of the levels and what follows their own transformations: in 0.6 the levels' own system is the space, in 0.4
-    and 0.5 the multiscale's transformations lead on."""
+    """The axes of the levels, and the transformations that follow those of each level.
+
+    In 0.6 a level's transformations end in a named coordinate system, whose axes these are, and nothing follows. In 0.4 and
+    0.5 the axes are the multiscale's, and so are the transformations that follow.
+    """
     systems = multiscales.get("coordinateSystems")
     if systems:
         steps = multiscales["datasets"][0].get("coordinateTransformations") or [{}]
@@ -240,50 +238,42 @@ def _check_companion(path: Path, raw: Raw) -> None:
                 found = [i for i in archive.infolist() if i.filename == "OME/METADATA.ome.xml" and i.file_size <= _XML]
                 xml = archive.read(found[0]) if found else b""
         spacing, unit, _, _ = from_ome(xml.decode("utf-8", "replace")) if xml else ({}, None, (), ())
-    except (*_FAULTS, zlib.error, zipfile.BadZipFile):
-        return
+    except FAULTS:
+        return  # a companion that cannot be read declares nothing
     for axis in "yx":
         own = raw.levels[0].spacing.get(axis)
-        factor = ratio(str(unit), str(raw.unit)) if unit and raw.unit else None
-        if own is None or axis not in spacing or factor is None:
+        if own is None or axis not in spacing or unit is None or raw.unit is None:
+            continue
+        factor = ratio(unit, raw.unit)
+        if factor is None:
             continue
         if abs(own / (spacing[axis] * factor) - 1) > CONTRADICTION:
+            short = regframe.canonical_unit(raw.unit)
             raise ValueError(
-                f"wanted one pixel size in {str(path)!r}, got {own:.6g} {short(raw.unit)} in its OME-Zarr metadata and "
-                f"{spacing[axis] * factor:.6g} {short(raw.unit)} in OME/METADATA.ome.xml (axis {axis}); correct one of them"
+                f"wanted one pixel size in {str(path)!r}, got {own:.6g} {short} in its OME-Zarr metadata and "
+                f"{spacing[axis] * factor:.6g} {short} in OME/METADATA.ome.xml (axis {axis}); correct one of them"
             )
 
 
-def write_zarr(
-    path: Path,
-    array: Array,
-    axes: str,
-    spacing: tuple[float, ...],
-    origin: tuple[float, ...],
-    unit: str,
-    channels: tuple[str, ...],
-    labels: bool,
-    name: str,
-) -> None:
-    """OME-Zarr 0.5 with a pyramid: ``array`` ``[c, (z,) y, x]``, halved in y and x until both are within 512 pixels.
+def write_zarr(path: Path, image: regframe.Image) -> None:
+    """OME-Zarr 0.5 with a pyramid, halved in y and x until both are within `_COARSEST` pixels.
 
     Intensities are averaged over 2 × 2 pixels, of labels every second pixel is kept; each level states where its
     pixels are.
     """
     group: Any = zarr.open_group(LocalStore(path), mode="w", zarr_format=3)
-    declared: list[dict[str, Any]] = []
-    for axis in axes:
-        entry = {"name": axis, "type": "channel" if axis == "c" else "space"}
-        if axis != "c" and to_ngff(unit):
-            entry["unit"] = str(to_ngff(unit))
-        declared.append(entry)
+    array: Array = image.data.detach().cpu().numpy()  # [C, *S]
+    axes, labels = ["c", *image.grid.axes], image.labels
+    unit = regframe.OME_UNITS.get(image.grid.unit)
+    space = {"type": "space", **({"unit": unit} if unit else {})}
+    declared = [{"name": axis, **({"type": "channel"} if axis == "c" else space)} for axis in axes]
     datasets: list[dict[str, Any]] = []
-    step, first = list(spacing), list(origin)
+    step, first = list(image.grid.spacing), list(image.grid.origin)
     while True:
         key = str(len(datasets))
-        chunks = tuple(1 for _ in array.shape[:-2]) + tuple(min(1024, n) for n in array.shape[-2:])
+        chunks = tuple(1 for _ in array.shape[:-2]) + tuple(min(_CHUNK, n) for n in array.shape[-2:])
         stored = group.create_array(
-            key, shape=array.shape, dtype=array.dtype, chunks=chunks, dimension_names=list(axes),
+            key, shape=array.shape, dtype=array.dtype, chunks=chunks, dimension_names=axes,
             compressors=BloscCodec(cname="zstd", clevel=5, shuffle="bitshuffle", typesize=array.dtype.itemsize),
         )  # fmt: skip
         stored[...] = array
@@ -292,7 +282,7 @@ def write_zarr(
             {"type": "translation", "translation": [0.0, *first]},
         ]
         datasets.append({"path": key, "coordinateTransformations": transformations})
-        if max(array.shape[-2:]) <= 512:
+        if max(array.shape[-2:]) <= _COARSEST:
             break
         if not labels:
             first[-2:] = [
@@ -300,13 +290,14 @@ def write_zarr(
             ]
         array = array[..., ::2, ::2] if labels else _halved(array)
         step[-2:] = [s * 2 for s in step[-2:]]
-    multiscale = {"name": name, "axes": declared, "datasets": datasets, "type": "nearest" if labels else "mean"}
+    multiscale = {"name": image.name, "axes": declared, "datasets": datasets, "type": "nearest" if labels else "mean"}
     group.attrs["ome"] = {
         "version": "0.5",
         "multiscales": [multiscale],
         "omero": {
             "channels": [
-                {"label": channel, "color": "FFFFFF", "window": _window(array, i)} for i, channel in enumerate(channels)
+                {"label": channel, "color": "FFFFFF", "window": _window(array, i)}
+                for i, channel in enumerate(image.channels)
             ]
         },
     }
@@ -327,7 +318,8 @@ def _halved(array: Array) -> Array:
 
 
 def _multiscales(path: Path) -> tuple[Any, dict[str, Any] | None, dict[str, Any], str]:
-    """The zarr node, its first multiscale image if it has one, the attributes beside it, and where in the store it is."""
+    """The zarr node, its first multiscale image or None, the attributes that this stands in, and the node's path in the
+    store."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of other files beside the metadata and of formats not yet final
         node: Any = zarr.open(_store(path), mode="r")

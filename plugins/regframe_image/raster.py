@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 import threading
 import warnings
 from collections.abc import Iterator
@@ -14,28 +13,32 @@ import imagecodecs
 import numpy as np
 from PIL import Image as Pillow
 
-from .raw import Array, Raw, unreadable
+from .raw import Array, Raw, readable
 
 _LIMIT_LOCK = threading.Lock()
+_PILLOW: tuple[type[Exception], ...] = (SyntaxError, Pillow.DecompressionBombError)
+"""What Pillow raises over a damaged file beside the usual."""
+_ORIENTATION = 0x0112
+"""The EXIF tag that says how a camera was held: 1 is upright."""
+_JPEG_QUALITY = 95
+"""The highest that Pillow's documentation recommends: above it files grow with hardly any gain."""
 
 _KEPT = {
     "L": "yx", "I;16": "yx", "I;16B": "yx", "I;16L": "yx", "I": "yx", "F": "yx", "RGB": "yxs",
     "RGBA": "yxs", "LA": "yxs",
 }  # fmt: skip
-"""Pillow modes whose samples are taken as they are."""
+"""Pillow modes whose samples are taken as they are, and their axes; the others are converted to colours."""
 
 
 def open_raster(path: Path, kind: str, labels: bool) -> Raw:
     """The header of a PNG or JPEG; palettes become colours unless they are label ids."""
-    try:
+    with readable(path, kind, also=_PILLOW):
         with _own_limit(), Pillow.open(path, formats=(kind,)) as image:
             mode, size = image.mode, image.size
             transparent = "transparency" in image.info
             # of a PNG, Pillow looks for it behind the pixels, which it would decode first
-            orientation = image.getexif().get(0x0112, 1) if kind == "JPEG" else 1
+            orientation = image.getexif().get(_ORIENTATION, 1) if kind == "JPEG" else 1
         deep = _png_sample_layout(path) if kind == "PNG" else None
-    except (OSError, SyntaxError, ValueError, struct.error, Pillow.DecompressionBombError) as error:
-        raise unreadable(path, kind, error) from error
     if orientation not in (0, 1):
         warnings.warn(
             f"{str(path)!r} says it should be turned for display (EXIF orientation {orientation}); "
@@ -63,7 +66,14 @@ def open_raster(path: Path, kind: str, labels: bool) -> Raw:
 
 @dataclass(frozen=True)
 class _Decode:
-    """The pixels of a PNG or JPEG, in the Pillow mode that was chosen from its header."""
+    """The pixels of a PNG or JPEG.
+
+    Args:
+        path: of the file.
+        kind: its format, in Pillow's words.
+        deep: True for several channels of 16 bits, which Pillow would cut to 8.
+        mode: Pillow's mode to convert to, chosen from the header.
+    """
 
     path: Path
     kind: str
@@ -71,13 +81,11 @@ class _Decode:
     mode: str
 
     def __call__(self) -> Array:
-        try:
+        with readable(self.path, self.kind, also=_PILLOW):
             if self.deep:
                 return np.asarray(imagecodecs.png_decode(self.path.read_bytes()))
             with _own_limit(), Pillow.open(self.path, formats=(self.kind,)) as image:
                 return np.asarray(image if image.mode == self.mode else image.convert(self.mode))
-        except (OSError, SyntaxError, ValueError, struct.error, RuntimeError) as error:
-            raise unreadable(self.path, self.kind, error) from error
 
 
 def write_png(path: Path, array: Array) -> None:
@@ -87,20 +95,21 @@ def write_png(path: Path, array: Array) -> None:
 
 def write_jpeg(path: Path, array: Array) -> None:
     """``[y, x]`` or ``[y, x, 3]``, uint8."""
-    Pillow.fromarray(array).save(path, format="JPEG", quality=95, subsampling=0)
+    Pillow.fromarray(array).save(path, format="JPEG", quality=_JPEG_QUALITY, subsampling=0)
 
 
 def _png_sample_layout(path: Path) -> int | None:
-    """Channels of a PNG with 16 bits per sample of several channels, which Pillow would cut to 8; else None."""
+    """Channels of a PNG that has several of 16 bits each, which Pillow would cut to 8; else None."""
     with path.open("rb") as file:
         head = file.read(26)
-    depth, colour = head[24], head[25]
-    return {2: 3, 4: 2, 6: 4}.get(colour) if depth == 16 else None
+    depth, colour = head[24], head[25]  # of the chunk IHDR, which comes first
+    channels = {2: 3, 4: 2, 6: 4}  # colour types of the PNG specification: RGB, grey with opacity, RGB with opacity
+    return channels.get(colour) if depth == 16 else None
 
 
 @contextmanager
 def _own_limit() -> Iterator[None]:
-    """Let Pillow read any header: the declared size is judged by the adapter, for every format alike."""
+    """Let Pillow read any header: the adapter judges the declared size, by one limit for all formats."""
     with _LIMIT_LOCK:
         limit = Pillow.MAX_IMAGE_PIXELS
         Pillow.MAX_IMAGE_PIXELS = None

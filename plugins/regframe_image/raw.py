@@ -1,14 +1,21 @@
-"""What every reader hands to the adapter, and what they share: axis names, the size limit, error sentences."""
+"""What every reader hands to the adapter (`Raw`), and what the readers share: checks of size, kept files, error sentences."""
 
 from __future__ import annotations
 
 import functools
+import importlib
+import importlib.util
 import math
 import os
+import struct
 import threading
-from collections.abc import Callable, Sequence
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -18,9 +25,20 @@ Region = tuple[slice, ...]
 """One slice per stored axis, start and stop explicit."""
 
 MAX_LEVELS = 32
-"""Resolutions a file may declare: 32 halvings reduce anything to a point."""
-_BOMB = 64 << 20
-_LARGER = 4
+"""Resolutions that a file may declare: 32 halvings turn 4 billion pixels of one axis into one."""
+ROWS_BYTES = 1 << 20
+"""Bytes of neighbouring rows that count as one chunk where a file has no tiles: much for one read, little for the memory."""
+_SMALL_CHUNK = 64 << 20
+"""Bytes to which one chunk may always unpack: any machine has them, so a small image in one large tile is no attack."""
+_PADDING = 4
+"""How many times the bytes of its image a larger chunk may have: a tile that is twice too wide and twice too high, as where
+a coarse level is smaller than one tile."""
+
+FAULTS: tuple[type[Exception], ...] = (
+    OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, RuntimeError, EOFError, struct.error, zlib.error,
+    zipfile.BadZipFile,
+)  # fmt: skip
+"""What libraries raise over a file that is damaged, cut short or not what its name says."""
 
 
 @dataclass(frozen=True)
@@ -112,16 +130,24 @@ class InMemory:
 
 
 Stamp = tuple[int, int, int]
+"""Inode, size in bytes and time of change in ns of a file."""
 
 
 def stamp(path: Path) -> Stamp:
-    """What tells a file from another one that was put in its place: its number, size and time of change."""
+    """The `Stamp` of a file: another file in its place, or a change, has another one."""
     found = path.stat()
     return (found.st_ino, found.st_size, found.st_mtime_ns)
 
 
+def check_unchanged(now: Stamp, before: Stamp, what: str = "file") -> None:
+    """ValueError where a file is no longer the one whose header was read."""
+    if now != before:
+        raise ValueError(f"the {what} is another one than when it was opened")
+
+
 def kept(build: Callable[..., Any], *arguments: Any) -> Any:
-    """What ``build`` makes of its arguments, made once per process: opened files are shared by threads, not by forks."""
+    """What ``build`` returns for its arguments, built once per process: threads share an opened file, forked processes must
+    not, because they would share its position too."""
     with _LOCK:
         return _kept(os.getpid(), build, *arguments)
 
@@ -129,7 +155,7 @@ def kept(build: Callable[..., Any], *arguments: Any) -> Any:
 _LOCK = threading.RLock()
 
 
-@functools.lru_cache(maxsize=32)
+@functools.lru_cache(maxsize=32)  # files: a pair of slides needs two, a stack a few more, and each holds a descriptor
 def _kept(_: int, build: Callable[..., Any], *arguments: Any) -> Any:
     return build(*arguments)
 
@@ -140,6 +166,30 @@ def unreadable(path: Path, kind: str, error: BaseException, where: str = "") -> 
     return ValueError(
         f"wanted a readable {kind} image, got {str(path)!r}, which cannot be decoded{where} ({reason[:200]})"
     )
+
+
+@contextmanager
+def readable(path: Path, kind: str, where: str = "", also: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+    """Turn the `FAULTS` of a library, and ``also`` its own exceptions, into the one sentence of `unreadable`.
+
+    A ValueError that begins with "wanted" is a sentence of ours already and passes as it is.
+    """
+    try:
+        yield
+    except (*FAULTS, *also) as error:
+        if isinstance(error, ValueError) and str(error).startswith("wanted"):
+            raise
+        raise unreadable(path, kind, error, where) from error
+
+
+def needed(package: str, extra: str, path: Path, what: str) -> ModuleType:
+    """The optional ``package`` with which to ``what`` (read, write) a file; ImportError names the ``extra`` that brings it."""
+    if importlib.util.find_spec(package) is None:
+        raise ImportError(
+            f"wanted the package {package} to {what} {str(path)!r}, which is not installed; get it with: "
+            f"pip install 'regframe[{extra}]'"
+        )
+    return importlib.import_module(package)
 
 
 def place(level: int, axes: str, region: Region) -> str:
@@ -167,15 +217,26 @@ def check_count(path: Path, levels: int) -> None:
 def check_chunk(path: Path, what: str, chunk: Sequence[int], shape: Sequence[int], itemsize: int) -> None:
     """ValueError where one chunk would unpack to much more than the image it is part of."""
     one, image = math.prod(chunk) * itemsize, math.prod(shape) * itemsize
-    if any(n < 1 for n in chunk) or one > max(_BOMB, _LARGER * image):
+    if any(n < 1 for n in chunk) or one > max(_SMALL_CHUNK, _PADDING * image):
         raise ValueError(
             f"wanted {what} about as large as the image at most, got {tuple(chunk)} for a shape of {tuple(shape)} in "
             f"{str(path)!r}, {one / 2**30:.3g} GiB each; the file is damaged or made to exhaust the memory"
         )
 
 
+def rows(shape: Sequence[int], at: int, itemsize: int) -> tuple[int, ...]:
+    """The chunk of an array stored value after value: whole rows of axis ``at``, `ROWS_BYTES` of them, in one entry of the
+    axes before."""
+    row = math.prod(shape[at + 1 :]) * itemsize
+    return *(1 for _ in shape[:at]), max(1, min(shape[at], ROWS_BYTES // max(row, 1))), *shape[at + 1 :]
+
+
 def reduction(full: Sequence[int], level: Sequence[int]) -> tuple[float, ...]:
-    """Pixels of full resolution per pixel of a level: the whole number writers round by, else the plain ratio."""
+    """Pixels of full resolution per pixel of a level, per axis.
+
+    A writer that halves 1001 pixels stores 500 or 501 of them, each 2 wide: where a whole number explains the level's size
+    to within one pixel, it is that number, else the ratio of both sizes.
+    """
     factors = []
     for n, m in zip(full, level, strict=True):
         whole = max(1, round(n / m))

@@ -5,18 +5,19 @@ from __future__ import annotations
 import itertools
 import math
 import re
-import struct
-import zlib
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from xml.etree import ElementTree
 
 import numpy as np
 import tifffile
 
+from .ome import Declared, from_ome
 from .raw import (
+    FAULTS,
     Array,
     Raw,
     Region,
@@ -25,22 +26,29 @@ from .raw import (
     Whole,
     check_chunk,
     check_count,
+    check_unchanged,
     kept,
     place,
+    readable,
     reduction,
+    rows,
     stamp,
-    unreadable,
 )
 
-_FAULTS = (OSError, ValueError, KeyError, IndexError, TypeError, RuntimeError, struct.error, zlib.error)
 _SEGMENT = 1 << 31
-"""Bytes of one stored tile at most."""
+"""Bytes that are read of one stored tile at most: 2 GiB, more than `check_chunk` lets one unpack to."""
+_JPEG = (6, 7, 33007, 34892)
+"""Values of the tag Compression that mean JPEG, whose tables may stand once for all tiles: TIFF 6.0 and two makers' own."""
+_TOGETHER, _APART = 1, 2
+"""Values of the tag PlanarConfiguration: the samples of a pixel lie side by side, or in a plane each."""
+_CENTIMETRE = 3
+"""Value of the tag ResolutionUnit for pixels per centimetre; 2 is the inch, of a print."""
 
 
 def open_tiff(path: Path, labels: bool) -> Raw:
     """The header of the main image series and its levels; spacing from OME, ImageJ or the makers' fields, never from a DPI
     tag."""
-    try:
+    with readable(path, "TIFF"):
         with tifffile.TiffFile(path) as file:
             series = main_series(file)
             check_count(path, len(series.levels))
@@ -57,12 +65,6 @@ def open_tiff(path: Path, labels: bool) -> Raw:
             raise ValueError(f"its levels differ in axes or type: {sorted({(a, str(d)) for a, _, d in found})}")
         identity = stamp(path)
         layouts = kept(_layouts, str(path), identity)
-    except ValueError as error:
-        if "wanted" in str(error):
-            raise
-        raise unreadable(path, "TIFF", error) from error
-    except _FAULTS as error:
-        raise unreadable(path, "TIFF", error) from error
     spatial = [a for a in axes if a in "zyx"]
     levels = []
     for k, (_, shape, _) in enumerate(found):
@@ -97,7 +99,7 @@ def needs_stitching(path: Path) -> bool:
     try:
         with tifffile.TiffFile(path) as file:
             return bool(file.is_bif)
-    except _FAULTS:
+    except FAULTS:
         return False  # `open_tiff` says what is wrong
 
 
@@ -119,154 +121,210 @@ class TiffRegion:
 
     def __call__(self, region: Region) -> Array:
         """The values of one region; ValueError names it where a tile is missing its end or cannot be decoded."""
-        try:
-            layout = kept(_layouts, str(self.path), self.stamp)[self.level]
+        with readable(self.path, "TIFF", place(self.level, self.axes, region)):
+            layout: _Layout = kept(_layouts, str(self.path), self.stamp)[self.level]
             if not self.palette:
-                return np.asarray(layout.read(region))
+                return layout.read(region)
             index = layout.read(region[:-1])
-            colours = np.moveaxis(layout.colormap[:, index], 0, -1)[..., region[-1]]
-            return (colours >> 8).astype(np.uint8)
-        except _FAULTS as error:
-            raise unreadable(self.path, "TIFF", error, place(self.level, self.axes, region)) from error
+            colours: Array = np.moveaxis(layout.colormap[:, index], 0, -1)[..., region[-1]]
+            return (colours >> 8).astype(np.uint8)  # a palette has 16 bits per colour
 
 
-class _Layout:
-    """Where the pixels of one level lie in the file, and how they are decoded; made once per process."""
+class _Layout(ABC):
+    """Where the pixels of one level lie in the file, and how they are decoded; made once per process.
+
+    ``chunk`` counts the pixels per stored axis that are decoded together.
+    """
+
+    chunk: tuple[int, ...]
 
     def __init__(self, path: str, series: Any) -> None:
-        page = series.keyframe
-        self.path, self.shape, self.dtype = path, tuple(series.shape), np.dtype(series.dtype)
-        self.colormap = page.colormap
-        self.page = page
-        inner = tuple(page.shape)
-        outer = self.shape[: len(self.shape) - len(inner)]
-        pages = list(series.pages)
-        self.n_outer = len(outer)
-        self.paths = [path if p is None else str(p.parent.filehandle.path) for p in pages]
-        elsewhere = sorted({p for p in self.paths if Path(p).resolve().parent != Path(path).resolve().parent})
-        if elsewhere:
-            raise ValueError(f"its pages lie in other folders ({elsewhere[0]})")
-        alone = len({Path(p).name for p in self.paths}) == 1
-        self.offset = series.dataoffset if page.is_final and alone else None
-        self.stored = self.dtype.newbyteorder(page.parent.byteorder)
-        plain = (*outer, *inner) == self.shape and len(pages) == math.prod(outer) and page.imagedepth == 1
-        if self.offset is not None:
-            self.read = self._flat
-            self.chunk = _rows(self.shape, series.axes, self.dtype.itemsize)
-        elif plain and page.is_final:
-            self.offsets = [None if p is None else p.dataoffsets[0] for p in pages]
-            self.read = self._planes
-            self.chunk = (*(1 for _ in outer), *_rows(inner, page.axes, self.dtype.itemsize))
-        elif plain:
-            jpeg = page.compression in (6, 7, 33007, 34892)
-            self.segments = [None if p is None else (p.dataoffsets, p.databytecounts) for p in pages]
-            self.arguments = [
-                {"jpegtables": p.jpegtables, "jpegheader": page.jpegheader} if jpeg and p is not None else {}
-                for p in pages
-            ]
-            page.init_decode()
-            tile = (page.tilelength, page.tilewidth) if page.is_tiled else (page.rowsperstrip, page.imagewidth)
-            rows = min(tile[0], page.imagelength) if not page.is_tiled else tile[0]
-            samples = page.samplesperpixel if page.planarconfig == 1 else 1
-            check_chunk(Path(path), "a tile", (rows, tile[1], samples), inner, self.dtype.itemsize)
-            self.tile, self.read = (rows, tile[1]), self._tiles
-            sizes = {"Y": rows, "X": tile[1], "S": samples}
-            self.chunk = (*(1 for _ in outer), *(sizes[a] for a in page.axes))
-        else:
-            self.series = next(i for i, s in enumerate(page.parent.series) if any(v is series for v in s.levels))
-            self.level = next(k for k, v in enumerate(page.parent.series[self.series].levels) if v is series)
-            self.read = Whole(self._whole)
-            self.chunk = self.shape
+        self.path = path
+        self.page = series.keyframe
+        self.shape: tuple[int, ...] = tuple(series.shape)
+        self.dtype = np.dtype(series.dtype)
+        self.stored = self.dtype.newbyteorder(self.page.parent.byteorder)
+        self.colormap = self.page.colormap
 
-    def _flat(self, region: Region) -> Array:
-        """All values lie one after another."""
+    @abstractmethod
+    def read(self, region: Region) -> Array:
+        """The values of one region, all stored axes kept."""
+
+
+class _OneRun(_Layout):
+    """All values lie one after another, uncompressed."""
+
+    def __init__(self, path: str, series: Any) -> None:
+        super().__init__(path, series)
+        self.offset = int(series.dataoffset)
+        self.chunk = rows(self.shape, _row_axis(series.axes), self.dtype.itemsize)
+
+    def read(self, region: Region) -> Array:
         mapped = np.memmap(self.path, self.stored, "r", self.offset, self.shape)
         return np.array(mapped[region], dtype=self.dtype)
 
-    def _planes(self, region: Region) -> Array:
-        """The values of each page lie one after another."""
-        inner = tuple(self.page.shape)
 
-        def one(plane: int) -> Array:
-            if self.offsets[plane] is None:
-                return np.full(inner, self.page.nodata, self.dtype)[region[self.n_outer :]]
-            mapped = np.memmap(self.paths[plane], self.stored, "r", self.offsets[plane], inner)
-            return np.array(mapped[region[self.n_outer :]], dtype=self.dtype)
+class _Pages(_Layout):
+    """A level of several pages of one shape: the first axes of the level count the pages, the others are those of a page.
 
-        return self._stack(region, one)
+    Args:
+        path: of the file that was opened.
+        series: of the level.
+        pages: of the level, None for one that the file leaves out.
+        paths: the file that each page lies in.
+    """
 
-    def _tiles(self, region: Region) -> Array:
-        return self._stack(region, lambda plane: self._decoded(plane, region[self.n_outer :]))
+    def __init__(self, path: str, series: Any, pages: list[Any], paths: list[str]) -> None:
+        super().__init__(path, series)
+        self.paths = paths
+        self.inner: tuple[int, ...] = tuple(self.page.shape)
+        self.outer = self.shape[: len(self.shape) - len(self.inner)]
 
-    def _decoded(self, plane: int, region: Region) -> Array:
-        """A region of one page, put together from its tiles or strips."""
-        with Path(self.paths[plane]).open("rb") as file:
-            return self._assembled(file, plane, region)
+    def read(self, region: Region) -> Array:
+        n = len(self.outer)
+        picked = [range(s.start, s.stop) for s in region[:n]]
+        pages = [int(np.ravel_multi_index(index, self.outer)) if n else 0 for index in itertools.product(*picked)]
+        parts = [self.read_page(page, region[n:]) for page in pages]
+        return np.stack(parts).reshape(*(len(p) for p in picked), *parts[0].shape)
 
-    def _assembled(self, file: Any, plane: int, region: Region) -> Array:
-        page, axes = self.page, self.page.axes
+    @abstractmethod
+    def read_page(self, page: int, region: Region) -> Array:
+        """A region of one page, in the axes of a page."""
+
+
+class _PlainPages(_Pages):
+    """The values of each page lie one after another, uncompressed."""
+
+    def __init__(self, path: str, series: Any, pages: list[Any], paths: list[str]) -> None:
+        super().__init__(path, series, pages, paths)
+        self.offsets = [None if page is None else int(page.dataoffsets[0]) for page in pages]
+        self.chunk = (*(1 for _ in self.outer), *rows(self.inner, _row_axis(self.page.axes), self.dtype.itemsize))
+
+    def read_page(self, page: int, region: Region) -> Array:
+        offset = self.offsets[page]
+        if offset is None:  # a page that the file leaves out
+            return np.full(self.inner, self.page.nodata, self.dtype)[region]
+        mapped = np.memmap(self.paths[page], self.stored, "r", offset, self.inner)
+        return np.array(mapped[region], dtype=self.dtype)
+
+
+class _TiledPages(_Pages):
+    """Each page is made of tiles, or of strips, which are tiles as wide as the page."""
+
+    def __init__(self, path: str, series: Any, pages: list[Any], paths: list[str]) -> None:
+        super().__init__(path, series, pages, paths)
+        page = self.page
+        jpeg = page.compression in _JPEG
+        self.segments = [None if p is None else (p.dataoffsets, p.databytecounts) for p in pages]
+        self.arguments = [
+            {"jpegtables": p.jpegtables, "jpegheader": page.jpegheader} if jpeg and p is not None else {} for p in pages
+        ]
+        page.init_decode()
+        height, width = (page.tilelength, page.tilewidth) if page.is_tiled else (page.rowsperstrip, page.imagewidth)
+        if not page.is_tiled:
+            height = min(height, page.imagelength)
+        samples = page.samplesperpixel if page.planarconfig == _TOGETHER else 1
+        check_chunk(Path(path), "a tile", (height, width, samples), self.inner, self.dtype.itemsize)
+        self.tile: tuple[int, int] = (height, width)
+        sizes = {"Y": height, "X": width, "S": samples}
+        self.chunk = (*(1 for _ in self.outer), *(sizes[a] for a in page.axes))
+
+    def read_page(self, page: int, region: Region) -> Array:
+        axes = self.page.axes
         window = dict(zip(axes, region, strict=True))
-        y, x = window["Y"], window["X"]
-        planar = page.planarconfig == 2 and page.samplesperpixel > 1
-        samples = window.get("S", slice(0, 1))
-        separate = range(samples.start, samples.stop) if planar else range(1)
-        across = page.samplesperpixel if not planar else 1
-        out = np.full((len(separate), y.stop - y.start, x.stop - x.start, across), page.nodata, self.dtype)
-        (height, width), found = self.tile, self.segments[plane]
-        down, wide = -(-page.imagelength // height), -(-page.imagewidth // width)
-        for s, sample in enumerate(separate):
-            for row in range(y.start // height, -(-y.stop // height)) if found is not None else ():
-                for column in range(x.start // width, -(-x.stop // width)):
-                    index = (sample * down + row) * wide + column
-                    offset, count = int(found[0][index]), int(found[1][index])
-                    if offset == 0 or count == 0:  # a sparse file has no such tile: it is all nodata
-                        continue
-                    file.seek(offset)
-                    data = file.read(min(count, _SEGMENT))
-                    if len(data) != count:
-                        raise ValueError(
-                            f"the tile in row {row}, column {column} ends after {len(data)} of {count} bytes"
-                        )
-                    tile, (_, _, top, left, _), _ = page.decode(data, index, **self.arguments[plane])
-                    tile = tile[0]  # [h, w, samples]
-                    top_, left_ = max(top, y.start), max(left, x.start)
-                    bottom, right = min(top + tile.shape[0], y.stop), min(left + tile.shape[1], x.stop)
-                    if bottom > top_ and right > left_:
-                        out[s, top_ - y.start : bottom - y.start, left_ - x.start : right - x.start] = tile[
-                            top_ - top : bottom - top, left_ - left : right - left
-                        ]
+        y, x, samples = window["Y"], window["X"], window.get("S", slice(0, 1))
+        planar = self.page.planarconfig == _APART and self.page.samplesperpixel > 1
+        planes = range(samples.start, samples.stop) if planar else range(1)
+        across = 1 if planar else self.page.samplesperpixel
+        out = np.full((len(planes), y.stop - y.start, x.stop - x.start, across), self.page.nodata, self.dtype)
+        segments = self.segments[page]
+        if segments is not None:
+            with Path(self.paths[page]).open("rb") as file:
+                for plane, sample in zip(out, planes, strict=True):
+                    for row, column, index in self._touched(sample, y, x):
+                        data = _segment(file, segments, index, row, column)
+                        if data is not None:
+                            tile, (_, _, top, left, _), _ = self.page.decode(data, index, **self.arguments[page])
+                            _paste(plane, tile[0], y.start, x.start, top, left)
         if planar:
             return out[..., 0]  # [S, h, w]
         return out[0][..., samples] if "S" in axes else out[0, ..., 0]
 
-    def _stack(self, region: Region, one: Any) -> Array:
-        """The regions of several pages as one array with all axes."""
-        outer = self.shape[: self.n_outer]
-        picked = [range(s.start, s.stop) for s in region[: self.n_outer]]
-        parts = [one(int(np.ravel_multi_index(index, outer)) if outer else 0) for index in itertools.product(*picked)]
-        return np.stack(parts).reshape(*(len(p) for p in picked), *parts[0].shape)
+    def _touched(self, sample: int, y: slice, x: slice) -> Iterator[tuple[int, int, int]]:
+        """Row, column and number of every tile of one sample's plane that a window touches."""
+        height, width = self.tile
+        down, wide = -(-self.page.imagelength // height), -(-self.page.imagewidth // width)
+        for row in range(y.start // height, -(-y.stop // height)):
+            for column in range(x.start // width, -(-x.stop // width)):
+                yield row, column, (sample * down + row) * wide + column
 
-    def _whole(self) -> Array:
+
+class _Undivided(_Layout):
+    """A level that is decoded as a whole, by the library."""
+
+    def __init__(self, path: str, series: Any) -> None:
+        super().__init__(path, series)
+        every = self.page.parent.series
+        self.series = next(i for i, s in enumerate(every) if any(v is series for v in s.levels))
+        self.level = next(k for k, v in enumerate(every[self.series].levels) if v is series)
+        self.chunk = self.shape
+        self._whole = Whole(self._decoded)
+
+    def read(self, region: Region) -> Array:
+        return self._whole(region)
+
+    def _decoded(self) -> Array:
         with tifffile.TiffFile(self.path) as file:
             array: Array = file.series[self.series].levels[self.level].asarray(maxworkers=1)
         return array
 
 
 def _layouts(path: str, identity: Stamp) -> list[_Layout]:
-    if stamp(Path(path)) != identity:
-        raise ValueError("the file is another one than when it was opened")
+    check_unchanged(stamp(Path(path)), identity)
     with tifffile.TiffFile(path) as file:
-        return [_Layout(path, level) for level in main_series(file).levels]
+        return [_layout(path, level) for level in main_series(file).levels]
 
 
-def _rows(shape: Sequence[int], axes: str, itemsize: int) -> tuple[int, ...]:
-    """A chunk of whole rows, about a megabyte, of values that lie one after another."""
-    chunk = list(shape)
-    at = axes.index("Y") if "Y" in axes else len(shape) - 1
-    row = math.prod(shape[at + 1 :]) * itemsize
-    chunk[:at] = [1] * at
-    chunk[at] = max(1, min(shape[at], (1 << 20) // max(row, 1)))
-    return tuple(chunk)
+def _layout(path: str, series: Any) -> _Layout:
+    """The simplest layout that describes a level; ValueError where its pages lie in other folders than the file."""
+    page = series.keyframe
+    shape, inner = tuple(series.shape), tuple(page.shape)
+    outer = shape[: len(shape) - len(inner)]
+    pages = list(series.pages)
+    paths = [path if p is None else str(p.parent.filehandle.path) for p in pages]
+    elsewhere = sorted({p for p in paths if Path(p).resolve().parent != Path(path).resolve().parent})
+    if elsewhere:
+        raise ValueError(f"its pages lie in other folders ({elsewhere[0]})")
+    alone = len({Path(p).name for p in paths}) == 1
+    if page.is_final and alone and series.dataoffset is not None:
+        return _OneRun(path, series)
+    if (*outer, *inner) != shape or len(pages) != math.prod(outer) or page.imagedepth != 1:
+        return _Undivided(path, series)
+    return (_PlainPages if page.is_final else _TiledPages)(path, series, pages, paths)
+
+
+def _row_axis(axes: str) -> int:
+    return axes.index("Y") if "Y" in axes else len(axes) - 1
+
+
+def _segment(file: BinaryIO, segments: tuple[Any, Any], index: int, row: int, column: int) -> bytes | None:
+    """The stored bytes of one tile; None where a sparse file has no such tile, so that it is all nodata."""
+    offset, count = int(segments[0][index]), int(segments[1][index])
+    if offset == 0 or count == 0:
+        return None
+    file.seek(offset)
+    data = file.read(min(count, _SEGMENT))
+    if len(data) != count:
+        raise ValueError(f"the tile in row {row}, column {column} ends after {len(data)} of {count} bytes")
+    return data
+
+
+def _paste(out: Array, tile: Array, y: int, x: int, top: int, left: int) -> None:
+    """Copy what a tile ``[h, w, samples]`` at row ``top``, column ``left`` shares with the window ``out`` at (y, x)."""
+    first, start = max(top, y), max(left, x)
+    last, stop = min(top + tile.shape[0], y + out.shape[0]), min(left + tile.shape[1], x + out.shape[1])
+    if last > first and stop > start:
+        out[first - y : last - y, start - x : stop - x] = tile[first - top : last - top, start - left : stop - left]
 
 
 def write_tiff(
@@ -291,10 +349,6 @@ def write_tiff(
     )  # fmt: skip
 
 
-Declared = tuple[dict[str, float], str | None, tuple[str, ...], tuple[str, ...]]
-"""Spacing of full resolution by axis, its unit, channel names and colours, as far as a file declares them."""
-
-
 def _declared(file: tifffile.TiffFile) -> Declared:
     description = str(file.pages.first.description)
     if file.is_ome and file.ome_metadata:
@@ -307,8 +361,8 @@ def _declared(file: tifffile.TiffFile) -> Declared:
         found = re.search(r'Name="DICOM_PIXEL_SPACING"[^>]*>\s*"?([0-9.eE+-]+)"?[\s&quot;"]+([0-9.eE+-]+)', description)
         if found and float(found[1]) > 0 and float(found[2]) > 0:
             return {"y": float(found[1]), "x": float(found[2])}, "mm", (), ()
-    if file.is_ndpi:  # the maker's own use of these tags, in pixels per centimetre
-        return _from_resolution(file.pages.first, "cm")
+    if file.is_ndpi:
+        return _from_resolution(file.pages.first)
     if file.is_scn:
         return _from_scn(file)
     if file.is_imagej:
@@ -316,50 +370,27 @@ def _declared(file: tifffile.TiffFile) -> Declared:
     return {}, None, (), ()
 
 
-def from_ome(xml: str) -> Declared:
-    """What the first image of an OME-XML text declares."""
-    try:
-        root = ElementTree.fromstring(xml)
-    except ElementTree.ParseError:
+def _from_resolution(page: Any) -> Declared:
+    """The resolution tags of a maker who keeps the pixel size there, in pixels per centimetre."""
+    if page.tags.get("ResolutionUnit") is None or int(page.tags["ResolutionUnit"].value) != _CENTIMETRE:
         return {}, None, (), ()
-    pixels = [element for element in root.iter() if element.tag.rpartition("}")[2] == "Pixels"]
-    if not pixels:
-        return {}, None, (), ()
-    found = pixels[0]
-    described = [c for c in found if c.tag.rpartition("}")[2] == "Channel"]
-    names, painted = [c.get("Name") for c in described], [c.get("Color") for c in described]
-    channels = tuple(str(name) for name in names) if names and all(names) else ()
-    colors: tuple[str, ...] = ()
-    if painted and all(c is not None and re.fullmatch(r"-?\d+", c) for c in painted):
-        colors = tuple(f"{(int(str(c)) >> 8) & 0xFFFFFF:06X}" for c in painted)  # a signed RGBA
+    spacing = _from_tags(page)
+    return (spacing, "cm", (), ()) if spacing else ({}, None, (), ())
+
+
+def _from_tags(page: Any) -> dict[str, float]:
+    """Units per pixel along y and x, from the resolution tags, which hold pixels per unit as fractions; empty without."""
     spacing: dict[str, float] = {}
-    units: dict[str, str] = {}
-    for axis in "zyx":
-        try:
-            length = float(found.get(f"PhysicalSize{axis.upper()}") or 0)
-        except ValueError:
-            continue
-        if math.isfinite(length) and length > 0:
-            spacing[axis] = length
-            units[axis] = found.get(f"PhysicalSize{axis.upper()}Unit", "µm")
-    return *one_unit(spacing, units), channels, colors
-
-
-def _from_resolution(page: Any, unit: str) -> Declared:
-    """Pixels per unit in the resolution tags of a maker who keeps the pixel size there."""
-    if page.tags.get("ResolutionUnit") is None or int(page.tags["ResolutionUnit"].value) != 3:
-        return {}, None, (), ()
-    spacing = {}
     for axis, tag in (("y", "YResolution"), ("x", "XResolution")):
         value = page.tags.get(tag)
         if value is None or not all(value.value):
-            return {}, None, (), ()
+            return {}
         spacing[axis] = value.value[1] / value.value[0]
-    return spacing, unit, (), ()
+    return spacing
 
 
 def _from_scn(file: tifffile.TiffFile) -> Declared:
-    """The size of Leica's view in nanometres, over its pixels."""
+    """Leica's pixel size in nm: the size of the view of the main image over its number of pixels."""
     shape = main_series(file).shape
     try:
         root = ElementTree.fromstring(str(file.scn_metadata))
@@ -385,28 +416,9 @@ def _from_imagej(file: tifffile.TiffFile) -> Declared:
     unit = str(metadata.get("unit", "")).replace("\\u00B5", "µ")
     if unit.lower() not in ("micron", "microns", "um", "µm", "nm", "mm", "cm", "m"):
         return {}, None, (), ()
-    spacing: dict[str, float] = {}
-    for axis, tag in (("y", "YResolution"), ("x", "XResolution")):
-        value = file.pages.first.tags.get(tag)
-        if value is None or not all(value.value):
-            return {}, None, (), ()
-        spacing[axis] = value.value[1] / value.value[0]
+    spacing = _from_tags(file.pages.first)
+    if not spacing:
+        return {}, None, (), ()
     if float(metadata.get("spacing", 0)) > 0:
         spacing["z"] = float(metadata["spacing"])
     return spacing, unit, (), ()
-
-
-def one_unit(lengths: dict[str, float], units: dict[str, str]) -> tuple[dict[str, float], str | None]:
-    """Lengths per axis in the unit of the last axis; nothing where a unit is unknown or cannot be converted."""
-    from .units import ratio
-
-    if not lengths:
-        return {}, None
-    unit = units[list(lengths)[-1]]
-    converted: dict[str, float] = {}
-    for axis, length in lengths.items():
-        factor = ratio(units[axis], unit)
-        if factor is None:
-            return {}, None
-        converted[axis] = length * factor
-    return converted, unit

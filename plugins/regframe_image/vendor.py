@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .raw import Array, Raw, Region, Resolution, Stamp, check_count, kept, place, stamp, unreadable
+from .raw import (
+    Array,
+    Raw,
+    Region,
+    Resolution,
+    Stamp,
+    check_count,
+    check_unchanged,
+    kept,
+    needed,
+    place,
+    readable,
+    stamp,
+)
 
 SUFFIXES = (".mrxs", ".vms", ".vmu", ".svslide", ".bif", ".czi", ".dcm")
+"""Suffixes of the slides that OpenSlide reads and tifffile does not."""
+_TILE = 512
+"""Pixels along either side of a chunk where OpenSlide does not say how the maker tiled the level; a usual tile."""
 
 
 def is_slide(path: Path, head: bytes) -> bool:
-    """Whether a file's first bytes, or its suffix where the format has no mark of its own, are those of such a slide."""
+    """Whether a file's first bytes (DICOM, CZI), or its suffix where the format has no mark of its own, are a slide's."""
     name = path.name.lower()
     return (
         head[128:132] == b"DICM" or head[:10] == b"ZISRAWFILE" or name.endswith((".mrxs", ".vms", ".vmu", ".svslide"))
@@ -23,24 +38,16 @@ def is_slide(path: Path, head: bytes) -> bool:
 
 
 def open_slide(path: Path) -> Raw:
-    """Its levels, three channels of uint8; pixel size as its maker declares it.
+    """The levels of a slide, three channels of uint8; pixel size in µm as its maker declares it.
 
     ImportError names the extra where OpenSlide is missing, ValueError what OpenSlide says of a file it cannot read.
     """
-    if importlib.util.find_spec("openslide") is None:
-        raise ImportError(
-            f"wanted the package openslide to read {str(path)!r}, which is not installed; get it with: "
-            "pip install 'regframe[openslide]'"
-        )
-    import openslide
-
-    try:
+    openslide: Any = needed("openslide", "openslide", path, "read")
+    with readable(path, "slide", also=(openslide.OpenSlideError,)):
         identity = stamp(path)
         slide = kept(_opened, path, identity)
         sizes, factors, said = slide.level_dimensions, slide.level_downsamples, dict(slide.properties)
         maker = openslide.OpenSlide.detect_format(str(path)) or "OpenSlide"
-    except (openslide.OpenSlideError, OSError, ValueError) as error:
-        raise unreadable(path, "slide", error) from error
     check_count(path, len(sizes))
     spacing = {}
     for axis in "yx":
@@ -53,7 +60,7 @@ def open_slide(path: Path) -> Raw:
         spacing = {}
     levels = []
     for k, ((width, height), factor) in enumerate(zip(sizes, factors, strict=True)):
-        tile = tuple(int(said.get(f"openslide.level[{k}].tile-{side}", 512)) for side in ("height", "width"))
+        tile = tuple(int(said.get(f"openslide.level[{k}].tile-{side}", _TILE)) for side in ("height", "width"))
         levels.append(
             Resolution(
                 (height, width, 3),
@@ -84,12 +91,10 @@ class SlideRegion:
         import openslide
 
         y, x, samples = region
-        try:
+        with readable(self.path, "slide", place(self.level, "yxs", region), (openslide.OpenSlideError,)):
             slide = kept(_opened, self.path, self.stamp)
             corner = (round(x.start * self.factor), round(y.start * self.factor))
             read = slide.read_region(corner, self.level, (x.stop - x.start, y.stop - y.start))
-        except (openslide.OpenSlideError, OSError, ValueError) as error:
-            raise unreadable(self.path, "slide", error, place(self.level, "yxs", region)) from error
         array = np.asarray(read)  # [h, w, 4], colours not multiplied by opacity
         opacity = array[..., 3:].astype(np.float32) / 255
         behind = np.array(list(bytes.fromhex(self.background)), dtype=np.float32)
@@ -99,6 +104,5 @@ class SlideRegion:
 def _opened(path: Path, identity: Stamp) -> Any:
     import openslide
 
-    if stamp(path) != identity:
-        raise ValueError("the file is another one than when it was opened")
+    check_unchanged(stamp(path), identity)
     return openslide.OpenSlide(str(path))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import importlib.util
 import math
 import struct
 import warnings
@@ -14,16 +13,21 @@ from typing import Any
 
 import numpy as np
 
-from .raw import Array, Raw, unreadable
+from .raw import Array, Raw, needed, readable, unreadable
 
 SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".mha")
 _TURNED = 0.02
-"""Largest sine of the angle between an axis of the file and one of the space that is not worth a remark."""
+"""Sine of the angle between an axis of the file and its axis of space above which the reader says that it leaves the turn
+out: 0.02, about 1°, moves the ends of a volume of 100 pixels by one pixel from its middle."""
 _HEADER = 1 << 16
+"""Bytes within which the text header of NRRD and MetaImage ends, and which a NIfTI file may have beside its pixels."""
+_NIFTI_1_HEADER = 348
+"""Bytes of a NIfTI-1 header, its first number; a NIfTI-2 header has `_NIFTI_2_HEADER`."""
+_NIFTI_2_HEADER = 540
 
 
 def volume_kind(path: Path, head: bytes) -> str | None:
-    """``NIfTI``, ``NRRD`` or ``MetaImage`` by the first bytes of a file, or None."""
+    """``NIfTI``, ``NRRD`` or ``MetaImage`` by the first bytes of a file, unpacked where it is gzipped; None for others."""
     if head[:4] == b"NRRD":
         return "NRRD"
     if head[:10] in (b"ObjectType", b"NDims = 2\n", b"NDims = 3\n"):
@@ -31,30 +35,28 @@ def volume_kind(path: Path, head: bytes) -> str | None:
     if head[:2] == b"\x1f\x8b":
         try:
             with gzip.open(path) as file:
-                head = file.read(348)
+                head = file.read(_NIFTI_1_HEADER)
         except (OSError, EOFError):
             return None
     else:
         with path.open("rb") as file:
-            head = file.read(348)
-    if len(head) == 348 and head[344:348] in (b"n+1\0", b"ni1\0"):
+            head = file.read(_NIFTI_1_HEADER)
+    if len(head) == _NIFTI_1_HEADER and head[344:348] in (b"n+1\0", b"ni1\0"):
         return "NIfTI"
-    if len(head) >= 12 and struct.unpack("<i", head[:4])[0] in (540,) and head[4:8] == b"n+2\0":
+    if len(head) >= 12 and struct.unpack("<i", head[:4])[0] == _NIFTI_2_HEADER and head[4:8] == b"n+2\0":
         return "NIfTI"
     return None
 
 
 def open_volume(path: Path, kind: str) -> Raw:
-    """What a volume's header declares; positions are those of ITK's physical space (LPS), components in tensor order.
+    """The header of a volume; positions are those of ITK's physical space (LPS), components in tensor order.
 
     Axes are permuted and flipped to run along x to the left, y to the back, z to the head; a turn that remains is left
     out, and said so. NIfTI and MetaImage are in mm, NRRD in what ``space units`` says. ValueError for a damaged file, one
     whose pixels lie in another file, or one of more than 3 spatial axes; ImportError names the extra where the reader is
     missing.
     """
-    _need(path, "read")
-    import SimpleITK as sitk
-
+    sitk: Any = needed("SimpleITK", "itk", path, "read")
     fields = _fields(path, kind)
     elsewhere = fields.get("data file") or fields.get("datafile") or fields.get("ElementDataFile", "LOCAL")
     if elsewhere not in (None, "LOCAL"):
@@ -63,19 +65,15 @@ def open_volume(path: Path, kind: str) -> Raw:
         )
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
-    try:
+    with readable(path, kind):
         reader.ReadImageInformation()
         size, spacing, origin = reader.GetSize(), reader.GetSpacing(), reader.GetOrigin()
         parts, dtype = reader.GetNumberOfComponents(), _dtype(sitk, reader.GetPixelID())
         direction = np.array(reader.GetDirection(), dtype=np.float64).reshape(len(size), len(size))
-    except (RuntimeError, ValueError, TypeError) as error:
-        raise unreadable(path, kind, error) from error
     ndim = min(len(size), 3)
     if len(size) > 4 or not all(math.isfinite(v) for v in (*spacing, *origin)):
         raise ValueError(f"wanted a volume of 2 to 4 axes in a finite space, got {str(path)!r} with sizes {size}")
-    axis, sign, off = _turn(
-        direction[:ndim, :ndim]
-    )  # of each direction x, y, z of space: the file's axis, and its sense
+    axis, sign, off = _turn(direction[:ndim, :ndim])  # for each direction x, y, z of space
     if off > _TURNED:
         warnings.warn(
             f"{path.name} lies obliquely in its space, by {math.degrees(math.asin(min(off, 1.0))):.0f}°; its axes are "
@@ -109,7 +107,16 @@ def open_volume(path: Path, kind: str) -> Raw:
 
 @dataclass(frozen=True)
 class _Decode:
-    """The values of a volume, its axes permuted and flipped to those of space."""
+    """The values of a volume, its axes permuted and flipped to those of space.
+
+    Args:
+        path: of the file.
+        kind: its format.
+        axis: for each direction x, y, z of space the file's axis along it.
+        sign: for each of these 1, or -1 where the file counts the other way.
+        lead: axes before the spatial ones, 1 with time.
+        nbytes: of its pixels, unpacked.
+    """
 
     path: Path
     kind: str
@@ -119,14 +126,11 @@ class _Decode:
     nbytes: int
 
     def __call__(self) -> Array:
-        import SimpleITK as sitk
-
+        sitk: Any = needed("SimpleITK", "itk", self.path, "read")
         if self.kind == "NIfTI":  # a file cut short is filled up with zeros by the library
             _check_length(self.path, self.nbytes)
-        try:
+        with readable(self.path, self.kind):
             array: Array = sitk.GetArrayFromImage(sitk.ReadImage(str(self.path)))  # (t,) z, y, x (, c)
-        except RuntimeError as error:
-            raise unreadable(self.path, self.kind, error) from error
         lead, ndim = self.lead, len(self.axis)
         order = [lead + ndim - 1 - a for a in reversed(self.axis)]
         array = array.transpose(*range(lead), *order, *range(lead + ndim, array.ndim))
@@ -138,27 +142,17 @@ class _Decode:
 
 def write_volume(path: Path, array: Array, spacing: tuple[float, ...], origin: tuple[float, ...], unit: str) -> None:
     """Write ``[C, *S]`` with spacing and origin in ``unit`` (mm, or px for NRRD), components (z,) y, x, in LPS."""
-    _need(path, "write")
-    import SimpleITK as sitk
-
+    sitk: Any = needed("SimpleITK", "itk", path, "write")
     many = array.shape[0] > 1
     moved = np.ascontiguousarray(np.moveaxis(array, 0, -1) if many else array[0])
     image = sitk.GetImageFromArray(moved, isVector=many)
     image.SetSpacing([float(v) for v in reversed(spacing)])
     image.SetOrigin([float(v) for v in reversed(origin)])
     sitk.WriteImage(image, str(path), useCompression=True)
-    if path.suffix.lower() == ".nrrd" and unit != "px":  # which the library leaves out
+    if path.suffix.lower() == ".nrrd" and unit != "px":  # the library leaves the unit out
         written = path.read_bytes()
         line = ("space units:" + f' "{unit}"' * len(spacing) + "\n").encode()
         path.write_bytes(written.replace(b"\nkinds:", b"\n" + line + b"kinds:", 1))
-
-
-def _need(path: Path, what: str) -> None:
-    if importlib.util.find_spec("SimpleITK") is None:
-        raise ImportError(
-            f"wanted the package SimpleITK to {what} {str(path)!r}, which is not installed; get it with: "
-            "pip install 'regframe[itk]'"
-        )
 
 
 def _check_length(path: Path, wanted: int) -> None:
@@ -174,21 +168,25 @@ def _check_length(path: Path, wanted: int) -> None:
                     return
     except (OSError, EOFError, zlib.error) as error:
         raise unreadable(path, "NIfTI", error) from error
-    if found < wanted + 348:
+    if found < wanted + _NIFTI_1_HEADER:
         raise unreadable(path, "NIfTI", ValueError(f"{found} bytes for {wanted} bytes of pixels"))
 
 
 def _turn(direction: Array) -> tuple[list[int], list[int], float]:
-    """For each axis of space the file's nearest axis and its sense, and the sine of the angle that is left."""
+    """For each axis of space the file's nearest axis and its sense (1 or -1), and the largest sine of an angle that is left.
+
+    Args:
+        direction: ``[D, D]``, its columns the directions of the file's axes in space, of length 1.
+    """
     left, axis = np.abs(direction).copy(), [0] * len(direction)
     for _ in range(len(direction)):
-        row, column = np.unravel_index(int(left.argmax()), left.shape)
-        axis[int(row)] = int(column)
+        row, column = (int(i) for i in np.unravel_index(int(left.argmax()), left.shape))
+        axis[row] = column
         left[row, :] = left[:, column] = -1
     sign = [1 if direction[row, column] >= 0 else -1 for row, column in enumerate(axis)]
     plain = np.zeros_like(direction)
-    for row, (column, s) in enumerate(zip(axis, sign, strict=True)):
-        plain[row, column] = s
+    for row, (column, sense) in enumerate(zip(axis, sign, strict=True)):
+        plain[row, column] = sense
     return axis, sign, float(np.abs(direction - plain).max())
 
 

@@ -36,7 +36,7 @@ from zarr.codecs import BloscCodec
 from zarr.storage import LocalStore
 
 from ..contracts import Progress
-from ..data import Grid, Image, Level, Pyramid, describe_grid
+from ..data import OME_UNITS, Grid, Image, Level, Pyramid, describe_grid
 from ..maps.base import Transform
 from ..plugins import PARTIAL, PLAN
 from ..versions import version
@@ -55,7 +55,6 @@ WHOLE_BYTES = 4 << 30
 """Largest image that is made in memory."""
 _FORMAT = 2
 _DONE, _LOCK, _STORE = "done", "lock", "store"
-_OME_UNITS = {"nm": "nanometer", "µm": "micrometer", "mm": "millimeter", "cm": "centimeter", "m": "meter"}
 _RGB = ("red", "green", "blue")
 
 Background = float | Literal["auto", "border"]
@@ -517,7 +516,7 @@ class SlideWarp:
         grid = self.grid
         axes: list[dict[str, Any]] = [{"name": "c", "type": "channel"}]
         for axis in grid.axes:
-            unit = _OME_UNITS.get(grid.unit)
+            unit = OME_UNITS.get(grid.unit)
             axes.append({"name": axis, "type": "space", **({"unit": unit} if unit else {})})
         datasets = [
             {

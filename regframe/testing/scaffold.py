@@ -168,7 +168,7 @@ class ${title}Adapter(regframe.Adapter):
     name = "$module"
 
     def __init__(self, unit: str = "µm") -> None:
-        self.unit = regframe.Grid((1, 1), unit=unit).unit  # a ValueError for a unit that is none
+        self.unit = regframe.canonical_unit(unit)  # ValueError for a word that is no unit
 
     def matches(self, source: Any) -> float:
         """0.9 for a file that begins with the header, 0.1 for the suffix alone."""
