@@ -1,8 +1,10 @@
 from . import ops as ops
 from .config import Config as Config
 from .contracts import Adapter as Adapter
+from .contracts import MapFormat as MapFormat
 from .contracts import Metric as Metric
 from .contracts import Progress as Progress
+from .contracts import Written as Written
 from .data import OME_UNITS as OME_UNITS
 from .data import Grid as Grid
 from .data import Image as Image

@@ -1,5 +1,6 @@
-"""The two abstract classes a plug-in implements: `Adapter` reads, moves and writes one modality; `Metric` compares.
+"""The abstract classes a plug-in implements, and what travels with them.
 
+`Adapter` reads, moves and writes one modality; `Metric` compares; `MapFormat` is a map in the file of another program.
 ``docs/plugins.md`` takes a stranger from nothing to an installed plug-in.
 """
 
@@ -7,9 +8,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
@@ -19,6 +20,9 @@ from .data import Grid, Image, PointSet, Pyramid
 from .maps.affine import Affine
 from .maps.base import Transform
 from .verdict import Finding
+
+Side = Literal["fixed", "moving"]
+"""One side of a pair; as ``to``, the side that positions are taken to."""
 
 
 class Adapter(ABC):
@@ -104,6 +108,86 @@ class Metric(ABC):
             and ``path.matrix``, of their shapes.
         """
         return None
+
+
+@dataclass(frozen=True)
+class Written:
+    """What `regframe.write_map` wrote.
+
+    Args:
+        format: name of the format.
+        files: the files or the folder, those of one map in the order in which its format lists them.
+        to: the side that the map in the files takes positions to.
+        units: of the numbers in the files, on the fixed and on the moving side.
+        max_error_px: largest distance to the exact map on the canvas, in pixels of the side ``to``; None where the files hold
+            positions and no map.
+        self_contained: whether the files hold both directions, the canvases and the units, so that a reader need be told none.
+        resample: ``size``, ``spacing`` and ``origin`` along x, y(, z) of the canvas that images are drawn on with the map, in the
+            numbers of the file. `regframe.write_map` fills it in.
+    """
+
+    format: str
+    files: tuple[Path, ...]
+    to: Side
+    units: tuple[str, str]
+    max_error_px: float | None
+    self_contained: bool = False
+    resample: dict[str, list[float]] = field(default_factory=dict)
+
+
+class MapFormat(ABC):
+    """A map in the file of another program.
+
+    An instance holds the format's own options, which are the keyword arguments of ``__init__``, validated there; all of them
+    have defaults. The first line of the class's docstring says in one line what files these are and who reads them.
+    """
+
+    name: ClassVar[str]
+    suffixes: ClassVar[tuple[str, ...]] = ()
+    """Ends of file names, lower case, dot included, that choose this format where the user names none."""
+
+    def write(self, result: Any, path: Path, *, to: Side, unit: str, tolerance: float) -> Written:
+        """Write a map; a format that leaves this out is only read.
+
+        Args:
+            result: the `regframe.Result` whose map is written.
+            path: a free place, of the name that the user gave, in a folder of its own. Everything written beside it is moved
+                to the user's folder when this returns, and removed when it raises.
+            to: the side that the written map takes positions to; a format that holds both directions ignores it.
+            unit: length unit of the numbers on a side that has one; a side in pixels is written in pixels.
+            tolerance: largest error that displacement fields may add by being interpolated, in pixels of the side ``to``.
+
+        Raises ValueError, in one sentence, for a map that the format cannot hold: nothing is approximated in silence.
+        """
+        raise ValueError(f"wanted a format that is written, got {self.name}, which is only read; choose another one")
+
+    def read(self, path: Path, fixed: Grid | None, moving: Grid | None, *, to: Side, unit: str) -> Any:
+        """Read a map; a format that leaves this out is only written.
+
+        Args:
+            path: what the user gave; all that `files` lists first is there.
+            fixed: canvas of the fixed image, or None where the user gave none.
+            moving: canvas of the moving image, or None.
+            to: the side that the map in the file takes positions to.
+            unit: length unit of the file's numbers, for a side that has one and a file that does not say it.
+
+        Returns:
+            The map from the moving to the fixed side, as a `regframe.Transform` between the units of the two canvases; or, where
+            the file holds more than that, a `regframe.Result`. A result whose metrics hold a verdict is believed; any other is
+            judged by `regframe.read_map`, and its metrics are kept under ``imported``.
+
+        Raises ValueError, in one sentence, for a file that is damaged, unsafe, or holds no map.
+        """
+        raise ValueError(f"wanted a format that is read, got {self.name}, which is only written; choose another one")
+
+    def files(self, path: Path) -> tuple[Path, ...]:
+        """Every file that a map at ``path`` may consist of, whether it is there or not, the one that is never missing first."""
+        return (path,)
+
+    @classmethod
+    def recognises(cls, path: Path) -> bool:
+        """Whether what lies at ``path`` is of this format although its suffix does not say so; looks at no more than a header."""
+        return False
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,8 @@ import io
 import json
 import math
 import struct
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +23,7 @@ from fake_result import fake_result
 import regframe as rf
 from regframe.cli import main
 from regframe.data import Grid, unit_ratio
-from regframe.formats.exchange import FORMATS, itk
+from regframe.formats import BUILT_IN, exchange, itk
 from regframe.io import outputs, store
 from regframe.maps.affine import Affine
 from regframe.maps.displacement import Displacement
@@ -341,7 +343,7 @@ def test_fields_of_any_direction_are_itks_to_the_edge(ndim: int, turn: int, cons
     assert np.abs(again - points).max() < 1e-6
 
 
-@pytest.mark.parametrize("name", sorted(itk._RIGID))
+@pytest.mark.parametrize("name", sorted(itk.RIGID))
 @pytest.mark.parametrize("suffix", ["tfm", "h5", "mat"])
 def test_rigid_maps_of_itk(name: str, suffix: str, tmp_path: Path) -> None:
     kind = getattr(sitk, name)
@@ -813,9 +815,142 @@ def test_a_fit_of_real_images(data_dir: Path, tmp_path: Path) -> None:
 
 def test_the_page_names_every_format_and_array(root: Path, tmp_path: Path) -> None:
     page = (root / "docs" / "interchange.md").read_text(encoding="utf-8")
-    for name in FORMATS:
-        assert f"`{name}`" in page
+    for built_in in BUILT_IN:
+        assert f"`{built_in.name}`" in page
     rf.write_map(result_of(2, "px", "px"), tmp_path / "map.npz")
     with np.load(tmp_path / "map.npz") as arrays:
         listed = {*arrays} - {n for n in arrays if n.endswith(("_shape", "_spacing", "_origin", "_unit"))}
     assert all(f"`{name}`" in page for name in listed)
+
+
+# ----------------------------------------------------------------------------------------------------- formats of a stranger
+
+
+class Plain(rf.MapFormat):
+    """.plain: an affine map as text.
+
+    Args:
+        digits: after the point.
+    """
+
+    name = "plain"
+    suffixes = (".plain",)
+
+    def __init__(self, digits: int = 17) -> None:
+        self.digits = digits
+
+    def write(self, result: Any, path: Path, *, to: Any, unit: str, tolerance: float) -> rf.Written:
+        np.savetxt(path, result.affine.matrix.numpy(), fmt=f"%.{self.digits}g")
+        return rf.Written(self.name, (path,), "fixed", (result.fixed_grid.unit, result.moving_grid.unit), 0.0)
+
+    def read(self, path: Path, fixed: Grid | None, moving: Grid | None, *, to: Any, unit: str) -> rf.Transform:
+        assert fixed is not None
+        assert moving is not None
+        return rf.Affine(torch.from_numpy(np.loadtxt(path)), moving.unit, fixed.unit)
+
+
+class Silent(rf.MapFormat):
+    """.silent: nothing."""
+
+    name = "silent"
+    suffixes = (".silent",)
+
+
+def test_a_format_of_a_stranger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = exchange.known_formats()
+    monkeypatch.setattr(exchange, "known_formats", lambda: (*known, Plain, Silent))
+    result = result_of(2, "px", "px", bend=0)
+    written = rf.write_map(result, tmp_path / "a.plain")
+    assert written.files == (tmp_path / "a.plain",)
+    assert written.resample["size"] == [
+        20,
+        18,
+    ]  # of the moving side, which images are drawn on with a map to the fixed one
+    back = rf.read_map(tmp_path / "a.plain", result.fixed_grid, result.moving_grid)
+    x = positions(result.moving_grid)
+    assert torch.equal(back.to_fixed(x), result.to_fixed(x))
+    assert back.verdict == "warn"
+    assert back.metrics["imported"]["format"] == "plain"
+    rf.write_map(result, tmp_path / "a.plain", digits=2, overwrite=True)
+    again = rf.read_map(tmp_path / "a.plain", result.fixed_grid, result.moving_grid)
+    assert not torch.equal(again.to_fixed(x), result.to_fixed(x))
+    with pytest.raises(ValueError, match="wanted digits with plain alone, got npz; leave digits out"):
+        rf.write_map(result, tmp_path / "a.npz", digits=2)
+    with pytest.raises(ValueError, match=r"options of the format plain \(digits\), got colour"):
+        rf.write_map(result, tmp_path / "a.plain", colour=2)
+    with pytest.raises(ValueError, match="silent, which is only read"):
+        rf.write_map(result, tmp_path / "new" / "a.silent")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.plain"]
+    (tmp_path / "a.silent").write_text("")
+    with pytest.raises(ValueError, match="silent, which is only written"):
+        rf.read_map(tmp_path / "a.silent", result.fixed_grid, result.moving_grid)
+
+
+def test_the_table_says_what_the_classes_say() -> None:
+    for built_in in BUILT_IN:
+        cls = built_in.load()
+        assert cls.name == built_in.name
+        assert (cls.__doc__ or "").partition("\n")[0] == f"{built_in.summary}."
+        assert all(suffix == suffix.lower() and suffix[0] == "." for suffix in cls.suffixes)
+    assert len({built_in.name for built_in in BUILT_IN}) == len(BUILT_IN)
+
+
+def test_the_help_needs_no_torch(root: Path) -> None:
+    code = (
+        "import sys\nfrom regframe.cli import main\n"
+        "try:\n    main(['export', '--help'])\nexcept SystemExit as end:\n    assert end.code == 0\n"
+        "assert not {'torch', 'numpy'} & set(sys.modules)\n"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, check=False)
+    assert found.returncode == 0, found.stderr
+    for built_in in BUILT_IN:
+        assert f"{built_in.name:<8} {built_in.summary}" in found.stdout
+
+
+def test_which_format_a_path_is_of(tmp_path: Path) -> None:
+    for name, wanted in (
+        ("a.H5", "itk"), ("a.tfm", "itk"), ("a.mat", "itk"), ("a.nii.gz", "nifti"), ("a.txt", "elastix"), ("a.npz", "npz"),
+        ("a.ome.zarr", "ngff"), ("a.csv.gz", "csv"), ("a.geojson", "geojson"),
+    ):  # fmt: skip
+        assert exchange.format_of(tmp_path / name).name == wanted
+    (tmp_path / "a.txt").write_text(TFM.format(kind="IdentityTransform_double_2_2", values="", fixed=""))
+    assert exchange.format_of(tmp_path / "a.txt").name == "itk"
+    (tmp_path / "run_0GenericAffine.mat").write_bytes(b"")
+    assert exchange.format_of(tmp_path / "run_").name == "ants"
+    with pytest.raises(ValueError, match="whose suffix says none"):
+        exchange.format_of(tmp_path / "b")
+    with pytest.raises(ValueError, match=r"wanted a format out of itk, ants, .*, got 'tiff'"):
+        exchange.format_of(tmp_path / "b", "tiff")
+
+
+def test_what_a_map_does_not_replace(tmp_path: Path) -> None:
+    bent, straight = result_of(2, "px", "px"), result_of(2, "px", "px", bend=0)
+    rf.write_map(bent, tmp_path / "run_", "ants")
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    with pytest.raises(FileExistsError, match=r"run_1Warp\.nii\.gz exists and is of an earlier map"):
+        rf.write_map(straight, tmp_path / "run_", "ants", overwrite=True)
+    assert before == {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    image = rf.Image(torch.rand(1, 9, 9), Grid((9, 9)))
+    rf.adapter("image").save(image, tmp_path / "image.ome.zarr")
+    for name in (None, "csv"):
+        with pytest.raises(FileExistsError, match="not \\(only\\) a regframe store"):
+            rf.write_map(straight, tmp_path / "image.ome.zarr", name, overwrite=True)
+    assert rf.open(tmp_path / "image.ome.zarr").grid.shape == (9, 9)  # type: ignore[union-attr]
+
+
+def test_options_of_a_format_on_the_command_line(tmp_path: Path) -> None:
+    run = CliRunner().invoke
+    fake_result(Grid((60, 64)), Grid((62, 66))).save(tmp_path / "run.ome.zarr")
+    export = ["export", str(tmp_path / "run.ome.zarr"), "-o"]
+    for name, option in (("a.csv", ["--spacing", "8"]), ("b.csv", ["--format-set", "spacing=8"])):
+        done = run(main, [*export, str(tmp_path / name), *option])
+        assert done.exit_code == 0, done.output
+    assert (tmp_path / "a.csv").read_bytes() == (tmp_path / "b.csv").read_bytes()
+    for arguments, words in (
+        ([str(tmp_path / "c.h5"), "--spacing", "8"], "wanted spacing with csv or geojson alone, got itk"),
+        ([str(tmp_path / "c.h5"), "--format", "tiff"], "wanted a format out of itk"),
+        ([str(tmp_path / "c.csv"), "--spacing", "-1"], "wanted a positive spacing"),
+    ):
+        done = run(main, [*export, *arguments])
+        assert done.exit_code == 2, done.output
+        assert words in done.output

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from ..formats import BUILT_IN, TOLERANCE_PX
 from ._common import (
     BadInput,
     adapter_options,
@@ -18,6 +20,7 @@ from ._common import (
     load_result,
     open_side,
     overwrite_option,
+    parse_pairs,
     path_type,
     sentence,
     side_options,
@@ -25,33 +28,45 @@ from ._common import (
 )
 
 if TYPE_CHECKING:
-    from ..data import Image, PointSet
+    from ..contracts import Side, Written
+    from ..data import Grid, Image, PointSet
 
-FORMATS = ("itk", "ants", "nifti", "elastix", "npz", "ngff", "csv", "geojson")
+EXPORT_HELP = """Write the map of OUT to PATH in the format of another program.
+
+\b
+""" + "\n".join(f"{each.name:<8} {each.summary}" for each in BUILT_IN)  # fmt: skip
+
+_F = TypeVar("_F", bound=Callable[..., Any])
 
 _format_option = click.option(
-    "--format", "name", type=click.Choice(FORMATS), help="Format of the file; its suffix says it otherwise."
+    "--format",
+    "name",
+    metavar="|".join(each.name for each in BUILT_IN),
+    help="Format of the file; its suffix says it otherwise.",
 )
-
-
-@click.command(short_help="Write a map for another program.")
-@click.argument("result_folder", type=path_type, metavar="OUT")
-@_format_option
-@click.option("-o", "--output", type=path_type, required=True, metavar="PATH", help="File to write; ants: a prefix.")
-@click.option(
-    "--to",
-    type=click.Choice(["fixed", "moving"]),
-    default="moving",
-    show_default=True,
-    help="Side that the transform takes positions to; moving is what draws the moving image on the fixed canvas.",
+_format_set_option = click.option(
+    "--format-set", "settings", multiple=True, metavar="KEY=VALUE", help="An option of the format; may be repeated."
 )
-@click.option(
+_unit_option = click.option(
     "--unit", default="mm", show_default=True, metavar="U", help="Of the numbers, where a side has a length unit."
 )
+
+
+def _to_option(said: str) -> Callable[[_F], _F]:
+    return click.option("--to", type=click.Choice(["fixed", "moving"]), default="moving", show_default=True, help=said)
+
+
+@click.command(short_help="Write a map for another program.", help=EXPORT_HELP)
+@click.argument("result_folder", type=path_type, metavar="OUT")
+@_format_option
+@_format_set_option
+@click.option("-o", "--output", type=path_type, required=True, metavar="PATH", help="File to write; ants: a prefix.")
+@_to_option("Side that the transform takes positions to; moving is what draws the moving image on the fixed canvas.")
+@_unit_option
 @click.option(
     "--tolerance",
     type=click.FloatRange(min=0, min_open=True),
-    default=0.001,
+    default=TOLERANCE_PX,
     show_default=True,
     metavar="PX",
     help="Largest error of displacement fields, in pixels; a larger one makes smaller files.",
@@ -63,9 +78,10 @@ _format_option = click.option(
 @verbose_option
 def export(
     result_folder: Path,
-    name: Any,
+    name: str | None,
+    settings: tuple[str, ...],
     output: Path,
-    to: Any,
+    to: Side,
     unit: str,
     tolerance: float,
     points_file: Path | None,
@@ -73,34 +89,18 @@ def export(
     overwrite: bool,
     as_json: bool,
 ) -> None:
-    """Write the map of OUT to PATH in the format of another program.
-
-    \b
-    itk      .h5, .tfm or .mat: SimpleITK, ITK, 3D Slicer; needs the extra itk, as the next two do
-    ants     PATH0GenericAffine.mat, PATH1Warp.nii.gz, PATH1InverseWarp.nii.gz: antsApplyTransforms
-    nifti    .nii.gz: one displacement field, affine part and all
-    elastix  .txt: transform parameters of an affine map
-    npz      plain numpy arrays, exact
-    ngff     an OME-Zarr 0.6 store
-    csv      positions on both sides; geojson the same, as points
-    """
+    """Write the map of OUT to PATH; `EXPORT_HELP` is what users are told."""
     import regframe
 
     result = load_result(result_folder)
     side = result.fixed_grid if to == "moving" else result.moving_grid
+    options = {"spacing": spacing, **parse_pairs(settings, "--format-set")}
     with bad_input():
-        points = None if points_file is None else regframe.read_points(points_file, unit=side.unit)
+        if points_file is not None:
+            options["points"] = regframe.read_points(points_file, unit=side.unit)
         try:
             written = regframe.write_map(
-                result,
-                output,
-                name,
-                to=to,
-                unit=unit,
-                points=points,
-                spacing=spacing,
-                overwrite=overwrite,
-                tolerance=tolerance,
+                result, output, name, to=to, unit=unit, tolerance=tolerance, overwrite=overwrite, **options
             )
         except ImportError as error:
             raise BadInput(sentence(error)) from error
@@ -108,36 +108,34 @@ def export(
         emit_json(dataclasses.asdict(written))
     for file in written.files:
         click.echo(f"wrote {file}", err=True)
-    if written.max_error_px is not None and written.format not in ("npz", "ngff"):
-        numbers = " ".join(
-            f"{unit} on the {side_name} side,"
-            for side_name, unit in zip(("fixed", "moving"), written.units, strict=True)
-        )
-        grid = "; ".join(f"{key} {' '.join(f'{v:.9g}' for v in values)}" for key, values in written.resample.items())
-        click.echo(
-            f"takes positions to the {written.to} side; {numbers} {written.max_error_px:.1g} px off at most", err=True
-        )
-        click.echo(f"canvas to draw on (x, y{', z' if side.ndim == 3 else ''}): {grid}", err=True)
+    _say_numbers(written, side.ndim)
+
+
+def _say_numbers(written: Written, ndim: int) -> None:
+    """What a file does not say of itself: direction, units, canvas."""
+    if written.max_error_px is None or written.self_contained:
+        return
+    numbers = " ".join(
+        f"{unit} on the {side} side," for side, unit in zip(("fixed", "moving"), written.units, strict=True)
+    )
+    grid = "; ".join(f"{key} {' '.join(f'{v:.9g}' for v in values)}" for key, values in written.resample.items())
+    click.echo(
+        f"takes positions to the {written.to} side; {numbers} {written.max_error_px:.1g} px off at most", err=True
+    )
+    click.echo(f"canvas to draw on (x, y{', z' if ndim == 3 else ''}): {grid}", err=True)
 
 
 @click.command("import", short_help="Take over a map that another program made.")
 @click.argument("path", type=path_type)
 @_format_option
+@_format_set_option
 @click.option("-o", "--output", "out", type=path_type, required=True, metavar="OUT", help="Folder to write.")
 @click.option("--fixed", type=path_type, metavar="FILE", help="The fixed image; npz and regframe's own ngff need none.")
-@click.option("--moving", type=path_type, metavar="FILE", help="The moving image, likewise.")
-@click.option(
-    "--to",
-    type=click.Choice(["fixed", "moving"]),
-    default="moving",
-    show_default=True,
-    help="Side that the file's transform takes positions to.",
-)
-@click.option(
-    "--unit", default="mm", show_default=True, metavar="U", help="Of the numbers, where a side has a length unit."
-)
-@click.option("--fixed-system", default="fixed", show_default=True, metavar="NAME", help="ngff: its coordinate system.")
-@click.option("--moving-system", default="moving", show_default=True, metavar="NAME", help="ngff: likewise.")
+@click.option("--moving", type=path_type, metavar="FILE", help="The moving image; with --fixed or not at all.")
+@_to_option("Side that the file's transform takes positions to.")
+@_unit_option
+@click.option("--fixed-system", metavar="NAME", help="ngff: coordinate system of the fixed side.  [default: fixed]")
+@click.option("--moving-system", metavar="NAME", help="ngff: that of the moving side.  [default: moving]")
 @click.option("--level", type=click.IntRange(min=0), metavar="N", help="Pyramid level that is read of both images.")
 @side_options("fixed")
 @side_options("moving")
@@ -172,17 +170,14 @@ def import_(ctx: click.Context, /, **options: Any) -> None:
         data, adapter, used = open_side(file, given[0], arguments, options["level"])
         sides.append(data)
         run[side] = {"path": file.resolve(), "adapter": adapter.name, "options": used}
-    grids = [_canvas(data) for data in sides]
+    fixed, moving = [_canvas(data) for data in sides] or (None, None)
+    own = parse_pairs(options["settings"], "--format-set")
+    if options["fixed_system"] or options["moving_system"]:
+        own["systems"] = (options["fixed_system"] or "fixed", options["moving_system"] or "moving")
     with bad_input():
         try:
             result = regframe.read_map(
-                path,
-                grids[0] if grids else None,
-                grids[1] if grids else None,
-                format=options["name"],
-                to=options["to"],
-                unit=options["unit"],
-                systems=(options["fixed_system"], options["moving_system"]),
+                path, fixed, moving, options["name"], to=options["to"], unit=options["unit"], **own
             )
         except ImportError as error:
             raise BadInput(sentence(error)) from error
@@ -196,7 +191,8 @@ def import_(ctx: click.Context, /, **options: Any) -> None:
     finish(result.metrics, ctx)
 
 
-def _canvas(data: Image | PointSet) -> Any:
+def _canvas(data: Image | PointSet) -> Grid:
+    """The canvas of an image; `BadInput` for points, which have none."""
     from ..data import Image
 
     if not isinstance(data, Image):

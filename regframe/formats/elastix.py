@@ -1,4 +1,4 @@
-"""elastix: transform parameter files of affine maps."""
+"""elastix's transform parameter files, as far as they hold affine maps; those of maps that bend hold B-splines."""
 
 from __future__ import annotations
 
@@ -9,14 +9,17 @@ from typing import Any
 
 import numpy as np
 
-from .itk import MAX_STEPS, _numbers, _step, _text
-from .steps import Array, Step
+from ..contracts import MapFormat, Side, Written
+from ..data import Grid
+from ..maps import bends
+from ..maps.base import Transform
+from ..result import Result
+from .itk import MAX_STEPS, numbers_of, step_of, text_of
+from .steps import Array, Field, Step, along_x, both_canvases, map_of, sides, steps_of, written_steps
 
-# ---------------------------------------------------------------------------------------------------------------- elastix
-
-_PAIR = re.compile(r"^\(\s*(\w+)((?:\s+(?:\"[^\"]*\"|[^\s\"()]+))*)\s*\)$")
+_ENTRY = re.compile(r"^\(\s*(\w+)((?:\s+(?:\"[^\"]*\"|[^\s\"()]+))*)\s*\)$")  # (Name value "value" ...)
 _WORD = re.compile(r"\"([^\"]*)\"|([^\s\"()]+)")
-_ELASTIX = {
+_ITK_KINDS = {  # elastix's name of a transform: ITK's names of it in two and in three dimensions
     "AffineTransform": ("AffineTransform", "AffineTransform"),
     "EulerTransform": ("Euler2DTransform", "Euler3DTransform"),
     "SimilarityTransform": ("Similarity2DTransform", "Similarity3DTransform"),
@@ -24,10 +27,43 @@ _ELASTIX = {
 }
 
 
-def write_elastix(
+class Elastix(MapFormat):
+    """.txt: transform parameters of an affine map."""
+
+    name = "elastix"
+    suffixes = (".txt",)
+
+    def write(self, result: Result, path: Path, *, to: Side, unit: str, tolerance: float) -> Written:
+        """One matrix; a map that bends is refused."""
+        if bends.split(result.transform)[1] is not None:
+            raise ValueError(
+                "wanted an affine map for elastix, whose parameter files hold matrices and B-splines only, got one that bends; "
+                "write --format itk and hand it to SetExternalInitialTransform, or fit with --transform affine"
+            )
+        steps = steps_of(result, to, unit, tolerance, 0)
+        source = sides(result.fixed_grid, result.moving_grid, to)[0]
+        assert not isinstance(steps[0], Field)
+        write_parameters(path, steps[0], source.shape[::-1], *along_x(source, unit))
+        return written_steps(self.name, path, steps, result, to, unit)
+
+    def read(self, path: Path, fixed: Grid | None, moving: Grid | None, *, to: Side, unit: str) -> Transform:
+        """The matrices of the file and of those that it starts from."""
+        fixed, moving = both_canvases(self.name, fixed, moving)
+        return map_of(read_parameters(path), fixed, moving, to, unit)
+
+
+def write_parameters(
     path: Path, matrix: Array, size: Sequence[int], spacing: Sequence[float], origin: Sequence[float]
 ) -> None:
-    """Write a matrix (fixed → moving) and the fixed grid, along x, y(, z), as a file that ``transformix -tp`` takes."""
+    """Write a file that ``transformix -tp`` takes.
+
+    Args:
+        path: file to write.
+        matrix: homogeneous ``[D+1, D+1]``, from the canvas that is drawn on to the image that is drawn.
+        size: pixels of that canvas along x, y(, z).
+        spacing: distance of its pixels.
+        origin: position of the centre of its first pixel.
+    """
     ndim = len(matrix) - 1
     entries: list[tuple[str, Sequence[Any]]] = [
         ("Transform", ["AffineTransform"]),
@@ -60,14 +96,11 @@ def write_elastix(
     path.write_text("".join(lines), encoding="utf-8")
 
 
-def is_elastix(path: Path) -> bool:
-    """Whether a text file looks like transform parameters of elastix."""
-    with path.open("rb") as file:
-        return b"(Transform " in file.read(1 << 16)
+def read_parameters(path: Path) -> list[Step]:
+    """The matrices of a transform parameter file and of those that it starts from, which lie beside it; first applied first.
 
-
-def read_elastix(path: Path) -> list[Step]:
-    """The matrices of a transform parameter file and of those it starts from, which lie beside it; first applied first."""
+    Raises ValueError for a file that is damaged, bends, or starts from a file that is not there.
+    """
     steps: list[Step] = []
     seen: set[Path] = set()
     at: Path | None = path
@@ -75,31 +108,38 @@ def read_elastix(path: Path) -> list[Step]:
         if at.resolve() in seen or len(seen) >= MAX_STEPS:
             raise ValueError(f"wanted a chain of initial transforms that ends, got {at.name!r} twice")
         seen.add(at.resolve())
-        step, before = _read_elastix_file(at)
+        step, before = _read_file(at)
         steps.insert(0, step)
-        if before is None:
-            break
-        name = re.split(r"[\\/]", before)[
-            -1
-        ]  # elastix writes whole paths; only the folder of the file itself is looked into
-        at = path.parent / name
-        if name in ("", ".", "..") or not at.is_file() or at.is_symlink():
-            raise ValueError(
-                f"wanted the initial transform {name!r} beside {path.name!r}, got no such file; put it there"
-            )
+        at = None if before is None else _beside(path, before)
     return steps
 
 
-def _read_elastix_file(path: Path) -> tuple[Step, str | None]:
+def _beside(path: Path, before: str) -> Path:
+    """The file that an initial transform is called by: elastix writes whole paths, of which only the name is believed."""
+    name = re.split(r"[\\/]", before)[-1]
+    found = path.parent / name
+    if name in ("", ".", "..") or not found.is_file() or found.is_symlink():
+        raise ValueError(f"wanted the initial transform {name!r} beside {path.name!r}, got no such file; put it there")
+    return found
+
+
+def _entries(path: Path) -> dict[str, list[str]]:
+    """The values of each name in a parameter file; a comment begins with ``//``."""
     entries: dict[str, list[str]] = {}
-    for line in _text(path).splitlines():
-        line = line.split("//")[0].strip() if '"' not in line else line.strip()
+    for line in text_of(path).splitlines():
+        line = line.split("//")[0].strip() if '"' not in line else line.strip()  # quoted text may hold a //
         if not line or line.startswith("//"):
             continue
-        match = _PAIR.fullmatch(line)
+        match = _ENTRY.fullmatch(line)
         if match is None:
             raise ValueError(f"wanted lines like (Name value ...) in {path.name!r}, got {line[:80]!r}")
-        entries[match[1]] = [a or b for a, b in _WORD.findall(match[2])]
+        entries[match[1]] = [quoted or plain for quoted, plain in _WORD.findall(match[2])]
+    return entries
+
+
+def _read_file(path: Path) -> tuple[Step, str | None]:
+    """The matrix of one parameter file, and what its initial transform is called; None where it has none."""
+    entries = _entries(path)
 
     def one(name: str, default: str | None = None) -> str:
         found = entries.get(name, [] if default is None else [default])
@@ -117,21 +157,22 @@ def _read_elastix_file(path: Path) -> tuple[Step, str | None]:
     dimension = one("FixedImageDimension")
     if dimension not in ("2", "3") or one("MovingImageDimension", dimension) != dimension:
         raise ValueError(f"wanted 2 or 3 dimensions on both sides, got {dimension}")
-    if kind not in _ELASTIX:
+    if kind not in _ITK_KINDS:
         raise ValueError(
-            f"wanted one of {sorted(_ELASTIX)}, got {kind}, which bends; let `transformix -def all -tp {path.name}` write its "
+            f"wanted one of {sorted(_ITK_KINDS)}, got {kind}, which bends; let `transformix -def all -tp {path.name}` write its "
             "displacement field and import that with --format nifti"
         )
     ndim = int(dimension)
-    center = _numbers(entries.get("CenterOfRotationPoint", ["0"] * ndim), "CenterOfRotationPoint")
+    center = numbers_of(entries.get("CenterOfRotationPoint", ["0"] * ndim), "CenterOfRotationPoint")
     if len(center) != ndim:
         raise ValueError(f"wanted {ndim} numbers of CenterOfRotationPoint in {path.name!r}, got {len(center)}")
+    # ITK's fixed parameters: the centre, and for three angles the order in which they turn; a translation has none
     if kind == "EulerTransform" and ndim == 3:
         center = np.append(center, float(one("ComputeZYX", "false") == "true"))
     if kind == "TranslationTransform":
         center = np.zeros(0)
-    name = f"{_ELASTIX[kind][ndim - 2]}_double_{ndim}_{ndim}"
-    step = _step(name, _numbers(entries.get("TransformParameters", []), "TransformParameters"), center)
+    name = f"{_ITK_KINDS[kind][ndim - 2]}_double_{ndim}_{ndim}"
+    step = step_of(name, numbers_of(entries.get("TransformParameters", []), "TransformParameters"), center)
     key = "InitialTransformParameterFileName"
     before = one(key if key in entries else "InitialTransformParametersFileName", "NoInitialTransform")
     return step, None if before == "NoInitialTransform" else before

@@ -1,7 +1,7 @@
-"""Files of ITK's family: transform files (``.h5``, ``.tfm``, ``.mat``), elastix parameters, displacement fields in NIfTI.
+"""ITK's transform files: ``.h5``, ``.tfm``, ``.mat``; with what ANTs, elastix and NIfTI share with them.
 
-They are written by SimpleITK. What is read is parsed here, where every declared size is held against the file before anything
-is allocated; SimpleITK computes the matrices of the rarer kinds of rigid maps.
+SimpleITK writes them. What is read is parsed here, where every declared size is compared with the size of the file before
+memory is taken; SimpleITK only turns the parameters of the rarer kinds of rigid maps into matrices.
 """
 
 from __future__ import annotations
@@ -16,28 +16,67 @@ from typing import Any
 
 import numpy as np
 
-from .steps import Array, Field, Step
+from ..contracts import MapFormat, Side, Written
+from ..data import Grid
+from ..maps.base import Transform
+from ..result import Result
+from .steps import MOST_NODES, Array, Field, Step, both_canvases, map_of, steps_of, written_steps
 
 MAX_NUMBERS = 1 << 27
-"""Numbers of one transform or field that are read at most."""
+"""Numbers of one transform or field that are read at most: 1 GiB in double precision, so that no forged header takes more."""
 MAX_TEXT = 1 << 30
-"""Bytes of a text file that are read at most."""
+"""Bytes of a text file that are read at most: some 50 million numbers of 20 digits, more than programs keep in text."""
 MAX_STEPS = 64
-"""Elementary maps of one file."""
+"""Elementary maps of one file at most: a bound on the work that a forged file can ask for."""
+HEADER = "#Insight Transform File V1.0"
+"""How the first line of ITK's text format begins."""
 
-_DEFLATE = 1100  # how many times its size deflate can unpack to, at most
+_CHUNK = 1 << 17  # numbers that HDF5 compresses as one piece: 1 MiB, the size of its cache
+_DEFLATE = 1100  # bytes that deflate makes of one at most: 1032 by its design, and some for small blocks
 _MATRICES = {"AffineTransform", "MatrixOffsetTransformBase", "CenteredAffineTransform"}
-_RIGID = {
+RIGID = {
     "Euler2DTransform", "Euler3DTransform", "Similarity2DTransform", "Similarity3DTransform", "VersorRigid3DTransform",
     "VersorTransform", "ScaleTransform", "TranslationTransform", "ScaleVersor3DTransform", "ScaleSkewVersor3DTransform",
 }  # fmt: skip
+"""Kinds of ITK's transforms whose parameters SimpleITK turns into a matrix."""
+
+
+class Itk(MapFormat):
+    """.h5, .tfm or .mat: SimpleITK, ITK, 3D Slicer; needs the extra itk, as the next two do."""
+
+    name = "itk"
+    suffixes = (".h5", ".hdf5", ".tfm", ".mat")
+
+    def write(self, result: Result, path: Path, *, to: Side, unit: str, tolerance: float) -> Written:
+        """A matrix, or a composite of matrices and displacement fields."""
+        need("SimpleITK", path, "write")
+        if not path.name.lower().endswith(self.suffixes):
+            raise ValueError(f"wanted a name that ends in .h5, .tfm or .mat, got {path.name!r}")
+        # text takes some 20 bytes a number, and a field once for each time that it is applied: one field of a bounded size
+        nodes = 0 if path.suffix.lower() == ".tfm" else MOST_NODES
+        steps = steps_of(result, to, unit, tolerance, nodes)
+        write_transform(path, steps)
+        return written_steps(self.name, path, steps, result, to, unit)
+
+    def read(self, path: Path, fixed: Grid | None, moving: Grid | None, *, to: Side, unit: str) -> Transform:
+        """The steps of the file, of which one may be a displacement field."""
+        fixed, moving = both_canvases(self.name, fixed, moving)
+        return map_of(read_transform(path), fixed, moving, to, unit)
+
+    @classmethod
+    def recognises(cls, path: Path) -> bool:
+        """Whether a ``.txt`` holds ITK's text format, as older versions of ANTs call it; elastix has that suffix too."""
+        if path.suffix.lower() != ".txt" or not path.is_file():
+            return False
+        with path.open("rb") as file:
+            return file.read(len(HEADER)) == HEADER.encode()
 
 
 def need(module: str, path: Path, what: str) -> Any:
     """A module of the extra ``itk``; ImportError, with the line that installs it, where it is missing."""
     if importlib.util.find_spec(module) is None:
         raise ImportError(
-            f"wanted the package {module} to {what} {str(path)!r}, which is not installed; get it with: "
+            f"wanted the package {module} to {what} {path.name!r}, which is not installed; get it with: "
             "pip install 'regframe[itk]'"
         )
     return importlib.import_module(module)
@@ -59,7 +98,7 @@ def write_transform(path: Path, steps: Sequence[Step]) -> None:
 
 
 def _write_hdf5(path: Path, steps: Sequence[Step]) -> None:
-    """Write steps as ITK's HDF5 file: compressed, and what is applied several times written once."""
+    """Write steps as ITK's HDF5 file: compressed, and a field that is applied several times written once."""
     h5py = need("h5py", path, "write")
 
     ndim = len(steps[0].spacing) if isinstance(steps[0], Field) else len(steps[0]) - 1
@@ -79,13 +118,15 @@ def _write_hdf5(path: Path, steps: Sequence[Step]) -> None:
                 size = step.values.shape[:-1][::-1]
                 fixed = np.array([*size, *step.origin, *step.spacing, *step.direction.ravel()], dtype=np.float64)
                 flat = step.values.ravel()
-                pieces = {
-                    "chunks": (min(flat.size, 1 << 17),),
-                    "compression": "gzip",
-                    "compression_opts": 4,
-                    "shuffle": True,
-                }
-                entry.create_dataset("TransformParameters", data=flat, **pieces)
+                chunks = (min(flat.size, _CHUNK),)
+                entry.create_dataset(
+                    "TransformParameters",
+                    data=flat,
+                    chunks=chunks,
+                    compression="gzip",
+                    compression_opts=4,
+                    shuffle=True,
+                )
             else:
                 fixed = np.zeros(ndim)
                 entry.create_dataset(
@@ -96,15 +137,16 @@ def _write_hdf5(path: Path, steps: Sequence[Step]) -> None:
 
 def _sitk_transform(sitk: Any, step: Step) -> Any:
     if isinstance(step, Field):
-        return sitk.DisplacementFieldTransform(_sitk_field(sitk, step, np.float64))
+        return sitk.DisplacementFieldTransform(sitk_field(sitk, step))
     affine = sitk.AffineTransform(len(step) - 1)
     affine.SetMatrix(step[:-1, :-1].ravel().tolist())
     affine.SetTranslation(step[:-1, -1].tolist())
     return affine
 
 
-def _sitk_field(sitk: Any, field: Field, dtype: Any) -> Any:
-    image = sitk.GetImageFromArray(field.values.astype(dtype), isVector=True)
+def sitk_field(sitk: Any, field: Field) -> Any:
+    """A field as SimpleITK's image of vectors, in double precision."""
+    image = sitk.GetImageFromArray(field.values.astype(np.float64), isVector=True)
     image.SetSpacing(field.spacing)
     image.SetOrigin(field.origin)
     image.SetDirection(field.direction.ravel().tolist())
@@ -139,21 +181,22 @@ def read_transform(path: Path) -> list[Step]:
         raise ValueError(
             f"wanted one transform, or one composite, got {len(found)} side by side; write them as a composite"
         )
-    return [_step(*entry) for entry in reversed(found)]
+    return [step_of(*entry) for entry in reversed(found)]
 
 
-_Entry = tuple[str, Array, Array]  # name, parameters, fixed parameters
+_Entry = tuple[str, Array, Array]  # of a file: name of the transform, its parameters, its fixed parameters
 
 
 def _kind(name: str) -> tuple[str, int]:
+    """Kind and dimension of a transform by ITK's name of it: ``AffineTransform_double_2_2`` is an affine one in two."""
     match = re.fullmatch(r"(\w+?)_(?:double|float)_([23])_\2", name)
     if match is None:
         raise ValueError(f"wanted a transform of 2 or 3 dimensions, got {name[:80]!r}")
     return match[1], int(match[2])
 
 
-def _step(name: str, parameters: Array, fixed: Array) -> Step:
-    """One of ITK's transforms as a matrix or a field."""
+def step_of(name: str, parameters: Array, fixed: Array) -> Step:
+    """One of ITK's transforms as a matrix or a field; ValueError for a kind that is neither, or parameters that do not fit it."""
     kind, ndim = _kind(name)
     if not (np.isfinite(parameters).all() and np.isfinite(fixed).all()):
         raise ValueError(f"wanted finite parameters of {name}, got NaN or inf")
@@ -163,7 +206,7 @@ def _step(name: str, parameters: Array, fixed: Array) -> Step:
         return _field(name, parameters, fixed, ndim)
     if kind in _MATRICES:
         return _matrix(name, kind, parameters, fixed, ndim)
-    if kind in _RIGID:
+    if kind in RIGID:
         return _rigid(name, kind, parameters, fixed, ndim)
     raise ValueError(
         f"wanted matrices and displacement fields, got {kind}, which is neither; turn it into a field where it comes from "
@@ -172,6 +215,7 @@ def _step(name: str, parameters: Array, fixed: Array) -> Step:
 
 
 def _matrix(name: str, kind: str, parameters: Array, fixed: Array, ndim: int) -> Array:
+    """The homogeneous matrix of ``x -> M (x - c) + t + c``; ``M`` and ``t`` are the parameters, ``c`` the fixed ones."""
     size = ndim * ndim + ndim
     if kind == "CenteredAffineTransform" and len(parameters) == size + ndim:
         parameters, fixed = np.delete(parameters, np.s_[ndim * ndim : size]), parameters[ndim * ndim : size]
@@ -186,6 +230,7 @@ def _matrix(name: str, kind: str, parameters: Array, fixed: Array, ndim: int) ->
 
 
 def _rigid(name: str, kind: str, parameters: Array, fixed: Array, ndim: int) -> Array:
+    """The homogeneous matrix of one of `RIGID`, by SimpleITK."""
     sitk = need("SimpleITK", Path(name), "read")
 
     try:
@@ -197,7 +242,7 @@ def _rigid(name: str, kind: str, parameters: Array, fixed: Array, ndim: int) -> 
         transform.SetParameters(parameters.tolist())
         if transform.GetDimension() != ndim:
             raise ValueError("of another dimension")
-        # any affine map is where it takes the origin and the unit vectors
+        # where an affine map takes the origin and the unit vectors says all of it
         corners = [
             np.array(transform.TransformPoint(corner)) for corner in np.vstack([np.zeros(ndim), np.eye(ndim)]).tolist()
         ]
@@ -212,6 +257,7 @@ def _rigid(name: str, kind: str, parameters: Array, fixed: Array, ndim: int) -> 
 
 
 def _field(name: str, parameters: Array, fixed: Array, ndim: int) -> Field:
+    """A displacement field: its vectors are the parameters; size, origin, spacing and direction the fixed ones."""
     if len(fixed) != 3 * ndim + ndim * ndim:
         raise ValueError(f"wanted size, origin, spacing and direction of {name}, got {len(fixed)} numbers")
     size = fixed[:ndim]
@@ -230,7 +276,8 @@ def _field(name: str, parameters: Array, fixed: Array, ndim: int) -> Field:
     )
 
 
-def _numbers(words: Sequence[str], where: str) -> Array:
+def numbers_of(words: Sequence[str], where: str) -> Array:
+    """The numbers that words stand for; ``where`` says in an error what they are."""
     if len(words) > MAX_NUMBERS:
         raise ValueError(f"wanted at most {MAX_NUMBERS} numbers of {where}, got {len(words)}")
     try:
@@ -239,7 +286,8 @@ def _numbers(words: Sequence[str], where: str) -> Array:
         raise ValueError(f"wanted numbers as {where}, got something else") from error
 
 
-def _text(path: Path) -> str:
+def text_of(path: Path) -> str:
+    """A text file as a whole, if it is no larger than `MAX_TEXT`."""
     size = path.stat().st_size
     if size > MAX_TEXT:
         raise ValueError(f"wanted a text file of at most {MAX_TEXT} bytes, got {size}")
@@ -251,9 +299,9 @@ def _text(path: Path) -> str:
 
 def _read_text(path: Path) -> list[_Entry]:
     """ITK's own text format."""
-    lines = _text(path).splitlines()
-    if not lines or not lines[0].startswith("#Insight Transform File V1.0"):
-        raise ValueError("wanted '#Insight Transform File V1.0' in the first line, got another file")
+    lines = text_of(path).splitlines()
+    if not lines or not lines[0].startswith(HEADER):
+        raise ValueError(f"wanted {HEADER!r} in the first line, got another file")
     found: list[tuple[str, dict[str, Array]]] = []
     for line in lines[1:]:
         key, colon, rest = line.partition(":")
@@ -262,7 +310,7 @@ def _read_text(path: Path) -> list[_Entry]:
         if key == "Transform" and colon:
             found.append((rest.strip(), {}))
         elif key in ("Parameters", "FixedParameters") and found and key not in found[-1][1]:
-            found[-1][1][key] = _numbers(rest.split(), f"{key} of {found[-1][0][:80]}")
+            found[-1][1][key] = numbers_of(rest.split(), f"{key} of {found[-1][0][:80]}")
         else:
             raise ValueError(f"wanted Transform, Parameters and FixedParameters, got the line {line[:80]!r}")
         if len(found) > MAX_STEPS:
@@ -303,55 +351,57 @@ def _read_mat(path: Path) -> list[_Entry]:
 
 
 def _read_hdf5(path: Path) -> list[_Entry]:
+    """ITK's HDF5 format: a group for each transform, numbered, with its type and its two arrays of numbers."""
     h5py = need("h5py", path, "read")
-
-    size = path.stat().st_size
-
-    def inside(group: Any, name: str, kind: type) -> Any:
-        if not isinstance(group.get(name, getlink=True), h5py.HardLink):  # no link may lead out of the file
-            raise ValueError(f"wanted {name!r} in {group.name!r} of the file, got none")
-        item = group[name]
-        if not isinstance(item, kind):
-            raise ValueError(
-                f"wanted {name!r} in {group.name!r} of the file to be a {kind.__name__.lower()}, got something else"
-            )
-        return item
-
-    def numbers(group: Any, name: str) -> Array:
-        if name not in group:  # of the kinds that have none
-            return np.zeros(0)
-        data = inside(group, name, h5py.Dataset)
-        if data.is_virtual or data.external or data.dtype.kind not in "fiu":
-            raise ValueError(
-                f"wanted numbers kept in the file as {data.name!r}, got {data.dtype} or numbers of another file"
-            )
-        count = math.prod(data.shape or (0,))
-        if count > MAX_NUMBERS or count * data.dtype.itemsize > _DEFLATE * max(data.id.get_storage_size(), 0):
-            if count == 0:
-                return np.zeros(0)
-            raise ValueError(
-                f"wanted at most {MAX_NUMBERS} numbers of {data.name!r}, all of them written, got {count} in {size} bytes"
-            )
-        return np.asarray(data[()], dtype=np.float64).ravel()
-
     try:
         with h5py.File(path, "r", locking=False) as file:
-            root = inside(file, "TransformGroup", h5py.Group)
+            root = _inside(h5py, file, "TransformGroup", h5py.Group)
             keys = sorted(root, key=lambda k: (len(k), k))
             if len(keys) > MAX_STEPS or keys != [str(i) for i in range(len(keys))]:
                 raise ValueError(f"wanted transforms numbered from 0 to {MAX_STEPS} at most, got {len(keys)}")
-            found = []
-            for key in keys:
-                group = inside(root, key, h5py.Group)
-                label = inside(group, "TransformType", h5py.Dataset)
-                if math.prod(label.shape or (1,)) != 1 or label.external or label.is_virtual:
-                    raise ValueError(f"wanted one word as {label.name!r}, got {label.shape}")
-                word = np.asarray(label[()]).ravel()[0]
-                name = word.decode("latin-1") if isinstance(word, bytes) else str(word)
-                # older versions of ITK wrote the second name with a letter missing
-                fixed = next((n for n in ("TransformFixedParameters", "TranformFixedParameters") if n in group), "")
-                plain = next((n for n in ("TransformParameters", "TranformParameters") if n in group), "")
-                found.append((name, numbers(group, plain), numbers(group, fixed)))
-            return found
+            return [_hdf5_entry(h5py, _inside(h5py, root, key, h5py.Group)) for key in keys]
     except (OSError, RuntimeError, KeyError, TypeError, OverflowError) as error:
         raise ValueError(f"wanted a sound HDF5 file of ITK, got {error}") from error
+
+
+def _hdf5_entry(h5py: Any, group: Any) -> _Entry:
+    label = _inside(h5py, group, "TransformType", h5py.Dataset)
+    if math.prod(label.shape or (1,)) != 1 or label.external or label.is_virtual:
+        raise ValueError(f"wanted one word as {label.name!r}, got {label.shape}")
+    word = np.asarray(label[()]).ravel()[0]
+    name = word.decode("latin-1") if isinstance(word, bytes) else str(word)
+    # older versions of ITK wrote the second name, with a letter missing
+    fixed = next((n for n in ("TransformFixedParameters", "TranformFixedParameters") if n in group), "")
+    plain = next((n for n in ("TransformParameters", "TranformParameters") if n in group), "")
+    return name, _hdf5_numbers(h5py, group, plain), _hdf5_numbers(h5py, group, fixed)
+
+
+def _inside(h5py: Any, group: Any, name: str, kind: type) -> Any:
+    """What lies in a group under ``name``, if it lies in this file: a link could lead to any file of the machine."""
+    if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+        raise ValueError(f"wanted {name!r} in {group.name!r} of the file, got none")
+    item = group[name]
+    if not isinstance(item, kind):
+        raise ValueError(
+            f"wanted {name!r} in {group.name!r} of the file to be a {kind.__name__.lower()}, got something else"
+        )
+    return item
+
+
+def _hdf5_numbers(h5py: Any, group: Any, name: str) -> Array:
+    """A dataset of numbers, flat, if it declares no more than the bytes in the file can unpack to; empty where there is none."""
+    if name not in group:
+        return np.zeros(0)
+    data = _inside(h5py, group, name, h5py.Dataset)
+    if data.is_virtual or data.external or data.dtype.kind not in "fiu":
+        raise ValueError(
+            f"wanted numbers kept in the file as {data.name!r}, got {data.dtype} or numbers of another file"
+        )
+    count, stored = math.prod(data.shape or (0,)), max(data.id.get_storage_size(), 0)
+    if count == 0:
+        return np.zeros(0)
+    if count > MAX_NUMBERS or count * data.dtype.itemsize > _DEFLATE * stored:
+        raise ValueError(
+            f"wanted at most {MAX_NUMBERS} numbers of {data.name!r}, all of them written, got {count} in {stored} bytes"
+        )
+    return np.asarray(data[()], dtype=np.float64).ravel()

@@ -1,4 +1,4 @@
-"""NIfTI: one displacement field."""
+"""NIfTI: a map as one displacement field."""
 
 from __future__ import annotations
 
@@ -11,25 +11,68 @@ from typing import BinaryIO
 
 import numpy as np
 
-from .itk import MAX_NUMBERS, _sitk_field, need
-from .steps import Field
+from ..contracts import MapFormat, Side, Written
+from ..data import Grid
+from ..maps.base import Transform
+from ..result import Result
+from .itk import MAX_NUMBERS, need, sitk_field
+from .steps import Field, both_canvases, map_of, number_unit, sides, whole_field, written_steps
 
-_NIFTI_UNITS = {0: "px", 2: "mm"}  # of other units ITK converts the nodes, but not the vectors
+_UNITS = {0: "px", 2: "mm"}  # codes of NIfTI; of other units ITK would convert the nodes, but not the vectors
+_UNIT_BYTE = 123  # where the header keeps that code
+_MOST_OFFSET = 1 << 20  # bytes before the numbers at most: the header takes 352, its extensions thousands
 
 
-# ------------------------------------------------------------------------------------------------------------------ NIfTI
+class Nifti(MapFormat):
+    """.nii.gz: one displacement field, affine part and all."""
+
+    name = "nifti"
+    suffixes = (".nii", ".nii.gz")
+
+    def write(self, result: Result, path: Path, *, to: Side, unit: str, tolerance: float) -> Written:
+        """The whole map as one field over the canvas that positions come from."""
+        check_mm(self.name, unit, "leave it out, or write itk")
+        need("SimpleITK", path, "write")
+        if not path.name.lower().endswith(self.suffixes):
+            raise ValueError(f"wanted a name that ends in .nii or .nii.gz, got {path.name!r}")
+        field = whole_field(result, to, unit, tolerance)
+        source = sides(result.fixed_grid, result.moving_grid, to)[0]
+        write_field(path, field, number_unit(source.unit, unit))
+        return written_steps(self.name, path, [field], result, to, unit)
+
+    def read(self, path: Path, fixed: Grid | None, moving: Grid | None, *, to: Side, unit: str) -> Transform:
+        """The one field of the file."""
+        fixed, moving = both_canvases(self.name, fixed, moving)
+        check_mm(self.name, unit, "leave it out")
+        field, numbers = read_field(path)
+        check_declared(numbers, fixed, moving)
+        return map_of([field], fixed, moving, to, unit)
+
+
+def check_mm(name: str, unit: str, remedy: str) -> None:
+    """Refuse another unit than mm, in which files of the format ``name`` are by the standard of NIfTI."""
+    if unit != "mm":
+        raise ValueError(f"wanted mm, in which {name} is by its standard, got unit {unit!r}; {remedy}")
+
+
+def check_declared(numbers: str, fixed: Grid, moving: Grid) -> None:
+    """Refuse a field that declares no unit where an image has one. One that declares mm may be of pixels: ANTs always does."""
+    if numbers == "px" and {fixed.unit, moving.unit} != {"px"}:
+        raise ValueError(
+            f"wanted fields in mm, as the images are in {fixed.unit} and {moving.unit}, got one without a unit, in pixels"
+        )
 
 
 def write_field(path: Path, field: Field, unit: str) -> None:
-    """Write a displacement field as ITK and ANTs do (vectors, intent 1007), in mm, or without a unit for pixels."""
+    """Write a displacement field as ITK and ANTs do (vectors, intent 1007), in mm, or without a unit where ``unit`` is px."""
     sitk = need("SimpleITK", path, "write")
 
     packed = path.name.lower().endswith(".gz")
     plain = path.with_name(path.name[:-7] + ".plain.nii") if packed else path
-    sitk.WriteImage(_sitk_field(sitk, field, np.float64), str(plain), useCompression=False)
+    sitk.WriteImage(sitk_field(sitk, field), str(plain), useCompression=False)
     data = bytearray(plain.read_bytes())
     if unit == "px":
-        data[123] = 0  # xyzt_units: none is declared
+        data[_UNIT_BYTE] = 0  # none is declared
     if packed:
         plain.unlink()
         path.write_bytes(gzip.compress(bytes(data), 6, mtime=0))
@@ -52,7 +95,7 @@ def read_field(path: Path) -> tuple[Field, str]:
     dim = struct.unpack_from(f"{order}8h", head, 40)
     intent, code, bits = struct.unpack_from(f"{order}3h", head, 68)
     offset = struct.unpack_from(f"{order}f", head, 108)[0]
-    unit = _NIFTI_UNITS.get(head[123] & 7)
+    unit = _UNITS.get(head[_UNIT_BYTE] & 7)
     ndim = dim[5]
     if dim[0] != 5 or dim[4] != 1 or ndim not in (2, 3) or min(dim[1:4]) < 1 or (ndim == 2) != (dim[3] == 1):
         raise ValueError(
@@ -60,17 +103,17 @@ def read_field(path: Path) -> tuple[Field, str]:
         )
     if intent not in (1006, 1007) or unit is None:
         raise ValueError(
-            f"wanted vectors (intent 1006 or 1007) in mm or without a unit, got intent {intent}, unit code {head[123]}"
+            f"wanted vectors (intent 1006 or 1007) in mm or without a unit, got intent {intent}, unit code {head[_UNIT_BYTE]}"
         )
     count = math.prod(dim[1:4]) * ndim
-    if count > MAX_NUMBERS or (code, bits) not in ((16, 32), (64, 64)) or not 0 <= offset < 1 << 20:
+    if count > MAX_NUMBERS or (code, bits) not in ((16, 32), (64, 64)) or not 0 <= offset < _MOST_OFFSET:
         raise ValueError(f"wanted at most {MAX_NUMBERS} floating point numbers of 32 or 64 bits, got {count} of {bits}")
     with _opened(path) as file:
         _read(file, int(offset))
         left = count * bits // 8
         while left and (block := _read(file, min(left, 1 << 22))):
             left -= len(block)
-            # the library would turn them into zeros
+            # NaN and inf are looked for here: ITK would turn them into zeros
             if len(block) % (bits // 8) == 0 and not np.isfinite(np.frombuffer(block, f"{order}f{bits // 8}")).all():
                 raise ValueError("wanted a finite displacement field, got NaN or inf in it")
     if left:
@@ -91,12 +134,14 @@ def read_field(path: Path) -> tuple[Field, str]:
 
 
 def _opened(path: Path) -> BinaryIO | gzip.GzipFile:
+    """A file to read from, unpacked where it begins as gzip does, whatever its name says."""
     with path.open("rb") as file:
         packed = file.read(2) == b"\x1f\x8b"
     return gzip.open(path) if packed else path.open("rb")
 
 
 def _read(file: BinaryIO | gzip.GzipFile, n: int) -> bytes:
+    """At most ``n`` bytes; ValueError where they cannot be unpacked."""
     try:
         return file.read(n)
     except (OSError, EOFError, zlib.error) as error:

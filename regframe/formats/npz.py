@@ -1,6 +1,6 @@
-"""A map as plain numpy arrays in one ``.npz``: exact, in our own order of axes, without pickles.
+"""A map as plain numpy arrays in one ``.npz``: exact, axes in the order (z,) y, x, without pickles.
 
-``docs/interchange.md`` lists the arrays. Every declared size is held against the file before anything is allocated.
+``docs/interchange.md`` lists the arrays. Every declared size is compared with the size of the file before memory is taken.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import ast
 import math
 import zipfile
 import zlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ import torch
 from numpy.typing import NDArray
 
 from ..config import Config
+from ..contracts import MapFormat, Side, Written
 from ..data import AXES, Grid
-from ..io.fields import around
+from ..io import fields
 from ..maps import bends
 from ..maps.affine import Affine
 from ..maps.base import Transform
@@ -31,13 +33,36 @@ from ..result import Result
 FORMAT = 1
 """Version of the arrays; a reader refuses a newer one."""
 
-_MAX_BYTES = 1 << 30
-_MAX_STEPS = 1 << 16
-_MAX_ENTRIES = 64
+_MAX_BYTES = 1 << 30  # of one array: what a forged header can make the reader allocate
+_MAX_STEPS = 1 << 16  # of a flow: keeps a forged file from looping for ever; the store allows as many
+_MAX_ENTRIES = 64  # arrays of one file; `write` makes about 30
+
+
+class Npz(MapFormat):
+    """.npz: plain numpy arrays, exact."""
+
+    name = "npz"
+    suffixes = (".npz",)
+
+    def write(self, result: Result, path: Path, *, to: Side, unit: str, tolerance: float) -> Written:
+        """The exact map both ways, in the units of the canvases; ``tolerance`` is that of the sampled fields beside it."""
+        write(path, result, tolerance)
+        units = (result.fixed_grid.unit, result.moving_grid.unit)
+        return Written(self.name, (path,), to, units, 0.0, self_contained=True)
+
+    def read(self, path: Path, fixed: Grid | None, moving: Grid | None, *, to: Side, unit: str) -> Result:
+        """The exact map with the canvases that the file holds."""
+        return read(path)
 
 
 def write(path: Path, result: Result, tolerance: float) -> None:
-    """Write the map: matrices both ways, the velocity or displacement, and fields that need no integration."""
+    """Write the exact map, and beside it sampled fields for programs that integrate no velocity.
+
+    Args:
+        path: file to write.
+        result: whose map it is.
+        tolerance: largest error of the sampled fields, in pixels of the moving side.
+    """
     before, bend, after = bends.split(result.transform)
     ndim = result.transform.ndim
     forward = Affine(bends.product(result.affine.parts(), ndim))
@@ -57,7 +82,7 @@ def write(path: Path, result: Result, tolerance: float) -> None:
         arrays |= {"displacement": bend.field.numpy(), "inverted": int(bend.inverted)}
     if bend is not None:
         arrays |= _grid("bend", bend.grid)
-        box, pixel = around(result)
+        box, pixel = fields.around(result)
         for name, way in (("to_fixed", bend), ("to_moving", bend.inverse())):
             field = coarsest_field(way, bend.grid, box, pixel, tolerance)[0]
             arrays |= {f"displacement_{name}": field.field.numpy(), **_grid(f"displacement_{name}", field.grid)}
@@ -67,58 +92,32 @@ def write(path: Path, result: Result, tolerance: float) -> None:
 
 
 def _grid(name: str, grid: Grid) -> dict[str, Any]:
+    """The four arrays of a canvas or of nodes."""
     return {
         f"{name}_shape": grid.shape, f"{name}_spacing": grid.spacing, f"{name}_origin": grid.origin, f"{name}_unit": grid.unit,
     }  # fmt: skip
 
 
 def read(path: Path) -> Result:
-    """The map in a file that `write` wrote; what only helps other programs is not read.
+    """The map in a file that `write` wrote, without verdict; arrays that only help other programs are not read.
 
-    Raises ValueError for a file that is damaged, unsafe, too large or incomplete. The result has no verdict of its own yet.
+    Raises ValueError for a file that is damaged, unsafe, too large or incomplete.
     """
-    arrays = _load(path)
-
-    def one(name: str, kinds: str, shape: tuple[int, ...] | None) -> NDArray[Any]:
-        if name not in arrays:
-            raise ValueError(f"wanted the array {name!r}, got only {sorted(arrays)}")
-        found = arrays[name]
-        if found.dtype.kind not in kinds or (shape is not None and found.shape != shape):
-            raise ValueError(f"wanted {name!r} of shape {shape}, got {found.dtype} of shape {found.shape}")
-        if found.dtype.kind == "f" and not np.isfinite(found).all():
-            raise ValueError(f"wanted finite numbers in {name!r}, got NaN or inf")
-        return found
-
-    version = int(one("format", "iu", ()))
+    arrays = _Arrays(_load(path))
+    version = int(arrays.one("format", "iu", ()))
     if version != FORMAT:
         raise ValueError(f"wanted format {FORMAT}, got {version}; upgrade regframe")
-    axes = tuple(str(a) for a in one("axes", "U", None).ravel()[:4])
+    axes = tuple(str(a) for a in arrays.one("axes", "U", None).ravel()[:4])
     if axes not in AXES.values():
         raise ValueError(f"wanted the axes y, x or z, y, x, got {axes}")
     ndim = len(axes)
-
-    def grid(name: str) -> Grid:
-        shape = tuple(int(n) for n in one(f"{name}_shape", "iu", (ndim,)))
-        spacing, origin = (tuple(float(v) for v in one(f"{name}_{k}", "fiu", (ndim,))) for k in ("spacing", "origin"))
-        return Grid(shape, spacing, origin, str(one(f"{name}_unit", "U", ())))
-
-    fixed, moving = grid("fixed"), grid("moving")
+    fixed, moving = arrays.grid("fixed", ndim), arrays.grid("moving", ndim)
     square = (ndim + 1, ndim + 1)
-    before, after, whole = (torch.from_numpy(one(n, "f", square)) for n in ("before", "after", "affine_to_fixed"))
-    bend: Transform | None = None
-    if "velocity" in arrays or "displacement" in arrays:
-        nodes = grid("bend")
-        if "velocity" in arrays:
-            velocity = _floats(one("velocity", "f", None))
-            steps = int(one("n_steps", "iu", ()))
-            if not 1 <= steps <= _MAX_STEPS:
-                raise ValueError(f"wanted 1 to {_MAX_STEPS} steps of the flow, got {steps}")
-            bend = Flow(velocity, nodes, steps, bool(one("reverse", "iu", ())))
-        else:
-            bend = Displacement(_floats(one("displacement", "f", None)), nodes, bool(one("inverted", "iu", ())))
-        between = nodes.unit
-    else:
-        between = moving.unit
+    before, after, whole = (
+        torch.from_numpy(arrays.one(n, "f", square)) for n in ("before", "after", "affine_to_fixed")
+    )
+    bend = arrays.bend(ndim)
+    between = moving.unit if bend is None else bend.grid.unit
     parts: list[Transform] = []
     for matrix, at, to in ((before, moving.unit, between), (after, between, fixed.unit)):
         if at != to or not torch.equal(matrix, torch.eye(ndim + 1, dtype=matrix.dtype)):
@@ -135,12 +134,51 @@ def read(path: Path) -> Result:
     return Result(transform, fixed, moving, {}, Config(), affine)
 
 
+@dataclass(frozen=True)
+class _Arrays:
+    """The arrays of a file by their names, each checked when it is asked for."""
+
+    found: dict[str, NDArray[Any]]
+
+    def one(self, name: str, kinds: str, shape: tuple[int, ...] | None) -> NDArray[Any]:
+        """An array whose dtype is of one of numpy's ``kinds`` and whose numbers are finite; of any shape where None."""
+        if name not in self.found:
+            raise ValueError(f"wanted the array {name!r}, got only {sorted(self.found)}")
+        found = self.found[name]
+        if found.dtype.kind not in kinds or (shape is not None and found.shape != shape):
+            raise ValueError(f"wanted {name!r} of shape {shape}, got {found.dtype} of shape {found.shape}")
+        if found.dtype.kind == "f" and not np.isfinite(found).all():
+            raise ValueError(f"wanted finite numbers in {name!r}, got NaN or inf")
+        return found
+
+    def grid(self, name: str, ndim: int) -> Grid:
+        """The canvas or the nodes called ``name``."""
+        shape = tuple(int(n) for n in self.one(f"{name}_shape", "iu", (ndim,)))
+        spacing, origin = (
+            tuple(float(v) for v in self.one(f"{name}_{k}", "fiu", (ndim,))) for k in ("spacing", "origin")
+        )
+        return Grid(shape, spacing, origin, str(self.one(f"{name}_unit", "U", ())))
+
+    def bend(self, ndim: int) -> Flow | Displacement | None:
+        """What bends between the two matrices; None for an affine map."""
+        if "velocity" in self.found:
+            nodes, velocity = self.grid("bend", ndim), _floats(self.one("velocity", "f", None))
+            steps = int(self.one("n_steps", "iu", ()))
+            if not 1 <= steps <= _MAX_STEPS:
+                raise ValueError(f"wanted 1 to {_MAX_STEPS} steps of the flow, got {steps}")
+            return Flow(velocity, nodes, steps, bool(self.one("reverse", "iu", ())))
+        if "displacement" in self.found:
+            nodes, values = self.grid("bend", ndim), _floats(self.one("displacement", "f", None))
+            return Displacement(values, nodes, bool(self.one("inverted", "iu", ())))
+        return None
+
+
 def _floats(array: NDArray[Any]) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32 if array.dtype.itemsize <= 4 else np.float64))
 
 
 def _load(path: Path) -> dict[str, NDArray[Any]]:
-    """The arrays of the file, each checked by its header before it is unpacked; those for other programs are left out."""
+    """The arrays of the file, each checked by its header before it is unpacked; sampled fields are left out."""
     found: dict[str, NDArray[Any]] = {}
     try:
         with zipfile.ZipFile(path) as archive:

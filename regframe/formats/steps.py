@@ -1,7 +1,8 @@
 """A map as other programs hold it: matrices and displacement fields one after the other, components in the order x, y(, z).
 
-Everything of ITK's family (SimpleITK, ANTs, elastix, Slicer) thinks so. Numbers carry no unit there: a side in a length unit is
-written in one unit (mm, unless asked otherwise), a side in pixels in pixels, its first pixel's centre at 0 and 1 apart.
+ITK and what is built on it (SimpleITK, ANTs, elastix, 3D Slicer) hold maps so. Their numbers carry no unit: positions of a side
+in a length unit are written in one unit, mm unless the user names another; those of a side in pixels in pixels, with the centre
+of the first pixel at 0. That number unit is called ``unit`` throughout, and a ``factor`` turns a side's lengths into it.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,8 +20,10 @@ from numpy.typing import NDArray
 from scipy.ndimage import map_coordinates
 from torch import Tensor
 
+from ..config import Config
+from ..contracts import Side, Written
 from ..data import Grid, unit_ratio
-from ..io.fields import around, as_fields
+from ..io import fields
 from ..maps import bends
 from ..maps.affine import Affine
 from ..maps.base import Transform
@@ -31,11 +35,33 @@ from ..maps.sequence import in_a_row
 from ..result import Result
 
 Array = NDArray[np.float64]
-Side = Literal["fixed", "moving"]
 
-_SAME = 1e-9  # largest departure of a direction matrix from a rotation (or reflection)
-_FADE = 0.5  # largest change of a field from node to node outside of what is known: under 1, so that it does not fold
-_MOST_FADE = 256  # nodes
+MOST_NODES = 1 << 25
+"""Nodes that the fields of one direction may have together where a file holds several fields.
+
+A bound on memory: 512 MiB in double precision in two dimensions, 768 MiB in three, before anything is compressed.
+"""
+UPRIGHT = 1e-9
+"""Largest difference of an entry of a field's direction matrix from the unit matrix for the axes to count as not turned.
+
+Far above rounding (1e-16); across a canvas of 100 000 pixels such a turn moves a position by a ten-thousandth of a pixel.
+"""
+RIGHT_ANGLES = 1e-4
+"""Largest entry of ``Q Qᵀ - I`` for a direction matrix ``Q`` to count as a turn: NIfTI keeps turns in single precision (1e-7)."""
+FADE = 0.5
+"""Change of a field from one node to the next, in nodes, with which it fades outside of what a file says.
+
+From 1 on the map would fold; half of that keeps its inverse easy to solve for.
+"""
+MOST_FADE = 256
+"""Nodes that are added on each side of a field at most for it to fade in: a bound on memory. A field that is still larger than
+`FADE` allows at its border then fades faster."""
+PROBES = 1 << 14
+"""Positions on the canvas at which a written map is compared with the exact one.
+
+``benchmarks/bench_interchange.py`` looks at eight times as many and finds errors that are at most a fifth larger.
+"""
+_BLOCK = 1 << 18  # nodes whose positions are held at once while a field is sampled: 6 MiB in 3D
 
 
 @dataclass(frozen=True)
@@ -63,7 +89,7 @@ class Field:
         if not np.isfinite(self.values).all():
             raise ValueError("wanted a finite displacement field, got NaN or inf in it")
         off = float(np.abs(self.direction @ self.direction.T - np.eye(ndim)).max())
-        if not off < 1e-4:
+        if not off < RIGHT_ANGLES:
             raise ValueError(
                 f"wanted a field whose axes are at right angles, got the direction {self.direction.tolist()}"
             )
@@ -85,8 +111,20 @@ def per_unit(unit: str, wanted: str) -> float:
     return ratio
 
 
+def along_x(grid: Grid, unit: str) -> tuple[list[float], list[float]]:
+    """Spacing and origin of a canvas along x, y(, z), in the numbers of a file."""
+    factor = per_unit(grid.unit, unit)
+    return [s * factor for s in reversed(grid.spacing)], [o * factor for o in reversed(grid.origin)]
+
+
 def turned(matrix: Any, source: float = 1.0, target: float = 1.0) -> Array:
-    """A matrix ``[D+1, D+1]`` with the order of its components turned round, numbers of the sides multiplied."""
+    """A homogeneous matrix ``[D+1, D+1]`` with its components in the opposite order (y, x ↔ x, y).
+
+    Args:
+        matrix: what positions of one side are multiplied by.
+        source: factor of the side that it takes positions from: what a length of 1 is written as.
+        target: factor of the side that it takes them to.
+    """
     old = np.asarray(matrix, dtype=np.float64)
     new = np.eye(len(old))
     new[:-1, :-1] = old[:-1, :-1][::-1, ::-1] * (target / source)
@@ -95,7 +133,7 @@ def turned(matrix: Any, source: float = 1.0, target: float = 1.0) -> Array:
 
 
 def to_field(field: Displacement, factor: float) -> Field:
-    """A field of ours, its lengths multiplied."""
+    """A displacement field of regframe with its components in the order x, y(, z) and all its lengths times ``factor``."""
     grid = field.grid
     values = np.moveaxis(field.field.to(torch.float64).numpy(), 0, -1)[..., ::-1] * factor
     return Field(
@@ -106,11 +144,17 @@ def to_field(field: Displacement, factor: float) -> Field:
     )
 
 
-def steps_of(result: Result, to: Side, unit: str, tolerance: float, max_nodes: int) -> list[Step]:
-    """The map to the side ``to``, first applied first, the bend as fields in the space it lives in.
+def inverse_of(matrix: Array) -> Array:
+    """The inverse of a homogeneous matrix ``[D+1, D+1]``; ValueError where it has none."""
+    return Affine(torch.from_numpy(matrix)).inverse().matrix.numpy()
 
-    In the direction in which a flow takes plain steps, each step is a field, and all is exact; in the other, the bend is
-    sampled as finely as ``tolerance`` wants and ``max_nodes`` allow. Steps that are the same are one object.
+
+def steps_of(result: Result, to: Side, unit: str, tolerance: float, max_nodes: int) -> list[Step]:
+    """The map to the side ``to``, first applied first, its bend as fields in the space that the bend lives in.
+
+    A flow takes plain steps in one direction: there each step is a field and nothing is lost. In the other direction the bend
+    is sampled as finely as ``tolerance`` (pixels) asks for and ``max_nodes`` allow. A field that is applied several times is
+    one object.
     """
     before, bend, after = bends.split(result.transform)
     moving, fixed = result.moving_grid.unit, result.fixed_grid.unit
@@ -120,36 +164,35 @@ def steps_of(result: Result, to: Side, unit: str, tolerance: float, max_nodes: i
         for parts, a, b in ((before, moving, between), (after, between, fixed))
     ]
     if to == "moving":
-        outer = [None if matrix is None else _inverse(matrix) for matrix in outer[::-1]]
-    middle: list[Field] = []
-    if bend is not None:
-        bent = as_fields(result, tolerance, max_nodes, (f"to_{to}",), exact=True)
-        chain = bent.to_fixed if to == "fixed" else bent.to_moving
-        assert chain is not None
-        factor = per_unit(between, unit)
-        pixel = [p * factor for p in around(result)[1]]
-        as_ours = {id(field): to_field(field, factor) for field in chain.distinct}
-        for key, field in zip(list(as_ours), chain.distinct, strict=True):
-            if (
-                field.field.dtype == torch.float32 and factor != 1
-            ):  # sampled: what was rounded no longer is, in another unit
-                values = rounded(torch.from_numpy(as_ours[key].values), pixel, tolerance / 4)
-                as_ours[key] = dataclasses.replace(as_ours[key], values=values.to(torch.float64).numpy())
-        middle = [as_ours[id(field)] for field in chain.fields]
+        outer = [None if matrix is None else inverse_of(matrix) for matrix in outer[::-1]]
+    middle = [] if bend is None else _bent_steps(result, to, per_unit(between, unit), tolerance, max_nodes)
     return [step for step in (outer[0], *middle, outer[1]) if step is not None]
 
 
-def _inverse(step: Step) -> Array:
-    assert not isinstance(step, Field)
-    return Affine(torch.from_numpy(step)).inverse().matrix.numpy()
+def _bent_steps(result: Result, to: Side, factor: float, tolerance: float, max_nodes: int) -> list[Field]:
+    """The bend to the side ``to`` as fields, first applied first; ``factor`` turns lengths of its space into the file's."""
+    bent = fields.as_fields(result, tolerance, max_nodes, (f"to_{to}",), exact=True)
+    chain = bent.to_fixed if to == "fixed" else bent.to_moving
+    assert chain is not None
+    pixel = [p * factor for p in fields.around(result)[1]]
+    written: dict[int, Field] = {}
+    for field in chain.distinct:
+        step = to_field(field, factor)
+        # a sampled field was rounded to numbers that pack well, which they no longer are once multiplied
+        if field.field.dtype == torch.float32 and factor != 1:
+            values = rounded(torch.from_numpy(step.values), pixel, tolerance / 4)
+            step = dataclasses.replace(step, values=values.to(torch.float64).numpy())
+        written[id(field)] = step
+    return [written[id(field)] for field in chain.fields]
 
 
 def apply_steps(steps: Sequence[Step], points: Array) -> Array:
-    """Positions ``[N, D]`` (x, y(, z)) carried as ITK does: a field is linear, and zero outside its outermost pixels."""
+    """Positions ``[N, D]``, components x, y(, z), carried as ITK does: a field is linear between its nodes, and displaces nothing
+    outside its outermost pixels."""
     for step in steps:
         if isinstance(step, Field):
             size = np.array(step.values.shape[:-1][::-1])
-            index = ((points - step.origin) @ step.direction) / step.spacing  # [N, D]
+            index = ((points - step.origin) @ step.direction) / step.spacing  # [N, D], in nodes
             inside = np.all((index >= -0.5) & (index < size - 0.5), axis=1, keepdims=True)  # [N, 1]
             at = np.clip(index, 0, size - 1)[:, ::-1].T
             moved = [map_coordinates(step.values[..., d], at, order=1) for d in range(len(size))]
@@ -157,6 +200,47 @@ def apply_steps(steps: Sequence[Step], points: Array) -> Array:
         else:
             points = points @ step[:-1, :-1].T + step[:-1, -1]
     return points
+
+
+# ----------------------------------------------------------------------------------------------- how far off a file is
+
+
+def sides(fixed: Grid, moving: Grid, to: Side) -> tuple[Grid, Grid]:
+    """The canvas that positions come from, and the one that a map to the side ``to`` takes them to."""
+    return (fixed, moving) if to == "moving" else (moving, fixed)
+
+
+def way_of(result: Result, to: Side) -> Transform:
+    """The exact map to the side ``to``."""
+    return result.transform if to == "fixed" else result.transform.inverse()
+
+
+def positions_on(grid: Grid) -> Tensor:
+    """Random positions ``[N, D]`` all over a canvas, to the outer edges of its outermost pixels; the same at each call."""
+    generator = torch.Generator().manual_seed(0)
+    low = torch.tensor([o - s / 2 for o, s in zip(grid.origin, grid.spacing, strict=True)], dtype=torch.float64)
+    random = torch.rand((PROBES, grid.ndim), generator=generator, dtype=torch.float64)
+    return low + random * torch.tensor(grid.extent, dtype=torch.float64)
+
+
+def largest_distance(a: Tensor, b: Tensor, grid: Grid) -> float:
+    """Largest distance between positions ``[N, D]`` that belong together, in pixels of ``grid``."""
+    return float(((a - b) / torch.tensor(grid.spacing, dtype=torch.float64)).norm(dim=-1).max())
+
+
+def error_of(steps: Sequence[Step], result: Result, to: Side, unit: str) -> float:
+    """Largest distance between what ``steps`` make of positions on the canvas and the exact map, in pixels of the side ``to``."""
+    source, target = sides(result.fixed_grid, result.moving_grid, to)
+    where = positions_on(source)
+    found = apply_steps(steps, np.ascontiguousarray(where.numpy()[:, ::-1]) * per_unit(source.unit, unit))
+    there = torch.from_numpy(np.ascontiguousarray(found[:, ::-1] / per_unit(target.unit, unit)))
+    return largest_distance(there, way_of(result, to).points(where), target)
+
+
+def written_steps(name: str, path: Path, steps: Sequence[Step], result: Result, to: Side, unit: str) -> Written:
+    """What is said of one file of format ``name`` that holds ``steps``."""
+    units = (number_unit(result.fixed_grid.unit, unit), number_unit(result.moving_grid.unit, unit))
+    return Written(name, (path,), to, units, error_of(steps, result, to, unit))
 
 
 # ------------------------------------------------------------------------------------------------ one field for the whole
@@ -167,9 +251,7 @@ def whole_field(result: Result, to: Side, unit: str, tolerance: float) -> Field:
 
     Raises ValueError where one side is in pixels and the other is not: a displacement between the two has no meaning.
     """
-    source, target = (
-        (result.fixed_grid, result.moving_grid) if to == "moving" else (result.moving_grid, result.fixed_grid)
-    )
+    source, target = sides(result.fixed_grid, result.moving_grid, to)
     units = {number_unit(grid.unit, unit) for grid in (source, target)}
     if len(units) != 1:
         raise ValueError(
@@ -177,25 +259,33 @@ def whole_field(result: Result, to: Side, unit: str, tolerance: float) -> Field:
             f"{result.fixed_grid.unit} and moving in {result.moving_grid.unit}; write --format ants or itk, which keep the "
             "affine part apart"
         )
-    way = result.transform if to == "fixed" else result.transform.inverse()
     label = units.pop()
     grid = _scaled(source, per_unit(source.unit, unit), label)
-    exact = MapSequence((_scale(grid, source.unit), way, _scale_back(target, unit, label)))
+    exact = MapSequence((_scale(grid, source.unit), way_of(result, to), _scale_back(target, unit, label)))
     pixel = tuple(s * per_unit(target.unit, unit) for s in target.spacing)
     return _sampled(exact, grid, _box(grid), pixel, tolerance)
 
 
-def around_affine(result: Result, unit: str, tolerance: float) -> tuple[Array, Field | None, Field | None]:
-    """The map as ANTs holds it: a matrix (fixed → moving) and what is left, as fields of the fixed space both ways.
+class AroundAffine(NamedTuple):
+    """A map as ANTs holds it: a matrix, and what the matrix leaves as displacement fields of the fixed space.
 
-    A fixed position is displaced by the first field, then carried by the matrix; a moving one by the inverse matrix, then
-    displaced by the second field. No fields where the map does not bend.
+    Args:
+        matrix: homogeneous ``[D+1, D+1]``, fixed → moving.
+        fields: None where the map does not bend. A fixed position is displaced by the first field, then carried by the matrix;
+            a moving one is carried by the inverse of the matrix, then displaced by the second field.
     """
+
+    matrix: Array
+    fields: tuple[Field, Field] | None
+
+
+def around_affine(result: Result, unit: str, tolerance: float) -> AroundAffine:
+    """The map as ANTs holds it, in numbers of ``unit``; the fields are off by at most ``tolerance`` pixels, if nodes suffice."""
     fixed, moving = result.fixed_grid, result.moving_grid
     forward = Affine(bends.product(result.affine.parts(), fixed.ndim), moving.unit, fixed.unit)
     matrix = turned(forward.inverse().matrix, per_unit(fixed.unit, unit), per_unit(moving.unit, unit))
     if bends.split(result.transform)[1] is None:
-        return matrix, None, None
+        return AroundAffine(matrix, None)
     label, factor = number_unit(fixed.unit, unit), per_unit(fixed.unit, unit)
     grid = _scaled(fixed, factor, label)
     ends = _scale(grid, fixed.unit), _scale_back(fixed, unit, label)
@@ -208,7 +298,8 @@ def around_affine(result: Result, unit: str, tolerance: float) -> tuple[Array, F
     box = torch.stack([box[0] - margin, box[1] + margin])
     warp = MapSequence((ends[0], phi.inverse(), forward, ends[1]))
     back = MapSequence((ends[0], forward.inverse(), phi, ends[1]))
-    return matrix, _sampled(warp, grid, box, pixel, tolerance), _sampled(back, grid, box, pixel, tolerance)
+    fields = _sampled(warp, grid, box, pixel, tolerance), _sampled(back, grid, box, pixel, tolerance)
+    return AroundAffine(matrix, fields)
 
 
 def _corners(grid: Grid) -> Tensor:
@@ -219,28 +310,39 @@ def _corners(grid: Grid) -> Tensor:
 
 
 def _box(grid: Grid) -> Tensor:
+    """Lowest and highest position ``[2, D]`` of a canvas with two pixels around it."""
     corners, margin = _corners(grid), 2 * torch.tensor(grid.spacing, dtype=torch.float64)
     return torch.stack([corners.amin(dim=0) - margin, corners.amax(dim=0) + margin])
 
 
 def _scaled(grid: Grid, factor: float, unit: str) -> Grid:
+    """A canvas with all its lengths times ``factor``, which makes them lengths of ``unit``."""
     return Grid(grid.shape, tuple(s * factor for s in grid.spacing), tuple(o * factor for o in grid.origin), unit)
 
 
 def _scale(numbers: Grid, unit: str) -> Affine:
-    """From the numbers of a file to a side's unit."""
+    """The affine map from positions in the unit of ``numbers``, a canvas in a file's numbers, to positions in ``unit``."""
     ratio = unit_ratio(numbers.unit, unit)
     assert ratio is not None
     return Affine(torch.diag(torch.tensor([*[ratio] * numbers.ndim, 1.0], dtype=torch.float64)), numbers.unit, unit)
 
 
 def _scale_back(side: Grid, wanted: str, label: str) -> Affine:
+    """The affine map from positions of a side to the numbers of a file in ``wanted``, whose unit is called ``label``."""
     factor = per_unit(side.unit, wanted)
     return Affine(torch.diag(torch.tensor([*[factor] * side.ndim, 1.0], dtype=torch.float64)), side.unit, label)
 
 
 def _sampled(exact: Transform, base: Grid, box: Tensor, pixel: tuple[float, ...], tolerance: float) -> Field:
-    """``exact`` at nodes whose spacing and origin single precision holds, as the headers of volumes want them."""
+    """``exact`` as a field on nodes whose spacing and origin single precision holds, as headers of NIfTI want them.
+
+    Args:
+        exact: map from and to the numbers of a file.
+        base: canvas whose spacing the coarsest nodes are a multiple of.
+        box: lowest and highest position ``[2, D]`` that the nodes have to cover.
+        pixel: size of a pixel of the destination along (z,) y, x, which ``tolerance`` counts in.
+        tolerance: largest error by interpolation, in these pixels.
+    """
     grid = coarsest_field(exact, base, box, pixel, tolerance)[0].grid
     grid = Grid(
         grid.shape,
@@ -249,7 +351,7 @@ def _sampled(exact: Transform, base: Grid, box: Tensor, pixel: tuple[float, ...]
         grid.unit,
     )
     nodes = grid.coords().reshape(-1, grid.ndim)
-    moved = torch.cat([exact.points(block) - block for block in torch.split(nodes, 1 << 18)])
+    moved = torch.cat([exact.points(block) - block for block in torch.split(nodes, _BLOCK)])
     return to_field(Displacement(moved.T.reshape(grid.ndim, *grid.shape), grid), 1.0)
 
 
@@ -257,7 +359,7 @@ def _sampled(exact: Transform, base: Grid, box: Tensor, pixel: tuple[float, ...]
 
 
 def transform_of(steps: Sequence[Step], source: Grid, target: Grid, unit: str) -> Transform:
-    """The map from positions of ``source`` to those of ``target`` that ``steps`` are, first applied first.
+    """The map from positions of ``source`` to those of ``target`` that ``steps`` in numbers of ``unit`` are, first applied first.
 
     Raises ValueError for steps of another dimension, a matrix that cannot be inverted, or more than one field.
     """
@@ -282,7 +384,7 @@ def transform_of(steps: Sequence[Step], source: Grid, target: Grid, unit: str) -
     def line(matrix: Any, to: str) -> None:
         nonlocal at
         step = Affine(torch.as_tensor(matrix), at, to)
-        step.inverse()  # a singular one is refused
+        step.inverse()  # raises ValueError for a singular matrix
         if parts and isinstance(parts[-1], Affine):
             step = Affine(step.matrix @ parts[-1].matrix, parts[-1].source_unit, to)
             parts.pop()
@@ -299,7 +401,7 @@ def transform_of(steps: Sequence[Step], source: Grid, target: Grid, unit: str) -
         if isinstance(step, list):
             parts.append(_flow(step, at))
             continue
-        plain = float(np.abs(step.direction - np.eye(source.ndim)).max()) < _SAME
+        plain = float(np.abs(step.direction - np.eye(source.ndim)).max()) < UPRIGHT
         turn = np.eye(source.ndim + 1)
         turn[:-1, :-1] = step.direction
         if not plain:
@@ -318,81 +420,91 @@ def transform_of(steps: Sequence[Step], source: Grid, target: Grid, unit: str) -
 
 
 def _joined(steps: Sequence[Step]) -> list[Step | list[Field]]:
-    """Steps in which a row of fields on the same upright nodes that end in zeros is one."""
+    """Steps with fields that follow each other on equal nodes collected into lists (see `_equal_nodes`)."""
     found: list[Step | list[Field]] = []
     for step in steps:
         last = found[-1] if found else None
         row = last if isinstance(last, list) else [last] if isinstance(last, Field) else []
-        if isinstance(step, Field) and row and _same_nodes(row[0], step):
+        if isinstance(step, Field) and row and _equal_nodes(row[0], step):
             found[-1] = [*row, step]
         else:
             found.append(step)
     return found
 
 
-def _same_nodes(a: Field, b: Field) -> bool:
+def _equal_nodes(a: Field, b: Field) -> bool:
+    """Whether two fields have equal nodes along axes that are not turned, and end in zeros, as the steps of a flow do."""
     upright = np.array_equal(a.direction, np.eye(len(a.spacing))) and np.array_equal(b.direction, a.direction)
     same = (a.spacing, a.origin, a.values.shape) == (b.spacing, b.origin, b.values.shape)
     return upright and same and all(_border(f.values, np.array(f.spacing)) == 0 for f in (a, b))
 
 
 def _flow(fields: Sequence[Field], unit: str) -> Flow:
-    """Fields on the same nodes, one after the other, as the flow whose steps they are."""
+    """Fields on equal nodes, first applied first, as the flow whose inverse takes these plain steps."""
     grid = _extended(fields[0], True, unit)[0].grid
-    velocity = [np.moveaxis(field.values[..., ::-1], -1, 0) * -len(fields) for field in reversed(fields)]
+    velocity = [
+        np.moveaxis(field.values[..., ::-1], -1, 0) * -len(fields) for field in reversed(fields)
+    ]  # T of [D, *S]
     return Flow(torch.from_numpy(np.stack(velocity)), grid, len(fields), reverse=True)
 
 
 def folded(transform: Transform) -> Transform:
-    """``transform`` with fields in a row on the same nodes, that end in zeros, as the flow whose steps they are."""
+    """``transform`` with fields that follow each other on equal nodes, and end in zeros, joined to the flow they are steps of."""
     parts: list[Transform] = []
     row: list[Displacement] = []
     for part in transform.parts():
         if isinstance(part, Displacement) and _ends_in_zeros(part):
             if row and row[0].grid != part.grid:
-                parts.append(_steps_as_one(row))
+                parts.append(_joined_steps(row))
                 row = []
             row.append(part)
             continue
-        parts += [_steps_as_one(row)] if row else []
+        parts += [_joined_steps(row)] if row else []
         row = []
         parts.append(part)
-    parts += [_steps_as_one(row)] if row else []
+    parts += [_joined_steps(row)] if row else []
     return in_a_row(parts)
 
 
-def _steps_as_one(row: Sequence[Displacement]) -> Transform:
+def _joined_steps(row: Sequence[Displacement]) -> Transform:
+    """Displacement fields on equal nodes, first applied first, as one flow; a single one as it is."""
     if len(row) == 1:
         return row[0]
-    velocity = torch.stack([step.field.to(torch.float64) * -len(row) for step in reversed(row)])
+    velocity = torch.stack([step.field.to(torch.float64) * -len(row) for step in reversed(row)])  # [T, D, *S]
     return Flow(velocity, row[0].grid, len(row), reverse=True)
 
 
 def _ends_in_zeros(step: Displacement) -> bool:
-    values = np.moveaxis(step.field.to(torch.float64).numpy(), 0, -1)
+    """Whether a field displaces nothing at its border, so that it may be a step of a flow."""
+    values = np.moveaxis(step.field.to(torch.float64).numpy(), 0, -1)  # [*S, D]
     return not step.inverted and _border(values, np.ones(step.ndim)) == 0
 
 
 def _extended(field: Field, plain: bool, unit: str) -> tuple[Displacement, Array | None]:
-    """A field as ours and the matrix that follows it, so that it has an inverse beyond its border too.
+    """A field as a displacement field of regframe and the matrix that follows it, which together have an inverse everywhere.
 
-    Inside its outermost pixels both together are the field, exactly. One that does not end in zeros has its affine part
-    taken out, which goes on outside, and what is left of it fades.
+    Inside the field's outermost pixels the two give exactly what the field gives. A field that does not end in zeros is split:
+    its affine part becomes the matrix, which goes on outside, and the rest fades outside.
+
+    Args:
+        field: as it was read.
+        plain: whether its axes are not turned; if they are, nodes and displacements are taken along the field's own axes.
+        unit: of its numbers.
     """
     ndim = len(field.spacing)
     values, spacing = field.values, np.array(field.spacing)
     origin = np.array(field.origin) if plain else field.direction.T @ np.array(field.origin)
     values = values if plain else values @ field.direction  # [*S, D] along the field's own axes
     rest: Array | None = None
-    if _border(values, spacing) > 0:  # the outer halves of the outermost pixels are as their nodes
+    if _border(values, spacing) > 0:  # in the outer half of an outermost pixel ITK displaces as at its node
         values, origin = np.pad(values, [(1, 1)] * ndim + [(0, 0)], mode="edge"), origin - spacing
-    if _border(values, spacing) > _FADE:
+    if _border(values, spacing) > FADE:
         axes = [origin[d] + spacing[d] * np.arange(n) for d, n in enumerate(values.shape[:-1][::-1])]
         nodes = np.stack(np.meshgrid(*axes[::-1], indexing="ij")[::-1], axis=-1).reshape(-1, ndim)  # x, y(, z)
         middle = nodes.mean(axis=0)
         ones = np.column_stack([nodes - middle, np.ones(len(nodes))])
         there = nodes + values.reshape(-1, ndim)
-        # the normal equations of centred nodes are diagonal, up to the shift
+        # nodes of a lattice about their centre: the normal equations are diagonal, so squaring costs no precision
         solution = np.linalg.lstsq(ones.T @ ones, ones.T @ there, rcond=None)[0]
         linear, shift = solution[:-1].T, solution[-1] - solution[:-1].T @ middle
         if np.linalg.matrix_rank(linear) == ndim:
@@ -401,7 +513,7 @@ def _extended(field: Field, plain: bool, unit: str) -> tuple[Displacement, Array
             values = (np.linalg.solve(linear, (there - shift).T).T - nodes).reshape(values.shape)
     reach = _border(values, spacing)
     if reach > 0:
-        fade = min(_MOST_FADE, math.ceil(reach / _FADE))
+        fade = min(MOST_FADE, math.ceil(reach / FADE))
         values = np.pad(values, [(fade, fade)] * ndim + [(0, 0)], mode="linear_ramp")
         origin = origin - spacing * fade
     moved = np.moveaxis(values[..., ::-1], -1, 0)
@@ -410,6 +522,34 @@ def _extended(field: Field, plain: bool, unit: str) -> tuple[Displacement, Array
 
 
 def _border(values: Array, spacing: Array) -> float:
-    """Largest displacement at the border, in nodes."""
+    """Largest component of a displacement at the border of a field ``[*S, D]``, in nodes."""
     sides = [values.take(end, axis) for axis in range(values.ndim - 1) for end in (0, -1)]
     return max(float(np.abs(side / spacing).max()) for side in sides)
+
+
+# -------------------------------------------------------------------------------------------------------------- results
+
+
+def both_canvases(name: str, fixed: Grid | None, moving: Grid | None) -> tuple[Grid, Grid]:
+    """The canvases of both images; ValueError where the user gave none and a file of format ``name`` holds none."""
+    if fixed is None or moving is None:
+        raise ValueError(
+            f"wanted the canvases of both images, which {name} does not hold, got none; give fixed and moving"
+        )
+    return fixed, moving
+
+
+def map_of(steps: Sequence[Step], fixed: Grid, moving: Grid, to: Side, unit: str) -> Transform:
+    """The map from the moving to the fixed side that ``steps`` to the side ``to`` are; errors as `transform_of`."""
+    source, target = sides(fixed, moving, to)
+    way = transform_of(steps, source, target, unit)
+    return way if to == "fixed" else way.inverse()
+
+
+def unjudged(transform: Transform, fixed: Grid, moving: Grid, figures: dict[str, Any] | None = None) -> Result:
+    """A map from the moving to the fixed side as a result without verdict; ``figures`` are its metrics so far."""
+    lines = [part for part in transform.parts() if isinstance(part, Affine)]
+    affine = Affine(bends.product(lines, transform.ndim), transform.source_unit, transform.target_unit)
+    straight = len(lines) == len(transform.parts())
+    config = Config(transform="affine" if straight else "lddmm")
+    return Result(transform, fixed, moving, dict(figures or {}), config, affine)

@@ -87,7 +87,7 @@ def save(
         ValueError: the result holds a map or a value that the format has no place for.
     """
     target = Path(os.path.realpath(path))
-    _check_target(target, overwrite)
+    check_target(target, overwrite)
     parts = list(result.transform.parts())
     own = _own_attributes(result, parts)
     with _written_aside(target) as folder:
@@ -111,7 +111,8 @@ def save(
     return reports
 
 
-def _check_target(target: Path, overwrite: bool) -> None:
+def check_target(target: Path, overwrite: bool) -> None:
+    """Raise FileExistsError unless ``target`` is free, or may be replaced and is an empty folder or a store of regframe."""
     if not target.exists():
         return
     if not overwrite:
