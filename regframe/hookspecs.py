@@ -18,22 +18,19 @@ A class's ``name`` is what users type (``--metric my_metric``), its ``__init__``
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 import pluggy
-
-if TYPE_CHECKING:
-    from .contracts import Adapter, Metric
 
 hookspec = pluggy.HookspecMarker("regframe")
 hookimpl = pluggy.HookimplMarker("regframe")
 
 
 @hookspec
-def regframe_adapters() -> list[type[Adapter]]:  # type: ignore[empty-body]
-    """Return the adapters this plug-in provides: classes that read one modality into an ``Image`` or a ``PointSet``."""
+def regframe_adapters() -> list[type[Any]]:  # type: ignore[empty-body]
+    """Return the adapters this plug-in provides: subclasses of `regframe.Adapter`, each of which reads one modality."""
 
 
 @hookspec
-def regframe_metrics() -> list[type[Metric]]:  # type: ignore[empty-body]
-    """Return the similarity metrics this plug-in provides: classes whose calls give a scalar, lower is better."""
+def regframe_metrics() -> list[type[Any]]:  # type: ignore[empty-body]
+    """Return the metrics this plug-in provides: subclasses of `regframe.Metric`, whose calls give a scalar, lower is better."""

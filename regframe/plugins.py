@@ -30,6 +30,9 @@ from .data import Image, PointSet, Pyramid
 GROUP = "regframe"
 """The entry-point group and the name of the pluggy project."""
 
+STORE = "regframe.store"
+"""The entry-point group of what stores results."""
+
 DISABLE = "REGFRAME_DISABLE_PLUGINS"
 """The environment variable that leaves plug-ins out."""
 
@@ -118,6 +121,18 @@ def adapters() -> tuple[Entry, ...]:
 def metrics() -> tuple[Entry, ...]:
     """Every metric that was found, by name; a name that clashes has several entries."""
     return tuple(entry for entry in _discover()[1] if entry.kind == "metric")
+
+
+def store() -> Any:
+    """What writes a result to a folder and reads it again, by ``save(result, path, overwrite)`` and ``load(path)``.
+
+    It is the one entry point of the group `STORE`, so that a `regframe.Result` saves itself without knowing any file format.
+    """
+    points = tuple(entry_points(group=STORE))
+    if len(points) != 1:
+        found = ", ".join(f"{point.name} of {_distribution(point)}" for point in points) or "none"
+        raise PluginError(f"wanted one way to store results in the group {STORE!r}, got {found}; install regframe anew")
+    return points[0].load()
 
 
 def refresh() -> None:

@@ -9,6 +9,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
+from . import plugins
 from .config import Config
 from .data import Grid, Image, PointSet
 from .maps.base import Transform
@@ -101,10 +102,8 @@ class Result:
         return _carry(data, self.transform.inverse(), self.moving_grid)
 
     def save(self, path: str | Path, overwrite: bool = False) -> None:
-        """Write the map as one OME-Zarr 0.6 folder, aside and then renamed; see `regframe.io.store`."""
-        from .io.store import save
-
-        save(self, Path(path), overwrite=overwrite)
+        """Write the map as one OME-Zarr 0.6 folder, aside and then renamed; see ``docs/format.md``."""
+        plugins.store().save(self, Path(path), overwrite=overwrite)
 
 
 def _lifted(data: Carried) -> Carried:

@@ -113,10 +113,10 @@ def run_refinement(result: Result, sides: tuple[Pyramid, Pyramid], workers: int 
     """`regframe.refine` with its progress, and what it did, on stderr."""
     import regframe
 
-    from ..slides.refine import told
+    from .. import verdict
 
     with bad_input(), Bars() as progress:
         refined = regframe.refine(result, *sides, workers=workers, progress=progress)
-    for line in told(refined.metrics):
-        click.echo(f"refined, {line}", err=True)
+    for finding in verdict.of_refinement(refined.metrics["refinement"]["rounds"]):
+        click.echo(f"refined, {finding.sentence}", err=True)
     return refined

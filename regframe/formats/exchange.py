@@ -18,6 +18,7 @@ from typing import Any, get_args
 
 import torch
 
+from .. import verdict
 from ..contracts import MapFormat, Side, Written
 from ..data import Grid, unit_ratio
 from ..io import outputs, store
@@ -29,9 +30,6 @@ from ..result import Result
 from ..versions import versions
 from . import BUILT_IN, TOLERANCE_PX
 from .steps import along_x, both_canvases, unjudged
-
-IMPORTED = "imported, not fitted here: nothing but the map itself was judged, so look at the overlay"
-
 
 # -------------------------------------------------------------------------------------------------------------- formats
 
@@ -243,17 +241,8 @@ def _judged(result: Result, name: str, path: Path, began: float) -> Result:
     area = (back.jacobian_determinant(grid) * linear)[seen]
     folding, overlap = float((area <= 0).to(torch.float64).mean()), float(inside.to(torch.float64).mean())
     trip = {"mean": float(error.mean()), "max": float(error.max())}
-    reasons = [f"{path.name} ({name}): {IMPORTED}"]
-    if overlap < 0.02:
-        reasons.append("the two images hardly overlap under this map: check direction (--to), unit and which is fixed")
-    if folding > 0:
-        reasons.append(f"the map folds over at {folding:.2%} of the pixels")
-    if not trip["max"] <= 0.1:
-        reasons.append(f"the map and its inverse disagree by up to {trip['max']:.2g} px")
     kind = "affine" if all(isinstance(part, Affine) for part in phi.parts()) else "displacement"
     metrics = {
-        "verdict": "fail" if overlap < 0.02 else "warn",
-        "reasons": reasons,
         "model": f"imported {kind}",
         "imported": {"format": name, "path": str(path), **result.metrics},
         "metric": {"name": "none", "why": "the map was imported"},
@@ -270,7 +259,8 @@ def _judged(result: Result, name: str, path: Path, began: float) -> Result:
         "versions": versions(),
         "seed": 0,
     }
-    return dataclasses.replace(result, metrics=metrics)
+    findings = verdict.of_import(metrics, f"{path.name} ({name})")
+    return dataclasses.replace(result, metrics=metrics | verdict.conclude(findings))
 
 
 @contextlib.contextmanager

@@ -69,6 +69,7 @@ def write(path: Path, result: Result, tolerance: float) -> None:
     arrays: dict[str, Any] = {
         "format": FORMAT,
         "axes": AXES[ndim],
+        "section": int(result.section),
         "affine_to_fixed": forward.matrix.numpy(),
         "affine_to_moving": forward.inverse().matrix.numpy(),
         "before": bends.product(before, ndim).numpy(),
@@ -131,7 +132,9 @@ def read(path: Path) -> Result:
     affine = Affine(whole, moving.unit, fixed.unit)
     affine.inverse()
     transform = in_a_row(parts)
-    return Result(transform, fixed, moving, {}, Config(), affine)
+    # files of earlier versions do not say it, and hold no section that was ever carried by its own map
+    section = "section" in arrays.found and bool(arrays.one("section", "iu", ()))
+    return Result(transform, fixed, moving, {}, Config(), affine, section=section)
 
 
 @dataclass(frozen=True)

@@ -191,6 +191,7 @@ def _own_attributes(result: Result, parts: list[Transform]) -> Json:
         "moving_grid": _grid_to_json(result.moving_grid),
         "weight_grid": None if result.weight_grid is None else _grid_to_json(result.weight_grid),
         "position_sd": sd is not None,
+        "section": result.section,
         "config": result.config.model_dump(mode="json"),
         "metrics": result.metrics,
         "history": result.history,
@@ -349,6 +350,8 @@ def load(path: str | Path) -> Result:
             weight=weight,
             weight_grid=weight_grid,
             position_sd=position_sd,
+            # stores of earlier versions say it by the figures of the plane that was found
+            section=bool(own.get("section", "plane" in own["metrics"])),
         )
 
 

@@ -107,7 +107,7 @@ class Shapes:
 
     def to_geojson(self, pixel_origin: Literal["corner", "center"] = "corner") -> Any:
         """The document with the vertices in it, as `json.dumps` takes it."""
-        return _Filler(self, pixel_origin).document(self.document)
+        return Filler(self, pixel_origin).document(self.document)
 
     def __len__(self) -> int:
         """Number of features; of geometries where the document is one."""
@@ -317,7 +317,7 @@ class _Reader(_Walk):
         return ValueError(f"wanted GeoJSON with {wanted} in {self.name!r}, got {got}{where}; mend the file")
 
 
-class _Filler(_Walk):
+class Filler(_Walk):
     """Puts the vertices back where the numbers of their paths are, and computes every ``bbox`` there is again."""
 
     def __init__(self, shapes: Shapes, pixel_origin: str) -> None:
@@ -328,12 +328,14 @@ class _Filler(_Walk):
         self.extra = shapes.extra
 
     def change(self, node: dict[str, Any]) -> dict[str, Any]:
+        """The geometry with its vertices in it again."""
         positions = self.nested(node["coordinates"])
         if node["type"] == "Point":
             positions = positions[0] if positions else []
         return {**node, "coordinates": positions}
 
     def nested(self, paths: Any) -> list[Any]:
+        """Lists of positions ``[x, y]`` in the place of path numbers."""
         if isinstance(paths, list):
             return [self.nested(item) for item in paths]
         start, stop = self.offsets[paths], self.offsets[paths + 1]
@@ -343,6 +345,7 @@ class _Filler(_Walk):
         return positions
 
     def box(self, node: dict[str, Any]) -> dict[str, Any]:
+        """The node with its ``bbox`` computed again, where it has one."""
         old = node.get("bbox")
         if not isinstance(old, list) or len(old) not in (4, 6):
             return node

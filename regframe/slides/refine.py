@@ -113,24 +113,6 @@ def refine(
     return dataclasses.replace(result, transform=transform, metrics=metrics | {"refinement": report})
 
 
-def told(metrics: dict[str, Any]) -> list[str]:
-    """What a refinement did, a sentence per round."""
-    lines = []
-    for entry in metrics["refinement"]["rounds"]:
-        why = ", ".join(f"{n} {reason}" for reason, n in sorted(entry["rejected"].items()))
-        line = f"pixels of {entry['pixel']:.4g}: {entry['kept']} of {entry['tiles']} tiles kept" + (
-            f" ({why})" if why else ""
-        )
-        if entry["kept"]:
-            before, after = entry["correlation"]
-            line += (
-                f"; fine structure of held-out windows {before:.2f} → {after:.2f}, "
-                f"moved by {entry['shift']['median']:.3g} in the median"
-            )
-        lines.append(line)
-    return lines
-
-
 # ---------------------------------------------------------------------------------------------------------- the rounds
 
 
