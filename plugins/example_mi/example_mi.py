@@ -17,8 +17,10 @@ class MutualInformation(regframe.Metric):
             raise ValueError(f"wanted at least 4 bins, got {bins!r}")
         self.bins = bins
 
-    def prepare(self, fixed: regframe.Image, moving: regframe.Image) -> None:  # type: ignore[override]
+    def prepare(self, fixed: regframe.Image | regframe.PointSet, moving: regframe.Image | regframe.PointSet) -> None:
         """Take the range of either side's intensities."""
+        if not (isinstance(fixed, regframe.Image) and isinstance(moving, regframe.Image)):
+            raise TypeError("wanted two images, got points; choose a metric for points")
         self.ranges = [torch.aminmax(side.data.float().mean(dim=0)) for side in (fixed, moving)]
 
     def __call__(self, warped: Tensor, fixed: Tensor, weight: Tensor) -> Tensor:
@@ -35,6 +37,7 @@ class MutualInformation(regframe.Metric):
         return -(p * (p / (p.sum(0, keepdim=True) * p.sum(1, keepdim=True))).log()).sum()
 
     def _bin(self, values: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        """Intensities as positions on the axis of bins, 1 … bins - 2.001: a spline reaches one bin before and two after."""
         scale = (self.bins - 3.001) / (high - low).clamp_min(1e-12)
         return 1 + ((values - low.to(values)) * scale.to(values)).clamp(0, self.bins - 3.001)
 

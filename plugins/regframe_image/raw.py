@@ -115,7 +115,7 @@ class Whole:
         return {"_read": self._read}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["_read"])  # type: ignore[misc]
+        self._read, self._array, self._lock = state["_read"], None, threading.Lock()
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What the metrics share: scales of either side, weighted means, box sums, and a memory for what the fixed side gives."""
+"""Tools of all metrics: scales of either side, weighted means, box sums, a memory for results of the fixed side alone."""
 
 from __future__ import annotations
 
@@ -11,7 +11,13 @@ from torch.autograd.function import once_differentiable
 
 import regframe
 
-TINY = 1e-30  # keeps a mean over no weight at all finite
+TINY = 1e-30
+"""Least sum of weights that a mean is divided by: far below any real weight, it keeps a mean over no weight at all finite."""
+_CONSTANT = 1e-20
+"""Variance over squared mean below which a channel is constant: the square of 1e-10, well above the rounding of float64 moments
+and well below the step of 8-bit or float32 intensities."""
+_NO_MEAN = 1e-300
+"""What is added to the squared mean in that comparison, so that a channel of zeros is constant too."""
 
 T = TypeVar("T")
 Scale = tuple[Tensor, Tensor]
@@ -27,7 +33,8 @@ class Side(NamedTuple):
 
 
 class ImageMetric(regframe.Metric):
-    """What all share: mean and deviation of either side, from ``prepare`` or else from the first call."""
+    """A metric of images that are standardised: it learns mean and deviation of either side in ``prepare``, or else in the
+    first call."""
 
     accepts = (regframe.Image, regframe.Image)
 
@@ -35,7 +42,7 @@ class ImageMetric(regframe.Metric):
         self._scales: tuple[Scale, Scale] | None = None
 
     def prepare(self, fixed: regframe.Image | regframe.PointSet, moving: regframe.Image | regframe.PointSet) -> None:
-        """Take mean and standard deviation per channel of either image, under its own weight, and what else is asked."""
+        """Take mean and standard deviation per channel of either image, under its own weight, and what else it needs."""
         if not (isinstance(fixed, regframe.Image) and isinstance(moving, regframe.Image)):
             raise TypeError(f"wanted two images, got {type(fixed).__name__} and {type(moving).__name__}")
         self._learn(*(Side(side.data, side.weight, tuple(side.grid.spacing)) for side in (fixed, moving)))
@@ -78,24 +85,25 @@ def scale_of(data: Tensor, weight: Tensor | None) -> Scale:
         total = w.sum().clamp_min(TINY)
         mean = (flat @ w) / total
         variance = ((flat - mean[:, None]) ** 2 @ w) / total
-        flat_channel = variance <= 1e-20 * (mean**2 + 1e-300)
+        flat_channel = variance <= _CONSTANT * (mean**2 + _NO_MEAN)
         return mean, torch.where(flat_channel, torch.ones_like(variance), variance).sqrt()
 
 
 def standardise(data: Tensor, scale: Scale) -> Tensor:
-    """``[C, *S]`` less its mean, over its deviation."""
+    """``[C, *S]`` less the mean of each channel, over its deviation."""
     mean, deviation = scale
     shape = (-1, *(1,) * (data.ndim - 1))
     return (data - mean.to(data).reshape(shape)) / deviation.to(data).reshape(shape)
 
 
 def weighted_mean(values: Tensor, weight: Tensor) -> Tensor:
-    """Mean of ``[C, *S]`` under ``[*S]``, over channels too."""
+    """Mean of values ``[C, *S]`` over channels and pixels, these under a weight ``[*S]``."""
     return (values * weight).sum() / (values.shape[0] * weight.sum().clamp_min(TINY))
 
 
 def matched(warped: Tensor, fixed: Tensor, what: str) -> tuple[Tensor, Tensor]:
-    """Both sides channel by channel; each side's mean channel where their numbers differ."""
+    """Both sides ``[C, *S]`` to be compared channel by channel: as they are, or each side's mean channel where they differ in
+    number. ValueError for the metric ``ssd`` (``what``), which compares intensities themselves."""
     if warped.shape[0] == fixed.shape[0]:
         return warped, fixed
     if what == "ssd":
@@ -107,7 +115,7 @@ def matched(warped: Tensor, fixed: Tensor, what: str) -> tuple[Tensor, Tensor]:
 
 
 def correlation(covariance: Tensor, variance_x: Tensor, variance_y: Tensor, floor: float, signed: bool) -> Tensor:
-    """Correlation, squared unless ``signed``, with ``floor`` added to the variances so that flat inputs give 0."""
+    """Correlation, squared unless ``signed``; ``floor``, in the variances' unit, is added to them so that flat inputs give 0."""
     product = (variance_x + floor) * (variance_y + floor)
     return covariance * product.rsqrt() if signed else covariance * covariance / product
 
@@ -138,14 +146,14 @@ def box_sum(values: Tensor, radius: int) -> Tensor:
 
 
 def flag(name: str, value: object) -> bool:
-    """``value``, which has to be true or false."""
+    """``value`` where it is true or false, else ValueError."""
     if not isinstance(value, bool):
         raise ValueError(f"wanted {name} to be true or false, got {value!r}")
     return value
 
 
 def whole(name: str, value: object, least: int, unit: str = "") -> int:
-    """``value``, which has to be an integer of at least ``least``."""
+    """``value`` where it is an integer of at least ``least``, else ValueError."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ValueError(f"wanted a {name} of at least {least}{unit}, got {value!r}")
     return value
@@ -164,12 +172,12 @@ def known(warped: Tensor, compute: Callable[[bool], tuple[Tensor, Tensor | None]
         value, gradient = compute(asked)
     if gradient is None:
         return value
-    out: Tensor = _Known.apply(warped, value, gradient)  # type: ignore[no-untyped-call]
+    out: Tensor = _Known.apply(warped, value, gradient)  # type: ignore[no-untyped-call]  # torch leaves apply untyped
     return out
 
 
 class _Known(torch.autograd.Function):
-    """A value whose gradient was computed along with it."""
+    """Attaches a gradient to a value that was computed along with it."""
 
     @staticmethod
     def forward(ctx: Any, warped: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
@@ -184,10 +192,10 @@ class _Known(torch.autograd.Function):
 
 
 class Memory(Generic[T]):
-    """What depends on the fixed side and the weight alone, kept from call to call while both hold the same values.
+    """A result that depends on the fixed side and the weight alone, kept from call to call while both hold the same values.
 
-    Copies are compared value by value, which costs a hundredth of what is saved: no identity of a tensor and no version
-    counter can mislead it. Neither copied nor pickled along.
+    Copies of both are compared value by value, which costs a hundredth of what is saved and is right where a tensor was
+    changed in place. A copied or pickled metric begins with an empty memory.
     """
 
     def __init__(self) -> None:
@@ -195,9 +203,9 @@ class Memory(Generic[T]):
         self._kept: T | None = None
 
     def get(self, key: tuple[Tensor, ...], make: Callable[[], T]) -> T:
-        """What ``make`` returned for equal tensors the last time, or else what it returns now."""
+        """The result of ``make`` from the last call where the tensors of ``key`` were equal, else a new one."""
         if self._kept is None or not self._known(key):
-            self._key = ()  # none while it is made: the old one goes first
+            self._key = ()  # the old result is let go before the new one takes its memory
             self._kept = None
             self._kept = make()
             self._key = tuple(t.detach().clone() for t in key)

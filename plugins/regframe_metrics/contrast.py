@@ -10,9 +10,12 @@ from torch import Tensor
 
 import regframe
 
-from ._common import TINY, ImageMetric, standardise
+from ._common import TINY, ImageMetric, Scale, standardise
 
-_CHUNK = 1 << 15  # pixels whose features are held at once: they stay in cache
+_CHUNK = 1 << 15
+"""Pixels whose features are held at once: four features in float32 take half a megabyte, which stays in a core's cache."""
+_SOLVABLE = 1e-12
+"""Ridge on the constant of the map, beside moments of order 1: too small to change a fit, it keeps one of no weight solvable."""
 
 
 class Contrast(ImageMetric):
@@ -29,8 +32,8 @@ class Contrast(ImageMetric):
 
     Args:
         order: highest power, 1 to 3.
-        ridge: strength of the ridge; harmless small by default, it only decides where channels are collinear or
-            constant.
+        ridge: strength of the ridge, beside the variance of a standardised channel, which is 1. The default is so small
+            that it decides only where channels are collinear or constant.
     """
 
     name = "contrast"
@@ -44,8 +47,8 @@ class Contrast(ImageMetric):
         self.order = order
         self.ridge = float(ridge)
         self.theta: Tensor | None = None
-        """``[C_f, 1 + order * C_m]`` float64 of the last fit, for standardised intensities: constant, linear, square
-        …"""
+        """Coefficients of the last fit ``[C_f, 1 + order * C_m]``, float64, for standardised intensities: constant, linear,
+        square …; None before the first."""
 
     def fit(self, warped: Tensor, fixed: Tensor, weight: Tensor) -> Tensor:
         """Solve for θ ``[C_f, 1 + order * C_m]`` (float64) and keep it."""
@@ -69,14 +72,14 @@ class Contrast(ImageMetric):
     def __call__(self, warped: Tensor, fixed: Tensor, weight: Tensor) -> Tensor:
         """Weighted mean squared residual after the fit; 0 is a perfect explanation, 1 none at all."""
         self._check(warped, fixed, weight)
-        (mean_f, scale_f), (mean_m, scale_m) = self._both_scales(warped, fixed, weight)
-        value: Tensor = _Contrast.apply(warped, fixed, weight, mean_f, scale_f, mean_m, scale_m, self)  # type: ignore[no-untyped-call]
+        value: Tensor = _Contrast.apply(warped, fixed, weight, self._both_scales(warped, fixed, weight), self)  # type: ignore[no-untyped-call]  # torch leaves apply untyped
         return value
 
     def fused(
         self, path: regframe.ops.Path, moving: Tensor, fixed: Tensor, weight: Tensor
     ) -> tuple[Tensor, Tensor, Tensor] | None:
-        """The same value and its gradients in two passes that keep nothing of the image's size (`regframe.ops.contrast`)."""
+        """The value of `__call__` and its gradients in two passes that hold nothing of the image's size
+        (`regframe.ops.contrast`); None where there are more features than the op takes."""
         if self._scales is None or self.order * moving.shape[0] > regframe.ops.MOST_FEATURES:
             return None
         of_fixed, of_moving = (torch.stack(scale) for scale in self._both_scales(moving, fixed, weight))
@@ -109,9 +112,10 @@ class Contrast(ImageMetric):
             return self._solve(gram, right, w.sum(dtype=torch.float64))
 
     def _solve(self, gram: Tensor, right: Tensor, total: Tensor) -> Tensor:
+        """θ ``[C_f, P]`` of the weighted moments ``[P, P]`` and ``[P, C_f]`` and the weight that they sum over; it is kept."""
         total = total.clamp_min(TINY)
         penalty = torch.full((gram.shape[0],), self.ridge, dtype=torch.float64, device=gram.device)
-        penalty[0] = 1e-12  # only so that no weight at all is solvable
+        penalty[0] = _SOLVABLE
         self.theta = torch.linalg.solve(gram / total + torch.diag(penalty), right / total).T.contiguous()
         return self.theta
 
@@ -138,18 +142,12 @@ class _Contrast(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        warped: Tensor,
-        fixed: Tensor,
-        weight: Tensor,
-        mean_f: Tensor,
-        scale_f: Tensor,
-        mean_m: Tensor,
-        scale_m: Tensor,
-        metric: Contrast,
+        ctx: Any, warped: Tensor, fixed: Tensor, weight: Tensor, scales: tuple[Scale, Scale], metric: Contrast
     ) -> Tensor:
         x_all, y_all, w_all = warped.reshape(warped.shape[0], -1), fixed.reshape(fixed.shape[0], -1), weight.reshape(-1)
-        mean_f, scale_f, mean_m, scale_m = (t.to(x_all)[:, None] for t in (mean_f, scale_f, mean_m, scale_m))
+        (mean_f, scale_f), (mean_m, scale_m) = (
+            [t.to(x_all)[:, None] for t in scale] for scale in scales
+        )  # [C, 1] each
         n_m, n_f, order = x_all.shape[0], y_all.shape[0], metric.order
         size = 1 + order * n_m
         gram = torch.zeros((size, size), dtype=torch.float64, device=x_all.device)
@@ -186,4 +184,4 @@ class _Contrast(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
-        return (gradient * grad, *[None] * 7)
+        return (gradient * grad, *[None] * 4)

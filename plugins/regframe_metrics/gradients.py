@@ -12,15 +12,21 @@ from ._common import TINY, ImageMetric, Memory, Side, known
 
 
 class _Stencil(NamedTuple):
-    """Weights of the differences along one axis, ``[*S]`` less one pixel along it: for the pixel before and the one after."""
+    """Weights of the difference between each two neighbours along one axis, ``[*S]`` less one pixel along it: in the derivative
+    at the pixel ``before`` the gap and in that at the pixel ``after`` it."""
 
     before: Tensor
     after: Tensor
 
 
 class _Fixed(NamedTuple):
-    """What weight and fixed side give: a stencil per axis (None where it is one pixel long), the share ``[*S]`` of a pixel in
-    the value, and the normalised structure tensor's components ``[*S]``, the upper triangle row by row."""
+    """All that depends on the weight and the fixed side alone.
+
+    Args:
+        stencils: one per axis, None where the axis is one pixel long.
+        share: weight of each pixel in the value ``[*S]``; they sum to 1.
+        tensor: components ``[*S]`` of the fixed side's normalised structure tensor, the upper triangle row by row.
+    """
 
     stencils: list[_Stencil | None]
     share: Tensor
@@ -36,19 +42,19 @@ class NGF(ImageMetric):
 
     (Haber and Modersitzki 2006, "Intensity gradient based registration and fusion of multi-modal images"). Several
     channels, any number on either side, give each side its structure tensor S = Σ_c ∇I_c ∇I_cᵀ; the
-    squared scalar product becomes the product of the tensors, which for one channel is the same::
+    squared scalar product becomes the trace of the tensors' product, which equals it for one channel::
 
         r = tr(S_m S_f) / ((tr S_m + η_m²) (tr S_f + η_f²)),   dr/d∇I_c = 2 (P ∇I_c - r ∇I_c) / (tr S_m + η_m²)
 
     with P = S_f / (tr S_f + η_f²). Channels are standardised, gradients taken per pixel (axes weighed by the spacing, where
-    it differs between them). η is chosen in ``prepare``: ``edge`` times the mean of √(tr S) over the image (there too, with
-    the noise level for ``edge``); what is flatter counts as unexplained.
+    it differs between them). η is chosen in ``prepare``: ``edge`` times the mean of √(tr S) over the image (the rule of that
+    paper, where ``edge`` is the noise level); flatter places count as unexplained.
 
     The derivative at x is the mean of the differences to the pixels after and before, each weighted by W of the
     pixel that it reads: central where both are seen, one-sided beside a border or a hidden pixel.
 
     Args:
-        edge: gradients above this many mean gradients are edges.
+        edge: gradient above which a place is an edge, in mean gradients of its image.
     """
 
     name = "ngf"
@@ -144,17 +150,18 @@ class NGF(ImageMetric):
 
 
 def _upper(ndim: int) -> list[tuple[int, int]]:
+    """Row and column of the upper triangle of a matrix ``[ndim, ndim]``, row by row."""
     return [(i, j) for i in range(ndim) for j in range(i, ndim)]
 
 
 def _relative(spacing: tuple[float, ...]) -> tuple[float, ...]:
-    """Spacings over their geometric mean."""
+    """Spacings over their geometric mean, without a unit: 1 for isotropic pixels."""
     mean = math.prod(spacing) ** (1 / len(spacing))
     return tuple(s / mean for s in spacing)
 
 
 def _stencils(weight: Tensor, spacing: tuple[float, ...]) -> list[_Stencil | None]:
-    """What the differences count, so that nothing of weight 0 is read by a pixel that counts."""
+    """The weights of the differences along each axis: no pixel of weight > 0 reads one of weight 0."""
     out: list[_Stencil | None] = []
     for d, (n, step) in enumerate(zip(weight.shape, spacing, strict=True)):
         if n < 2:
@@ -184,7 +191,8 @@ def _gradient(channel: Tensor, stencils: list[_Stencil | None], factor: float) -
 
 
 def _adjoint(out: Tensor, part: Tensor, stencil: _Stencil, d: int) -> None:
-    """Add to ``out`` ``[*S]`` what a gradient ``[*S]`` in the derivative along axis ``d`` means for the channel."""
+    """Add to ``out`` ``[*S]`` the gradient in the channel that a gradient ``part`` ``[*S]`` in its derivative along axis ``d``
+    leads to: the adjoint of `_gradient`."""
     n = part.shape[d]
     change = (part.narrow(d, 0, n - 1) * stencil.before).addcmul_(part.narrow(d, 1, n - 1), stencil.after)
     out.narrow(d, 1, n - 1).add_(change)

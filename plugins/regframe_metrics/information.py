@@ -11,24 +11,33 @@ from torch import Tensor
 from ._common import TINY, ImageMetric, Scale, Side, known, standardise, whole
 
 OUTSIDE = 1e-3
-"""Fraction of an image's pixels beyond either end of the bins' range."""
+"""Share of an image's pixels that lie beyond either end of the bins' range: 1 in 1000, so that a few very bright pixels, dust or
+a scanner's mark, do not leave most bins empty."""
 
 SAMPLE = 1 << 18
-"""Most pixels that the range is taken from."""
+"""Pixels, evenly drawn, from which the range is taken at most: beyond either end lie 262 of them, a count known to 6 %."""
 
-_CHUNK = 1 << 15  # pixels whose cells are held at once: they stay in cache
+_CHUNK = 1 << 15
+"""Pixels whose cells are held at once: they stay in a core's cache."""
 
-# A cubic B-spline's weight for the bins b - 1 … b + 2, and its slope, as polynomials in t, the way from b to b + 1. [4, power]
+_POINT = 1e-12
+"""Entropy of a joint histogram, in nats, below which all pixels lie in one bin: rounding."""
+
+# Cubic B-spline: its weight for the bins b - 1 … b + 2, and its slope, as polynomials in t, 0 at b and 1 at b + 1. [4, power]
 _SPLINE = torch.tensor(
     [[1, -3, 3, -1], [4, 0, -6, 3], [1, 3, 3, -3], [0, 0, 0, 1]], dtype=torch.float64
 ) / 6  # fmt: skip
 _SLOPE = _SPLINE[:, 1:] * torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
-# the same for a linear one and the bins j, j + 1
+# Linear B-spline: its weight for the bins j and j + 1. [2, power]
 _LINE = torch.tensor([[1, -1], [0, 1]], dtype=torch.float64)
 
 
 class _Axis(NamedTuple):
-    """Lines through a side's channel space: position along line k is ``matrix[k] · I - offset[k]``, 0 … 1 in range."""
+    """Lines through the space of a side's channels, along which intensities are binned.
+
+    The position of intensities I ``[C]`` along line k is ``matrix[k] · I - offset[k]``: 0 at the lower end of the bins'
+    range and 1 at the upper. ``matrix`` is ``[K, C]``, ``offset`` ``[K]``.
+    """
 
     matrix: Tensor
     offset: Tensor
@@ -48,15 +57,15 @@ class MutualInformation(ImageMetric):
     needs a smooth kernel because it is differentiated; the fixed side's keeps grey values between two bins from being rounded.
 
     The splines are polynomials in the position t, s within a cell, so a pixel only adds W tᵖ s^q to the moments of its one cell;
-    cells are spread to bins afterwards. The gradient likewise is one polynomial per cell, read back by every pixel.
+    cells are spread to bins afterwards. The gradient is one polynomial per cell too, which every pixel of the cell reads.
 
     Several channels: each side is reduced to its first principal component (of its standardised channels, found in
     ``prepare``), with ``components`` > 1 to as many, and the value is the mean over all pairs of a fixed and a moving one. The
     bins reach over all but the `OUTSIDE` lowest and highest pixels of the image; values beyond are at the end, without gradient.
 
     Args:
-        bins: per side.
-        components: principal components of either side, as far as it has as many channels.
+        bins: how many on either side, 5 or more.
+        components: how many principal components of either side, at most as many as it has channels.
     """
 
     name = "mi"
@@ -153,7 +162,8 @@ class MutualInformation(ImageMetric):
         return value.to(warped.dtype), gradient.reshape(warped.shape)
 
     def _value(self, p: Tensor) -> tuple[Tensor, Tensor]:
-        """Value of a joint histogram ``[bins, bins]`` (fixed, moving) of sum 1, and its slope in each bin less what drops out."""
+        """Value of a joint histogram ``[bins, bins]`` (fixed, moving) of sum 1, and its slope in each bin, without the terms that
+        drop out of the gradient."""
         joint, of_fixed, of_moving = _logs(p)
         return -(p * (joint - of_fixed - of_moving)).sum(), of_moving - joint
 
@@ -172,7 +182,7 @@ class NormalizedMutualInformation(MutualInformation):
     def _value(self, p: Tensor) -> tuple[Tensor, Tensor]:
         joint, of_fixed, of_moving = _logs(p)
         entropy = -(p * joint).sum()
-        if entropy <= 1e-12:  # one bin: nothing to tell
+        if entropy <= _POINT:  # one bin, which tells nothing
             return torch.ones_like(entropy), torch.zeros_like(p)
         ratio = -(p * (of_fixed + of_moving)).sum() / entropy
         return 2 - ratio, (of_moving - ratio * joint) / entropy
@@ -199,7 +209,10 @@ def _spread(moments: Tensor, rows: int, columns: int) -> Tensor:
 
 
 def _polynomials(slope: Tensor, columns: int) -> Tensor:
-    """For each cell ``[cells, 8]``: what the slopes ``[bins, bins]`` of its bins are for t: 1, t, t², -, then times s."""
+    """The slope of the value in a pixel's moving position, as a polynomial per cell ``[cells, 8]``.
+
+    ``slope`` ``[bins, bins]`` is that of the value in each bin; the coefficients are those of 1, t, t², none, and these times s.
+    """
     rows = slope.shape[0] - 1
     out = slope.new_zeros((2, 4, rows, columns))
     for a in range(2):
@@ -212,7 +225,7 @@ def _polynomials(slope: Tensor, columns: int) -> Tensor:
 
 
 def _logs(p: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Logarithms of a joint histogram and its margins, 0 where nothing is, each to be broadcast over ``[bins, bins]``."""
+    """Logarithms of a joint histogram and of both its margins, 0 for empty bins, each to be broadcast over ``[bins, bins]``."""
     margins = p, p.sum(dim=1, keepdim=True), p.sum(dim=0, keepdim=True)
     joint, of_fixed, of_moving = (torch.where(q > 0, q, torch.ones_like(q)).log() for q in margins)
     return joint, of_fixed, of_moving

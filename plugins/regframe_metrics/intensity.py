@@ -6,9 +6,13 @@ from torch import Tensor
 
 from ._common import TINY, ImageMetric, correlation, flag, matched, standardise, weighted_mean
 
+_FLOOR = 1e-6
+"""Variance added to both sides of a correlation, in variances of the whole image: a thousandth of its deviation, so that an image
+without contrast counts as unexplained."""
+
 
 class SSD(ImageMetric):
-    """Weighted mean squared difference of intensities, in units of the fixed image's variance; for like modalities."""
+    """Weighted mean squared difference of intensities, in units of the fixed image's variance; for one modality on both sides."""
 
     name = "ssd"
 
@@ -17,7 +21,7 @@ class SSD(ImageMetric):
         matched(warped, fixed, "ssd")
         _, target = self._standardised(warped, fixed, weight)
         assert self._scales is not None
-        # both sides by the scale of the fixed one: it is the difference that counts
+        # both sides by the scale of the fixed one, so that equal intensities stay equal
         return weighted_mean((standardise(warped, self._scales[0]) - target).square(), weight)
 
 
@@ -44,4 +48,4 @@ class NCC(ImageMetric):
         x = x - (x * w).sum(dim=1, keepdim=True)
         y = y - (y * w).sum(dim=1, keepdim=True)
         covariance = (w * x * y).sum(dim=1)
-        return 1 - correlation(covariance, (w * x * x).sum(dim=1), (w * y * y).sum(dim=1), 1e-6, self.signed).mean()
+        return 1 - correlation(covariance, (w * x * x).sum(dim=1), (w * y * y).sum(dim=1), _FLOOR, self.signed).mean()

@@ -9,11 +9,15 @@ from torch import Tensor
 
 from ._common import TINY, ImageMetric, Memory, Side, box_sum, flag, known, matched, whole
 
-_FLOOR = 1e-4  # 1 % of the image's deviation, squared: below it a box is noise (and float32 cancellation)
+_FLOOR = 1e-4
+"""Variance added to both sides of each box, in variances of the whole image: the square of 1 % of its deviation. Below that a box
+holds noise, and the rounding of float32 moments."""
+_LEAST_MASS = 1e-6
+"""Least weight that a box's mean is divided by, over the number of its pixels: a box of hidden pixels gets a finite mean."""
 
 
 class _FixedBoxes(NamedTuple):
-    """What the boxes of the fixed side give, ``[C, *S]``, and ``[*S]`` what a sum over a box is multiplied with."""
+    """The fixed side and the mean and variance of its boxes, ``[C, *S]`` each, and the inverse weight of each box ``[*S]``."""
 
     target: Tensor
     mean: Tensor
@@ -26,7 +30,7 @@ class LNCC(ImageMetric):
 
     With ``⟨·⟩`` the mean over the box of a pixel under the weight W, and x, y the standardised sides::
 
-        value = Σ W (1 - r) / Σ W,   r = c² / (v_x v_y),   c = ⟨xy⟩ - ⟨x⟩⟨y⟩,   v_x = ⟨x²⟩ - ⟨x⟩² + floor,   v_y likewise
+        value = Σ W (1 - r) / Σ W,   r = c² / (v_x v_y),   c = ⟨xy⟩ - ⟨x⟩⟨y⟩,   v = ⟨x²⟩ - ⟨x⟩² + floor
 
     r is a function of ⟨x⟩, ⟨x²⟩ and ⟨xy⟩; a box sum is its own adjoint, so the gradient is three more box sums::
 
@@ -68,7 +72,7 @@ class LNCC(ImageMetric):
             area = 1.0
             for length in weight.shape:
                 area *= 2 * min(self.radius, length - 1) + 1
-            per_mass = 1 / box_sum(weight, self.radius).clamp_min(1e-6 * area)  # [*S]
+            per_mass = 1 / box_sum(weight, self.radius).clamp_min(_LEAST_MASS * area)  # [*S]
             mean, variance = torch.empty_like(target), torch.empty_like(target)
             for c, y in enumerate(target):
                 moment = weight * y

@@ -11,9 +11,11 @@ from torch import Tensor
 from ._common import TINY, ImageMetric, Memory, Side, box_sum, known, whole
 
 FLAT = 0.01
-"""What is added to a descriptor's own variance, in mean patch distances of the image: patches that differ by less are alike."""
+"""Floor that is added to the variance V of every descriptor, in mean patch distances of the image: 1 % of it, so that noise in a
+flat place does not look like structure."""
 
 Index = tuple[slice, ...]
+"""A cut out of a canvas ``[*S]``."""
 
 
 class _Direction(NamedTuple):
@@ -28,10 +30,14 @@ class _Direction(NamedTuple):
 
 
 class _Fixed(NamedTuple):
-    """What weight and fixed side give.
+    """All that depends on the weight and the fixed side alone.
 
-    Per direction the weights of pixel pairs and of patch pairs, per pixel the inverse weight of all its pairs and its share of
-    the value, both ``[*S]``, and the descriptor's components, two per direction.
+    Args:
+        weights: per direction, the weight of each pair of pixels.
+        masses: per direction, the weight of each pair of patches.
+        per_mass: the inverse weight of all pairs of a pixel ``[*S]``.
+        share: weight of each pixel in the value ``[*S]``.
+        components: of the fixed side's descriptors, two per direction.
     """
 
     weights: list[Tensor]
@@ -52,8 +58,8 @@ class MIND(ImageMetric):
 
     d is blind to polarity and d/V to contrast, both place by place; the floor is `FLAT` of the image's mean patch distance.
     Any channels on either side: they are standardised, and their distances add up within a side. In d a pair of pixels weighs
-    the product of their W (over the largest), and m_k is what the whole pair of patches weighs, in both means over k
-    alike; so what is hidden is in nobody's patch. Heinrich et al. 2013, "Towards realtime multimodal fusion for image-guided
+    the product of their W (over the largest W), and m_k, the weight of pair k in both means over k, is the sum of that over the
+    patch: hidden pixels are in nobody's patch. Heinrich et al. 2013, "Towards realtime multimodal fusion for image-guided
     interventions using self-similarities", but without the division by the largest component, which
     has a kink.
 
@@ -91,9 +97,10 @@ class MIND(ImageMetric):
         return known(warped, lambda asked: self._compute(warped.detach(), deviation_m, memory, asked))
 
     def _directions(self, shape: tuple[int, ...]) -> list[_Direction]:
-        """The vectors (d, ±d) in each plane of two axes i, j, where the canvas is wide enough.
+        """The vectors (d, d) and (d, -d) in each plane of two axes i and j along which the canvas is longer than d.
 
-        Apart by (d, d) are x's neighbours at -i and at +j, -j and +i; by (d, -d) those at +j and +i, -i and -j.
+        The neighbours of x that lie (d, d) apart are those at -i and +j, and those at -j and +i; (d, -d) apart are those at +j
+        and +i, and those at -i and -j.
         """
         d = self.dilation
         out = []
@@ -124,7 +131,7 @@ class MIND(ImageMetric):
             return above / below if above > 0 else 1.0
 
     def _describe(self, fixed: Tensor, weight: Tensor, deviation: Tensor) -> _Fixed:
-        """Weights of pairs, and the descriptors of the fixed side."""
+        """The weights of all pairs, and the descriptors of the fixed side."""
         with torch.no_grad():
             w = weight.to(fixed)
             top = w.max() if w.numel() else w.sum()

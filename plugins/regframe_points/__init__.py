@@ -14,6 +14,8 @@ import regframe
 from ._files import LasAdapter, PlyAdapter
 from ._metrics import Kernel, PointMixture
 
+_HEAD = 4096
+"""Bytes at the beginning of a file, unpacked, that hold no zero byte where it is text."""
 _SUFFIXES = (".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz", ".txt.gz")
 
 
@@ -23,7 +25,7 @@ class PointsAdapter(regframe.Adapter):
     Args:
         columns: which columns are the positions, where their names leave it open: ``"x=NAME,y=NAME"``; for a file
             without a header, or an array, the names of its columns in order, e.g. ``"x,y"``.
-        unit: what columns without a unit suffix are in, ``"px"`` where None.
+        unit: of columns whose names end in none, ``"px"`` where None.
     """
 
     name = "points"
@@ -44,11 +46,11 @@ class PointsAdapter(regframe.Adapter):
         if not path.is_file():
             return 0.0
         with path.open("rb") as file:
-            head = file.read(4096)
+            head = file.read(_HEAD)
         if head[:2] == b"\x1f\x8b":
             try:
                 with gzip.open(path) as file:
-                    head = file.read(4096)
+                    head = file.read(_HEAD)
             except (OSError, EOFError):
                 return 0.1
         return 0.1 if b"\0" in head else 0.6

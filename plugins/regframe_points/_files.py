@@ -14,11 +14,19 @@ import torch
 import regframe
 
 MOST_POINTS = 200_000_000
-"""Points that a file may declare before it is refused unread."""
+"""Points that a file may declare before it is refused unread: their positions alone take 4.8 GB in float64."""
+_MOST_PER_BYTE = 8
+"""Points that one byte of a file may hold at most: LAZ packs a point of regular data into a few bits."""
+_HEADER = 1 << 16
+"""Bytes within which the text header of a PLY file ends."""
+_LAS_STEPS = 1e9
+"""Steps of a LAS file's whole numbers (signed, 32 bits: 2.1e9) over the extent of the points: about a billionth of it each."""
+_LEAST_STEP = 1e-12
+"""Least size of such a step, in the positions' unit, for points that all lie at one place."""
 
 
 class _CloudFile(regframe.Adapter):
-    """What PLY and LAS share: positions x, y, z in a file with a magic word, written as a table."""
+    """Positions x, y, z in a binary file that begins with a magic word; ``reader`` is the package that reads and writes it."""
 
     magic: ClassVar[bytes]
     reader: ClassVar[str]
@@ -102,7 +110,7 @@ class PlyAdapter(_CloudFile):
     """Vertices of a PLY file, text or binary; every other property of a vertex is carried along as a column.
 
     Args:
-        unit: what the positions are in, ``"px"`` where None: the format has no field for it.
+        unit: of the positions, ``"px"`` where None: the format has no field for it.
     """
 
     name = "ply"
@@ -133,7 +141,7 @@ class LasAdapter(_CloudFile):
     """Points of a LAS file; intensity and classification are carried along as columns.
 
     Args:
-        unit: what the positions are in, ``"px"`` where None.
+        unit: of the positions, ``"px"`` where None: the format's own field, a code of a map projection, is not read.
     """
 
     name = "las"
@@ -150,7 +158,7 @@ class LasAdapter(_CloudFile):
         return cloud.x, cloud.y, cloud.z, table
 
     def _write(self, path: Path, x: Any, y: Any, z: Any, columns: dict[str, Any]) -> None:
-        """Positions are whole numbers of a billionth of the extent in this format."""
+        """The format rounds positions to whole multiples of a step: here a billionth of the extent, or `_LEAST_STEP`."""
         laspy = importlib.import_module("laspy")
         own = {"intensity", "classification"}
         if set(columns) - own:
@@ -161,7 +169,7 @@ class LasAdapter(_CloudFile):
         axes = [x, y, np.zeros_like(x) if z is None else z]
         header = laspy.LasHeader(point_format=0, version="1.2")
         header.offsets = np.array([a.min() if len(a) else 0.0 for a in axes])
-        header.scales = np.array([max(float(np.ptp(a)) / 1e9 if len(a) else 0.0, 1e-12) for a in axes])
+        header.scales = np.array([max(float(np.ptp(a)) / _LAS_STEPS if len(a) else 0.0, _LEAST_STEP) for a in axes])
         cloud = laspy.LasData(header)
         cloud.x, cloud.y, cloud.z = axes
         for name, values in columns.items():
@@ -171,9 +179,9 @@ class LasAdapter(_CloudFile):
 
 
 def _ply_count(path: Path) -> int:
-    """Vertices that the header declares."""
+    """How many vertices the header declares."""
     with path.open("rb") as file:
-        head = file.read(1 << 16).split(b"end_header", 1)[0]
+        head = file.read(_HEADER).split(b"end_header", 1)[0]
     for line in head.splitlines():
         words = line.split()
         if words[:2] == [b"element", b"vertex"] and len(words) == 3 and words[2].isdigit():
@@ -182,8 +190,8 @@ def _ply_count(path: Path) -> int:
 
 
 def _check_size(count: int, path: Path) -> None:
-    """Refuse a count that cannot be, before anything of that size is allocated."""
-    if count > min(MOST_POINTS, 8 * path.stat().st_size + 1):
+    """ValueError for more points than the file can hold, before anything of that size is allocated."""
+    if count > min(MOST_POINTS, _MOST_PER_BYTE * path.stat().st_size + 1):
         raise ValueError(
             f"it declares {count} points, more than its {math.ceil(path.stat().st_size / 1024)} KiB can hold"
         )

@@ -11,11 +11,17 @@ from torch import Tensor
 import regframe
 
 TILE = 2048
-"""Points along both sides of a tile: two such squares are all the memory that pairs take."""
+"""Points along both sides of a tile: its 4 million pairs take 16 MB in float32, twice that while they are worked on."""
+PROBE = 4000
+"""Points whose nearest neighbour is looked for to find the spacing, evenly drawn: their median is then known to about 1 %."""
+_NO_VOLUME = 1e-300
+"""Least volume of the fixed points' box, in their unit: of points on a line, so that the logarithm stays finite."""
+_TINY = 1e-30
+"""Least sum of weights, or norm of a cloud, that is divided by."""
 
 
 class _TiledMetric(regframe.Metric):
-    """What both metrics share: a scale in spacings of the fixed points, measured by ``prepare``."""
+    """A metric whose scale is given in spacings of the fixed points, which ``prepare`` measures."""
 
     accepts: ClassVar[tuple[type, type]] = (regframe.PointSet, regframe.PointSet)
 
@@ -43,8 +49,8 @@ class PointMixture(_TiledMetric):
     (Myronenko & Song 2010, "Point set registration: coherent point drift").
 
     Args:
-        scale: σ over the spacing of the fixed points.
-        outliers: ω, the share of fixed points without a partner.
+        scale: σ over the spacing of the fixed points; at 1.5 the Gaussians of neighbours still overlap without a gap.
+        outliers: ω, the share of fixed points without a partner, between 0 and 1.
     """
 
     name = "mixture"
@@ -60,12 +66,13 @@ class PointMixture(_TiledMetric):
         """The negative log-likelihood per fixed point: ``warped`` ``[N, D]``, ``fixed`` ``[M, D]``, ``weight`` ``[N]``."""
         _check(warped, fixed, weight)
         box = fixed.detach().amax(dim=0) - fixed.detach().amin(dim=0)
-        volume = max(float(box.to(torch.float64).prod()), 1e-300)
-        return _MixtureSum.apply(warped, fixed, weight, self.sigma(fixed.detach()), self.outliers, volume)  # type: ignore[no-any-return,no-untyped-call]
+        volume = max(float(box.to(torch.float64).prod()), _NO_VOLUME)
+        value: Tensor = _MixtureSum.apply(warped, fixed, weight, self.sigma(fixed.detach()), self.outliers, volume)  # type: ignore[no-untyped-call]  # torch leaves apply untyped
+        return value
 
 
 class Kernel(_TiledMetric):
-    """Squared distance of both clouds as measures, under a Gaussian kernel, relative to the fixed one's own norm.
+    """Squared distance of both clouds as measures, under a Gaussian kernel, over the squared norm of the fixed one.
 
     ``( |μ_x|² - 2⟨μ_x, μ_y⟩ + |μ_y|² ) / |μ_y|²`` with ``⟨μ, ν⟩ = ∫∫ exp(-|x - y|²/2σ²) dμ dν``, masses that sum to 1:
     the kernel of currents and varifolds without a tangent (Glaunès, Trouvé & Younes 2004, "Diffeomorphic matching of
@@ -81,13 +88,14 @@ class Kernel(_TiledMetric):
         """The relative squared distance: ``warped`` ``[N, D]``, ``fixed`` ``[M, D]``, ``weight`` ``[N]``."""
         _check(warped, fixed, weight)
         sigma = self.sigma(fixed.detach())
-        a = weight / weight.sum().clamp(min=1e-30)
+        a = weight / weight.sum().clamp(min=_TINY)
         b = fixed.new_full((len(fixed),), 1 / len(fixed))
         own, cross, other = (
-            _KernelSum.apply(*args, sigma)  # type: ignore[no-untyped-call]
+            _KernelSum.apply(*args, sigma)  # type: ignore[no-untyped-call]  # torch leaves apply untyped
             for args in ((warped, warped, a, a), (warped, fixed, a, b), (fixed, fixed, b, b))
         )
-        return (own - 2 * cross + other) / other.detach().clamp(min=1e-30)  # type: ignore[no-any-return]
+        value: Tensor = (own - 2 * cross + other) / other.detach().clamp(min=_TINY)
+        return value
 
 
 def _check(warped: Tensor, fixed: Tensor, weight: Tensor) -> None:
@@ -101,14 +109,14 @@ def _check(warped: Tensor, fixed: Tensor, weight: Tensor) -> None:
 
 
 def _spacing(coords: Tensor) -> float:
-    """Median distance to the nearest other place, of ``[N, D]``; of at most about 4000 of them."""
+    """Median distance between a point and the nearest one at another place, of ``[N, D]``, from about `PROBE` points."""
     places = torch.unique(coords.to(torch.float64), dim=0)
     if len(places) < 2:
         raise ValueError(f"wanted at least two distinct points, got {len(places)}; check the data")
-    probe = places[:: max(1, len(places) // 4000)]
+    probe = places[:: max(1, len(places) // PROBE)]
     nearest = torch.full((len(probe),), torch.inf, dtype=torch.float64)
     for start in range(0, len(places), TILE):
-        # not by way of products, after which a place is no longer at distance 0 from itself
+        # by differences: through products of coordinates a place would no longer be at distance 0 from itself
         mode = "donot_use_mm_for_euclid_dist"
         distance = torch.cdist(probe, places[start : start + TILE], compute_mode=mode)
         distance[distance == 0] = torch.inf
@@ -117,7 +125,7 @@ def _spacing(coords: Tensor) -> float:
 
 
 def _squares(x: Tensor, y: Tensor) -> Tensor:
-    """``|x_i - y_j|²`` ``[n, m]``, by differences: products would lose what is small."""
+    """``|x_i - y_j|²`` ``[n, m]``, by differences: products of coordinates would lose small distances."""
     out = (x[:, None, 0] - y[None, :, 0]).square_()
     for d in range(1, x.shape[1]):
         out += (x[:, None, d] - y[None, :, d]).square_()
@@ -125,7 +133,7 @@ def _squares(x: Tensor, y: Tensor) -> Tensor:
 
 
 class _MixtureSum(torch.autograd.Function):
-    """`PointMixture` over tiles; the backward pass makes the tiles again instead of keeping them."""
+    """`PointMixture` over tiles, which the backward pass computes again instead of keeping them."""
 
     @staticmethod
     def forward(
@@ -134,7 +142,7 @@ class _MixtureSum(torch.autograd.Function):
         ndim = warped.shape[1]
         constant = math.log(1 - outliers) - ndim / 2 * math.log(2 * math.pi * sigma**2)
         uniform = math.log(outliers / volume)
-        logs = (weight / weight.sum().clamp(min=1e-30)).log() + constant  # -inf where a point is hidden
+        logs = (weight / weight.sum().clamp(min=_TINY)).log() + constant  # -inf where a point is hidden
         density = torch.empty(len(fixed), dtype=warped.dtype)
         for row in range(0, len(fixed), TILE):
             y = fixed[row : row + TILE]

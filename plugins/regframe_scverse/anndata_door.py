@@ -20,7 +20,7 @@ def align(
     library_id: str | None = None,
     copy: bool = False,
 ) -> Any:
-    """Carry ``obsm[key]`` to the other side of a registration; what was there stays as it was, rows in their order.
+    """Carry ``obsm[key]`` to the other side of a registration; all else stays as it was, rows in their order.
 
     Adds ``obsm[key_added]``, ``[N, 2]`` float64 in the order (x, y) (``[N, 3]``, (x, y, z), for volumes) in the unit of the
     destination, ``result.fixed_grid.unit`` for ``to="fixed"``; and to ``obs``: ``match_probability`` and ``position_sd``
@@ -33,10 +33,10 @@ def align(
         to: the side to go to, ``"fixed"`` or ``"moving"``.
         key: entry of ``obsm`` with the positions, in the order x, y.
         key_added: entry of ``obsm`` that gets the new ones.
-        unit: what ``obsm[key]`` is in (``"um"``, ``"px"``); AnnData does not say. It may be left out where the side is in px.
+        unit: of ``obsm[key]`` (``"um"``, ``"px"``), which AnnData does not record. It may be left out where the side is in px.
         scale_factor: entry of ``uns["spatial"][library_id]["scalefactors"]`` that positions are multiplied by first, e.g.
             ``"tissue_hires_scalef"`` where that picture was registered in px; None: as they are.
-        library_id: which of several libraries.
+        library_id: entry of ``uns["spatial"]``, needed where there are several.
         copy: return an aligned copy and leave ``adata`` alone.
 
     Returns:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +16,10 @@ import regframe
 from ._positions import Array, Side, ratio, sides, turned
 
 XY = ("x", "y")
+"""The axes of a plane in SpatialData's order."""
+_LEAST_RADIUS = 1e-9
+"""Half the distance over which the map's derivative at a circle's centre is taken where its radius is smaller, in the unit of the
+coordinate system: a circle of radius 0 stays one, without a division by 0."""
 
 
 def open_element(
@@ -32,8 +37,8 @@ def open_element(
     Args:
         sdata: a SpatialData.
         name: of the element.
-        coordinate_system: in which the result is to live; what is in it should be in one unit.
-        unit: of the coordinate system, which does not say; None: ``px``.
+        coordinate_system: the one whose positions the result has; all that is placed in it should be in one unit.
+        unit: of the coordinate system, which SpatialData does not record; None: ``px``.
         scale: level of a multiscale image, 0 the finest.
 
     Raises:
@@ -96,9 +101,9 @@ def align_elements(
         result: of `regframe.register` or `regframe.load`.
         to: the side to go to, ``"fixed"`` or ``"moving"``.
         elements: their names; None: all that are placed in ``coordinate_system``.
-        coordinate_system: whose positions are those of the source side.
+        coordinate_system: the one whose positions are those of the source side.
         to_coordinate_system: name for the destination; that of the other side's elements where they are in ``sdata`` too.
-        unit: of ``coordinate_system``, which does not say; may be left out where the source side is in px.
+        unit: of ``coordinate_system``, which SpatialData does not record; may be left out where the source side is in px.
         suffix: of the new names.
         pixel_origin: None: positions of the result are those of the coordinate systems, as `open_element` gives them. Where both
             sides of the result were image files, whose first pixel has its *centre* at 0, and the coordinate systems begin at its
@@ -114,11 +119,9 @@ def align_elements(
         ImportError: without spatialdata.
     """
     sd = _spatialdata()
-    side, canvas, transform = sides(result, to)
-    if side.ndim != 2:
-        raise ValueError(f"wanted the result of a plane for elements of SpatialData, got one of {side.ndim} dimensions")
     if pixel_origin not in (None, "corner", "center"):
         raise ValueError(f"wanted pixel_origin 'corner' or 'center', got {pixel_origin!r}; choose one")
+    crossing = _crossing(result, to, coordinate_system, to_coordinate_system, unit, pixel_origin == "corner")
     names = _names(sd, sdata, elements, coordinate_system)
     new = {name: f"{name}{suffix}" for name in names}
     taken = [n for n in new.values() if n in sdata]
@@ -126,29 +129,10 @@ def align_elements(
         raise ValueError(
             f"wanted new names for the carried elements, got {', '.join(taken)}, which are there; change suffix"
         )
-    factor = ratio(unit, side, f"the coordinate system {coordinate_system!r}")
-    half = pixel_origin == "corner"
-    before, after = (np.array(g.spacing) / 2 if half else np.zeros(2) for g in (side, canvas))  # (y, x)
-    into = np.array([[0, factor, -before[0]], [factor, 0, -before[1]], [0, 0, 1.0]])  # (x, y) of the system -> position
-    out = np.array([[0, 1, after[1]], [1, 0, after[0]], [0, 0, 1.0]])  # position -> (x, y) of the new system
-    door = _Door(sd, result, to, transform, side, canvas, into, out, to_coordinate_system, spacing)
-    carried = {}
-    for name in names:
-        kind, element = _element(sdata, name)
-        carried[name] = getattr(door, kind)(
-            element, _placed(sd, element, name, coordinate_system), name, coordinate_system
-        )
-    linear = result.affine if to == "fixed" else result.affine.inverse()
-    assert isinstance(linear, regframe.Affine)
-    matrix = sd.transformations.Affine(out @ linear.matrix.numpy() @ into, XY, XY)
-    about = {
-        "to": to,
-        "source": coordinate_system,
-        "unit": canvas.unit,
-        "verdict": result.verdict,
-        "affine": f"{to_coordinate_system}_affine",
-        "map": None if map_path is None else Path(map_path).name,
-    }
+    door = _Door(sd, crossing, spacing)
+    carried = {name: door.carried(name, *_element(sdata, name)) for name in names}  # before anything is changed
+    about = crossing.about() | {"map": None if map_path is None else Path(map_path).name}
+    matrix = sd.transformations.Affine(crossing.affine(), XY, XY)
     if map_path is not None:
         result.save(Path(map_path))
     for name, element in carried.items():
@@ -162,46 +146,92 @@ def align_elements(
     return new
 
 
+@dataclass(frozen=True)
+class _Crossing:
+    """The way from one coordinate system to another: (x, y) outside, positions (y, x) of the result inside.
+
+    Args:
+        result: of the registration.
+        to: the side to go to.
+        transform: from positions of the source side to positions of the destination.
+        side: grid of the source side.
+        canvas: grid of the destination.
+        into: ``[3, 3]`` from (x, y) of the system ``source`` to positions of the source side.
+        out: ``[3, 3]`` from positions of the destination to (x, y) of the system ``target``.
+        source: name of the coordinate system that elements come from.
+        target: name of the one that they go to.
+    """
+
+    result: regframe.Result
+    to: Side
+    transform: regframe.Transform
+    side: regframe.Grid
+    canvas: regframe.Grid
+    into: Array
+    out: Array
+    source: str
+    target: str
+
+    def affine(self) -> Array:
+        """``[3, 3]`` from (x, y) of ``source`` to (x, y) of ``target``: the affine part of the map."""
+        linear = self.result.affine if self.to == "fixed" else self.result.affine.inverse()
+        assert isinstance(linear, regframe.Affine)
+        matrix: Array = self.out @ linear.matrix.numpy() @ self.into
+        return matrix
+
+    def about(self) -> dict[str, Any]:
+        """The entry of ``sdata.attrs["regframe"]`` for the coordinate system ``target``."""
+        return {
+            "to": self.to,
+            "source": self.source,
+            "unit": self.canvas.unit,
+            "verdict": self.result.verdict,
+            "affine": f"{self.target}_affine",
+        }
+
+
+def _crossing(result: regframe.Result, to: Side, source: str, target: str, unit: str | None, corner: bool) -> _Crossing:
+    """The way from ``source``, in ``unit``, to ``target``; ``corner`` where both begin at the corner of the first pixel."""
+    side, canvas, transform = sides(result, to)
+    if side.ndim != 2:
+        raise ValueError(f"wanted the result of a plane for elements of SpatialData, got one of {side.ndim} dimensions")
+    factor = ratio(unit, side, f"the coordinate system {source!r}")
+    before, after = (np.array(g.spacing) / 2 if corner else np.zeros(2) for g in (side, canvas))  # (y, x)
+    into = np.array([[0, factor, -before[0]], [factor, 0, -before[1]], [0, 0, 1.0]])
+    out = np.array([[0, 1, after[1]], [1, 0, after[0]], [0, 0, 1.0]])
+    return _Crossing(result, to, transform, side, canvas, into, out, source, target)
+
+
 class _Door:
-    """Carries one element of each kind; ``(x, y)`` outside, positions ``(y, x)`` inside."""
+    """Carries elements, each kind in its own way; ``spacing`` is the pixel size of carried images, None for the canvas's."""
 
-    def __init__(
-        self,
-        sd: Any,
-        result: regframe.Result,
-        to: Side,
-        transform: regframe.Transform,
-        side: regframe.Grid,
-        canvas: regframe.Grid,
-        into: Array,
-        out: Array,
-        system: str,
-        spacing: float | None,
-    ) -> None:
-        self.sd, self.result, self.to, self.transform = sd, result, to, transform
-        self.side, self.canvas, self.into, self.out, self.system, self.spacing = (
-            side,
-            canvas,
-            into,
-            out,
-            system,
-            spacing,
-        )
+    def __init__(self, sd: Any, way: _Crossing, spacing: float | None) -> None:
+        self.sd, self.way, self.spacing = sd, way, spacing
 
-    def carry(self, placed: Array, xy: Array) -> tuple[Array, dict[str, torch.Tensor]]:
+    def carried(self, name: str, kind: str, element: Any) -> Any:
+        """The warped twin of an element."""
+        placed = _placed(self.sd, element, name, self.way.source)
+        if kind == "points":
+            return self._points(element, placed)
+        if kind == "shapes":
+            return self._shapes(element, placed, name)
+        return self._raster(element, kind, name)
+
+    def _carry(self, placed: Array, xy: Array) -> tuple[Array, dict[str, torch.Tensor]]:
         """Own coordinates ``[N, 2]`` (x, y) in the new system, and the columns that say how far to trust them."""
-        at = _mapped(self.into @ placed, xy)  # (y, x)
-        carried = regframe.carry_points(self.result, regframe.PointSet(torch.from_numpy(at), self.side.unit), self.to)
-        return _mapped(self.out, carried.points.coords.numpy()), carried.columns()
+        way = self.way
+        at = _mapped(way.into @ placed, xy)  # (y, x)
+        carried = regframe.carry_points(way.result, regframe.PointSet(torch.from_numpy(at), way.side.unit), way.to)
+        return _mapped(way.out, carried.points.coords.numpy()), carried.columns()
 
-    def points(self, element: Any, placed: Array, name: str, system: str) -> Any:
+    def _points(self, element: Any, placed: Array) -> Any:
         columns = [str(c) for c in element.columns]
         wanted = ("match_probability", "position_sd", "in_canvas")
         titles = {n: f"regframe_{n}" if n in columns else n for n in wanted}
 
         def move(frame: Any) -> Any:
             xy = np.stack([frame["x"].to_numpy(), frame["y"].to_numpy()], axis=1).astype(np.float64)
-            moved, added = self.carry(placed, xy)
+            moved, added = self._carry(placed, xy)
             values = {titles[n]: v.numpy() for n, v in added.items()}
             return frame.assign(x=moved[:, 0], y=moved[:, 1], **values)
 
@@ -212,19 +242,19 @@ class _Door:
         self.sd.models.PointsModel().validate(moved)
         return moved
 
-    def shapes(self, element: Any, placed: Array, name: str, system: str) -> Any:
+    def _shapes(self, element: Any, placed: Array, name: str) -> Any:
         import shapely
 
         out = element.copy()
         if "radius" in element.columns:
             xy = shapely.get_coordinates(element.geometry.to_numpy())
             r = element["radius"].to_numpy(dtype=np.float64)[:, None]
-            step = np.maximum(r, 1e-9)
+            step = np.maximum(r, _LEAST_RADIUS)
             ex, ey = np.array([[1.0, 0]]), np.array([[0, 1.0]])
-            ends = [self.carry(placed, xy + s * step * e)[0] for e in (ex, ey) for s in (1, -1)]
+            ends = [self._carry(placed, xy + s * step * e)[0] for e in (ex, ey) for s in (1, -1)]
             jx, jy = (ends[0] - ends[1]) / (2 * step), (ends[2] - ends[3]) / (2 * step)
             area = np.abs(jx[:, 0] * jy[:, 1] - jx[:, 1] * jy[:, 0])
-            moved = self.carry(placed, xy)[0]
+            moved = self._carry(placed, xy)[0]
             out["radius"] = r[:, 0] * np.sqrt(area)
             geometry = shapely.points(moved)
         else:
@@ -241,35 +271,30 @@ class _Door:
         flat = shapely.force_2d(geometries)
         features = [{"type": "Feature", "properties": {}, "geometry": json.loads(g)} for g in shapely.to_geojson(flat)]
         shapes = regframe.Shapes.from_geojson({"type": "FeatureCollection", "features": features}, "px", "center", name)
-        at = _mapped(self.into @ placed, turned(shapes.coords))
-        shapes = shapes.replace(coords=torch.from_numpy(at), unit=self.side.unit)
-        moved = regframe.move_shapes(shapes, self.transform, self.canvas)
-        xy = _mapped(self.out, moved.coords.numpy())
+        at = _mapped(self.way.into @ placed, turned(shapes.coords))
+        shapes = shapes.replace(coords=torch.from_numpy(at), unit=self.way.side.unit)
+        moved = regframe.move_shapes(shapes, self.way.transform, self.way.canvas)
+        xy = _mapped(self.way.out, moved.coords.numpy())
         back = moved.replace(coords=torch.from_numpy(np.ascontiguousarray(xy[:, ::-1])), unit="px").to_geojson("center")
         return np.array([shapely.from_geojson(json.dumps(f["geometry"])) for f in back["features"]], dtype=object)
 
-    def images(self, element: Any, placed: Array, name: str, system: str) -> Any:
-        return self._raster(element, "images", name, system)
-
-    def labels(self, element: Any, placed: Array, name: str, system: str) -> Any:
-        return self._raster(element, "labels", name, system)
-
-    def _raster(self, element: Any, kind: str, name: str, system: str) -> Any:
-        image, placed = _image(self.sd, element, kind, name, system, 0)
-        lies = self.into @ placed  # (x, y) of its pixels -> position
+    def _raster(self, element: Any, kind: str, name: str) -> Any:
+        way = self.way
+        image, placed = _image(self.sd, element, kind, name, way.source, 0)
+        lies = way.into @ placed  # (x, y) of its pixels -> position
         flip = np.array([[0, 1.0, 0], [1, 0, 0], [0, 0, 1]])
-        grid = _grid(image.grid.shape, flip @ lies, self.side.unit)
-        transform = self.transform
+        grid = _grid(image.grid.shape, flip @ lies, way.side.unit)
+        transform = way.transform
         if grid is None:  # turned: through its own pixels
             grid = image.grid
-            own = regframe.Affine(torch.from_numpy(lies @ flip), "px", self.side.unit)
+            own = regframe.Affine(torch.from_numpy(lies @ flip), "px", way.side.unit)
             transform = regframe.Sequence((own, transform))
-        target = self.canvas if self.spacing is None else self.canvas.resampled(self.spacing)
+        target = way.canvas if self.spacing is None else way.canvas.resampled(self.spacing)
         moved = regframe.resample(image.replace(grid=grid), transform, target)
         (sy, sx), (oy, ox) = target.spacing, target.origin
-        corner = _mapped(self.out, np.array([[oy - sy / 2, ox - sx / 2]]))[0]
+        corner = _mapped(way.out, np.array([[oy - sy / 2, ox - sx / 2]]))[0]
         tf = self.sd.transformations
-        where = {self.system: tf.Sequence([tf.Scale([sx, sy], XY), tf.Translation(corner.tolist(), XY)])}
+        where = {way.target: tf.Sequence([tf.Scale([sx, sy], XY), tf.Translation(corner.tolist(), XY)])}
         data = moved.data.numpy()
         if kind == "labels":
             return self.sd.models.Labels2DModel.parse(data[0], dims=("y", "x"), transformations=where)
@@ -278,7 +303,8 @@ class _Door:
         )
 
     def _place(self, element: Any) -> None:
-        identity = {self.system: self.sd.transformations.Identity()}
+        """Say of an element whose positions are those of the target system that it lies there, and nowhere else."""
+        identity = {self.way.target: self.sd.transformations.Identity()}
         self.sd.transformations.set_transformation(element, identity, set_all=True)
 
 

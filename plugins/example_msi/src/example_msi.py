@@ -21,8 +21,9 @@ import torch
 
 import regframe
 
+Numbers = np.ndarray[Any, Any]
 Params = dict[str, tuple[str, str]]
-"""Value and unit by accession."""
+"""Value and accession of the unit of each term, by the accession of the term in the ontologies MS and IMS."""
 
 MZ, INTENSITY, ZLIB = "MS:1000514", "MS:1000515", "MS:1000574"
 UUID, N_X, N_Y, SIZE_X, SIZE_Y = "IMS:1000080", "IMS:1000042", "IMS:1000043", "IMS:1000046", "IMS:1000047"
@@ -32,7 +33,13 @@ TYPES = {
     "MS:1000521": "<f4", "MS:1000523": "<f8", "MS:1000519": "<i4", "MS:1000522": "<i8",
     "IMS:1100000": "<i1", "IMS:1100001": "<i2", "IMS:1000141": "<i4", "IMS:1000142": "<i8",
 }  # fmt: skip
+"""Number types, little-endian as imzML asks, by accession: those of mzML and those that imzML adds."""
 UNITS = {"": "µm", "UO:0000016": "mm", "UO:0000017": "µm", "UO:0000018": "nm"}
+"""Length units by accession in the Unit Ontology; imzML's own unit is µm where none stands."""
+IDENTIFIER = 16
+"""Bytes of the UUID at the beginning of the ``.ibd``, which the XML repeats."""
+HEAD = 4096
+"""Bytes at the beginning of the XML among which the word mzML has to be."""
 
 
 class ImzMLAdapter(regframe.Adapter):
@@ -40,8 +47,9 @@ class ImzMLAdapter(regframe.Adapter):
 
     Args:
         mz: which ions, by m/z: a number, a list, or text with commas; None: the total ion count.
-        tolerance: how far from it a peak may be, in m/z; its intensities add up.
-        max_bytes: largest image, and largest spectrum, to make.
+        tolerance: largest distance of a peak that counts for an ion, in m/z; the intensities of all these add up. The default,
+            0.1, keeps ions of neighbouring whole masses apart.
+        max_bytes: size of the largest image, and of the largest array of a spectrum, that is read.
     """
 
     name = "imzml"
@@ -62,7 +70,7 @@ class ImzMLAdapter(regframe.Adapter):
             return 0.0
         try:
             with Path(source).open("rb") as file:
-                return 0.9 if b"mzML" in file.read(4096) else 0.1
+                return 0.9 if b"mzML" in file.read(HEAD) else 0.1
         except OSError:
             return 0.0
 
@@ -89,11 +97,11 @@ class ImzMLAdapter(regframe.Adapter):
         weight = np.zeros((height, width), np.float32)
         with self._binary(path, run) as file:
             length = os.fstat(file.fileno()).st_size
-            masses: np.ndarray[Any, Any] = np.zeros(0)
-            known: Block | None = None
+            masses: Numbers = np.zeros(0)
+            read: Block | None = None
             for spectrum in run.spectra:
-                if spectrum.masses != known:  # a continuous file has one axis for all
-                    masses, known = self._block(file, length, spectrum.masses, path), spectrum.masses
+                if spectrum.masses != read:  # a continuous file has one m/z axis for all spectra
+                    masses, read = self._block(file, length, spectrum.masses, path), spectrum.masses
                 intensities = self._block(file, length, spectrum.intensities, path)
                 if masses.shape != intensities.shape:
                     raise ValueError(
@@ -166,17 +174,17 @@ class ImzMLAdapter(regframe.Adapter):
             raise FileNotFoundError(f"wanted {path.stem}.ibd beside {path.name}, got none; keep the two together")
         file = beside[0].open("rb")
         declared = run.params.get(UUID, ("", ""))[0].strip("{} ").replace("-", "").lower()
-        if file.read(16).hex() != declared:
+        if file.read(IDENTIFIER).hex() != declared:
             file.close()
             raise ValueError(
                 f"wanted the .ibd that belongs to {path.name}, got one with another identifier; find its own"
             )
         return file
 
-    def _block(self, file: BinaryIO, length: int, block: Block, path: Path) -> np.ndarray[Any, Any]:
+    def _block(self, file: BinaryIO, length: int, block: Block, path: Path) -> Numbers:
         """Numbers ``[n]`` of one array, float64; sizes are checked before they are read."""
         size = block.count * np.dtype(block.dtype).itemsize
-        whole = block.start >= 16 and block.encoded >= 0 and block.start + block.encoded <= length
+        whole = block.start >= IDENTIFIER and block.encoded >= 0 and block.start + block.encoded <= length
         if block.count < 0 or size > self.max_bytes or not whole or (not block.packed and size != block.encoded):
             raise ValueError(
                 f"wanted {block.count} numbers ({size} bytes) within the {length} bytes of the .ibd of {path.name}, got "
@@ -209,7 +217,15 @@ def regframe_adapters() -> list[type[regframe.Adapter]]:
 
 @dataclass(frozen=True)
 class Block:
-    """Where an array lies in the ``.ibd``."""
+    """Where an array lies in the ``.ibd``.
+
+    Args:
+        start: its first byte.
+        encoded: how many bytes it takes there.
+        count: how many numbers it holds.
+        dtype: their type.
+        packed: whether zlib compressed them.
+    """
 
     start: int
     encoded: int
@@ -229,7 +245,7 @@ class Spectrum:
 
 @dataclass
 class Run:
-    """What the XML says."""
+    """What the XML declares: terms of the whole run, and its spectra."""
 
     params: Params = field(default_factory=dict)
     spectra: list[Spectrum] = field(default_factory=list)
@@ -329,7 +345,7 @@ def _number(text: str, key: str, path: Path) -> float:
         value = float(text)
     except ValueError:
         value = math.nan
-    if not abs(value) < 2**53:
+    if not abs(value) < 2**53:  # above, a float no longer holds every whole number
         raise ValueError(f"wanted a number for {key} in {path.name}, got {text!r}; mend the file")
     return value
 
@@ -358,25 +374,41 @@ def _mass(name: str, number: int) -> float:
         return float(number)
 
 
+Pixel = tuple[int, int, Numbers, Numbers]
+"""One spectrum to write: index y, index x (from 0), m/z ``[n]`` and intensities ``[n]``."""
+
+
 def write_imzml(
-    path: Path,
-    pixels: Sequence[tuple[int, int, np.ndarray[Any, Any], np.ndarray[Any, Any]]],
-    grid: regframe.Grid,
-    processed: bool = False,
-    packed: bool = False,
+    path: Path, pixels: Sequence[Pixel], grid: regframe.Grid, processed: bool = False, packed: bool = False
 ) -> None:
     """Write ``path`` and its ``.ibd``, aside and then renamed.
 
     Args:
         path: the ``.imzML``.
-        pixels: index y, index x (from 0), m/z ``[n]`` and intensities ``[n]`` of each spectrum.
-        grid: in µm, or in pixels where nothing is known.
+        pixels: the spectra.
+        grid: in µm; in pixels where their size is not known.
         processed: whether every spectrum has an m/z axis of its own; False: the first one's serves all.
         packed: whether arrays are compressed with zlib.
     """
-    blob = bytearray(16)
+    blob, spectra = _binary_and_spectra(pixels, processed, packed)
+    text = _document(blob, spectra, grid, processed, packed)
+    binary = path.with_suffix(".ibd")
+    waiting = {file.with_name(f".{file.name}.partial"): file for file in (binary, path)}
+    try:
+        for (aside, _), content in zip(waiting.items(), (blob, text.encode()), strict=True):
+            aside.write_bytes(content)
+        for aside, file in waiting.items():  # the XML last: readers look for it
+            aside.replace(file)
+    finally:
+        for aside in waiting:
+            aside.unlink(missing_ok=True)
 
-    def store(values: np.ndarray[Any, Any], dtype: str) -> tuple[int, int, int]:
+
+def _binary_and_spectra(pixels: Sequence[Pixel], processed: bool, packed: bool) -> tuple[bytes, list[str]]:
+    """The ``.ibd``, and the XML of each spectrum, which says where in it the arrays lie."""
+    blob = bytearray(IDENTIFIER)
+
+    def store(values: Numbers, dtype: str) -> tuple[int, int, int]:
         raw = values.astype(dtype).tobytes()
         raw = zlib.compress(raw) if packed else raw
         blob.extend(raw)
@@ -397,21 +429,17 @@ def write_imzml(
             f"{_param(X, 'position x', x + 1)}{_param(Y, 'position y', y + 1)}</scan></scanList>"
             f'<binaryDataArrayList count="2">{arrays}</binaryDataArrayList></spectrum>\n'
         )
-    blob[:16] = hashlib.sha256(blob).digest()[:16]  # the same data, the same identifier
+    blob[:IDENTIFIER] = hashlib.sha256(blob).digest()[:IDENTIFIER]  # equal data get an equal identifier
+    return bytes(blob), spectra
+
+
+def _document(blob: bytes, spectra: Sequence[str], grid: regframe.Grid, processed: bool, packed: bool) -> str:
+    """The XML of a whole file."""
     mode = ("IMS:1000031", "processed") if processed else ("IMS:1000030", "continuous")
-    settings = _param(N_Y, "max count of pixels y", grid.shape[0]) + _param(N_X, "max count of pixels x", grid.shape[1])
-    if grid.unit != "px":
-        micrometre = 'unitCvRef="UO" unitAccession="UO:0000017" unitName="micrometer"'
-        for key, name, value in zip(
-            (SIZE_Y, SIZE_X, OFFSET_Y, OFFSET_X),
-            ("pixel size y", "pixel size (x)", "absolute position offset y", "absolute position offset x"),
-            (*grid.spacing, *grid.origin), strict=True,
-        ):  # fmt: skip
-            settings += _param(key, name, repr(value), micrometre)
     packing = _param(ZLIB, "zlib compression") if packed else _param("MS:1000576", "no compression")
-    identifier = "{" + str(uuid.UUID(bytes=bytes(blob[:16]))) + "}"
-    digest = hashlib.sha1(blob, usedforsecurity=False).hexdigest()  # the format asks for it
-    text = f"""<?xml version="1.0" encoding="UTF-8"?>
+    identifier = "{" + str(uuid.UUID(bytes=blob[:IDENTIFIER])) + "}"
+    digest = hashlib.sha1(blob, usedforsecurity=False).hexdigest()  # the format asks for SHA-1
+    return f"""<?xml version="1.0" encoding="UTF-8"?>
 <mzML xmlns="http://psi.hupo.org/ms/mzml" version="1.1">
 <cvList count="3"><cv id="MS" fullName="Proteomics Standards Initiative Mass Spectrometry Ontology" URI="psi-ms.obo"/>
 <cv id="UO" fullName="Unit Ontology" URI="unit.obo"/><cv id="IMS" fullName="Imaging MS Ontology" URI="imagingMS.obo"/></cvList>
@@ -423,7 +451,7 @@ def write_imzml(
 {_param(INTENSITY, "intensity array")}{_param("MS:1000521", "32-bit float")}{packing}</referenceableParamGroup>
 </referenceableParamGroupList>
 <softwareList count="1"><software id="example-msi" version="0.1.0"/></softwareList>
-<scanSettingsList count="1"><scanSettings id="settings">{settings}</scanSettings></scanSettingsList>
+<scanSettingsList count="1"><scanSettings id="settings">{_settings(grid)}</scanSettings></scanSettingsList>
 <instrumentConfigurationList count="1"><instrumentConfiguration id="instrument"/></instrumentConfigurationList>
 <dataProcessingList count="1"><dataProcessing id="processing"><processingMethod order="0" softwareRef="example-msi"/>
 </dataProcessing></dataProcessingList>
@@ -432,16 +460,22 @@ def write_imzml(
 {"".join(spectra)}</spectrumList></run>
 </mzML>
 """
-    binary = path.with_suffix(".ibd")
-    waiting = {file.with_name(f".{file.name}.partial"): file for file in (binary, path)}
-    try:
-        for (aside, _), content in zip(waiting.items(), (bytes(blob), text.encode()), strict=True):
-            aside.write_bytes(content)
-        for aside, file in waiting.items():  # the XML last: it is what is looked for
-            aside.replace(file)
-    finally:
-        for aside in waiting:
-            aside.unlink(missing_ok=True)
+
+
+def _settings(grid: regframe.Grid) -> str:
+    """How many pixels there are, and where their size is known, how large they are and where the first one lies, in µm."""
+    settings = _param(N_Y, "max count of pixels y", grid.shape[0]) + _param(N_X, "max count of pixels x", grid.shape[1])
+    if grid.unit == "px":
+        return settings
+    micrometre = 'unitCvRef="UO" unitAccession="UO:0000017" unitName="micrometer"'
+    for key, name, value in (
+        (SIZE_Y, "pixel size y", grid.spacing[0]),
+        (SIZE_X, "pixel size (x)", grid.spacing[1]),
+        (OFFSET_Y, "absolute position offset y", grid.origin[0]),
+        (OFFSET_X, "absolute position offset x", grid.origin[1]),
+    ):
+        settings += _param(key, name, repr(value), micrometre)
+    return settings
 
 
 def _param(accession: str, name: str, value: object = "", unit: str = "") -> str:
