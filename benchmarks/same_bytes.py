@@ -46,7 +46,7 @@ def add(digest: Any, value: Any) -> None:
         add(digest, value.grid)
         digest.update(str(value.n_steps).encode())
     elif isinstance(value, rf.Displacement):
-        add(digest, value.values)
+        add(digest, value.field)
         add(digest, value.grid)
     elif isinstance(value, rf.Transform):
         for part in value.parts():
