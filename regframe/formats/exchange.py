@@ -29,7 +29,7 @@ from . import BUILT_IN, TOLERANCE_PX
 from .steps import along_x, both_canvases, unjudged
 
 IMPORTED = "imported, not fitted here: nothing but the map itself was judged, so look at the overlay"
-
+"""What is said of every imported map, after its file and format."""
 
 # -------------------------------------------------------------------------------------------------------------- formats
 
@@ -277,6 +277,6 @@ def _named(path: Path) -> Iterator[None]:
     try:
         yield
     except (ValueError, RecursionError) as error:
-        if str(path) in str(error):
+        if str(error).startswith(f"cannot read {path}"):  # as the store says it
             raise
         raise ValueError(f"cannot import {path}: {error}") from error
