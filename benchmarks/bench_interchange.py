@@ -28,7 +28,7 @@ from regframe.data import Grid, unit_ratio
 DATA = Path(os.environ.get("REGFRAME_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data")
 PAIRS = ("lesion_1", "lesion_3", "MERFISH")
 BAR = 1e-3
-"""Distance in px at which positions of two programs are the same."""
+"""Distance in px at which positions of two programs count as equal."""
 STORED = 0.006
 """Distance in px that the store of a result may be off, which is kept small; it is written to 0.003 px, twice as exactly."""
 PROBES = 1 << 17

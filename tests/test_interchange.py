@@ -950,6 +950,10 @@ def test_options_of_a_format_on_the_command_line(tmp_path: Path) -> None:
         ([str(tmp_path / "c.h5"), "--spacing", "8"], "wanted spacing with csv or geojson alone, got itk"),
         ([str(tmp_path / "c.h5"), "--format", "tiff"], "wanted a format out of itk"),
         ([str(tmp_path / "c.csv"), "--spacing", "-1"], "wanted a positive spacing"),
+        ([str(tmp_path / "c.csv"), "--format-set", "spacing=wide"], "wanted a positive spacing"),
+        ([str(tmp_path / "c.csv"), "--format-set", "points=a.csv"], "--points FILE"),
+        ([str(tmp_path / "c.csv"), "--format-set", "to=fixed"], "got to, which every one has"),
+        ([str(tmp_path / "c.zarr"), "--format-set", "systems=atlas"], "a fixed and a moving coordinate system"),
     ):
         done = run(main, [*export, *arguments])
         assert done.exit_code == 2, done.output

@@ -52,6 +52,17 @@ _unit_option = click.option(
 )
 
 
+def _format_settings(pairs: tuple[str, ...]) -> dict[str, Any]:
+    """The options of ``--format-set``; `BadInput` for one that is an option of the command."""
+    values = parse_pairs(pairs, "--format-set")
+    taken = {"result", "path", "format", "fixed", "moving", "to", "unit", "tolerance", "overwrite"} & values.keys()
+    if taken:
+        raise BadInput(
+            f"wanted an option of the format in --format-set, got {', '.join(sorted(taken))}, which every one has"
+        )
+    return values
+
+
 def _to_option(said: str) -> Callable[[_F], _F]:
     return click.option("--to", type=click.Choice(["fixed", "moving"]), default="moving", show_default=True, help=said)
 
@@ -94,7 +105,7 @@ def export(
 
     result = load_result(result_folder)
     side = result.fixed_grid if to == "moving" else result.moving_grid
-    options = {"spacing": spacing, **parse_pairs(settings, "--format-set")}
+    options = {"spacing": spacing, **_format_settings(settings)}
     with bad_input():
         if points_file is not None:
             options["points"] = regframe.read_points(points_file, unit=side.unit)
@@ -171,7 +182,7 @@ def import_(ctx: click.Context, /, **options: Any) -> None:
         sides.append(data)
         run[side] = {"path": file.resolve(), "adapter": adapter.name, "options": used}
     fixed, moving = [_canvas(data) for data in sides] or (None, None)
-    own = parse_pairs(options["settings"], "--format-set")
+    own = _format_settings(options["settings"])
     if options["fixed_system"] or options["moving_system"]:
         own["systems"] = (options["fixed_system"] or "fixed", options["moving_system"] or "moving")
     with bad_input():

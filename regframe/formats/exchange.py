@@ -269,6 +269,6 @@ def _named(path: Path) -> Iterator[None]:
     try:
         yield
     except (ValueError, RecursionError) as error:
-        if str(path) in str(error):
+        if str(error).startswith(f"cannot read {path}"):  # as the store says it
             raise
         raise ValueError(f"cannot import {path}: {error}") from error

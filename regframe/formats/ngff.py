@@ -32,7 +32,9 @@ class Ngff(MapFormat):
     suffixes = (".zarr",)
 
     def __init__(self, systems: tuple[str, str] = ("fixed", "moving")) -> None:
-        self.systems = systems
+        if isinstance(systems, str) or len(systems) != 2 or not all(isinstance(name, str) for name in systems):
+            raise ValueError(f"wanted the names of a fixed and a moving coordinate system as systems, got {systems!r}")
+        self.systems = (systems[0], systems[1])
 
     @classmethod
     def recognises(cls, path: Path) -> bool:
@@ -45,7 +47,7 @@ class Ngff(MapFormat):
             reports = store.save(result, path, tolerance=tolerance, max_nodes=MOST_NODES)
         for warning in caught:  # the store names itself where it is written, not where the user finds it
             said = str(warning.message).replace(os.path.realpath(path), path.name)
-            warnings.warn(said, warning.category, stacklevel=4)
+            warnings.warn(said, warning.category, stacklevel=3)
         error = max(_error(path, result, side) for side in get_args(Side))
         bar = max([tolerance, *(report.max_error_px for report in reports.values())])
         if error > 10 * bar:  # the store's own measure, at other positions, cannot be that far from it

@@ -36,8 +36,10 @@ class Points(MapFormat):
     """
 
     def __init__(self, points: PointSet | None = None, spacing: float | None = None) -> None:
-        if spacing is not None and not (math.isfinite(spacing) and spacing > 0):
-            raise ValueError(f"wanted a positive spacing of the points, got {spacing}")
+        if points is not None and not isinstance(points, PointSet):
+            raise ValueError(f"wanted a PointSet as points (on the command line: --points FILE), got {points!r:.80}")
+        if spacing is not None and not (isinstance(spacing, (int, float)) and math.isfinite(spacing) and spacing > 0):
+            raise ValueError(f"wanted a positive spacing of the points, got {spacing!r}")
         self.points = points
         self.spacing = spacing
 
