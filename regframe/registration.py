@@ -24,7 +24,7 @@ from .fit import clouds, uncertainty
 from .fit.frames import Frame
 from .fit.halvings import Halvings, Level, halve
 from .fit.likeness import coincidence, fit_contrast
-from .fit.pyramid import Fit, fit_pyramid
+from .fit.pyramid import Fit, Pair, Recipe, fit_pyramid
 from .fit.threads import threads_for
 from .fit.velocity import physical_maps
 from .maps import plane
@@ -35,13 +35,15 @@ from .maps.homogeneous import compose, determinant, inverse
 from .maps.resample import move_points, resample
 from .maps.shapes import Shapes
 from .reference import carry
-from .solvers import preparation
+from .solvers import preparation, recipes
 from .solvers import section as solvers_section
 from .solvers.mixed import drawing
 from .solvers.mixed import nuclei as mixed_nuclei
 from .solvers.points import align
 from .starts import images, landmarks, pose
 from .starts import section as starts_section
+from .starts.given import given
+from .starts.scale import Scale
 
 Carried = Image | PointSet | Shapes | Tensor
 """What a map carries."""
@@ -237,6 +239,7 @@ def register(
         else plugins.metric("contrast" if automatic else config.metric, **config.metric_options)
     )
     fixed, moving = _open(fixed), _open(moving)
+    init = init.affine if isinstance(init, Result) else init
     reasons: list[str] = []
     if isinstance(fixed, PointSet) and isinstance(moving, PointSet):
         with threads_for(len(fixed)), torch.inference_mode(False):
@@ -321,20 +324,16 @@ def _register(
         )
         return similarity
 
-    def step(stage: str, level: int, n_levels: int, iteration: int, loss: float) -> None:
-        if progress is not None:
-            progress(Progress(stage, iteration, config.optimizer.max_iter, level, n_levels, loss))
-
     nuclei = None
     if section:
-        sides, start, found, fit, place_sd = _fit_section(fixed, moving, init, ready, config, step, reasons)
+        sides, start, found, fit, place_sd = _fit_section(fixed, moving, init, ready, config, progress, reasons)
         fixed, moving = (side.image for side in sides)
     else:
         sides = Halvings(fixed), Halvings(moving)
-        start, found = _start(sides, init, ready, config)
-        pull, pairs, place_sd = _pullback(*sides, start), _pairs(*sides, init, config), None
-        most = None if drawn is None else drawing.PER_POINT * len(drawn.points)
-        fit = fit_pyramid(*sides, pull, ready, config, pairs, step, stained, most)
+        start, found = images.begin(*sides, init, ready, config)
+        pairs, place_sd = _pairs(*sides, init, config), None
+        recipe = recipes.drawn(drawn.points) if drawn is not None else recipes.STAINED if stained else Recipe()
+        fit = fit_pyramid(Pair(*sides, ready, config, pairs, recipe), _pullback(*sides, start), progress)
         if drawn is not None and pairs is None:
             fit, nuclei = mixed_nuclei.settle(fit, fixed, moving, drawn.points, drawn.side, config)
     affine, phi = physical_maps(fit.pullback, fit.space, fit.velocity, fixed.grid, moving.grid)
@@ -433,36 +432,32 @@ def _fit_section(
     init: Any,
     ready: Callable[[Level], Metric],
     config: Config,
-    step: Callable[[str, int, int, int, float], None],
+    progress: Callable[[Progress], None] | None,
     reasons: list[str],
 ) -> tuple[tuple[Halvings, Halvings], Tensor, pose.Pose | None, Fit, float | None]:
     """A section in a volume: both as they were fitted (one plane, and the slab of the volume around it), start, what
     the search found, fit, and by how much planes that fit as well differ."""
     side, found, sd = Halvings(plane.lift(fixed)), None, None
-    ratio = unit_ratio(moving.grid.unit, fixed.grid.unit)
-    start = _given((side.grid, moving.grid), init, ratio, config)
+    start = given(side.grid, moving.grid, init, config)
     if start is None:
         place = starts_section.search(fixed, Halvings(moving), config)
-        start, found, sd = place.pose.matrix, place.pose, place.sd
+        factor = Scale.of(fixed.grid, moving.grid).factor
+        start = pose.nearest_of_kind(place.pose.matrix, config.transform, factor, moving.grid.center)
+        found, sd = place.pose, place.sd
         if place.either_side:
             reasons.append(
                 "the volume looks the same from both sides: left and right of the section were not told apart"
             )
-    start = pose.nearest_of_kind(start, config.transform, ratio or 1.0, moving.grid.center)
     phi: Transform = Affine(start, moving.grid.unit, fixed.grid.unit)
-    times = 0
-    while side.at(times)[0][0].numel() > SEEN_IN_VOLUME and side.at(times + 1) is not side.at(times):
-        times += 1
-    seen = side.physical(times)
+    seen = side.physical(side.times_until(lambda grid: math.prod(grid.shape) <= SEEN_IN_VOLUME))
     volume = solvers_section.slab(moving, phi.inverse().points(seen.grid.coords()))
     # a section says little about where it lies across itself: what the search found out about the plane is kept
     painted = (
         solvers_section.painted(volume, seen, phi.inverse().points(seen.grid.coords())) if moving.labels else volume
     )
     other = Halvings(painted)
-    fit = fit_pyramid(
-        side, other, _pullback(side, other, start), ready, config, _pairs(side, other, init, config), step, section=True
-    )
+    pair = Pair(side, other, ready, config, _pairs(side, other, init, config), recipes.PLANE)
+    fit = fit_pyramid(pair, _pullback(side, other, start), progress)
     return (side, other), start, found, fit, sd
 
 
@@ -487,8 +482,7 @@ def _register_points(
     if similarity is not None and similarity.accepts != (PointSet, PointSet):
         wants = " and ".join(t.__name__ for t in similarity.accepts)
         raise ValueError(f"wanted a metric for two point sets, got {type(similarity).name!r}, which compares {wants}")
-    ratio = unit_ratio(moving.unit, fixed.unit)
-    if ratio is None:
+    if unit_ratio(moving.unit, fixed.unit) is None:
         note = (
             f"one side declares no unit (fixed in {fixed.unit}, moving in {moving.unit}): "
             "the scale between them was estimated, not known"
@@ -498,15 +492,8 @@ def _register_points(
             f"regframe: {note}; name the unit in the columns (y_um, x_um) to fix it", UserWarning, stacklevel=3
         )
     grids = clouds.canvas(fixed), clouds.canvas(moving)
-    start = _given(grids, init, ratio, config)
-    if start is not None:
-        start = pose.nearest_of_kind(start, config.transform, ratio or 1.0, grids[1].center)
-
-    def tell(stage: str, level: int, iteration: int, loss: float) -> None:
-        if progress is not None:
-            progress(Progress(stage, iteration, config.optimizer.max_iter, level, level + 1, loss))
-
-    found = align.align(fixed, moving, grids, start, ratio, config, similarity, tell)
+    start = given(*grids, init, config)
+    found = align.align(fixed, moving, grids, start, config, similarity, progress)
     metric = {"name": "mixture", "why": "the one for points"}
     if similarity is not None:
         metric = {"name": type(similarity).name, "why": "as asked for"}
@@ -625,72 +612,6 @@ def _shape(grid: Grid) -> str:
     return " x ".join(str(n) for n in grid.shape)
 
 
-def _start(
-    sides: tuple[Halvings, Halvings], init: Any, ready: Callable[[Level], Metric], config: Config
-) -> tuple[Tensor, pose.Pose | None]:
-    """``A`` ``[D+1, D+1]`` in physical units to start from, and what the pose search found where one was run."""
-    fixed, moving = (side.image for side in sides)
-    ratio = unit_ratio(moving.grid.unit, fixed.grid.unit)
-    if isinstance(init, landmarks.Landmarks):
-        _check_landmarks(init, fixed, moving)
-    matrix, found = _given((fixed.grid, moving.grid), init, ratio, config), None
-    if matrix is None:
-        found = images.search(*sides, ready, config)
-        matrix = found.matrix
-    return pose.nearest_of_kind(matrix, config.transform, ratio or 1.0, moving.grid.center), found
-
-
-def _given(grids: tuple[Grid, Grid], init: Any, ratio: float | None, config: Config) -> Tensor | None:
-    """The start ``A`` ``[D+1, D+1]`` that ``init`` names, in physical units; None where it has to be searched for."""
-    fixed, moving = grids
-    ndim = moving.ndim
-    if config.transform == "rigid" and ratio is None:
-        raise ValueError(
-            f"wanted both sides in length units for a rigid map, got fixed in {fixed.unit} and moving in "
-            f"{moving.unit}; state the missing spacing or unit, or use transform='similarity'"
-        )
-    if isinstance(init, Result):
-        init = init.affine
-    if isinstance(init, str) and init == "auto":
-        return None
-    if isinstance(init, str) and init == "identity":
-        return torch.diag(torch.tensor([*[ratio or 1.0] * ndim, 1.0], dtype=torch.float64))
-    if isinstance(init, landmarks.Landmarks):
-        if init.moving.shape[1] != ndim:
-            raise ValueError(f"wanted landmarks of {ndim} components, got {init.moving.shape[1]}")
-        kind = "affine" if config.transform == "lddmm" else config.transform
-        matrix = landmarks.fit_points(init.moving * (ratio or 1.0), init.fixed, kind)[0].matrix.clone()
-        matrix[:-1, :-1] = matrix[:-1, :-1] * (ratio or 1.0)
-        if not float(determinant(matrix).abs()) > 0:
-            raise ValueError("wanted landmarks that give an invertible map, got a singular one; check their pairing")
-        return matrix
-    if not isinstance(init, Transform):
-        raise ValueError(f"wanted init 'auto', 'identity', landmarks, a Transform or a Result, got {init!r}")
-    parts = init.parts()
-    if len(parts) != 1 or not isinstance(parts[0], Affine) or init.ndim != ndim:
-        raise ValueError(
-            f"wanted an affine map of {ndim}D to start from, got {type(init).__name__} of {init.ndim}D; "
-            "pass the .affine of a result"
-        )
-    if (init.source_unit, init.target_unit) != (moving.unit, fixed.unit):
-        raise ValueError(
-            f"wanted a start from {moving.unit} to {fixed.unit}, got one from {init.source_unit} to {init.target_unit}"
-        )
-    return parts[0].matrix
-
-
-def _check_landmarks(pairs: landmarks.Landmarks, fixed: Image, moving: Image) -> None:
-    for coords, image, side in ((pairs.fixed, fixed, "fixed"), (pairs.moving, moving, "moving")):
-        if coords.shape[1] != image.grid.ndim:
-            raise ValueError(f"wanted {side} landmarks of {image.grid.ndim} components, got {coords.shape[1]}")
-        outside = int((~image.grid.contains(coords)).sum())
-        if outside:
-            raise ValueError(
-                f"wanted {side} landmarks inside the {side} image, got {outside} of {len(coords)} outside; "
-                "check their unit and the order of x and y"
-            )
-
-
 def _level_grid(fixed: Grid, fit: Fit) -> Grid:
     """The fixed grid at the resolution of the last level, where the weights live."""
     assert fit.matching is not None
@@ -711,9 +632,7 @@ def _probe(grid: Grid, most: int = 150_000) -> Grid:
 
 def _coincidence(fixed: Halvings, moving: Halvings, affine: Affine, phi: Transform, most: int = 150_000) -> float:
     """The largest `likeness.coincidence` of the aligned images over resolutions."""
-    times = 0
-    while fixed.at(times)[0][0].numel() > most and fixed.at(times + 1) is not fixed.at(times):
-        times += 1
+    times = fixed.times_until(lambda grid: math.prod(grid.shape) <= most)
     zoom = float(determinant(affine.matrix).abs()) ** (1 / affine.ndim) * moving.grid.pixel / fixed.grid.pixel
     one, other = fixed.physical(times), moving.physical(max(0, round(times - math.log2(max(zoom, 1e-6)))))
     inside = moving.grid.contains(phi.inverse().points(one.grid.coords())).to(torch.float32)

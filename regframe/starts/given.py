@@ -1,0 +1,89 @@
+"""The start that the user gives: what ``init`` says, as a matrix in physical units."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from ..config import Config
+from ..data import Grid, Image
+from ..fit.frames import affine_kind
+from ..maps.affine import Affine
+from ..maps.base import Transform
+from ..maps.homogeneous import determinant
+from .identity import as_they_lie
+from .landmarks import Landmarks, fit_points
+from .pose import nearest_of_kind
+from .scale import Scale
+
+
+def given(fixed: Grid, moving: Grid, init: Any, config: Config) -> Tensor | None:
+    """The start ``A`` ``[D+1, D+1]`` float64 that ``init`` names, moving → fixed in physical units; None: search for one.
+
+    It is of the kind that is asked for, or the nearest map of that kind.
+
+    Args:
+        fixed: canvas of the fixed side.
+        moving: canvas of the moving side.
+        init: ``"auto"``, ``"identity"``, `Landmarks` or an affine `Transform` from moving to fixed.
+        config: its ``transform`` says of which kind the start must be.
+
+    Raises:
+        ValueError: where nothing follows from ``init``, or a rigid map is asked for between unknown units.
+    """
+    scale = Scale.of(fixed, moving)
+    if config.transform == "rigid" and scale.ratio is None:
+        raise ValueError(
+            f"wanted both sides in length units for a rigid map, got fixed in {fixed.unit} and moving in "
+            f"{moving.unit}; state the missing spacing or unit, or use transform='similarity'"
+        )
+    if isinstance(init, str) and init == "auto":
+        return None
+    if isinstance(init, str) and init == "identity":
+        matrix = as_they_lie(scale, moving.ndim)
+    elif isinstance(init, Landmarks):
+        matrix = _of_landmarks(init, scale, moving.ndim, config)
+    else:
+        matrix = _of_transform(init, fixed, moving)
+    return nearest_of_kind(matrix, config.transform, scale.factor, moving.center)
+
+
+def _of_landmarks(pairs: Landmarks, scale: Scale, ndim: int, config: Config) -> Tensor:
+    if pairs.moving.shape[1] != ndim:
+        raise ValueError(f"wanted landmarks of {ndim} components, got {pairs.moving.shape[1]}")
+    fitted, _ = fit_points(pairs.moving * scale.factor, pairs.fixed, affine_kind(config.transform))
+    matrix = fitted.matrix.clone()
+    matrix[:-1, :-1] = matrix[:-1, :-1] * scale.factor
+    if not float(determinant(matrix).abs()) > 0:
+        raise ValueError("wanted landmarks that give an invertible map, got a singular one; check their pairing")
+    return matrix
+
+
+def _of_transform(init: Any, fixed: Grid, moving: Grid) -> Tensor:
+    if not isinstance(init, Transform):
+        raise ValueError(f"wanted init 'auto', 'identity', landmarks, a Transform or a Result, got {init!r}")
+    parts = init.parts()
+    if len(parts) != 1 or not isinstance(parts[0], Affine) or init.ndim != moving.ndim:
+        raise ValueError(
+            f"wanted an affine map of {moving.ndim}D to start from, got {type(init).__name__} of {init.ndim}D; "
+            "pass the .affine of a result"
+        )
+    if (init.source_unit, init.target_unit) != (moving.unit, fixed.unit):
+        raise ValueError(
+            f"wanted a start from {moving.unit} to {fixed.unit}, got one from {init.source_unit} to {init.target_unit}"
+        )
+    return parts[0].matrix
+
+
+def check_landmarks(pairs: Landmarks, fixed: Image, moving: Image) -> None:
+    """Refuse landmarks of another dimension than their image, or outside it: their unit or the order of x and y is wrong."""
+    for coords, image, side in ((pairs.fixed, fixed, "fixed"), (pairs.moving, moving, "moving")):
+        if coords.shape[1] != image.grid.ndim:
+            raise ValueError(f"wanted {side} landmarks of {image.grid.ndim} components, got {coords.shape[1]}")
+        outside = int((~image.grid.contains(coords)).sum())
+        if outside:
+            raise ValueError(
+                f"wanted {side} landmarks inside the {side} image, got {outside} of {len(coords)} outside; "
+                "check their unit and the order of x and y"
+            )
