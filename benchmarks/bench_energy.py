@@ -22,6 +22,7 @@ from regframe import ops
 from regframe.config import Config
 from regframe.fit.energy import Energy
 from regframe.fit.frames import Increment
+from regframe.fit.mapspace import MapSpace
 from regframe.fit.prior import velocity_space
 from regframe.fit.pyramid import build_levels
 from regframe.testing.bench import interleaved, relative
@@ -96,7 +97,8 @@ def make_case(
     metric = rf.metric("contrast")
     metric.prepare(rf.Image(level.fixed, level.fixed_grid), rf.Image(level.moving, level.moving_grid))
     weight = 0.5 + 0.5 * torch.rand((side, side), generator=generator)
-    energy = Energy(level, metric, increment, torch.eye(3, dtype=torch.float64), space, weight, OBSERVATIONS)
+    maps = MapSpace(torch.eye(3, dtype=torch.float64), increment, space)
+    energy = Energy(level, metric, maps, weight, OBSERVATIONS)
     x = torch.cat([torch.zeros(6), 0.01 * torch.randn(space.size, generator=generator)])
     path = energy.path(x, level.moving_grid)
 

@@ -14,7 +14,7 @@ from records import record
 
 import regframe as rf
 from regframe import ops
-from regframe.fit import energy, mixture, pyramid, velocity
+from regframe.fit import energy, mixture, precondition, pyramid, velocity
 from regframe.solvers import images as solver_images
 from regframe.solvers import raster
 from regframe.starts import images
@@ -26,7 +26,7 @@ STAGES: list[tuple[str, object, str]] = [
     ("velocity and its adjoint (FFT)", velocity.VelocitySpace, "velocity"),
     ("velocity and its adjoint (FFT)", velocity.VelocitySpace, "adjoint"),
     ("energy, without kernels and FFT", energy.Energy, "__call__"),
-    ("optimiser", pyramid, "minimize"),
+    ("optimiser", precondition, "minimize"),
     ("contrast map, EM weights, correlation area", pyramid, "fit_contrast"),
     ("contrast map, EM weights, correlation area", pyramid, "correlation_area"),
     ("contrast map, EM weights, correlation area", mixture.Mixture, "update"),

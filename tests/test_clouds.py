@@ -269,10 +269,10 @@ def test_energy_gradient() -> None:
     """The gradient of the bent energy against differences, in double the step's accuracy of float32."""
     p, q = shape(40, 2), shape(40, 2, 1)
     state = straight.State(np.eye(3), 2.0, 0.1)
-    fit = bend.bent_start(state, p, q, 1.0, rf.Config())
+    fit = bend.bent_start(state, bend.Clouds(p, q, 1.0, rf.Config()))
     assert fit.space is not None
     found = clouds.match(p, q, 2.0, 0.1, 400.0)
-    energy = bend.CloudEnergy(p, q, found.rows, 40, 2.0, 0.1, 400.0, fit.increment, fit.start, fit.space)
+    energy = bend.CloudEnergy(p, q, found.rows, 2.0, 0.1, 400.0, fit.maps)
     generator = torch.Generator().manual_seed(0)
     x = fit.x + 0.05 * torch.randn(fit.x.shape, generator=generator)
     _, gradient = energy(x)

@@ -17,6 +17,7 @@ from regframe.fit.energy import Energy
 from regframe.fit.frames import Frame, Increment
 from regframe.fit.halvings import Level, halve, standardized
 from regframe.fit.likeness import CORRELATION_LIMIT, correlation_area, fit_contrast
+from regframe.fit.mapspace import MapSpace
 from regframe.fit.mixture import Mixture
 from regframe.fit.velocity import VelocitySpace, smooth_size
 
@@ -270,7 +271,7 @@ def test_the_gradient_is_the_slope_of_the_energy(ndim: int, term: str, kind: str
     else:
         level.moving = level.moving[:2]
     energy = Energy(
-        level, metric, increment, _start(ndim), space, level.fixed_weight, 130.0,
+        level, metric, MapSpace(_start(ndim), increment, space), level.fixed_weight, 130.0,
         sigma_match=0.7 if term == "sigma" else None, landmarks=pairs,
     )  # fmt: skip
     if term not in ("likelihood", "sigma"):
@@ -303,7 +304,7 @@ def test_the_gradient_without_velocities_and_in_single_precision() -> None:
     metric = rf.metric("contrast")
     metric.prepare(rf.Image(level.fixed, level.fixed_grid), rf.Image(level.moving, level.moving_grid))
     increment = Increment("affine", 2, 30.0)
-    energy = Energy(level, metric, increment, _start(2), None, level.fixed_weight, 130.0)
+    energy = Energy(level, metric, MapSpace(_start(2), increment), level.fixed_weight, 130.0)
     x = _noise((6,), 13).to(torch.float32)
     value, gradient = energy(x)
     assert energy.parts["regularizer"] == 0
@@ -322,9 +323,8 @@ def test_the_matching_term_is_the_log_likelihood_of_n_observations(likelihood, s
     level = _level(2)
     level.moving = level.moving[:2]
     metric = _Squares(likelihood)
-    energy = Energy(
-        level, metric, Increment("rigid", 2, 30.0), _start(2), _velocities(2), level.fixed_weight, 50.0, sigma
-    )
+    maps = MapSpace(_start(2), Increment("rigid", 2, 30.0), _velocities(2))
+    energy = Energy(level, metric, maps, level.fixed_weight, 50.0, sigma)
     u = _noise((_velocities(2).size,), 14)
     value, _ = energy(torch.cat([torch.zeros(3, dtype=torch.float64), u]))
     assert energy.parts["regularizer"] == pytest.approx(float((u**2).sum()) / 2)
@@ -336,14 +336,13 @@ def test_the_landmark_term_is_the_squared_miss_of_the_forward_map() -> None:
     level, space = _level(2), _velocities(2)
     increment = Increment("affine", 2, 30.0)
     p, q = 8 * _noise((4, 2), 15), 8 * _noise((4, 2), 16)
-    energy = Energy(
-        level, rf.metric("contrast"), increment, _start(2), space, level.fixed_weight, 1.0, landmarks=(p, q, 0.4)
-    )
+    maps = MapSpace(_start(2), increment, space)
+    energy = Energy(level, rf.metric("contrast"), maps, level.fixed_weight, 1.0, landmarks=(p, q, 0.4))
     x = torch.cat([_noise((6,), 17), _noise((space.size,), 18)])
     energy(x)
     # the same map through the public classes: first the flow, then the affine part
     flow = rf.Flow(space.velocity(x[6:]), space.grid, space.n_steps)
-    back = torch.linalg.inv(energy.pullback(x[:6]))
+    back = torch.linalg.inv(energy.maps.pullback(x[:6]))
     back[-1] = torch.tensor([0.0, 0.0, 1.0])
     mapped = rf.Sequence((flow, rf.Affine(back))).points(p)
     assert energy.parts["landmarks"] == pytest.approx(float(((mapped - q) ** 2).sum()) / (2 * 0.4**2), rel=1e-5)
@@ -354,7 +353,7 @@ def test_movement_is_the_largest_way_a_fixed_pixel_goes() -> None:
     increment = Increment("affine", 2, 30.0)
     start = torch.eye(3, dtype=torch.float64)
     start[:2, :2] *= 0.5  # a moving pixel is two fixed ones
-    energy = Energy(level, _Squares(True), increment, start, space, level.fixed_weight, 1.0)
+    energy = Energy(level, _Squares(True), MapSpace(start, increment, space), level.fixed_weight, 1.0)
     still = torch.zeros(increment.size + space.size)
     change = still.clone()
     change[:6] = 0.05 * _noise((6,), 19).float()
@@ -382,7 +381,8 @@ def test_overlap_counts_trusted_pixels_and_fades_over_the_border() -> None:
 
     def overlap(x: float, level: Level = level) -> Tensor:
         shift[1, 2] = x  # fixed column j shows moving column j + x
-        energy = Energy(level, _Squares(True), Increment("rigid", 2, 5.0), shift.clone(), None, fixed_weight, 1.0)
+        maps = MapSpace(shift.clone(), Increment("rigid", 2, 5.0))
+        energy = Energy(level, _Squares(True), maps, fixed_weight, 1.0)
         return energy.overlap(torch.zeros(3))
 
     here = overlap(0.0)

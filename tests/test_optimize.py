@@ -17,9 +17,10 @@ import regframe as rf
 from regframe.config import Pyramid
 from regframe.fit.frames import Frame, Increment
 from regframe.fit.halvings import noise_share, soften
-from regframe.fit.lbfgs import PATIENCE, Outcome, _History, minimize
-from regframe.fit.prior import velocity_space
-from regframe.fit.pyramid import DEVIATION_FLOOR, DEVIATION_MARGIN, Fit, adapt_prior, build_levels
+from regframe.fit.lbfgs import PATIENCE, Descent, Outcome, _History, minimize
+from regframe.fit.mapspace import DEVIATION_FLOOR, MapSpace
+from regframe.fit.prior import DEVIATION_MARGIN, velocity_space
+from regframe.fit.pyramid import Fit, adapt_prior, build_levels
 from regframe.fit.velocity import MOST_STEPS, STEEPEST, enough_steps
 
 laws = settings(max_examples=25)
@@ -57,8 +58,8 @@ class _Recorder:
 
 def _run(function: Callable[[Tensor], Tensor], x: Tensor, **options: float) -> tuple[Outcome, _Recorder]:
     recorder = _Recorder(function)
-    settings_ = {"max_iter": 200, "tolerance": 1e-6} | options
-    return minimize(recorder, x, _largest, callback=recorder.step, **settings_), recorder  # type: ignore[arg-type]
+    descent = Descent(**({"max_iter": 200, "tolerance": 1e-6} | options))  # type: ignore[arg-type]
+    return minimize(recorder, x, _largest, descent, recorder.step), recorder
 
 
 def _quadratic(n: int, condition: float, seed: int) -> tuple[Callable[[Tensor], Tensor], Tensor]:
@@ -135,7 +136,7 @@ def test_the_curved_valley_is_followed_to_its_end() -> None:
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_start_without_an_energy_is_named_divergence(value: float) -> None:
     start = torch.ones(3)
-    outcome = minimize(lambda x: (value, x), start, _largest, max_iter=10, tolerance=0.1)
+    outcome = minimize(lambda x: (value, x), start, _largest, Descent(10, 0.1))
     assert outcome.reason == "diverged"
     assert outcome.iterations == 0
     assert torch.equal(outcome.x, start)
@@ -200,7 +201,7 @@ def test_at_the_minimum_nothing_is_tried() -> None:
 def test_without_a_lower_point_it_says_flat() -> None:
     # a gradient that lies: nothing along it is lower
     outcome = minimize(
-        lambda x: (float(x.abs().sum()), torch.ones_like(x)), torch.zeros(2), _largest, max_iter=50, tolerance=0.01
+        lambda x: (float(x.abs().sum()), torch.ones_like(x)), torch.zeros(2), _largest, Descent(50, 0.01)
     )
     assert outcome.reason == "flat"
     assert outcome.energy == 0
@@ -242,9 +243,9 @@ def test_adapting_the_prior_leaves_the_velocity_as_it_is(size: float) -> None:
     inside = moving.contains(space.grid.coords())
     rms = float((displacement**2)[:, inside].mean().sqrt())
     x = torch.cat([torch.arange(6.0), u * size / rms])
-    fit = Fit(x, torch.eye(3, dtype=torch.float64), increment, space)
+    fit = Fit(x, MapSpace(torch.eye(3, dtype=torch.float64), increment, space))
     before, old = fit.velocity, space.deviation
-    adapt_prior(fit, moving)
+    adapt_prior(fit, moving, DEVIATION_MARGIN)
     assert fit.space is not None
     assert fit.velocity is not None
     assert torch.equal(fit.x[:6], x[:6])

@@ -22,6 +22,7 @@ from regframe.fit import uncertainty
 from regframe.fit.energy import Energy
 from regframe.fit.frames import Increment
 from regframe.fit.halvings import Level
+from regframe.fit.mapspace import MapSpace
 from regframe.fit.prior import velocity_space
 from regframe.fit.velocity import VelocitySpace
 from regframe.report import render
@@ -55,7 +56,7 @@ def energy_of(
         space = velocity_space(Grid((SIDE, SIDE)), Config()).with_deviation(3.0)
     increment = Increment("affine", 2, math.hypot(SIDE, SIDE) / 2)
     level = Level(fixed, data, grid, grid, torch.ones((SIDE, SIDE)), None)
-    energy = Energy(level, Unused(), increment, torch.eye(3, dtype=torch.float64), space, weight, 1.0)  # type: ignore[arg-type]
+    energy = Energy(level, Unused(), MapSpace(torch.eye(3, dtype=torch.float64), increment, space), weight, 1.0)  # type: ignore[arg-type]
     return energy, torch.zeros(increment.size + (0 if space is None else space.size))
 
 
@@ -124,7 +125,9 @@ def test_three_dimensions() -> None:
     space = velocity_space(Grid(shape), Config()).with_deviation(1.0)
     level = Level(data + 0.1 * torch.randn(data.shape, generator=generator), data, grid, grid, torch.ones(shape), None)
     increment = Increment("similarity", 3, 30.0)
-    energy = Energy(level, Unused(), increment, torch.eye(4, dtype=torch.float64), space, torch.ones(shape), 1.0)  # type: ignore[arg-type]
+    energy = Energy(
+        level, Unused(), MapSpace(torch.eye(4, dtype=torch.float64), increment, space), torch.ones(shape), 1.0
+    )  # type: ignore[arg-type]
     sd = uncertainty.position_sd(energy, torch.zeros(increment.size + space.size), False)
     assert sd.shape == shape
     assert bool(torch.isfinite(sd).all())

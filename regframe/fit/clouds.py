@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 from ..data import Grid, PointSet
+from .closed import turn_of
 
 Floats = NDArray[np.float64]
 
@@ -180,12 +181,9 @@ def fit_pairs(kind: str, p: Floats, q: Floats, w: Floats) -> Floats:
         gram = (dp * w[:, None]).T @ dp
         linear = np.linalg.solve(gram + 1e-12 * np.trace(gram) * np.eye(ndim), cross.T).T
     else:
-        u, s, vh = np.linalg.svd(cross)
-        sign = np.ones(ndim)
-        sign[-1] = np.sign(np.linalg.det(u) * np.linalg.det(vh)) or 1.0
-        linear = (u * sign) @ vh
+        linear, values = turn_of(cross)
         if kind == "similarity":
-            linear = linear * float((s * sign).sum() / max(float((w[:, None] * dp * dp).sum()), 1e-300))
+            linear = linear * float(values.sum() / max(float((w[:, None] * dp * dp).sum()), 1e-300))
     matrix = np.eye(ndim + 1)
     matrix[:-1, :-1], matrix[:-1, -1] = linear, mean_q - linear @ mean_p
     return matrix

@@ -18,9 +18,8 @@ from torch import Tensor
 from .. import ops, reference
 from ..data import Grid
 from ..maps import homogeneous
-from .frames import Increment
 from .halvings import Level
-from .velocity import VelocitySpace
+from .mapspace import MapSpace
 
 
 class ImageMetric(Protocol):
@@ -49,10 +48,8 @@ class Energy:
 
     Args:
         level: the images.
-        metric: the similarity.
-        increment: parametrisation of the affine part.
-        start: ``B_0`` ``[D+1, D+1]``, inverse affine map of the normalised frames (fixed → moving).
-        space: velocities, or None for an affine map.
+        metric: the similarity, made ready for the level.
+        maps: the maps that the variables stand for.
         weight: ``[*S_f]`` matching probability times masks and overlap, constant while this energy is minimised.
         observations: N.
         sigma_match: σ_M in standard deviations of the fixed channels, or None.
@@ -63,15 +60,13 @@ class Energy:
         self,
         level: Level,
         metric: ImageMetric,
-        increment: Increment,
-        start: Tensor,
-        space: VelocitySpace | None,
+        maps: MapSpace,
         weight: Tensor,
         observations: float,
         sigma_match: float | None = None,
         landmarks: tuple[Tensor, Tensor, float] | None = None,
     ) -> None:
-        self.level, self.metric, self.increment, self.start, self.space = level, metric, increment, start, space
+        self.level, self.metric, self.maps = level, metric, maps
         self.weight, self.observations, self.sigma_match, self.landmarks = weight, observations, sigma_match, landmarks
         self.n_evaluations = 0
         self.parts: dict[str, float] = {}
@@ -79,28 +74,19 @@ class Energy:
         self._index = level.fixed_grid.index_to_position()
         self._rim = level.fixed_grid.corners()
         self._still = torch.zeros((1, ndim, *(1,) * ndim), dtype=torch.float32)
-        # one fixed pixel of this level in full-resolution pixels, and what a moving pixel measures in them
-        self._pixel = level.fixed_grid.pixel
-        self.zoom = float(homogeneous.determinant(start).abs()) ** (-1 / ndim)
-
-    def split(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """``q`` ``[K]`` and ``u`` ``[P]`` of the variables ``x``."""
-        k = self.increment.size
-        return x[:k], (x[k:] if self.space is not None else None)
-
-    def pullback(self, q: Tensor) -> Tensor:
-        """``B(q)`` ``[D+1, D+1]``, fixed frame → moving frame."""
-        return homogeneous.compose(self.start, self.increment.matrix(q))
+        self._pixel = level.fixed_grid.pixel  # one fixed pixel of this level, in pixels of the finest
+        # between the nodes of the waves a displacement is no larger than at them, near enough for a bound
+        self._bound = maps if maps.space is None else maps.with_space(maps.space.with_finer(1))
 
     def path(self, x: Tensor, grid: Grid) -> ops.Path:
         """How the level's fixed pixels reach an image on the moving frame's ``grid``."""
-        q, u = self.split(x)
-        ndim = self.level.fixed_grid.ndim
-        matrix = homogeneous.compose(self.pullback(q), self._index)[:ndim]
-        if self.space is None or u is None:
+        q, u = self.maps.split(x)
+        ndim, space = self.level.fixed_grid.ndim, self.maps.space
+        matrix = homogeneous.compose(self.maps.pullback(q), self._index)[:ndim]
+        if space is None or u is None:
             velocity, v_grid, n_steps = self._still, Grid((1,) * ndim), 1
         else:
-            velocity, v_grid, n_steps = self.space.velocity(u), self.space.grid, self.space.n_steps
+            velocity, v_grid, n_steps = space.velocity(u), space.grid, space.n_steps
         return ops.Path(
             velocity, matrix, self.level.fixed_grid.shape, (0,) * ndim,
             grid.spacing, grid.origin, v_grid.spacing, v_grid.origin, n_steps,
@@ -112,20 +98,21 @@ class Energy:
 
     def positions(self, x: Tensor) -> Tensor:
         """Moving-frame position of every fixed pixel, ``[*S_f, D]`` float32."""
-        q, u = self.split(x)
-        at = reference.carry(self.pullback(q), self.level.fixed_grid.coords())
-        if self.space is None or u is None:
+        q, u = self.maps.split(x)
+        at = reference.carry(self.maps.pullback(q), self.level.fixed_grid.coords())
+        space = self.maps.space
+        if space is None or u is None:
             return at.to(torch.float32)
-        grid = self.space.grid
+        grid = space.grid
         flat = at.reshape(-1, grid.ndim).to(torch.float32)
-        end = ops.flow_points(flat, self.space.velocity(u), grid.spacing, grid.origin, self.space.n_steps, True)
+        end = ops.flow_points(flat, space.velocity(u), grid.spacing, grid.origin, space.n_steps, True)
         return end.reshape(at.shape)
 
     def __call__(self, x: Tensor) -> tuple[float, Tensor]:
         """Energy and gradient ``[K + P]`` at ``x``."""
         self.n_evaluations += 1
         x = x.detach()
-        q, u = self.split(x)
+        q, u = self.maps.split(x)
         level = self.level
         path = self.path(x, level.moving_grid)
         mismatch, v_grad, m_grad = self._mismatch(path)
@@ -143,17 +130,18 @@ class Energy:
         gradient = torch.empty_like(x)
         # the matrix is start · H(q) · index: from its gradient to that of H
         ndim = level.fixed_grid.ndim
-        h_grad = homogeneous.compose(self.start[:ndim].T, slope * m_grad, self._index.T)
-        gradient[: q.shape[0]] = self.increment.gradient(q, h_grad)
+        h_grad = homogeneous.compose(self.maps.start[:ndim].T, slope * m_grad, self._index.T)
+        gradient[: q.shape[0]] = self.maps.increment.gradient(q, h_grad)
         regularizer = 0.0
-        if u is not None and self.space is not None:
+        if u is not None and self.maps.space is not None:
             regularizer = 0.5 * float(torch.linalg.vector_norm(u, dtype=torch.float64)) ** 2
-            torch.add(u, self.space.adjoint(v_grad), alpha=slope, out=gradient[q.shape[0] :])
+            torch.add(u, self.maps.space.adjoint(v_grad), alpha=slope, out=gradient[q.shape[0] :])
         pairs = 0.0
         if self.landmarks is not None:
             with torch.enable_grad():
                 at = x.requires_grad_(True)
-                term = self._landmark_term(*self.split(at))
+                p, target, sigma = self.landmarks
+                term = ((self.maps.points(at, p) - target) ** 2).sum() / (2 * sigma**2)
                 gradient += torch.autograd.grad(term, at)[0]
             pairs = float(term.detach())
         self.parts = {"mismatch": mismatch, "matching": matching, "regularizer": regularizer, "landmarks": pairs}
@@ -173,26 +161,10 @@ class Energy:
             v_grad, m_grad = torch.autograd.grad(mismatch, (velocity, matrix))
         return float(mismatch.detach()), v_grad, m_grad
 
-    def _landmark_term(self, q: Tensor, u: Tensor | None) -> Tensor:
-        assert self.landmarks is not None
-        p, target, sigma = self.landmarks
-        if self.space is not None and u is not None:
-            grid = self.space.grid
-            velocity = self.space.velocity(u).to(torch.float64)
-            p = ops.flow_points(p, velocity, grid.spacing, grid.origin, self.space.n_steps, False)
-        mapped = reference.carry(homogeneous.inverse(self.pullback(q)), p)
-        return torch.as_tensor(((mapped - target) ** 2).sum() / (2 * sigma**2))
-
     def movement(self, change: Tensor) -> float:
         """The largest distance a change of the variables moves a fixed pixel, to first order, in pixels of the level."""
-        q, u = self.split(change)
-        ndim = self.level.fixed_grid.ndim
-        step = self.increment.matrix(q) - torch.eye(ndim + 1, dtype=torch.float64)
-        moved = float(reference.carry(step, self._rim).square().sum(dim=-1).amax().sqrt())
-        if self.space is not None and u is not None:
-            displacement = self.space.with_finer(1).velocity(u).mean(dim=0)  # [D, *S]
-            moved += self.zoom * float(displacement.square_().sum(dim=0).amax().sqrt())
-        return moved / self._pixel
+        rim, bend = self._bound.moves(change, self._rim)
+        return (float(rim.square().sum(dim=-1).amax().sqrt()) + bend) / self._pixel
 
     def overlap(self, x: Tensor) -> Tensor:
         """Weight ``[*S_f]`` of fixed pixels that map onto trusted moving pixels, fading over the border pixel."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..data import Grid
+from ..maps import homogeneous
 
 
 @dataclass(frozen=True)
@@ -93,3 +94,14 @@ class Increment:
         with torch.enable_grad():
             at = q.detach().to(torch.float64).requires_grad_(True)
             return torch.autograd.grad((self.matrix(at) * gradient).sum(), at)[0]
+
+
+def affine_kind(transform: str) -> str:
+    """The kind of affine map that a transform model ends with: ``rigid``, ``similarity`` or ``affine``, which a bend needs."""
+    return "affine" if transform == "lddmm" else transform
+
+
+def zoom_of(pullback: Tensor) -> float:
+    """Fixed lengths per moving length under an inverse affine map ``[D+1, D+1]``: the geometric mean of the axes' stretches."""
+    zoom: float = float(homogeneous.determinant(pullback).abs()) ** (-1 / (pullback.shape[0] - 1))
+    return zoom

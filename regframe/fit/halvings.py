@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -152,6 +152,13 @@ class Halvings:
         return Image(
             data, Grid(grid.shape, tuple(s * length for s in grid.spacing), origin, self.grid.unit), weight=weight
         )
+
+    def times_until(self, small: Callable[[Grid], bool]) -> int:
+        """The fewest halvings after which ``small`` says yes to the grid, or as many as there can be."""
+        times = 0
+        while not small(self.at(times)[2]) and self.at(times + 1)[2] is not self.at(times)[2]:
+            times += 1
+        return times
 
     def at(self, times: int) -> tuple[Tensor, Tensor | None, Grid]:
         """Data ``[C, *S]``, mask ``[*S]`` or None, and grid after ``times`` halvings, or as many as there can be."""

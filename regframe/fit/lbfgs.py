@@ -16,11 +16,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-FIRST_STEP = 0.25
-"""First step over the gradient in preconditioned variables, whose curvature is about 1 and seldom above 4."""
 PATIENCE = 5
-"""Steps over which a fit must have gained something to go on."""
-
+"""Steps over which a fit must have gained something to go on: one or two may gain little where L-BFGS meets new curvature."""
+TRIALS = 12
+"""Points tried along one direction at most; each is at most 0.6 times as far as the one before."""
+ENOUGH = 1e-4
+"""Share of the decrease that the slope promises which a step must bring: c₁ of Nocedal & Wright, their value."""
 
 FloatArray = NDArray[np.float64]
 Evaluate = Callable[[Tensor], tuple[float, Tensor]]
@@ -110,39 +111,100 @@ class _History:
         return out.add_(gradient, alpha=scale).neg_()
 
 
+@dataclass(frozen=True)
+class Descent:
+    """How far the steps of a minimisation go, and when it ends; distances in pixels of the level, as ``movement`` tells them.
+
+    Args:
+        max_iter: steps at most.
+        tolerance: three steps in a row that move less than this end it: converged.
+        memory: pairs of steps and gradient changes that are kept.
+        max_move: no step is tried that moves more than this.
+        first_move: length of the first step, which has no curvature to go by.
+        first_step: the first step over the gradient at most, where the curvature is known to be about 1 along all variables.
+        worthwhile: energy that `PATIENCE` steps must gain together; less ends it: converged.
+    """
+
+    max_iter: int
+    tolerance: float
+    memory: int = 12
+    max_move: float = 8.0
+    first_move: float = 1.0
+    first_step: float | None = None
+    worthwhile: float = 0.0
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """The last point tried along a direction: where, its energy and gradient, how far along, and whether it is low enough."""
+
+    x: Tensor
+    energy: float
+    gradient: Tensor
+    t: float
+    accepted: bool
+
+
+def _backtrack(
+    evaluate: Evaluate,
+    x: Tensor,
+    energy: float,
+    direction: Tensor,
+    slope: float,
+    t: float,
+    moved: float,
+    least: float,
+) -> _Trial:
+    """Shorten the step ``t`` along ``direction`` until the energy is low enough (Nocedal & Wright, algorithm 3.1).
+
+    Args:
+        evaluate: the energy and its gradient.
+        x: ``[P]``, of the energy ``energy``.
+        direction: ``[P]``.
+        slope: derivative of the energy along it, negative.
+        t: first step tried.
+        moved: how far all of ``direction`` moves a pixel.
+        least: movement under which no step is worth trying.
+    """
+    for _ in range(TRIALS):
+        trial = x + t * direction
+        new_energy, new_gradient = evaluate(trial)
+        if math.isfinite(new_energy) and new_energy <= energy + ENOUGH * t * slope:
+            return _Trial(trial, new_energy, new_gradient, t, True)
+        if math.isfinite(new_energy):  # minimum of the parabola through both values and the slope
+            shrink = -slope * t / (2 * (new_energy - energy - slope * t))
+            t *= min(max(shrink, 0.1), 0.6)
+        else:
+            t *= 0.1
+        if t * moved < least:
+            break
+    return _Trial(trial, new_energy, new_gradient, t, False)
+
+
 def minimize(
     evaluate: Evaluate,
     x: Tensor,
     movement: Callable[[Tensor], float],
-    *,
-    max_iter: int,
-    tolerance: float,
-    memory: int = 12,
-    max_move: float = 8.0,
-    first_move: float = 1.0,
-    first_step: float | None = None,
-    worthwhile: float = 0.0,
+    descent: Descent,
     callback: Callable[[int, float], None] | None = None,
 ) -> Outcome:
     """Minimise ``evaluate`` from ``x`` ``[P]``.
 
     Args:
+        evaluate: the energy and its gradient.
+        x: where to begin.
         movement: from a change of the variables to the largest distance it moves a pixel, in pixels of the level.
-        max_iter: steps at most.
-        tolerance: three steps in a row that move less than this (pixels) end it: converged.
-        max_move: no step is tried that moves more than this (pixels).
-        first_move: length of the first step, which has no curvature to go by (pixels).
-        first_step: the first step over the gradient at most, where the curvature is known to be about 1 along all variables.
-        worthwhile: energy that `PATIENCE` steps must gain together; less ends it: converged.
+        descent: how far steps go, and when it ends.
         callback: called with the step's number and the energy after each step.
     """
     energy, gradient = evaluate(x)
     if not (math.isfinite(energy) and bool(torch.isfinite(gradient).all())):
         return Outcome(x, energy, 0, "diverged")
-    history = _History(memory, x)
+    history = _History(descent.memory, x)
+    first_move, first_step = descent.first_move, descent.first_step
     quiet = 0
     past = deque([energy], maxlen=PATIENCE + 1)
-    for iteration in range(1, max_iter + 1):
+    for iteration in range(1, descent.max_iter + 1):
         direction = history.direction(gradient)
         slope = dot(direction, gradient)
         if not slope < 0:  # the curvature pairs have gone stale: start again from steepest descent
@@ -153,40 +215,27 @@ def minimize(
                 return Outcome(x, energy, iteration - 1, "converged")
         moved = movement(direction)
         if history:
-            t = min(1.0, max_move / max(moved, 1e-30))
+            t = min(1.0, descent.max_move / max(moved, 1e-30))
         else:
             t = min(math.inf if first_step is None else first_step, first_move / max(moved, 1e-30))
-        accepted = None
-        for _ in range(12):
-            trial = x + t * direction
-            new_energy, new_gradient = evaluate(trial)
-            if math.isfinite(new_energy) and new_energy <= energy + 1e-4 * t * slope:
-                accepted = trial
-                break
-            if math.isfinite(new_energy):  # minimum of the parabola through both values and the slope
-                shrink = -slope * t / (2 * (new_energy - energy - slope * t))
-                t *= min(max(shrink, 0.1), 0.6)
-            else:
-                t *= 0.1
-            if t * moved < 0.01 * tolerance:
-                break
-        if accepted is None:
+        trial = _backtrack(evaluate, x, energy, direction, slope, t, moved, 0.01 * descent.tolerance)
+        if not trial.accepted:
             if history:
                 history.clear()
-                first_move = max(tolerance, min(first_move, t * moved * 4))
-                first_step = None if first_step is None else min(first_step, 4 * t)
+                first_move = max(descent.tolerance, min(first_move, trial.t * moved * 4))
+                first_step = None if first_step is None else min(first_step, 4 * trial.t)
                 quiet += 1
                 if quiet < 2:
                     continue
                 return Outcome(x, energy, iteration, "converged")
             return Outcome(x, energy, iteration, "flat")
-        history.add(accepted - x, new_gradient - gradient)
-        x, energy, gradient = accepted, new_energy, new_gradient
+        history.add(trial.x - x, trial.gradient - gradient)
+        x, energy, gradient = trial.x, trial.energy, trial.gradient
         if callback is not None:
             callback(iteration, energy)
-        quiet = quiet + 1 if t * moved < tolerance else 0
+        quiet = quiet + 1 if trial.t * moved < descent.tolerance else 0
         past.append(energy)
-        if quiet >= 3 or (len(past) > PATIENCE and past[0] - energy < worthwhile):
+        if quiet >= 3 or (len(past) > PATIENCE and past[0] - energy < descent.worthwhile):
             return Outcome(x, energy, iteration, "converged")
-    slow = len(past) > PATIENCE and past[0] - energy < 10 * worthwhile
-    return Outcome(x, energy, max_iter, "slow" if slow else "max_iter")
+    slow = len(past) > PATIENCE and past[0] - energy < 10 * descent.worthwhile
+    return Outcome(x, energy, descent.max_iter, "slow" if slow else "max_iter")

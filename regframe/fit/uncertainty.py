@@ -21,6 +21,7 @@ from ..data import Grid
 from .energy import Energy
 from .frames import Frame, Increment
 from .likeness import fit_contrast
+from .mapspace import MapSpace
 from .velocity import VelocitySpace
 
 Array = NDArray[np.float64]
@@ -56,7 +57,7 @@ def position_sd(energy: Energy, x: Tensor, sections: bool) -> Tensor:
         x: where it ended.
         sections: whether the two sides are neighbouring sections.
     """
-    level, space = energy.level, energy.space
+    level, maps = energy.level, energy.maps
     grid = level.fixed_grid
     with torch.no_grad():
         predicted = fit_contrast(energy.warp(x, level.moving, level.moving_grid), level.fixed, energy.weight)
@@ -64,14 +65,14 @@ def position_sd(energy: Energy, x: Tensor, sections: bool) -> Tensor:
     blocks = blocks_of(grid)
     pixels = math.prod(min(BLOCK, n) for n in grid.shape)
     share = hold.clip(min=0.0) / max(float(hold.mean()), 1e-30)
-    variance = affine_variance(pixels * precision(hold.mean(), scatter.mean()) * share, blocks, energy.increment)
-    if space is not None:
-        reach = [space.scale * energy.zoom / s for s in blocks.spacing]
+    variance = affine_variance(pixels * precision(hold.mean(), scatter.mean()) * share, blocks, maps.increment)
+    if maps.space is not None:
+        reach = [maps.space.scale * maps.zoom / s for s in blocks.spacing]
         # beyond the canvas nothing is seen
         near = [gaussian_filter(a, reach, mode="constant", truncate=3.0) for a in (hold, scatter)]
         rho = precision(*near) / math.prod(grid.spacing)  # per squared length and area of the fixed frame
-        zoom = energy.zoom
-        variance = variance + zoom**2 * bending_variance(rho * zoom ** (2 + grid.ndim), space)
+        zoom = maps.zoom
+        variance = variance + zoom**2 * bending_variance(rho * zoom ** (2 + grid.ndim), maps.space)
     if sections:
         variance = variance * NEIGHBOURS**2
     return (_on_pixels(variance, grid) + FLOOR**2).sqrt().to(torch.float32)
@@ -82,10 +83,8 @@ def position_sd_of_points(
     pull: Array,
     hold: Array,
     fixed: Grid,
-    increment: Increment,
-    space: VelocitySpace | None,
+    maps: MapSpace,
     reach: float,
-    zoom: float,
     onto: Grid,
 ) -> Tensor:
     """Standard deviation per axis ``[*S]``, in fixed pixels, of where a map fitted to points puts them.
@@ -106,10 +105,8 @@ def position_sd_of_points(
         pull: ``[M, D]``.
         hold: ``[M]``.
         fixed: the canvas, physical.
-        increment: what the affine part was fitted with.
-        space: the prior of the bend, None for a straight map.
+        maps: what was fitted: the affine part, and the prior of the bend where there is one.
         reach: standard deviation of the neighbourhood, in fixed pixels.
-        zoom: fixed over moving pixels.
         onto: where to say it, physical.
     """
     ndim, frame = fixed.ndim, Frame.of(fixed)
@@ -132,9 +129,10 @@ def position_sd_of_points(
 
     share = held / max(float(held.mean()), 1e-300)
     evidence = (
-        precise(held.mean(), scatter.mean()) * max(rows - increment.size / ndim, 1.0) / rows
+        precise(held.mean(), scatter.mean()) * max(rows - maps.increment.size / ndim, 1.0) / rows
     )  # what the fit took for itself
-    variance = affine_variance(evidence * share, blocks, increment)
+    variance = affine_variance(evidence * share, blocks, maps.increment)
+    space, zoom = maps.space, maps.zoom
     if space is not None:
         near = [gaussian_filter(a, reach / width, mode="constant", truncate=3.0) for a in (held, scatter)]
         evidence = (

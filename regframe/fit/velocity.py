@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from ..maps.affine import Affine
 from ..maps.base import Transform
 from ..maps.flow import Flow
 from ..maps.sequence import Sequence as Chain
-from .frames import Frame, Increment
+from .frames import Frame
 
 
 def smooth_size(n: int) -> int:
@@ -27,6 +28,22 @@ def smooth_size(n: int) -> int:
         if m == 1:
             return n
         n += 1
+
+
+def nodes_over(extents: Sequence[float], spacing: float, most: float, widening: float) -> Grid:
+    """Nodes about the origin over ``extents`` (moving pixels, per axis), in numbers that the FFT is fast on.
+
+    Args:
+        extents: what they cover.
+        spacing: distance of neighbouring nodes, in moving pixels; multiplied by ``widening`` until there are few enough.
+        most: nodes at most.
+        widening: above 1.
+    """
+    while True:
+        shape = tuple(smooth_size(max(4, math.ceil(e / spacing))) for e in extents)
+        if math.prod(shape) <= most:
+            return Grid(shape, (spacing,) * len(shape), tuple(-(n - 1) / 2 * spacing for n in shape))
+        spacing *= widening
 
 
 class VelocitySpace:
@@ -182,40 +199,6 @@ def physical_maps(
         moving.unit,
     )
     return affine, Chain((Flow((velocity * length).to(torch.float32), grid, space.n_steps), affine))
-
-
-class Preconditioner:
-    """A symmetric linear change of variables ``x = P z`` in which the energy is about equally curved along all of them.
-
-    The matching term curves the energy by ``N |∇f|² / m`` per squared pixel of displacement. Against the prior that is
-    nothing for the finest waves and everything for the coarsest, whose variables are therefore scaled down, each by the
-    square root of its own curvature.
-
-    Args:
-        increment: parametrisation of the affine part.
-        space: velocities.
-        canvas: how many nodes of its grid of waves lie on the moving canvas.
-        curvature_q: of the energy, per squared fixed pixel of displacement of the whole canvas.
-        curvature_u: the same per squared moving pixel.
-    """
-
-    def __init__(
-        self, increment: Increment, space: VelocitySpace, canvas: float, curvature_q: float, curvature_u: float
-    ) -> None:
-        # a canvas turned by one pixel at its rim moves by 6^-1/2 of it per axis
-        q = torch.full((increment.size,), 6.0**0.5, dtype=torch.float32)
-        q[: increment.ndim] = 1.0
-        hessian = curvature_u / (canvas * space.n_slices) * space.symbol.to(torch.float64) ** 2
-        u = ((1 + hessian) ** -0.5)[..., None].expand(*space.shape, 2)
-        self._scale = torch.cat([q / math.sqrt(max(curvature_q, 1e-12)), u.reshape(-1).to(torch.float32)])
-
-    def __call__(self, z: Tensor) -> Tensor:
-        """``x`` ``[K + P]`` of ``z`` ``[K + P]``; also from a gradient in ``x`` to the one in ``z``."""
-        return z * self._scale
-
-    def inverse(self, x: Tensor) -> Tensor:
-        """``z`` ``[K + P]`` of ``x`` ``[K + P]``."""
-        return x / self._scale
 
 
 STEEPEST = 0.25

@@ -8,9 +8,10 @@ from typing import ClassVar
 from .. import plugins, verdict
 from ..contracts import Fitted, Solver, Task
 from ..data import Image, PointSet
+from ..fit.pyramid import Recipe
 from ..fit.threads import threads_for
 from ..verdict import Finding
-from . import raster
+from . import raster, recipes
 from .preparation import grey, prepare
 from .raster import Compared
 
@@ -48,7 +49,8 @@ class Images(Solver):
         assert isinstance(task.moving, Image)
         with threads_for(max(task.fixed.data.numel(), task.moving.data.numel())):
             pair = self.compare(task)
-            return raster.fitted(pair, raster.run(pair, task), task.moving.grid)
+            recipe = recipes.STAINED if pair.stained else Recipe()
+            return raster.fitted(pair, raster.run(pair, task, recipe), task.moving.grid)
 
     def judge(self, fitted: Fitted) -> Iterable[Finding]:  # noqa: D102
         return verdict.of_images(fitted.figures, fitted.transform.ndim)

@@ -7,27 +7,26 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..contracts import Fitted, Metric, Progress, Task
+from ..contracts import Fitted, Metric, Task
 from ..data import Grid, Image, unit_ratio
 from ..fit import uncertainty
 from ..fit.frames import Frame
 from ..fit.halvings import Halvings, Level, halve
 from ..fit.likeness import coincidence, fit_contrast
-from ..fit.pyramid import Fit, fit_pyramid
+from ..fit.pyramid import Fit, Pair, Recipe, fit_pyramid
 from ..fit.velocity import physical_maps
 from ..maps.affine import Affine
 from ..maps.base import Transform
 from ..maps.homogeneous import compose, determinant, inverse
 from ..maps.resample import resample
 from ..reference import carry
-from ..starts import given, images, pose
+from ..starts import images, pose
 from ..starts.landmarks import Landmarks
 from ..verdict import Finding, unknown_scale
 from .preparation import Look
@@ -132,37 +131,17 @@ class Run:
     fit: Fit
 
 
-def follow(task: Task) -> Callable[[str, int, int, int, float], None]:
-    """The callback of a fit that tells the task's own."""
-
-    def step(stage: str, level: int, n_levels: int, iteration: int, loss: float) -> None:
-        if task.progress is not None:
-            task.progress(Progress(stage, iteration, task.config.optimizer.max_iter, level, n_levels, loss))
-
-    return step
-
-
-def run(pair: Compared, task: Task, most: float | None = None) -> Run:
-    """Find the start of two images and fit their map; ``most``: independent observations that are counted at most."""
+def run(pair: Compared, task: Task, recipe: Recipe) -> Run:
+    """Find the start of two images and fit their map as ``recipe`` asks for it."""
     sides = Halvings(pair.fixed), Halvings(pair.moving)
-    start, found = _start(sides, pair, task)
-    fit = fit_pyramid(
-        *sides, pullback(sides, start), pair.ready, task.config, pairs(sides, task), follow(task), pair.stained, most
-    )
-    return Run(sides, start, found, fit)
+    start, found = images.begin(*sides, task.start, pair.ready, task.config)
+    return Run(sides, start, found, fit(pair, sides, start, task, recipe))
 
 
-def _start(sides: tuple[Halvings, Halvings], pair: Compared, task: Task) -> tuple[Tensor, pose.Pose | None]:
-    """``A`` ``[D+1, D+1]`` in physical units to start from, and what the pose search found where one was run."""
-    fixed, moving = (side.grid for side in sides)
-    ratio = unit_ratio(moving.unit, fixed.unit)
-    if isinstance(task.start, Landmarks):
-        given.check_inside(task.start, fixed, moving)
-    matrix, found = given.given((fixed, moving), task.start, ratio, task.config), None
-    if matrix is None:
-        found = images.search(*sides, pair.ready, task.config)
-        matrix = found.matrix
-    return pose.nearest_of_kind(matrix, task.config.transform, ratio or 1.0, moving.center), found
+def fit(pair: Compared, sides: tuple[Halvings, Halvings], start: Tensor, task: Task, recipe: Recipe) -> Fit:
+    """The fit of two sides from ``start``, ``A`` ``[D+1, D+1]`` in physical units."""
+    asked = Pair(*sides, pair.ready, task.config, pairs(sides, task), recipe)
+    return fit_pyramid(asked, pullback(sides, start), task.progress)
 
 
 def pullback(sides: tuple[Halvings, Halvings], start: Tensor) -> Tensor:
@@ -292,9 +271,7 @@ def _explained(fixed: Image, moving: Image, phi: Transform) -> float:
 
 def _coincidence(fixed: Halvings, moving: Halvings, affine: Affine, phi: Transform) -> float:
     """The largest `likeness.coincidence` of the aligned images over resolutions."""
-    times = 0
-    while fixed.at(times)[0][0].numel() > PROBED and fixed.at(times + 1) is not fixed.at(times):
-        times += 1
+    times = fixed.times_until(lambda grid: math.prod(grid.shape) <= PROBED)
     zoom = float(determinant(affine.matrix).abs()) ** (1 / affine.ndim) * moving.grid.pixel / fixed.grid.pixel
     one, other = fixed.physical(times), moving.physical(max(0, round(times - math.log2(max(zoom, 1e-6)))))
     inside = moving.grid.contains(phi.inverse().points(one.grid.coords())).to(torch.float32)

@@ -13,17 +13,18 @@ from torch import Tensor
 
 from .. import plugins, verdict
 from ..contracts import Fitted, Solver, Task
-from ..data import Grid, Image, PointSet, unit_ratio
+from ..data import Grid, Image, PointSet
 from ..fit.halvings import Halvings
-from ..fit.pyramid import fit_pyramid
 from ..fit.threads import threads_for
 from ..maps.affine import Affine
 from ..maps.plane import lift, nearest
-from ..starts import given, pose
+from ..starts import pose
 from ..starts import section as place
+from ..starts.given import given
+from ..starts.scale import Scale
 from ..starts.section import RATIO
 from ..verdict import Finding
-from . import raster
+from . import raster, recipes
 from .preparation import grey, prepare
 from .raster import Compared, Run
 
@@ -90,25 +91,19 @@ class Section(Solver):
         fixed, moving, config = pair.fixed, pair.moving, task.config
         side, found, sd = Halvings(lift(fixed)), None, None
         findings: tuple[Finding, ...] = ()
-        ratio = unit_ratio(moving.grid.unit, fixed.grid.unit)
-        start = given.given((side.grid, moving.grid), task.start, ratio, config)
+        start = given(side.grid, moving.grid, task.start, config)
         if start is None:
             plane = place.search(fixed, Halvings(moving), config)
-            start, found, sd = plane.pose.matrix, plane.pose, plane.sd
+            factor = Scale.of(fixed.grid, moving.grid).factor
+            start = pose.nearest_of_kind(plane.pose.matrix, config.transform, factor, moving.grid.center)
+            found, sd = plane.pose, plane.sd
             findings = (verdict.either_side(),) if plane.either_side else ()
-        start = pose.nearest_of_kind(start, config.transform, ratio or 1.0, moving.grid.center)
-        times = 0
-        while side.at(times)[0][0].numel() > SEEN_IN_VOLUME and side.at(times + 1) is not side.at(times):
-            times += 1
-        seen = side.physical(times)
+        seen = side.physical(side.times_until(lambda grid: math.prod(grid.shape) <= SEEN_IN_VOLUME))
         at = Affine(start, moving.grid.unit, fixed.grid.unit).inverse().points(seen.grid.coords())
         volume = slab(moving, at)
         # a section says little about where it lies across itself: what the search found out about the plane is kept
         sides = side, Halvings(painted(volume, seen, at) if moving.labels else volume)
-        fit = fit_pyramid(
-            *sides, raster.pullback(sides, start), pair.ready, config, raster.pairs(sides, task), raster.follow(task),
-            section=True,
-        )  # fmt: skip
+        fit = raster.fit(pair, sides, start, task, recipes.PLANE)
         return Run(sides, start, found, fit), sd, findings
 
 

@@ -1,25 +1,39 @@
-"""A start that is given: as the files lie, landmarks, or an affine map."""
+"""The start that the user gives: what ``init`` says, as a matrix in physical units."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..config import Config
-from ..data import Grid
+from ..data import Grid, Image
+from ..fit.frames import affine_kind
 from ..maps.affine import Affine
 from ..maps.base import Transform
 from ..maps.homogeneous import determinant
+from .identity import as_they_lie
 from .landmarks import Landmarks, fit_points
+from .pose import nearest_of_kind
+from .scale import Scale
 
 
-def given(grids: tuple[Grid, Grid], init: Any, ratio: float | None, config: Config) -> Tensor | None:
-    """The start ``A`` ``[D+1, D+1]`` that ``init`` names, in physical units; None where it has to be searched for."""
-    fixed, moving = grids
-    ndim = moving.ndim
-    if config.transform == "rigid" and ratio is None:
+def given(fixed: Grid, moving: Grid, init: Any, config: Config) -> Tensor | None:
+    """The start ``A`` ``[D+1, D+1]`` float64 that ``init`` names, moving → fixed in physical units; None: search for one.
+
+    It is of the kind that is asked for, or the nearest map of that kind.
+
+    Args:
+        fixed: canvas of the fixed side.
+        moving: canvas of the moving side.
+        init: ``"auto"``, ``"identity"``, `Landmarks` or an affine `Transform` from moving to fixed.
+        config: its ``transform`` says of which kind the start must be.
+
+    Raises:
+        ValueError: where nothing follows from ``init``, or a rigid map is asked for between unknown units.
+    """
+    scale = Scale.of(fixed, moving)
+    if config.transform == "rigid" and scale.ratio is None:
         raise ValueError(
             f"wanted both sides in length units for a rigid map, got fixed in {fixed.unit} and moving in "
             f"{moving.unit}; state the missing spacing or unit, or use transform='similarity'"
@@ -27,22 +41,32 @@ def given(grids: tuple[Grid, Grid], init: Any, ratio: float | None, config: Conf
     if isinstance(init, str) and init == "auto":
         return None
     if isinstance(init, str) and init == "identity":
-        return torch.diag(torch.tensor([*[ratio or 1.0] * ndim, 1.0], dtype=torch.float64))
-    if isinstance(init, Landmarks):
-        if init.moving.shape[1] != ndim:
-            raise ValueError(f"wanted landmarks of {ndim} components, got {init.moving.shape[1]}")
-        kind = "affine" if config.transform == "lddmm" else config.transform
-        matrix = fit_points(init.moving * (ratio or 1.0), init.fixed, kind)[0].matrix.clone()
-        matrix[:-1, :-1] = matrix[:-1, :-1] * (ratio or 1.0)
-        if not float(determinant(matrix).abs()) > 0:
-            raise ValueError("wanted landmarks that give an invertible map, got a singular one; check their pairing")
-        return matrix
+        matrix = as_they_lie(scale, moving.ndim)
+    elif isinstance(init, Landmarks):
+        matrix = _of_landmarks(init, scale, moving.ndim, config)
+    else:
+        matrix = _of_transform(init, fixed, moving)
+    return nearest_of_kind(matrix, config.transform, scale.factor, moving.center)
+
+
+def _of_landmarks(pairs: Landmarks, scale: Scale, ndim: int, config: Config) -> Tensor:
+    if pairs.moving.shape[1] != ndim:
+        raise ValueError(f"wanted landmarks of {ndim} components, got {pairs.moving.shape[1]}")
+    fitted, _ = fit_points(pairs.moving * scale.factor, pairs.fixed, affine_kind(config.transform))
+    matrix = fitted.matrix.clone()
+    matrix[:-1, :-1] = matrix[:-1, :-1] * scale.factor
+    if not float(determinant(matrix).abs()) > 0:
+        raise ValueError("wanted landmarks that give an invertible map, got a singular one; check their pairing")
+    return matrix
+
+
+def _of_transform(init: Any, fixed: Grid, moving: Grid) -> Tensor:
     if not isinstance(init, Transform):
         raise ValueError(f"wanted init 'auto', 'identity', landmarks, a Transform or a Result, got {init!r}")
     parts = init.parts()
-    if len(parts) != 1 or not isinstance(parts[0], Affine) or init.ndim != ndim:
+    if len(parts) != 1 or not isinstance(parts[0], Affine) or init.ndim != moving.ndim:
         raise ValueError(
-            f"wanted an affine map of {ndim}D to start from, got {type(init).__name__} of {init.ndim}D; "
+            f"wanted an affine map of {moving.ndim}D to start from, got {type(init).__name__} of {init.ndim}D; "
             "pass the .affine of a result"
         )
     if (init.source_unit, init.target_unit) != (moving.unit, fixed.unit):
@@ -52,12 +76,12 @@ def given(grids: tuple[Grid, Grid], init: Any, ratio: float | None, config: Conf
     return parts[0].matrix
 
 
-def check_inside(pairs: Landmarks, fixed: Grid, moving: Grid) -> None:
-    """Raise ValueError for landmarks outside the images, or of another dimension."""
-    for coords, grid, side in ((pairs.fixed, fixed, "fixed"), (pairs.moving, moving, "moving")):
-        if coords.shape[1] != grid.ndim:
-            raise ValueError(f"wanted {side} landmarks of {grid.ndim} components, got {coords.shape[1]}")
-        outside = int((~grid.contains(coords)).sum())
+def check_landmarks(pairs: Landmarks, fixed: Image, moving: Image) -> None:
+    """Refuse landmarks of another dimension than their image, or outside it: their unit or the order of x and y is wrong."""
+    for coords, image, side in ((pairs.fixed, fixed, "fixed"), (pairs.moving, moving, "moving")):
+        if coords.shape[1] != image.grid.ndim:
+            raise ValueError(f"wanted {side} landmarks of {image.grid.ndim} components, got {coords.shape[1]}")
+        outside = int((~image.grid.contains(coords)).sum())
         if outside:
             raise ValueError(
                 f"wanted {side} landmarks inside the {side} image, got {outside} of {len(coords)} outside; "

@@ -8,20 +8,24 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..config import Config
-from ..data import Image, unit_ratio
+from ..data import Image
 from ..fit.energy import ImageMetric
 from ..fit.frames import Frame
 from ..fit.halvings import Halvings, Level
 from ..fit.threads import threads_for
 from ..fit.velocity import smooth_size
 from ..maps.homogeneous import compose, inverse
+from .given import check_landmarks, given
+from .landmarks import Landmarks
 from .pose import APART, EQUAL, Pose, nearest_of_kind
+from .scale import Scale
 from .views import View, Views
 from .volumes import search_volume
 
@@ -58,6 +62,28 @@ DULL = 0.1
 """Variance, over the whole image's, below which a correlation is not taken for more than it is."""
 
 
+def begin(
+    fixed: Halvings, moving: Halvings, init: Any, metric: Callable[[Level], ImageMetric], config: Config
+) -> tuple[Tensor, Pose | None]:
+    """Where the fit of two images begins: ``A`` ``[D+1, D+1]`` in physical units, and what was found where it was searched for.
+
+    Args:
+        fixed: in its unit.
+        moving: in its unit.
+        init: what the user says of it, see `given.given`.
+        metric: makes the similarity ready for a level.
+        config: all settings.
+    """
+    if isinstance(init, Landmarks):
+        check_landmarks(init, fixed.image, moving.image)
+    matrix = given(fixed.grid, moving.grid, init, config)
+    if matrix is not None:
+        return matrix, None
+    found = search(fixed, moving, metric, config)
+    factor = Scale.of(fixed.grid, moving.grid).factor
+    return nearest_of_kind(found.matrix, config.transform, factor, moving.grid.center), found
+
+
 def search(
     fixed: Image | Halvings, moving: Image | Halvings, metric: Callable[[Level], ImageMetric], config: Config
 ) -> Pose:
@@ -77,22 +103,22 @@ def search(
     if fixed.grid.ndim != 2:
         return search_volume(fixed, moving, metric, config)
     with threads_for(TURNS * SCAN_SIZE**2 * 16):
-        return search_plane(fixed, moving, config.transform == "rigid")
+        return search_plane(fixed, moving, config)
 
 
-def search_plane(fixed: Halvings, moving: Halvings, rigid: bool) -> Pose:
-    """`search` of two planes; ``rigid``: with the size that the units state, or a pixel for a pixel."""
+def search_plane(fixed: Halvings, moving: Halvings, config: Config) -> Pose:
+    """`search` of two planes; a rigid map with the size that the units state, or a pixel for a pixel."""
     f, m = Views(fixed), Views(moving)
-    ratio = unit_ratio(moving.grid.unit, fixed.grid.unit)
+    scale, rigid = Scale.of(fixed.grid, moving.grid), config.transform == "rigid"
     # by the units, or else a pixel for a pixel
-    equal = 1.0 if ratio is None else ratio * moving.grid.pixel / fixed.grid.pixel
-    known = ratio is not None and (rigid or fixed.grid.unit != "px")
+    equal = 1.0 if scale.ratio is None else scale.ratio * moving.grid.pixel / fixed.grid.pixel
+    known = scale.settled(config.transform)
     zooms = [equal] if known else _ladder(f.extent / m.extent, equal)
     # poses are pullbacks of the normalised frames, fixed → moving, [N, 2, 3]
     to_fixed, to_moving = Frame.of(fixed.grid).matrix(), Frame.of(moving.grid).matrix()
     plain = [_scaled(zoom) for zoom in ([equal] if known else [equal, f.extent / m.extent])]  # middle on middle
-    if ratio is not None:
-        stay = compose(to_moving, _scaled(ratio), inverse(to_fixed))
+    if scale.ratio is not None:
+        stay = compose(to_moving, _scaled(scale.ratio), inverse(to_fixed))
         if not torch.equal(stay, plain[0]):
             plain.insert(0, stay)
     found = [_scan(f, m, zoom) for zoom in zooms]
@@ -120,7 +146,7 @@ def search_plane(fixed: Halvings, moving: Halvings, rigid: bool) -> Pose:
         return nearest_of_kind(
             compose(inverse(to_fixed), inverse(square), to_moving),
             "rigid" if rigid else "affine",
-            ratio or 1.0,
+            scale.factor,
             moving.grid.center,
         )
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..data import Grid
+from ..fit.closed import turn_of
 from ..maps.affine import Affine
 from ..maps.base import Transform
 from ..maps.homogeneous import compose, inverse
@@ -94,12 +95,9 @@ def fit_points(p: Tensor, q: Tensor, kind: str = "affine") -> tuple[Affine, Tens
         linear = compose(_products(q - centre_q, p - centre_p), inverse(gram)[:-1, :-1])
     else:
         covariance = _products(q - centre_q, p - centre_p) / len(p)
-        u, s, vh = torch.linalg.svd(covariance)
-        sign = torch.ones(ndim, dtype=torch.float64)
-        sign[-1] = torch.sign(torch.linalg.det(u) * torch.linalg.det(vh))
-        linear = u @ torch.diag(sign) @ vh
+        linear, values = turn_of(covariance)
         if kind == "similarity":
-            linear = linear * float((s * sign).sum() / ((p - centre_p) ** 2).sum() * len(p))
+            linear = linear * float(values.sum() / ((p - centre_p) ** 2).sum() * len(p))
     matrix = torch.eye(ndim + 1, dtype=torch.float64)
     matrix[:-1, :-1] = linear
     matrix[:-1, -1] = centre_q - linear @ centre_p

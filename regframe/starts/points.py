@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..fit.clouds import Floats, thinned
+from ..fit.closed import turn_of
+from ..fit.clouds import Floats, radius_of, thinned
 
 # ---- the pose ------------------------------------------------------------------------------------------------------
 
@@ -87,7 +88,7 @@ def search(p: Floats, q: Floats, known: bool, mirror: bool) -> Found:
     """
     ndim = p.shape[1]
     mean_p, mean_q = p.mean(axis=0), q.mean(axis=0)
-    radius_p, radius_q = (float(np.sqrt(((c - c.mean(axis=0)) ** 2).sum(axis=1).mean())) for c in (p, q))
+    radius_p, radius_q = radius_of(p), radius_of(q)
     unit = radius_q
     base = 1.0 if known else radius_q / radius_p
     sizes = [1.0] if known else [base * s for s in SIZES[ndim]]
@@ -160,14 +161,11 @@ def _batch_step(
     mean_p, mean_q = by_p @ ps / total[:, None], by_q @ qs / total[:, None]
     cross = (share @ ps).mT @ qs  # Σ p qᵀ, [B, D, D]
     cross = cross.mT / total[:, None, None] - mean_q[:, :, None] * mean_p[:, None, :]
-    u, s, vh = torch.linalg.svd(cross)
-    sign = torch.ones_like(s)
-    sign[:, -1] = torch.sign(torch.linalg.det(u) * torch.linalg.det(vh) * torch.linalg.det(linear))
-    turn = (u * sign[:, None, :]) @ vh
+    turn, values = turn_of(cross, torch.linalg.det(linear))  # a mirrored pose stays one
     size = torch.linalg.det(linear).abs() ** (1 / ndim)
     if resize:
         spread = (by_p @ ps.square().sum(1)) / total - mean_p.square().sum(1)
-        fitted = (s * sign).sum(1) / spread.clamp(min=1e-9)
+        fitted = values.sum(1) / spread.clamp(min=1e-9)
         size = fitted.clamp(min=0.5 * size, max=2 * size)
     linear = turn * size[:, None, None]
     return linear, mean_q - (linear @ mean_p[:, :, None])[:, :, 0]

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..fit.closed import turn_of
+
 APART = 0.1
 """Distance, over the smaller side's diagonal, from which two poses are truly different."""
 EQUAL = 0.02
@@ -20,9 +22,9 @@ def nearest_of_kind(matrix: Tensor, kind: str, scale: float, center: tuple[float
     """
     if kind not in ("rigid", "similarity"):
         return matrix
-    u, s, vh = torch.linalg.svd(matrix[:-1, :-1])
+    turn, values = turn_of(matrix[:-1, :-1], handed=None)
     out = matrix.clone()
-    out[:-1, :-1] = u @ vh * (scale if kind == "rigid" else float(s.mean()))
+    out[:-1, :-1] = turn * (scale if kind == "rigid" else float(values.mean()))
     middle = torch.tensor(center, dtype=torch.float64)
     out[:-1, -1] = matrix[:-1, :-1] @ middle + matrix[:-1, -1] - out[:-1, :-1] @ middle
     return out

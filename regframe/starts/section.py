@@ -19,13 +19,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..config import Config
-from ..data import Grid, Image, unit_ratio
+from ..data import Grid, Image
 from ..fit.frames import Frame
 from ..fit.halvings import Halvings
 from ..fit.threads import threads_for
 from ..maps.homogeneous import compose, inverse
 from ..maps.plane import lifted, nearest
 from .pose import Pose
+from .scale import Scale
 
 NORMALS = 320
 """Directions of the normal that are tried, over half the sphere: one every 8 degrees."""
@@ -157,10 +158,7 @@ class _Section:
     @classmethod
     def of(cls, side: Halvings, size: int) -> _Section:
         """The first principal component of a section's channels, at about ``size`` pixels along its longer side."""
-        times = 0
-        while max(side.at(times)[2].shape) > 2 * size and side.at(times + 1)[2] is not side.at(times)[2]:
-            times += 1
-        data, mask, grid = side.at(times)  # [C, H, W]
+        data, mask, grid = side.at(side.times_until(lambda grid: max(grid.shape) <= 2 * size))  # [C, H, W], [H, W]
         mask = torch.ones(grid.shape) if mask is None else mask
         rows, columns = (max(4, round(n * size / max(grid.shape))) for n in grid.shape)
         shape = (rows, columns)
@@ -373,9 +371,8 @@ def search(fixed: Image, moving: Halvings, config: Config) -> Found:
     """
     side = Halvings(fixed)
     frame = Frame.of(fixed.grid).grid(fixed.grid)
-    ratio = unit_ratio(fixed.grid.unit, moving.grid.unit)
-    known = ratio is not None and fixed.grid.unit != "px"
-    size = ratio * fixed.grid.pixel / moving.grid.pixel if known and ratio is not None else None
+    scale = Scale.of(moving.grid, fixed.grid)  # of the section in the volume, the other way round than elsewhere
+    size = scale.factor * fixed.grid.pixel / moving.grid.pixel if scale.physical else None
     half = [e / 2 for e in frame.extent]
     corners = torch.tensor([[y, x, 1.0] for y in (-half[0], half[0]) for x in (-half[1], half[1])])
     with threads_for(10_000_000):

@@ -52,10 +52,7 @@ class Views:
     """
 
     def __init__(self, side: Halvings) -> None:
-        times = 0
-        while max(side.at(times)[2].shape) > FINEST and side.at(times + 1)[2] is not side.at(times)[2]:
-            times += 1
-        data, mask, grid = side.at(times)
+        data, mask, grid = side.at(side.times_until(lambda grid: max(grid.shape) <= FINEST))
         weight = trust(data)
         if mask is not None:
             weight = weight * mask

@@ -9,43 +9,50 @@ import torch
 from torch import Tensor
 
 from ..config import Config
-from ..data import unit_ratio
+from ..data import Grid
 from ..fit.energy import ImageMetric
 from ..fit.frames import Frame, Increment
 from ..fit.halvings import Halvings, Level
-from ..fit.pyramid import Fit, build_levels, fit_level
+from ..fit.mapspace import MapSpace
+from ..fit.pyramid import Fit, LevelRules, Pair, build_levels, fit_level
+from ..fit.steps import Stage
 from ..fit.threads import threads_for
 from ..maps.homogeneous import compose, inverse
 from ..reference import carry
+from .identity import as_they_lie
 from .pose import APART, EQUAL, Pose
+from .scale import Scale
+
+QUICK_STEPS = 30
+"""Steps of a refinement at most: it only has to tell two starts apart."""
+QUICK_TOLERANCE = 0.05
+"""Movement, in pixels of the coarsest level, under which a refinement ends."""
 
 
 def search_volume(fixed: Halvings, moving: Halvings, metric: Callable[[Level], ImageMetric], config: Config) -> Pose:
     """The better of the identity and the alignment of both middles, each refined on a coarse level."""
-    ratio = unit_ratio(moving.grid.unit, fixed.grid.unit)
     ndim = fixed.grid.ndim
-    zoom = ratio if ratio is not None else fixed.grid.diagonal / moving.grid.diagonal
-    centred = torch.diag(torch.tensor([*[zoom] * ndim, 1.0], dtype=torch.float64))
-    identity = centred.clone()
-    middles = [torch.tensor(grid.center, dtype=torch.float64) for grid in (fixed.grid, moving.grid)]
-    centred[:-1, -1] = middles[0] - zoom * middles[1]
-    starts = [identity, centred] if ratio is not None and not torch.equal(identity, centred) else [centred]
+    starts = _starts(fixed.grid, moving.grid)
     to_fixed, to_moving = Frame.of(fixed.grid).matrix(), Frame.of(moving.grid).matrix()
     kind = "rigid" if config.transform == "rigid" else "similarity"
     radius = math.hypot(*Frame.of(fixed.grid).grid(fixed.grid).extent) / 2
     scored: list[tuple[float, Tensor]] = []
     quick = config.model_copy(
-        update={"optimizer": config.optimizer.model_copy(update={"max_iter": 30, "tolerance": 0.05})}
+        update={
+            "optimizer": config.optimizer.model_copy(update={"max_iter": QUICK_STEPS, "tolerance": QUICK_TOLERANCE})
+        }
     )
+    pair = Pair(fixed, moving, metric, quick)
+    stage, rules = Stage("pose", 0, 1, QUICK_STEPS), LevelRules(constant_weights=True)
     levels: list[Level] = []
     for matrix in starts:
         start = compose(to_moving, inverse(matrix), inverse(to_fixed))
         if not levels:
             levels = build_levels(fixed, moving, start, quick)[:1]
         increment = Increment(kind, ndim, radius)
-        fit = Fit(torch.zeros(increment.size, dtype=torch.float32), start, increment, None)
+        fit = Fit(torch.zeros(increment.size, dtype=torch.float32), MapSpace(start, increment))
         with threads_for(levels[0].work):
-            fit = fit_level(fit, levels[0], metric(levels[0]), quick, stage="pose", number=0, constant_weights=True)
+            fit = fit_level(fit, levels[0], pair, stage, rules)
         if fit.overlap is None or not math.isfinite(fit.mismatch):
             continue
         share = float(fit.overlap.mean())
@@ -67,3 +74,14 @@ def search_volume(fixed: Halvings, moving: Halvings, metric: Callable[[Level], I
         return Pose(best, score, None)
     rival, runner_up = max(rivals, key=lambda pair: pair[0])
     return Pose(best, score, max(0.0, (score - rival) / max(abs(score), 1e-9)), runner_up, rival)
+
+
+def _starts(fixed: Grid, moving: Grid) -> list[Tensor]:
+    """As both lie, where their units say so, and middle on middle, where that is something else: ``A`` ``[D+1, D+1]`` each."""
+    scale = Scale.of(fixed, moving)
+    zoom = scale.ratio if scale.ratio is not None else fixed.diagonal / moving.diagonal
+    centred = torch.diag(torch.tensor([*[zoom] * fixed.ndim, 1.0], dtype=torch.float64))
+    middles = [torch.tensor(grid.center, dtype=torch.float64) for grid in (fixed, moving)]
+    centred[:-1, -1] = middles[0] - zoom * middles[1]
+    lying = as_they_lie(scale, fixed.ndim)
+    return [lying, centred] if scale.ratio is not None and not torch.equal(lying, centred) else [centred]

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import functools
 import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -28,18 +27,15 @@ from scipy.spatial import cKDTree
 from scipy.spatial.distance import cdist
 from torch import Tensor
 
-from ... import ops
-from ... import reference as regframe_reference
 from ...config import Config
 from ...data import Grid, Image, PointSet
 from ...fit.clouds import carried, distinct, fit_pairs
 from ...fit.frames import Frame
-from ...fit.lbfgs import FIRST_STEP, minimize
+from ...fit.lbfgs import Descent
 from ...fit.likeness import fit_contrast
+from ...fit.precondition import Preconditioner, descend
 from ...fit.prior import velocity_space
 from ...fit.pyramid import Fit
-from ...fit.velocity import Preconditioner, enough_steps
-from ...maps import homogeneous
 from ..points.metric import MetricEnergy
 from .drawing import DRAWN, room_of
 
@@ -49,8 +45,6 @@ MOST_POINTS = 3000
 LEAST_POINTS = 12
 """Nuclei that have to be seen at least."""
 
-
-# ---- single nuclei -----------------------------------------------------------------------------------------------
 
 RESOLVED = (1.5, 0.45)
 """Radius of a nucleus: in pixels at least, and over the room of a point at most."""
@@ -79,25 +73,11 @@ EXACT = 0.05
 BELIEVED = 0.5
 """Leave-one-out residual of the median nucleus, over a nucleus' radius, from which the field is not believed."""
 CONTROLS = 1500
-"""Places at which it does, at most."""
-
-
-def trace(fit: Fit, at: Floats, to_moving: bool) -> Floats:
-    """Positions ``[N, D]`` of one frame in the other under a fit: fixed → moving, or moving → fixed."""
-    places = torch.from_numpy(at)
-    if to_moving:
-        places = regframe_reference.carry(fit.pullback, places)
-    if fit.space is not None:
-        velocity = fit.velocity
-        assert velocity is not None
-        grid = fit.space.grid
-        places = ops.flow_points(
-            places, velocity.to(torch.float64), grid.spacing, grid.origin, fit.space.n_steps, to_moving
-        )
-    if not to_moving:
-        places = regframe_reference.carry(homogeneous.inverse(fit.pullback), places)
-    out: Floats = places.detach().numpy()
-    return out
+"""Places, beside the points, at which the map follows the field, at most."""
+ROUNDS = 3
+"""Descents onto the field: between them the Euler steps are chosen anew, as many as the velocity then needs."""
+STEPS = 100
+"""Steps of each at most."""
 
 
 @dataclass(frozen=True)
@@ -384,7 +364,9 @@ def settle(
         return fit, None
     at = carried(own.matrix().numpy(), places)  # in the frame of the drawing
     to_moving = side == "fixed"
-    begin = trace(fit, at, to_moving)  # in the frame of the image
+    begin: Floats = (
+        fit.maps.points(fit.x, torch.from_numpy(at), to_moving).detach().numpy()
+    )  # in the frame of the image
     room = room_of(PointSet(torch.from_numpy(begin)))
     grid = other.grid(image.grid)
     drawn = _on(grid, begin, max(DRAWN * room, grid.pixel))
@@ -440,46 +422,22 @@ def _follow(fit: Fit, field: Field, drawing: Image, to_moving: bool, moving: Ima
     places = np.concatenate([where_all(control), at])
     there = field(places)
     p, q = (there, places) if to_moving else (places, there)
-    space = fit.space
-    if config.transform == "lddmm" and space is None:
-        space = velocity_space(moving.grid, config)
-    x = fit.x[: fit.increment.size]
-    if space is not None:
-        x = torch.cat([x, torch.zeros(space.size) if fit.space is None else fit.x[fit.increment.size :]])
-    evaluations = 0
-    outcome = None
-    for _ in range(3):
-        if space is not None and config.n_steps is None:
-            space = enough_steps(space, x[fit.increment.size :])
-        energy = MetricEnergy(p, q, np.ones(len(p)), _Follow(), fit.start, fit.increment, space)
-        if space is None:
-            outcome = minimize(energy, x, energy.movement, max_iter=100, tolerance=1e-4)
-            x = outcome.x
-        else:
-            curvature = len(p) / EXACT**2
-            zoom = float(homogeneous.determinant(fit.start).abs()) ** (-1 / grid.ndim)
-            nodes = math.prod(Frame.of(moving.grid).grid(moving.grid).extent) / math.prod(space.waves.spacing)
-            change = Preconditioner(fit.increment, space, max(nodes, 1.0), curvature, curvature * zoom**2)
-            outcome = minimize(
-                functools.partial(_changed, energy, change), change.inverse(x), functools.partial(_moved, energy, change),
-                max_iter=100, tolerance=1e-3, first_step=FIRST_STEP,
-            )  # fmt: skip
-            x = change(outcome.x)
-        evaluations += energy.n_evaluations
-    assert outcome is not None
-    last = copy.copy(fit.last)
-    if last is not None:
-        last.space = space
-    return dataclasses.replace(
-        fit, x=x, space=space, last=last, n_evaluations=fit.n_evaluations + evaluations,
-        reasons=[*fit.reasons, outcome.reason if outcome.reason == "diverged" else "converged"],
-    )  # fmt: skip
-
-
-def _changed(energy: MetricEnergy, change: Preconditioner, z: Tensor) -> tuple[float, Tensor]:
-    value, gradient = energy(change(z))
-    return value, change(gradient)
-
-
-def _moved(energy: MetricEnergy, change: Preconditioner, z: Tensor) -> float:
-    return energy.movement(change(z))
+    now = dataclasses.replace(fit)
+    if config.transform == "lddmm" and fit.space is None:
+        now.bend(velocity_space(moving.grid, config))
+    extent = math.prod(Frame.of(moving.grid).grid(moving.grid).extent)
+    for _ in range(ROUNDS):
+        now.take_enough_steps(config)
+        energy = MetricEnergy(p, q, np.ones(len(p)), _Follow(), now.maps)
+        change = None
+        if now.space is not None:
+            nodes = max(extent / math.prod(now.space.waves.spacing), 1.0)
+            change = Preconditioner(now.maps, nodes, len(p) / EXACT**2)
+        outcome = descend(energy, now.x, Descent(STEPS, 1e-4 if change is None else 1e-3), change)
+        now.x = outcome.x
+        now.n_evaluations += energy.n_evaluations
+    now.last = copy.copy(fit.last)
+    if now.last is not None:
+        now.last.maps = now.last.maps.with_space(now.space)
+    now.reasons = [*fit.reasons, outcome.reason if outcome.reason == "diverged" else "converged"]
+    return now

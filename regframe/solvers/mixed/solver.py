@@ -12,10 +12,10 @@ from ...data import Image, PointSet
 from ...fit.clouds import check_cloud
 from ...fit.threads import threads_for
 from ...verdict import Finding
-from .. import raster
+from .. import raster, recipes
 from ..images import Images
 from . import nuclei
-from .drawing import PER_POINT, draw, regular
+from .drawing import draw, regular
 
 Side = Literal["fixed", "moving"]
 
@@ -44,7 +44,7 @@ class Mixed(Solver):
         task = dataclasses.replace(task, fixed=changed[0], moving=changed[1])
         with threads_for(max(drawing.data.numel(), image.data.numel())):
             pair = Images().compare(task)
-            done = raster.run(pair, task, PER_POINT * len(points))
+            done = raster.run(pair, task, recipes.drawn(points))
             seen = None
             if raster.pairs(done.sides, task) is None:
                 fit, seen = nuclei.settle(done.fit, pair.fixed, pair.moving, points, side, task.config)

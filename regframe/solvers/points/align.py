@@ -18,7 +18,7 @@ SO(3)); Beg et al. 2005 (LDDMM).
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from torch import Tensor
@@ -27,20 +27,31 @@ from ...config import Config
 from ...contracts import Fitted
 from ...data import Grid, PointSet
 from ...fit.clouds import SMALL, Floats, carried, distinct, match, outliers_of, radius_of, some, spacing_of, thinned
-from ...fit.frames import Frame
+from ...fit.frames import Frame, affine_kind
+from ...fit.steps import Report
 from ...starts.points import APART, Found, search
+from ...starts.scale import Scale
 from ...verdict import CONVINCING
-from .bend import SHARPEST_BEND, CloudFit, bend, bend_pyramid, bent_start, straight_fit
+from .bend import (
+    SHARPEST_BEND,
+    THINNED_SHARPEST,
+    CloudFit,
+    Clouds,
+    bend,
+    bend_pyramid,
+    bent_start,
+    straight_fit,
+)
 from .figures import PROBED, finish
 from .metric import PointMetric, with_metric
-from .straight import COOLING, SHARPEST, THINNED, WIDE, State, Tell, anneal, straighten
-
-# ---- all of it -----------------------------------------------------------------------------------------------------
+from .straight import COOLING, SHARPEST, THINNED, WIDE, State, anneal, stage_of, straighten
 
 TRIED = 256
 """Places that both clouds are thinned to where several poses are tried."""
 VARIED = 3
 """Poses of which other sizes are tried too where none stands out."""
+VARIED_SIZES = (0.8, 1.25, 1.5)
+"""Sizes that these are tried at, over their own: between and beyond the sizes of the pose search."""
 EXPLAINED = 1.0
 """Nats per fixed point, bending included, by which a bent map may fall short of explaining every point exactly at the
 narrowest scale and still need no rival."""
@@ -51,10 +62,12 @@ PLAIN = 1.6
 FAR = 0.5
 """Points beyond the middle 98 % of a cloud by more than this share of their extent, along any axis, do not take part in the
 fit."""
+SCALES = 24
+"""Scales that points held out are judged at, each 1 / `COOLING` times as wide as the one before: a thousandfold in all."""
 
 
 def taking_part(c: Floats) -> Floats:
-    """The points that are not far beyond the rest (see `FAR`)."""
+    """The points ``[N', D]`` of ``[N, D]`` that are not far beyond the rest (see `FAR`)."""
     if len(c) < 50:
         return c
     low, high = np.quantile(c, [0.01, 0.99], axis=0)
@@ -63,15 +76,32 @@ def taking_part(c: Floats) -> Floats:
     return out
 
 
+@dataclass(frozen=True)
+class Begun:
+    """The straight map of two clouds, and how it was found.
+
+    Args:
+        straight: the map.
+        margin: ``1 - exp(-Δ)``, Δ the nats per point by which the best truly different pose explains less; None where none was
+            tried.
+        n_evaluations: what trying poses took.
+        bent: the bend of all points that came with it, where the clouds are small enough for one; else None.
+    """
+
+    straight: State
+    margin: float | None = None
+    n_evaluations: int = 0
+    bent: CloudFit | None = None
+
+
 def align(
     fixed: PointSet,
     moving: PointSet,
     grids: tuple[Grid, Grid],
     start: Tensor | None,
-    ratio: float | None,
     config: Config,
     metric: PointMetric | None = None,
-    tell: Tell | None = None,
+    report: Report = None,
 ) -> Fitted:
     """Register two checked clouds.
 
@@ -80,42 +110,27 @@ def align(
         moving: is brought onto it.
         grids: the canvas of each.
         start: ``A`` ``[D+1, D+1]``, physical, or None to search for it.
-        ratio: moving lengths in fixed ones, None where the units do not say; pixels do not fix the size but for a rigid map.
         config: all settings.
         metric: the measure to end with; the mixture where None.
-        tell: called with stage, level, iteration and energy.
+        report: called after every step.
     """
     config = _in_pixels(config, grids[1].pixel)
-    ndim, kind = fixed.ndim, "affine" if config.transform == "lddmm" else config.transform
+    scale = Scale.of(*grids)
     to_fixed, to_moving = (Frame.of(grid).matrix().numpy() for grid in grids)
     q, p = (taking_part(carried(m, distinct(s))) for m, s in ((to_fixed, fixed), (to_moving, moving)))
-    before = (ratio or 1.0) * grids[1].pixel / grids[0].pixel
-    known = config.transform == "rigid" or (ratio is not None and "px" not in (fixed.unit, moving.unit))
-    ps = p * before
+    clouds = Clouds(p, q, scale.factor * grids[1].pixel / grids[0].pixel, config)
     found: Found | None = None
     if start is None:
-        found = search(ps, q, known, kind == "affine")
-        straight, margin, n_tried, tried = best_pose(found, ps, p, q, before, known, config, tell)
+        known = scale.settled(config.transform)
+        found = search(clouds.scaled, q, known, affine_kind(config.transform) == "affine")
+        begun = best_pose(found, clouds, known, report)
     else:
-        pose = to_fixed @ start.numpy() @ np.linalg.inv(to_moving) @ np.diag([*[1 / before] * ndim, 1.0])
-        straight, margin, n_tried, tried = straighten(kind, ps, q, pose, config.seed, tell), None, 0, None
-    fit = straight_fit(straight, p, q, before, kind)
-    held: dict[str, float] | None = None
-    bent = False
-    if config.transform == "lddmm":
-        held = held_out(ps, p, q, straight, before, config)
-        bent = held["gain"] > CONVINCING * held["error"]
-        if tried is not None:  # a bend of all points that needs no holding out: few of them cannot be done without
-            held["energy_gain"] = -straight.value - tried.energy / len(q)
-            bent = bent or held["energy_gain"] > PLAIN
-            if not bent or (tried.energy / len(q) > -straight.value):
-                tried = None
-    if metric is not None:
-        fit = with_metric(metric, straight, fit, bent, p, q, before, config, tell)
-    elif bent:
-        fit = tried if tried is not None else bend_pyramid(straight, p, q, before, config, tell)
-    fit.n_evaluations += n_tried
-    return finish(fixed, moving, grids, fit, p, q, found, margin, held, before, config)
+        unscale = np.diag([*[1 / clouds.before] * fixed.ndim, 1.0])
+        pose = to_fixed @ start.numpy() @ np.linalg.inv(to_moving) @ unscale
+        begun = Begun(straighten(clouds.scaled, q, pose, config, report))
+    fit, held = _bent_if_it_helps(begun, clouds, metric, report)
+    fit.n_evaluations += begun.n_evaluations
+    return finish(fixed, moving, grids, fit, p, q, found, begun.margin, held, clouds.before, config)
 
 
 def _in_pixels(config: Config, pixel: float) -> Config:
@@ -128,85 +143,138 @@ def _in_pixels(config: Config, pixel: float) -> Config:
     )
 
 
-def best_pose(
-    found: Found, ps: Floats, p: Floats, q: Floats, before: float, known: bool, config: Config, tell: Tell | None
-) -> tuple[State, float | None, int, CloudFit | None]:
-    """The straight map from the pose that the map asked for explains the clouds best from, how clear that was, and its price.
+def _bent_if_it_helps(
+    begun: Begun, clouds: Clouds, metric: PointMetric | None, report: Report
+) -> tuple[CloudFit, dict[str, float] | None]:
+    """The map from a pose, bent where a bend is asked for and helps points that were held out; and by how much it did."""
+    straight, tried = begun.straight, begun.bent
+    fit = straight_fit(straight, clouds)
+    held: dict[str, float] | None = None
+    bent = False
+    if clouds.config.transform == "lddmm":
+        held = held_out(straight, clouds)
+        bent = held["gain"] > CONVINCING * held["error"]
+        if tried is not None:  # a bend of all points that needs no holding out: few of them cannot be done without
+            held["energy_gain"] = -straight.value - tried.energy / len(clouds.q)
+            bent = bent or held["energy_gain"] > PLAIN
+            if not bent or (tried.energy / len(clouds.q) > -straight.value):
+                tried = None
+    if metric is not None:
+        fit = with_metric(metric, straight, fit, bent, clouds, report)
+    elif bent:
+        fit = tried if tried is not None else bend_pyramid(straight, clouds, report)
+    return fit, held
 
-    The margin is ``1 - exp(-Δ)``, Δ the nats per point by which the best truly different pose explains less.
+
+def best_pose(found: Found, clouds: Clouds, known: bool, report: Report = None) -> Begun:
+    """The straight map from the pose that the map asked for explains the clouds best from.
+
+    Args:
+        found: by the search.
+        clouds: what is fitted.
+        known: whether the size is.
+        report: called for every pose that is tried.
     """
-    kind = "affine" if config.transform == "lddmm" else config.transform
+    config, ps, q = clouds.config, clouds.scaled, clouds.q
     margin = None if found.runner_up_score is None else 1 - math.exp(min(0.0, found.runner_up_score - found.score))
     poses = [found.matrix, *found.rivals]
     vary = not known and ps.shape[1] == 2 and (len(poses) > 1 or max(len(ps), len(q)) <= SMALL)
     if len(poses) == 1 and not vary:
-        return straighten(kind, ps, q, found.matrix, config.seed, tell), margin, 0, None
+        return Begun(straighten(ps, q, found.matrix, config, report), margin)
     pt, qt = thinned(ps, TRIED), thinned(q, TRIED)
     if vary:
-        middle = ps.mean(axis=0)
-        for pose in poses[:VARIED]:
-            for size in (0.8, 1.25, 1.5):
-                other = pose.copy()
-                other[:-1, :-1] *= size
-                other[:-1, -1] += (pose[:-1, :-1] - other[:-1, :-1]) @ middle
-                poses.append(other)
-    tried: list[tuple[float, Floats, Floats, CloudFit | None]] = []
-    evaluations = 0
-    spacing = spacing_of(qt)
-    narrowest = (SHARPEST_BEND[0] if len(qt) == len(q) else 0.5) * spacing
+        poses += _other_sizes(poses[:VARIED], ps.mean(axis=0))
+    few = clouds.of(pt / clouds.before, qt)
+    narrowest = (SHARPEST_BEND[0] if len(qt) == len(q) else THINNED_SHARPEST) * spacing_of(qt)
+    tried: list[_Tried] = []
     for number, pose in enumerate(poses):
-        state = straighten(kind, pt, qt, pose, config.seed)
-        energy, warped, fit = -state.value, carried(state.matrix, pt), None
-        if config.transform == "lddmm":
-            fit = bent_start(state, pt / before, qt, before, config)
-            fit.sigma = max(fit.sigma, WIDE * spacing)
-            fit = bend(pt / before, qt, fit, config, narrowest)
-            energy, warped = fit.energy / len(qt), fit.warp(pt / before)
-            evaluations += fit.n_evaluations
-        tried.append((energy, pose, warped, fit))
-        if tell is not None:
-            tell("pose", number, 1, energy)
+        one = _try(pose, pt, few, narrowest)
+        tried.append(one)
+        stage_of("pose", number, config).tell(report, 1, one.energy)
         exact = math.log(len(pt)) + len(pose[:-1]) * (math.log(narrowest) + math.log(2 * math.pi) / 2)
-        if fit is not None and energy < exact + EXPLAINED:
+        if one.bent is not None and one.energy < exact + EXPLAINED:
             break
-    energy, pose, warped, bent = min(tried, key=lambda one: one[0])
-    apart = [e for e, _, w, _ in tried if np.linalg.norm(w - warped, axis=1).mean() > APART * radius_of(warped)]
-    if (
-        len(tried) == 1 and found.runner_up is not None
-    ):  # explained to the last point: no rival needs to bend against it
-        apart = [-straighten(kind, pt, qt, found.runner_up, config.seed).value]
+    best = min(tried, key=lambda one: one.energy)
+    reach = APART * radius_of(best.warped)
+    apart = [one.energy for one in tried if np.linalg.norm(one.warped - best.warped, axis=1).mean() > reach]
+    if len(tried) == 1 and found.runner_up is not None:
+        # explained to the last point: no rival needs to bend against it
+        apart = [-straighten(pt, qt, found.runner_up, config).value]
     margin = None
     if apart:
-        behind = energy - min(apart)
-        margin = 1 - math.exp(min(behind, 0.0)) if math.isfinite(energy) else 0.0
-    straight = straighten(kind, ps, q, pose, config.seed, tell)
+        behind = best.energy - min(apart)
+        margin = 1 - math.exp(min(behind, 0.0)) if math.isfinite(best.energy) else 0.0
+    straight = straighten(ps, q, best.pose, config, report)
     whole = len(pt) == len(ps) and len(qt) == len(q)
-    return straight, margin, evaluations, bent if whole else None
+    evaluations = sum(one.bent.n_evaluations for one in tried if one.bent is not None)
+    return Begun(straight, margin, evaluations, best.bent if whole else None)
 
 
-def held_out(ps: Floats, p: Floats, q: Floats, straight: State, before: float, config: Config) -> dict[str, float]:
+@dataclass(frozen=True)
+class _Tried:
+    """A pose that was tried: ``A`` ``[D+1, D+1]``, nats per fixed point, where the moving places go ``[N, D]``, and its bend."""
+
+    pose: Floats
+    energy: float
+    warped: Floats
+    bent: CloudFit | None
+
+
+def _other_sizes(poses: list[Floats], middle: Floats) -> list[Floats]:
+    """Poses ``[D+1, D+1]`` at `VARIED_SIZES` of their own size, about the middle ``[D]`` of what they move."""
+    out = []
+    for pose in poses:
+        for size in VARIED_SIZES:
+            other = pose.copy()
+            other[:-1, :-1] *= size
+            other[:-1, -1] += (pose[:-1, :-1] - other[:-1, :-1]) @ middle
+            out.append(other)
+    return out
+
+
+def _try(pose: Floats, pt: Floats, few: Clouds, narrowest: float) -> _Tried:
+    """How well thinned clouds are explained from a pose: straight, and bent where that is asked for.
+
+    Args:
+        pose: ``[D+1, D+1]``, of moving places in fixed pixels.
+        pt: these places ``[N, D]``.
+        few: the clouds, moving places in moving pixels.
+        narrowest: smallest σ of the bend, in fixed pixels.
+    """
+    qt, config = few.q, few.config
+    state = straighten(pt, qt, pose, config)
+    if config.transform != "lddmm":
+        return _Tried(pose, -state.value, carried(state.matrix, pt), None)
+    fit = bent_start(state, few)
+    fit.sigma = max(fit.sigma, WIDE * spacing_of(qt))
+    fit = bend(few, fit, narrowest)
+    return _Tried(pose, fit.energy / len(qt), fit.warp(few.p), fit)
+
+
+def held_out(straight: State, clouds: Clouds) -> dict[str, float]:
     """What a bend found on some of the fixed points gains on the others, in nats per point, with its standard error."""
+    ps, q, config, before = clouds.scaled, clouds.q, clouds.config, clouds.before
     order = np.random.default_rng(config.seed).permutation(len(q))
     kept = len(q) - len(q) // (2 if len(q) > SMALL // 2 else 4)
     one, other = thinned(q[order[:kept]], THINNED[-1]), q[order[kept:][:HELD_OUT]]
-    if len(one) <= p.shape[1] + 2:
+    if len(one) <= ps.shape[1] + 2:
         return {"gain": 0.0, "error": math.inf, "straight": straight.value, "bent": straight.value}
     pt = thinned(ps, THINNED[-1])
-    volume = float(np.prod(np.ptp(q, axis=0)))
     spacing = spacing_of(one)
     exact = len(pt) == len(ps) and len(one) == kept
     rival = anneal(
         "affine", pt, one, replace(straight, sigma=max(straight.sigma, WIDE * spacing), value=-math.inf),
-        (SHARPEST if exact else 0.5) * spacing,
+        (SHARPEST if exact else THINNED_SHARPEST) * spacing,
     )  # fmt: skip
     if rival.sigma > straight.sigma and exact:  # what all points agreed on goes for either half
         rival = straight
-    fit = bent_start(rival, pt / before, one, before, config)
+    few = clouds.of(pt / before, one)
+    fit = bent_start(rival, few)
     fit.sigma = max(fit.sigma, WIDE * spacing)
-    fit = bend(pt / before, one, fit, config, (SHARPEST_BEND[0] if exact else 0.5) * spacing)
+    fit = bend(few, fit, (SHARPEST_BEND[0] if exact else THINNED_SHARPEST) * spacing)
     whole = some(ps, PROBED, config.seed)  # as many points explain the others under either map
     bent, flat, given = (
-        best_scale(warped, other, min(state.sigma, straight.sigma), state.outliers, volume)
+        best_scale(warped, other, min(state.sigma, straight.sigma), state.outliers, clouds.volume)
         for warped, state in (
             (fit.warp(whole / before), fit),
             (carried(rival.matrix, whole), rival),
@@ -225,9 +293,17 @@ def held_out(ps: Floats, p: Floats, q: Floats, straight: State, before: float, c
 
 
 def best_scale(warped: Floats, fixed: Floats, sigma: float, outliers: float, volume: float) -> Floats:
-    """Log densities ``[M]`` of points that were not fitted, at the scale that suits them best: a fit is closer to its own."""
+    """Log densities ``[M]`` of points that were not fitted, at the scale that suits them best: a fit is closer to its own.
+
+    Args:
+        warped: moving points in the fixed frame ``[N, D]``.
+        fixed: ``[M, D]``.
+        sigma: the narrowest scale, in fixed pixels.
+        outliers: ω to begin with.
+        volume: V.
+    """
     best = np.full(len(fixed), -np.inf)
-    for _ in range(24):
+    for _ in range(SCALES):
         for _ in range(2):
             found = match(warped, fixed, sigma, outliers, volume)
             outliers = outliers_of(found)

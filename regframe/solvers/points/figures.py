@@ -128,11 +128,12 @@ def _position_sd(fit: CloudFit, p: Floats, q: Floats, unbent: bool, fixed: Grid,
     pull = np.einsum("mk,mkd->md", found.share, residual)
     spread = np.einsum("mk,mkd->m", found.share, residual**2) - (pull**2).sum(axis=1)
     hold = found.share.sum(axis=1) / fit.sigma**2 - spread / (ndim * fit.sigma**4)
-    zoom = float(homogeneous.determinant(fit.start).abs()) ** (-1 / ndim)
-    reach = fit.space.scale * zoom if fit.space is not None else SCALE * float(np.prod(np.ptp(q, axis=0))) ** (1 / ndim)
-    sd = uncertainty.position_sd_of_points(
-        q, pull / fit.sigma**2, hold, fixed, fit.increment, fit.space, reach, zoom, onto
+    reach = (
+        fit.space.scale * fit.maps.zoom
+        if fit.space is not None
+        else SCALE * float(np.prod(np.ptp(q, axis=0))) ** (1 / ndim)
     )
+    sd = uncertainty.position_sd_of_points(q, pull / fit.sigma**2, hold, fixed, fit.maps, reach, onto)
     if unbent:
         sd = (sd**2 + fit.sigma**2).sqrt()
     return sd * fixed.pixel

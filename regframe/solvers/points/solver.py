@@ -9,11 +9,11 @@ from typing import ClassVar
 import torch
 
 from ... import verdict
-from ...contracts import Fitted, Progress, Solver, Task
+from ...contracts import Fitted, Solver, Task
 from ...data import Image, PointSet, unit_ratio
 from ...fit import clouds
 from ...fit.threads import threads_for
-from ...starts import given, pose
+from ...starts.given import given
 from ...verdict import Finding
 from .align import align
 
@@ -51,19 +51,10 @@ class Points(Solver):
     def fit(self, task: Task) -> Fitted:  # noqa: D102
         assert isinstance(task.fixed, PointSet)
         assert isinstance(task.moving, PointSet)
-        ratio = unit_ratio(task.moving.unit, task.fixed.unit)
         grids = clouds.canvas(task.fixed), clouds.canvas(task.moving)
-        start = given.given(grids, task.start, ratio, task.config)
-        if start is not None:
-            start = pose.nearest_of_kind(start, task.config.transform, ratio or 1.0, grids[1].center)
-
-        def tell(stage: str, level: int, iteration: int, loss: float) -> None:
-            if task.progress is not None:
-                most = task.config.optimizer.max_iter
-                task.progress(Progress(stage, iteration, most, level, level + 1, loss))
-
+        start = given(*grids, task.start, task.config)
         with threads_for(len(task.fixed)):
-            found = align(task.fixed, task.moving, grids, start, ratio, task.config, task.metric, tell)
+            found = align(task.fixed, task.moving, grids, start, task.config, task.metric, task.progress)
             threads = torch.get_num_threads()
         metric = {"name": "mixture", "why": "the one for points"}
         if task.metric is not None:

@@ -3,23 +3,37 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
 
+from ...config import Config
 from ...fit.clouds import Floats, Match, carried, fit_pairs, match, outliers_of, radius_of, some, spacing_of, thinned
+from ...fit.frames import affine_kind
+from ...fit.steps import Report, Stage
 
 COOLING = 0.75
-"""Factor from one scale σ to the next."""
+"""Factor from one scale σ to the next: the mixture's optimum moves little enough for EM to follow it."""
 SHARPEST = 1e-4
-"""Smallest σ of a straight map, in spacings of the fixed points: what is closer is the same place."""
+"""Smallest σ of a straight map, in spacings of the fixed points: points nearer than that are one place."""
 LEAST_MATCHED = 0.4
-"""Share of the points matched at a wider scale that a narrower one must still match to be believed."""
+"""Share of the points matched at a wider scale that a narrower one must still match to be believed: else a few points that
+happen to lie on each other are taken for the answer."""
 MOST_FITTED = 1200
 """Fixed points that the finest level looks at, at most; every moving point may be their partner."""
 THINNED = (128, 512)
-"""Places that larger clouds are thinned to, level by level, before that."""
+"""Places that larger clouds are thinned to, level by level, before the finest."""
+FIRST_SCALE = 0.08
+"""σ that a pose is followed from, over the root mean square radius of the fixed cloud: about where the pose search ends."""
+FIRST_OUTLIERS = 0.1
+"""Share ω without a partner that a pose is followed from."""
+WIDE = 1.5
+"""σ that a level starts with at least, in spacings of its fixed points: a point that is off by its distance to a neighbour must
+still find its own partner."""
+AFFINE_WIDE = 4.0
+"""σ that an affine map starts with at least where it follows a similarity, which can be far off, in spacings of the points."""
+RELAXED = 1.5
+"""Factor by which σ is widened again from one thinned level to the next: their places are others."""
 
 
 @dataclass(frozen=True)
@@ -92,42 +106,36 @@ def m_step(kind: str, p: Floats, q: Floats, found: Match, before: Floats) -> Flo
 # ---- straight maps -------------------------------------------------------------------------------------------------
 
 
-Tell = Callable[[str, int, int, float], None]
-
-
-def straighten(kind: str, p: Floats, q: Floats, start: Floats, seed: int, tell: Tell | None = None) -> State:
-    """The map of ``kind`` from a pose, coarse to fine: thinned clouds first, then the points themselves.
+def straighten(p: Floats, q: Floats, start: Floats, config: Config, report: Report = None) -> State:
+    """The straight map from a pose, coarse to fine: thinned clouds first, then the points themselves.
 
     Args:
-        kind: ``rigid``, ``similarity`` or ``affine``; for ``affine`` a similarity goes before it.
         p: moving ``[N, D]``.
         q: fixed ``[M, D]``.
         start: ``[D+1, D+1]``.
-        seed: of the draw of points at the finest level.
-        tell: called with stage, level, iteration and energy per fixed point.
+        config: says of which kind the map is (before an affine map a similarity is fitted), and the seed of the draw of
+            points at the finest level.
+        report: called after each level, with the energy in nats per fixed point.
     """
-    level = 0
-    state = State(start, 0.08 * radius_of(q), 0.1)
+    kind, level = affine_kind(config.transform), 0
+    state = State(start, FIRST_SCALE * radius_of(q), FIRST_OUTLIERS)
     kinds = [kind] if kind != "affine" else ["similarity", "affine"]
     for count in THINNED:
         if 2 * count <= max(len(p), len(q)):
             ps, qs = thinned(p, count), thinned(q, count)
             for one in kinds:
                 state = anneal(one, ps, qs, replace(state, value=-math.inf), 0.5 * spacing_of(qs))
-                state = replace(state, sigma=1.5 * state.sigma)
-                if tell is not None:
-                    tell("affine", level, 1, -state.value)
+                state = replace(state, sigma=RELAXED * state.sigma)
+                stage_of("affine", level, config).tell(report, 1, -state.value)
             kinds, level = kinds[-1:], level + 1
-    qs, spacing = some(q, MOST_FITTED, seed), spacing_of(q)
+    qs, spacing = some(q, MOST_FITTED, config.seed), spacing_of(q)
     for one in kinds:
         wide = max(state.sigma, (AFFINE_WIDE if one == "affine" and len(kinds) > 1 else WIDE) * spacing)
         state = anneal(one, p, qs, replace(state, sigma=wide, value=-math.inf), SHARPEST * spacing)
-        if tell is not None:
-            tell("affine", level, 1, -state.value)
+        stage_of("affine", level, config).tell(report, 1, -state.value)
     return state
 
 
-AFFINE_WIDE = 4.0
-"""The same where an affine map follows a similarity, which can be far off."""
-WIDE = 1.5
-"""σ that a level starts with at least, in spacings of its fixed points."""
+def stage_of(name: str, level: int, config: Config) -> Stage:
+    """A stage of two clouds: how many levels there will be is not known before the last."""
+    return Stage(name, level, level + 1, config.optimizer.max_iter)

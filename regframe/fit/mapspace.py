@@ -1,0 +1,154 @@
+"""The maps that a fit chooses among, and where among them it stands: an affine increment after the flow of a velocity."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .. import ops, reference
+from ..config import Config
+from ..maps import homogeneous
+from .frames import Increment, zoom_of
+from .velocity import VelocitySpace, enough_steps
+
+DEVIATION_FLOOR = 0.03
+"""Smallest prior standard deviation of a displacement that a fit may arrive at, in moving pixels: far less than any error that
+matters, but not 0, which no later level could leave again."""
+
+
+@dataclass(frozen=True)
+class MapSpace:
+    """All maps ``x = (q, u)`` of a fit: ``B(q) = B_0 H(q)`` from the fixed frame to the moving one, then the flow of ``v(u)``.
+
+    Args:
+        start: ``B_0`` ``[D+1, D+1]`` float64, inverse affine map of the normalised frames.
+        increment: parametrisation ``H(q)`` of the affine part, K variables.
+        space: velocities, P variables, or None where maps do not bend.
+    """
+
+    start: Tensor
+    increment: Increment
+    space: VelocitySpace | None = None
+
+    @functools.cached_property
+    def zoom(self) -> float:
+        """Fixed pixels per moving pixel, by the start (geometric mean of the axes)."""
+        return zoom_of(self.start)
+
+    @property
+    def size(self) -> int:
+        """Number of variables ``K + P``."""
+        return self.increment.size + (0 if self.space is None else self.space.size)
+
+    def split(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """``q`` ``[K]`` and ``u`` ``[P]`` (None where maps do not bend) of the variables ``x`` ``[K + P]``."""
+        k = self.increment.size
+        return x[:k], (x[k:] if self.space is not None else None)
+
+    def pullback(self, q: Tensor) -> Tensor:
+        """``B(q)`` ``[D+1, D+1]``, fixed frame → moving frame; differentiable."""
+        return homogeneous.compose(self.start, self.increment.matrix(q))
+
+    def points(self, x: Tensor, at: Tensor, to_moving: bool = False) -> Tensor:
+        """Positions ``[N, D]`` (float64) of one frame in the other, moving → fixed or the other way; differentiable in ``x``."""
+        q, u = self.split(x)
+        pullback = self.pullback(q)
+        if to_moving:
+            at = reference.carry(pullback, at)
+        if self.space is not None and u is not None:
+            grid, velocity = self.space.grid, self.space.velocity(u).to(torch.float64)
+            at = ops.flow_points(at, velocity, grid.spacing, grid.origin, self.space.n_steps, to_moving)
+        return at if to_moving else reference.carry(homogeneous.inverse(pullback), at)
+
+    def moves(self, change: Tensor, rim: Tensor) -> tuple[Tensor, float]:
+        """How far a change of the variables moves what is fixed, to first order, in fixed pixels.
+
+        Args:
+            change: ``[K + P]``.
+            rim: positions ``[N, D]`` of the fixed frame, the outermost ones.
+
+        Returns:
+            How far the affine part moves each of ``rim`` ``[N, D]``, and the largest displacement by the velocity.
+        """
+        q, u = self.split(change)
+        step = self.increment.matrix(q) - torch.eye(self.increment.ndim + 1, dtype=torch.float64)
+        shift: Tensor = reference.carry(step, rim)
+        if self.space is None or u is None:
+            return shift, 0.0
+        displacement = self.space.velocity(u).mean(dim=0)  # [D, *S]
+        return shift, self.zoom * float(displacement.square_().sum(dim=0).amax().sqrt())
+
+    def with_space(self, space: VelocitySpace | None) -> MapSpace:
+        """Maps of the same affine part with other velocities, or with none."""
+        return dataclasses.replace(self, space=space)
+
+
+@dataclass
+class Standing:
+    """Where a fit stands: the variables and the maps that they choose among.
+
+    Args:
+        x: variables ``[K + P]``.
+        maps: what they mean.
+    """
+
+    x: Tensor
+    maps: MapSpace
+
+    @property
+    def start(self) -> Tensor:
+        """``B_0`` ``[D+1, D+1]``: what the affine increment is taken from."""
+        return self.maps.start
+
+    @property
+    def increment(self) -> Increment:
+        """Parametrisation of the affine part."""
+        return self.maps.increment
+
+    @property
+    def space(self) -> VelocitySpace | None:
+        """Velocities, or None where the map does not bend."""
+        return self.maps.space
+
+    @property
+    def pullback(self) -> Tensor:
+        """Inverse affine map ``[D+1, D+1]`` of the normalised frames, fixed → moving."""
+        return self.maps.pullback(self.maps.split(self.x)[0])
+
+    @property
+    def velocity(self) -> Tensor | None:
+        """``[T, D, *S]`` in moving pixels per unit time, or None where the map does not bend."""
+        u = self.maps.split(self.x)[1]
+        return None if self.space is None or u is None else self.space.velocity(u)
+
+    def bend(self, space: VelocitySpace) -> None:
+        """Let the map bend from here on: with velocities that are 0 yet."""
+        self.x = torch.cat([self.x, torch.zeros(space.size, dtype=torch.float32)])
+        self.maps = self.maps.with_space(space)
+
+    def take_enough_steps(self, config: Config) -> None:
+        """As many Euler steps as the velocity needs to stay invertible, unless the user has set their number."""
+        u = self.maps.split(self.x)[1]
+        if self.space is not None and u is not None and config.n_steps is None:
+            self.maps = self.maps.with_space(enough_steps(self.space, u))
+
+    def adapt_prior(self, rms: float, margin: float) -> None:
+        """Set the prior's deviation from the displacement found so far (empirical Bayes), leaving the velocity as it is.
+
+        A pair that an affine map explains ends with a stiff prior, so that regions without texture stay where the affine map
+        puts them; a bent pair keeps a loose one.
+
+        Args:
+            rms: root mean square displacement per axis, in moving pixels.
+            margin: the prior standard deviation over ``rms``.
+        """
+        q, u = self.maps.split(self.x)
+        assert self.space is not None
+        assert u is not None
+        deviation = max(margin * rms, DEVIATION_FLOOR)
+        self.x = torch.cat([q, u * (self.space.deviation / deviation)])
+        self.maps = self.maps.with_space(self.space.with_deviation(deviation))
