@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import io
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +25,7 @@ from fake_result import fake_result
 
 import regframe
 from regframe.cli import main
+from regframe.cli.progress import Bars
 from regframe.contracts import Progress
 from regframe.data import Grid, Image, PointSet, Pyramid
 from regframe.io import outputs
@@ -711,3 +714,50 @@ def test_landmarks_outside_the_image_are_remarked_on(tmp_path: Path, saved: tupl
         (tmp_path / f"{side}.csv").write_text("y,x\n2000,1050\n2100,900\n")
     out = run("evaluate", saved[0], "--fixed-landmarks", tmp_path / "f.csv", "--moving-landmarks", tmp_path / "m.csv")
     assert "2 of 2 landmarks" in out.stderr
+
+
+# ---- progress -----------------------------------------------------------------------------------------------------
+
+
+def shown(steps: list[Progress], capsys: pytest.CaptureFixture[str]) -> list[str]:
+    with Bars() as bars:
+        for step in steps:
+            bars(step)
+    return capsys.readouterr().err.splitlines()
+
+
+def test_a_fit_says_a_line_per_level(capsys: pytest.CaptureFixture[str]) -> None:
+    steps = [Progress("lddmm", i, 10, level, 2, 1 / (i + 1)) for level in (0, 1) for i in (1, 2, 3)]
+    lines = shown([*steps, Progress("affine", 1, 10, loss=2.0)], capsys)
+    assert lines == [
+        "lddmm       level 0 of 2: 3 iterations, energy 0.25",
+        "lddmm       level 1 of 2: 3 iterations, energy 0.25",
+        "affine: 1 iterations, energy 2",
+    ]
+
+
+def test_counted_steps_say_a_line_per_quarter(capsys: pytest.CaptureFixture[str]) -> None:
+    steps = [Progress("shards", done, 8) for done in range(1, 9)]
+    few = [Progress("tiles", done, 3) for done in range(1, 4)]
+    again = [Progress("pairs", done, 4) for _ in range(2) for done in range(4)]
+    pairs = [f"pairs: {n} of 4" for n in (1, 2, 3)]
+    assert shown(steps + few + again, capsys) == [f"shards: {n} of 8" for n in (2, 4, 6, 8)] + pairs + pairs
+
+
+def test_a_terminal_gets_bars(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr("sys.stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "120")
+    with Bars() as bars:
+        for step in (Progress("affine", 3, 10, 0, 2, 1.25), Progress("shards", 0, 7), Progress("shards", 6, 7)):
+            bars(step)
+    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", terminal.getvalue())
+    last = text[text.rindex("affine") :].splitlines()
+    assert "level 0 of 2" in last[0]
+    assert "3 / 3" in last[0]
+    assert "energy 1.25" in last[0]
+    assert "7 / 7" in last[1]
+    assert "energy" not in last[1]
+    assert "level" not in last[1]

@@ -15,6 +15,7 @@ import pytest
 import torch
 from fake_result import fake_result
 
+import regframe as rf
 from regframe.data import Grid, Image, PointSet
 from regframe.maps.affine import Affine
 from regframe.registration import register
@@ -306,3 +307,13 @@ def test_the_other_pose_is_shown_where_it_came_close() -> None:
     assert "The other pose" in results.render(close, image, image)
     clear = dataclasses.replace(close, metrics=close.metrics | {"pose_margin": 0.9})
     assert "The other pose" not in results.render(clear, image, image)
+
+
+def test_the_public_function_writes_the_page(tmp_path: Path) -> None:
+    data = image(1, 40, 50)
+    result = fake_result(data.grid, data.grid, n_nodes=13)
+    rf.write_report(result, tmp_path / "r.html", data, data)
+    assert Page((tmp_path / "r.html").read_text(encoding="utf-8")).tags.count("img") > 5
+    for given in ((data,), (data, data, data)):
+        with pytest.raises(TypeError, match=f"got Result, the file and {len(given)} more"):
+            rf.write_report(result, tmp_path / "r.html", *given)  # type: ignore[call-overload]

@@ -14,12 +14,13 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 MAX_BYTES = 64 << 20
-"""Largest manifest that is read."""
+"""Bytes of the largest manifest that is read: some 100 000 jobs."""
 RESERVED = ("summary.csv", "summary.html", "con", "prn", "aux", "nul")
 """Names in the output folder that no job may have; the last four are devices on Windows."""
 
 _ID = re.compile(r"\w(?:[\w.+=@ -]{0,98}[\w+=@-])?")
-_SHOWN = 10  # problems listed before the rest is counted
+_SHOWN = 10
+"""Problems that are listed; the rest is counted."""
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", re.IGNORECASE)
 _KINDS = ("image", "labels", "points", "shapes")
 

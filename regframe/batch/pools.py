@@ -27,7 +27,8 @@ RESUBMITTED = 5
 TASK_BYTES = 1 << 16
 """Most bytes of one task: paths, options and a number fit, an array does not."""
 
-_FIRST = 1 << 30  # more than there are jobs
+_FIRST = 1 << 30
+"""Priority of tasks that go before all others: more than there are jobs, whose priorities count down from 0."""
 
 Item = tuple[Any, ...]
 
@@ -258,7 +259,7 @@ class Cluster:
             if there != version():
                 found = f"no regframe ({there})" if isinstance(there, BaseException) else f"regframe {there}"
                 raise ValueError(
-                    f"wanted regframe {version()} on every worker, got {found} at {address}; install the same"
+                    f"wanted regframe {version()} on every worker, got {found} at {address}; install that one"
                 )
 
     def __exit__(self, *error: object) -> None:

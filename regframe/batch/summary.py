@@ -21,6 +21,7 @@ STATES = ("failed", "fail", "warn", "pass", "pending")
 """What a job can have come to, worst first."""
 
 _MAX_REPORT = 32 << 20
+"""Bytes of the largest report whose pictures are taken: one of ours stays under 6 MB."""
 _FIGURES = ("n_evaluations", "matching_fraction", "folding_fraction", "pose_margin")
 _WORDS = {
     "failed": "did not end as asked",

@@ -33,12 +33,15 @@ LOG = "job.log"
 AS_ASKED = "as asked"
 SIMPLER = "simpler, at a coarser level"
 SIMPLER_PIXELS = 375_000
-"""Pixels of the finest level of the second attempt: a quarter of what a registration looks at."""
+"""Pixels of the finest level of the second attempt: a quarter of the default of the setting ``pyramid.max_pixels``."""
 
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE}
-_POLL = 0.02  # seconds between two looks at the memory of a process
-_HASHED = 8 << 20  # bytes hashed at either end of a file
+_POLL = 0.02
+"""Seconds between two looks at the memory of a process: it can take some 100 MB in between."""
+_HASHED = 8 << 20
+"""Bytes hashed at either end of a file: a changed header or tail shows, and a slide of 50 GB takes no time."""
 _MAX_RECORD = 4 << 20
+"""Bytes of the largest ``job.json`` or log that is read: a record of ours has some kB."""
 _FIGURES = (
     "seconds", "n_evaluations", "matching_fraction", "roundtrip_px", "jacobian_min", "folding_fraction", "pose_margin",
     "metric", "model",
@@ -64,7 +67,7 @@ class Limits:
     threads: int = 1
 
     def of(self, job: Job) -> Limits:
-        """The job's own where it has some."""
+        """The limits of ``job``: its own, and these where it states none."""
         return replace(self, memory=job.memory or self.memory, timeout=job.timeout or self.timeout)
 
 

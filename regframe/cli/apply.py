@@ -40,11 +40,12 @@ if TYPE_CHECKING:
     from ..slides import warp
 
 _LOOKED_AT = 2048
-"""Pixels along each side that are looked at for ids."""
+"""Pixels along each side of the corner that is looked at for ids: enough of a mask to show flat patches, 32 MiB at most."""
 _FEW = 16
-"""Whole numbers that are few."""
+"""Number of different values up to which an image counts as a mask even where neighbours differ by 1 or 2: classes, not grey
+levels."""
 _WORTH_SPREADING = 4
-"""Shards from which a cluster is asked; fewer are done before it has answered."""
+"""Shards from which a cluster makes them; fewer are done here before it has answered."""
 
 
 @click.group(short_help="Carry images, points or shapes through a saved map.")
@@ -498,7 +499,7 @@ def _texts(values: list[Any]) -> list[str]:
 def _as_it_is(path: Path, adapter: str, options: dict[str, Any], unit: str) -> tuple[Adapter, Image | PointSet]:
     """An adapter, and what it carries where nothing moves; ``unit`` is the first that is tried where it cannot open it.
 
-    Too few cells to be drawn are carried all the same.
+    A table of too few cells to be drawn is carried as well.
     """
     import regframe
 

@@ -28,8 +28,11 @@ from .register import resolved_config
 if TYPE_CHECKING:
     from ..batch import Job, Limits, Outcome, Pool
 
-_LEAST = 2 << 30  # memory a job gets before more of them run side by side
-_SHARE = 0.9  # of the machine's memory that jobs may take
+_LEAST = 2 << 30
+"""Bytes a job gets before more of them run side by side: whole slides are registered and
+carried within it, whatever their size."""
+_SHARE = 0.9
+"""Part of the machine's memory that all jobs together may take; the rest is the system's and the supervisor's."""
 
 
 @click.command(short_help="Run a table of registrations.")

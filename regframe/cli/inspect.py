@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _THUMBNAIL = 512
 """Pixels along the longer side of a thumbnail at most."""
 _READ = 64 << 30
-"""Bytes that are read for one at most."""
+"""Bytes of an image that are read for a thumbnail at most: some minutes from a disk."""
 
 
 @click.command(short_help="Say what a file or a result is.")

@@ -80,7 +80,7 @@ def check_writable(folder: Path) -> None:
 
 @contextlib.contextmanager
 def staged(path: Path, overwrite: bool = False) -> Iterator[Path]:
-    """A path of the same name to write to, moved to ``path`` when the block ends well and removed when it does not.
+    """A path to write to, in a folder aside, moved to ``path`` when the block ends well and removed when it does not.
 
     Whatever else is written beside it (a format of two files) is moved along, before it. What was at any of these places
     stays until the new data are complete; FileExistsError where something appeared meanwhile.

@@ -19,7 +19,7 @@ FIXED, MOVING = "#0072b2", "#e69f00"
 """Blue and orange of Okabe & Ito 2008, which all kinds of colour vision tell apart."""
 NOTE = "fixed in blue, moving in orange, on top"
 MOST_DOTS = 30_000
-"""Dots drawn of a side at most."""
+"""Dots drawn of a side at most; more of them do not show at the size of the picture."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Cloud:
         return cls(coords, total, name, colour, points.unit)
 
     def moved(self, transform: Transform, unit: str) -> Cloud:
-        """The same dots carried."""
+        """The dots carried by ``transform`` into a space whose unit is ``unit``; those it takes nowhere are left out."""
         carried = move_points(PointSet(torch.from_numpy(self.coords), self.unit), transform).coords.numpy()
         keep = np.isfinite(carried).all(axis=1)
         return Cloud(carried[keep], self.total, self.name, self.colour, unit)
@@ -163,7 +163,7 @@ def places(
 
 
 def raster(cloud: Cloud, canvas: Grid) -> Array:
-    """The dots in grey on white ``[h, w, 3]``, a pixel and its neighbours each."""
+    """The dots in grey on white ``[h, w, 3]``, two by two pixels each."""
     out = np.ones((*canvas.shape[-2:], 3), dtype=np.float32)
     index = np.rint((cloud.coords[:, -2:] - np.array(canvas.origin[-2:])) / np.array(canvas.spacing[-2:])).astype(
         np.int64

@@ -42,7 +42,7 @@ def lift(plane: Grid, grid: Grid) -> Grid:
 
 
 def identity_map(moving: Grid, fixed: Grid) -> Affine:
-    """The moving side before registration: at the same positions, or pixels where the units do not convert."""
+    """Where the moving side lies before registration: at its own positions, by pixels where the units do not convert."""
     ratio = unit_ratio(moving.unit, fixed.unit)
     if ratio is not None:
         scale = [ratio] * moving.ndim
@@ -133,7 +133,7 @@ class Look:
         return np.asarray(np.clip((picture - self.low[:, None, None]) / span, 0, 1), dtype=np.float32)
 
     def attuned(self, picture: Array, ink: Array, seen: NDArray[np.bool_]) -> Look:
-        """The same look with polarity, channels and tones chosen so that ``picture`` resembles ``ink`` ``[h, w]``.
+        """This look with polarity, channels and tones chosen so that ``picture`` resembles ``ink`` ``[h, w]``.
 
         One stain's dark is another's bright: an overlay is to show where the sides differ in place, not in colour. Only
         ``seen`` pixels count. Where nothing resembles, the look stays as it is.
@@ -245,7 +245,7 @@ class Side:
         return view.sample(self.data)
 
     def attuned(self, picture: Array, ink: Array, seen: NDArray[np.bool_]) -> Side:
-        """The same side, its ink made to resemble the other side's; see `Look.attuned`."""
+        """This side, its ink made to resemble the ink of the other side (see `Look.attuned`)."""
         return self if self.look is None else replace(self, look=self.look.attuned(picture, ink, seen))
 
     def ink(self, picture: Array) -> Array:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,10 @@ from .page import Picture, data_uri, fill, jpeg
 from .pictures import Array, Side, View
 
 MAX_PX = 900
-"""Longer side of the large pictures."""
+"""Pixels along the longer side of the large pictures."""
 
 MAX_BYTES = 6_000_000
-"""Size the page stays under; pictures are coded more coarsely until it does."""
+"""Bytes the page stays under, so that it can be mailed; pictures are coded more coarsely until it does."""
 
 _HEADLINES = {
     "pass": ("Aligned", "Every check passed."),
@@ -43,17 +44,10 @@ def write_run(
     overwrite: bool = False,
     *extras: Callable[[Path], object],
 ) -> None:
-    """Write the folder of a run with its page, complete or not at all.
+    """Write the folder of a run with its page ``report.html``, complete or not at all.
 
-    Args:
-        path: the folder.
-        result: what was computed.
-        sides: the fixed and the moving data, which the page shows; None leaves the page out.
-        run: where the inputs lie and how they were opened; kept under ``run`` in ``config.resolved.yaml``.
-        overwrite: replace a folder that regframe wrote.
-        extras: each is called with the folder, before the page is drawn, to write something more into it.
-
-    Raises what `regframe.io.outputs.write` raises.
+    ``sides`` are the fixed and the moving data, which the page shows; None leaves the page out. The rest is handed on to
+    `regframe.io.outputs.write`, which says what it raises; ``extras`` are written before the page.
     """
 
     def page(folder: Path) -> None:
@@ -158,14 +152,14 @@ def _draw(
         if volume
         else "",
         "close_up": "Where the fixed side has most structure: fixed, warped moving, and both.",
-        "insets": _insets(result, fixed, moving, f, m, canvas, f_ink, seen_after, quality),
+        "insets": _insets(result, _Drawn(fixed, moving, (f, m), canvas, f_ink, seen_after), quality),
         "maps": _maps(result, pictures.canvas_of(result.fixed_grid, min(max_px, 240)), canvas, a_rgb, seen_after),
         "energy": _maybe("Energy", figures.energy(result.history)),
     }
 
 
 def _draw_points(result: Result, fixed: PointSet, moving: PointSet, max_px: int) -> dict[str, Any]:
-    """The same of two point sets, as dots."""
+    """What `_draw` gives, of two point sets, as dots."""
     unit = result.fixed_grid.unit
     still, own = dots.Cloud.of(fixed, "fixed", dots.FIXED), dots.Cloud.of(moving, "moving", dots.MOVING)
     before = own.moved(pictures.identity_map(result.moving_grid, result.fixed_grid), unit)
@@ -214,26 +208,38 @@ def _other_pose(result: Result) -> Affine | None:
     return Affine(matrix, result.moving_grid.unit, result.fixed_grid.unit)
 
 
-def _insets(
-    result: Result,
-    fixed: Image | PointSet,
-    moving: Image | PointSet,
-    f: Side,
-    m: Side,
-    canvas: Grid,
-    f_ink: Array,
-    seen: NDArray[np.bool_],
-    quality: int,
-) -> list[list[Picture]]:
+@dataclass(frozen=True)
+class _Drawn:
+    """Both sides of a result and how they look on the fixed canvas.
+
+    Args:
+        fixed: the fixed data, at its own resolution.
+        moving: the moving data, at its own resolution.
+        looks: how values of the fixed and of the moving side become ink and colour.
+        canvas: pixels of the large pictures.
+        ink: of the fixed side, ``[h, w]``, 0 … 1.
+        seen: pixels ``[h, w]`` that the warped moving side covers.
+    """
+
+    fixed: Image | PointSet
+    moving: Image | PointSet
+    looks: tuple[Side, Side]
+    canvas: Grid
+    ink: Array
+    seen: NDArray[np.bool_]
+
+
+def _insets(result: Result, drawn: _Drawn, quality: int) -> list[list[Picture]]:
     """Rows of fixed, warped moving and overlay at the input's own resolution, where there is most to see."""
-    size = max(16, min(f_ink.shape) // 5)
-    if min(f_ink.shape) < 48:
+    canvas, (f, m) = drawn.canvas, drawn.looks
+    size = max(16, min(drawn.ink.shape) // 5)
+    if min(drawn.ink.shape) < 48:
         return []
-    trust = seen.astype(np.float32)
+    trust = drawn.seen.astype(np.float32)
     if result.weight is not None and result.weight_grid is not None:
         trust = trust * np.clip(_on_canvas(result.weight, result.weight_grid, canvas), 0.05, 1)
     rows = []
-    for top, left in pictures.telling_places(f_ink, trust, size, 3):
+    for top, left in pictures.telling_places(drawn.ink, trust, size, 3):
         plane = Grid(
             (size, size),
             canvas.spacing[-2:],
@@ -243,8 +249,8 @@ def _insets(
         pixel = max(min(result.fixed_grid.spacing[-2:]), max(plane.extent) / 320)
         region = pictures.lift(plane.resampled(pixel), result.fixed_grid)
         own = Affine.identity(region.ndim, region.unit)
-        still = _closeup(fixed, f, View.of(region, own))
-        moved = _closeup(moving, m, View.of(region, result.transform))
+        still = _closeup(drawn.fixed, f, View.of(region, own))
+        moved = _closeup(drawn.moving, m, View.of(region, result.transform))
         inks = f.ink(still), m.ink(moved)
         rows.append(
             [

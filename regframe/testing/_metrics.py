@@ -16,7 +16,9 @@ from ._base import PluginTests, SkipTest, refusal, want
 
 _SMALL = {2: (7, 9), 3: (5, 6, 7)}
 _LARGE = {2: (30, 33), 3: (14, 15, 16)}
+"""Pixels of the images that a metric is tested with, by number of axes; no two sides alike, so that swapped axes show."""
 _N_POINTS = 40
+"""Points of a point set that a metric is tested with."""
 
 
 class Pair(NamedTuple):

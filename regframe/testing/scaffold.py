@@ -15,6 +15,7 @@ from .. import plugins
 
 NAME = re.compile(r"[a-z][a-z0-9]*(?:[-_][a-z0-9]+)*")
 LONGEST = 60
+"""Characters of the longest name: it becomes folders and module names, which some file systems bound."""
 
 
 def new_plugin(name: str, parent: Path) -> Path:
