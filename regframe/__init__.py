@@ -28,6 +28,7 @@ _HOME = {
     "Result": "registration",
     "Sequence": "maps.sequence",
     "Shapes": "maps.shapes",
+    "SlideOptions": "slides.warp",
     "SlideWarp": "slides.warp",
     "Stack": "stack.align",
     "Transform": "maps.base",

@@ -48,6 +48,7 @@ from .registration import register as register
 from .slides.levels import choose_level as choose_level
 from .slides.levels import read_level as read_level
 from .slides.refine import refine as refine
+from .slides.warp import SlideOptions as SlideOptions
 from .slides.warp import SlideWarp as SlideWarp
 from .slides.warp import warp_slide as warp_slide
 from .stack.align import Stack as Stack

@@ -678,7 +678,7 @@ def test_shards_are_spread_and_a_dead_worker_costs_none(tmp_path: Path) -> None:
     plan = FakePlan(tmp_path, 8, deadly=3)
     steps: list[tuple[int, int]] = []
     with pools.Cluster(workers=2) as pool:
-        spread(plan, pool, progress=lambda *step: steps.append(step))
+        spread(plan, pool, progress=lambda step: steps.append((step.done, step.total)))
         assert (tmp_path / "finished").read_text() == "140"
         assert (tmp_path / "died").exists()
         assert steps == [(k, 9) for k in range(1, 10)]

@@ -127,7 +127,7 @@ def test_it_is_the_same_on_any_number_of_workers(
     coarse: Result, pair: tuple[Pyramid, Pyramid], refined: Result
 ) -> None:
     seen: list[tuple[str, int, int]] = []
-    other = rf.refine(coarse, *pair, workers=2, progress=lambda *step: seen.append(step))
+    other = rf.refine(coarse, *pair, workers=2, progress=lambda step: seen.append((step.stage, step.done, step.total)))
     assert torch.equal(other.transform.points(middle()), refined.transform.points(middle()))
     assert [step[1:] for step in seen] == [(1, 1)]
 

@@ -16,9 +16,12 @@ import sys
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import regframe
+
+if TYPE_CHECKING:
+    from ..contracts import Progress
 
 RESUBMITTED = 5
 """How often a task that Dask gave up, because its workers died, is handed in again: a job's own process takes none with it."""
@@ -71,7 +74,7 @@ def spread(
     plan: Plan,
     pool: Pool,
     run: Callable[[int], object] | None = None,
-    progress: Callable[[int, int], object] | None = None,
+    progress: Callable[[Progress], object] | None = None,
     finish: Callable[[], object] | None = None,
 ) -> None:
     """Make every shard of ``plan`` that is missing on the workers of ``pool``, then finish it here.
@@ -80,13 +83,15 @@ def spread(
         plan: what is made; `run` of it, or of the argument, is what travels.
         pool: the workers, which see the same files.
         run: makes a shard by its index, where the plan itself should not travel: a function over paths and options.
-        progress: called with the number of shards done and of all of them.
+        progress: called when a shard is done, with the stage ``shards``, how many are done and how many there are.
         finish: instead of the plan's own.
 
     Raises:
         ValueError: for a task that is too large to be paths and options.
         Exception: what a shard raised; those that were made stay, so that the same call goes on from there.
     """
+    from ..contracts import Progress  # loads torch, which workers that only start jobs never need
+
     task = plan.run if run is None else run
     size = len(pickle.dumps(task))
     if size > TASK_BYTES:
@@ -103,7 +108,7 @@ def spread(
                     raise result
                 done += 1
                 if progress is not None:
-                    progress(done, plan.shards)
+                    progress(Progress("shards", done, plan.shards))
     (plan.finish if finish is None else finish)()
 
 

@@ -28,7 +28,7 @@ from ._common import (
 )
 
 if TYPE_CHECKING:
-    from ..contracts import Adapter
+    from ..contracts import Adapter, Progress
     from ..data import Grid, Image, PointSet
     from ..maps.shapes import Shapes
     from ..slides import job as slides_job
@@ -244,14 +244,15 @@ def _warp_slide(job: slides_job.SlideJob, workers: int | None, scheduler: str | 
     bars: Any = contextlib.nullcontext()
     if sys.stderr.isatty():
         from rich.console import Console
-        from rich.progress import Progress
+        from rich.progress import Progress as Bars
 
-        bars = Progress(console=Console(stderr=True))
+        bars = Bars(console=Console(stderr=True))
     try:
         with bad_input(), bars as shown:
             task = None if shown is None else shown.add_task("shards", total=plan.shards)
 
-            def progress(done: int, total: int) -> None:
+            def progress(step: Progress) -> None:
+                done, total = step.done, step.total
                 if shown is not None:
                     shown.update(task, completed=done)
                 elif total >= _TOLD and done * 4 // total > (done - 1) * 4 // total:
@@ -311,7 +312,7 @@ def _spread(
     address: str,
     here: int | None,
     overwrite: bool,
-    progress: Callable[[int, int], None],
+    progress: Callable[[Progress], None],
 ) -> None:
     """Have the shards made by a cluster, each a task of paths and a number; by threads ``here`` where it has no more of them."""
     import functools

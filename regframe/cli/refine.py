@@ -25,6 +25,7 @@ from ._common import (
 )
 
 if TYPE_CHECKING:
+    from ..contracts import Progress
     from ..data import Pyramid
     from ..registration import Result
 
@@ -135,13 +136,14 @@ def run_refinement(result: Result, sides: tuple[Pyramid, Pyramid], workers: int 
     bars: Any = contextlib.nullcontext()
     if sys.stderr.isatty():
         from rich.console import Console
-        from rich.progress import Progress
+        from rich.progress import Progress as Bars
 
-        bars = Progress(console=Console(stderr=True))
+        bars = Bars(console=Console(stderr=True))
     tasks: dict[str, Any] = {}
     with bad_input(), bars as shown:
 
-        def progress(name: str, done: int, total: int) -> None:
+        def progress(step: Progress) -> None:
+            name, done, total = step.stage, step.done, step.total
             if shown is not None:
                 if name not in tasks:
                     tasks[name] = shown.add_task(f"refining, {name}", total=total)
