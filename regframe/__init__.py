@@ -31,6 +31,7 @@ _HOME = {
     "SlideOptions": "slides.warp",
     "SlideWarp": "slides.warp",
     "Stack": "stack.align",
+    "StackOptions": "stack.align",
     "Transform": "maps.base",
     "adapter": "plugins",
     "align_stack": "stack.align",

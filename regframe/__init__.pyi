@@ -52,6 +52,7 @@ from .slides.warp import SlideOptions as SlideOptions
 from .slides.warp import SlideWarp as SlideWarp
 from .slides.warp import warp_slide as warp_slide
 from .stack.align import Stack as Stack
+from .stack.align import StackOptions as StackOptions
 from .stack.align import align_stack as align_stack
 from .starts.landmarks import landmarks as landmarks
 

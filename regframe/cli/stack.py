@@ -22,6 +22,7 @@ from ._common import (
 )
 
 if TYPE_CHECKING:
+    from ..contracts import Progress
     from ..data import Image
 
 ORDERS = ("natural", "number", "given")
@@ -96,6 +97,8 @@ def stack(ctx: click.Context, /, **options: Any) -> None:
                 guide = guide.replace(grid=guide.grid.to_unit(images[0].grid.unit))
     reference: str = options["reference"]
     wanted: int | str = int(reference) if reference.lstrip("-").isdigit() else reference
+    with bad_input():
+        chosen_options = align.StackOptions(options["reach"], guide, options["hold"])
     with _Progress() as progress, bad_input():
         found = align.align_stack(
             images,
@@ -103,9 +106,7 @@ def stack(ctx: click.Context, /, **options: Any) -> None:
             spacing_z=options["spacing_z"],
             reference=wanted,
             transform=options["transform"],
-            guide=guide,
-            hold=options["hold"],
-            reach=options["reach"],
+            options=chosen_options,
             progress=progress,
         )
     with bad_input():
@@ -196,8 +197,9 @@ class _Progress:
         if self._bars is not None:
             self._bars.stop()
 
-    def __call__(self, stage: str, done: int, total: int) -> None:
+    def __call__(self, step: Progress) -> None:
         """Take one step."""
+        stage, done, total = step.stage, step.done, step.total
         if stage != self._stage:
             self._stage = stage
             if self._bars is None:
