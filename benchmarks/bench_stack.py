@@ -197,7 +197,7 @@ def many(options: argparse.Namespace) -> None:
             poses, seconds = register_chain(stack)
             plain = cell(poses, stack, seconds)
             began = time.perf_counter()
-            found = rf.align_stack(stack.images, check_mirrors=False)
+            found = rf.align_stack(stack.images, options=rf.StackOptions(check_mirrors=False))
             own = cell(poses_of(found), stack, time.perf_counter() - began)
             rival = "–"
             if options.rivals:
@@ -243,7 +243,7 @@ def known(volume: NDArray[np.float32], python: str | None, threads: int, step: i
     ]
     for name, options in runs:
         began = time.perf_counter()
-        found = rf.align_stack(stack.images, check_mirrors=False, spacing_z=1.0, **options)
+        found = rf.align_stack(stack.images, spacing_z=1.0, options=rf.StackOptions(check_mirrors=False, **options))
         seconds = time.perf_counter() - began
         if not options:
             print(said("plain chain of the same pairs", errors(chain(found), stack), seconds))
@@ -263,7 +263,7 @@ def worn(volume: NDArray[np.float32]) -> None:
     stack = dataclasses.replace(clean, images=[wear(image, seed) for seed, image in enumerate(clean.images)])
     for reach in (2, 4):
         began = time.perf_counter()
-        found = rf.align_stack(stack.images, check_mirrors=False, reach=reach)
+        found = rf.align_stack(stack.images, options=rf.StackOptions(reach=reach, check_mirrors=False))
         seconds = time.perf_counter() - began
         if reach == 2:
             print(said("plain chain of the same pairs", errors(chain(found), stack), seconds))
@@ -278,7 +278,7 @@ def stretched(volume: NDArray[np.float32]) -> None:
     stack = jittered(volume, 12, 15, 0.03, seed=1)
     for transform in ("rigid", "affine"):
         began = time.perf_counter()
-        found = rf.align_stack(stack.images, check_mirrors=False, transform=transform)
+        found = rf.align_stack(stack.images, options=rf.StackOptions(check_mirrors=False), transform=transform)
         seconds = time.perf_counter() - began
         print(said(f"{transform}, plain chain of the same pairs", errors(chain(found), stack), seconds))
         print(said(f"{transform}, reconciled", errors(poses_of(found), stack), seconds), flush=True)
@@ -387,7 +387,7 @@ def test_bench_stack_runs_small() -> None:
         blob = np.exp(-(((y - 24) / 15) ** 2) - ((x - 28) / 19) ** 2)
         planes.append(blob * (2 + np.sin(x / 3 + 0.2 * k) * np.cos(y / 4)) * 90)
     stack = jittered(np.stack(planes).astype(np.float32), 8, 4, 0.0, seed=0)
-    found = rf.align_stack(stack.images, check_mirrors=False)
+    found = rf.align_stack(stack.images, options=rf.StackOptions(check_mirrors=False))
     assert np.nanmax(errors(poses_of(found), stack)) < 1.0
 
 

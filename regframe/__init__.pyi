@@ -54,9 +54,11 @@ from .result import Result as Result
 from .slides.levels import choose_level as choose_level
 from .slides.levels import read_level as read_level
 from .slides.refine import refine as refine
+from .slides.warp import SlideOptions as SlideOptions
 from .slides.warp import SlideWarp as SlideWarp
 from .slides.warp import warp_slide as warp_slide
 from .stack.align import Stack as Stack
+from .stack.align import StackOptions as StackOptions
 from .stack.align import align_stack as align_stack
 from .starts.landmarks import landmarks as landmarks
 

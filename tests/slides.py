@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import sys
 import time
@@ -17,7 +16,7 @@ from fake_result import smooth_velocity
 import regframe as rf
 from regframe.data import Level, Pyramid
 from regframe.slides import tiles
-from regframe.slides.warp import SlideWarp
+from regframe.slides.warp import SlideOptions, SlideWarp
 
 
 def read(path: str, delay: float, region: tuple[slice, ...]) -> np.ndarray[Any, Any]:
@@ -81,8 +80,8 @@ def plan(folder: str, path: str, delay: float = 0.0, **options: Any) -> SlideWar
     data = pixels((3, 300, 340))
     pyramid = on_disk(Path(folder), data, delay=delay)
     grid = rf.Grid((310, 350))
-    out = SlideWarp(pyramid, bent(pyramid.grid), grid, Path(path), chunk=16, shard=64)
-    return dataclasses.replace(out, **options)
+    cut = SlideOptions(**({"chunk": 16, "shard": 64} | options))
+    return SlideWarp(pyramid, bent(pyramid.grid), grid, Path(path), cut)
 
 
 if __name__ == "__main__":  # folder, output, seconds per read, workers, shard

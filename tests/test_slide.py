@@ -32,7 +32,7 @@ from hypothesis import strategies as st
 import regframe as rf
 from regframe.data import Level, Pyramid
 from regframe.slides import place, tiles, warp
-from regframe.slides.warp import SlideWarp
+from regframe.slides.warp import SlideOptions, SlideWarp
 
 HERE = Path(__file__).parent
 
@@ -76,7 +76,7 @@ def test_tiled_is_whole(tmp_path: Path, chunk: int, shard: int, workers: int, ba
     source = slides.on_disk(tmp_path / "source", slides.pixels((3, 470, 560)))
     grid = rf.Grid((540, 650), origin=(-20.0, -31.0))
     out = tmp_path / "out.ome.zarr"
-    plan = SlideWarp(source, slides.bent(source.grid), grid, out, None, background, chunk, shard)
+    plan = SlideWarp(source, slides.bent(source.grid), grid, out, SlideOptions(None, background, chunk, shard))
     seen: list[tuple[int, int]] = []
     plan.write(workers, progress=lambda step: seen.append((step.done, step.total)))
     assert same(out, whole(plan))
@@ -95,7 +95,7 @@ def test_every_type_and_both_directions(tmp_path: Path, dtype: str, labels: bool
     move = slides.bent(source.grid)
     plan = SlideWarp(
         source, move.inverse() if inverse else move, rf.Grid((170, 180), origin=(-9.0, 4.0)), tmp_path / "o.zarr",
-        chunk=16, shard=64,
+        SlideOptions(chunk=16, shard=64),
     )  # fmt: skip
     plan.write(2)
     assert same(plan.path, whole(plan))
@@ -108,7 +108,7 @@ def test_every_type_and_both_directions(tmp_path: Path, dtype: str, labels: bool
 def test_ids_of_64_bits_come_through(tmp_path: Path) -> None:
     data = (np.arange(120 * 130, dtype=np.uint64) + (np.uint64(1) << np.uint64(60)))[None].reshape(1, 120, 130)
     source = slides.on_disk(tmp_path / "s", data, labels=True)
-    plan = SlideWarp(source, rf.Affine.identity(2), source.grid, tmp_path / "o.zarr", chunk=16, shard=32)
+    plan = SlideWarp(source, rf.Affine.identity(2), source.grid, tmp_path / "o.zarr", SlideOptions(chunk=16, shard=32))
     plan.write(1)
     assert np.array_equal(levels_of(plan.path)[0], data)
 
@@ -220,7 +220,8 @@ def test_what_is_finer_than_wanted_is_averaged(tmp_path: Path) -> None:
     assert np.array_equal(found[:, 0, 2], np.rint(block))
     last = data[:, 248:, 8:12].astype(float).mean(axis=(1, 2))  # two rows are left
     assert np.array_equal(found[:, -1, 2], np.rint(last))
-    plan = SlideWarp(source, rf.Affine.identity(2), source.grid.resampled(4.0), tmp_path / "o.zarr", chunk=16, shard=32)
+    plan = SlideWarp(source, rf.Affine.identity(2), source.grid.resampled(4.0), tmp_path / "o.zarr",
+                     SlideOptions(chunk=16, shard=32))  # fmt: skip
     plan.write(1)
     assert same(plan.path, whole(plan))
     labels = tiles.averaged(source.levels[0], 4, labels=True)
@@ -240,7 +241,9 @@ def test_names_colours_and_spacing_are_kept(tmp_path: Path) -> None:
     )
     source = dataclasses.replace(source, colors=("0000FF", "FF0000", "00FF00", "FFFF00"))
     grid = rf.Grid((610, 80), 0.5, (2.0, -1.0), "µm")
-    out = rf.warp_slide(source, rf.Affine.identity(2, "µm"), grid, tmp_path / "o.ome.zarr", chunk=64, shard=128)
+    out = rf.warp_slide(
+        source, rf.Affine.identity(2, "µm"), grid, tmp_path / "o.ome.zarr", options=SlideOptions(chunk=64, shard=128)
+    )
     attributes: Any = dict(zarr.open_group(out, mode="r").attrs)
     assert [c["label"] for c in attributes["ome"]["omero"]["channels"]] == list(source.channels)
     assert [c["color"] for c in attributes["ome"]["omero"]["channels"]] == list(source.colors)
@@ -260,9 +263,9 @@ def test_names_colours_and_spacing_are_kept(tmp_path: Path) -> None:
 def test_ome_tiff(tmp_path: Path, channels: int, dtype: str) -> None:
     source = slides.on_disk(tmp_path / "s", slides.pixels((channels, 620, 700), dtype), unit="µm", spacing=0.25)
     move = slides.bent(source.grid)
-    options: dict[str, Any] = {"chunk": 128, "shard": 512}
-    rf.warp_slide(source, move, source.grid, tmp_path / "o.ome.zarr", **options)
-    rf.warp_slide(source, move, source.grid, tmp_path / "o.ome.tif", workers=2, **options)
+    options = SlideOptions(chunk=128, shard=512)
+    rf.warp_slide(source, move, source.grid, tmp_path / "o.ome.zarr", options=options)
+    rf.warp_slide(source, move, source.grid, tmp_path / "o.ome.tif", workers=2, options=options)
     assert {p.name for p in tmp_path.iterdir()} == {"s", "o.ome.zarr", "o.ome.tif"}
     expected = levels_of(tmp_path / "o.ome.zarr")
     with tifffile.TiffFile(tmp_path / "o.ome.tif") as file:
@@ -287,7 +290,7 @@ def test_ome_tiff_shard_by_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(warp, "COARSEST", 16)
     source = slides.on_disk(tmp_path / "s", slides.pixels((channels, 150, 170)))
     grid = rf.Grid((230, 300), origin=(0.0, -140.0))
-    plan = SlideWarp(source, slides.bent(source.grid), grid, tmp_path / "o.ome.tif", None, 7, 16, 32)
+    plan = SlideWarp(source, slides.bent(source.grid), grid, tmp_path / "o.ome.tif", SlideOptions(None, 7, 16, 32))
     assert len(plan.rounds) > 2
     with plan.started():
         for index in plan.rounds[0][:30]:
@@ -317,7 +320,8 @@ def test_background(tmp_path: Path) -> None:
         ((bright, "auto", 255), (dark, "auto", 0), (grey, "auto", 0), (bright, 9, 9), (bright, "border", None))
     ):
         out = rf.warp_slide(
-            source, rf.Affine.identity(2), grid, tmp_path / f"{i}.zarr", background=given_, chunk=16, shard=32  # type: ignore[arg-type]
+            source, rf.Affine.identity(2), grid, tmp_path / f"{i}.zarr",
+            options=SlideOptions(background=given_, chunk=16, shard=32),  # type: ignore[arg-type]
         )  # fmt: skip
         found = levels_of(out)[0][:, :, :380]
         expected = source.levels[0].read((slice(0, 40), slice(0, 1))) if wanted is None else wanted
@@ -325,7 +329,7 @@ def test_background(tmp_path: Path) -> None:
         empty = not (out / "0" / "c" / "0" / "0" / "0").exists()
         assert empty == (wanted is not None)  # what is background throughout takes no space
     with pytest.raises(ValueError, match="wanted a background that uint8 holds, got 300"):
-        rf.warp_slide(bright, rf.Affine.identity(2), grid, tmp_path / "x.zarr", background=300)
+        rf.warp_slide(bright, rf.Affine.identity(2), grid, tmp_path / "x.zarr", options=SlideOptions(background=300))
 
 
 # ---- shards as tasks ------------------------------------------------------------------------------------------------
@@ -334,7 +338,7 @@ def test_background(tmp_path: Path) -> None:
 def test_shards_run_in_any_order_and_process(tmp_path: Path) -> None:
     rf.warp_slide(
         *(lambda p: (p.pyramid, p.transform, p.grid))(slides.plan(str(tmp_path / "s"), str(tmp_path / "a.zarr"))),
-        tmp_path / "a.zarr", chunk=32, shard=64,
+        tmp_path / "a.zarr", options=SlideOptions(chunk=32, shard=64),
     )  # fmt: skip
     plan: SlideWarp = pickle.loads(  # noqa: S301 - our own bytes
         pickle.dumps(slides.plan(str(tmp_path / "s"), str(tmp_path / "b.zarr")))
@@ -369,7 +373,7 @@ def test_many_rounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def start(tmp_path: Path, delay: float = 0.05, workers: int = 2, shard: int = 64) -> subprocess.Popen[str]:
     options = [str(v) for v in (tmp_path / "s", tmp_path / "o.zarr", delay, workers, shard)]
     command = [sys.executable, str(HERE / "slides.py"), *options]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE)}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{HERE}:{os.environ.get('PYTHONPATH', '')}"}
     return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
 
 
@@ -450,7 +454,7 @@ def test_other_inputs_are_not_mixed_in(tmp_path: Path) -> None:
     for change in (
         {"grid": rf.Grid((310, 351))},
         {"transform": rf.Affine.identity(2)},
-        {"background": 3.0},
+        {"options": dataclasses.replace(plan.options, background=3.0)},
         {"identity": "x"},
     ):
         other = dataclasses.replace(plan, **change)  # type: ignore[arg-type]
@@ -536,15 +540,15 @@ def test_messages(source: Pyramid, tmp_path: Path) -> None:
         ({"path": tmp_path / "o.png"}, r"ending in \.zarr or \.ome\.tif"),
         ({"grid": rf.Grid((9, 9, 9))}, "wanted a 2D image"),
         ({"grid": rf.Grid((9, 9), unit="µm")}, "convert with Grid.to_unit"),
-        ({"level": 4}, "wanted a level from 0 to 0"),
-        ({"chunk": 100}, "power of two"),
-        ({"shard": 512}, "2 at least"),
-        ({"shard": 3 * 512}, "times a power of two"),
-        ({"background": "white"}, "auto, border or a number"),
+        ({"options": {"level": 4}}, "wanted a level from 0 to 0"),
+        ({"options": {"chunk": 100}}, "power of two"),
+        ({"options": {"shard": 512}}, "2 at least"),
+        ({"options": {"shard": 3 * 512}}, "times a power of two"),
+        ({"options": {"background": "white"}}, "auto, border or a number"),
     ):
         options: dict[str, Any] = {"pyramid": source, "transform": move, "grid": grid, "path": tmp_path / "o.zarr"}
         with pytest.raises(ValueError, match=message):
-            SlideWarp(**(options | change))
+            SlideWarp(**(options | change | {"options": SlideOptions(**change.get("options", {}))}))
     with pytest.raises(ValueError, match="at least one worker"):
         rf.warp_slide(source, move, grid, tmp_path / "o.zarr", workers=0)
 

@@ -298,7 +298,7 @@ def off(found: rf.Stack, images: list[rf.Image]) -> dict[int, float]:
 
 def test_sections_come_together(quick: list[tuple[str, str]]) -> None:
     images = known(7)
-    found = rf.align_stack(images, spacing_z=3.0, check_mirrors=False)
+    found = rf.align_stack(images, spacing_z=3.0, options=rf.StackOptions(check_mirrors=False))
     assert max(off(found, images).values()) < 0.05
     assert found.verdict == "pass", found.reasons
     assert set(quick) == {(f"s{i:03d}", f"s{j:03d}") for i in range(7) for j in (i + 1, i + 2) if j < 7}
@@ -319,7 +319,7 @@ def test_sections_come_together(quick: list[tuple[str, str]]) -> None:
 def test_a_blank_section_and_a_gap_are_bridged(quick: list[tuple[str, str]]) -> None:
     images = known(8)
     images[3] = images[3].replace(data=torch.full_like(images[3].data, 5.0))
-    found = rf.align_stack(images, positions=[0, 1, 2, 3, 4, 5, 8, 9], check_mirrors=False)
+    found = rf.align_stack(images, positions=[0, 1, 2, 3, 4, 5, 8, 9], options=rf.StackOptions(check_mirrors=False))
     assert found.results[3] is None
     assert max(off(found, images).values()) < 0.05
     assert found.verdict == "warn"
@@ -335,7 +335,7 @@ def test_a_neighbour_that_fails_is_replaced_by_the_one_behind_it(quick: list[tup
     images = known(8)
     BROKEN.add("s004")
     SPARED.update({("s004", "s006")})
-    found = rf.align_stack(images, check_mirrors=False)
+    found = rf.align_stack(images, options=rf.StackOptions(check_mirrors=False))
     assert max(off(found, images).values()) < 0.05
     four = found.metrics["sections"][4]
     assert four["neighbours"] == [6]
@@ -349,7 +349,7 @@ def test_a_section_that_nothing_matches_is_left_out(
     images = known(7)
     BROKEN.add("s003")
     monkeypatch.setattr(pairs, "ALIKE", 0.9)
-    found = rf.align_stack(images, check_mirrors=False)
+    found = rf.align_stack(images, options=rf.StackOptions(check_mirrors=False))
     assert found.results[3] is None
     assert "none of its neighbours matched it" in found.metrics["sections"][3]["reasons"]
     assert max(off(found, images).values()) < 0.05
@@ -359,7 +359,7 @@ def test_a_pair_that_contradicts_the_others_gets_a_second_chance(
     quick: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def worst() -> tuple[float, Link]:
-        found = rf.align_stack(images, check_mirrors=False)
+        found = rf.align_stack(images, options=rf.StackOptions(check_mirrors=False))
         assert max(off(found, images).values()) < 0.05  # it does not tear the stack, with or without
         link = next(link for link in found.links if (link.fixed, link.moving) == (2, 3))
         return found.metrics["drift"]["given_up"], link
@@ -380,7 +380,7 @@ def test_half_a_section_is_named(quick: list[tuple[str, str]]) -> None:
     torn = images[3].data.clone()
     torn[:, 24:] = 5.0
     images[3] = images[3].replace(data=torn)
-    found = rf.align_stack(images, check_mirrors=False)
+    found = rf.align_stack(images, options=rf.StackOptions(check_mirrors=False))
     assert "incomplete or torn" in " ".join(found.metrics["sections"][3]["reasons"])
     assert [s["verdict"] for s in found.metrics["sections"]].count("pass") == 6
 
@@ -388,7 +388,7 @@ def test_half_a_section_is_named(quick: list[tuple[str, str]]) -> None:
 def test_exchanged_sections_are_named(quick: list[tuple[str, str]]) -> None:
     images = known(9)
     images[3], images[5] = images[5], images[3]
-    found = rf.align_stack(images, check_mirrors=False)
+    found = rf.align_stack(images, options=rf.StackOptions(check_mirrors=False))
     assert found.metrics["order"]["suggested"] == [f"s{k:03d}" for k in range(9)]
     assert set(found.metrics["order"]["moved"]) == {3, 5}
     assert found.verdict == "warn"
@@ -396,7 +396,7 @@ def test_exchanged_sections_are_named(quick: list[tuple[str, str]]) -> None:
 
 def test_a_chain_is_a_chain(quick: list[tuple[str, str]]) -> None:
     images = known(5)
-    found = rf.align_stack(images, reference="chain", check_mirrors=False)
+    found = rf.align_stack(images, reference="chain", options=rf.StackOptions(check_mirrors=False))
     assert quick == [(f"s{k:03d}", f"s{k + 1:03d}") for k in range(4)]
     assert found.metrics["reference"]["section"] == 0
     assert max(off(found, images).values()) < 1e-6
@@ -406,7 +406,7 @@ def test_a_guide_says_where_all_of_them_lie(quick: list[tuple[str, str]]) -> Non
     images = known(5)
     guide = rf.Image(torch.from_numpy(np.stack([tissue(k) for k in range(10)])[None]), rf.Grid((10, H, W)), name="g")
     TRUTH.update({f"g plane {k}": np.eye(3) for k in range(10)})
-    found = rf.align_stack(images, spacing_z=2.0, guide=guide, check_mirrors=False)
+    found = rf.align_stack(images, spacing_z=2.0, options=rf.StackOptions(guide=guide, check_mirrors=False))
     assert [pair for pair in quick if pair[0].startswith("g")] == [(f"g plane {2 * k}", f"s{k:03d}") for k in range(5)]
     for image, result in zip(images, found.results, strict=True):
         assert result is not None
@@ -444,7 +444,7 @@ def test_bending_makes_neighbours_more_alike() -> None:
         )
         images.append(rf.Image(moved[0], rf.Grid((H, W)), name=f"b{k}"))
     config = rf.Config.model_validate({"optimizer": {"max_iter": 15}})
-    found = rf.align_stack(images, transform="lddmm", check_mirrors=False, config=config)
+    found = rf.align_stack(images, transform="lddmm", options=rf.StackOptions(check_mirrors=False), config=config)
     stiff, bent = found.metrics["coherence"]["unbent"], found.metrics["coherence"]["after"]
     assert bent["ncc"] > stiff["ncc"] + 0.02
     assert found.results[1] is not None
@@ -461,7 +461,7 @@ def test_what_is_saved_is_loaded_and_read(quick: list[tuple[str, str]], tmp_path
     images = [image.replace(name=f"a/..b{k}") for k, image in enumerate(known(4))]
     TRUTH.update({f"a/..b{k}": TRUTH[f"s{k:03d}"] for k in range(4)})
     images[2] = images[2].replace(data=torch.full_like(images[2].data, 5.0))
-    found = rf.align_stack(images, spacing_z=2.0, check_mirrors=False)
+    found = rf.align_stack(images, spacing_z=2.0, options=rf.StackOptions(check_mirrors=False))
     found.save(tmp_path / "out", images)
     places = sorted(path.name for path in (tmp_path / "out" / "sections").iterdir())
     assert places == ["0000_a_..b0", "0001_a_..b1", "0003_a_..b3"]
@@ -498,7 +498,7 @@ def test_what_is_saved_is_loaded_and_read(quick: list[tuple[str, str]], tmp_path
 
 def test_labels_ride_along(quick: list[tuple[str, str]]) -> None:
     images = known(4)
-    found = rf.align_stack(images, check_mirrors=False)
+    found = rf.align_stack(images, options=rf.StackOptions(check_mirrors=False))
     labels = [image.replace(data=(image.data > 60).to(torch.int32) * 7, labels=True) for image in images]
     volume = found.volume(labels)
     assert volume.labels
@@ -558,11 +558,11 @@ def test_bad_input(quick: list[tuple[str, str]]) -> None:
         (images, {"reference": "first"}, "'middle' or 'chain'"),
         (images, {"transform": "similarity"}, "wanted transform rigid or affine or lddmm"),
         (images, {"spacing_z": -1.0}, "positive distance"),
-        (images, {"hold": 0.0}, "hold above 0"),
-        (images, {"guide": images[0]}, "guide volume in px, got 2D"),
+        (images, {"options": {"hold": 0.0}}, "hold above 0"),
+        (images, {"options": {"guide": images[0]}}, "guide volume in px, got 2D"),
     ):
         with pytest.raises(ValueError, match=message):
-            rf.align_stack(wrong, **options)  # type: ignore[arg-type]
+            rf.align_stack(wrong, **(options | {"options": rf.StackOptions(**options.get("options", {}))}))  # type: ignore
 
 
 def test_the_command(quick: list[tuple[str, str]], tmp_path: Path) -> None:
@@ -607,7 +607,7 @@ def test_nissl_sections_come_together(data_dir: Path, tmp_path: Path) -> None:
             path = tmp_path / Path(name).name
             path.write_bytes(archive.read(name))
             images.append(rf.open(path))
-    found = rf.align_stack(images, check_mirrors=False)
+    found = rf.align_stack(images, options=rf.StackOptions(check_mirrors=False))
     before, after = (found.metrics["coherence"][when] for when in ("before", "after"))
     assert after["ncc"] > max(0.75, before["ncc"] + 0.3)
     assert after["dice"] > 0.93

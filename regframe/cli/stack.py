@@ -100,15 +100,14 @@ def stack(ctx: click.Context, /, **options: Any) -> None:
     reference: str = options["reference"]
     wanted: int | str = int(reference) if reference.lstrip("-").isdigit() else reference
     with Bars() as progress, bad_input():
+        chosen_options = align.StackOptions(options["reach"], guide, options["hold"])
         found = align.align_stack(
             images,
             positions=positions,
             spacing_z=options["spacing_z"],
             reference=wanted,
             transform=options["transform"],
-            guide=guide,
-            hold=options["hold"],
-            reach=options["reach"],
+            options=chosen_options,
             progress=progress,
         )
     with bad_input():

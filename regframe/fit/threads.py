@@ -1,14 +1,45 @@
-"""How many threads a piece of work is worth."""
+"""Threads: how many cores there are, how many a piece of work is worth, and tasks of one core each."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from typing import TypeVar
 
 import torch
 
+T = TypeVar("T")
+
 PIXELS_PER_THREAD = 150_000
 """Pixels (times channels) below which another thread costs more than it brings."""
+
+
+def cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def workers_of(wanted: int | None) -> int:
+    """The number of workers asked for, one per core where None; ValueError for less than one."""
+    workers = cores() if wanted is None else int(wanted)
+    if workers < 1:
+        raise ValueError(f"wanted at least one worker, got {workers}")
+    return workers
+
+
+@contextlib.contextmanager
+def on_threads(n: int) -> Iterator[None]:
+    """Run torch on ``n`` threads inside the block."""
+    before = torch.get_num_threads()
+    if n != before:
+        torch.set_num_threads(n)
+    try:
+        yield
+    finally:
+        if torch.get_num_threads() != before:
+            torch.set_num_threads(before)
 
 
 @contextlib.contextmanager
@@ -18,12 +49,28 @@ def threads_for(pixels: int) -> Iterator[None]:
     Threads that wait for each other after every few microseconds of work stall for whole time slices as soon as another
     process wants a core: on a busy machine two threads on a small level are many times slower than one.
     """
-    before = torch.get_num_threads()
-    wanted = max(1, min(before, pixels // PIXELS_PER_THREAD))
-    if wanted != before:
-        torch.set_num_threads(wanted)
-    try:
+    with on_threads(max(1, min(torch.get_num_threads(), pixels // PIXELS_PER_THREAD))):
         yield
-    finally:
-        if wanted != before:
-            torch.set_num_threads(before)
+
+
+def run_each(run: Callable[[int], T], indices: Iterable[int], workers: int) -> Iterator[tuple[int, T]]:
+    """Every index with what ``run`` gave for it, in the order in which they end, on ``workers`` threads of one core each.
+
+    At most twice as many indices as workers are begun or wait at once, so that results do not pile up in memory. The first
+    error ends the rest and is raised.
+    """
+    with ThreadPoolExecutor(workers, "regframe", initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        pending: dict[Future[T], int] = {}
+        following = iter(indices)
+        try:
+            while True:
+                while len(pending) < 2 * workers and (index := next(following, None)) is not None:
+                    pending[pool.submit(run, index)] = index
+                if not pending:
+                    return
+                finished, _ = wait(pending, return_when=FIRST_COMPLETED)
+                for future in finished:
+                    yield pending.pop(future), future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise

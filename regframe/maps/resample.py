@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,7 +16,8 @@ from .affine import Affine
 from .base import Transform
 from .flow import Flow
 
-_CHUNK = 1 << 20  # positions handled at once where a generic map needs its coordinates in memory
+_CHUNK = 1 << 20
+"""Positions carried at once where a map is not fused into one op: 16 to 24 MB of coordinates."""
 
 
 def resample(image: Image, transform: Transform, grid: Grid, background: float | None = None) -> Image:
@@ -35,42 +37,60 @@ def resample(image: Image, transform: Transform, grid: Grid, background: float |
         )
     pull = transform.inverse()
     start = (0,) * grid.ndim
-    data = resample_part(image.data, image.grid, start, pull, grid, start, grid.shape, image.labels, background)
+    tile = Tile(grid, start, grid.shape)
+    data = resample_part(Part(image.data, image.grid, start), pull, tile, image.labels, background)
     weight = None
     if image.weight is not None:
         mask = image.weight[None].to(torch.float32)
-        weight = resample_part(mask, image.grid, start, pull, grid, start, grid.shape, False, 0.0)[0]
+        weight = resample_part(Part(mask, image.grid, start), pull, tile, False, 0.0)[0]
     return image.replace(data=data, grid=grid, weight=weight, reading=None)
 
 
-def resample_part(
-    part: Tensor,
-    image_grid: Grid,
-    image_offset: tuple[int, ...],
-    pull: Transform,
-    grid: Grid,
-    offset: tuple[int, ...],
-    shape: tuple[int, ...],
-    labels: bool = False,
-    background: float | None = None,
-) -> Tensor:
-    """A tile of what `resample` gives, from the part of the image that it needs; the same pixels, bit for bit.
+class Part(NamedTuple):
+    """A part of an image.
 
     Args:
-        part: ``[C, *part]``, the pixels from ``image_offset`` of an image on ``image_grid``.
-        image_grid: of the whole image.
-        image_offset: index of the part's first pixel.
-        pull: from target positions to positions of the image.
+        data: ``[C, *part]``, its pixels.
+        grid: of the whole image.
+        offset: index of the part's first pixel in ``grid``.
+    """
+
+    data: Tensor
+    grid: Grid
+    offset: tuple[int, ...]
+
+
+class Tile(NamedTuple):
+    """Pixels of a target that are wanted.
+
+    Args:
         grid: of the whole target.
         offset: index of the tile's first pixel in ``grid``.
-        shape: pixels of the tile.
+        shape: pixels of the tile per axis.
+    """
+
+    grid: Grid
+    offset: tuple[int, ...]
+    shape: tuple[int, ...]
+
+
+def resample_part(
+    part: Part, pull: Transform, tile: Tile, labels: bool = False, background: float | None = None
+) -> Tensor:
+    """A tile of what `resample` gives, from the part of the image that it needs; bit for bit as if all of both were there.
+
+    Args:
+        part: what is known of the image.
+        pull: from target positions to positions of the image.
+        tile: what is wanted of the target.
         labels: take the nearest pixel, ids kept.
         background: value beyond the whole image's pixels; where None, the nearest border value (labels: 0).
 
     Returns:
-        ``[C, *shape]`` in the part's dtype.
+        ``[C, *tile.shape]`` in the part's dtype.
     """
-    dtype = part.dtype
+    source = part.data
+    dtype = source.dtype
     if labels and background is None:
         background = 0.0
     if background is not None and not dtype.is_floating_point:
@@ -82,27 +102,27 @@ def resample_part(
             working = dtype if dtype in (torch.uint8, torch.uint16) else torch.float32
         fused = _fusible(pull)
         if fused is not None:
-            out = _fused(part.to(working), image_grid, image_offset, fused, grid, offset, shape, background)
+            out = _fused(part._replace(data=source.to(working)), fused, tile, background)
             return out if out.dtype == dtype else _rounded(out, dtype)
         working = torch.float64 if working == torch.float64 else torch.float32
-        source = part.to(working)
-    out = torch.empty((part.shape[0], *shape), dtype=dtype if labels else working)
-    flat, stored = out.reshape(part.shape[0], -1), part.reshape(part.shape[0], -1)
-    spacing = torch.tensor(image_grid.spacing, dtype=torch.float64)
-    origin = torch.tensor(image_grid.origin, dtype=torch.float64)
-    for rows, coords in _chunks(grid, offset, shape):
+        source = source.to(working)
+    out = torch.empty((source.shape[0], *tile.shape), dtype=source.dtype)
+    flat, stored = out.reshape(source.shape[0], -1), source.reshape(source.shape[0], -1)
+    spacing = torch.tensor(part.grid.spacing, dtype=torch.float64)
+    origin = torch.tensor(part.grid.origin, dtype=torch.float64)
+    for rows, coords in _chunks(tile):
         at = pull.points(coords)
         index = (at - origin) / spacing  # [n, D], in pixels of the whole image
         if labels:
             address = torch.zeros(index.shape[0], dtype=torch.long)
-            for d, n in enumerate(part.shape[1:]):
-                nearest = index[:, d].round().nan_to_num(0.0).clamp(0, image_grid.shape[d] - 1).long()
-                address = address * n + (nearest - image_offset[d]).clamp(0, n - 1)
+            for d, n in enumerate(source.shape[1:]):
+                nearest = index[:, d].round().nan_to_num(0.0).clamp(0, part.grid.shape[d] - 1).long()
+                address = address * n + (nearest - part.offset[d]).clamp(0, n - 1)
             values = stored[:, address]
         else:
-            values = reference.sample_part(source, index, image_grid.shape, image_offset)
+            values = reference.sample_part(source, index, part.grid.shape, part.offset)
         if background is not None:
-            values = torch.where(image_grid.contains(at), values, torch.tensor(background).to(values.dtype))
+            values = torch.where(part.grid.contains(at), values, torch.tensor(background).to(values.dtype))
         flat[:, rows] = values
     return out if labels else _rounded(out, dtype)
 
@@ -119,26 +139,18 @@ def move_points(points: PointSet, transform: Transform) -> PointSet:
     return points.replace(coords=transform.points(points.coords), unit=transform.target_unit)
 
 
-def _fused(
-    part: Tensor,
-    image_grid: Grid,
-    image_offset: tuple[int, ...],
-    pull: _Fused,
-    grid: Grid,
-    offset: tuple[int, ...],
-    shape: tuple[int, ...],
-    background: float | None,
-) -> Tensor:
+def _fused(part: Part, pull: _Fused, tile: Tile, background: float | None) -> Tensor:
+    """`resample_part` of intensities in one op."""
     affine, flow, after = pull
-    ndim = grid.ndim
-    matrix = homogeneous.compose(affine, grid.index_to_position())[:ndim]
+    ndim = tile.grid.ndim
+    matrix = homogeneous.compose(affine, tile.grid.index_to_position())[:ndim]
     if flow is None:
         velocity, v_grid, n_steps = torch.zeros((1, ndim, *(1,) * ndim)), Grid((1,) * ndim), 1
     else:
         velocity, v_grid, n_steps = flow.velocity, flow.grid, flow.n_steps or 1
     return ops.warp_crop(
-        part, velocity, matrix, shape, offset, image_grid.shape, image_offset, image_grid.spacing, image_grid.origin,
-        v_grid.spacing, v_grid.origin, n_steps, background, None if after is None else after[:ndim],
+        part.data, velocity, matrix, tile.shape, tile.offset, part.grid.shape, part.offset, part.grid.spacing,
+        part.grid.origin, v_grid.spacing, v_grid.origin, n_steps, background, None if after is None else after[:ndim],
     )  # fmt: skip
 
 
@@ -153,11 +165,12 @@ def _rounded(values: Tensor, dtype: torch.dtype) -> Tensor:
     return values.round().clamp(info.min, top).to(dtype)
 
 
-def _chunks(grid: Grid, offset: tuple[int, ...], shape: tuple[int, ...]) -> Iterable[tuple[slice, Tensor]]:
-    """Flat slices of a tile of ``grid`` and their positions ``[n, D]``, in bands along the first axis, to bound the memory.
+def _chunks(tile: Tile) -> Iterable[tuple[slice, Tensor]]:
+    """Flat slices of a tile and the positions ``[n, D]`` of their pixels, in bands along the first axis, to bound the memory.
 
-    A position depends on the pixel's index in ``grid`` alone.
+    A position depends on the pixel's index in the whole grid alone, so that it rounds alike in every tile.
     """
+    grid, offset, shape = tile
     per_row = math.prod(shape[1:])
     band = max(1, _CHUNK // max(1, per_row))
     for start in range(0, shape[0], band):
@@ -173,6 +186,7 @@ def _chunks(grid: Grid, offset: tuple[int, ...], shape: tuple[int, ...]) -> Iter
 
 
 _Fused = tuple[Tensor, Flow | None, Tensor | None]
+"""Affine matrix ``[D+1, D+1]`` before a flow, the flow, and the matrix after it; None where there is none."""
 
 
 def _fusible(pull: Transform) -> _Fused | None:

@@ -267,8 +267,8 @@ class Process:
         return Field(torch.from_numpy(values.reshape(2, *grid.shape)), grid), noise
 
 
-def _zoom(tail: Affine) -> float:
-    """Length before an affine map over that after it."""
+def length_before(tail: Affine) -> float:
+    """Source units per target unit of an affine map of two dimensions, as the root of the change of area."""
     return 1 / math.sqrt(float(homogeneous.determinant(tail.matrix).abs()))
 
 

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from .. import plugins
+from ..fit.threads import on_threads
 from ..io.store import load
 from .place import Canvas, canvas_grid, place_pyramid
-from .warp import Background, SlideWarp, _quiet_zarr
+from .warp import Background, SlideOptions, SlideWarp
+from .zarrshards import quiet_zarr
 
 # ------------------------------------------------------------------------------------------------------ paths for tasks
 
@@ -36,7 +36,7 @@ class SlideJob:
         spacing: pixel size of the output, in the unit of the destination.
         region: part of the canvas, in the unit of the destination: first and last position per axis.
         level: resolution of the image to read; also gives the pixel size where ``spacing`` is None.
-        background: as in `warp_slide`.
+        background: value beyond the image's pixels, as in `SlideOptions`.
     """
 
     result: str
@@ -74,9 +74,8 @@ class SlideJob:
             transform,
             grid,
             Path(self.output),
-            self.level,
-            self.background,
-            identity=_identity(Path(self.input)),
+            SlideOptions(self.level, self.background),
+            _identity(Path(self.input)),
         )
 
 
@@ -90,13 +89,8 @@ def run_shard(job: SlideJob, index: int) -> int:
     plan = _plan_of(job)
     if plan is None:
         raise ValueError(f"wanted an image that can be read by regions, got {job.input!r}; convert it to OME-Zarr")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # a task is one core: there are as many of them as there are
-    try:
-        with _quiet_zarr():
-            plan.run(index)
-    finally:
-        torch.set_num_threads(threads)
+    with on_threads(1), quiet_zarr():  # every core has a task of its own
+        plan.run(index)
     return index
 
 

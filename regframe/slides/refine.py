@@ -10,12 +10,12 @@ function of the displacement and judges, tile by tile, whether the field made it
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
-import os
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,26 +25,39 @@ from torch import Tensor
 from ..contracts import Progress
 from ..data import Grid, Level, Pyramid
 from ..fit.mixture import flattest
+from ..fit.threads import on_threads, run_each, workers_of
 from ..fit.uncertainty import FLOOR
+from ..maps.affine import Affine
 from ..maps.base import Transform
 from ..maps.bends import split_last
 from ..result import Result
 from ..verdict import CHANCE, FEW, GAIN, SLIGHT
 from . import tiles
-from .field import Array, Evidence, Field, Process, _zoom, joined
+from .field import Array, Evidence, Field, Process, joined, length_before
 from .place import place_pyramid
-from .windows import FINE, SEARCH, WINDOW, Look, Seen, _correlations, _tile, _without_mean
+from .windows import FINE, SEARCH, WINDOW, Look, Seen, correlations, look_at, without_mean
 
 TILE = 8 * WINDOW
-"""Pixels along the sides of a tile, the unit that is read at once, kept or rejected."""
+"""Pixels along the sides of a tile, the unit that is read at once, kept or rejected: 32 windows to find, 32 to judge."""
 REACH = 3.0
 """Pixels of the level that was registered on by which its map may be off: that far is searched."""
 STRIDE = 8
-"""Times by which the resolution grows at most from one round to the next."""
+"""Times by which the resolution grows at most from one round to the next: `SEARCH` pixels of one are three of the last."""
 NOISE = 0.1
 """Pixels by which a window is found elsewhere than its middle lies, at least: the map bends within it too."""
+HELD_SD = 0.1
+"""Pixels of the level to which a tile that the field made worse is held at the map it came with (standard deviation)."""
+COARSE_SD = 0.5
+"""Pixels of a level to which what it measured still counts at finer levels, at best: half a pixel (standard deviation)."""
+HOLDINGS = 3
+"""Times that tiles which the field made worse are held and it is fitted again, at most."""
 LOOKED_AT = 24_000_000
-"""Values of both sides that are looked at to choose how to look at them, at most."""
+"""Values of both sides that are looked at to choose how to look at them, at most: 100 MB in float32."""
+MOST_POSITIONS = 150_000
+"""Positions at which round trip and change of area of a refined map are taken, at most."""
+TISSUE = 0.02
+"""Share of a tile that tissue must cover for the tile to be looked at."""
+Report = Callable[[Progress], object]
 
 
 def refine(
@@ -64,9 +77,10 @@ def refine(
     Args:
         result: of two 2D images.
         fixed: every resolution of the fixed image, or anything `regframe.open_pyramid` reads.
-        moving: likewise.
+        moving: every resolution of the moving image, or anything `regframe.open_pyramid` reads.
         workers: threads; None takes one per core.
-        progress: called after each tile; a round, whose pixels it names, is a stage.
+        progress: called when a tile has been looked at: the stage is the round (``pixels of 0.5 µm``), with its tiles that
+            are done and all of them.
 
     Returns:
         The result with the refined map; ``metrics["refinement"]`` says what was done: ``rounds``, each with ``pixel`` (fixed
@@ -90,18 +104,11 @@ def refine(
         raise ValueError(
             "wanted the result of two images to refine, got one of points or labels; refine needs intensities"
         )
-    workers = _cores() if workers is None else int(workers)
-    if workers < 1:
-        raise ValueError(f"wanted at least one worker, got {workers}")
+    workers = workers_of(workers)
     fixed, moving = place_pyramid(fixed, result.fixed_grid), place_pyramid(moving, result.moving_grid)
     coarse = (result.fixed_grid if result.weight_grid is None else result.weight_grid).pixel
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with torch.no_grad():
-            field, rounds = _rounds(result, fixed, moving, coarse / fixed.grid.pixel, workers, progress)
-    finally:
-        torch.set_num_threads(threads)
+    with on_threads(1), torch.no_grad():
+        field, rounds = _rounds(result, fixed, moving, coarse / fixed.grid.pixel, workers, progress)
     report: dict[str, Any] = {"kept": sum(r["kept"] for r in rounds), "rounds": rounds}
     metrics = dict(result.metrics)
     transform = result.transform
@@ -134,32 +141,17 @@ def _rounds(
     factor = max(finest, 2 ** max(0, math.ceil(math.log2(max(1.0, coarse * REACH / SEARCH)))))
     look = _look(result, fixed, moving, max(coarse, factor))
     corners = tail.inverse().points(_rim(fixed.grid)).numpy()
-    zoom = _zoom(tail)
     pool: list[Evidence] = []
     field: Field | None = None
     rounds: list[dict[str, Any]] = []
     while True:
         began = time.perf_counter()
-        level = tiles.choose(fixed, factor)
         transform = result.transform if field is None else joined(result.transform, field)
-        places = _tissue_tiles(level.grid, look)
-        name = f"refining, pixels of {level.grid.pixel:.4g} {level.grid.unit}"
-        seen: list[Seen] = [Seen.nothing("")] * len(places)
-        pull = transform.inverse()
-        source = tiles.choose(moving, tiles.needed(moving, pull, level.grid.spacing))
-
-        def task(index: int, level: Level = level, source: Level = source, pull: Transform = pull,
-                 places: list[tuple[slice, slice]] = places) -> Seen:  # fmt: skip
-            return _tile(level, source, moving.grid, pull, places[index], look)
-
-        for done, (index, found) in enumerate(_spread_over(task, len(places), workers), start=1):
-            seen[index] = found
-            if progress is not None:
-                progress(Progress(name, done, len(places)))
-        process = Process(
-            head, corners.min(axis=0), corners.max(axis=0), tail.source_unit, NOISE * level.grid.pixel * zoom
-        )
-        new, entry = _settle(process, pool, field, transform, result.transform, seen, level.grid)
+        level, seen = _seen(fixed, moving, transform, factor, look, workers, progress)
+        noise = NOISE * level.grid.pixel * length_before(tail)
+        process = Process(head, corners.min(axis=0), corners.max(axis=0), tail.source_unit, noise)
+        new, stays, entry = _Round(result.transform, transform, field, seen, level.grid, process, pool).settle()
+        pool += stays
         entry |= {"seconds": time.perf_counter() - began}
         rounds.append(entry)
         field = new if new is not None else field
@@ -168,121 +160,222 @@ def _rounds(
         factor = max(finest, factor // STRIDE)
 
 
-def _settle(
-    process: Process,
-    pool: list[Evidence],
-    field: Field | None,
+def _seen(
+    fixed: Pyramid,
+    moving: Pyramid,
     transform: Transform,
-    original: Transform,
-    seen: list[Seen],
-    grid: Grid,
-) -> tuple[Field | None, dict[str, Any]]:
-    """The field of a round, or None where it is rejected, and what is said of it; what was kept joins ``pool``."""
-    head, tail = split_last(original)
-    back, undo = transform.inverse(), tail.inverse()
-    zoom = _zoom(tail)
+    factor: float,
+    look: Look,
+    workers: int,
+    progress: Report | None,
+) -> tuple[Level, list[Seen]]:
+    """The level of ``factor`` pixels of the finest per pixel, and what each of its tiles with tissue shows under a map."""
+    level = tiles.choose(fixed, factor)
+    places = _tissue_tiles(level.grid, look)
+    pull = transform.inverse()
+    source = tiles.choose(moving, tiles.needed(moving, pull, level.grid.spacing))
+    name = f"pixels of {level.grid.pixel:.4g} {level.grid.unit}"
+    seen = [Seen.nothing("")] * len(places)
 
-    def toward(places: Array, shifts: Array) -> tuple[Array, Array]:
-        """Where in the field places lie, and what it should be there for ``places + shifts`` of the map to come to them."""
-        z = undo.points(torch.from_numpy(places)).numpy()
-        x = back.points(torch.from_numpy(places + shifts))
+    def task(index: int) -> Seen:
+        return look_at(level, source, moving.grid, pull, places[index], look)
+
+    for done, (index, found) in enumerate(run_each(task, range(len(places)), workers), start=1):
+        seen[index] = found
+        if progress is not None:
+            progress(Progress(name, done, len(places)))
+    return level, seen
+
+
+class _Judged(NamedTuple):
+    """What held-out windows say of a field.
+
+    Args:
+        sure: by tile, by how many standard deviations above chance its windows are more alike than before.
+        rise: by tile, the mean rise of their correlation.
+        before: correlations of all windows without the field, summed.
+        after: correlations of all windows with the field, summed.
+        windows: how many there are.
+        chance: variance that the change of the sum has by chance.
+        level: variance that the sum itself has by chance.
+    """
+
+    sure: dict[int, float]
+    rise: dict[int, float]
+    before: float
+    after: float
+    windows: float
+    chance: float
+    level: float
+
+
+@dataclass(frozen=True)
+class _Round:
+    """One resolution of a refinement: what its tiles show, and what follows from it.
+
+    Args:
+        original: the map of the registration.
+        transform: the map that the tiles were looked at with: ``original``, and ``field`` where there is one.
+        field: what coarser rounds added; None where they added nothing.
+        seen: by tile, what it shows.
+        grid: of the level that was looked at.
+        process: that fields are fitted with.
+        pool: what coarser rounds kept as evidence.
+    """
+
+    original: Transform
+    transform: Transform
+    field: Field | None
+    seen: list[Seen]
+    grid: Grid
+    process: Process
+    pool: list[Evidence]
+
+    @functools.cached_property
+    def _ends(self) -> tuple[tuple[Transform, ...], Affine]:
+        return split_last(self.original)
+
+    @functools.cached_property
+    def _zoom(self) -> float:
+        return length_before(self._ends[1])
+
+    def settle(self) -> tuple[Field | None, list[Evidence], dict[str, Any]]:
+        """The field of this round, None where it is rejected; the evidence that stays; and what is said of the round."""
+        status = {i: tile.status for i, tile in enumerate(self.seen)}
+        measured = self._measured(status)
+        looked_at = sum(1 for why in status.values() if not why)
+        entry: dict[str, Any] = {"pixel": self.grid.pixel, "tiles": len(self.seen), "kept": 0, "rejected": {}}
+        new, kept, held = self._proposed(measured, status)
+        stays: list[Evidence] = []
+        if new is not None:
+            judged = self.judge(new)
+            kept = [i for i in kept if judged.sure[i] > 0]
+            rise = judged.after - judged.before
+            if rise < CHANCE * math.sqrt(judged.chance) or judged.after < CHANCE * math.sqrt(judged.level):
+                kept, new = [], None
+            else:
+                entry |= self._told(judged, measured)
+                # what this resolution said gives way to a finer one, but stays where that sees nothing
+                least = COARSE_SD * self.grid.pixel * self._zoom
+                stays = [
+                    dataclasses.replace(item, sd=np.maximum(item.sd, least))
+                    for item in (*_of_tiles(measured, kept), *held)
+                ]
+        for i, why in status.items():
+            if i not in kept:
+                reason = why or "not better"
+                entry["rejected"][reason] = entry["rejected"].get(reason, 0) + 1
+        entry["kept"], entry["looked_at"] = len(kept), looked_at
+        return new, stays, entry
+
+    def judge(self, new: Field) -> _Judged:
+        """What the held-out windows of every tile say of the original map with the field ``new``."""
+        joint = joined(self.original, new)
+        spacing = np.array(self.grid.spacing)
+        sure, rise, total = {}, {}, np.zeros(5)
+        for i, tile in enumerate(self.seen):
+            if len(tile.judges) < FEW:
+                continue
+            y = torch.from_numpy(tile.judges)
+            moved = self.transform.points(joint.inverse().points(y)).numpy() - tile.judges
+            pixels = moved / spacing
+            before, after = correlations(tile.surfaces, pixels)
+            chance = np.minimum(2**0.5 * tile.chance[:, 0], np.linalg.norm(pixels, axis=1) * tile.chance[:, 1]) ** 2
+            sure[i] = float((after - before).sum()) / max(math.sqrt(chance.sum()), 1e-9)
+            rise[i] = float((after - before).mean())
+            total += [before.sum(), after.sum(), len(before), chance.sum(), (tile.chance[:, 0] ** 2).sum()]
+        return _Judged(sure, rise, *total)
+
+    def _measured(self, status: dict[int, str]) -> list[Evidence]:
+        """What each tile with structure measured, its errors no smaller than `FLOOR` pixels; others get a status."""
+        found = []
+        for i, tile in enumerate(self.seen):
+            if not status[i] and (len(tile.places) < FEW or len(tile.judges) < FEW):
+                status[i] = "without structure"
+            if status[i]:
+                continue
+            z, d = self._toward(tile.places, tile.shifts)
+            sd = np.maximum(tile.sd, FLOOR * self.grid.pixel) * self._zoom
+            found.append(Evidence(z, d, sd, np.full(len(z), i), np.zeros(len(z), dtype=np.bool_)))
+        return found
+
+    def _proposed(
+        self, measured: list[Evidence], status: dict[int, str]
+    ) -> tuple[Field | None, list[int], list[Evidence]]:
+        """The field of those tiles that it makes better, these tiles, and what is held where it made others worse.
+
+        Tiles that it makes worse are held at the map they came with, and get a status.
+        """
+        kept: list[int] = []
+        held: list[Evidence] = []
+        if not measured:
+            return None, kept, held
+        everything = Evidence.of(self.pool + measured)
+        choice = self.process.choose(everything, math.sqrt(2) * WINDOW * self.grid.pixel * self._zoom)
+        new = None if choice is None else self.process.gentle(everything, *choice)
+        if new is None or choice is None:
+            return None, kept, held
+        judged = self.judge(new)
+        kept = [i for i, z in judged.sure.items() if not status[i] and z >= GAIN and judged.rise[i] >= SLIGHT]
+        new = self._fitted(measured, kept, held, choice)
+        for _ in range(HOLDINGS):
+            if new is None:
+                break
+            judged = self.judge(new)
+            at = {int(evidence.tile[0]) for evidence in held}
+            worse = [i for i, z in judged.sure.items() if z <= -GAIN and judged.rise[i] <= -SLIGHT and i not in at]
+            if not worse:
+                break
+            kept = [i for i in kept if i not in worse]
+            held += [self._held(i) for i in worse]
+            status |= dict.fromkeys(worse, "worse")
+            new = self._fitted(measured, kept, held, choice)
+        return new, kept, held
+
+    def _fitted(
+        self, measured: list[Evidence], kept: list[int], held: list[Evidence], choice: tuple[float, float]
+    ) -> Field | None:
+        """The field of the tiles ``kept`` beside what is held, of a correlation length and deviation; None where none is kept."""
+        chosen = _of_tiles(measured, kept)
+        return self.process.gentle(Evidence.of([*self.pool, *chosen, *held]), *choice) if chosen else None
+
+    def _held(self, i: int) -> Evidence:
+        """Evidence that the map is right as it is at the judges of tile ``i``."""
+        places = self.seen[i].judges
+        z, d = self._toward(places, np.zeros_like(places))
+        sd = np.full_like(d, HELD_SD * self.grid.pixel * self._zoom)
+        return Evidence(z, d, sd, np.full(len(z), i), np.ones(len(z), dtype=np.bool_))
+
+    def _toward(self, places: Array, shifts: Array) -> tuple[Array, Array]:
+        """Where places ``[N, D]`` lie in the field, and what the field should be there, ``[N, D]``.
+
+        With it the map takes to ``places`` what, as it is, it takes to ``places + shifts``.
+        """
+        head, tail = self._ends
+        z = tail.inverse().points(torch.from_numpy(places)).numpy()
+        x = self.transform.inverse().points(torch.from_numpy(places + shifts))
         for part in head:
             x = part.points(x)
         return z, x.numpy() - z
 
-    status = {i: s.status for i, s in enumerate(seen)}
-    measured: list[Evidence] = []
-    held: list[Evidence] = []
-    for i, tile in enumerate(seen):
-        if not status[i] and (len(tile.places) < FEW or len(tile.judges) < FEW):
-            status[i] = "without structure"
-        if status[i]:
-            continue
-        z, d = toward(tile.places, tile.shifts)
-        rows = len(z)
-        floor = FLOOR * grid.pixel
-        measured.append(
-            Evidence(z, d, np.maximum(tile.sd, floor) * zoom, np.full(rows, i), np.zeros(rows, dtype=np.bool_))
+    def _told(self, judged: _Judged, measured: list[Evidence]) -> dict[str, Any]:
+        """Mean correlation of the held-out windows before and after; how far the windows say that the map was off, fixed unit."""
+        moved = np.concatenate(
+            [np.linalg.norm(m.d - (0 if self.field is None else self.field.at(m.z)), axis=1) for m in measured]
         )
-    count = sum(1 for v in status.values() if not v)
-    entry: dict[str, Any] = {"pixel": grid.pixel, "tiles": len(seen), "kept": 0, "rejected": {}}
-    pitch = math.sqrt(2) * WINDOW * grid.pixel * zoom
+        return {
+            "correlation": [float(judged.before / judged.windows), float(judged.after / judged.windows)],
+            "shift": {
+                "median": float(np.median(moved)) / self._zoom,
+                "p90": float(np.quantile(moved, 0.9)) / self._zoom,
+                "max": float(moved.max()) / self._zoom,
+            },
+        }
 
-    def judge(new: Field) -> tuple[dict[int, float], dict[int, float], Array]:
-        """Per tile by how many standard deviations the field is better, and by how much; sums of all windows."""
-        joint = joined(original, new)
-        z_of, gain_of, total = {}, {}, np.zeros(5)
-        for i, tile in enumerate(seen):
-            if len(tile.judges) < FEW:
-                continue
-            y = torch.from_numpy(tile.judges)
-            moved = transform.points(joint.inverse().points(y)).numpy() - tile.judges
-            before, after = _correlations(tile.surfaces, moved / np.array(grid.spacing))
-            pixels = moved / np.array(grid.spacing)
-            chance = np.minimum(2**0.5 * tile.chance[:, 0], np.linalg.norm(pixels, axis=1) * tile.chance[:, 1]) ** 2
-            z_of[i] = float((after - before).sum()) / max(math.sqrt(chance.sum()), 1e-9)
-            gain_of[i] = float((after - before).mean())
-            total += [before.sum(), after.sum(), len(before), chance.sum(), (tile.chance[:, 0] ** 2).sum()]
-        return z_of, gain_of, total
 
-    new: Field | None = None
-    choice: tuple[float, float] | None = None
-    if measured:
-        evidence = Evidence.of(pool + measured)
-        choice = process.choose(evidence, pitch)
-        new = None if choice is None else process.gentle(evidence, *choice)
-    kept: list[int] = []
-    if new is not None and choice is not None:
-        better, gain, _ = judge(new)
-        alive = [i for i in better if not status[i]]
-        kept = [i for i in alive if better[i] >= GAIN and gain[i] >= SLIGHT]
-        chosen = [m for m in measured if int(m.tile[0]) in set(kept)]
-        new = process.gentle(Evidence.of([*pool, *chosen]), *choice) if chosen else None
-        for _ in range(3):  # what others say must not harm
-            if new is None:
-                break
-            better, gain, total = judge(new)
-            worse = [
-                i
-                for i in better
-                if better[i] <= -GAIN and gain[i] <= -SLIGHT and i not in {int(h.tile[0]) for h in held}
-            ]
-            if not worse:
-                break
-            kept = [i for i in kept if i not in worse]
-            for i in worse:
-                places = seen[i].judges
-                z, d = toward(places, np.zeros_like(places))
-                sd = np.full_like(d, 0.1 * grid.pixel * zoom)
-                held.append(Evidence(z, d, sd, np.full(len(z), i), np.ones(len(z), dtype=np.bool_)))
-                status[i] = "worse"
-            chosen = [m for m in measured if int(m.tile[0]) in set(kept)]
-            new = process.gentle(Evidence.of([*pool, *chosen, *held]), *choice) if chosen else None
-    if new is not None:
-        better, _, total = judge(new)
-        kept = [i for i in kept if better[i] > 0]
-        if total[1] - total[0] < CHANCE * math.sqrt(total[3]) or total[1] < CHANCE * math.sqrt(total[4]):
-            kept, new = [], None
-        else:
-            moved = np.concatenate(
-                [np.linalg.norm(m.d - (0 if field is None else field.at(m.z)), axis=1) for m in measured]
-            )
-            entry["correlation"] = [float(total[0] / total[2]), float(total[1] / total[2])]
-            entry["shift"] = {
-                "median": float(np.median(moved)) / zoom,
-                "p90": float(np.quantile(moved, 0.9)) / zoom,
-                "max": float(moved.max()) / zoom,
-            }
-    if new is not None:
-        # what this resolution said gives way to a finer one, but stays where that sees nothing
-        for item in (*[m for m in measured if int(m.tile[0]) in set(kept)], *held):
-            pool.append(dataclasses.replace(item, sd=np.maximum(item.sd, 0.5 * grid.pixel * zoom)))
-    for i, why in status.items():
-        if i not in kept:
-            reason = why or "not better"
-            entry["rejected"][reason] = entry["rejected"].get(reason, 0) + 1
-    entry["kept"], entry["looked_at"] = len(kept), count
-    return new, entry
+def _of_tiles(evidence: list[Evidence], tiles_: list[int]) -> list[Evidence]:
+    """The evidence of some tiles."""
+    return [item for item in evidence if int(item.tile[0]) in set(tiles_)]
 
 
 # ------------------------------------------------------------------------------------------------------------- before
@@ -314,7 +407,7 @@ def _look(result: Result, fixed: Pyramid, moving: Pyramid, coarse: float) -> Loo
         tissue = apart > threshold_otsu(apart) / 2  # type: ignore[no-untyped-call]
     seen = (torch.from_numpy(tissue) & inside).to(torch.float32)
     x, y = (
-        torch.stack([_without_mean(c, FINE) * seen for c in side]).reshape(len(side), -1).to(torch.float64)
+        torch.stack([without_mean(c, FINE) * seen for c in side]).reshape(len(side), -1).to(torch.float64)
         for side in (one, other)
     )
     roots = []
@@ -342,33 +435,9 @@ def _tissue_tiles(grid: Grid, look: Look) -> list[tuple[slice, slice]]:
             ):
                 a, b = (r.start * s + o - oo) / ss, ((r.stop - 1) * s + o - oo) / ss
                 inner.append(slice(min(max(0, math.floor(a)), n - 1), min(n, math.ceil(b) + 1)))
-            if look.tissue[tuple(inner)].mean() > 0.02:
+            if look.tissue[tuple(inner)].mean() > TISSUE:
                 found.append(region)
     return found
-
-
-def _spread_over(run: Callable[[int], Seen], count: int, workers: int) -> Iterator[tuple[int, Seen]]:
-    """Every index with what it gave, as it ends; no more than a few wait at once."""
-    if workers == 1:
-        for index in range(count):
-            yield index, run(index)
-        return
-    with ThreadPoolExecutor(workers, "refine", initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        pending: dict[Future[Seen], int] = {}
-        following = iter(range(count))
-        try:
-            while True:
-                while len(pending) < 2 * workers and (after := next(following, None)) is not None:
-                    pending[pool.submit(run, after)] = after
-                if not pending:
-                    return
-                finished, _ = wait(pending, return_when=FIRST_COMPLETED)
-                for future in finished:
-                    yield pending.pop(future), future.result()
-        except BaseException:
-            for future in pending:
-                future.cancel()
-            raise
 
 
 def _rim(grid: Grid) -> Tensor:
@@ -381,8 +450,8 @@ def _rim(grid: Grid) -> Tensor:
 def _figures(transform: Transform, result: Result) -> dict[str, Any]:
     """What changes of ``metrics.json``: the round trip and the change of area of the refined map."""
     grid = result.fixed_grid
-    if math.prod(grid.shape) > 150_000:
-        factor = math.sqrt(math.prod(grid.shape) / 150_000)
+    if math.prod(grid.shape) > MOST_POSITIONS:
+        factor = math.sqrt(math.prod(grid.shape) / MOST_POSITIONS)
         grid = grid.resampled(tuple(s * factor for s in grid.spacing))
     coords, back = grid.coords(), transform.inverse()
     at = back.points(coords)
@@ -397,7 +466,3 @@ def _figures(transform: Transform, result: Result) -> dict[str, Any]:
         "jacobian_max": float(area.max()),
         "folding_fraction": float((area <= 0).to(torch.float32).mean()),
     }
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -20,47 +20,31 @@ import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
 
-from ..data import Grid
-
-Array = NDArray[Any]
+from .shards import RGB, Array, ShardStore
 
 DTYPES = ("u1", "u2", "u4", "i1", "i2", "i4", "f4", "f8")
 """Pixels that a TIFF holds."""
 _EFFORT = 1
 """Level of deflate: three times as fast as the usual 6, for 2 % more bytes of stained tissue."""
-_RGB = ("red", "green", "blue")
-_BIG = 3 << 30  # bytes of pixels from which 64-bit offsets are used
+_BIG = 3 << 30
+"""Bytes of pixels from which 64-bit offsets are used: 32-bit ones reach 4 GiB, and what does not compress takes a little more."""
 
 
 @dataclass(frozen=True)
-class TileStore:
-    """Encoded tiles of a pyramid, in a folder.
-
-    Args:
-        folder: where they lie; ``LEVEL/ROW.COLUMN`` holds those of one shard.
-        levels: grids, finest first.
-        shards: pixels per axis of a shard, by level.
-        tile: pixels per axis of a tile.
-        dtype: of the pixels.
-        channels: their names.
-        fill: value where no shard wrote.
-    """
-
-    folder: Path
-    levels: tuple[Grid, ...]
-    shards: tuple[int, ...]
-    tile: int
-    dtype: np.dtype[Any]
-    channels: tuple[str, ...]
-    fill: float
+class TileStore(ShardStore):
+    """Encoded tiles, in files ``LEVEL/ROW.COLUMN`` of a shard each, that one OME-TIFF is put together from."""
 
     @property
     def rgb(self) -> bool:
         """Whether the three colours of a pixel lie side by side."""
-        return self.channels == _RGB and self.dtype in (np.uint8, np.uint16)
+        return self.channels == RGB and self.dtype in (np.uint8, np.uint16)
 
-    def write(self, level: int, place: tuple[int, ...], pixels: Array) -> str:
-        """Encode and write the pixels ``[C, y, x]`` of one shard; its name in the folder."""
+    def create(self) -> None:  # noqa: D102
+        self.folder.mkdir()
+
+    def write(self, level: int, place: tuple[int, ...], pixels: Array | None) -> list[str]:  # noqa: D102
+        if pixels is None:
+            return []
         tiles = [self._encode(tile) for tile in _cut(pixels, self.tile, self.rgb)]
         ends = np.cumsum([len(tile) for tile in tiles], dtype="<u8")
         name = f"{level}/{place[0]}.{place[1]}"
@@ -71,10 +55,9 @@ class TileStore:
             out.write(struct.pack("<Q", len(tiles)) + ends.tobytes())
             out.writelines(tiles)
         aside.rename(file)
-        return name
+        return [name]
 
-    def read(self, level: int, region: Sequence[slice]) -> Array:
-        """Pixels ``[C, y, x]`` of a region that begins and ends with tiles, or with the level."""
+    def read(self, level: int, region: Sequence[slice]) -> Array:  # noqa: D102
         shape, size = self.levels[level].shape, self.tile
         out = np.full((len(self.channels), *(r.stop - r.start for r in region)), self.fill, self.dtype)
         for y in range(region[0].start, region[0].stop, size):
@@ -91,8 +74,8 @@ class TileStore:
                         part[...] = self._decode(found)[..., : rows.stop - y, : columns.stop - x]
         return out
 
-    def assemble(self, path: Path, name: str, colors: Sequence[str]) -> None:
-        """All tiles as one OME-TIFF with its pyramid in sub-images."""
+    def finish(self, target: Path, name: str, colors: Sequence[str], version: str) -> Path:
+        """Put all tiles together at ``target``: one OME-TIFF with its pyramid in sub-images."""
         import tifffile
 
         grid = self.levels[0]
@@ -113,13 +96,14 @@ class TileStore:
             "dtype": self.dtype,
         }
         total = sum(math.prod(level.shape) for level in self.levels) * len(self.channels) * self.dtype.itemsize
-        with tifffile.TiffWriter(path, bigtiff=total > _BIG, ome=True) as tif:
+        with tifffile.TiffWriter(target, bigtiff=total > _BIG, ome=True) as tif:
             for i, level in enumerate(self.levels):
                 shape = (*level.shape, 3) if self.rgb else (len(self.channels), *level.shape)
                 extra: dict[str, Any] = {"subifds": len(self.levels) - 1, "metadata": metadata}
                 if i:
                     extra = {"subfiletype": 1, "metadata": None}
                 tif.write(self._all(i), shape=shape, **options, **extra)
+        return target
 
     # ---- inside -----------------------------------------------------------------------------------------------------
 

@@ -21,7 +21,7 @@ from ..maps.base import Transform
 from ..maps.bends import carried_length
 from ..maps.displacement import Displacement
 from ..maps.flow import Flow
-from ..maps.resample import resample_part
+from ..maps.resample import Part, Tile, resample_part
 
 Array = NDArray[Any]
 _Slices = tuple[slice, ...]
@@ -205,18 +205,8 @@ def warp_tile(
     boxes[:, 0] = np.minimum(boxes[:, 0], np.maximum(shape - 2, 0))  # the kernel wants two pixels where there are two
     boxes[:, 1] = np.maximum(boxes[:, 1], np.minimum(boxes[:, 0] + 1, shape - 1))
     part, start = read_boxes(source, boxes)
-    out = resample_part(
-        torch.from_numpy(part),
-        source.grid,
-        start,
-        pull,
-        grid,
-        tuple(r.start for r in region),
-        tuple(r.stop - r.start for r in region),
-        labels,
-        background,
-    )
-    return out.numpy()
+    tile = Tile(grid, tuple(r.start for r in region), tuple(r.stop - r.start for r in region))
+    return resample_part(Part(torch.from_numpy(part), source.grid, start), pull, tile, labels, background).numpy()
 
 
 def read_boxes(source: Level, boxes: NDArray[np.int64]) -> tuple[Array, tuple[int, ...]]:

@@ -8,7 +8,6 @@ how the output is cut, on the number of workers or on where a run was interrupte
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import dataclasses
 import fcntl
@@ -21,43 +20,82 @@ import shutil
 import socket
 import tempfile
 import threading
-import weakref
-from collections.abc import Callable, Coroutine, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-import zarr
-from numpy.typing import NDArray
-from zarr.codecs import BloscCodec
-from zarr.storage import LocalStore
 
 from ..contracts import Progress
-from ..data import OME_UNITS, Grid, Image, Level, Pyramid, describe_grid
+from ..data import Grid, Image, Level, Pyramid, describe_grid
+from ..fit.threads import on_threads, run_each, workers_of
 from ..maps.base import Transform
 from ..plugins import PARTIAL, PLAN
 from ..versions import version
 from . import tiles
+from .shards import RGB, Array, ShardStore
 from .tifftiles import DTYPES, TileStore
-
-Array = NDArray[Any]
+from .zarrshards import ZarrStore, quiet_zarr
 
 CHUNK = 512
-"""Pixels per axis that are compressed together."""
+"""Pixels per axis that are compressed together, unless told otherwise: a quarter of a MiB of one 8-bit channel."""
 COARSEST = 512
-"""The pyramid ends where no axis has more pixels."""
+"""Pixels per axis of the coarsest level at most: what a viewer shows as a whole."""
 SHARD_BYTES = 64 << 20
-"""Largest shard, in bytes of its pixels, all channels; a worker needs about five times as much."""
+"""Largest shard, in bytes of its pixels, all channels; a worker needs about five times as much (docs/slides.md)."""
+LARGEST_SHARD = 4096
+"""Pixels per axis of a shard at most, however few bytes a pixel has."""
 WHOLE_BYTES = 4 << 30
-"""Largest image that is made in memory."""
+"""Largest image that is made in memory, in bytes of its pixels."""
 _FORMAT = 2
+"""Version of what an unfinished output looks like; one of another version is begun anew."""
 _DONE, _LOCK, _STORE = "done", "lock", "store"
-_RGB = ("red", "green", "blue")
 
 Background = float | Literal["auto", "border"]
+
+
+@dataclass(frozen=True)
+class SlideOptions:
+    """How a large image is read and how the output is cut.
+
+    Args:
+        level: resolution of the image to read, 0 the finest; None takes the coarsest that is not coarser than the canvas asks
+            for, and averages pixels where even that is two times finer or more.
+        background: value beyond the image's pixels; ``"border"`` continues its border; ``"auto"`` is white for a
+            brightfield image (three channels of whole numbers, bright along its edges), else 0.
+        chunk: pixels per axis that are compressed together, a power of two from 16.
+        shard: pixels per axis of a shard of the finest level, ``chunk`` times a power of two (2 or more); None takes the
+            largest within `SHARD_BYTES` and `LARGEST_SHARD`.
+
+    Raises ValueError for a chunk, shard or background that is none of these.
+    """
+
+    level: int | None = None
+    background: Background = "auto"
+    chunk: int = CHUNK
+    shard: int | None = None
+
+    def __post_init__(self) -> None:
+        chunk, shard = self.chunk, self.shard
+        if chunk < 16 or chunk & (chunk - 1):
+            raise ValueError(f"wanted a chunk of a power of two from 16 pixels, got {chunk}")
+        if shard is not None and (shard < 2 * chunk or shard & (shard - 1)):
+            raise ValueError(
+                f"wanted a shard of the chunk's {chunk} pixels times a power of two, 2 at least, got {shard}"
+            )
+        if isinstance(self.background, str) and self.background not in ("auto", "border"):
+            raise ValueError(f"wanted a background of auto, border or a number, got {self.background!r}")
+
+    def edge(self, pixel_bytes: int) -> int:
+        """Pixels per axis of a shard of the finest level, for pixels of so many bytes in all channels."""
+        if self.shard is not None:
+            return self.shard
+        edge = 2 * self.chunk
+        while edge < LARGEST_SHARD and pixel_bytes * (2 * edge) ** 2 <= SHARD_BYTES:
+            edge *= 2
+        return edge
 
 
 def warp_slide(
@@ -66,10 +104,7 @@ def warp_slide(
     grid: Grid,
     path: str | Path,
     *,
-    level: int | None = None,
-    background: Background = "auto",
-    chunk: int = CHUNK,
-    shard: int | None = None,
+    options: SlideOptions | None = None,
     workers: int | None = None,
     overwrite: bool = False,
     progress: Callable[[Progress], object] | None = None,
@@ -81,16 +116,10 @@ def warp_slide(
         transform: from the image's space to that of ``grid``.
         grid: the canvas to fill, 2D, in the map's target unit.
         path: ``NAME.zarr`` (OME-Zarr 0.5, sharded) or ``NAME.ome.tif`` (tiled, with a pyramid).
-        level: resolution of ``pyramid`` to read; None takes the coarsest that is not coarser than ``grid`` asks for, and
-            averages pixels where even that is two times finer or more.
-        background: value beyond the image's pixels; ``"border"`` continues its border; ``"auto"`` is white for a
-            brightfield image (three channels of whole numbers, bright along its edges), else 0.
-        chunk: pixels per axis that are compressed together.
-        shard: pixels per axis of a shard of the finest level, ``chunk`` times a power of two (2 or more); None takes the
-            largest within `SHARD_BYTES`, at most 4096.
+        options: which level is read, what lies beyond the image, how the output is cut.
         workers: threads; None takes one per core.
         overwrite: replace the output if it exists, and drop an unfinished one that was begun from something else.
-        progress: called after each shard, with the stage ``shards``.
+        progress: called when a shard is done, with the stage ``shards``, how many are done and how many there are.
 
     Returns:
         ``path``.
@@ -101,13 +130,13 @@ def warp_slide(
         BlockingIOError: another process is writing the same output.
         OSError: the output cannot be written; what was done stays and the same call goes on from there.
     """
-    plan = SlideWarp(pyramid, transform, grid, Path(path), level, background, chunk, shard)
+    plan = SlideWarp(pyramid, transform, grid, Path(path), options or SlideOptions())
     return plan.write(workers, overwrite, progress)
 
 
 @dataclass(frozen=True)
 class SlideWarp:
-    """The plan of `warp_slide`, whose shards any process may run, in any order within a round.
+    """The plan of `warp_slide`, whose shards any process may make, in any order within a round.
 
     ``with plan.started(): ...`` opens (or resumes) the output, ``plan.run(index)`` makes shard ``index`` of
     ``range(plan.shards)``, ``plan.finish()`` completes it; `write` does it all on threads. `rounds` says which shards need
@@ -115,25 +144,22 @@ class SlideWarp:
     first ones wrote. It can be pickled; where only paths may travel, see `SlideJob`.
 
     Args:
-        pyramid: as in `warp_slide`, like all the others.
-        transform: likewise.
-        grid: likewise.
-        path: likewise.
-        level: likewise.
-        background: likewise.
-        chunk: likewise.
-        shard: likewise.
-        identity: what else makes two runs the same, beside the arguments; a file's size and time.
+        pyramid: the image, in the map's source space and unit.
+        transform: from the image's space to that of ``grid``.
+        grid: the canvas to fill, 2D, in the map's target unit.
+        path: the output, ``NAME.zarr`` or ``NAME.ome.tif``.
+        options: which level is read, what lies beyond the image, how the output is cut.
+        identity: what distinguishes two runs beside all this, so that neither goes on with the other's output: a file's size
+            and time, say.
+
+    Raises ValueError for an image, a map and a canvas that do not fit together, and for another kind of output.
     """
 
     pyramid: Pyramid
     transform: Transform
     grid: Grid
     path: Path
-    level: int | None = None
-    background: Background = "auto"
-    chunk: int = CHUNK
-    shard: int | None = None
+    options: SlideOptions = field(default_factory=SlideOptions)
     identity: str = ""
 
     def __post_init__(self) -> None:
@@ -148,21 +174,11 @@ class SlideWarp:
                 f"wanted an image in {self.transform.source_unit} and a canvas in {self.transform.target_unit} for this "
                 f"map, got {source.unit} and {grid.unit}; convert with Grid.to_unit or state the spacing"
             )
-        if self.level is not None and not 0 <= self.level < len(self.pyramid.levels):
+        level = self.options.level
+        if level is not None and not 0 <= level < len(self.pyramid.levels):
             raise ValueError(
-                f"wanted a level from 0 to {len(self.pyramid.levels) - 1} of {self.pyramid.name}, got {self.level}"
+                f"wanted a level from 0 to {len(self.pyramid.levels) - 1} of {self.pyramid.name}, got {level}"
             )
-        if self.chunk < 16 or self.chunk & (self.chunk - 1):
-            raise ValueError(f"wanted a chunk of a power of two from 16 pixels, got {self.chunk}")
-        shard = self.shard
-        if shard is None:
-            object.__setattr__(self, "shard", self._largest_shard())
-        elif shard < 2 * self.chunk or shard & (shard - 1):
-            raise ValueError(
-                f"wanted a shard of the chunk's {self.chunk} pixels times a power of two, 2 at least, got {shard}"
-            )
-        if isinstance(self.background, str) and self.background not in ("auto", "border"):
-            raise ValueError(f"wanted a background of auto, border or a number, got {self.background!r}")
         object.__setattr__(self, "path", Path(self.path))
         if not self._tiff and self.path.suffix.lower() != ".zarr":
             raise ValueError(
@@ -189,14 +205,14 @@ class SlideWarp:
     @functools.cached_property
     def source(self) -> Level:
         """The level that is read."""
-        if self.level is not None:
-            return self.pyramid.levels[self.level]
+        if self.options.level is not None:
+            return self.pyramid.levels[self.options.level]
         return tiles.choose(self.pyramid, tiles.needed(self.pyramid, self._pull, self.grid.spacing))
 
     @functools.cached_property
     def fill(self) -> float | None:
         """The background as a number of the image's type, or None where the border is continued."""
-        value = backdrop(self.pyramid) if self.background == "auto" else self.background
+        value = backdrop(self.pyramid) if self.options.background == "auto" else self.options.background
         if value == "border":
             return 0.0 if self.pyramid.labels else None
         number = float(value)
@@ -244,21 +260,15 @@ class SlideWarp:
         progress: Callable[[Progress], object] | None = None,
     ) -> Path:
         """Run every shard that is missing on ``workers`` threads, and finish; see `warp_slide`."""
-        workers = _cores() if workers is None else int(workers)
-        if workers < 1:
-            raise ValueError(f"wanted at least one worker, got {workers}")
-        with self.started(overwrite), _quiet_zarr():
-            threads = torch.get_num_threads()
+        workers = workers_of(workers)
+        with self.started(overwrite), quiet_zarr():
             finished = len(self.done())
-            try:
+            with on_threads(1):
                 for batch in self.rounds:
-                    missing = sorted(set(batch) - self.done())
-                    for _ in _spread(self.run, missing, workers):
+                    for _ in run_each(self.run, sorted(set(batch) - self.done()), workers):
                         finished += 1
                         if progress is not None:
                             progress(Progress("shards", finished, self.shards))
-            finally:
-                torch.set_num_threads(threads)
             self.finish(overwrite)
         return self.path
 
@@ -318,15 +328,14 @@ class SlideWarp:
             with self._reading(region):
                 pixels = tiles.warp_tile(self.source, self._pull, self.grid, region, self.pyramid.labels, self.fill)
         else:
-            pixels = self._made(base, region)
+            pixels = self._store.read(base, region)
         written = []
         with self._explained():
             if order == 0:
-                written += self._put(0, place, region, pixels)
+                written += self._store.write(0, place, pixels)
             for level in range(base + 1, min(base + self._depth, len(self.levels) - 1) + 1):
                 pixels = None if pixels is None else tiles.halved(pixels, self.pyramid.labels)
-                region = tuple(slice(r.start // 2, (r.stop + 1) // 2) for r in region)
-                written += self._put(level, place, region, pixels)
+                written += self._store.write(level, place, pixels)
             aside = self.partial / f"tmp-{index}-{os.getpid()}-{threading.get_ident()}"
             aside.write_text("\n".join(written), encoding="utf-8")
             aside.rename(self.partial / _DONE / str(index))
@@ -342,13 +351,7 @@ class SlideWarp:
         with self._explained():
             for stray in (self.partial / _STORE).rglob("*.partial"):  # of writers that were killed
                 stray.unlink()
-            ready = self.partial / _STORE
-            if self._tiff:
-                ready = self.partial / self.path.name
-                self._tile_store.assemble(ready, self.pyramid.name, self._colors())
-            else:
-                root = zarr.open_group(LocalStore(self.partial / _STORE), mode="r+")
-                root.update_attributes(self._metadata())
+            ready = self._store.finish(self.partial / self.path.name, self.pyramid.name, self._colors(), version())
             with tempfile.TemporaryDirectory(dir=self.partial) as bin_:
                 if self.path.exists() or self.path.is_symlink():
                     if not overwrite:
@@ -371,58 +374,30 @@ class SlideWarp:
 
     @property
     def _edge(self) -> int:
-        assert self.shard is not None
-        return self.shard
+        """Pixels per axis of a shard of the finest level."""
+        return self.options.edge(len(self.pyramid.channels) * self.dtype.itemsize)
 
     @property
     def _depth(self) -> int:
         """Levels below its own that a shard makes alone, because their shards are halved with it."""
-        return (self._edge // self.chunk).bit_length() - 1
-
-    def _largest_shard(self) -> int:
-        pixel = len(self.pyramid.channels) * self.dtype.itemsize
-        shard = 2 * self.chunk
-        while shard < 4096 and pixel * (2 * shard) ** 2 <= SHARD_BYTES:
-            shard *= 2
-        return shard
+        return (self._edge // self.options.chunk).bit_length() - 1
 
     def _shard_of(self, level: int) -> int:
         """Pixels per axis of a shard of a level."""
         return self._edge if level == 0 else self._edge >> ((level - 1) % self._depth + 1)
 
     @functools.cached_property
-    def _arrays(self) -> list[Any]:
-        root = zarr.open_group(LocalStore(self.partial / _STORE), mode="r+")
-        return [root[str(i)] for i in range(len(self.levels))]
-
-    def _put(self, level: int, place: tuple[int, ...], region: tuple[slice, ...], pixels: Array | None) -> list[str]:
-        """Write one shard of one level; its file, in the store, where it has one."""
-        if self._tiff:
-            return [] if pixels is None else [self._tile_store.write(level, place, pixels)]
-        name = f"{level}/c/0/{place[0]}/{place[1]}"
-        file = self.partial / _STORE / name
-        # whatever a killed writer left is in the way of nobody: a shard is never merged with what is there
-        file.unlink(missing_ok=True)
-        if pixels is not None:  # what is background throughout is what the store says of a shard that is not there
-            _alone(self._arrays[level].async_array.setitem((slice(None), *region), pixels))
-        return [name] if pixels is not None and file.exists() else []
-
-    def _made(self, level: int, region: tuple[slice, ...]) -> Array:
-        """Pixels that earlier shards wrote."""
-        if self._tiff:
-            return self._tile_store.read(level, region)
-        return np.asarray(_alone(self._arrays[level].async_array.getitem((slice(None), *region))))
-
-    @functools.cached_property
-    def _tile_store(self) -> TileStore:
-        return TileStore(
+    def _store(self) -> ShardStore:
+        """The shards that are written, in the format that the output's name asks for."""
+        return (TileStore if self._tiff else ZarrStore)(
             self.partial / _STORE,
             self.levels,
             tuple(self._shard_of(i) for i in range(len(self.levels))),
-            self.chunk,
+            self.options.chunk,
             self.dtype,
             tuple(self.pyramid.channels),
             self.fill or 0.0,
+            self.pyramid.labels,
         )
 
     def _lost(self) -> list[int]:
@@ -459,33 +434,12 @@ class SlideWarp:
                 shutil.rmtree(item)
             elif item.name != _LOCK:
                 item.unlink()
-        if self._tiff:
-            store.mkdir()
-        else:
-            self._create(store)
+        self._store.create()
         (self.partial / _DONE).mkdir()
         text = json.dumps({"hash": wanted, "what": f"{self.pyramid.name} onto {describe_grid(self.grid)}"})
         aside = self.partial / "tmp-plan"
         aside.write_text(text, encoding="utf-8")
         aside.rename(plan)  # last: without it, all is begun anew
-
-    def _create(self, store: Path) -> None:
-        root = zarr.create_group(store=LocalStore(store), zarr_format=3)
-        root.update_attributes({"regframe": {"complete": False}})
-        fill = self.fill or 0.0
-        dtype = self.dtype
-        for i, grid in enumerate(self.levels):
-            shard = self._shard_of(i)
-            root.create_array(
-                str(i),
-                shape=(len(self.pyramid.channels), *grid.shape),
-                dtype=dtype,
-                chunks=(1, self.chunk, self.chunk),
-                shards=(len(self.pyramid.channels), shard, shard),
-                compressors=BloscCodec(cname="zstd", clevel=3, shuffle="bitshuffle", typesize=dtype.itemsize),
-                fill_value=fill if dtype.kind == "f" else int(fill),
-                dimension_names=["c", "y", "x"],
-            )
 
     def _fingerprint(self) -> str:
         """What the pixels, and where they lie in the store, depend on."""
@@ -493,14 +447,14 @@ class SlideWarp:
         pyramid = self.pyramid
         facts = (
             _FORMAT, version(), self.identity, pyramid.name, str(pyramid.dtype), pyramid.channels, pyramid.colors,
-            pyramid.labels, [level.grid for level in pyramid.levels], self.source.grid, self.grid, self.fill, self.chunk,
-            self.shard,
+            pyramid.labels, [level.grid for level in pyramid.levels], self.source.grid, self.grid, self.fill,
+            self.options.chunk, self._edge,
         )  # fmt: skip
         sha.update(repr(facts).encode())
         for part in self.transform.parts():
             sha.update(repr(type(part).__name__).encode())
-            for field in dataclasses.fields(part):  # type: ignore[arg-type]
-                value = getattr(part, field.name)
+            for entry in dataclasses.fields(part):  # type: ignore[arg-type]
+                value = getattr(part, entry.name)
                 sha.update(value.numpy().tobytes() if isinstance(value, torch.Tensor) else repr(value).encode())
         coarsest = pyramid.levels[-1]
         middle = tuple(
@@ -511,54 +465,11 @@ class SlideWarp:
             sha.update(np.ascontiguousarray(coarsest.read(middle)).tobytes())
         return sha.hexdigest()
 
-    def _metadata(self) -> dict[str, Any]:
-        """Attributes of the root group: OME-Zarr 0.5, and our mark that the store is complete."""
-        grid = self.grid
-        axes: list[dict[str, Any]] = [{"name": "c", "type": "channel"}]
-        for axis in grid.axes:
-            unit = OME_UNITS.get(grid.unit)
-            axes.append({"name": axis, "type": "space", **({"unit": unit} if unit else {})})
-        datasets = [
-            {
-                "path": str(i),
-                "coordinateTransformations": [
-                    {"type": "scale", "scale": [1.0, *level.spacing]},
-                    {"type": "translation", "translation": [0.0, *level.origin]},
-                ],
-            }
-            for i, level in enumerate(self.levels)
-        ]
-        coarsest = np.asarray(self._arrays[-1][...])
-        colors = self._colors()
-        channels = []
-        for i, name in enumerate(self.pyramid.channels):
-            window = (float(coarsest[i].min()), float(coarsest[i].max()))
-            if colors == ("FF0000", "00FF00", "0000FF") and self.dtype == np.uint8:
-                window = (0.0, 255.0)
-            low, high = (0.0 if math.isnan(v) else v for v in window)
-            entry = {"label": name, "color": colors[i], "active": True}
-            channels.append(entry | {"window": {"min": low, "max": high, "start": low, "end": high}})
-        return {
-            "ome": {
-                "version": "0.5",
-                "multiscales": [
-                    {
-                        "name": self.pyramid.name,
-                        "axes": axes,
-                        "datasets": datasets,
-                        "type": "nearest" if self.pyramid.labels else "mean",
-                    }
-                ],
-                "omero": {"channels": channels},
-            },
-            "regframe": {"complete": True, "version": version()},
-        }
-
     def _colors(self) -> tuple[str, ...]:
         names = self.pyramid.channels
         if len(self.pyramid.colors) == len(names):
             return tuple(self.pyramid.colors)
-        return ("FF0000", "00FF00", "0000FF") if names == _RGB else ("FFFFFF",) * len(names)
+        return ("FF0000", "00FF00", "0000FF") if names == RGB else ("FFFFFF",) * len(names)
 
     @contextlib.contextmanager
     def _reading(self, region: tuple[slice, ...]) -> Iterator[None]:
@@ -610,32 +521,6 @@ def _is_store(path: Path) -> bool:
     return (path / "zarr.json").is_file() or (path / ".zgroup").is_file()
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-@contextlib.contextmanager
-def _quiet_zarr() -> Iterator[None]:
-    """Zarr's own concurrency off: a worker is one core, and there are as many as were asked for."""
-    with zarr.config.set({"async.concurrency": 1}):
-        yield
-
-
-_own = threading.local()
-
-
-def _alone(work: Coroutine[Any, Any, Any]) -> Any:
-    """What zarr does for one worker, on a loop of the worker's own: the one that all share would be their bottleneck."""
-    if asyncio._get_running_loop() is not None:  # a notebook's: no second one runs on its thread
-        with ThreadPoolExecutor(1) as pool:
-            return pool.submit(_alone, work).result()
-    if not hasattr(_own, "loop"):
-        _own.loop = asyncio.new_event_loop()
-        _own.loop.set_default_executor(ThreadPoolExecutor(1, "slide-codec"))
-        weakref.finalize(threading.current_thread(), _own.loop.close)
-    return _own.loop.run_until_complete(work)
-
-
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Hold the folder's lock, which the system takes back from a process that dies; BlockingIOError where another has it."""
@@ -658,26 +543,3 @@ def _locked(folder: Path) -> Iterator[None]:
         lock.write(f"process {os.getpid()} on {socket.gethostname()}")
         lock.flush()
         yield
-
-
-def _spread(run: Callable[[int], None], indices: list[int], workers: int) -> Iterator[int]:
-    """Each index as its run ends, on ``workers`` threads of one core each; the first error stops the rest."""
-    stop = threading.Event()
-
-    def task(index: int) -> int:
-        if not stop.is_set():
-            run(index)
-        return index
-
-    with ThreadPoolExecutor(workers, "slide", initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        pending: set[Future[int]] = {pool.submit(task, index) for index in indices}
-        try:
-            while pending:
-                finished, pending = wait(pending, return_when=FIRST_COMPLETED)
-                for future in finished:
-                    yield future.result()
-        except BaseException:
-            stop.set()
-            for future in pending:
-                future.cancel()
-            raise

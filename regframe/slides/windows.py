@@ -80,7 +80,7 @@ class Look:
     grid: Grid
 
 
-def _correlations(surfaces: NDArray[np.float16], moved: Array) -> tuple[Array, Array]:
+def correlations(surfaces: NDArray[np.float16], moved: Array) -> tuple[Array, Array]:
     """Correlation of windows ``[M, R, R]`` without and with a displacement ``[M, 2]`` in pixels, that is held within `SEARCH`."""
     before = surfaces[:, SEARCH, SEARCH].astype(np.float64)
     after = np.empty(len(surfaces))
@@ -95,7 +95,9 @@ def _correlations(surfaces: NDArray[np.float16], moved: Array) -> tuple[Array, A
 # ----------------------------------------------------------------------------------------------------------- one tile
 
 
-def _tile(level: Level, source: Level, moving: Grid, pull: Transform, region: tuple[slice, slice], look: Look) -> Seen:
+def look_at(
+    level: Level, source: Level, moving: Grid, pull: Transform, region: tuple[slice, slice], look: Look
+) -> Seen:
     """What a tile of the fixed level shows of where the moving image lies."""
     grid = level.grid
     counts = [(r.stop - r.start) // WINDOW for r in region]
@@ -125,7 +127,7 @@ def _tile(level: Level, source: Level, moving: Grid, pull: Transform, region: tu
     parity = (starts // WINDOW).sum(axis=1) % 2 == 0
     places, shifts, sds = [], [], []
     chosen = np.flatnonzero(within & parity)
-    a, b = (soften(_without_mean(image, BAND)[None])[0] for image in (one, other))
+    a, b = (soften(without_mean(image, BAND)[None])[0] for image in (one, other))
     for i, surface in zip(chosen, _surfaces(a, b, starts[chosen] - first), strict=True):
         found = _peak(surface)
         if found is not None:
@@ -133,7 +135,7 @@ def _tile(level: Level, source: Level, moving: Grid, pull: Transform, region: tu
             shifts.append(found[0] * np.array(grid.spacing))
             sds.append(found[1] * np.array(grid.spacing))
     judging = np.flatnonzero(within & ~parity)
-    a, b = (_without_mean(image, FINE) for image in (one, other))
+    a, b = (without_mean(image, FINE) for image in (one, other))
     judges, tables, chances = [], [], []
     for i, surface in zip(judging, _surfaces(a, b, starts[judging] - first), strict=True):
         chance = _deviation(surface)
@@ -165,7 +167,7 @@ def _projected(pixels: NDArray[Any], weight: Tensor) -> Tensor:
     return out
 
 
-def _without_mean(image: Tensor, size: int) -> Tensor:
+def without_mean(image: Tensor, size: int) -> Tensor:
     """``[H, W]`` less its mean over boxes of ``size`` pixels about every one."""
     return image - torch.from_numpy(ndimage.uniform_filter(image.numpy(), size, mode="nearest"))
 

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -28,19 +28,20 @@ from ..result import Result
 from ..versions import versions
 from . import posegraph
 from .judge import Judge
-from .pairs import Work
-from .posegraph import GUIDE, Link
-from .sections import Section, _opened, _placed, _planes
+from .pairs import Bent, Work
+from .posegraph import GUIDE, Floats, Link
+from .sections import Section, opened, placed, planes_of
 
 TRANSFORMS = ("rigid", "affine", "lddmm")
-REACH = 2
-"""Neighbours on either side that each section is registered to."""
+"""What ``transform`` may say, simpler ones first."""
 CHANCES = 3
-"""Rounds in which the poses are found and the pairs that contradict them looked at again."""
+"""Rounds in which the poses are found and the pairs that contradict them looked at again, at most."""
 MOST_BYTES = 4 << 30
-"""Largest volume that is put together in memory."""
+"""Largest volume that is put together in memory, in bytes of its pixels."""
 VOLUME = "volume.ome.zarr"
+"""Name of the volume in the folder that `Stack.save` writes."""
 SECTIONS = "sections"
+"""Name of the folder of the sections' maps in it."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,31 @@ class Stack:
             write_files(self, folder, images)
 
 
+@dataclass(frozen=True)
+class StackOptions:
+    """What the poses of a stack are found from, beside its sections, and what is looked for in them.
+
+    Args:
+        reach: neighbours on either side that each section is registered to, 1 or more.
+        guide: a volume of the same organ in the same orientation and unit, whose first plane lies at position 0: what
+            neighbours alone cannot know, the curvature of the organ, comes from it.
+        hold: sections over which the place on the canvas is believed where it came from (block face, stage): slower
+            shifts then stay as they are. Not at all where None.
+        check_mirrors: try every section turned over as well, and say where that fits better.
+
+    Raises ValueError for a reach below 1, or a hold that is not above 0.
+    """
+
+    reach: int = 2
+    guide: Image | None = None
+    hold: float | None = None
+    check_mirrors: bool = True
+
+    def __post_init__(self) -> None:
+        if self.reach < 1 or (self.hold is not None and not self.hold > 0):
+            raise ValueError(f"wanted a reach of at least 1 and a hold above 0, got {self.reach} and {self.hold}")
+
+
 def align_stack(
     images: Iterable[Any],
     *,
@@ -114,10 +140,7 @@ def align_stack(
     spacing_z: float | None = None,
     reference: int | str = "middle",
     transform: str = "rigid",
-    guide: Image | None = None,
-    hold: float | None = None,
-    reach: int = REACH,
-    check_mirrors: bool = True,
+    options: StackOptions | None = None,
     config: Config | None = None,
     progress: Callable[[Progress], object] | None = None,
 ) -> Stack:
@@ -125,91 +148,114 @@ def align_stack(
 
     Args:
         images: 2D `Image` objects or anything `regframe.open` reads; sizes may differ, pixels have the same unit.
-        positions: where each section lies along z, ascending, in units of ``spacing_z``; gaps stay empty. 0, 1, 2 … where None.
-        spacing_z: distance of two sections, in the images' unit; one pixel where None, and then it is said.
+        positions: where each section lies along z, ascending whole numbers, in units of ``spacing_z``; gaps stay empty.
+            0, 1, 2 … where None.
+        spacing_z: distance of two sections, in the images' unit; one pixel where None, and then a reason says so.
         reference: place of the section that stays where it is, ``"middle"``, or ``"chain"``: each is hung on the one before
             it and nothing is reconciled, for comparison.
         transform: ``rigid`` (sections keep their size), ``affine`` (single sections' stretch is undone, the slow change of
-            size along the stack stays), ``lddmm`` (the same, then bent onto the average of their neighbours).
-        guide: a volume of the same organ in the same orientation, whose first plane lies at position 0: what neighbours
-            alone cannot know, the curvature of the organ, comes from it.
-        hold: sections over which the place on the canvas is believed where it came from (block face, stage): slower
-            shifts then stay as they are. Not at all where None.
-        reach: neighbours on either side that each section is registered to.
-        check_mirrors: try every section turned over as well, and say where that fits better.
+            size along the stack stays), ``lddmm`` (affine, then bent onto the average of their neighbours).
+        options: a guide, places that are to be held, how many neighbours each section is registered to.
         config: settings of `register` for every pair.
-        progress: called with each step.
+        progress: called before each pair or section: stages ``pairs``, ``doubtful pairs``, ``guide``, ``turned over`` …
 
     Raises:
-        ValueError: fewer than two sections, volumes, several units, positions that do not ascend.
+        ValueError: fewer than two sections with tissue, volumes, several units, positions that do not ascend.
     """
     began = time.perf_counter()
+    options = StackOptions() if options is None else options
     if transform not in TRANSFORMS:
         raise ValueError(f"wanted transform {' or '.join(TRANSFORMS)}, got {transform!r}; choose one of these")
-    sections = _opened(images)
-    planes = _planes(positions, len(sections))
-    if not (isinstance(reference, int) or reference in ("middle", "chain")):
-        raise ValueError(f"wanted a section's place, 'middle' or 'chain' as reference, got {reference!r}")
-    if isinstance(reference, int) and not 0 <= reference < len(sections):
-        raise ValueError(f"wanted a reference from 0 to {len(sections) - 1}, got {reference}; count from 0")
-    if reach < 1 or (hold is not None and not hold > 0):
-        raise ValueError(f"wanted a reach of at least 1 and a hold above 0, got {reach} and {hold}")
-    work = Work(sections, planes, config or Config(), transform, progress or (lambda step: None))
-    if guide is not None and (guide.grid.ndim != 3 or guide.grid.unit != sections[0].grid.unit):
-        raise ValueError(
-            f"wanted a guide volume in {sections[0].grid.unit}, got {guide.grid.ndim}D in {guide.grid.unit}"
-        )
-    stated = spacing_z is not None
+    sections = opened(images)
+    planes = planes_of(positions, len(sections))
+    _check_reference(reference, len(sections))
+    work = Work(sections, planes, config or Config(), transform, progress)
+    if options.guide is not None:
+        _check_guide(options.guide, sections[0].grid.unit)
     spacing = float(spacing_z) if spacing_z is not None else sections[0].grid.pixel
     if not (math.isfinite(spacing) and spacing > 0):
         raise ValueError(f"wanted a positive distance of the sections, got {spacing_z}")
-
     chained = reference == "chain"
-    work.link(1 if chained else reach, chained)
-    if guide is not None and not chained:
-        work.link_guide(guide, spacing)
-    first = work.reference(reference)
-    guided = any(link.fixed == GUIDE and link.weight > 0 for link in work.links)
-    start = posegraph.tree(work.links, work.nodes, GUIDE if guided else first)
-    poses = dict(start)
-    for _ in range(0 if chained else CHANCES):
-        poses = posegraph.reconcile(work.links, work.nodes, start, first, work.kind, hold)
-        if not work.second_chance(poses):
-            break
-        start = posegraph.tree(work.links, work.nodes, GUIDE if guided else first)
-    work.weigh(poses, chained)
+    posed = _posed(work, reference, options, spacing)
+    poses = posed.poses
     canvas = work.canvas(poses)
+    rigidly: dict[int, Transform] = {k: Affine(torch.from_numpy(m), *work.units) for k, m in poses.items()}
     before = work.pictures(work.as_they_lie(), work.canvas(work.as_they_lie()))
-    after = work.pictures({k: Affine(torch.from_numpy(m), *work.units) for k, m in poses.items()}, canvas)
+    after = work.pictures(rigidly, canvas)
     judged = Judge(work, poses, before, after)
-    mirrored = judged.mirrored(canvas) if check_mirrors else []
-    maps: dict[int, Transform] = {k: Affine(torch.from_numpy(m), *work.units) for k, m in poses.items()}
-    steps: list[dict[str, Any]] = []
-    figures: dict[int, dict[str, Any]] = {}
-    if transform == "lddmm":
-        maps, figures, steps = work.bend(maps, canvas, judged.poor)
-    final = work.pictures(maps, canvas) if transform == "lddmm" else after
+    mirrored = judged.mirrored(canvas) if options.check_mirrors else []
+    bent = work.bend(rigidly, canvas, judged.poor) if transform == "lddmm" else Bent(rigidly, {}, [])
+    final = work.pictures(bent.maps, canvas) if transform == "lddmm" else after
     grid = Grid(
         (max(planes) - min(planes) + 1, *canvas.shape),
         (spacing, *canvas.spacing),
         (min(planes) * spacing, *canvas.origin),
         canvas.unit,
     )
-    metrics = judged.metrics(final, mirrored, chained, stated)
+    metrics = judged.metrics(final, mirrored, chained, spacing_z is not None)
     metrics |= {
         "transform": transform,
-        "reference": {"kind": str(reference), "section": first, "name": work.names[first]},
-        "spacing_z": {"value": spacing, "unit": canvas.unit, "stated": stated},
+        "reference": {"kind": str(reference), "section": posed.reference, "name": work.names[posed.reference]},
+        "spacing_z": {"value": spacing, "unit": canvas.unit, "stated": spacing_z is not None},
         "canvas": {"shape": list(grid.shape), "spacing": list(grid.spacing), "unit": grid.unit},
-        "bending": steps,
+        "bending": bent.rounds,
         "seconds": time.perf_counter() - began,
         "versions": versions(*outputs.VERSIONS),
     }
     results = tuple(
-        work.result(k, maps[k], poses[k], canvas, metrics["sections"][k], figures.get(k, {})) if k in maps else None
+        work.result(k, bent, poses[k], canvas, metrics["sections"][k]) if k in bent.maps else None
         for k in range(len(sections))
     )
     return Stack(results, grid, tuple(p - min(planes) for p in planes), work.names, tuple(work.links), metrics)
+
+
+def _check_reference(reference: int | str, n: int) -> None:
+    """ValueError for what is neither the place of one of ``n`` sections nor a way to choose one."""
+    if not (isinstance(reference, int) or reference in ("middle", "chain")):
+        raise ValueError(f"wanted a section's place, 'middle' or 'chain' as reference, got {reference!r}")
+    if isinstance(reference, int) and not 0 <= reference < n:
+        raise ValueError(f"wanted a reference from 0 to {n - 1}, got {reference}; count from 0")
+
+
+def _check_guide(guide: Image, unit: str) -> None:
+    """ValueError for a guide that is no volume, or in another unit than the sections."""
+    if guide.grid.ndim != 3 or guide.grid.unit != unit:
+        raise ValueError(
+            f"wanted a guide volume in {unit}, got {guide.grid.ndim}D in {guide.grid.unit}; convert it with Grid.to_unit"
+        )
+
+
+class _Posed(NamedTuple):
+    """Poses of a stack before any bending.
+
+    Args:
+        poses: by section, ``[3, 3]`` from its own space to the common one; only those that could be placed.
+        start: the poses before the pairs were reconciled.
+        reference: the section that stays where it is.
+    """
+
+    poses: dict[int, Floats]
+    start: dict[int, Floats]
+    reference: int
+
+
+def _posed(work: Work, reference: int | str, options: StackOptions, spacing: float) -> _Posed:
+    """Register the pairs, and find the poses that agree best with all of them; ``spacing`` is the distance of two sections."""
+    chained = reference == "chain"
+    work.link(1 if chained else options.reach, chained)
+    if options.guide is not None and not chained:
+        work.link_guide(options.guide, spacing)
+    first = work.reference(reference)
+    guided = any(link.fixed == GUIDE and link.weight > 0 for link in work.links)
+    start = posegraph.tree(work.links, work.nodes, GUIDE if guided else first)
+    poses = dict(start)
+    for _ in range(0 if chained else CHANCES):
+        poses = posegraph.reconcile(work.links, work.nodes, start, first, work.kind, options.hold)
+        if not work.second_chance(poses):
+            break
+        start = posegraph.tree(work.links, work.nodes, GUIDE if guided else first)
+    work.weigh(poses, chained)
+    return _Posed(poses, start, first)
 
 
 def _plane(grid: Grid) -> Grid:
@@ -246,7 +292,7 @@ def _volume(stack: Stack, images: Sequence[Image]) -> Image:
     for image, result, plane in zip(images, stack.results, stack.planes, strict=True):
         if result is not None:
             own = None if image.labels else Section.of(image).background
-            data[:, plane] = _placed(image, result.transform, stack.plane_grid, own).data
+            data[:, plane] = placed(image, result.transform, stack.plane_grid, own).data
     return Image(data, stack.grid, first.channels, labels=first.labels, name="stack")
 
 

@@ -12,11 +12,10 @@ import numpy as np
 import torch
 
 from .. import verdict
-from ..contracts import Progress
 from ..data import Grid, Image
 from ..registration import register
 from ..verdict import DIFFER, HALF, Finding
-from .pairs import Pictures, Work, _ncc
+from .pairs import Pictures, Work, ncc_of
 from .posegraph import GUIDE, Floats, carry, rms
 
 
@@ -59,7 +58,7 @@ class Judge:
         grid = self.after.grid
         usual = float(np.median([self.after.ncc(a, b) for a, b in itertools.pairwise(self.order)] or [1.0]))
         for i, k in enumerate(self.order):
-            work.progress(Progress("turned over", i, len(self.order)))
+            work.tell("turned over", i, len(self.order))
             near = [
                 self.order[j] for j in (i - 1, i + 1) if 0 <= j < len(self.order) and self.order[j] not in self.poor
             ]
@@ -84,7 +83,7 @@ class Judge:
             there = trial.to_fixed(over).data[0].numpy().astype(np.float64)
             where = [self.after.tissue[k] | self.after.tissue[n] for n in near]
             gains = [
-                _ncc(there, self.after.density[n], w) - self.after.ncc(k, n) for n, w in zip(near, where, strict=True)
+                ncc_of(there, self.after.density[n], w) - self.after.ncc(k, n) for n, w in zip(near, where, strict=True)
             ]
             turned = np.mean([gain + self.after.ncc(k, n) for gain, n in zip(gains, near, strict=True)])
             if min(gains) > DIFFER and turned > usual - 2 * DIFFER:

@@ -8,7 +8,7 @@ import math
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ from ..solvers.raster import check_image
 from ..verdict import DIFFER
 from . import posegraph
 from .posegraph import CONTRADICTS, GUIDE, LEAST_SCALE, Floats, Link, carry, rms
-from .sections import LOOKED_AT, Flags, Section, _hull, _over, _placed
+from .sections import LOOKED_AT, Flags, Section, hull_middle, placed, turned_over
 from .settle import RIM, missing, settle
 
 FARTHEST = 4
@@ -47,6 +47,8 @@ INSIDE = (1.5, 6.0)
 """Finest and coarsest structure, in pixels of the small pictures, that tells whether the inside of two sections is alike."""
 PARTIAL = 0.75
 """Share of its neighbours' tissue below which only what is there of a section counts, not the emptiness beside it."""
+FIGURES = ("roundtrip_px", "jacobian_min", "jacobian_max", "folding_fraction", "bending_px", "n_evaluations")
+"""Figures of a registration that the map of a bent section keeps."""
 BENDS = 2
 """Rounds in which every section is bent onto the average of its neighbours."""
 
@@ -61,7 +63,7 @@ class Pictures:
 
     def ncc(self, a: int, b: int) -> float:
         """Correlation of two densities over the tissue of either, and 6 % around it."""
-        return _ncc(self.density[a], self.density[b], self.tissue[a] | self.tissue[b])
+        return ncc_of(self.density[a], self.density[b], self.tissue[a] | self.tissue[b])
 
     def pair(self, a: int, b: int) -> dict[str, float]:
         """All figures of two sections."""
@@ -74,7 +76,8 @@ class Pictures:
         }
 
 
-def _ncc(a: Floats, b: Floats, where: Flags) -> float:
+def ncc_of(a: Floats, b: Floats, where: Flags) -> float:
+    """Pearson's correlation of two pictures ``[h, w]`` over ``where``; 0 for fewer than 16 pixels, or where one is constant."""
     if where.sum() < 16:
         return 0.0
     x, y = a[where] - a[where].mean(), b[where] - b[where].mean()
@@ -97,6 +100,20 @@ def _nmi(a: Floats, b: Floats, where: Flags, bins: int = 32) -> float:
     return (entropy(joint.sum(axis=0)) + entropy(joint.sum(axis=1))) / together - 1 if together > 0 else 0.0
 
 
+class Bent(NamedTuple):
+    """Sections after they were bent onto their neighbours.
+
+    Args:
+        maps: by section, from its own space to the common one.
+        figures: by section that was bent, the figures of its map as in a `Result`'s metrics.
+        rounds: what every round did: how many sections it bent, and the mean correlation of neighbours after it.
+    """
+
+    maps: dict[int, Transform]
+    figures: dict[int, dict[str, Any]]
+    rounds: list[dict[str, Any]]
+
+
 class Work:
     """The sections, the pairs found so far, and what is done with them."""
 
@@ -106,9 +123,10 @@ class Work:
         planes: tuple[int, ...],
         config: Config,
         transform: str,
-        progress: Callable[[Progress], object],
+        progress: Callable[[Progress], object] | None = None,
     ) -> None:
-        self.images, self.planes, self.progress = images, planes, progress
+        self.images, self.planes = images, planes
+        self._progress = progress
         self.names = tuple(image.name for image in images)
         self.kind = "rigid" if transform == "rigid" else "affine"
         self.config = config
@@ -124,6 +142,11 @@ class Work:
         unit = images[0].grid.unit
         self.units = (unit, unit)
         self.evaluations = 0
+
+    def tell(self, stage: str, done: int, total: int) -> None:
+        """Say that ``done`` of ``total`` pairs or sections of a stage are done."""
+        if self._progress is not None:
+            self._progress(Progress(stage, done, total))
 
     def _partial(self) -> dict[int, Image]:
         """Sections with clearly less tissue than those around, weighted by their tissue: torn edges are no outlines."""
@@ -150,7 +173,7 @@ class Work:
         order = self.good
         pairs = [(order[i], order[i + d]) for d in range(1, reach + 1) for i in range(len(order) - d)]
         for done, (a, b) in enumerate(pairs):
-            self.progress(Progress("pairs", done, len(pairs)))
+            self.tell("pairs", done, len(pairs))
             self.links.append(self._pair(a, b))
         self.retry()
         if chained:
@@ -164,7 +187,7 @@ class Work:
                 if (order[i], "after") in alone or (order[i + d], "before") in alone
             ]
             for done, (a, b) in enumerate(pair for pair in more if pair not in tried):
-                self.progress(Progress(f"pairs {d} apart", done, len(more)))
+                self.tell(f"pairs {d} apart", done, len(more))
                 self.links.append(self._pair(a, b))
 
     def retry(self) -> None:
@@ -174,11 +197,11 @@ class Work:
         makes what lies inside the tissue clearly more alike.
         """
         usual = float(np.median([link.ncc for link in self.links] or [0.0]))
-        poor = [i for i, link in enumerate(self.links) if link.ncc < DOUBTED * usual or _over(link.matrix)]
+        poor = [i for i, link in enumerate(self.links) if link.ncc < DOUBTED * usual or turned_over(link.matrix)]
         for done, i in enumerate(poor):
-            self.progress(Progress("doubtful pairs", done, len(poor)))
+            self.tell("doubtful pairs", done, len(poor))
             a, b = self.links[i].fixed, self.links[i].moving
-            hulls = [_hull(self.sections[k]) for k in (a, b)]
+            hulls = [hull_middle(self.sections[k]) for k in (a, b)]
             trials: list[tuple[float, int, Floats]] = []
             for angle in np.linspace(0, 2 * math.pi, TURNS, endpoint=False):
                 c, s = math.cos(angle), math.sin(angle)
@@ -200,7 +223,7 @@ class Work:
     def _prefer(self, i: int, matrix: Floats, ncc: float, expected: bool = False) -> bool:
         """Take another map for pair ``i`` where it is better, or as good and what was ``expected`` or not turned over."""
         link = self.links[i]
-        if expected or (_over(link.matrix) and not _over(matrix)):
+        if expected or (turned_over(link.matrix) and not turned_over(matrix)):
             better = self._inside(link.fixed, link.moving, matrix) > (
                 self._inside(link.fixed, link.moving, link.matrix) - 2 * DIFFER
             )
@@ -282,7 +305,7 @@ class Work:
         whole = float(where.sum())
         where = where & ~missing(one.mask, tissue, RIM * other.node.size / grid.pixel)
         share = float(where.sum()) / whole if whole else 0.0
-        return share * _ncc(one.density.data[0].numpy().astype(np.float64), warped, where)
+        return share * ncc_of(one.density.data[0].numpy().astype(np.float64), warped, where)
 
     def _inside(self, a: int, b: int, matrix: Floats) -> float:
         """Correlation of what lies inside the tissue of both, outlines, holes, noise and uneven light aside."""
@@ -302,7 +325,7 @@ class Work:
             )
             return np.asarray(small - large)
 
-        return _ncc(fine(one.density.data[0].numpy()), fine(warped), within)
+        return ncc_of(fine(one.density.data[0].numpy()), fine(warped), within)
 
     def _settled(self, a: int, b: int, matrix: Floats, ncc: float) -> tuple[Floats, float]:
         """A pair's map and correlation, settled; as they were where that makes the two less alike."""
@@ -314,7 +337,7 @@ class Work:
     def link_guide(self, guide: Image, spacing: float) -> None:
         """Register every section to the guide's plane nearest to it; its index as a node is -1."""
         for done, k in enumerate(self.good):
-            self.progress(Progress("guide", done, len(self.good)))
+            self.tell("guide", done, len(self.good))
             z = (self.planes[k] - min(self.planes)) * spacing
             plane = round(z / guide.grid.spacing[0])
             if not 0 <= plane < guide.grid.shape[0]:
@@ -401,76 +424,67 @@ class Work:
             tissue[k] = resample(mask, transform, small, 0.0).data[0].numpy() > 0.5
         return Pictures(density, tissue, small)
 
-    def bend(
-        self, maps: dict[int, Transform], canvas: Grid, poor: set[int]
-    ) -> tuple[dict[int, Transform], dict[int, dict[str, Any]], list[dict[str, Any]]]:
-        """Every section but the first and the last bent onto the average of its neighbours, a few rounds.
+    def bend(self, maps: dict[int, Transform], canvas: Grid, poor: set[int]) -> Bent:
+        """Every section but the first and the last bent onto the average of its neighbours, `BENDS` times.
 
         The average of both sides lies where a steady change along the stack puts the section, so such a change stays; of
-        the outermost only one neighbour is known, so these keep their pose. A bend that makes a section less like its
-        neighbours is dropped.
+        the outermost only one neighbour is known, so these keep their pose. Where a neighbour is among the ``poor``, or the
+        bend makes a section less like its neighbours, it keeps the map it had.
         """
-        affine, figures, steps = dict(maps), {}, []
         order = [k for k in self.good if k in maps]
-        config = self.config.model_copy(update={"transform": "lddmm"})
-        flat = {k: _placed(self.images[k], affine[k], canvas, self.sections[k].background) for k in order}
-        current = dict(maps)
+        flat = {k: placed(self.images[k], maps[k], canvas, self.sections[k].background) for k in order}
+        current, figures, rounds = dict(maps), dict[int, dict[str, Any]](), list[dict[str, Any]]()
         for turn in range(BENDS):
             shown = flat if turn == 0 else {
-                k: _placed(self.images[k], current[k], canvas, self.sections[k].background) for k in order
+                k: placed(self.images[k], current[k], canvas, self.sections[k].background) for k in order
             }  # fmt: skip
             pictures = self.pictures(current, canvas)
             proposed, kept = dict(current), 0
             for done, (a, k, b) in enumerate(zip(order, order[1:], order[2:], strict=False)):
-                self.progress(Progress(f"bending, round {turn + 1}", done, max(len(order) - 2, 1)))
-                near = [n for n in (a, b) if n not in poor]
-                if len(near) < 2:
+                self.tell(f"bending, round {turn + 1}", done, max(len(order) - 2, 1))
+                if a in poor or b in poor:
                     continue
                 before, after = (self.planes[k] - self.planes[a]), (self.planes[b] - self.planes[k])
                 share = after / (before + after)
                 mean = share * shown[a].data.to(torch.float32) + (1 - share) * shown[b].data.to(torch.float32)
-                target = shown[a].replace(data=mean, weight=None, name="neighbours")
-                try:
-                    with warnings.catch_warnings():
-                        warnings.simplefilter("ignore")
-                        result = register(target, flat[k].replace(weight=None), init="identity", config=config)
-                except ValueError:
+                result = self._bent_onto(shown[a].replace(data=mean, weight=None, name="neighbours"), flat[k])
+                if result is None:
                     continue
-                if result.metrics["folding_fraction"] > 0 or result.verdict == "fail":
-                    continue
-                bent = Chain((affine[k], result.transform))
+                bent = Chain((maps[k], result.transform))
                 there = self.pictures({k: bent}, canvas)
                 gain = np.mean(
                     [
-                        _ncc(there.density[k], pictures.density[n], there.tissue[k] | pictures.tissue[n])
+                        ncc_of(there.density[k], pictures.density[n], there.tissue[k] | pictures.tissue[n])
                         - pictures.ncc(k, n)
-                        for n in near
+                        for n in (a, b)
                     ]
                 )
                 if gain > 0:
                     proposed[k], kept = bent, kept + 1
-                    names = (
-                        "roundtrip_px",
-                        "jacobian_min",
-                        "jacobian_max",
-                        "folding_fraction",
-                        "bending_px",
-                        "n_evaluations",
-                    )
-                    figures[k] = {name: result.metrics[name] for name in names}
+                    figures[k] = {name: result.metrics[name] for name in FIGURES}
             current = proposed
             after_round = self.pictures(current, canvas)
-            steps.append({
+            rounds.append({
                 "round": turn + 1,
                 "bent": kept,
                 "ncc": float(np.mean([after_round.ncc(a, b) for a, b in itertools.pairwise(order)])),
             })  # fmt: skip
-        return current, figures, steps
+        return Bent(current, figures, rounds)
 
-    def result(
-        self, k: int, transform: Transform, pose: Floats, canvas: Grid, section: dict[str, Any], figures: dict[str, Any]
-    ) -> Result:
-        """Section ``k`` as a `Result` like any other."""
+    def _bent_onto(self, target: Image, section: Image) -> Result | None:
+        """A section that lies on the canvas bent onto ``target``; None where that fails or folds."""
+        config = self.config.model_copy(update={"transform": "lddmm"})
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # what there is to say of the pair is said by its verdict
+                result = register(target, section.replace(weight=None), init="identity", config=config)
+        except ValueError:
+            return None
+        return None if result.metrics["folding_fraction"] > 0 or result.verdict == "fail" else result
+
+    def result(self, k: int, bent: Bent, pose: Floats, canvas: Grid, section: dict[str, Any]) -> Result:
+        """Section ``k`` as a `Result` like any other: its map, its pose, and what is said of it in the stack's metrics."""
+        figures = bent.figures.get(k, {})
         metrics: dict[str, Any] = {
             "n_evaluations": 0,
             "roundtrip_px": {"mean": 0.0, "max": 0.0},
@@ -484,7 +498,7 @@ class Work:
         }
         config = self.config.model_copy(update={"transform": "lddmm" if figures else self.kind})
         return Result(
-            transform, canvas, self.images[k].grid, metrics, config, Affine(torch.from_numpy(pose), *self.units)
+            bent.maps[k], canvas, self.images[k].grid, metrics, config, Affine(torch.from_numpy(pose), *self.units)
         )
 
 

@@ -176,18 +176,18 @@ def reconcile(
             relative = np.linalg.inv(here) @ poses[link.moving]
             blocks = {}
             if link.moving in column:
-                moves = [_velocity(g, probes) @ relative[:2, :2].T for g in basis[link.moving]]
+                moves = [carry(g, probes) @ relative[:2, :2].T for g in basis[link.moving]]
                 blocks[column[link.moving]] = trust * np.stack([v.ravel() for v in moves], axis=1)
             if link.fixed in column:
                 at = carry(relative, probes)
-                moves = [-_velocity(g, at) for g in basis[link.fixed]]
+                moves = [-carry(g, at) for g in basis[link.fixed]]
                 blocks[column[link.fixed]] = trust * np.stack([v.ravel() for v in moves], axis=1)
             system.add(blocks, -trust * away.ravel())
         for k in free:
             if kind == "affine":
                 system.add(*_stretch_prior(column[k], poses[k], basis[k], size / STRETCH_OVER))
             if hold is not None:
-                moves = [_velocity(g, nodes[k].probes) @ poses[k][:2, :2].T for g in basis[k]]
+                moves = [carry(g, nodes[k].probes) @ poses[k][:2, :2].T for g in basis[k]]
                 away = carry(poses[k], nodes[k].probes) - nodes[k].probes
                 system.add({column[k]: np.stack([v.ravel() for v in moves], axis=1) / hold}, -away.ravel() / hold)
         change = system.solve()  # [n, m]
@@ -245,11 +245,6 @@ def _exactly(matrix: Floats) -> Floats:
     """``matrix`` without the rounding of its last row."""
     matrix[2] = 0.0, 0.0, 1.0
     return matrix
-
-
-def _velocity(generator: Floats, points: Floats) -> Floats:
-    """Velocity of ``points`` ``[N, 2]`` under a generator ``[3, 3]``."""
-    return carry(generator, points)
 
 
 def generators(center: Floats, size: float, kind: str) -> Floats:

@@ -100,7 +100,8 @@ def _from_csv(paths: Sequence[Path], table: Path) -> tuple[list[Path], list[int]
     return [known[name] for _, name in found], [number for number, _ in found]
 
 
-def _opened(images: Iterable[Any]) -> list[Image]:
+def opened(images: Iterable[Any]) -> list[Image]:
+    """The sections as images; ValueError for fewer than two, for volumes and points, and for several units."""
     sections: list[Image] = []
     for k, source in enumerate(images):
         image = source if isinstance(source, Image) else plugins.open(source)
@@ -118,7 +119,8 @@ def _opened(images: Iterable[Any]) -> list[Image]:
     return sections
 
 
-def _planes(positions: Sequence[float] | None, n: int) -> tuple[int, ...]:
+def planes_of(positions: Sequence[float] | None, n: int) -> tuple[int, ...]:
+    """The plane of each of ``n`` sections: 0, 1, 2 … or ``positions``; ValueError where these are no ascending whole numbers."""
     if positions is None:
         return tuple(range(n))
     if len(positions) != n or any(float(p) != round(p) for p in positions):
@@ -204,12 +206,12 @@ def _background(image: Image, weight: Tensor | None, flattest: Tensor) -> Tensor
     return middle if even else flattest
 
 
-def _over(matrix: Floats) -> bool:
+def turned_over(matrix: Floats) -> bool:
     """Whether a map turns over."""
     return bool(np.linalg.det(matrix[:2, :2]) < 0)
 
 
-def _hull(section: Section) -> Floats:
+def hull_middle(section: Section) -> Floats:
     """Middle ``[2]`` of the tissue's convex hull, where holes and notches do not move it."""
     hull = convex_hull_image(ndimage.binary_opening(section.mask, iterations=2))  # type: ignore[no-untyped-call]
     if not hull.any():
@@ -229,7 +231,7 @@ def _smaller(density: Image, most: int) -> Image:
     return Image(small, coarse, density.channels, name=density.name)
 
 
-def _placed(image: Image, transform: Transform, canvas: Grid, background: Tensor | None) -> Image:
+def placed(image: Image, transform: Transform, canvas: Grid, background: Tensor | None) -> Image:
     """A section on the canvas in its own dtype; its background where it shows nothing (labels: 0)."""
     if image.labels:
         return resample(image, transform, canvas)

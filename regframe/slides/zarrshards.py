@@ -1,0 +1,129 @@
+"""The shards of an OME-Zarr 0.5 image: each is one file of a sharded Zarr array, written by one worker."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import math
+import threading
+import weakref
+from collections.abc import Coroutine, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from zarr.codecs import BloscCodec
+from zarr.storage import LocalStore
+
+from ..data import ome_unit
+from .shards import Array, ShardStore
+
+_COLOURS = ("FF0000", "00FF00", "0000FF")
+_EFFORT = 3
+"""Level of zstd: its own default."""
+
+
+@dataclass(frozen=True)
+class ZarrStore(ShardStore):
+    """A sharded OME-Zarr group that becomes the output as it is."""
+
+    def create(self) -> None:  # noqa: D102
+        root = zarr.create_group(store=LocalStore(self.folder), zarr_format=3)
+        root.update_attributes({"regframe": {"complete": False}})
+        for i, (grid, shard) in enumerate(zip(self.levels, self.shards, strict=True)):
+            root.create_array(
+                str(i),
+                shape=(len(self.channels), *grid.shape),
+                dtype=self.dtype,
+                chunks=(1, self.tile, self.tile),
+                shards=(len(self.channels), shard, shard),
+                compressors=BloscCodec(
+                    cname="zstd", clevel=_EFFORT, shuffle="bitshuffle", typesize=self.dtype.itemsize
+                ),
+                fill_value=self.fill if self.dtype.kind == "f" else int(self.fill),
+                dimension_names=["c", "y", "x"],
+            )
+
+    def write(self, level: int, place: tuple[int, ...], pixels: Array | None) -> list[str]:  # noqa: D102
+        name = f"{level}/c/0/{place[0]}/{place[1]}"
+        file = self.folder / name
+        # a shard is written whole: what a killed writer left of it must not be merged with the new pixels
+        file.unlink(missing_ok=True)
+        if pixels is not None:
+            shard = self.shards[level]
+            region = (slice(i * shard, i * shard + n) for i, n in zip(place, pixels.shape[1:], strict=True))
+            _alone(self._arrays[level].async_array.setitem((slice(None), *region), pixels))
+        return [name] if pixels is not None and file.exists() else []
+
+    def read(self, level: int, region: Sequence[slice]) -> Array:  # noqa: D102
+        return np.asarray(_alone(self._arrays[level].async_array.getitem((slice(None), *region))))
+
+    def finish(self, target: Path, name: str, colors: Sequence[str], version: str) -> Path:  # noqa: D102
+        root = zarr.open_group(LocalStore(self.folder), mode="r+")
+        ome = {"version": "0.5", "multiscales": [self._multiscale(name)], "omero": {"channels": self._windows(colors)}}
+        root.update_attributes({"ome": ome, "regframe": {"complete": True, "version": version}})
+        return self.folder
+
+    @functools.cached_property
+    def _arrays(self) -> list[Any]:
+        root = zarr.open_group(LocalStore(self.folder), mode="r+")
+        return [root[str(i)] for i in range(len(self.levels))]
+
+    def _multiscale(self, name: str) -> dict[str, Any]:
+        """Axes, and the scale and translation of every level."""
+        grid = self.levels[0]
+        unit = {} if grid.unit == "px" else {"unit": ome_unit(grid.unit)}
+        axes: list[dict[str, Any]] = [{"name": "c", "type": "channel"}]
+        axes += [{"name": axis, "type": "space", **unit} for axis in grid.axes]
+        datasets = [
+            {
+                "path": str(i),
+                "coordinateTransformations": [
+                    {"type": "scale", "scale": [1.0, *level.spacing]},
+                    {"type": "translation", "translation": [0.0, *level.origin]},
+                ],
+            }
+            for i, level in enumerate(self.levels)
+        ]
+        return {"name": name, "axes": axes, "datasets": datasets, "type": "nearest" if self.labels else "mean"}
+
+    def _windows(self, colors: Sequence[str]) -> list[dict[str, Any]]:
+        """What viewers show of each channel: its range in the coarsest level, all of it where the image is 8-bit colour."""
+        coarsest = np.asarray(self._arrays[-1][...])
+        channels = []
+        for i, (name, color) in enumerate(zip(self.channels, colors, strict=True)):
+            window = (float(coarsest[i].min()), float(coarsest[i].max()))
+            if tuple(colors) == _COLOURS and self.dtype == np.uint8:
+                window = (0.0, 255.0)
+            low, high = (0.0 if math.isnan(v) else v for v in window)
+            entry = {"label": name, "color": color, "active": True}
+            channels.append(entry | {"window": {"min": low, "max": high, "start": low, "end": high}})
+        return channels
+
+
+@contextlib.contextmanager
+def quiet_zarr() -> Iterator[None]:
+    """Zarr's own concurrency off: every worker of ours keeps one core busy already."""
+    with zarr.config.set({"async.concurrency": 1}):
+        yield
+
+
+_own = threading.local()
+
+
+def _alone(work: Coroutine[Any, Any, Any]) -> Any:
+    """Run a coroutine of zarr on an event loop of this thread: on the one loop that zarr has, all workers would wait in line."""
+    if (
+        asyncio._get_running_loop() is not None
+    ):  # a notebook's thread has a loop that runs, and a thread has one at most
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(_alone, work).result()
+    if not hasattr(_own, "loop"):
+        _own.loop = asyncio.new_event_loop()
+        _own.loop.set_default_executor(ThreadPoolExecutor(1, "slide-codec"))
+        weakref.finalize(threading.current_thread(), _own.loop.close)
+    return _own.loop.run_until_complete(work)
