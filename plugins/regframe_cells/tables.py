@@ -46,7 +46,8 @@ IDS = ("cell_id", "cellid", "cell", "id", "barcode", "entityid", "transcript_id"
 MISSING = ("", "na", "nan", "none", "null", "<na>")
 """Words, in lower case, that stand for no value."""
 OBSM = ("spatial", "X_spatial")
-"""Entries of ``obsm`` that hold positions, the first that is there: scanpy's and squidpy's, and that of older files."""
+"""Entries of ``obsm`` that hold positions, the first that is there: the key of scanpy and squidpy, and that with the prefix
+of embeddings."""
 KEY_ADDED = "spatial_aligned"
 """Entry of ``obsm`` that gets the positions of carried cells."""
 
