@@ -50,7 +50,10 @@ def ome_unit(unit: str) -> str:
 
 
 def unit_ratio(source: str, target: str) -> float | None:
-    """Factor that turns a length in ``source`` into ``target``; None where one side is pixels and the other is not."""
+    """Factor that turns a length in ``source`` into ``target``; None where only one of them is pixels.
+
+    ValueError for a word that is no unit.
+    """
     source, target = canonical_unit(source), canonical_unit(target)
     if source == target:
         return 1.0

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import regframe as rf
-from regframe.data import canonical_unit, unit_ratio
+from regframe.data import OME_UNITS, UNITS, canonical_unit, unit_ratio
 
 
 def test_units() -> None:
@@ -21,6 +21,7 @@ def test_units() -> None:
     assert unit_ratio("px", "mm") is None
     with pytest.raises(ValueError, match="wanted a length unit"):
         canonical_unit("parsec")
+    assert {canonical_unit(long): short for short, long in OME_UNITS.items()} == {unit: unit for unit in UNITS}
 
 
 def test_positions_of_a_grid() -> None:

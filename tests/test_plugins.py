@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tomllib
 import venv
 import warnings
 from collections.abc import Callable, Iterator
@@ -217,6 +218,13 @@ def test_public_names() -> None:
     assert set(rf.__all__) <= set(dir(rf))
     with pytest.raises(AttributeError, match="no attribute 'registre'"):
         rf.registre  # noqa: B018
+
+
+def test_mypy_covers_every_plugin() -> None:
+    checked = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["mypy"]
+    assert checked["strict"]
+    shipped = {folder.name for folder in (ROOT / "plugins").iterdir() if any(folder.rglob("*.py"))}
+    assert shipped <= {*checked["packages"], *checked["modules"]}
 
 
 # ---- what goes wrong ------------------------------------------------------------------------------------------------

@@ -46,7 +46,8 @@ IDS = ("cell_id", "cellid", "cell", "id", "barcode", "entityid", "transcript_id"
 MISSING = ("", "na", "nan", "none", "null", "<na>")
 """Words, in lower case, that stand for no value."""
 OBSM = ("spatial", "X_spatial")
-"""Entries of ``obsm`` that hold positions, the first that is there: scanpy's and squidpy's, and that of older files."""
+"""Entries of ``obsm`` that hold positions, the first that is there: the key of scanpy and squidpy, and that with the prefix
+of embeddings."""
 KEY_ADDED = "spatial_aligned"
 """Entry of ``obsm`` that gets the positions of carried cells."""
 
@@ -57,7 +58,7 @@ class Cells(regframe.PointSet):
 
     Args:
         native: data frame or AnnData the cells were read from, never changed; None for text tables and arrays.
-        original: ``table`` as it was read, to tell what was added to it.
+        original: ``table`` as it was read, from which added columns are told.
         key: entry of ``obsm`` that holds the positions, ``""`` where they are columns.
         read_unit: unit of the positions when they were read.
         file: the h5ad file of which ``native`` holds only ``obs`` and ``obsm``, None where it holds all of it.
@@ -221,7 +222,7 @@ def write_cells(cells: Cells, path: Path, key_added: str = KEY_ADDED) -> None:
 
     A position column is renamed where the unit is no longer the one it was read in: ``x_um`` to ``x_px``, ``x`` to ``x_px``.
     An h5ad keeps everything that it had, positions too; the carried ones (x, y) are ``obsm[key_added]``, whose attribute
-    ``unit`` in the file says what they are in. What came from a file is copied without being read.
+    ``unit`` in the file names their unit. An h5ad of which only ``obs`` and ``obsm`` were read is copied as a file.
     """
     suffix = path.name.lower()
     added = {name: values for name, values in cells.table.items() if values is not cells.original.get(name)}
@@ -515,7 +516,7 @@ def _as_text(cells: Cells, table: Mapping[str, Any]) -> regframe.PointSet:
 
 
 def _texts(values: Any) -> list[str]:
-    """Values as a text table has them: numbers so that they read back the same, truth as words, blanks for what is missing."""
+    """Values as a text table has them: numbers with all their digits, truth as words, blanks for missing values."""
     out = []
     for value in values.tolist() if hasattr(values, "tolist") else values:
         if isinstance(value, bool):

@@ -45,7 +45,7 @@ _HEAD = 132
 class ImageAdapter(regframe.Adapter):
     """Raster images and slides: PNG, JPEG, TIFF, OME-TIFF, SVS, OpenSlide's, OME-Zarr, NIfTI, NRRD, npy, arrays, tensors.
 
-    What a file is, is told by its content, not by its suffix. Positions count the pixels as they are stored (an EXIF
+    The format of a file is told by its content, not by its suffix. Positions count the pixels as they are stored (an EXIF
     orientation is not applied, and said so); pixels of a coarser level lie where the full resolution has them. A
     palette becomes colours, opacity is dropped after compositing over white.
 
@@ -222,7 +222,8 @@ class ImageAdapter(regframe.Adapter):
         return image.replace(reading=reading if chosen or averaged else None)
 
     def _judge(self, raw: Raw, level: int, pyramid: regframe.Pyramid, factor: tuple[int, ...]) -> None:
-        """ValueError where what must be decoded at once or in all is more than `max_bytes` allows."""
+        """ValueError where the pixels to hold, or one chunk of them, are larger than ``max_bytes``; where they are averaged over
+        blocks, ``_STREAMED`` times as many may be read."""
         stored, name = raw.levels[level], pyramid.name
         itemsize = raw.dtype.itemsize * (len(pyramid.channels) + raw.alpha)
         chunk = math.prod(stored.chunk) * raw.dtype.itemsize
@@ -308,7 +309,7 @@ class ImageAdapter(regframe.Adapter):
         return open_slide(path) if needs_stitching(path) else open_tiff(path, self.labels)
 
     def _named_axes(self, raw: Raw, name: str) -> str:
-        """One of ``t z c s y x`` per axis; what the user says counts before what the file says."""
+        """One letter per stored axis; those that the user states take precedence over those that the file declares."""
         axes, shape = self.axes or raw.axes, raw.levels[0].shape
         if len(axes) != len(shape) or len(set(axes.replace("?", ""))) != len(axes.replace("?", "")):
             raise ValueError(f"wanted {len(shape)} distinct axes for {name} of shape {shape}, got {axes!r}")
@@ -321,7 +322,7 @@ class ImageAdapter(regframe.Adapter):
         return axes
 
     def _planes(self, raw: Raw, axes: str, name: str) -> dict[str, int]:
-        """The entry to take of every axis that is none of the result: time, a chosen plane, axes of one unnamed entry."""
+        """The entry to take along each axis that the result has not: time, z where one plane was chosen, axes of one entry."""
         absent = [axis for axis, index in self.planes.items() if axis not in axes and index != 0]
         if absent:
             raise ValueError(f"wanted {absent[0]} only for an image that has this axis, got axes {axes!r} of {name}")
@@ -342,6 +343,7 @@ class ImageAdapter(regframe.Adapter):
     def _geometry(
         self, raw: Raw, level: Resolution, spatial: list[str], name: str
     ) -> tuple[tuple[float, ...], tuple[float, ...], str]:
+        """Spacing and origin of a level along its spatial axes, and their unit: stated, declared, or full-size pixels."""
         factor = [level.factor.get(a, 1.0) for a in spatial]
         declared = raw.unit is not None and set(spatial) <= set(level.spacing)
         if self.spacing is not None:
@@ -368,7 +370,7 @@ class ImageAdapter(regframe.Adapter):
         return tuple(factor), tuple((f - 1) / 2 for f in factor), "px"
 
     def _again(self, image: regframe.Image) -> regframe.Image:
-        """An image that is one already, with the options that still make sense."""
+        """An image in memory with spacing, unit, labels and channels as the options say."""
         check_level(Path(image.name), self.level or 0, 1)
         grid = image.grid
         if self.spacing is not None:
@@ -466,7 +468,8 @@ class _Npy:
 
 
 def _torch_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """The type values have once they are pixels: truth is 0 and 1, half floats are floats, bytes in native order."""
+    """The type that stored values get as pixels: uint8 for truth values, float32 for half floats, else their own in native
+    byte order."""
     if dtype == np.bool_:
         return np.dtype(np.uint8)
     if dtype == np.float16:
@@ -477,7 +480,7 @@ def _torch_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
 
 
 def _check_extents(pyramid: regframe.Pyramid) -> None:
-    """ValueError where levels do not shrink, or do not cover the same field: their metadata cannot be right."""
+    """ValueError where levels do not shrink, or cover different fields: their metadata cannot be right."""
     for k, level in enumerate(pyramid.levels[1:], start=1):
         before = pyramid.levels[k - 1].grid
         if any(n > m for n, m in zip(level.grid.shape, before.shape, strict=True)):
@@ -508,7 +511,7 @@ def _check_stated(stated: Sequence[float], unit: str, declared: Sequence[float],
 
 
 def _kind(path: Path) -> str | None:
-    """What a path holds, from its first bytes."""
+    """The format of a file or folder, from its first bytes or members; None where it is none that is read here."""
     try:
         if path.is_dir():
             return "Zarr" if is_zarr(path) else None

@@ -1,4 +1,4 @@
-"""What OME-XML declares of an image, in a TIFF or beside an OME-Zarr."""
+"""OME-XML, which describes an image in a TIFF or beside an OME-Zarr: pixel size, channel names and colours."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Declared = tuple[dict[str, float], str | None, tuple[str, ...], tuple[str, ...]]
 
 
 def from_ome(xml: str) -> Declared:
-    """What the first image of an OME-XML text declares."""
+    """The declarations of the first image in an OME-XML text; none of a text that is no XML or describes no pixels."""
     try:
         root = ElementTree.fromstring(xml)
     except ElementTree.ParseError:

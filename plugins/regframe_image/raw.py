@@ -1,4 +1,4 @@
-"""What every reader hands to the adapter (`Raw`), and what the readers share: checks of size, kept files, error sentences."""
+"""The image that every reader hands to the adapter (`Raw`), and tools of the readers: checks of size, kept files, errors."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ FAULTS: tuple[type[Exception], ...] = (
     OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, RuntimeError, EOFError, struct.error, zlib.error,
     zipfile.BadZipFile,
 )  # fmt: skip
-"""What libraries raise over a file that is damaged, cut short or not what its name says."""
+"""Exceptions that libraries raise over a file that is damaged, cut short or not of the format that its name says."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Resolution:
 
 @dataclass(frozen=True)
 class Raw:
-    """An image before it is read: what its header declares, and how to get its pixels.
+    """An image before its pixels are read: the declarations of its header, and a reader of regions for each level.
 
     Args:
         axes: one letter per stored axis, lower case: ``t z c y x``, ``s`` for colour samples, anything else for unknown.

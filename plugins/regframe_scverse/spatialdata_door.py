@@ -86,7 +86,7 @@ def align_elements(
     ``NAME_aligned`` lies in ``to_coordinate_system``, whose positions are those of the destination, in its unit:
 
     * points: x and y moved, partition by partition and only when computed, with the columns ``match_probability``,
-      ``position_sd`` and ``in_canvas``; everything else as it was;
+      ``position_sd`` and ``in_canvas``; other columns unchanged;
     * shapes: polygons vertex by vertex, with new vertices where the map bends an edge; circles by their centre, the radius
       scaled as the area around it; index and columns as they were;
     * images and labels: the finest level resampled on the canvas of the destination, in their dtype; ids stay ids.

@@ -245,7 +245,7 @@ class Spectrum:
 
 @dataclass
 class Run:
-    """What the XML declares: terms of the whole run, and its spectra."""
+    """The contents of the XML: terms of the whole run, and its spectra."""
 
     params: Params = field(default_factory=dict)
     spectra: list[Spectrum] = field(default_factory=list)
