@@ -130,7 +130,7 @@ def align(
         begun = Begun(straighten(clouds.scaled, q, pose, config, report))
     fit, held = _bent_if_it_helps(begun, clouds, metric, report)
     fit.n_evaluations += begun.n_evaluations
-    return finish(fixed, moving, grids, fit, p, q, found, begun.margin, held, clouds.before, config)
+    return finish((fixed, moving), grids, clouds, fit, (found, begun.margin), held)
 
 
 def _in_pixels(config: Config, pixel: float) -> Config:
