@@ -142,7 +142,7 @@ def _of_the_map(
 
 
 def _structureless(q: Floats, volume: float) -> float:
-    """Mean log density, in nats, of points ``[M, D]`` under one broad Gaussian, or spread evenly over their box if that is more."""
+    """Mean log density, in nats, of points ``[M, D]`` under one broad Gaussian, or even over their box if that is more."""
     broad = -0.5 * (np.linalg.slogdet(2 * math.pi * math.e * np.cov(q.T))[1])
     return float(max(broad, -math.log(volume)))
 
