@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 
 PIXELS_PER_THREAD = 150_000
-"""Pixels (times channels) below which another thread costs more than it brings."""
+"""Pixels (times channels) for each thread at least: with fewer, a further thread costs more in waiting than it brings."""
 
 
 @contextlib.contextmanager

@@ -16,41 +16,41 @@ from ..data import Image
 from ..fit.mixture import flattest
 
 LOOKED_AT = 300_000
-"""Pixels that are looked at, about."""
+"""Pixels that are looked at, about: larger images are thinned to them."""
 PADDED = 0.005
 """Smallest share of a canvas that one exact colour from a corner on must fill to be padding."""
 APART = 0.1
-"""Share of the range of intensities by which two colours differ that are not the same background."""
+"""Share of the range of intensities from which two colours differ too much to be one background."""
 RECTANGULAR = 0.95
 """How much of the least turned rectangle around it an imaged area fills, when the rest of the canvas is padding."""
 SPECK = 6
-"""Pixels that a printed mark covers at least."""
+"""Pixels, of those looked at, that a printed mark covers at least."""
 SMALL = 0.01
-"""Largest area of a mark, as a share of the largest thing in the picture."""
+"""Largest area of a mark, over that of the largest thing in the picture."""
 MARKS = 50
-"""How many marks there are at least."""
+"""Marks at least: fewer small things may be anything."""
 EVEN = 0.12
-"""By how much the distances of marks differ at most; their areas by three times as much."""
+"""By how much the distances between marks differ at most, relatively; their areas by three times as much."""
 INKED = 30
-"""Pixels that a spot of ink covers at least."""
+"""Pixels, of those looked at, that a spot of ink covers at least."""
 EVENLY = 0.15
-"""Largest local deviation of the light that ink takes away, as a share of it: ink lies evenly, tissue has cells."""
+"""Largest local deviation of the light that ink takes away, over that light: ink lies evenly, tissue has cells."""
 RIM = 5
-"""Pixels around it that are mixed with it."""
+"""Pixels around ink that are mixed with the glass beside it."""
 SPOTS = 8
 """Colours of ink at most, beginning with the one that covers most."""
 DARKEST = 0.06
-"""Share of the light that passes everything at least, as far as colours are told apart."""
+"""Share of the light that passes the darkest colours which are still told apart."""
 OWN_COLOUR = 0.25
-"""How far apart, as a share of it, two optical densities are that are not the same colour."""
+"""Distance of two optical densities, over the length of one, from which they are two colours."""
 RARE = 0.005
-"""Share of the rest of the tissue that has the colour of ink at most."""
+"""Share of the rest of the tissue that may have the colour of ink."""
 MOST_INK = 0.25
 """Most that ink covers, as a share of what is not background: more than that is the tissue itself."""
 BRIGHT = 0.8
-"""Brightness of the background of transmitted light at least, as a share of the brightest parts'."""
+"""Brightness of the background of transmitted light at least, over that of the picture's brightest parts."""
 NEUTRAL = 0.15
-"""Largest spread of its channels, as a share of the range."""
+"""Largest spread of that background's channels, over the brightness of the brightest parts."""
 
 
 @dataclass(frozen=True)

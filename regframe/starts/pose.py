@@ -10,7 +10,7 @@ from torch import Tensor
 from ..fit.closed import turn_of
 
 CLEAR = 0.3
-"""Margin below which another pose may as well be the right one."""
+"""Margin of a pose, 0 … 1, below which another pose may as well be the right one."""
 APART = 0.1
 """Distance, over the smaller side's diagonal, from which two poses are truly different."""
 EQUAL = 0.02

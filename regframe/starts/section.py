@@ -37,7 +37,7 @@ TURNS = 24
 SCAN_SIZE = 28
 """Pixels along the longer side of the section that all planes are tried on."""
 SCAN_VOXELS = 48
-"""Voxels along the longest side of the volume, about, that they are tried in."""
+"""Voxels along the volume's longest side, about, in which all planes are tried."""
 ROUNDS = ((28, 64, 400), (48, 96, 48), (80, 128, 8))
 """Pixels along the section's longer side, voxels along the volume's, and candidates of each round of refinement."""
 STEPS = 12
@@ -45,9 +45,9 @@ STEPS = 12
 BINS = 24
 """Classes that the intensities of a volume are sorted into."""
 AREA = 4.0
-"""Pixels of the section that one observation stands for."""
+"""Pixels of the section that one observation stands for: neighbouring pixels resemble each other."""
 RATIO = 3.0
-"""Prior variance of a class' mean over the variance within a class."""
+"""Prior variance of a class' mean over the variance within a class. Set on two sections of one brain."""
 STRETCH = 0.15
 """Standard deviation of the logarithm of the stretch that a section is expected to have: it is cut, floated and mounted."""
 APART = 0.1
@@ -69,7 +69,8 @@ SHAKEN = 24
 SHAKE = 0.1
 """Standard deviation of the first shaking, relative to the section; every further one is gentler."""
 TRUST = 7.5
-"""Nats of a score that one nat of evidence stands for: no two brains are alike, and that is no noise from pixel to pixel."""
+"""Nats of a score that one nat of evidence stands for: no two brains are alike, and that is no noise from pixel to pixel. Set
+on two sections of one brain."""
 EQUAL = 0.02
 """Relative difference of two scores that says nothing about which side a section is seen from."""
 
@@ -361,8 +362,8 @@ def _empty(codes: Tensor, n: int) -> Tensor:
 def search(fixed: Image, moving: Halvings, config: Config) -> Found:
     """Find where a section lies in a volume: any plane, turn and size, and, where it can be told, from which side it is seen.
 
-    The matrix maps positions of the volume to those of the section, whose plane is z = 0. Of the two sides that a symmetric
-    volume looks the same from, the one is taken from which the section's z grows along the volume's own axis.
+    The matrix maps positions of the volume to those of the section, whose plane is z = 0. Of the two sides from which a symmetric
+    volume looks alike, the one is taken from which the section's z grows along the volume's own axis.
 
     Args:
         fixed: the section, 2D, in its unit.
@@ -389,7 +390,7 @@ def search(fixed: Image, moving: Halvings, config: Config) -> Found:
             about = [planes[part][posterior[part].argmax()] for part in (ahead, ~ahead) if bool(part.any())]
             about += [
                 _flipped(planes[posterior.argmax()], d) for d in range(3)
-            ]  # most organs look the same in a mirror
+            ]  # most organs resemble their mirror image
             far = SHAKE * 0.7**shake
             shaken, guess = _refine(
                 rough, coarse, torch.cat([_shaken(plane, corners, far, generator) for plane in about])
@@ -441,7 +442,7 @@ class Found:
 
     Args:
         pose: its matrix maps positions of the volume to those of the section, whose plane is z = 0.
-        either_side: whether the volume looks the same from the other side of the plane.
+        either_side: whether the volume looks alike from the other side of the plane.
         sd: by how much the planes that fit about as well differ at the section's corners, in the volume's unit.
     """
 
