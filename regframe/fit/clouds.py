@@ -22,9 +22,9 @@ Floats = NDArray[np.float64]
 NEIGHBOURS = (16, 10)
 """Nearest mapped moving points that a fixed point is compared with, of up to `SMALL` fixed points and of more."""
 SMALL = 600
-"""Fixed points up to which care is cheap: more neighbours and slower cooling."""
+"""Fixed points up to which care is cheap: such clouds get more neighbours and slower cooling."""
 MOST_PIXELS = 1 << 24
-"""Pixels of the canvas of a cloud at most."""
+"""Pixels of the canvas of a cloud at most (64 MB in float32): one stray point far off must not ask for more."""
 
 
 # ---- one side ----------------------------------------------------------------------------------------------------
@@ -70,7 +70,7 @@ def distinct(points: PointSet) -> Floats:
 
 
 def spacing_of(places: Floats) -> float:
-    """The median distance of a place to its nearest neighbour, of distinct places ``[N, D]``."""
+    """The median distance of a place to its nearest neighbour, of distinct places ``[N, D]``, in their length."""
     step = max(1, len(places) // 20_000)
     distance = np.asarray(cKDTree(places).query(places[::step], k=2)[0])
     return float(np.median(distance[:, 1]))
@@ -145,9 +145,9 @@ def match(warped: Floats, fixed: Floats, sigma: float, outliers: float, volume: 
     Args:
         warped: ``[N, D]``.
         fixed: ``[M, D]``.
-        sigma: σ, in the same length.
-        outliers: ω.
-        volume: V.
+        sigma: σ, in the length of the positions.
+        outliers: ω, share of fixed points without a partner.
+        volume: V, over which these are spread evenly.
     """
     k = min(NEIGHBOURS[len(fixed) > SMALL], len(warped))
     found = cKDTree(warped).query(fixed, k=k)
@@ -158,7 +158,7 @@ def match(warped: Floats, fixed: Floats, sigma: float, outliers: float, volume: 
 def posterior(
     squares: Floats, rows: NDArray[np.intp], sigma: float, outliers: float, volume: float, n: int, ndim: int
 ) -> Match:
-    """`match`, of squared distances ``[M, K]`` that are known already."""
+    """`match` where the squared distances ``[M, K]`` to moving points ``rows`` ``[M, K]``, of ``n`` in all, are known."""
     constant = math.log((1 - outliers) / n) - ndim * math.log(sigma) - ndim / 2 * math.log(2 * math.pi)
     logits = constant - squares / (2 * sigma**2)
     uniform = math.log(max(outliers, 1e-300) / volume)

@@ -42,7 +42,7 @@ class Energy:
     """``E(q, u)`` of one level and its gradient: matching term, regulariser and landmark term.
 
     With ``m`` the metric's value (mean mismatch per unit weight) and ``N`` the number of independent observations, the
-    matching term is ``N m / 2σ_M²`` where σ_M is given, and otherwise ``N/2 log m``: the same Gaussian log-likelihood with
+    matching term is ``N m / 2σ_M²`` where σ_M is given, and otherwise ``N/2 log m``: the Gaussian log-likelihood with
     σ_M² at its estimate ``m`` for every candidate, which needs no setting and no schedule. A metric that is a mean
     negative log-likelihood already counts as ``N m``.
 

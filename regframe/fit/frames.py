@@ -38,7 +38,7 @@ class Frame:
     def grid(self, grid: Grid) -> Grid:
         """``grid`` expressed in this frame."""
         spacing = tuple(s / self.length for s in grid.spacing)
-        if grid.center == self.center:  # from the shape alone: the same to the last bit in every unit
+        if grid.center == self.center:  # from the shape alone: no bit depends on the unit
             return Grid(grid.shape, spacing, tuple(-s * (n - 1) / 2 for s, n in zip(spacing, grid.shape, strict=True)))
         origin = tuple((o - c) / self.length for o, c in zip(grid.origin, self.center, strict=True))
         return Grid(grid.shape, spacing, origin)

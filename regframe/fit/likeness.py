@@ -10,7 +10,7 @@ from torch import Tensor
 from .velocity import smooth_size
 
 CORRELATION_LIMIT = 30.0
-"""Pixels one independent observation may at most stand for, when the residual is smooth."""
+"""Pixels that one independent observation stands for at most, however smooth the residual."""
 
 
 def fit_contrast(warped: Tensor, fixed: Tensor, weight: Tensor, order: int = 1, ridge: float = 1e-4) -> Tensor:
@@ -42,11 +42,12 @@ def fit_contrast(warped: Tensor, fixed: Tensor, weight: Tensor, order: int = 1, 
 
 
 BLOCK = 8
-"""Pixels along the sides of the blocks whose inside is fine structure."""
+"""Pixels along the sides of the blocks whose mean is taken away: what is left, fine structure, is cells rather than
+outlines."""
 
 
 def shared_structure(predicted: Tensor, fixed: Tensor, weight: Tensor) -> float:
-    """How much of the fine structure of two images is the same, 0 … 1: the squared correlation of what is left of them
+    """How much of their fine structure two images share, 0 … 1: the squared correlation of what is left of them
     when the mean of every block of `BLOCK` pixels is taken away.
 
     About 0.9 for two looks at one section, about 0 for neighbouring sections, whose cells are other cells: a match of
@@ -78,13 +79,13 @@ def _fine(data: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 BESIDE = 6
-"""Pixels from a place at which a match of fine structure has nothing to do with the match there."""
+"""Pixels of shift along an axis from which on a match of fine structure has nothing to do with the match in place."""
 
 
 def coincidence(predicted: Tensor, fixed: Tensor, weight: Tensor) -> float:
     """By how many standard deviations the fine structure of two images matches better in place than it would anywhere else.
 
-    The correlation of what `shared_structure` looks at, against that of the same two images shifted by every other whole
+    The correlation of what `shared_structure` looks at, against that of the two images shifted by every other whole
     number of pixels that leaves a third of the overlap: what chance, outlines and common periods bring. Right alignments
     come to 10 and more where any structure is shared; wrong ones stay under 10, mostly under 6.
 
@@ -118,9 +119,9 @@ def coincidence(predicted: Tensor, fixed: Tensor, weight: Tensor) -> float:
 
 
 TILE = 256
-"""Pixels along the sides of the parts in which the autocorrelation of a large residual is looked at."""
+"""Pixels along an axis above which a residual is looked at in parts, half as wide each, to save time and memory."""
 TILES = 4
-"""How many parts of it are, along each axis, at most."""
+"""Parts along each such axis, spread evenly."""
 
 
 def correlation_area(residual: Tensor, weight: Tensor) -> float:

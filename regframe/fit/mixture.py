@@ -9,17 +9,17 @@ import torch
 from torch import Tensor
 
 SHARPEST = 0.1
-"""Narrowest noise the classes are told apart with, in standard deviations of the fixed image: with less, every small misfit
-of a good fit would count as an artefact."""
+"""Narrowest noise that the classes are told apart with, in standard deviations of the fixed image: with less, every small
+misfit of a good fit would count as an artefact."""
 
 
 SAMPLE = 200_000
-"""Pixels from which the classes of a large image are estimated; what every pixel is they then decide for all of them."""
+"""Pixels from which the classes of a large image are estimated; every pixel is then judged by them."""
 
 
 @dataclass
 class Mixture:
-    """EM weights of METHOD.md: matching tissue, background, artefact, three isotropic Gaussians over the fixed channels.
+    """EM weights W of METHOD.md: matching tissue, background, artefact, three isotropic Gaussians over the fixed channels.
 
     ``update`` does one E step and one M step, ``matching`` another E step for every pixel. The artefact class is kept broad
     (never narrower than the image's own spread), and the background no narrower than the matching noise, so that neither can
@@ -93,7 +93,7 @@ class Mixture:
 def _sample(fixed: Tensor, predicted: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """About `SAMPLE` pixels of ``[C, *S]``, ``[C, *S]`` and ``[*S]`` at equal distances, flat."""
     step = max(1, weight.numel() // SAMPLE)
-    while step > 1 and math.gcd(step, weight.shape[-1]) > 1:  # not the same columns in every row
+    while step > 1 and math.gcd(step, weight.shape[-1]) > 1:  # else the sampled pixels would lie in few columns
         step -= 1
     c = fixed.shape[0]
     return fixed.reshape(c, -1)[:, ::step], predicted.reshape(c, -1)[:, ::step], weight.reshape(-1)[::step]

@@ -18,15 +18,17 @@ from .frames import Frame
 from .velocity import VelocitySpace, nodes_over
 
 SCALE = 0.1
-"""Length a of the Sobolev operator for two pictures, as a fraction of the moving canvas' extent (geometric mean of its sides)."""
+"""Length a of the Sobolev operator for two pictures, as a fraction of the moving canvas' extent (geometric mean of its
+sides)."""
 ORDER = 2.0
 """Power p of the Sobolev operator for two pictures; STalign's too (Clifton et al. 2023)."""
 NODES = 3
 """Velocity nodes per length a for two pictures: with fewer, the kinks of the multilinear velocity cost accuracy and storage."""
 SCALE_3D = 0.042
-"""Length a for two volumes, as the same fraction: organs fold in three directions."""
+"""Length a for two volumes, as a fraction of the moving canvas' extent: organs fold in three directions. Set on one pair of
+brain slabs, whose labels are reported."""
 ORDER_3D = 1.0
-"""Power p for two volumes."""
+"""Power p for two volumes; set on that pair too."""
 NODES_3D = 2
 """Velocity nodes per length a for two volumes, where a node per axis more costs half as much again."""
 MARGIN_3D = 2.5
@@ -48,10 +50,10 @@ class Prior:
         scale: length a of the Sobolev operator, as a fraction of the canvas' extent (geometric mean of its sides).
         order: power p of the Sobolev operator.
         nodes: velocity nodes per length a.
-        deviation: standard deviation of a displacement at the start, as a fraction of the same extent.
+        deviation: standard deviation of a displacement at the start, as a fraction of that extent.
         slices: time slices T of the velocity where the user does not set them.
         margin: lengths a by which nodes reach beyond the canvas on every side, at least.
-        beyond: the same as a share of the canvas' side.
+        beyond: what they reach beyond it at least, as a share of its side along that axis.
         adapts: the deviation of the next level over the rms displacement found so far; None where it stays as it is.
         across: for one plane placed in a volume, the deviation across the plane over that along it; None for all others. The
             extent then is that of the canvas' two longest sides.

@@ -40,18 +40,20 @@ far off there, and cells still large enough to be walked through fast."""
 BENDING_EVIDENCE = 5.0
 """Nats by which the energy of a bent map must be lower than the best affine one's for the bend to be kept: odds of 150 to 1."""
 NOISY = 0.5
-"""Share of the moving image's squared gradient above which noise would steer the finest level: both sides are softened."""
+"""Share of the moving image's squared gradient, 0 … 1, that white noise makes up, from which on it would steer the finest
+level: both sides are softened then."""
 WORTHWHILE = 1e-4
 """Nats per independent observation below which the gain of `PATIENCE` steps of a bent fit is not worth them."""
 LEAST = 1.0
-"""Nats that those steps must gain at least on all levels but the finest, which need not be settled to the last."""
+"""Nats that `PATIENCE` steps of a bent fit must gain at least on all levels but the finest: these need not be settled to the
+last."""
 SETTLING = 3
 """EM steps of the classes on their own before they steer anything: their first guess is rough."""
 
 
 @dataclass(frozen=True)
 class Cuts:
-    """What is done where two sides turn out to be different cuts: structure as fine as cells is not the same on both.
+    """What is done where two sides turn out to be different cuts: the cells of one are not those of the other.
 
     Args:
         below: share of the fine structure under the affine map, 0 … 1, below which they are.
@@ -83,7 +85,7 @@ class Recipe:
     most: float = math.inf
 
     def counts(self, shared: float) -> float:
-        """What an observation counts, of 1, where this share of the fine structure is the same on both sides."""
+        """What an observation counts, of 1, where both sides share this much of their fine structure, 0 … 1."""
         none, enough = self.counted
         return min(max((shared - none) / (enough - none), LEAST_EVIDENCE), 1.0)
 

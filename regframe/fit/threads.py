@@ -13,7 +13,7 @@ import torch
 T = TypeVar("T")
 
 PIXELS_PER_THREAD = 150_000
-"""Pixels (times channels) below which another thread costs more than it brings."""
+"""Pixels (times channels) for each thread at least: with fewer, a further thread costs more in waiting than it brings."""
 
 
 def cores() -> int:

@@ -62,7 +62,7 @@ class VelocitySpace:
         n_steps: Euler steps, a multiple of T.
         scale: a, in moving pixels.
         order: p.
-        deviation: in moving pixels.
+        deviation: prior standard deviation of a displacement, in moving pixels.
         finer: nodes of ``grid`` per node of ``waves`` and axis.
         stiff: symmetric matrix ``[D, D]`` that velocities are multiplied by, which makes ``deviation`` smaller along some
             directions; None where all are alike.
@@ -116,19 +116,19 @@ class VelocitySpace:
         )
 
     def with_finer(self, finer: int) -> VelocitySpace:
-        """The same velocities on a grid of ``finer`` times as many nodes per axis as ``waves``."""
+        """These velocities on a grid of ``finer`` times as many nodes per axis as ``waves``."""
         out = copy.copy(self)
         out._set_finer(finer)
         return out
 
     def with_deviation(self, deviation: float) -> VelocitySpace:
-        """The same space with another prior deviation, in moving pixels."""
+        """This space with another prior standard deviation of a displacement, in moving pixels."""
         out = copy.copy(self)
         out.symbol, out.deviation = self.symbol * (deviation / self.deviation), deviation
         return out
 
     def with_steps(self, n_steps: int) -> VelocitySpace:
-        """The same space integrated in another number of steps."""
+        """This space integrated in another number of Euler steps."""
         out = copy.copy(self)
         out.n_steps = n_steps
         return out
@@ -202,9 +202,10 @@ def physical_maps(
 
 
 STEEPEST = 0.25
-"""Largest ``h dv/dX`` a fit is integrated with; well below 1/D, so that it may grow within a round without folding."""
+"""Largest ``h dv/dX`` a fit is integrated with, without unit; well below 1/D, where a step folds, so that the velocity may grow
+within a round."""
 MOST_STEPS = 48
-"""Euler steps at most."""
+"""Euler steps at most: an evaluation costs in proportion to them."""
 
 
 def enough_steps(space: VelocitySpace, u: Tensor) -> VelocitySpace:

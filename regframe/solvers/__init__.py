@@ -1,6 +1,7 @@
 """One file or folder per kind of pair: ``images``, ``section`` (in a volume), ``points``, ``mixed`` (points and an image).
 
-``raster`` is what all that compare images share, ``preparation`` finds background, padding, printed marks and ink.
+``raster`` is what all that compare images share, ``preparation`` finds background, padding, printed marks and ink, ``recipes``
+say how the fit of a kind of pair differs from that of others.
 """
 
 from __future__ import annotations

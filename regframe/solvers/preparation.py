@@ -16,41 +16,43 @@ from ..data import Image
 from ..fit.mixture import flattest
 
 LOOKED_AT = 300_000
-"""Pixels that are looked at, about."""
+"""Pixels that are looked at, about: larger images are thinned to them."""
 PADDED = 0.005
 """Smallest share of a canvas that one exact colour from a corner on must fill to be padding."""
 APART = 0.1
-"""Share of the range of intensities by which two colours differ that are not the same background."""
+"""Share of the range of intensities from which two colours differ too much to be one background."""
 RECTANGULAR = 0.95
 """How much of the least turned rectangle around it an imaged area fills, when the rest of the canvas is padding."""
 SPECK = 6
-"""Pixels that a printed mark covers at least."""
+"""Pixels, of those looked at, that a printed mark covers at least."""
 SMALL = 0.01
-"""Largest area of a mark, as a share of the largest thing in the picture."""
+"""Largest area of a mark, over that of the largest thing in the picture."""
 MARKS = 50
-"""How many marks there are at least."""
+"""Marks at least: fewer small things may be anything."""
 EVEN = 0.12
-"""By how much the distances of marks differ at most; their areas by three times as much."""
+"""By how much the distances between marks differ at most, relatively; their areas by three times as much."""
 INKED = 30
-"""Pixels that a spot of ink covers at least."""
+"""Pixels, of those looked at, that a spot of ink covers at least."""
 EVENLY = 0.15
-"""Largest local deviation of the light that ink takes away, as a share of it: ink lies evenly, tissue has cells."""
+"""Largest local deviation of the light that ink takes away, over that light: ink lies evenly, tissue has cells."""
 RIM = 5
-"""Pixels around it that are mixed with it."""
+"""Pixels around ink that are mixed with the glass beside it."""
 SPOTS = 8
 """Colours of ink at most, beginning with the one that covers most."""
 DARKEST = 0.06
-"""Share of the light that passes everything at least, as far as colours are told apart."""
+"""Share of the light that passes the darkest colours which are still told apart."""
 OWN_COLOUR = 0.25
-"""How far apart, as a share of it, two optical densities are that are not the same colour."""
+"""Distance of two optical densities, over the length of one, from which they are two colours."""
 RARE = 0.005
-"""Share of the rest of the tissue that has the colour of ink at most."""
+"""Share of the rest of the tissue that may have the colour of ink."""
 MOST_INK = 0.25
 """Most that ink covers, as a share of what is not background: more than that is the tissue itself."""
 BRIGHT = 0.8
-"""Brightness of the background of transmitted light at least, as a share of the brightest parts'."""
+"""Brightness of the background of transmitted light at least, over that of the picture's brightest parts."""
 NEUTRAL = 0.15
-"""Largest spread of its channels, as a share of the range."""
+"""Largest spread of that background's channels, over the brightness of the brightest parts."""
+CORNERS = ((0, 0), (0, -1), (-1, 0), (-1, -1))
+"""Indices of a picture's corner pixels, (y, x)."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,52 @@ class Look:
     ink_fraction: float = 0.0
 
 
+@dataclass(frozen=True)
+class _Sample:
+    """What is looked at of a picture: every ``step``-th pixel along each axis.
+
+    Args:
+        data: ``[C, h, w]`` float32.
+        trusted: ``[h, w]``, the picture's own weight.
+        step: pixels of the picture per pixel looked at.
+        low: the darkest value.
+        high: the brightest, at least 255 of 8-bit pictures.
+        brightest: brightness (mean of the channels) of the brightest parts, above ``low``.
+    """
+
+    data: Tensor
+    trusted: Tensor
+    step: int
+    low: float
+    high: float
+    brightest: float
+
+    @classmethod
+    def of(cls, image: Image) -> _Sample:
+        """About `LOOKED_AT` pixels of a picture."""
+        step = max(1, round((image.data[0].numel() / LOOKED_AT) ** 0.5))
+        data = image.data[:, ::step, ::step].to(torch.float32)
+        low, high = float(data.amin()), float(data.amax())
+        high = max(high, 255.0) if image.data.dtype == torch.uint8 else high
+        trusted = torch.ones(data.shape[1:]) if image.weight is None else image.weight[::step, ::step].to(torch.float32)
+        brightest = max(float(torch.quantile(data.mean(dim=0).flatten()[:: max(1, step)], 0.995)) - low, 1e-12)
+        return cls(data, trusted, step, low, high, brightest)
+
+    @property
+    def span(self) -> float:
+        """The range of intensities."""
+        return max(self.high - self.low, 1e-12)
+
+    def lit(self, background: Tensor) -> bool:
+        """Whether a picture of this background ``[C]`` is one of transmitted light."""
+        return _lit(self.data, background, self.low, self.span, self.brightest)
+
+    def apart(self, background: Tensor) -> Tensor:
+        """How far the colour of each pixel is from the background ``[C]``: ``[h, w]``."""
+        distance: Tensor = (self.data - background[:, None, None]).norm(dim=0)
+        return distance
+
+
 def prepare(image: Image) -> tuple[Image, Look]:
     """The image with weight 0 where its canvas was only filled up or printed on, and what it looks like.
 
@@ -86,63 +134,69 @@ def prepare(image: Image) -> tuple[Image, Look]:
     """
     if image.grid.ndim != 2:
         return image, Look(False, (), 1.0, 0.0)
-    step = max(1, round((image.data[0].numel() / LOOKED_AT) ** 0.5))
-    data = image.data[:, ::step, ::step].to(torch.float32)  # [C, h, w]
-    low, high = float(data.amin()), float(data.amax())
-    high = max(high, 255.0) if image.data.dtype == torch.uint8 else high
-    span = max(high - low, 1e-12)
-    trusted = torch.ones(data.shape[1:]) if image.weight is None else image.weight[::step, ::step].to(torch.float32)
-    brightest = max(float(torch.quantile(data.mean(dim=0).flatten()[:: max(1, step)], 0.995)) - low, 1e-12)
+    sample = _Sample.of(image)
+    data = sample.data  # [C, h, w]
     filled = _filled(data)
     if bool(filled.any()) and _rectangular(~filled) < RECTANGULAR:
         filled = torch.zeros_like(filled)  # the picture's own background: the black around a brain, whitened glass
-    rest = trusted * ~filled
-    rest = rest if bool(rest.any()) else trusted
-    background = flattest(data, rest)  # [C]
-    if len(background) == 3 and bool(
-        (rest > 0).any()
-    ):  # on a slide that is drawn over the flattest part may be the ink
-        brightness = data.mean(dim=0)
-        light = flattest(data, rest * (brightness >= brightness[rest > 0].median()))
-        if _lit(data, light, low, span, brightest):
-            background = light
+    background = _background(sample, filled)
     padded = torch.zeros_like(filled)
-    for y in (0, -1):
-        for x in (0, -1):
-            colour = data[:, y, x]
-            if bool(filled[y, x]) and float((colour - background).abs().amax()) > APART * span:
-                padded |= filled & (data == colour[:, None, None]).all(dim=0)
-    weight = image.weight
+    for y, x in CORNERS:
+        colour = data[:, y, x]
+        if bool(filled[y, x]) and float((colour - background).abs().amax()) > APART * sample.span:
+            padded |= filled & (data == colour[:, None, None]).all(dim=0)
     if bool(padded.any()):
-        whole = torch.zeros(image.grid.shape, dtype=torch.bool)
-        for y in (0, -1):
-            for x in (0, -1):
-                corner = (y % data.shape[1], x % data.shape[2])
-                if bool(padded[corner]):
-                    whole |= _from_corner((image.data == image.data[:, y, x][:, None, None]).all(dim=0), y, x)
-        # beside it lie pixels that were mixed with it
-        whole = torch.from_numpy(ndimage.binary_dilation(whole.numpy(), iterations=2))
-        weight = (torch.ones(image.grid.shape) if weight is None else weight) * ~whole
-        image = dataclasses.replace(image, weight=weight)
-    marks = _marks((data - background[:, None, None]).norm(dim=0) * ~padded)
-    brightfield = _lit(data, background, low, span, brightest)
+        image = _without(image, _whole_padding(image, padded))
+    marks = _marks(sample.apart(background) * ~padded)
+    brightfield = sample.lit(background)
     ink = torch.zeros_like(padded)
     if brightfield:
-        dark = min(low, 0.0)  # no light, or less than that in pictures that were shifted
-        ink = _ink((data - dark) / (high - dark), (background - dark) / (high - dark), (trusted > 0) & ~padded & ~marks)
+        dark = min(sample.low, 0.0)  # no light, or less than that in pictures that were shifted
+        light = (background - dark) / (sample.high - dark)
+        ink = _ink((data - dark) / (sample.high - dark), light, (sample.trusted > 0) & ~padded & ~marks)
     drawn = marks | ink
     if bool(drawn.any()):
-        index = [torch.arange(n).div(step, rounding_mode="floor").clamp(max=m - 1)
+        index = [torch.arange(n).div(sample.step, rounding_mode="floor").clamp(max=m - 1)
                  for n, m in zip(image.grid.shape, drawn.shape, strict=True)]  # fmt: skip
-        weight = (torch.ones(image.grid.shape) if weight is None else weight) * ~drawn[index[0]][:, index[1]]
-        image = dataclasses.replace(image, weight=weight)
-    apart = (data - background[:, None, None]).norm(dim=0)[~padded]
+        image = _without(image, drawn[index[0]][:, index[1]])
+    apart = sample.apart(background)[~padded]
     tissue = 0.0
     if float(apart.amax()) > float(apart.amin()):
         threshold = float(threshold_otsu(apart.numpy()))  # type: ignore[no-untyped-call]
         tissue = float((apart > threshold).to(torch.float32).mean())
     share, printed, inked = (float(mask.to(torch.float32).mean()) for mask in (padded, marks, ink))
     return image, Look(brightfield, tuple(background.tolist()), tissue * (1 - share), share, printed, inked)
+
+
+def _background(sample: _Sample, filled: Tensor) -> Tensor:
+    """Colour ``[C]`` of a picture's background: where it changes least, beside what one colour fills ``[h, w]``."""
+    data = sample.data
+    rest = sample.trusted * ~filled
+    rest = rest if bool(rest.any()) else sample.trusted
+    background = flattest(data, rest)
+    if len(background) == 3 and bool((rest > 0).any()):
+        # on a slide that somebody has drawn over, the flattest part may be the ink: look among the brighter half too
+        brightness = data.mean(dim=0)
+        light = flattest(data, rest * (brightness >= brightness[rest > 0].median()))
+        if sample.lit(light):
+            return light
+    return background
+
+
+def _whole_padding(image: Image, padded: Tensor) -> Tensor:
+    """The padding of a whole picture ``[H, W]``, where that of its thinned pixels ``[h, w]`` is known."""
+    whole = torch.zeros(image.grid.shape, dtype=torch.bool)
+    for y, x in CORNERS:
+        if bool(padded[y, x]):
+            whole |= _from_corner((image.data == image.data[:, y, x][:, None, None]).all(dim=0), y, x)
+    # beside it lie pixels that were mixed with it
+    return torch.from_numpy(ndimage.binary_dilation(whole.numpy(), iterations=2))
+
+
+def _without(image: Image, hidden: Tensor) -> Image:
+    """The image with weight 0 at ``hidden`` pixels ``[H, W]``."""
+    weight = torch.ones(image.grid.shape) if image.weight is None else image.weight
+    return dataclasses.replace(image, weight=weight * ~hidden)
 
 
 def grey(image: Image) -> Image:
@@ -165,11 +219,10 @@ def _lit(data: Tensor, background: Tensor, low: float, span: float, brightest: f
 def _filled(data: Tensor) -> Tensor:
     """Pixels ``[H, W]`` of one exact colour that reach from a corner over a good part of ``[C, H, W]``."""
     out = torch.zeros(data.shape[1:], dtype=torch.bool)
-    for y in (0, -1):
-        for x in (0, -1):
-            same = _from_corner((data == data[:, y, x][:, None, None]).all(dim=0), y, x)
-            if float(same.to(torch.float32).mean()) > PADDED:
-                out |= same
+    for y, x in CORNERS:
+        same = _from_corner((data == data[:, y, x][:, None, None]).all(dim=0), y, x)
+        if float(same.to(torch.float32).mean()) > PADDED:
+            out |= same
     return out
 
 

@@ -8,30 +8,32 @@ from ..fit.pyramid import Cuts, Recipe
 from .mixed.drawing import PER_POINT
 
 ONE_SECTION = (0.5, 0.9)
-"""Share of the fine structure, 0 … 1, under which two stained sections are two cuts, and from which they are one: what is between
-counts in part. Two looks at one section share 0.9, neighbouring sections under 0.1."""
+"""Share of the fine structure, 0 … 1, under which two stained sections are two cuts, and from which they are one; between them
+observations count in part. Two looks at one section share 0.9, neighbouring sections under 0.1."""
 SECTIONS = 0.15
-"""Share under which two stained sections are neighbouring ones, whose pieces move by themselves."""
+"""Share of the fine structure under which two stained sections are neighbouring ones, whose pieces move by themselves. This and
+the next constants were chosen on the lung and Visium sections of benchmarks/ACCURACY.md."""
 NOTHING_SHARED = 0.01
-"""Share on the finest level under which that level is left out of the fit of neighbouring sections."""
+"""Share of the fine structure on the finest level under which that level is left out of the fit of neighbouring sections."""
 SECTIONS_SCALE = 0.06
-"""Length a of the Sobolev operator where neighbouring sections are aligned, as a fraction of the moving canvas' extent: pieces of
-tissue move by themselves between the cuts."""
+"""Length a of the Sobolev operator for neighbouring sections, as a fraction of the moving canvas' extent: shorter than between
+two looks at one section."""
 SECTIONS_ORDER = 1.0
-"""Power p there."""
+"""Power p for neighbouring sections."""
 SECTIONS_NODES = 4
-"""Velocity nodes per length a there."""
+"""Velocity nodes per length a for neighbouring sections: a lower power has finer waves."""
 PLANE_SCALE = 0.08
-"""Length a where a section is placed in a volume, as a fraction of the extent of what is around it (its two longest sides)."""
+"""Length a for a section in a volume, as a fraction of the extent of the part of the volume around it (its two longest
+sides)."""
 PLANE_ORDER = 2.0
-"""Power p there."""
+"""Power p for a section in a volume."""
 PLANE_NODES = 2
-"""Velocity nodes per length a there."""
+"""Velocity nodes per length a for a section in a volume."""
 PLANE_DEVIATION = 0.015
-"""Prior standard deviation of a displacement there, as a fraction of that extent. It is not adapted, for it would buy
-displacements across the section that only fit noise."""
+"""Prior standard deviation of a displacement for a section in a volume, as a fraction of that extent. It is not adapted, for it
+would buy displacements across the section that only fit noise. Set on two sections of one brain."""
 PLANE_ACROSS = 0.2
-"""Standard deviation of a displacement across the section there, over that along it."""
+"""Standard deviation of a displacement across the section, over that along it. Set on two sections of one brain."""
 
 STAINED = Recipe(
     counted=ONE_SECTION,

@@ -1,5 +1,6 @@
 """Where a fit begins: poses found without landmarks, or given.
 
-``landmarks`` takes pairs; ``images``, ``volumes``, ``section`` and ``points`` search; ``views`` is what the search of images
-looks at, ``pose`` what all of them return.
+``given`` reads what the user says, with ``identity`` and ``landmarks``; ``images``, ``volumes``, ``section`` and ``points``
+search; ``views`` is what the search of images looks at, ``scale`` what the units say of sizes, ``pose`` what a search of images
+returns.
 """

@@ -30,36 +30,37 @@ from .views import View, Views
 from .volumes import search_volume
 
 SCAN_SIZE = 20
-"""Pixels along the side of a square as large as what there is to see, in the images that all poses are tried on."""
+"""Pixels along the side of a square as large as the tissue (see `Views.extent`), in the images that all poses are tried on."""
 TURNS = 16
-"""Turns tried around the full circle, each with and without a mirror."""
+"""Turns tried around the full circle, each with and without a mirror: 22.5° apart, half of which a refinement makes good."""
 SIZES = 7
 """Sizes tried where it is not known, each √2 times the one before, about the one that makes both sides equally large."""
 SCANNED = 28
 """Poses of the scan that are refined as similarities."""
 COARSE_SIZE = 28
-"""Like `SCAN_SIZE`, where those are refined."""
+"""Pixels along the side of a square as large as the tissue, where the poses of the scan are refined."""
 FINALISTS = 6
-"""Distinct poses of these that are refined as affine maps and compared."""
+"""Distinct poses that are refined as affine maps and compared."""
 FINE_SIZE = 64
-"""Like `SCAN_SIZE`, where the finalists are refined."""
+"""Pixels along the side of a square as large as the tissue, where the finalists are refined."""
 STEPS = 8
 """Gauss-Newton steps of a refinement."""
 UNMIRRORED = 0.3
 """How much less a pose without a mirror may score and still be preferred: slides are turned every day, flipped now and then,
 and both halves of a brain resemble each other more than two brains do."""
 MOST = 3.0
-"""Pixels that a step moves anything at most."""
+"""Pixels of the refined image that a step moves anything at most."""
 LOCAL = 9
 """Pixels across the neighbourhood whose mean is taken off where the fine structure decides between finalists."""
 COARSE_AREA = 32.0
 """Pixels that one observation of the images as they are stands for, beside one of the fine structure for each."""
 STRETCH = 0.05
-"""Standard deviation of the logarithm of the stretch that a pose is expected to have."""
+"""Standard deviation of the logarithm of the stretch (the ratio of the two sizes of an affine map) that a pose is expected to
+have."""
 CHANCE = 60.0
-"""Nats that images which have nothing in common come to: a pose with no rival still has this one."""
+"""Nats that images which have nothing in common come to: a pose without a rival is measured against this."""
 DULL = 0.1
-"""Variance, over the whole image's, below which a correlation is not taken for more than it is."""
+"""Variance, over the whole image's, below which a part is too flat for its correlation to be believed."""
 
 
 def begin(
@@ -262,7 +263,7 @@ class _Fit:
 
     Args:
         fixed: standardised about its mean over the overlap ``[N, 2, H, W]``.
-        moving: likewise, at the pose.
+        moving: at the pose, standardised about its mean over the overlap ``[N, 2, H, W]``.
         weight: that sums to 1 ``[N, H, W]``.
         slope: ``[N, 2]`` from moving to fixed.
         spread: variance of the moving side ``[N, 2]``.

@@ -16,8 +16,6 @@ from torch import Tensor
 from ..fit.closed import turn_of
 from ..fit.clouds import Floats, radius_of, thinned
 
-# ---- the pose ------------------------------------------------------------------------------------------------------
-
 TURNS_PLANE = 24
 """Turns tried around the full circle."""
 TURNS_SPACE = 256
@@ -25,21 +23,22 @@ TURNS_SPACE = 256
 SIZES = {2: (0.8, 1.0, 1.25), 3: (1.0,)}
 """Sizes tried where it is not known, about the one that makes both clouds spread equally far."""
 SCANNED = (64, (0.5, 0.4, 0.32, 0.25), 128)
-"""Places per side, scales (over the fixed cloud's rms radius) and how many poses go on, of the first scan."""
+"""First scan: places per side, scales σ (over the fixed cloud's root mean square radius), and how many poses go on."""
 SIFTED = (128, (0.22, 0.18, 0.15, 0.12, 0.1), 8)
-"""The same of the second, which fits sizes too."""
+"""Second scan, which fits sizes too: places per side, scales σ over that radius, and how many poses go on."""
 SETTLED = (256, (0.1, 0.085, 0.07, 0.06, 0.05, 0.05), 8)
-"""The same of the last."""
+"""Last scan: places per side, scales σ over that radius, and how many poses go on."""
 ALONE = 0.1
-"""ω of the pose search."""
+"""Share ω of points without a partner that the pose search takes for granted."""
 UNMIRRORED = 0.3
-"""How much less, relatively, a pose without a mirror may score and still be preferred."""
+"""How much less, relatively, a pose without a mirror may score and still be preferred: halves of organs resemble each other
+mirrored."""
 SLACK = 0.4
 """Nats per point (of both sides) by which a pose may score less than the best and still be tried."""
 RIVALS = 8
 """Poses at most from which the map asked for is tried."""
 APART = 0.15
-"""Mean distance, over the moving cloud's rms radius, from which two poses are truly different."""
+"""Mean distance, over the moving cloud's root mean square radius, from which two poses are truly different."""
 
 
 @dataclass(frozen=True)
@@ -192,7 +191,7 @@ def _broad(ps: Tensor, qs: Tensor) -> float:
 
 
 def _distinct(ps: Tensor, linear: Tensor, shift: Tensor, score: Tensor, keep: int, apart: float) -> Tensor:
-    """Indices of the ``keep`` best poses no two of which put the cloud in nearly the same place."""
+    """Indices of the ``keep`` best poses of which no two put the cloud within ``apart`` of each other, in the mean."""
     moved = ps @ linear.mT + shift[:, None]
     order = score.argsort(descending=True)
     chosen: list[int] = []

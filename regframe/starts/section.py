@@ -37,7 +37,7 @@ TURNS = 24
 SCAN_SIZE = 28
 """Pixels along the longer side of the section that all planes are tried on."""
 SCAN_VOXELS = 48
-"""Voxels along the longest side of the volume, about, that they are tried in."""
+"""Voxels along the volume's longest side, about, in which all planes are tried."""
 ROUNDS = ((28, 64, 400), (48, 96, 48), (80, 128, 8))
 """Pixels along the section's longer side, voxels along the volume's, and candidates of each round of refinement."""
 STEPS = 12
@@ -45,9 +45,9 @@ STEPS = 12
 BINS = 24
 """Classes that the intensities of a volume are sorted into."""
 AREA = 4.0
-"""Pixels of the section that one observation stands for."""
+"""Pixels of the section that one observation stands for: neighbouring pixels resemble each other."""
 RATIO = 3.0
-"""Prior variance of a class' mean over the variance within a class."""
+"""Prior variance of a class' mean over the variance within a class. Set on two sections of one brain."""
 STRETCH = 0.15
 """Standard deviation of the logarithm of the stretch that a section is expected to have: it is cut, floated and mounted."""
 APART = 0.1
@@ -67,9 +67,14 @@ SHAKES = 6
 SHAKEN = 24
 """Planes about it that are refined in each."""
 SHAKE = 0.1
-"""Standard deviation of the first shaking, relative to the section; every further one is gentler."""
+"""Standard deviation of the first shaking, relative to the section."""
+GENTLER = 0.7
+"""Factor from the standard deviation of one shaking to the next."""
+SEARCH_WORK = 10_000_000
+"""Values that the search handles at once, about: all threads are worth their while."""
 TRUST = 7.5
-"""Nats of a score that one nat of evidence stands for: no two brains are alike, and that is no noise from pixel to pixel."""
+"""Nats of a score that one nat of evidence stands for: no two brains are alike, and that is no noise from pixel to pixel. Set
+on two sections of one brain."""
 EQUAL = 0.02
 """Relative difference of two scores that says nothing about which side a section is seen from."""
 
@@ -361,78 +366,38 @@ def _empty(codes: Tensor, n: int) -> Tensor:
 def search(fixed: Image, moving: Halvings, config: Config) -> Found:
     """Find where a section lies in a volume: any plane, turn and size, and, where it can be told, from which side it is seen.
 
-    The matrix maps positions of the volume to those of the section, whose plane is z = 0. Of the two sides that a symmetric
-    volume looks the same from, the one is taken from which the section's z grows along the volume's own axis.
+    The matrix maps positions of the volume to those of the section, whose plane is z = 0. Of the two sides from which a symmetric
+    volume looks alike, the one is taken from which the section's z grows along the volume's own axis.
 
     Args:
         fixed: the section, 2D, in its unit.
         moving: the volume; where either side is in pixels, the size is unknown.
         config: the solver's settings; its seed is that of the search.
     """
-    side = Halvings(fixed)
-    frame = Frame.of(fixed.grid).grid(fixed.grid)
+    corners = _corners(Frame.of(fixed.grid).grid(fixed.grid))
     scale = Scale.of(moving.grid, fixed.grid)  # of the section in the volume, the other way round than elsewhere
     size = scale.factor * fixed.grid.pixel / moving.grid.pixel if scale.physical else None
-    half = [e / 2 for e in frame.extent]
-    corners = torch.tensor([[y, x, 1.0] for y in (-half[0], half[0]) for x in (-half[1], half[1])])
-    with threads_for(10_000_000):
-        scores, planes = _scan(_Section.of(side, SCAN_SIZE), Classes.of(moving, SCAN_VOXELS), size)
-        for pixels, voxels, number in ROUNDS:
-            chosen = _distinct(scores, planes, corners, number)
-            section, classes = _Section.of(side, pixels), Classes.of(moving, voxels)
-            planes, scores = _refine(section, classes, planes[chosen])
-        generator = torch.Generator().manual_seed(config.seed)
-        rough, coarse = _Section.of(side, ROUNDS[1][0]), Classes.of(moving, ROUNDS[1][1])
-        for shake in range(SHAKES):
-            ahead = _ahead(planes)
-            posterior = _posterior(planes, scores)
-            about = [planes[part][posterior[part].argmax()] for part in (ahead, ~ahead) if bool(part.any())]
-            about += [
-                _flipped(planes[posterior.argmax()], d) for d in range(3)
-            ]  # most organs look the same in a mirror
-            far = SHAKE * 0.7**shake
-            shaken, guess = _refine(
-                rough, coarse, torch.cat([_shaken(plane, corners, far, generator) for plane in about])
-            )
-            chosen = _distinct(_posterior(shaken, guess), shaken, corners, 2 * len(about), DISTINCT / 5)
-            shaken, fine = _refine(section, classes, torch.cat([shaken[chosen], torch.stack(about)]))
-            planes, scores = torch.cat([planes, shaken]), torch.cat([scores, fine])
+    with threads_for(SEARCH_WORK):
+        planes, scores = _searched(Halvings(fixed), moving, size, corners, config.seed)
     posterior = _posterior(planes, scores)
-    ahead = _ahead(planes)
     score = float(posterior.max())
-    either = [float(posterior[part].max()) if bool(part.any()) else -math.inf for part in (ahead, ~ahead)]
-    both = abs(either[0] - either[1]) < EQUAL * abs(score)
-    own = ahead if both or either[0] > either[1] else ~ahead
+    own, both = _own_side(planes, posterior)
     best = int(torch.where(own, posterior, -torch.inf).argmax())
     laid = torch.einsum("nab,pb->npa", planes, corners)
     away = (laid - laid[best]).norm(dim=2).mean(dim=1) / (laid[best, 3] - laid[best, 0]).norm()
     near = own & (away < APART)
     share = torch.softmax(posterior[near], dim=0)  # optima beside each other are one answer, known no better than that
     mean = (planes[near] * share[:, None, None]).sum(dim=0)
-    spread = (share[:, None] * ((laid[near] - laid[near].mul(share[:, None, None]).sum(dim=0)) ** 2).sum(dim=2)).sum(
-        dim=0
-    )
+    middle = laid[near].mul(share[:, None, None]).sum(dim=0)
+    spread = (share[:, None] * ((laid[near] - middle) ** 2).sum(dim=2)).sum(dim=0)
     others = own & (away > APART)
-    second = float(posterior[others].max()) if bool(others.any()) else None
-
-    def physical(plane: Tensor) -> Tensor:
-        pull = torch.eye(4, dtype=torch.float64)
-        pull[:3, 1:] = plane.to(torch.float64)  # columns z, y, x, middle
-        thick = (plane[:, 0].norm() * plane[:, 1].norm()).sqrt()
-        pull[:3, 0] = F.normalize(torch.linalg.cross(plane[:, 0], plane[:, 1]), dim=0) * thick
-        return compose(inverse(Frame.of(lifted(fixed.grid)).matrix()), inverse(pull), Frame.of(moving.grid).matrix())
-
-    return Found(
-        Pose(
-            physical(mean),
-            score,
-            1 - math.exp(min(0.0, (second or 0.0) - score) / DOUBT),
-            None if second is None else physical(planes[others][posterior[others].argmax()]),
-            second,
-        ),
-        both,
-        float(spread.mean().sqrt()) * Frame.of(moving.grid).length,
-    )
+    second, runner_up = None, None
+    if bool(others.any()):
+        second = float(posterior[others].max())
+        runner_up = _physical(planes[others][posterior[others].argmax()], fixed.grid, moving.grid)
+    margin = 1 - math.exp(min(0.0, (second or 0.0) - score) / DOUBT)
+    pose = Pose(_physical(mean, fixed.grid, moving.grid), score, margin, runner_up, second)
+    return Found(pose, both, float(spread.mean().sqrt()) * Frame.of(moving.grid).length)
 
 
 @dataclass(frozen=True)
@@ -441,13 +406,69 @@ class Found:
 
     Args:
         pose: its matrix maps positions of the volume to those of the section, whose plane is z = 0.
-        either_side: whether the volume looks the same from the other side of the plane.
+        either_side: whether the volume looks alike from the other side of the plane.
         sd: by how much the planes that fit about as well differ at the section's corners, in the volume's unit.
     """
 
     pose: Pose
     either_side: bool
     sd: float
+
+
+def _corners(grid: Grid) -> Tensor:
+    """The corners ``[4, 3]`` of a section, homogeneous (y, x, 1), in its normalised frame; the first and last are opposite."""
+    half = [e / 2 for e in grid.extent]
+    return torch.tensor([[y, x, 1.0] for y in (-half[0], half[0]) for x in (-half[1], half[1])])
+
+
+def _searched(
+    side: Halvings, moving: Halvings, size: float | None, corners: Tensor, seed: int
+) -> tuple[Tensor, Tensor]:
+    """Planes ``[N, 3, 3]`` that were found by scanning, refining and shaking, and their scores ``[N]``.
+
+    Args:
+        side: the section.
+        moving: the volume.
+        size: volume lengths per section length where they are known.
+        corners: of the section ``[4, 3]``.
+        seed: of the shaking.
+    """
+    scores, planes = _scan(_Section.of(side, SCAN_SIZE), Classes.of(moving, SCAN_VOXELS), size)
+    for pixels, voxels, number in ROUNDS:
+        chosen = _distinct(scores, planes, corners, number)
+        section, classes = _Section.of(side, pixels), Classes.of(moving, voxels)
+        planes, scores = _refine(section, classes, planes[chosen])
+    generator = torch.Generator().manual_seed(seed)
+    rough, coarse = _Section.of(side, ROUNDS[1][0]), Classes.of(moving, ROUNDS[1][1])
+    for shake in range(SHAKES):
+        ahead = _ahead(planes)
+        posterior = _posterior(planes, scores)
+        about = [planes[part][posterior[part].argmax()] for part in (ahead, ~ahead) if bool(part.any())]
+        best = planes[posterior.argmax()]
+        about += [_flipped(best, d) for d in range(3)]  # most organs resemble their mirror image
+        far = SHAKE * GENTLER**shake
+        shaken, guess = _refine(rough, coarse, torch.cat([_shaken(plane, corners, far, generator) for plane in about]))
+        chosen = _distinct(_posterior(shaken, guess), shaken, corners, 2 * len(about), DISTINCT / 5)
+        shaken, fine = _refine(section, classes, torch.cat([shaken[chosen], torch.stack(about)]))
+        planes, scores = torch.cat([planes, shaken]), torch.cat([scores, fine])
+    return planes, scores
+
+
+def _own_side(planes: Tensor, posterior: Tensor) -> tuple[Tensor, bool]:
+    """Which planes ``[N]`` see the section from the side that explains it better, and whether both sides do it as well."""
+    ahead = _ahead(planes)
+    either = [float(posterior[part].max()) if bool(part.any()) else -math.inf for part in (ahead, ~ahead)]
+    both = abs(either[0] - either[1]) < EQUAL * abs(float(posterior.max()))
+    return (ahead if both or either[0] > either[1] else ~ahead), both
+
+
+def _physical(plane: Tensor, fixed: Grid, moving: Grid) -> Tensor:
+    """``A`` ``[4, 4]`` float64 of a plane ``[3, 3]`` of the frames: from the volume to the section, physical."""
+    pull = torch.eye(4, dtype=torch.float64)
+    pull[:3, 1:] = plane.to(torch.float64)  # columns z, y, x, middle
+    thick = (plane[:, 0].norm() * plane[:, 1].norm()).sqrt()
+    pull[:3, 0] = F.normalize(torch.linalg.cross(plane[:, 0], plane[:, 1]), dim=0) * thick
+    return compose(inverse(Frame.of(lifted(fixed)).matrix()), inverse(pull), Frame.of(moving).matrix())
 
 
 def _posterior(planes: Tensor, scores: Tensor) -> Tensor:

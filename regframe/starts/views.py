@@ -17,11 +17,12 @@ FINEST = 320
 COARSEST = 64
 """Pixels along the longer side of the image that shows how far the tissue extends."""
 EMPTY = 0.2
-"""What a pixel without any contrast counts: clean background says a little, a canvas that was enlarged says nothing."""
+"""What a pixel without any contrast counts, of 1: clean background says a little of where the tissue ends."""
 LEAP = 0.75
 """Standard deviations by which an image leaps to a constant colour that is not its background but a filled-in canvas."""
 DRAWING = 0.1
-"""Share of an image that must not be constant for what is constant to count less."""
+"""Share of an image that must vary for its constant parts to count less; an image with less of it is a drawing, whose areas all
+count."""
 CONSTANT = 0.01
 """Standard deviations within which neighbouring pixels count as constant."""
 
@@ -73,7 +74,7 @@ class Views:
         spread = float(energy.sum()) ** 2 / max(float(energy.square().sum()), 1e-12)  # pixels the edges spread over
         spread = max(spread, float(view.weight.sum()) / 16, 4.0)
         self.extent = math.sqrt(spread * math.prod(view.grid.spacing))
-        """Length of the sides of a square as large as what there is to see, in the side's normalised frame."""
+        """Length of the sides of a square as large as the tissue, in the side's normalised frame."""
 
     def at(self, spacing: float) -> View:
         """The coarsest view whose pixels are no larger than about ``spacing``, or the finest there is."""

@@ -22,13 +22,15 @@ FINE = 0.4
 MARGIN = 3.0
 """Standard deviations between the outermost points and the border of the drawing."""
 RIM = 0.5
-"""Rooms around the hull of the points from which nothing is known: nobody says that there were no more."""
+"""Width of the rim around the hull of the points, in rooms of a point, within which their absence says something; of what lies
+beyond nothing is known."""
 LATTICE = 1.1
 """Ratio of the distances to the nearest neighbour, nine tenths to one tenth, under which points lie on a lattice."""
 MOST_PIXELS = 4_000_000
 """Pixels of a drawing at most."""
 PER_POINT = 4.0
-"""Independent observations that a raster fit counts for every drawn point at most."""
+"""Independent observations that a raster fit counts for every drawn point at most: it is one position, however many pixels it
+covers."""
 
 
 def room_of(points: PointSet) -> float:

@@ -57,19 +57,19 @@ REACH = 2.5
 EDGE = 8.0
 """Steepness of what counts as nucleus, about half its own brightness."""
 SHARED = 0.2
-"""What the common shape counts beside a nucleus' own."""
+"""Weight of the common shape of nuclei, over that of the median nucleus' own pixels, in the shape of each."""
 FAINT = 0.25
 """Brightness over the median nucleus' below which there is none."""
 PASSES = 3
 """Times the nuclei are looked for again from where the field puts them."""
 FREEDOM = 3.0
-"""Degrees of freedom of Student's t: overlapping nuclei are found far off now and then."""
+"""Degrees of freedom of Student's t for what a nucleus is off the field: overlapping nuclei are found far off now and then."""
 LENGTH = (0.08, 2.0)
-"""Length of the field over the extent of the points, at least and at most."""
+"""Length of the field's kernel at least and at most, over the extent of the points."""
 LEARNT = 400
 """Nuclei that the field's length, strength and noise are learnt from, at most."""
 EXACT = 0.05
-"""Standard deviation, in pixels, with which the map follows the field."""
+"""Standard deviation, in pixels of the fixed frame, with which the map follows the field."""
 BELIEVED = 0.5
 """Leave-one-out residual of the median nucleus, over a nucleus' radius, from which the field is not believed."""
 CONTROLS = 1500
@@ -319,7 +319,7 @@ def learn(at: Floats, found: Floats, trust: Floats, noise: float, seed: int) -> 
 
 
 def straight(kind: str, at: Floats, begin: Floats, found: Floats, trust: Floats, noise: float) -> Field:
-    """The same without a field: a map of ``kind`` after the one that leads from ``at`` to ``begin``, with Student's t."""
+    """`learn` without a field: a map of ``kind`` after the one that leads from ``at`` to ``begin``, under Student's t."""
     weight = trust.copy()
     ndim = at.shape[1]
     for _ in range(20):
@@ -353,7 +353,7 @@ def settle(
     Args:
         fit: of the drawing and the image.
         fixed: the fixed side as it was registered, one of both a drawing.
-        moving: likewise.
+        moving: the moving side as it was registered.
         points: what was drawn.
         side: which side that is.
     """
@@ -406,7 +406,7 @@ def settle(
 
 
 def _on(grid: Grid, at: Floats, sigma: float) -> Tensor:
-    """Gaussians at positions, on a grid of the same frame ``[*S]`` float32."""
+    """Gaussians at positions ``[N, D]``, on a grid of their frame ``[*S]`` float32."""
     index = np.rint((at - np.array(grid.origin)) / np.array(grid.spacing)).astype(np.intp)
     index = index[((index >= 0) & (index < np.array(grid.shape))).all(axis=1)]
     out = np.zeros(grid.shape)
@@ -415,7 +415,7 @@ def _on(grid: Grid, at: Floats, sigma: float) -> Tensor:
 
 
 def _follow(fit: Fit, field: Field, drawing: Image, to_moving: bool, moving: Image, at: Floats, config: Config) -> Fit:
-    """The fit whose map is the field: the same kind of map, through the field's values over the canvas of the points."""
+    """A fit of the kind of ``fit`` whose map follows the field, through its values over the canvas of the points."""
     grid = Frame.of(drawing.grid).grid(drawing.grid)
     step = max(field.length / 2, (math.prod(grid.extent) / CONTROLS) ** (1 / grid.ndim))
     control = grid.resampled(tuple(max(min(step, e / 3), s) for s, e in zip(grid.spacing, grid.extent, strict=True)))

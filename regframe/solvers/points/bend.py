@@ -31,7 +31,8 @@ SHARPEST_BEND = (0.05, 0.15)
 THINNED_SHARPEST = 0.5
 """Smallest σ of a map of thinned clouds, in spacings of the fixed places: they stand for points about them."""
 SCALE = 0.15
-"""Length a of the Sobolev operator, as a fraction of the moving cloud's extent (geometric mean of the sides of its box)."""
+"""Length a of the Sobolev operator, as a fraction of the moving cloud's extent (geometric mean of the sides of its box). Chosen
+on the fish and the bunnies of benchmarks/bench_points.py."""
 ORDER = 2.0
 """Power p of the Sobolev operator."""
 NODES = {2: 3.0, 3: 2.0}

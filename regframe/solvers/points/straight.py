@@ -29,7 +29,7 @@ FIRST_OUTLIERS = 0.1
 """Share ω without a partner that a pose is followed from."""
 WIDE = 1.5
 """σ that a level starts with at least, in spacings of its fixed points: a point that is off by its distance to a neighbour must
-still find its own partner."""
+still find its own partner. Chosen on the fish and the bunnies of benchmarks/bench_points.py."""
 AFFINE_WIDE = 4.0
 """σ that an affine map starts with at least where it follows a similarity, which can be far off, in spacings of the points."""
 RELAXED = 1.5
@@ -64,7 +64,7 @@ def anneal(kind: str, p: Floats, q: Floats, start: State, narrowest: float, step
         p: moving ``[N, D]``.
         q: fixed ``[M, D]``.
         start: with the widest scale.
-        narrowest: smallest scale, in the same length.
+        narrowest: smallest scale σ, in fixed pixels.
     """
     volume = float(np.prod(np.ptp(q, axis=0)))
     now, best = start, start
