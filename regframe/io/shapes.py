@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import torch
 
-from ..maps.shapes import Shapes, _Filler
+from ..maps.shapes import Filler, Shapes
 from .tables import replace_file
 
 
@@ -49,7 +49,7 @@ def write_shapes(
     if not bool(torch.isfinite(shapes.coords).all()):
         raise ValueError(f"wanted finite vertices to write {path.name!r}, got NaN or inf")
     try:
-        data = b"".join(_pieces(_Filler(shapes, pixel_origin), shapes.document)) + b"\n"
+        data = b"".join(_pieces(Filler(shapes, pixel_origin), shapes.document)) + b"\n"
     except RecursionError as error:
         raise ValueError(f"wanted members that can be written as JSON, got {shapes.name!r} nested too deep") from error
     replace_file(path, gzip.compress(data, mtime=0) if path.suffix.lower() == ".gz" else data)
@@ -76,7 +76,7 @@ def _parse(path: Path, max_bytes: int) -> Any:
     )
 
 
-def _pieces(filler: _Filler, node: Any) -> Iterator[bytes]:
+def _pieces(filler: Filler, node: Any) -> Iterator[bytes]:
     """The document as JSON, feature by feature, so that only one is in memory with all its lists."""
     if isinstance(node, list):
         yield from _listed(map(filler.feature, node))

@@ -17,7 +17,7 @@ from .pairs import APART, Pictures, Work, ncc_of
 from .posegraph import GUIDE, Floats, carry, rms
 
 HALF = 0.5
-"""Share of its neighbours' tissue below which a section is said to be incomplete."""
+"""Share of the median tissue area of the sections around it below which a section is said to be incomplete."""
 
 
 class Judge:
