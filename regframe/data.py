@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 AXES: dict[int, tuple[str, ...]] = {2: ("y", "x"), 3: ("z", "y", "x")}
+"""Order of the components of a position and of the axes of an array, by their number."""
 
 UNITS: dict[str, float] = {"nm": 1e-9, "µm": 1e-6, "mm": 1e-3, "cm": 1e-2, "m": 1.0}
 """Length units in metres; ``"px"`` is the unit of data that declare none."""
@@ -162,11 +163,26 @@ class Grid:
         return ((index >= -0.5) & (index <= shape - 0.5)).all(dim=-1)
 
     def resampled(self, spacing: float | Sequence[float]) -> Grid:
-        """The grid of about the same extent with another spacing, its outer pixel edges at the same lower corner."""
+        """The grid with another spacing over the extent, up to half a pixel; its outer pixel edges keep their lower corner."""
         target = tuple(spacing) if isinstance(spacing, Sequence) else (float(spacing),) * self.ndim
         shape = tuple(max(1, round(e / s)) for e, s in zip(self.extent, target, strict=True))
         origin = tuple(o - s / 2 + t / 2 for o, s, t in zip(self.origin, self.spacing, target, strict=True))
         return Grid(shape, target, origin, self.unit)
+
+    def in_blocks(self, factor: Sequence[int], within: Sequence[float]) -> Grid:
+        """The grid of blocks of ``factor`` pixels per axis, counted from the first pixel; the last block may have fewer.
+
+        Args:
+            factor: pixels of a block, per axis.
+            within: where in a block its position is, in pixels from its first pixel's centre: half of ``factor - 1`` for the
+                mean of a block, 0 for its first pixel.
+        """
+        return Grid(
+            tuple(-(-n // f) for n, f in zip(self.shape, factor, strict=True)),
+            tuple(s * f for s, f in zip(self.spacing, factor, strict=True)),
+            tuple(o + s * w for o, s, w in zip(self.origin, self.spacing, within, strict=True)),
+            self.unit,
+        )
 
     def to_unit(self, unit: str) -> Grid:
         """The same grid in another length unit; ValueError where the two cannot be converted (pixels and a length)."""
@@ -291,7 +307,7 @@ class Level:
     """One resolution of a `Pyramid`, whose pixels stay on the disk until a region is read.
 
     Args:
-        grid: where its pixels are, in the same physical space as every other level.
+        grid: where its pixels are, in the one physical space of all levels.
         chunk: pixels per axis ``(c, *S)`` that are decoded together: reads along its borders cost least.
         read: pixels of a region, given as one slice per spatial axis with explicit, non-negative start and stop inside
             the grid and no step, ``[C, *region]`` in the pyramid's dtype. Safe to call from several threads and
@@ -309,7 +325,7 @@ class Pyramid:
 
     Args:
         levels: finest first.
-        dtype: of the pixels, the same at every level.
+        dtype: of the pixels of every level.
         channels: one name per channel.
         colors: one ``RRGGBB`` per channel, or none.
         labels: True where values are ids, which are never averaged.

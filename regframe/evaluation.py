@@ -32,10 +32,11 @@ class CarriedPoints(NamedTuple):
     """Points in their destination, and how far each may be trusted there.
 
     Args:
-        points: same order and table, in the unit of the destination.
+        points: in their order and with their table, in the unit of the destination.
         match_probability: how likely a position shows tissue that both sides have, ``[N]`` in 0 … 1; NaN off the fixed canvas,
             or where the result has no weights.
-        position_sd: how far off it may be, standard deviation per axis ``[N]`` in the unit of the destination; NaN likewise.
+        position_sd: how far off it may be, standard deviation per axis ``[N]`` in the unit of the destination; NaN off the fixed
+            canvas, or where the result has none.
         in_canvas: whether it lies on the canvas of the destination, ``[N]`` bool.
     """
 
@@ -72,7 +73,7 @@ def carry_points(result: Result, points: PointSet, to: Literal["fixed", "moving"
 
 
 def labels_at(labels: Image, points: PointSet) -> Tensor:
-    """The id ``[N]`` of a label image or volume at each point: that of the nearest pixel, 0 where there is none.
+    """The id ``[N]`` of a label image or volume at each point: that of the nearest pixel, 0 off the image.
 
     Raises ValueError for an image that is not one of labels, and for points of another unit or dimension.
     """
@@ -92,7 +93,10 @@ def match_probability(result: Result, coords: Tensor) -> Tensor:
 
 
 def position_sd(result: Result, coords: Tensor, to: str) -> Tensor:
-    """Standard deviation per axis ``[N]`` at fixed-space positions ``[N, D]``, in the unit of the side ``to``; NaN as above."""
+    """How far off the map may be at fixed-space positions ``[N, D]``: standard deviation per axis ``[N]``.
+
+    In the unit of the side ``to``; NaN outside the fixed canvas, or where the result has none.
+    """
     sd = _at(result.position_sd, result, coords)
     if to == "moving":
         ndim = result.affine.ndim
@@ -141,7 +145,7 @@ def evaluate(result: Result, fixed: PointSet | Tensor, moving: PointSet | Tensor
 
     Returns:
         ``n``; ``unit``; ``tre`` (in ``unit``) and ``tre_px`` (in moving pixels), each with mean, median, p90 and max;
-        ``rtre_median``, the median over the moving image's diagonal; ``before``, the same for the identity map, or None
+        ``rtre_median``, the median over the moving image's diagonal; ``before``, these figures for the identity map, or None
         where the two units cannot be compared.
 
     Raises:
@@ -193,6 +197,7 @@ def _is_foreign(column: Sequence[Any], name: str) -> bool:
 
 
 def _is_number(value: str, most: float) -> bool:
+    """Whether a cell holds a number from 0 to ``most``."""
     try:
         return 0 <= float(value) <= most
     except ValueError:

@@ -6,7 +6,7 @@ Two parts, described for readers in ``docs/format.md``:
   between them, as an affine matrix or a bijection of affine and displacement fields, in physical units, components in
   ``(y, x)`` order;
 * our own group ``regframe/``: the velocity as optimised, grids, weights, settings, figures and versions, from which
-  `load` rebuilds the same result to the last bit.
+  `load` rebuilds the result to the last bit.
 
 Nothing read from a store is trusted: every declared shape, number, codec and path is checked before it is used.
 """

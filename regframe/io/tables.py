@@ -34,15 +34,19 @@ _STYLES = (
 """Spellings of a position column; ``{}`` is the axis."""
 
 _SPECIAL = {"pxl_row_in_fullres": ("pxl", "y", "px"), "pxl_col_in_fullres": ("pxl", "x", "px")}
+"""Position columns of a Visium table by their names: spelling, axis, unit."""
 
 _IDS = ("id", "index", "name", "landmark", "landmark_id", "point_id", "cell_id", "barcode", "unnamed:_0")
+"""Names, in lower case, of a column that rows are joined on; the last is what pandas calls an index without a name."""
 
 _VISIUM = ("barcode", "in_tissue", "array_row", "array_col", "pxl_row_in_fullres", "pxl_col_in_fullres")
+"""Columns of a Visium ``tissue_positions_list.csv``, which has no header."""
 
 _UNITS = r"px|pixels?|um|µm|μm|microns?|nm|mm|cm"
 _UNIT_SUFFIX = re.compile(rf"^(?P<base>.+?)(?:_(?P<plain>{_UNITS})|_?[\[(](?P<bracketed>{_UNITS})[\])])?$")
 
-_SHOWN = 12  # names or lines listed in a message before it says how many more there are
+_SHOWN = 12
+"""Names or lines listed in a message before it says how many more there are."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,7 @@ class PointTable:
 
     Args:
         path: where it came from.
-        columns: cells by column name, in the file's order, each column of the same length.
+        columns: cells by column name, in the file's order; all columns are of one length.
         lines: line of the file each row ends on, counting from 1.
         header: False where the file names no columns and the names are made up.
     """

@@ -3,7 +3,7 @@
 Direction is defined here once. A `Transform` maps a *position of its source space* to a *position of its target
 space* (``points``). A registration's map ``Φ = A φ₁`` has the moving space as source and the fixed space as target. An
 image of the source space is carried to the target space by pull-back: its value at a target position ``y`` is the
-source image at ``transform.inverse().points(y)``. There is no third way to use a map, and no flag for its direction.
+source image at ``transform.inverse().points(y)``. Nothing else is ever done with a map, and no flag turns its direction.
 """
 
 from __future__ import annotations

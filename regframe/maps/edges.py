@@ -17,8 +17,9 @@ from .flow import Flow
 from .shapes import _CHUNK, MAX_VERTICES, POINTS, RING, Shapes, _Rounder, _runs
 
 TOLERANCE = 0.1
-"""Default of how far a straight edge may lie from the mapped one, in pixels of the destination."""
-_ROUNDS = 24  # an interval is halved at most so often
+"""How far a straight edge may lie from the mapped one, in pixels of the destination, unless told otherwise: too little to see."""
+_ROUNDS = 24
+"""Times that an interval of an edge is halved at most: one of a thousand pixels is then far below a thousandth of one."""
 
 
 def move_shapes(
@@ -79,8 +80,10 @@ class _Edges(NamedTuple):
 
 
 def _step(transform: Transform, shapes: Shapes) -> float | None:
-    """How far apart, in the source space, positions along an edge are looked at first: a quarter of the distance of the
-    nodes that bend the map, so that none lies unseen in between; None for a map that bends nowhere."""
+    """Distance of the first positions that are looked at along an edge, in the source unit; None for a map that bends nowhere.
+
+    A quarter of the distance of the nodes that bend the map, so that no node lies unseen between two positions.
+    """
     step, scale = math.inf, 1.0
     for part in transform.parts():
         if isinstance(part, Affine):
@@ -96,6 +99,7 @@ def _step(transform: Transform, shapes: Shapes) -> float | None:
 def _densified(
     shapes: Shapes, moved: Shapes, transform: Transform, step: float, tolerance: float, max_vertices: int
 ) -> Shapes:
+    """``moved`` with the vertices that its edges need to follow the map within ``tolerance``, in the target unit."""
     n = shapes.offsets.diff()
     path = torch.repeat_interleave(torch.arange(len(n)), n)  # [N]
     edges = torch.nonzero((path[1:] == path[:-1]) & (shapes.kinds[path[:-1]] != POINTS))[:, 0]  # begin at vertex …

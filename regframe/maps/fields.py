@@ -24,26 +24,34 @@ from .displacement import Displacement
 from .flow import Flow
 
 MAX_NODES = 1 << 22
-"""Nodes of a single field at most, and of the fields of one direction that are stored, whatever their error."""
+"""Nodes of a single field at most, and of the stored fields of one direction, whatever their error: 32 MB in 2D."""
 
 MAX_FIELDS = 48
-"""Fields of one map at most that is written or read as a chain of them."""
+"""Fields that one map is written or read as, at most: every program applies them one by one."""
 
-_TEST_POSITIONS = 1 << 16  # where the interpolation error is measured
-_SAFETY = 0.8  # the worst error lies between test positions, so a little less than the tolerance is asked of them
-_BLOCK = 1 << 18  # positions mapped at once
-_SMALL = 1 << 20  # nodes up to which one field is preferred to several
-_REFINED = (1, 2, 3, 4, 6, 8, 12, 16, 20, 24, 32)  # nodes per node of the bend that are tried
-_FIRST = 4  # of them, the finest to begin with
-_ROUNDED = 12  # from here on kinks are rounded off over half a node only, which leaves less of them to the second field
-_ORDER = 1.7  # of the error in the spacing, as measured; kinks go with the first power, curvature with the second
+_TEST_POSITIONS = 1 << 16
+"""Random positions at which the interpolation error is measured."""
+_SAFETY = 0.8
+"""Share of the tolerance that is asked for at the test positions, since the worst error lies between them."""
+_BLOCK = 1 << 18
+"""Positions carried at once: 4 to 6 MB of coordinates."""
+_SMALL = 1 << 20
+"""Nodes up to which one field is preferred to several, which every reader must apply one by one."""
+_REFINED = (1, 2, 3, 4, 6, 8, 12, 16, 20, 24, 32)
+"""Nodes of a field per node of the bend, along each axis, that are tried."""
+_FIRST = 4
+"""Finest of `_REFINED` to begin with: most maps need no finer one."""
+_ROUNDED = 12
+"""Of `_REFINED`, from which on kinks are rounded off over half a node only, which leaves less of them to the second field."""
+_ORDER = 1.7
+"""Power of the spacing with which the error falls, as measured; kinks alone go with the first, curvature with the second."""
 
 
 class Chain(NamedTuple):
     """Fields one after the other, the first applied first.
 
     Args:
-        fields: those that are the same are one object.
+        fields: a field that is applied several times is one object.
         max_error: largest distance to the exact map at the test positions, in pixels.
         mean_error: the mean of that distance.
     """
@@ -104,7 +112,8 @@ def chain_of(
 def plain_steps(bend: Flow | Displacement) -> list[Displacement]:
     """What ``bend`` does to positions as fields, exactly, first applied first; none where it solves for them.
 
-    Around each is a node of zeros, to which it fades: what is left unsaid for one of ours. The same steps are one object.
+    A `Displacement` fades to zero over one cell beyond its nodes; other programs end it there, so a rim of zeros is added to
+    each. A step that is taken several times is one object.
     """
     solves = not bend.reverse if isinstance(bend, Flow) else bend.inverted
     steps = _steps(bend)
@@ -124,12 +133,13 @@ def _steps(bend: Flow | Displacement) -> list[Displacement]:
 
 
 def _each(function: Callable[[Displacement], Displacement], fields: Sequence[Displacement]) -> list[Displacement]:
-    """``function`` of every field, once for those that are the same."""
+    """``function`` of every field, called once for a field that occurs several times."""
     done = {id(field): function(field) for field in {id(f): f for f in fields}.values()}
     return [done[id(field)] for field in fields]
 
 
 def _zero_rim(step: Displacement) -> Displacement:
+    """``step`` with one more node of zeros on every side."""
     grid = step.grid
     padded = torch.nn.functional.pad(step.field, (1, 1) * grid.ndim)
     origin = tuple(o - s for o, s in zip(grid.origin, grid.spacing, strict=True))
@@ -255,7 +265,7 @@ def _undone(
 ) -> Chain | None:
     """The steps that ``bend`` undoes, each by two fields; None where there are too many of them.
 
-    All have the same spacing, the coarsest that ``tolerance`` and ``max_nodes`` allow.
+    All fields have one spacing, the coarsest that ``tolerance`` and ``max_nodes`` allow.
     """
     steps = _steps(bend)
     different = list({id(step): step for step in steps}.values())

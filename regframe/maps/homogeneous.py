@@ -1,4 +1,4 @@
-"""Arithmetic of homogeneous matrices ``[D+1, D+1]`` in a fixed order of operations, so that it rounds the same every time.
+"""Arithmetic of homogeneous matrices ``[D+1, D+1]`` in a fixed order of operations, so that it always rounds alike.
 
 A BLAS may pick another order of summation for another memory alignment; for matrices this small that costs the last bits
 and gains nothing. Everything here is differentiable.

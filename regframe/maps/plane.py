@@ -20,7 +20,10 @@ def lift(image: Image) -> Image:
 
 
 def nearest(codes: Tensor, grid: Grid, at: Tensor, beyond: int = 0) -> Tensor:
-    """Values ``[...]`` of the nearest voxels of ``codes`` ``[*S]`` at positions ``[..., D]``, ``beyond`` where there is none."""
+    """Values ``[...]`` of the voxels of ``codes`` ``[*S]`` nearest to positions ``[..., D]``; ``beyond`` off the volume.
+
+    ``grid`` says where the voxels are, in the unit of the positions.
+    """
     origin, spacing = (at.new_tensor(v) for v in (grid.origin, grid.spacing))
     place, shape = ((at - origin) / spacing).round().to(torch.int64), torch.tensor(codes.shape)
     inside = ((place >= 0) & (place < shape)).all(dim=-1)

@@ -1,4 +1,4 @@
-"""Images pulled through a map, whole or tile by tile with the same pixels, and points moved by it."""
+"""Images pulled through a map, as a whole or tile by tile, which gives equal pixels; points moved by it."""
 
 from __future__ import annotations
 
@@ -128,7 +128,10 @@ def resample_part(
 
 
 def move_points(points: PointSet, transform: Transform) -> PointSet:
-    """``points`` carried by ``transform``, same order, table untouched, now in the target's unit."""
+    """``points`` carried by ``transform``, in their order, with their table as it was, now in the target's unit.
+
+    Raises ValueError for points of another dimension or unit than the map's source.
+    """
     if points.ndim != transform.ndim:
         raise ValueError(
             f"wanted points of {transform.ndim} components for this map, got {points.ndim} ({', '.join(points.axes)}); "
@@ -190,8 +193,10 @@ _Fused = tuple[Tensor, Flow | None, Tensor | None]
 
 
 def _fusible(pull: Transform) -> _Fused | None:
-    """``pull`` as `ops.warp_crop` fuses it, else None: an affine matrix, then a reversed flow, if any; or an affine matrix, a
-    flow that is not reversed, and the affine matrix after it."""
+    """``pull`` as one call of `ops.warp_crop`, or None where it is not of the two kinds that this op takes.
+
+    They are an affine map, followed by a reversed flow or none; and an affine map, a flow that is not reversed, an affine map.
+    """
     before = after = torch.eye(pull.ndim + 1, dtype=torch.float64)
     flow: Flow | None = None
     for part in pull.parts():

@@ -24,21 +24,25 @@ from torch import Tensor
 from ..data import Grid, canonical_unit, unit_ratio
 
 MAX_VERTICES = 50_000_000
-"""Default limit of vertices, and of positions looked at along edges."""
+"""Vertices that may come out, and positions looked at along edges, unless told otherwise: about 1 GB of coordinates."""
 
 POINTS, LINE, RING = 0, 1, 2
+"""What a path of `Shapes.kinds` is: points by themselves, a line, a ring."""
 
 _PATHS = {"Point": 0, "MultiPoint": 1, "LineString": 1, "MultiLineString": 2, "Polygon": 2, "MultiPolygon": 3}
-"""How deep the positions of a geometry lie in lists."""
+"""How many lists the positions of a geometry lie in, by its type (RFC 7946)."""
 
 _KINDS = {"Point": POINTS, "MultiPoint": POINTS, "LineString": LINE, "MultiLineString": LINE}
 
 _GEOMETRIES = ("geometry", "nucleusGeometry")
 """Members of a Feature that are geometries; the second is QuPath's, of cells."""
 
-_DEPTH = 32  # of collections within collections
-_CHUNK = 1 << 20  # positions along edges looked at together
-_PAIRS = 20_000_000  # pairs of edges of one ring that are compared to see whether it crosses itself
+_DEPTH = 32
+"""Collections within collections at most; GeoJSON advises against any, and deeper ones would exhaust Python's stack."""
+_CHUNK = 1 << 20
+"""Positions along edges that are carried together: 16 MB of coordinates."""
+_PAIRS = 20_000_000
+"""Pairs of edges of one ring that are compared to see whether it crosses itself, at most: seconds."""
 
 
 @dataclass(frozen=True)
@@ -318,7 +322,12 @@ class _Reader(_Walk):
 
 
 class Filler(_Walk):
-    """Puts the vertices back where the numbers of their paths are, and computes every ``bbox`` there is again."""
+    """Puts the vertices of shapes back into their document, in the place of their paths' numbers; computes every ``bbox`` anew.
+
+    Args:
+        shapes: what is written.
+        pixel_origin: where coordinates in pixels count from: ``corner`` or ``center`` of the first pixel.
+    """
 
     def __init__(self, shapes: Shapes, pixel_origin: str) -> None:
         super().__init__()
@@ -328,16 +337,15 @@ class Filler(_Walk):
         self.extra = shapes.extra
 
     def change(self, node: dict[str, Any]) -> dict[str, Any]:
-        """The geometry with its vertices in it again."""
-        positions = self.nested(node["coordinates"])
+        """A geometry with its positions in the place of the numbers of paths."""
+        positions = self._nested(node["coordinates"])
         if node["type"] == "Point":
             positions = positions[0] if positions else []
         return {**node, "coordinates": positions}
 
-    def nested(self, paths: Any) -> list[Any]:
-        """Lists of positions ``[x, y]`` in the place of path numbers."""
+    def _nested(self, paths: Any) -> list[Any]:
         if isinstance(paths, list):
-            return [self.nested(item) for item in paths]
+            return [self._nested(item) for item in paths]
         start, stop = self.offsets[paths], self.offsets[paths + 1]
         positions: list[Any] = self.xy[start:stop].tolist()
         if self.extra:
@@ -345,7 +353,7 @@ class Filler(_Walk):
         return positions
 
     def box(self, node: dict[str, Any]) -> dict[str, Any]:
-        """The node with its ``bbox`` computed again, where it has one."""
+        """A node whose ``bbox``, where it has one, is that of its positions now."""
         old = node.get("bbox")
         if not isinstance(old, list) or len(old) not in (4, 6):
             return node

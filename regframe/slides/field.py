@@ -26,15 +26,15 @@ from ..maps.sequence import Sequence
 
 Array = NDArray[np.float64]
 LENGTHS = (1.5, 3.0, 6.0, 12.0, 24.0, 48.0)
-"""Correlation lengths of the field that are tried, in distances of windows."""
+"""Correlation lengths of the field that are tried, in distances of two windows: hardly smooth to nearly affine."""
 DEVIATIONS = (1.0, 4.0, 16.0)
-"""Prior deviations of the field that are tried, in those of half of the windows."""
+"""Prior standard deviations of the field that are tried, over the robust deviation of what the windows measured."""
 FOLDS = 6
-"""Parts of the windows that are foretold, in turn, by the rest."""
+"""Parts that the windows are divided into: two of them are foretold, each by all others."""
 NODES = 3
-"""Nodes per correlation length."""
+"""Nodes per correlation length, along each axis: the field is linear between two of them."""
 MOST_NODES = 60_000
-"""Nodes at most; longer correlations are tried alone where more were needed."""
+"""Nodes of the field at most, to bound the time of a factorisation; correlation lengths that need more are left out."""
 STEEP = 0.3
 """Largest change of the field from node to node over their distance: every step stays invertible (1/2 is the limit)."""
 FREEDOM = 4.0
@@ -73,7 +73,7 @@ def joined(transform: Transform, field: Field) -> Transform:
     n, slices = base.n_steps or 1, base.velocity.shape[0]
     each = n // slices  # steps of a slice
     steps = n + each
-    share = steps / n  # the same displacement in a step that now is shorter
+    share = steps / n  # a step is shorter now, so that a larger velocity makes its displacement
     values = field.values
     for _ in range(3 if each > 1 else 0):  # of several short steps, that end where the field says
         flow = Flow((-values)[None].to(torch.float32), field.grid, each, reverse=True)
@@ -194,11 +194,11 @@ class Process:
     that windows which were found in a wrong place do not count (Lange, Little & Taylor 1989).
 
     Args:
-        head: of the map, for where its nodes are.
-        low: of the box that nodes cover.
-        high: likewise.
-        unit: of it.
-        floor: noise that a window has at least.
+        head: what comes before the last affine maps of the map that is refined: nodes divide those of its flow.
+        low: lower corner ``[D]`` of the box that nodes cover.
+        high: upper corner ``[D]`` of the box.
+        unit: of box and displacements.
+        floor: standard deviation, in ``unit``, by which a window is off at least.
     """
 
     def __init__(self, head: tuple[Transform, ...], low: Array, high: Array, unit: str, floor: float) -> None:
@@ -278,6 +278,7 @@ def _spread(d: Array) -> float:
 
 
 def _steepest(field: Field) -> float:
+    """Largest change of a component of the field between neighbouring nodes over their distance."""
     changes: list[float] = [
         float(field.values.diff(dim=1 + d).abs().amax()) / s for d, s in enumerate(field.grid.spacing)
     ]

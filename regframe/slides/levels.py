@@ -1,10 +1,4 @@
-"""Large images carried by a map, shard by shard, from one lazy pyramid to another; never the whole in memory.
-
-A shard is the unit of everything: it is one task, reads the chunks its source box touches, is written once, by one worker,
-together with its share of the coarser levels, and is then marked as done. What is not finished lies in ``NAME.partial``
-beside the output; the same call finds it there and goes on with the first shard that is missing. Pixels do not depend on
-how the output is cut, on the number of workers or on where a run was interrupted: they are those of `regframe.resample`.
-"""
+"""Which level of a pyramid is registered, and how it is read: averaged where it is too large, never all of it in memory."""
 
 from __future__ import annotations
 
@@ -27,11 +21,11 @@ def pyramid_of(image: Image) -> Pyramid:
 _Array = np.ndarray[Any, Any]
 
 ENOUGH = 1_500_000
-"""Pixels that a registration makes use of: the solver halves what is larger (``Config.pyramid.max_pixels``)."""
+"""Pixels that a registration makes use of: the solver halves what is larger (``Config.pyramid.max_pixels``, of this value)."""
 WHOLE = {2: 1 << 23, 3: 1 << 25}
-"""Most pixels of an image and of a volume that are read as they are."""
+"""Pixels of an image and of a volume, by their axes, up to which a level is read as it is: 8 and 32 million."""
 _STRIP = 8 << 20
-"""Bytes that are read at once where blocks are averaged, about; more where one row of chunks is larger."""
+"""Bytes that are read at once where blocks are averaged: about 8 MiB, or one row of chunks where that is more."""
 
 
 def choose_level(pyramid: Pyramid) -> tuple[int, tuple[int, ...]]:
@@ -72,10 +66,7 @@ def read_level(pyramid: Pyramid, level: int, factor: tuple[int, ...]) -> Image:
         for left, right, across in _columns(grid, chosen.chunk, factor, row, stop - start):
             region = (slice(start, stop), *(slice(0, n) for n in grid.shape[1:-1]), slice(left, right))
             out[:, at, ..., across] = _averaged(chosen.read(region), factor, pyramid.labels)
-    spacing = tuple(s * f for s, f in zip(grid.spacing, factor, strict=True))
-    offset = [f // 2 if pyramid.labels else (f - 1) / 2 for f in factor]
-    origin = tuple(o + s * m for o, s, m in zip(grid.origin, grid.spacing, offset, strict=True))
-    placed = Grid(shape, spacing, origin, grid.unit)
+    placed = grid.in_blocks(factor, [f // 2 if pyramid.labels else (f - 1) / 2 for f in factor])
     return Image(torch.from_numpy(out), placed, pyramid.channels, labels=pyramid.labels, name=pyramid.name)
 
 

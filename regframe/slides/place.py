@@ -16,9 +16,14 @@ from ..maps.base import Transform
 from ..maps.bends import carried_length
 from ..result import Result
 
-_OUTLINE = 512  # positions per edge of a canvas that is carried by a map
-_SNAP = 0.1  # how far a pixel size may be from the other side's, times a power of two, to be taken for it
-_RATIO = 0.02  # how far two extents may differ before they are not taken for the same field
+_OUTLINE = 512
+"""Positions along an edge of a 2D canvas whose bounding box is carried by a map: a bend moves little between two of them."""
+_OUTLINE_3D = 32
+"""Positions along an edge of a volume, whose outline is its faces."""
+_SNAP = 0.1
+"""Relative difference of a pixel size from the destination's times a power of two up to which it is taken to be that."""
+_RATIO = 0.02
+"""Relative difference of two extents up to which both are taken for one field: a level of a pyramid loses up to a pixel."""
 Canvas = Literal["fixed", "moving", "union"]
 
 
@@ -102,7 +107,7 @@ def _spacing_of(grid: Grid, transform: Transform, own: Grid) -> float:
 def _outline(grid: Grid) -> torch.Tensor:
     """Positions along the outer pixel edges of a 2D grid, of all corners and edges of a 3D one, ``[N, D]``."""
     low = [o - s / 2 for o, s in zip(grid.origin, grid.spacing, strict=True)]
-    steps = _OUTLINE if grid.ndim == 2 else 32
+    steps = _OUTLINE if grid.ndim == 2 else _OUTLINE_3D
     lines = [torch.linspace(a, a + e, steps + 1, dtype=torch.float64) for a, e in zip(low, grid.extent, strict=True)]
     found = []
     for d in range(grid.ndim):
@@ -133,8 +138,8 @@ def place_pyramid(pyramid: Pyramid, side: Grid, spacing: float | None = None) ->
 def place(grid: Grid, side: Grid, spacing: float | None) -> Grid:
     """Where an image's pixels lie in the space of ``side``, in its unit.
 
-    With ``spacing`` (in the side's unit) its outer edges are put on the side's lower edges. Without it the same number
-    of pixels is the side's own grid, and another number needs a spacing of its own that makes it the same field.
+    With ``spacing`` (in the side's unit) its outer edges are put on the side's lower edges. Without it an image of as many
+    pixels as the side is on the side's own grid, and another one needs a spacing of its own by which it covers that field.
     Raises ValueError where none of this tells where it lies.
     """
     if grid.ndim != side.ndim:

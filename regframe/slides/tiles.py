@@ -1,4 +1,4 @@
-"""What one tile of a large image needs: the source box of a map, the chunks in it, the level to read, the halved pixels.
+"""What one tile of a large image needs: the level to read, the box that a map reads, the chunks in it, the halved pixels.
 
 Nothing here depends on how the target is cut: a pixel comes out as `regframe.resample` of the whole image gives it.
 """
@@ -27,22 +27,25 @@ Array = NDArray[Any]
 _Slices = tuple[slice, ...]
 
 _SPLIT = 8
-"""Boxes per axis that a tile is looked at in: the fewer pixels a box has, the tighter its bounds."""
+"""Boxes per axis that a tile is bounded in: smaller boxes have tighter bounds, and 64 cost far less than one chunk to decode."""
 _MARGIN = 2
 """Pixels around the exact bounds: one for the interpolation, one for rounding."""
 _BAND = 1 << 26
-"""Bytes of a finer level that are averaged at once."""
+"""Bytes of a finer level, as float64, that are averaged at once: bounds what a worker needs."""
 _TOLERANCE = 1.01
-"""How much finer than wanted a level may be called and still count as just that."""
+"""Ratio of two pixel sizes up to which they count as equal: what a file states is rounded."""
 
 
 def needed(pyramid: Pyramid, pull: Transform, spacing: tuple[float, ...]) -> float:
-    """How far apart the pixels of a target of ``spacing`` lie in the image, in pixels of its finest level."""
+    """How far apart the pixels of a target lie in the image, in pixels of the image's finest level.
+
+    ``pull`` takes target positions to the image's, ``spacing`` is that of the target, in its unit.
+    """
     return carried_length(math.prod(spacing) ** (1 / len(spacing)), pull) / pyramid.grid.pixel
 
 
 def choose(pyramid: Pyramid, step: float) -> Level:
-    """The coarsest level that is not coarser than ``step`` pixels of the finest; averaged where it is two times finer still."""
+    """The coarsest level whose pixels are at most ``step`` pixels of the finest; averaged where they are half of that or less."""
     relative = [level.grid.pixel / pyramid.grid.pixel for level in pyramid.levels]
     fitting = [i for i, size in enumerate(relative) if size <= step * _TOLERANCE]
     index = max(fitting, key=lambda i: relative[i]) if fitting else 0
@@ -55,14 +58,8 @@ def averaged(level: Level, factor: int, labels: bool = False) -> Level:
 
     Blocks are counted from the first pixel of the whole; the last of an axis may be smaller.
     """
-    grid = level.grid
-    shift = 0.0 if labels else (factor - 1) / 2
-    coarse = Grid(
-        tuple(-(-n // factor) for n in grid.shape),
-        tuple(s * factor for s in grid.spacing),
-        tuple(o + s * shift for o, s in zip(grid.origin, grid.spacing, strict=True)),
-        grid.unit,
-    )
+    ndim = level.grid.ndim
+    coarse = level.grid.in_blocks((factor,) * ndim, (0.0 if labels else (factor - 1) / 2,) * ndim)
     chunk = (level.chunk[0], *(max(1, n // factor) for n in level.chunk[1:]))
     return Level(coarse, chunk, functools.partial(_read_averaged, level, factor, labels))
 
@@ -81,6 +78,10 @@ def _read_averaged(level: Level, factor: int, labels: bool, region: _Slices) -> 
 
 
 def _block_mean(pixels: Array, factor: int, labels: bool) -> Array:
+    """Means of blocks of ``[C, *S]``, axis by axis in float64, so that they do not depend on which bands are read at once.
+
+    Rounded to even where pixels are whole numbers. What is registered is averaged by `regframe.slides.levels`, with exact sums.
+    """
     if labels:
         return pixels[(slice(None), *(slice(None, None, factor),) * (pixels.ndim - 1))]
     out = pixels.astype(np.float64)
@@ -97,9 +98,10 @@ def _block_mean(pixels: Array, factor: int, labels: bool) -> Array:
 
 
 def source_boxes(pull: Transform, grid: Grid, region: _Slices, source: Grid) -> NDArray[np.int64]:
-    """Where the pixels of parts of ``region`` of ``grid`` may land in ``source``: ``[N, 2, D]``, first and last index.
+    """Where the pixels of ``region`` of ``grid`` land in ``source``: boxes ``[N, 2, D]`` of first and last index, together.
 
-    Safe bounds by interval arithmetic over the map's nodes, `_MARGIN` pixels included, not yet cut to the source.
+    Each box is that of one part of the region, by interval arithmetic over the map's nodes, with `_MARGIN` pixels around it.
+    Boxes may reach beyond the source.
     """
     edges = [
         np.unique(np.linspace(r.start, r.stop, min(_SPLIT, r.stop - r.start) + 1).astype(np.int64)) for r in region
@@ -277,13 +279,7 @@ def _writeable(pixels: Array) -> Array:
 
 def halved_grid(grid: Grid, labels: bool) -> Grid:
     """The grid of what `halved` makes of pixels on ``grid``."""
-    shift = 0.0 if labels else 0.5
-    return Grid(
-        tuple((n + 1) // 2 for n in grid.shape),
-        tuple(s * 2 for s in grid.spacing),
-        tuple(o + s * shift if n > 1 else o for o, s, n in zip(grid.origin, grid.spacing, grid.shape, strict=True)),
-        grid.unit,
-    )
+    return grid.in_blocks((2,) * grid.ndim, [0.0 if labels or n == 1 else 0.5 for n in grid.shape])
 
 
 def halved(pixels: Array, labels: bool) -> Array:

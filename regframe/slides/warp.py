@@ -2,7 +2,7 @@
 
 A shard is the unit of everything: it is one task, reads the chunks its source box touches, is written once, by one worker,
 together with its share of the coarser levels, and is then marked as done. What is not finished lies in ``NAME.partial``
-beside the output; the same call finds it there and goes on with the first shard that is missing. Pixels do not depend on
+beside the output; a second call finds it there and goes on with the first shard that is missing. Pixels do not depend on
 how the output is cut, on the number of workers or on where a run was interrupted: they are those of `regframe.resample`.
 """
 
@@ -128,7 +128,7 @@ def warp_slide(
         ValueError: for what does not fit together, a damaged image, or an unfinished output of other inputs.
         FileExistsError: the output exists.
         BlockingIOError: another process is writing the same output.
-        OSError: the output cannot be written; what was done stays and the same call goes on from there.
+        OSError: the output cannot be written; what was done stays, and a second call goes on from there.
     """
     plan = SlideWarp(pyramid, transform, grid, Path(path), options or SlideOptions())
     return plan.write(workers, overwrite, progress)
@@ -187,7 +187,7 @@ class SlideWarp:
         if self._tiff and self.dtype.newbyteorder("=") not in [np.dtype(t) for t in DTYPES]:
             raise ValueError(f"wanted pixels of at most 32 bits for OME-TIFF, got {self.dtype}; write .zarr instead")
 
-    # ---- what there is to do ----------------------------------------------------------------------------------------
+    # ---- what is to be done -----------------------------------------------------------------------------------------
 
     @property
     def partial(self) -> Path:
@@ -294,7 +294,7 @@ class SlideWarp:
 
     @contextlib.contextmanager
     def started(self, overwrite: bool = False) -> Iterator[SlideWarp]:
-        """Open the output for writing, new or where an earlier run of the same left it, and keep other processes out."""
+        """Open the output for writing, new or where an earlier run of this plan left it, and keep other processes out."""
         if not overwrite and (self.path.exists() or self.path.is_symlink()):
             raise FileExistsError(f"output {self.path} exists; choose another name, or pass --overwrite to replace it")
         if self.path.is_dir() and not _is_store(self.path):

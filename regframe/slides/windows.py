@@ -22,15 +22,16 @@ from . import tiles
 from .field import Array
 
 WINDOW = 128
-"""Pixels along the sides of a window that is looked for."""
+"""Pixels of the level along the sides of a window that is looked for."""
 SEARCH = 24
-"""Pixels around its place in which a window is looked for."""
+"""Pixels of the level to every side of its place within which a window is looked for."""
 BAND = 33
 """Pixels along the sides of the boxes whose mean is taken away from a window that is looked for: shading tells nothing."""
 FINE = 9
-"""The same of the windows that judge: fine structure alone, as in `likeness.shared_structure`."""
+"""Pixels along the sides of the boxes whose mean is taken away from a window that judges: fine structure alone is left."""
 PEAK = 6.0
-"""Standard deviations above the other places in its search range from which a window counts as found."""
+"""Standard deviations above the other places in its search range from which a window counts as found: of the 2400 places of a
+search range chance puts the highest at 3.5."""
 
 
 @dataclass(frozen=True)

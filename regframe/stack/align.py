@@ -89,7 +89,7 @@ class Stack:
         )
 
     def volume(self, images: Sequence[Image]) -> Image:
-        """The sections ``images`` as one volume ``[C, Z, Y, X]``, in their dtype; the background where there is none.
+        """The sections ``images`` as one volume ``[C, Z, Y, X]``, in their dtype; background where no section lies.
 
         ``images`` are those that were aligned, or others on the same physical space (labels, another channel), one per
         section. ValueError where they differ in channels or type, or need more than `MOST_BYTES`.

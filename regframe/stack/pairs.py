@@ -32,17 +32,17 @@ from .sections import LOOKED_AT, Flags, Section, hull_middle, placed, turned_ove
 from .settle import RIM, missing, settle
 
 FARTHEST = 4
-"""How far the search for a neighbour goes where nearer ones fail."""
+"""Places along the stack that the search for a neighbour goes where nearer ones fail."""
 SEARCHED_AT = 40_000
-"""Pixels of the finest level at which pairs are searched for; what is finer is settled."""
+"""Pixels of the finest level at which pairs are registered; what is left is settled (`SETTLED_AT`), which is cheaper."""
 ALIKE = 0.15
-"""Correlation from which a pair is used that `register` calls a failure."""
+"""Correlation of two densities from which a pair is used though `register` calls it a failure."""
 DOUBTED = 0.5
-"""Of the usual correlation, below which a pair is searched for a second time."""
+"""Share of the pairs' median correlation below which a pair is searched for a second time."""
 TURNS = 36
-"""Turns that are tried then."""
+"""Turns that a second search begins from: every 10 degrees."""
 BEST = 4
-"""Of these, how many are settled."""
+"""Of these turns, how many, the most alike, are settled."""
 INSIDE = (1.5, 6.0)
 """Finest and coarsest structure, in pixels of the small pictures, that tells whether the inside of two sections is alike."""
 PARTIAL = 0.75

@@ -21,15 +21,15 @@ from scipy.sparse.linalg import spsolve
 Floats = NDArray[np.float64]
 
 GUIDE = -1
-"""The node that never moves: a space that is given."""
+"""Index of the node that never moves: the space of a guide volume."""
 STRETCH_OVER = 8.0
 """Nodes over which a change of size or shear is believed to be the knife's; slower ones are anatomy and stay."""
 ROUNDS = 60
-"""Steps of the reconciliation at most."""
+"""Gauss-Newton steps of the reconciliation at most; it ends where a step is below 1e-5 of the tissue's size."""
 CONTRADICTS = 3.0
-"""Scales of the residuals beyond which a pair contradicts the others."""
+"""Median residuals of all pairs beyond which a pair contradicts the others."""
 LEAST_SCALE = 0.004
-"""Smallest scale of the residuals, over the tissue's size: agreement closer than that is all the same."""
+"""Smallest scale of the residuals, over the tissue's radius of gyration: pairs that agree better than that are not told apart."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Link:
     Args:
         matrix: ``M`` ``[3, 3]``, from the moving node to the fixed one.
         ncc: correlation of the two tissues under it.
-        verdict: what `regframe.register` said of it.
+        verdict: the verdict of `regframe.register` on the pair, or why it failed.
         weight: what it counts; 0 where it is not used.
         residual: how far the poses depart from it, rms over the moving tissue, in the nodes' unit.
     """

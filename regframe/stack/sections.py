@@ -30,7 +30,7 @@ from .settle import Density
 
 Flags = NDArray[np.bool_]
 EDGE = 0.6
-"""Of Otsu's threshold between background and tissue, what pale tissue reaches."""
+"""Share of Otsu's threshold between background and tissue from which a pixel is tissue: pale tissue stays below the threshold."""
 LOOKED_AT = 256
 """Pixels along the longer side of the pictures that neighbours are compared on."""
 SETTLED_AT = 512
@@ -226,9 +226,7 @@ def _smaller(density: Image, most: int) -> Image:
     if step == 1:
         return density
     small = torch.nn.functional.avg_pool2d(density.data[None], step, ceil_mode=True, count_include_pad=False)[0]
-    origin = tuple(o + s * (step - 1) / 2 for o, s in zip(grid.origin, grid.spacing, strict=True))
-    coarse = Grid(tuple(small.shape[1:]), tuple(s * step for s in grid.spacing), origin, grid.unit)
-    return Image(small, coarse, density.channels, name=density.name)
+    return Image(small, grid.in_blocks((step, step), ((step - 1) / 2,) * 2), density.channels, name=density.name)
 
 
 def placed(image: Image, transform: Transform, canvas: Grid, background: Tensor | None) -> Image:

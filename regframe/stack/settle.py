@@ -20,17 +20,18 @@ from .posegraph import Floats, carry, generators, rms
 Flags = NDArray[np.bool_]
 
 BLURS = (3.0, 1.0)
-"""Widths of the Gaussian, in pixels, coarse to fine."""
+"""Standard deviations of the Gaussian that blurs both, in pixels, coarse to fine: the first catches what is a few pixels off."""
 STEPS = 30
 """Steps of Gauss-Newton per width at most."""
 STILL = 0.002
-"""Pixels below which a step ends the descent."""
+"""Length of a step, rms over the tissue, in pixels, below which the descent ends: pairs contradict each other by 0.05 px."""
 RIM = 0.05
-"""Over the tissue's size: what only one of two sections shows is missing where thicker than twice this, else a moved edge."""
+"""Over the tissue's radius of gyration: what one section alone shows is missing where it is thicker than twice this, else an edge
+that has moved."""
 MARGIN = 0.1
-"""Over the tissue's size: how far around the tissue is compared, too."""
+"""Over the tissue's radius of gyration: how far around the tissue the background is compared too, which holds its outline."""
 ENOUGH = 64
-"""Pixels below which nothing is settled."""
+"""Pixels that two sections must share for a pair to be settled; an affine map, a gain and an offset are 8 numbers."""
 
 
 @dataclass(frozen=True)
