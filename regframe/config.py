@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
-
-TransformName = Literal["rigid", "similarity", "affine", "lddmm"]
 
 
 class Section(BaseModel):
@@ -54,7 +52,7 @@ class Matching(Section):
 class Config(Section):
     """All settings of `regframe.register`; what a run resolved them to is saved beside its result."""
 
-    transform: TransformName = "lddmm"
+    transform: str = Field("lddmm", description="model of the map: one that the solver of the pair offers")
     metric: str = "auto"
     metric_options: dict[str, Any] = Field(default_factory=dict)
     device: str = "cpu"

@@ -60,6 +60,11 @@ def register(
         progress=progress,
     )
     solver = _solver(task)
+    if config.transform not in solver.models:
+        raise ValueError(
+            f"wanted transform {' or '.join(solver.models)} for this kind of pair ({solver.name}), got {config.transform!r}; "
+            "choose one of these"
+        )
     doubts = solver.check(task)
     for doubt in doubts:
         warnings.warn(f"regframe: {doubt.sentence}; {doubt.remedy}", UserWarning, stacklevel=2)
@@ -83,9 +88,16 @@ def settled(config: Config | None, metric: Metric | str | None, **changes: str |
     elif metric is not None:
         said |= {"metric": type(metric).name, "metric_options": plugins.options_of(metric)}
     config = Config.model_validate(config.model_dump() | said)
+    if config.transform not in models():
+        raise ValueError(f"wanted transform {' or '.join(models())}, got {config.transform!r}; choose one of these")
     if config.device != "cpu":
         raise ValueError(f"wanted device 'cpu', got {config.device!r}; the solver does not run on other devices yet")
     return config
+
+
+def models() -> tuple[str, ...]:
+    """Every model of a map that some solver offers: what ``transform`` may say."""
+    return tuple(dict.fromkeys(model for solver in BUILT_IN for model in solver.models))
 
 
 def _measure(metric: Metric | str | None, config: Config) -> Metric | None:

@@ -35,8 +35,6 @@ if TYPE_CHECKING:
     from ..data import Image, PointSet
     from ..result import Result
 
-TRANSFORMS = ("rigid", "similarity", "affine", "lddmm")
-
 
 @click.command(short_help="Align a moving file to a fixed one.")
 @click.argument("fixed", type=path_type)
@@ -45,7 +43,9 @@ TRANSFORMS = ("rigid", "similarity", "affine", "lddmm")
 @click.option("--landmarks", type=path_type, metavar="P.csv", help="Pairs: fixed_y, fixed_x, moving_y, moving_x.")
 @click.option("--metric", metavar="NAME", help="Similarity metric; `regframe plugins` lists them.")
 @click.option("--metric-set", metavar="K=V", multiple=True, help="Option of the metric.")
-@click.option("--transform", type=click.Choice(TRANSFORMS), help="Kind of map; lddmm, the default, bends.")
+@click.option(
+    "--transform", metavar="NAME", help="rigid, similarity, affine or lddmm; the last one, the default, bends."
+)
 @click.option(
     "--init", default="auto", metavar="auto|identity|FILE", show_default=True, help="Start; FILE: a saved result."
 )
@@ -152,9 +152,10 @@ def resolved_config(options: dict[str, Any]) -> Config:
             **parse_pairs(options["metric_set"], "--metric-set"),
         }
     from ..config import Config
+    from ..registration import settled
 
     with bad_input():
-        return Config.model_validate(values)
+        return settled(Config.model_validate(values), None)
 
 
 def _metric(config: Config) -> Any:
@@ -191,7 +192,9 @@ def _init(options: dict[str, Any], fixed: Image | PointSet, moving: Image | Poin
             raise BadInput(f"wanted one start, got --landmarks and --init {init}; leave one out")
         with bad_input():
             return _landmarks(landmarks, fixed, moving)
-    if init in ("auto", "identity"):
+    from ..starts import NAMED
+
+    if init in ("auto", *NAMED):
         return init
     return load_result(Path(init))
 

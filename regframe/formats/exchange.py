@@ -26,6 +26,7 @@ from ..maps import bends
 from ..maps.affine import Affine
 from ..maps.base import Transform
 from ..maps.fields import MAX_NODES
+from ..maps.known import known
 from ..result import Result
 from ..versions import versions
 from . import BUILT_IN, TOLERANCE_PX
@@ -114,6 +115,8 @@ def write_map(
     path = Path(path)
     chosen = _with_options(format_of(path, format), options)
     _check(to, unit)
+    transform = known(result.transform, result.moving_grid, result.fixed_grid)
+    result = dataclasses.replace(result, transform=transform)
     places = chosen.files(path)
     with _aside(places, overwrite) as aside:
         written = chosen.write(result, aside.with_name(path.name), to=to, unit=unit, tolerance=tolerance)

@@ -21,7 +21,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ from ..maps.base import Transform
 from ..maps.displacement import Displacement
 from ..maps.fields import MAX_NODES
 from ..maps.flow import Flow
+from ..maps.known import known
 from ..maps.sequence import in_a_row
 from ..result import Result
 from ..versions import versions
@@ -84,10 +85,12 @@ def save(
     Raises:
         FileExistsError: ``path`` exists and ``overwrite`` is False, or it is not a store written by this function.
         OSError: the folder cannot be written (PermissionError, NotADirectoryError … as the system says).
-        ValueError: the result holds a map or a value that the format has no place for.
+        ValueError: the result holds a value that the format has no place for.
     """
     target = Path(os.path.realpath(path))
     check_target(target, overwrite)
+    transform = known(result.transform, result.moving_grid, result.fixed_grid)
+    result = replace(result, transform=transform)
     parts = list(result.transform.parts())
     own = _own_attributes(result, parts)
     with _written_aside(target) as folder:

@@ -32,6 +32,7 @@ from ..contracts import Progress
 from ..data import Grid, Image, Level, Pyramid, describe_grid
 from ..fit.threads import on_threads, run_each, workers_of
 from ..maps.base import Transform
+from ..maps.known import known
 from ..plugins import PARTIAL, PLAN
 from ..versions import version
 from . import tiles
@@ -174,6 +175,7 @@ class SlideWarp:
                 f"wanted an image in {self.transform.source_unit} and a canvas in {self.transform.target_unit} for this "
                 f"map, got {source.unit} and {grid.unit}; convert with Grid.to_unit or state the spacing"
             )
+        object.__setattr__(self, "transform", known(self.transform, source, grid))
         level = self.options.level
         if level is not None and not 0 <= level < len(self.pyramid.levels):
             raise ValueError(

@@ -12,7 +12,7 @@ from ..fit.frames import affine_kind
 from ..maps.affine import Affine
 from ..maps.base import Transform
 from ..maps.homogeneous import determinant
-from .identity import as_they_lie
+from . import NAMED, named
 from .landmarks import Landmarks, fit_points
 from .pose import nearest_of_kind
 from .scale import Scale
@@ -26,7 +26,7 @@ def given(fixed: Grid, moving: Grid, init: Any, config: Config) -> Tensor | None
     Args:
         fixed: canvas of the fixed side.
         moving: canvas of the moving side.
-        init: ``"auto"``, ``"identity"``, `Landmarks` or an affine `Transform` from moving to fixed.
+        init: ``"auto"``, a name of `NAMED`, `Landmarks` or an affine `Transform` from moving to fixed.
         config: its ``transform`` says of which kind the start must be.
 
     Raises:
@@ -40,8 +40,8 @@ def given(fixed: Grid, moving: Grid, init: Any, config: Config) -> Tensor | None
         )
     if isinstance(init, str) and init == "auto":
         return None
-    if isinstance(init, str) and init == "identity":
-        matrix = as_they_lie(scale, moving.ndim)
+    if isinstance(init, str) and init in NAMED:
+        matrix = named(init)(fixed, moving)
     elif isinstance(init, Landmarks):
         matrix = _of_landmarks(init, scale, moving.ndim, config)
     else:
@@ -62,7 +62,8 @@ def _of_landmarks(pairs: Landmarks, scale: Scale, ndim: int, config: Config) -> 
 
 def _of_transform(init: Any, fixed: Grid, moving: Grid) -> Tensor:
     if not isinstance(init, Transform):
-        raise ValueError(f"wanted init 'auto', 'identity', landmarks, a Transform or a Result, got {init!r}")
+        names = ", ".join(repr(name) for name in ("auto", *NAMED))
+        raise ValueError(f"wanted init {names}, landmarks, a Transform or a Result, got {init!r}")
     parts = init.parts()
     if len(parts) != 1 or not isinstance(parts[0], Affine) or init.ndim != moving.ndim:
         raise ValueError(

@@ -83,5 +83,5 @@ def _starts(fixed: Grid, moving: Grid) -> list[Tensor]:
     centred = torch.diag(torch.tensor([*[zoom] * fixed.ndim, 1.0], dtype=torch.float64))
     middles = [torch.tensor(grid.center, dtype=torch.float64) for grid in (fixed, moving)]
     centred[:-1, -1] = middles[0] - zoom * middles[1]
-    lying = as_they_lie(scale, fixed.ndim)
+    lying = as_they_lie(fixed, moving)
     return [lying, centred] if scale.ratio is not None and not torch.equal(lying, centred) else [centred]
