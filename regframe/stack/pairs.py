@@ -253,7 +253,7 @@ class Work:
         return better
 
     def second_chance(self, poses: Mapping[int, Floats]) -> bool:
-        """Settle the pairs that contradict the poses from where these put them, keep what is as alike; say whether any changed."""
+        """Settle the pairs that contradict the poses from where these put them, keep what is as alike; whether any changed."""
         self.weigh(poses, chained=True)
         limit, changed = self._limit(), False
         for i, link in enumerate(self.links):

@@ -29,7 +29,7 @@ ROUNDS = 60
 CONTRADICTS = 3.0
 """Median residuals of all pairs beyond which a pair contradicts the others."""
 UNKNOWN = 0.25
-"""Contradiction, over the tissue's radius of gyration, of a pair that is part of no triangle: more than that of any right pair."""
+"""Contradiction, over the tissue's radius of gyration, of a pair that is part of no triangle: more than any right pair has."""
 UNLIKE = 0.1
 """Contradiction, over the tissue's radius of gyration, that weighs as much as a correlation of 0 instead of 1."""
 LEAST_SCALE = 0.004
