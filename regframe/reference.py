@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 
 NEWTON_ITERATIONS = 12
-"""Upper bound of the Newton iterations of one step; a cell-wise multilinear velocity needs two or three."""
+"""Newton iterations of one step at most. A velocity that is multilinear cell by cell needs two or three; a step that crosses
+cells, a few more."""
 
 
 def carry(matrix: Tensor, coords: Tensor) -> Tensor:

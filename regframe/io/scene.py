@@ -40,10 +40,10 @@ class FieldReport:
     """What the displacement fields of one direction cost and lose.
 
     Args:
-        path: the first field's group inside the store.
-        shape: its nodes per axis.
-        spacing: distance of its nodes per axis, in the moving unit.
-        fields: how many there are.
+        path: group of the first field inside the store.
+        shape: nodes of the first field per axis.
+        spacing: distance of its nodes per axis, in the unit of the bend.
+        fields: how many different fields there are.
         steps: how many are applied one after the other; one may be applied several times.
         nodes: of all fields together.
         max_error_px: largest distance between what the fields do and the exact map, in moving pixels.
@@ -115,6 +115,7 @@ def write_scene(
 
 
 def _coordinate_system(name: str, unit: str, ndim: int, component: str | None = None) -> Json:
+    """A coordinate system of space, with a first axis for the components of a displacement where that has a name."""
     axes: list[Json] = [{"name": axis, "type": "space"} for axis in AXES[ndim]]
     if unit != "px":  # the standard has no unit for pixels: such an axis has none
         for axis in axes:
@@ -137,6 +138,7 @@ def _step(matrix: Tensor | None) -> list[Json]:
 
 
 def _write_field(fields: zarr.Group, name: str, field: Displacement) -> None:
+    """Write a displacement field as an image of one level, its components ``[D, *S]`` first."""
     grid = field.grid
     system = _coordinate_system("moving", grid.unit, grid.ndim, component="c")
     to_system = {
@@ -230,6 +232,7 @@ def _from_standard(folder: Path, entry: Json, source: tuple[int, str], target: t
 
 
 def _flattened(entry: Json, depth: int = 0) -> Iterator[Json]:
+    """The elementary transformations of an entry, first applied first; of a bijection its forward way."""
     if depth > _MOST_NESTED:
         raise ValueError(f"wanted transformations nested {_MOST_NESTED} deep at most, got more")
     kind = item(entry, "type", str)

@@ -174,6 +174,7 @@ def _written_aside(target: Path) -> Iterator[Path]:
 
 
 def _own_attributes(result: Result, parts: list[Transform]) -> Json:
+    """Everything of a result but its arrays, as strict JSON; ValueError where its fields contradict each other."""
     weight = result.weight
     if (weight is None) != (result.weight_grid is None):
         raise ValueError("wanted a weight and its grid, got only one of them; set both or neither")
@@ -206,6 +207,7 @@ def _own_attributes(result: Result, parts: list[Transform]) -> Json:
 
 
 def _own_arrays(result: Result, parts: list[Transform]) -> dict[str, NDArray[Any]]:
+    """The arrays of a result by the names they are stored under."""
     arrays: dict[str, NDArray[Any]] = {}
     for i, part in enumerate(parts):
         if isinstance(part, Flow):
@@ -226,6 +228,7 @@ def _array_name(part: Transform, index: int) -> str:
 
 
 def _part_to_json(part: Transform, index: int | None) -> Json:
+    """An elementary map, the ``index``-th of its result; None where only an affine one is allowed."""
     if isinstance(part, Affine):
         return {
             "type": "affine",
@@ -289,6 +292,7 @@ def _encode(value: Any, where: str) -> Any:
 
 
 def _decode(value: Any) -> Any:
+    """What `_encode` was given."""
     if isinstance(value, list):
         return [_decode(v) for v in value]
     if isinstance(value, dict):

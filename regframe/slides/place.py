@@ -98,6 +98,7 @@ def canvas_grid(
 
 
 def _spacing_of(grid: Grid, transform: Transform, own: Grid) -> float:
+    """Size of a pixel of ``grid`` as the map takes it, or that of ``own`` times a power of two where it is nearly that."""
     size = carried_length(grid.pixel, transform)
     power = math.log2(size / own.pixel)
     nearest = own.pixel * 2.0 ** round(power)
@@ -173,6 +174,7 @@ def place(grid: Grid, side: Grid, spacing: float | None) -> Grid:
 
 
 def _same_field(grid: Grid, side: Grid) -> Grid:
+    """``grid`` where it overlaps the field of ``side``, else ValueError; warns where it covers another extent."""
     low = [
         max(a - s / 2, b - t / 2)
         for a, s, b, t in zip(grid.origin, grid.spacing, side.origin, side.spacing, strict=True)

@@ -412,6 +412,7 @@ class SlideWarp:
         return lost
 
     def _prepare(self, overwrite: bool) -> None:
+        """Make the folder of what is not finished ready: as an earlier run of this plan left it, or empty."""
         plan, store = self.partial / PLAN, self.partial / _STORE
         wanted = self._fingerprint()
         if plan.is_file():
@@ -468,6 +469,7 @@ class SlideWarp:
         return sha.hexdigest()
 
     def _colors(self) -> tuple[str, ...]:
+        """One ``RRGGBB`` per channel: the image's own, else those of three colours, else white."""
         names = self.pyramid.channels
         if len(self.pyramid.colors) == len(names):
             return tuple(self.pyramid.colors)
@@ -475,6 +477,7 @@ class SlideWarp:
 
     @contextlib.contextmanager
     def _reading(self, region: tuple[slice, ...]) -> Iterator[None]:
+        """Errors of the image's reader as ValueError that says which part could not be read."""
         try:
             yield
         except MemoryError:

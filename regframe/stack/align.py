@@ -183,7 +183,7 @@ def align_stack(
     before = work.pictures(work.as_they_lie(), work.canvas(work.as_they_lie()))
     after = work.pictures(rigidly, canvas)
     judged = Judge(work, poses, before, after)
-    mirrored = judged.mirrored(canvas) if options.check_mirrors else []
+    mirrored = judged.mirrored() if options.check_mirrors else []
     bent = work.bend(rigidly, canvas, judged.poor) if transform == "lddmm" else Bent(rigidly, {}, [])
     final = work.pictures(bent.maps, canvas) if transform == "lddmm" else after
     grid = Grid(

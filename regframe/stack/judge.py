@@ -12,15 +12,25 @@ import numpy as np
 import torch
 
 from .. import verdict
-from ..data import Grid, Image
+from ..data import Image
 from ..registration import register
 from ..verdict import DIFFER, HALF, Finding
 from .pairs import Pictures, Work, ncc_of
 from .posegraph import GUIDE, Floats, carry, rms
 
+FARTHEST_MOVE = 8
+"""Places by which a section may be moved in the search for a better order: slides hold several sections each."""
+
 
 class Judge:
-    """What is said of the sections and of the stack."""
+    """What is said of the sections and of the stack, from poses and from pictures before and after.
+
+    Args:
+        work: sections and pairs.
+        poses: by section that was placed, ``[3, 3]``.
+        before: pictures of the sections as they lie.
+        after: pictures of the sections under the poses.
+    """
 
     def __init__(self, work: Work, poses: Mapping[int, Floats], before: Pictures, after: Pictures) -> None:
         self.work, self.poses, self.before, self.after = work, poses, before, after
@@ -47,8 +57,8 @@ class Judge:
                     said[k] = verdict.out_of_place(own, across)
         return poor, said
 
-    def mirrored(self, canvas: Grid) -> list[int]:
-        """Sections that fit both neighbours better when turned over."""
+    def mirrored(self) -> list[int]:
+        """Sections that lay turned over, or fit their neighbours better when turned over, on the small pictures."""
         work, found = self.work, []
         reference = [k for k in self.order if np.linalg.det(self.poses[k][:2, :2]) > 0]
         flipped = {k for k in self.order if np.linalg.det(self.poses[k][:2, :2]) < 0}
@@ -95,7 +105,11 @@ class Judge:
         return sorted({*found, *flipped})
 
     def out_of_order(self) -> dict[str, Any]:
-        """Whether another order of the sections would make neighbours more alike, by exchanges and single moves."""
+        """Whether another order of the sections would make neighbours more alike.
+
+        Single sections are moved by up to `FARTHEST_MOVE` places, and runs of that length reversed, while that helps by more
+        than chance.
+        """
         order, after = [k for k in self.order if k not in self.poor], self.after
         known: dict[tuple[int, int], float] = {}
 
@@ -110,14 +124,13 @@ class Judge:
 
         if len(order) < 4:
             return {"suggested": None, "moved": []}
-        window = 8
         best, total = order, length(order)
         given = total
         while True:
             trials = []
             n = len(best)
             for i in range(n):
-                for j in range(max(0, i - window), min(n, i + window + 1)):
+                for j in range(max(0, i - FARTHEST_MOVE), min(n, i + FARTHEST_MOVE + 1)):
                     if i != j:
                         moved = best[:i] + best[i + 1 :]
                         moved.insert(j, best[i])
@@ -140,6 +153,7 @@ class Judge:
 
     @staticmethod
     def _change(old: list[int], new: list[int], unlike: Callable[[int, int], float]) -> float:
+        """By how much neighbours are less alike in the order ``new`` than in ``old``, summed."""
         gone = {frozenset(pair) for pair in itertools.pairwise(old)}
         come = {frozenset(pair) for pair in itertools.pairwise(new)}
         return sum(unlike(*pair) for pair in come - gone) - sum(unlike(*pair) for pair in gone - come)
@@ -200,6 +214,7 @@ class Judge:
         return worst
 
     def _section(self, k: int, moved: Sequence[int], final: Pictures) -> dict[str, Any]:
+        """The entry of section ``k``; ``moved`` are those that a better order would move."""
         work = self.work
         out: dict[str, Any] = {"index": k, "name": work.names[k], "position": work.planes[k], "placed": k in self.poses}
         if k not in self.poses:
@@ -239,11 +254,13 @@ class Judge:
 
 
 def _mean(values: Iterable[float]) -> float:
+    """The mean, 0 of nothing."""
     found = list(values)
     return float(np.mean(found)) if found else 0.0
 
 
 def _spread(values: Sequence[float]) -> dict[str, float] | None:
+    """Number, median, 90th percentile and largest of the finite values; None where there are none."""
     finite = [v for v in values if math.isfinite(v)]
     if not finite:
         return None

@@ -47,6 +47,10 @@ INSIDE = (1.5, 6.0)
 """Finest and coarsest structure, in pixels of the small pictures, that tells whether the inside of two sections is alike."""
 PARTIAL = 0.75
 """Share of its neighbours' tissue below which only what is there of a section counts, not the emptiness beside it."""
+TRUST = {"pass": 1.0, "warn": 0.5}
+"""Weight of a pair by the verdict of its registration."""
+DISTRUST = 0.1
+"""Weight of a pair of any other verdict: it helps only where no other pair says anything."""
 FIGURES = ("roundtrip_px", "jacobian_min", "jacobian_max", "folding_fraction", "bending_px", "n_evaluations")
 """Figures of a registration that the map of a bent section keeps."""
 BENDS = 2
@@ -115,7 +119,17 @@ class Bent(NamedTuple):
 
 
 class Work:
-    """The sections, the pairs found so far, and what is done with them."""
+    """A stack in the making: its sections, the pairs that were registered so far, and what turns them into poses and maps.
+
+    Args:
+        images: the sections, 2D, in stacking order.
+        planes: the plane of each in the volume.
+        config: settings of `register` for every pair.
+        transform: ``rigid``, ``affine`` or ``lddmm``; pairs are affine for the last.
+        progress: called before each pair or section.
+
+    Raises ValueError for fewer than two sections with tissue.
+    """
 
     def __init__(
         self,
@@ -149,7 +163,7 @@ class Work:
             self._progress(Progress(stage, done, total))
 
     def _partial(self) -> dict[int, Image]:
-        """Sections with clearly less tissue than those around, weighted by their tissue: torn edges are no outlines."""
+        """Sections with less tissue than `PARTIAL` of those around, weighted by it: their torn edges are no outlines."""
         area = {k: float(s.mask.sum()) * s.density.grid.pixel**2 for k, s in enumerate(self.sections)}
         out = {}
         for i, k in enumerate(self.good):
@@ -159,7 +173,7 @@ class Work:
         return out
 
     def _tissue_of(self, k: int) -> Image:
-        """Section ``k`` weighted by its tissue."""
+        """Section ``k`` with a weight of 1 on its tissue and two pixels around it, 0 elsewhere."""
         section, image = self.sections[k], self.images[k]
         near = ndimage.binary_dilation(section.mask, iterations=2).astype(np.float32)
         mask = Image(torch.from_numpy(near)[None], section.density.grid)
@@ -221,7 +235,11 @@ class Work:
             self._prefer(i, *best)
 
     def _prefer(self, i: int, matrix: Floats, ncc: float, expected: bool = False) -> bool:
-        """Take another map for pair ``i`` where it is better, or as good and what was ``expected`` or not turned over."""
+        """Take another map for pair ``i`` where it is better by more than chance; whether it was taken.
+
+        A map that was ``expected``, or that is not turned over as the pair's own is, need not be better: it is taken unless
+        what lies inside the tissue is less alike under it.
+        """
         link = self.links[i]
         if expected or (turned_over(link.matrix) and not turned_over(matrix)):
             better = self._inside(link.fixed, link.moving, matrix) > (
@@ -236,7 +254,7 @@ class Work:
         return better
 
     def second_chance(self, poses: Mapping[int, Floats]) -> bool:
-        """Pairs that contradict the poses settled from where these put them; kept where the two are more alike there."""
+        """Settle the pairs that contradict the poses from where these put them, keep what is as alike; whether any changed."""
         self.weigh(poses, chained=True)
         limit, changed = self._limit(), False
         for i, link in enumerate(self.links):
@@ -252,17 +270,18 @@ class Work:
         return changed
 
     def _alone(self) -> set[tuple[int, str]]:
-        """Sections without a pair to be trusted on one side."""
+        """Sections that no trusted pair joins to a section ``before`` or ``after`` them, with that side; ends aside."""
         trusted = [link for link in self.links if link.weight > 0]
         held = {(link.fixed, "after") for link in trusted} | {(link.moving, "before") for link in trusted}
         ends = {(self.good[0], "before"), (self.good[-1], "after")}
         return {(k, side) for k in self.good for side in ("before", "after")} - held - ends
 
     def _pair(self, a: int, b: int) -> Link:
-        """Section ``b`` registered to section ``a``."""
+        """The pair of two sections, ``b`` registered to ``a``."""
         return self._register(self.partial.get(a, self.images[a]), self.partial.get(b, self.images[b]), a, b)
 
     def _register(self, fixed: Image, moving: Image, a: int, b: int) -> Link:
+        """The pair of section ``b``, as ``moving`` shows it, and section ``a`` or a plane of the guide, as ``fixed``."""
         pyramid = self.config.pyramid
         if a != GUIDE:
             pyramid = pyramid.model_copy(update={"max_pixels": min(pyramid.max_pixels, SEARCHED_AT)})
@@ -292,8 +311,11 @@ class Work:
         )
 
     def _likeness(self, one: Section, a: int, b: int, matrix: Floats) -> float:
-        """Correlation of section ``b`` under ``matrix`` and ``one``, which is ``a`` or a plane of the guide, over what both
-        show, times the share of that."""
+        """How alike section ``b`` under ``matrix`` and ``one`` are, -1 … 1; ``one`` is section ``a`` or a plane of the guide.
+
+        The correlation of their densities over the tissue of either, what one of them has lost aside, times the share of the
+        tissue that is left.
+        """
         other, grid = self.sections[b], one.density.grid
         onto = Affine(torch.from_numpy(matrix), *self.units)
         warped = resample(other.density, onto, grid, 0.0).data[0].numpy().astype(np.float64)
@@ -308,7 +330,7 @@ class Work:
         return share * ncc_of(one.density.data[0].numpy().astype(np.float64), warped, where)
 
     def _inside(self, a: int, b: int, matrix: Floats) -> float:
-        """Correlation of what lies inside the tissue of both, outlines, holes, noise and uneven light aside."""
+        """Correlation of the structure of `INSIDE` widths within the tissue of both, away from outlines and holes."""
         one, other, grid = self.sections[a], self.sections[b], self.sections[a].density.grid
         onto = Affine(torch.from_numpy(matrix), *self.units)
         warped = resample(other.density, onto, grid, 0.0).data[0].numpy()
@@ -328,14 +350,14 @@ class Work:
         return ncc_of(fine(one.density.data[0].numpy()), fine(warped), within)
 
     def _settled(self, a: int, b: int, matrix: Floats, ncc: float) -> tuple[Floats, float]:
-        """A pair's map and correlation, settled; as they were where that makes the two less alike."""
+        """A pair's map and likeness after settling; those given where settling makes the two less alike by more than chance."""
         fixed, moving = (dataclasses.replace(self.sections[k].fine, partial=k in self.partial) for k in (a, b))
         found = settle(fixed, moving, matrix, self.nodes[b].probes, self.nodes[b].size, self.kind)
         likeness = self._likeness(self.sections[a], a, b, found)
         return (found, likeness) if likeness > ncc - DIFFER else (matrix, ncc)
 
     def link_guide(self, guide: Image, spacing: float) -> None:
-        """Register every section to the guide's plane nearest to it; its index as a node is -1."""
+        """Register every section to the plane of the guide nearest to it; ``spacing`` is the distance of two sections."""
         for done, k in enumerate(self.good):
             self.tell("guide", done, len(self.good))
             z = (self.planes[k] - min(self.planes)) * spacing
@@ -353,7 +375,7 @@ class Work:
     # poses
 
     def reference(self, wanted: int | str) -> int:
-        """The section that stays where it is: the wanted one, or a good one near the middle."""
+        """The section that stays where it is: the wanted one, a chain's first, or one with a trusted pair near the middle."""
         if wanted == "chain":
             return self.good[0]
         middle = wanted if isinstance(wanted, int) else len(self.images) // 2
@@ -365,7 +387,7 @@ class Work:
         )
 
     def loop_residuals(self) -> list[float]:
-        """For every k → k+1 → k+2 against k → k+2, the contradiction in px."""
+        """For three sections in a row, how far the maps over both steps and over one step contradict each other, rms in px."""
         at = {(link.fixed, link.moving): link for link in self.links if link.weight > 0}
         found = []
         for a, b, c in zip(self.good, self.good[1:], self.good[2:], strict=False):
@@ -374,7 +396,7 @@ class Work:
         return found
 
     def weigh(self, poses: Mapping[int, Floats], chained: bool) -> None:
-        """Note how far every pair departs from the poses, and give up those that contradict them."""
+        """Note how far every pair departs from the poses, and, unless ``chained``, give up those that contradict them."""
         noted = []
         for link in self.links:
             known = link.moving in poses and (link.fixed == GUIDE or link.fixed in poses)
@@ -387,19 +409,22 @@ class Work:
         ]
 
     def _limit(self) -> float:
-        """Departure from the poses beyond which a pair is given up."""
+        """Departure from the poses, rms over the tissue in the images' unit, beyond which a pair is given up."""
         usual = float(np.median([link.residual for link in self.links if link.weight > 0] or [0.0]))
         return CONTRADICTS * max(LEAST_SCALE * self.size, CONTRADICTS * usual)
 
     # the canvas and what lies on it
 
     def as_they_lie(self) -> dict[int, Transform]:
-        """Sections laid on each other by the middle of their canvas."""
+        """Maps that lay the middles of all canvases on that of the middle section: the stack before any registration."""
         middle = np.array(self.images[self.good[len(self.good) // 2]].grid.center)
         return {k: _shift(middle - np.array(self.images[k].grid.center), self.units) for k in self.good}
 
     def canvas(self, poses: Mapping[int, Any]) -> Grid:
-        """The finest of the sections' spacings over all that any of them covers, on the first's lattice."""
+        """A grid over all that any section covers under its pose, with the finest of the sections' spacings per axis.
+
+        Raises ValueError where it is far larger than any section: some pose is wrong.
+        """
         matrices = {k: p if isinstance(p, np.ndarray) else p.matrix.numpy() for k, p in poses.items()}
         spacing = np.min([self.images[k].grid.spacing for k in poses], axis=0)
         corners = np.concatenate([carry(matrices[k], _edges(self.images[k].grid)) for k in poses])
@@ -414,7 +439,7 @@ class Work:
         return Grid(tuple(int(n) for n in shape), tuple(spacing), tuple(low + spacing / 2), self.units[0])
 
     def pictures(self, maps: Mapping[int, Transform], canvas: Grid) -> Pictures:
-        """Density and tissue of every placed section on a small version of the canvas."""
+        """Density and tissue of every section with a map, on the canvas with at most `LOOKED_AT` pixels along its longer side."""
         small = canvas.resampled(tuple(s * max(1.0, max(canvas.shape) / LOOKED_AT) for s in canvas.spacing))
         density, tissue = {}, {}
         for k, transform in maps.items():
@@ -503,8 +528,11 @@ class Work:
 
 
 def _weight(ncc: float, apart: int, verdict: str) -> float:
-    """What a pair counts: its correlation over its distance, squared: the anatomy's change grows with that."""
-    trust = {"pass": 1.0, "warn": 0.5}.get(verdict, 0.1)
+    """What a pair counts: its correlation over the distance of its sections, squared, times the trust in its verdict.
+
+    The anatomy's change, which is the error of a right pair, grows with the distance.
+    """
+    trust = TRUST.get(verdict, DISTRUST)
     return (max(ncc, 0.05) / max(apart, 1)) ** 2 * trust
 
 
@@ -516,6 +544,7 @@ def _edges(grid: Grid) -> Floats:
 
 
 def _shift(by: Floats, units: tuple[str, str]) -> Affine:
+    """The map that moves every position by ``by`` ``[2]``."""
     matrix = torch.eye(3, dtype=torch.float64)
     matrix[:2, 2] = torch.from_numpy(np.asarray(by, dtype=np.float64))
     return Affine(matrix, *units)

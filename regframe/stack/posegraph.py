@@ -28,6 +28,10 @@ ROUNDS = 60
 """Gauss-Newton steps of the reconciliation at most; it ends where a step is below 1e-5 of the tissue's size."""
 CONTRADICTS = 3.0
 """Median residuals of all pairs beyond which a pair contradicts the others."""
+UNKNOWN = 0.25
+"""Contradiction, over the tissue's radius of gyration, of a pair that is part of no triangle: more than any right pair has."""
+UNLIKE = 0.1
+"""Contradiction, over the tissue's radius of gyration, that weighs as much as a correlation of 0 instead of 1."""
 LEAST_SCALE = 0.004
 """Smallest scale of the residuals, over the tissue's radius of gyration: pairs that agree better than that are not told apart."""
 
@@ -97,8 +101,9 @@ def tree(links: Sequence[Link], nodes: Mapping[int, Node], root: int) -> dict[in
     by_nodes: dict[tuple[int, int], Link] = {}
     for link in used:
         i, j = link.fixed % (n + 1), link.moving
-        contradiction = min(loops.get((link.fixed, link.moving), 0.25 * size), size) / size
-        cost[i, j] = 1e-3 + contradiction + 0.1 * (1 - min(max(link.ncc, 0.0), 1.0))
+        contradiction = min(loops.get((link.fixed, link.moving), UNKNOWN * size), size) / size
+        # a pair costs what its best triangle contradicts; the correlation decides between pairs that are alike in that
+        cost[i, j] = 1e-3 + contradiction + UNLIKE * (1 - min(max(link.ncc, 0.0), 1.0))
         by_nodes[i, j] = link
     order, parents = csgraph.breadth_first_order(
         csgraph.minimum_spanning_tree(cost.tocsr()), root % (n + 1), directed=False
@@ -141,12 +146,12 @@ def reconcile(
 
     Args:
         links: pairs; those between nodes that ``start`` has not are left out.
-        nodes: their tissue.
-        start: poses to start from; only these nodes get one.
+        nodes: the tissue of each node.
+        start: poses to start from; a node without one gets none.
         reference: the node whose pose does not move, unless `GUIDE` is linked to, which then is what does not.
         kind: ``rigid``, or ``affine``, with stretch kept to what changes within `STRETCH_OVER` nodes.
-        hold: nodes over which the identity is believed to be where a node lies; slower shifts then stay. The reference's
-            pose is that of ``start`` again in the end.
+        hold: nodes over which a node is believed to lie where it came from (its pose the identity); shifts that are slower
+            along the stack then stay. All poses are moved in the end so that the reference has its pose of ``start``.
     """
     poses = {k: pose.copy() for k, pose in start.items()}
     links = [
@@ -202,7 +207,7 @@ def reconcile(
 
 
 class _System:
-    """A sparse least-squares problem of ``n`` unknowns of ``m`` components, built row by row."""
+    """A sparse least-squares problem of ``n`` unknowns with ``m`` components each, built row by row."""
 
     def __init__(self, m: int, n: int) -> None:
         self._m, self._n, self._height = m, n, 0

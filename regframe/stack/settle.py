@@ -39,11 +39,11 @@ class Density:
     """What is compared of a section: how far every pixel departs from the background.
 
     Args:
-        values: ``[h, w]``.
+        values: ``[h, w]``, in the units of the image's channels.
         tissue: ``[h, w]``.
-        spacing: of a pixel.
-        origin: position of the first pixel's centre.
-        partial: only where it has tissue is it compared.
+        spacing: of the pixels ``[2]``, in the section's unit.
+        origin: position of the first pixel's centre ``[2]``.
+        partial: whether it is compared only where it has tissue, because it has lost some.
     """
 
     values: NDArray[np.float32]
@@ -74,8 +74,8 @@ def settle(fixed: Density, moving: Density, start: Floats, probes: Floats, size:
     Args:
         fixed: stays.
         moving: is brought onto it.
-        start: within a few pixels of the answer.
-        probes: of the moving tissue (`regframe.stack.posegraph.Node`).
+        start: ``[3, 3]``, within a few pixels of the answer.
+        probes: positions ``[N, 2]`` that stand for the moving tissue (`regframe.stack.posegraph.Node`).
         size: its radius of gyration.
         kind: ``rigid`` (mirrored where ``start`` is) or ``affine``.
     """
