@@ -267,8 +267,8 @@ class Solver(ABC):
     """One kind of pair: what is looked at, where the fit begins, what is minimised, when the map is trusted."""
 
     name: ClassVar[str]
-    models: ClassVar[tuple[str, ...]] = ("rigid", "similarity", "affine", "lddmm")
-    """What ``transform`` may say."""
+    models: ClassVar[tuple[str, ...]]
+    """What ``transform`` may say of a pair of this kind."""
 
     @abstractmethod
     def matches(self, fixed: Image | PointSet, moving: Image | PointSet) -> float:

@@ -37,7 +37,7 @@ DISABLE = "REGFRAME_DISABLE_PLUGINS"
 """The environment variable that leaves plug-ins out."""
 
 PARTIAL, PLAN = ".partial", "plan.json"
-"""Suffix of a folder that holds an output which is not finished (see `regframe.slide`), and the file that tells it."""
+"""Suffix of a folder that holds an output which is not finished (see `regframe.slides.warp`), and the file that tells it."""
 
 Kind = Literal["adapter", "metric"]
 

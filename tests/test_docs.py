@@ -225,3 +225,19 @@ def test_gallery_is_filled_in() -> None:
     sections = re.findall(r"<!-- figures: (\w+) -->\n(.*?)<!-- end -->", text, re.DOTALL)
     assert len(sections) == 12
     assert all("Result(" in body for _, body in sections)
+
+
+def test_the_architecture_names_what_there_is() -> None:
+    text = (ROOT / "docs" / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    rooms = set(re.findall(r"`([a-z]+)/?`", text[text.index("| row |") : text.index("## One registration")]))
+    core = {p.stem for p in (ROOT / "regframe").glob("*.py")} | {
+        p.parent.name for p in (ROOT / "regframe").glob("*/__init__.py")
+    }
+    assert core - {"__init__"} <= rooms, "a room without a row in docs/ARCHITECTURE.md"
+    paths = set(re.findall(r"`((?:regframe|plugins|csrc|tests)/[^`*]*)`", text))
+    assert len(paths) > 30
+    assert not [path for path in sorted(paths) if not (ROOT / path).exists()]
+    for path, name in re.findall(
+        r"`(BUILT_IN|NAMED|models|settled)` (?:in|of the solver that fits it,) `([^`]+)`", text
+    ):
+        assert path in (ROOT / name).read_text(encoding="utf-8")

@@ -20,6 +20,7 @@ class Images(Solver):
     """Two images of one dimension, compared pixel by pixel: a search for the pose, then a fit coarse to fine."""
 
     name: ClassVar[str] = "images"
+    models: ClassVar[tuple[str, ...]] = recipes.MODELS
     default: ClassVar[str] = "contrast"
     """Metric where nothing is said: one side's intensities are taken to explain the other's."""
     between_stains: ClassVar[str] = "mi"

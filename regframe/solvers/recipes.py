@@ -7,6 +7,8 @@ from ..fit.prior import MARGIN_3D, Prior
 from ..fit.pyramid import Cuts, Recipe
 from .mixed.drawing import PER_POINT
 
+MODELS = ("rigid", "similarity", "affine", "lddmm")
+"""Models of a map that the engine fits to any kind of pair: each is a case of the next."""
 ONE_SECTION = (0.5, 0.9)
 """Share of the fine structure, 0 … 1, under which two stained sections are two cuts, and from which they are one; between them
 observations count in part. Two looks at one section share 0.9, neighbouring sections under 0.1."""

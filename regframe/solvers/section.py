@@ -40,6 +40,7 @@ class Section(Solver):
     """A 2D image fixed against a volume: its plane is searched for among all, then both are compared as images."""
 
     name: ClassVar[str] = "section"
+    models: ClassVar[tuple[str, ...]] = recipes.MODELS
     default: ClassVar[str] = "mi"
     """Metric where nothing is said and the volume shows intensities: a section and a volume need not show one thing."""
     for_labels: ClassVar[str] = "contrast"

@@ -24,6 +24,7 @@ class Mixed(Solver):
     """Points against an image: they are drawn as their density, and where single nuclei are resolved each finds its own."""
 
     name: ClassVar[str] = "mixed"
+    models: ClassVar[tuple[str, ...]] = recipes.MODELS
 
     def matches(self, fixed: Image | PointSet, moving: Image | PointSet) -> float:  # noqa: D102
         return 1.0 if isinstance(fixed, PointSet) != isinstance(moving, PointSet) else 0.0

@@ -15,6 +15,7 @@ from ...fit import clouds
 from ...fit.threads import threads_for
 from ...starts.given import given
 from ...verdict import Finding
+from .. import recipes
 from .align import align
 
 
@@ -22,6 +23,7 @@ class Points(Solver):
     """Two point sets, compared as draws from a mixture; no raster in between."""
 
     name: ClassVar[str] = "points"
+    models: ClassVar[tuple[str, ...]] = recipes.MODELS
 
     def matches(self, fixed: Image | PointSet, moving: Image | PointSet) -> float:  # noqa: D102
         return 1.0 if isinstance(fixed, PointSet) and isinstance(moving, PointSet) else 0.0
