@@ -18,7 +18,10 @@ BENCHMARKS := $(if $(wildcard benchmarks/bench_*.py),benchmarks)
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: install demo test test-slow lint bench clean distclean
+# tests of whole fits, whose outcome rounding decides: run under every instruction set that the processor has
+FITS := tests/fit tests/starts tests/solvers tests/stack tests/test_register.py tests/plugins/test_cells.py tests/plugins/test_volumes.py
+
+.PHONY: install demo test test-slow test-isa lint bench clean distclean
 
 install: $(STAMP)
 
@@ -41,6 +44,13 @@ demo: install
 test: install
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(TIMEOUT) $(BIN)/python -m pytest tests $(BENCHMARKS) -n $(WORKERS) --dist worksteal -m "not slow" \
 	  --benchmark-disable -o python_files="test_*.py bench_*.py" $(PYTEST_ARGS)
+
+test-isa: install
+	@for isa in $$($(BIN)/python -c "from regframe.testing.bench import instruction_sets; print(*instruction_sets())"); do \
+	  echo "REGFRAME_ISA=$$isa"; \
+	  REGFRAME_ISA=$$isa OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest $(FITS) -n $(WORKERS) --dist worksteal \
+	    -m "not slow" -q $(PYTEST_ARGS) || exit 1; \
+	done
 
 test-slow: install
 	$(BIN)/python -m pytest tests -m slow $(PYTEST_ARGS)

@@ -158,7 +158,7 @@ def test_a_cohort(data_dir: Path, tmp_path: Path, small: bool, report: Callable[
 
 def test_two_workers_against_one(data_dir: Path, tmp_path: Path, small: bool, report: Callable[[str], None]) -> None:
     if small:
-        pytest.skip("a figure of throughput; tests/test_batch.py runs what it runs")
+        pytest.skip("a figure of throughput; tests/batch/test_batch.py runs what it runs")
     jobs = good(data_dir, FEW, small)
     seconds: dict[int, list[float]] = {1: [], 2: []}
     for turn in range(2):

@@ -403,17 +403,14 @@ def doctor(ctx: click.Context, as_json: bool) -> None:
 
 def _build_facts() -> dict[str, Any]:
     """Which kernels of the compiled ops this machine runs."""
-    import os
-
     import torch
 
     from .. import ops
+    from ..testing.bench import instruction_set
 
     if not ops.is_built():
         return {}
-    best = torch.backends.cpu.get_cpu_capability().lower()  # what the dispatch of the ops goes by, too
-    isa = os.environ.get("REGFRAME_ISA") or (best if best in ("avx2", "avx512") else "baseline")
-    return {"isa": isa, "cuda": torch._C._dispatch_has_kernel_for_dispatch_key("regframe::warp", "CUDA")}
+    return {"isa": instruction_set(), "cuda": torch._C._dispatch_has_kernel_for_dispatch_key("regframe::warp", "CUDA")}
 
 
 def _importable(name: str) -> bool:

@@ -127,26 +127,20 @@ def interleaved(runs: dict[str, Callable[[], Any]], rounds: int, in_a_row: int =
     return {name: statistics.median(values) for name, values in times.items()}
 
 
+def instruction_sets() -> tuple[str, ...]:
+    """Sets of instructions that the CPU kernels have and this processor too, the least first; ``REGFRAME_ISA`` takes any."""
+    known = ("baseline", "avx2", "avx512")
+    best = torch.backends.cpu.get_cpu_capability().lower()  # what the dispatch of the ops goes by, too
+    return known[: known.index(best) + 1] if best in known else known[:1]
+
+
 def instruction_set() -> str:
     """What the CPU kernels use here: the best the processor has, or what ``REGFRAME_ISA`` asks for."""
     if not ops.is_built():
         return "none: the compiled ops are not built"
-    try:
-        flags = next(
-            line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags")
-        ).split()
-    except (OSError, StopIteration):
-        flags = []
-    best = (
-        "avx512"
-        if {"avx512f", "avx512dq", "avx512vl", "avx512bw"} <= set(flags)
-        else "avx2"
-        if "avx2" in flags
-        else "baseline"
-    )
-    order = ["baseline", "avx2", "avx512"]
-    wish = os.environ.get("REGFRAME_ISA", best)
-    return min(best, wish if wish in order else best, key=order.index)
+    here = instruction_sets()
+    wish = os.environ.get("REGFRAME_ISA", here[-1])
+    return wish if wish in here else here[-1]
 
 
 def machine() -> dict[str, Any]:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 import regframe as rf
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def _example() -> rf.Metric:

@@ -25,7 +25,7 @@ pytest.importorskip("regframe._host", reason="the host module is not built")
 import regframe_cells as rc
 from regframe_cells import CellsAdapter
 
-DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 real = pytest.mark.skipif(not DATA.is_dir(), reason="the shared data are not here")
 
 

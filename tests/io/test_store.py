@@ -34,7 +34,7 @@ from regframe.maps.resample import resample
 from regframe.maps.sequence import Sequence
 from regframe.result import Result
 
-DOC = Path(__file__).parents[1] / "docs" / "format.md"
+DOC = Path(__file__).parents[2] / "docs" / "format.md"
 
 
 def smooth_velocity(grid: Grid, inner: Grid, n_slices: int, size: float, width: float, seed: int = 0) -> torch.Tensor:

@@ -20,9 +20,9 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import fake_slides as slides
 import numpy as np
 import pytest
-import slides
 import tifffile
 import torch
 import zarr
@@ -34,7 +34,7 @@ from regframe.data import Level, Pyramid
 from regframe.slides import place, tiles, warp
 from regframe.slides.warp import SlideOptions, SlideWarp
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parents[1]
 
 
 def levels_of(path: Path) -> list[np.ndarray[Any, Any]]:
@@ -372,7 +372,7 @@ def test_many_rounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def start(tmp_path: Path, delay: float = 0.05, workers: int = 2, shard: int = 64) -> subprocess.Popen[str]:
     options = [str(v) for v in (tmp_path / "s", tmp_path / "o.zarr", delay, workers, shard)]
-    command = [sys.executable, str(HERE / "slides.py"), *options]
+    command = [sys.executable, str(HERE / "fake_slides.py"), *options]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{HERE}:{os.environ.get('PYTHONPATH', '')}"}
     return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
 

@@ -28,7 +28,7 @@ import regframe as rf
 from regframe import hookspecs, plugins, testing
 from regframe.testing import scaffold
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)

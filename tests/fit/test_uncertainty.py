@@ -25,7 +25,7 @@ from regframe.fit.halvings import Level
 from regframe.fit.mapspace import MapSpace
 from regframe.fit.prior import velocity_space
 from regframe.fit.velocity import VelocitySpace
-from regframe.report import render
+from regframe.report.results import render
 from regframe.testing import demo
 
 
