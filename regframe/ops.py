@@ -117,10 +117,10 @@ class Path(NamedTuple):
         matrix: ``[D, D+1]`` float64, from the index of a fixed pixel to its start in the moving frame.
         shape: pixels of the fixed grid, or of a tile of it.
         offset: index of the tile's first pixel.
-        image_spacing: of the moving image, in moving-frame lengths.
-        image_origin: likewise.
-        velocity_spacing: of the velocity's nodes, likewise.
-        velocity_origin: likewise.
+        image_spacing: distance of the moving image's pixels along each axis, in moving-frame lengths.
+        image_origin: position of its first pixel, in the moving frame.
+        velocity_spacing: distance of the velocity's nodes along each axis, in moving-frame lengths.
+        velocity_origin: position of its first node, in the moving frame.
         n_steps: Euler steps, a multiple of T.
     """
 
@@ -141,8 +141,8 @@ class Contrast(NamedTuple):
     Args:
         value: float64 scalar, the mean squared residual per fixed channel and unit weight, the ridge included.
         theta: ``[C_f, 1 + order * C_m]`` float64, the contrast map of standardised channels: constant, linear, square …
-        velocity_grad: ``[T, D, *S_v]``, the value's gradient.
-        matrix_grad: ``[D, D+1]`` float64, likewise.
+        velocity_grad: ``[T, D, *S_v]``, the value's gradient in the velocity.
+        matrix_grad: ``[D, D+1]`` float64, the value's gradient in the matrix.
     """
 
     value: Tensor
@@ -318,7 +318,7 @@ def contrast(
         fixed: ``[C_f, *S_f]``.
         weight: ``[*S_f]`` ≥ 0; a pixel of weight 0 is not even visited by the kernels.
         moving_scale: mean and deviation ``[2, C_m]`` float64 of the moving channels, on the CPU.
-        fixed_scale: likewise ``[2, C_f]``.
+        fixed_scale: mean and deviation ``[2, C_f]`` float64 of the fixed channels, on the CPU.
         order: highest power, 1 to 3.
         ridge: strength of the ridge, above 0.
 

@@ -25,7 +25,7 @@ class Finding:
             or cannot be told from a wrong one.
         sentence: what was found, for a biologist.
         figure: the number it was found by, None where there is none.
-        threshold: what the number was compared with, None likewise.
+        threshold: what the number was compared with, None where there is no number.
         remedy: what a user can do about it, empty where nothing is known.
     """
 

@@ -103,7 +103,7 @@ __global__ void __launch_bounds__(kThreads) few_moments_kernel(ContrastTask<T, D
   }
 }
 
-// The same for any number of channels and any order; rows come zeroed. A block's pixels put their phi into shared memory, then
+// The moments for any number of channels and any order; rows come zeroed. A block's pixels put their phi into shared memory, then
 // its threads share out the moments.
 template <class T, int D>
 __global__ void __launch_bounds__(kThreads) moments_kernel(ContrastTask<T, D> task, double* rows) {
