@@ -231,6 +231,11 @@ class Task:
     config: Config
     progress: Callable[[Progress], None] | None = None
 
+    @property
+    def device(self) -> str:
+        """Where to compute; tensors that a solver makes belong there."""
+        return self.config.device
+
 
 @dataclass(frozen=True)
 class Fitted:

@@ -89,7 +89,9 @@ def settled(config: Config | None, metric: Metric | str | None, **changes: str |
         said |= {"metric": type(metric).name, "metric_options": plugins.options_of(metric)}
     config = Config.model_validate(config.model_dump() | said)
     if config.transform not in models():
-        raise ValueError(f"wanted transform {' or '.join(models())}, got {config.transform!r}; choose one of these")
+        raise ValueError(
+            f"wanted for the setting 'transform' one of {', '.join(models())}, got {config.transform!r}; choose one of these"
+        )
     if config.device != "cpu":
         raise ValueError(f"wanted device 'cpu', got {config.device!r}; the solver does not run on other devices yet")
     return config
