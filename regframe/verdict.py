@@ -93,6 +93,16 @@ def ambiguous(figures: Mapping[str, Any]) -> Iterable[Finding]:
         yield Finding("warn", sentence, margin, CLEAR)
 
 
+def decided(figures: Mapping[str, Any]) -> Iterable[Finding]:
+    """What was decided by what is likely beforehand and not by the data (`regframe.starts.priors`): a remark."""
+    if figures.get("pose_decided"):
+        yield Finding("pass", figures["pose_decided"])
+    kind, asked = figures.get("straight_kind"), figures.get("straight_asked")
+    if asked is not None and kind != asked:
+        sentence = f"a {kind} map matches as well as the {asked} one does: the {kind} one was kept"
+        yield Finding("pass", sentence)
+
+
 def unknown_scale(fixed: str, moving: str, what: str, remedy: str) -> Finding:
     """One side states lengths and the other does not: ``fixed`` and ``moving`` are their units, ``what`` is missing."""
     sentence = (
@@ -144,6 +154,7 @@ def of_images(figures: Mapping[str, Any], ndim: int) -> Iterable[Finding]:
             "warn", f"only {share:.0%} of the overlap was recognised as matching tissue", share, LITTLE_TISSUE
         )
     yield from ambiguous(figures)
+    yield from decided(figures)
     if figures["convergence"] and figures["convergence"][-1] == "max_iter":
         yield Finding("warn", "the fit was still moving when it reached its iteration limit")
 

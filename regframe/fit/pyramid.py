@@ -7,25 +7,27 @@ the pyramid does not know: its solver says in a `Recipe` what is done differentl
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from ..config import Config
 from ..data import Grid, Image
+from ..reference import carry
 from .energy import Energy, ImageMetric
-from .frames import Frame, Increment, affine_kind, zoom_of
+from .frames import KINDS, Frame, Increment, affine_kind, zoom_of
 from .halvings import Halvings, Level, noise_share, soften
 from .lbfgs import Descent
 from .likeness import coincidence, correlation_area, fit_contrast, shared_structure
 from .mapspace import MapSpace, Standing
 from .mixture import Mixture
 from .precondition import descend, precondition
-from .prior import PICTURES, VOLUMES, Prior, velocity_space
+from .prior import FREE, PICTURES, VOLUMES, Prior, velocity_space
 from .steps import Report, Stage, Steps
 from .threads import threads_for
 
@@ -90,6 +92,19 @@ class Recipe:
         return min(max((shared - none) / (enough - none), LEAST_EVIDENCE), 1.0)
 
 
+class Judge(Protocol):
+    """An independent measure of how well two sides match, which no fit descends."""
+
+    def __call__(self, to_moving: Callable[[Tensor], Tensor], pullback: Tensor) -> float:
+        """Nats, more is better, less what is unusual of the map.
+
+        Args:
+            to_moving: takes positions ``[N, D]`` of the fixed frame to the moving one.
+            pullback: the affine part of it ``[D+1, D+1]``.
+        """
+        ...
+
+
 @dataclass(frozen=True)
 class Pair:
     """Two images and how they are to be fitted.
@@ -101,6 +116,7 @@ class Pair:
         config: all settings.
         landmarks: moving and fixed positions ``[M, D]`` in their frames and σ_P in fixed pixels, or None.
         recipe: what this kind of pair asks for.
+        judge: says whether a richer model of a map is worth it, beside the energies; None where there is none.
     """
 
     fixed: Halvings
@@ -109,6 +125,7 @@ class Pair:
     config: Config
     landmarks: tuple[Tensor, Tensor, float] | None = None
     recipe: Recipe = Recipe()
+    judge: Judge | None = None
 
     def energy(self, level: Level, metric: ImageMetric, maps: MapSpace, weight: Tensor, observations: float) -> Energy:
         """The energy of a level, in these settings."""
@@ -148,6 +165,7 @@ class Fit(Standing):
         shared: share of the fine structure that both images have at the last level (`likeness.shared_structure`).
         texture: that share on the finest level of the affine fit.
         sections: whether the sides are different cuts (see `Cuts`): cells of one are not those of the other.
+        asked: kind of the affine part that was asked for, which ``increment`` may be simpler than.
         last: the energy that ``x`` minimises, or None.
     """
 
@@ -163,6 +181,7 @@ class Fit(Standing):
     shared: float = 1.0
     texture: float = 1.0
     sections: bool = False
+    asked: str = ""
     last: Energy | None = None
 
 
@@ -308,16 +327,22 @@ def fit_pyramid(pair: Pair, start: Tensor, report: Report = None) -> Fit:
     grid = pair.fixed.grid
     bending = pair.config.transform == "lddmm"
     levels = build_levels(pair.fixed, pair.moving, start, pair.config)
-    radius = math.hypot(*Frame.of(grid).grid(grid).extent) / 2
-    increment = Increment(affine_kind(pair.config.transform) if pair.recipe.moves else "still", grid.ndim, radius)
-    fit = Fit(torch.zeros(increment.size, dtype=torch.float32), MapSpace(start, increment))
     straight = levels[:-1] if bending and len(levels) > 1 else levels
     if not pair.recipe.moves:
         straight = [] if bending else levels[-1:]
-    for number, level in enumerate(straight):
-        stage = Stage("affine", number, len(levels), pair.config.optimizer.max_iter)
-        with threads_for(level.work):
-            fit = fit_level(fit, level, pair, stage, LevelRules(constant_weights=number == 0), report)
+
+    def straight_fit(kind: str) -> Fit:
+        increment = Increment(kind, grid.ndim, math.hypot(*Frame.of(grid).grid(grid).extent) / 2)
+        fit = Fit(torch.zeros(increment.size, dtype=torch.float32), MapSpace(start, increment))
+        for number, level in enumerate(straight):
+            stage = Stage("affine", number, len(levels), pair.config.optimizer.max_iter)
+            with threads_for(level.work):
+                fit = fit_level(fit, level, pair, stage, LevelRules(constant_weights=number == 0), report)
+        return fit
+
+    kind = affine_kind(pair.config.transform) if pair.recipe.moves else "still"
+    fit = _worth_it(straight_fit, kind, pair)
+    fit.asked = kind
     if not bending:
         return fit
     fit.texture = fit.shared
@@ -330,9 +355,42 @@ def fit_pyramid(pair: Pair, start: Tensor, report: Report = None) -> Fit:
     return _fit_bend(fit, levels, len(straight) - 1, pair, report)
 
 
+def _to_moving(fit: Fit, at: Tensor) -> Tensor:
+    """Positions ``[N, D]`` of the fixed frame in the moving one, under a fit."""
+    return fit.maps.points(fit.x, at, to_moving=True)
+
+
+def _worth_it(fitted: Callable[[str], Fit], kind: str, pair: Pair) -> Fit:
+    """The fit of the asked ``kind``, or of a simpler one where the judge sees no more in the richer one than chance gives.
+
+    The simpler ones are tried only where the fit ended worse than it began, by the judge.
+    """
+    fit = fitted(kind)
+    if pair.judge is None or kind not in KINDS[1:]:
+        return fit
+    judge, start = pair.judge, fit.start
+
+    def judged(one: Fit) -> float:
+        return judge(functools.partial(_to_moving, one), one.pullback) - FREE * one.increment.size
+
+    began = judge(functools.partial(carry, start), start)
+    best = judged(fit)
+    if best >= began - FREE * fit.increment.size:
+        return fit
+    n_evaluations, chosen = fit.n_evaluations, fit
+    for simpler in KINDS[: KINDS.index(kind)]:
+        other = fitted(simpler)
+        n_evaluations += other.n_evaluations
+        if judged(other) > best:
+            chosen, best = other, judged(other)
+    chosen.n_evaluations = n_evaluations
+    return chosen
+
+
 def _fit_bend(fit: Fit, levels: list[Level], fine: int, pair: Pair, report: Report) -> Fit:
     """Both parts together over all ``levels``, after the affine one alone; those from index ``fine`` on count as fine."""
     config = pair.config
+    before = dataclasses.replace(fit, history=list(fit.history), reasons=list(fit.reasons))
     prior = pair.recipe.prior or (PICTURES if pair.moving.grid.ndim == 2 else VOLUMES)
     if fit.sections and pair.recipe.cuts is not None:
         prior = pair.recipe.cuts.prior
@@ -349,7 +407,25 @@ def _fit_bend(fit: Fit, levels: list[Level], fine: int, pair: Pair, report: Repo
             rules = LevelRules(number == 0, number >= fine, LEAST if level is not levels[-1] else 0.0)
             fit = fit_level(fit, level, pair, stage, rules, report)
     with threads_for(levels[-1].work):
-        return simpler_if_as_good(fit, levels[-1], pair, len(levels), report)
+        fit = simpler_if_as_good(fit, levels[-1], pair, len(levels), report)
+        return fit if pair.judge is None else _no_worse(fit, before, levels[-1], pair, pair.judge)
+
+
+def _no_worse(fit: Fit, before: Fit, level: Level, pair: Pair, judge: Judge) -> Fit:
+    """A fit that was bent, or the affine one ``before`` the bend, carried to the last level, where the judge likes that better."""
+    import os
+    if os.environ.get("DBG"):
+        print("   judge before %.2f after %.2f" % (judge(functools.partial(_to_moving, before), before.pullback), judge(functools.partial(_to_moving, fit), fit.pullback)), "reg", fit.last.parts.get("regularizer"), "bent", fit.space is not None, "gain", fit.bending_gain)
+    ends = [judge(functools.partial(_to_moving, one), one.pullback) for one in (fit, before)]
+    if ends[0] >= ends[1]:
+        return fit
+    stage = Stage("straight", int(fit.history[-1]["level"]) if fit.history else 0, 1, pair.config.optimizer.max_iter)
+    spent = fit.n_evaluations - before.n_evaluations
+    bending_gain, history = fit.bending_gain, fit.history
+    fit = fit_level(before, level, pair, stage, LevelRules())
+    fit.n_evaluations += spent
+    fit.bending_gain, fit.history = bending_gain, history
+    return fit
 
 
 def simpler_if_as_good(fit: Fit, level: Level, pair: Pair, n_levels: int, report: Report = None) -> Fit:

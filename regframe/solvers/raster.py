@@ -16,7 +16,7 @@ from torch import Tensor
 from ..contracts import Fitted, Metric, Task
 from ..data import Grid, Image, unit_ratio
 from ..fit import uncertainty
-from ..fit.frames import Frame
+from ..fit.frames import Frame, zoom_of
 from ..fit.halvings import Halvings, Level, halve
 from ..fit.likeness import coincidence, fit_contrast
 from ..fit.pyramid import Fit, Pair, Recipe, fit_pyramid
@@ -27,6 +27,7 @@ from ..maps.homogeneous import compose, determinant, inverse
 from ..maps.resample import resample
 from ..reference import carry
 from ..starts import images, pose
+from ..starts.evidence import Judge
 from ..starts.landmarks import Landmarks
 from ..verdict import Finding, unknown_scale
 from .preparation import Look
@@ -140,8 +141,15 @@ def run(pair: Compared, task: Task, recipe: Recipe) -> Run:
 
 def fit(pair: Compared, sides: tuple[Halvings, Halvings], start: Tensor, task: Task, recipe: Recipe) -> Fit:
     """The fit of two sides from ``start``, ``A`` ``[D+1, D+1]`` in physical units."""
-    asked = Pair(*sides, pair.ready, task.config, pairs(sides, task), recipe)
-    return fit_pyramid(asked, pullback(sides, start), task.progress)
+    began = pullback(sides, start)
+    judge = None
+    if sides[0].grid.ndim == 2 and sides[1].grid.ndim == 2 and recipe.moves:
+        prior = images.prior_of(*sides)
+        if task.start != "auto":  # whoever states a pose knows the size
+            prior = dataclasses.replace(prior, size=None)
+        judge = Judge(*sides, prior, zoom_of(began))
+    asked = Pair(*sides, pair.ready, task.config, pairs(sides, task), recipe, judge)
+    return fit_pyramid(asked, began, task.progress)
 
 
 def pullback(sides: tuple[Halvings, Halvings], start: Tensor) -> Tensor:
@@ -228,6 +236,9 @@ def _figures(done: Run, affine: Affine, phi: Transform) -> dict[str, Any]:
         "overlap_fraction": float(inside.to(torch.float32).mean()),
         "pose_margin": None if found is None else found.margin,
         "pose_score": None if found is None else found.score,
+        "pose_decided": "" if found is None else found.decided,
+        "straight_kind": fit.increment.kind,
+        "straight_asked": fit.asked,
         "runner_up": None
         if found is None or found.runner_up is None
         else {"matrix": found.runner_up.tolist(), "score": found.runner_up_score},

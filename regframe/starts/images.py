@@ -17,16 +17,18 @@ from torch import Tensor
 from ..config import Config
 from ..data import Image
 from ..fit.energy import ImageMetric
-from ..fit.frames import Frame
+from ..fit.frames import KINDS, Frame, affine_kind
 from ..fit.halvings import Halvings, Level
 from ..fit.threads import threads_for
 from ..fit.velocity import smooth_size
 from ..maps.homogeneous import compose, inverse
+from . import priors
+from .evidence import FINE_SIZE, Match, anywhere, compare, lattice, likeness, overlap, sample, seen
 from .given import check_landmarks, given
 from .landmarks import Landmarks
 from .pose import APART, EQUAL, Pose, nearest_of_kind
 from .scale import Scale
-from .views import View, Views
+from .views import Views
 from .volumes import search_volume
 
 SCAN_SIZE = 20
@@ -41,8 +43,6 @@ COARSE_SIZE = 28
 """Pixels along the side of a square as large as the tissue, where the poses of the scan are refined."""
 FINALISTS = 6
 """Distinct poses that are refined as affine maps and compared."""
-FINE_SIZE = 64
-"""Pixels along the side of a square as large as the tissue, where the finalists are refined."""
 STEPS = 8
 """Gauss-Newton steps of a refinement."""
 UNMIRRORED = 0.3
@@ -50,17 +50,8 @@ UNMIRRORED = 0.3
 and both halves of a brain resemble each other more than two brains do."""
 MOST = 3.0
 """Pixels of the refined image that a step moves anything at most."""
-LOCAL = 9
-"""Pixels across the neighbourhood whose mean is taken off where the fine structure decides between finalists."""
-COARSE_AREA = 32.0
-"""Pixels that one observation of the images as they are stands for, beside one of the fine structure for each."""
-STRETCH = 0.05
-"""Standard deviation of the logarithm of the stretch (the ratio of the two sizes of an affine map) that a pose is expected to
-have."""
 CHANCE = 60.0
 """Nats that images which have nothing in common come to: a pose without a rival is measured against this."""
-DULL = 0.1
-"""Variance, over the whole image's, below which a part is too flat for its correlation to be believed."""
 
 
 def begin(
@@ -110,53 +101,127 @@ def search(
 def search_plane(fixed: Halvings, moving: Halvings, config: Config) -> Pose:
     """`search` of two planes; a rigid map with the size that the units state, or a pixel for a pixel."""
     f, m = Views(fixed), Views(moving)
-    scale, rigid = Scale.of(fixed.grid, moving.grid), config.transform == "rigid"
-    # by the units, or else a pixel for a pixel
-    equal = 1.0 if scale.ratio is None else scale.ratio * moving.grid.pixel / fixed.grid.pixel
-    known = scale.settled(config.transform)
-    zooms = [equal] if known else _ladder(f.extent / m.extent, equal)
+    scale = Scale.of(fixed.grid, moving.grid)
+    prior = prior_of(fixed, moving)
+    equal = prior.size or f.extent / m.extent
     # poses are pullbacks of the normalised frames, fixed → moving, [N, 2, 3]
     to_fixed, to_moving = Frame.of(fixed.grid).matrix(), Frame.of(moving.grid).matrix()
-    plain = [_scaled(zoom) for zoom in ([equal] if known else [equal, f.extent / m.extent])]  # middle on middle
-    if scale.ratio is not None:
-        stay = compose(to_moving, _scaled(scale.ratio), inverse(to_fixed))
-        if not torch.equal(stay, plain[0]):
-            plain.insert(0, stay)
-    found = [_scan(f, m, zoom) for zoom in zooms]
-    scores, poses = (torch.cat(part) for part in zip(*found, strict=True))
-    best = scores.argsort(descending=True, stable=True)[:SCANNED]
-    poses = torch.cat([torch.stack(plain)[:, :2].to(torch.float32), poses[best]])
-    favour = torch.ones(len(poses), dtype=torch.float32)
-    favour[: len(plain)] += EQUAL
-    favour[torch.linalg.det(poses[:, :, :2]) > 0] /= 1 - UNMIRRORED
-    for size, kind in ((COARSE_SIZE, "similarity"), (FINE_SIZE, "affine")):
-        poses, fit = _refine(f, m, poses, size, "rigid" if rigid else kind)
-        scores = fit.score
-        if size == FINE_SIZE:
-            sizes = torch.linalg.svdvals(poses[:, :, :2])
-            scores = fit.evidence() - 0.5 * ((sizes[:, 0] / sizes[:, 1]).log() / STRETCH) ** 2
-        chosen: list[int] = []
-        for i in (scores * favour).argsort(descending=True, stable=True).tolist():
-            if len(chosen) < FINALISTS and all(_apart(poses[i], poses[j], f, m) for j in chosen):
-                chosen.append(i)
-        poses, scores, favour = poses[chosen], scores[chosen], favour[chosen]
+    lying = compose(to_moving, _scaled(scale.factor), inverse(to_fixed))
+    found = _candidates(f, m, prior, lying, config)
+    unit = priors.chance(compare(*seen(f, FINE_SIZE), m, anywhere(f, equal)).evidence())
+    scores = found.evidence - unit * (prior.nats(found.poses[:, :, :2], found.overlap) + found.richness)
+    favoured = scores * found.favour
+    order = favoured.argsort(descending=True, stable=True).tolist()
+    best, chosen = order[0], [order[0]]
+    for i in order:
+        if len(chosen) < FINALISTS and all(_apart(found.poses[i], found.poses[j], f, m) for j in chosen):
+            chosen.append(i)
 
     def physical(pose: Tensor) -> Tensor:
         square = torch.eye(3, dtype=torch.float64)
         square[:2] = pose
         return nearest_of_kind(
-            compose(inverse(to_fixed), inverse(square), to_moving),
-            "rigid" if rigid else "affine",
-            scale.factor,
-            moving.grid.center,
+            compose(inverse(to_fixed), inverse(square), to_moving), config.transform, scale.factor, moving.grid.center
         )
 
-    score, others = float(scores[0]), scores[1:]
+    score, others = float(scores[best]), scores[chosen[1:]]
     second = float(others.max()) if len(others) else 0.0
     margin = max(0.0, 1 - max(second, CHANCE) / max(score, 1e-9))
+    matrix, decided = physical(found.poses[best]), _decided(found, scores, best, chosen[1:])
     if not len(others):
-        return Pose(physical(poses[0]), score, margin)
-    return Pose(physical(poses[0]), score, margin, physical(poses[1 + int(others.argmax())]), second)
+        return Pose(matrix, score, margin, decided=decided)
+    runner_up = physical(found.poses[chosen[1 + int(others.argmax())]])
+    return Pose(matrix, score, margin, runner_up, second, decided)
+
+
+def prior_of(fixed: Halvings, moving: Halvings) -> priors.Prior:
+    """What the units of two planes say of poses, in pullbacks of their normalised frames; pixels are taken one for one."""
+    scale = Scale.of(fixed.grid, moving.grid)
+    size = None if scale.ratio is None else scale.ratio * moving.grid.pixel / fixed.grid.pixel
+    return priors.Prior(size, scale.physical)
+
+
+@dataclass(frozen=True)
+class _Candidates:
+    """Refined poses of all models.
+
+    Args:
+        poses: pullbacks ``[N, 2, 3]``.
+        evidence: raw, of fine structure and all ``[N]``.
+        overlap: share of the smaller side's tissue that both show ``[N]``.
+        richness: nats that the model of each pays ``[N]``.
+        favour: what scores are multiplied by where poses are compared: plain ones, and those without a mirror ``[N]``.
+    """
+
+    poses: Tensor
+    evidence: Tensor
+    overlap: Tensor
+    richness: Tensor
+    favour: Tensor
+
+
+def _candidates(f: Views, m: Views, prior: priors.Prior, lying: Tensor, config: Config) -> _Candidates:
+    """Poses from nested models: as both lie, middle on middle, rigid at the stated size, of any size, and affine ones.
+
+    What a simpler model finds is refined as a richer one too, and stays as it was beside that.
+    """
+    known = config.transform == "rigid" or prior.physical
+    equal = prior.size or 1.0
+    alike = f.extent / m.extent
+    plain = [_scaled(zoom) for zoom in ([equal] if known else [equal, alike])]  # middle on middle
+    if prior.size is not None and not torch.equal(lying, plain[0]):
+        plain.insert(0, lying)
+    stated = prior.size is not None or config.transform == "rigid"
+    scans = [([equal], "rigid")] if stated else []
+    if config.transform != "rigid":
+        scans.append(([equal] if known else _ladder(alike, equal), "similarity"))
+    kinds = KINDS[: 1 + KINDS.index(affine_kind(config.transform))]
+    made: list[_Candidates] = []
+    f_spacing = seen(f, FINE_SIZE)[-1]
+    scanned: dict[float, tuple[Tensor, Tensor]] = {}
+    for zooms, kind in scans:
+        for zoom in zooms:
+            if zoom not in scanned:
+                scanned[zoom] = _scan(f, m, zoom)
+        scores, poses = (torch.cat(part) for part in zip(*(scanned[zoom] for zoom in zooms), strict=True))
+        poses = poses[scores.argsort(descending=True, stable=True)[:SCANNED]]
+        first = plain if kind != "rigid" else [p for p in plain if abs(_zoom(p) / equal - 1) < 1e-6]
+        poses = torch.cat([torch.stack(first)[:, :2].to(torch.float32), poses])
+        favour = torch.ones(len(poses), dtype=torch.float32)
+        favour[: len(first)] += EQUAL
+        favour[torch.linalg.det(poses[:, :, :2]) > 0] /= 1 - UNMIRRORED
+        poses, fit = _refine(f, m, poses, COARSE_SIZE, kind)
+        chosen: list[int] = []
+        for i in (fit.score * favour).argsort(descending=True, stable=True).tolist():
+            if len(chosen) < FINALISTS and all(_apart(poses[i], poses[j], f, m) for j in chosen):
+                chosen.append(i)
+        for model in kinds[kinds.index(kind) :]:
+            refined, fit = _refine(f, m, poses[chosen], FINE_SIZE, model)
+            pays = torch.full((len(chosen),), priors.RICHER[model], dtype=torch.float32)
+            shared = overlap(f, m, refined, fit.count, f_spacing)
+            made.append(_Candidates(refined, fit.evidence(), shared, pays, favour[chosen]))
+    return _Candidates(*(torch.cat(part) for part in zip(*(vars(one).values() for one in made), strict=True)))
+
+
+def _decided(found: _Candidates, scores: Tensor, best: int, rivals: list[int]) -> str:
+    """What was decided by priors and not by the evidence, in words, or nothing."""
+    if not rivals:
+        return ""
+    rival = rivals[int(found.evidence[rivals].argmax())]
+    if not float(found.evidence[rival]) >= (1 - EQUAL) * float(found.evidence[best]):
+        return ""
+    hands = [float(torch.linalg.det(found.poses[i, :, :2])) for i in (best, rival)]
+    if hands[0] > 0 > hands[1]:
+        return "the mirrored pose fits as well: the pose that is not mirrored, as the files lie, was taken"
+    sizes = [float(torch.linalg.svdvals(found.poses[i, :, :2]).log().mean()) for i in (best, rival)]
+    if abs(sizes[0] - sizes[1]) > priors.SIZE * 2:
+        return f"a pose {math.exp(sizes[0] - sizes[1]):.2g} times as large fits as well: the likelier size was taken"
+    return "another pose fits as well: the likelier one, less turned, sheared or shifted, was taken"
+
+
+def _zoom(pullback: Tensor) -> float:
+    """How much larger a pullback makes the moving side."""
+    return float(torch.linalg.det(pullback[:2, :2]).abs().pow(-0.5))
 
 
 def _scaled(zoom: float) -> Tensor:
@@ -188,35 +253,6 @@ def _inverted(pose: Tensor) -> Tensor:
     return torch.cat([linear, -linear @ pose[:, 2:]], dim=1)
 
 
-def _lattice(shape: tuple[int, int], spacing: float) -> Tensor:
-    """Positions ``[H, W, 2]`` of a grid about the origin."""
-    axes = [(torch.arange(n, dtype=torch.float32) - (n - 1) / 2) * spacing for n in shape]
-    return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
-
-
-def _sample(view: View, at: Tensor) -> tuple[Tensor, Tensor]:
-    """Data ``[N, 2, H, W]`` and weight ``[N, H, W]`` of a view at positions ``[N, H, W, 2]``; nothing counts outside."""
-    shape = torch.tensor(view.grid.shape, dtype=torch.float32)
-    spacing, origin = (torch.tensor(v, dtype=torch.float32) for v in (view.grid.spacing, view.grid.origin))
-    unit = (2 * (at - origin) / spacing + 1) / shape - 1  # -1 and 1 at the outer borders
-    stack = torch.cat([view.data, view.weight[None]])[None].expand(len(at), -1, -1, -1)
-    out = F.grid_sample(stack, unit.flip(-1), padding_mode="border", align_corners=False)
-    return out[:, :-1], out[:, -1] * (unit.abs() < 1).all(dim=-1)
-
-
-def _likeness(
-    cross: Tensor, f_variance: Tensor, m_variance: Tensor, least: float = DULL
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Squared correlation of intensities and of edges, dimension 1, and both variances, at the ``least``.
-
-    Intensities may be inverted; where one side has edges the other has to have some, too.
-    """
-    f_variance, m_variance = f_variance.clamp(min=least), m_variance.clamp(min=least)
-    square = cross * cross / (f_variance * m_variance)
-    square[:, 1] *= cross[:, 1] > 0
-    return square.clamp(max=0.98), f_variance, m_variance
-
-
 def _scan(fixed: Views, moving: Views, zoom: float) -> tuple[Tensor, Tensor]:
     """Scores ``[2 TURNS]`` and pullbacks ``[2 TURNS, 2, 3]`` of the best shift at each turn, without and with a mirror.
 
@@ -226,15 +262,15 @@ def _scan(fixed: Views, moving: Views, zoom: float) -> tuple[Tensor, Tensor]:
     f, m = fixed.at(spacing), moving.at(spacing / zoom)
     spacing = max(spacing, max(*f.grid.extent, *(zoom * e for e in m.grid.extent)) / (4 * SCAN_SIZE))
     f_shape = [max(4, round(e / spacing)) for e in f.grid.extent]
-    f_at = _lattice((f_shape[0], f_shape[1]), spacing)
-    image, mask = (part[0] for part in _sample(f, f_at[None]))
+    f_at = lattice((f_shape[0], f_shape[1]), spacing)
+    image, mask = (part[0] for part in sample(f, f_at[None]))
     side = math.ceil(math.hypot(*(e * zoom / spacing for e in m.grid.extent)))  # holds it at any turn
     angle = 2 * math.pi * torch.arange(TURNS, dtype=torch.float32) / TURNS
     cos, sin = angle.cos(), angle.sin()
     turns = torch.stack([cos, sin, -sin, cos], dim=1).reshape(-1, 2, 2)  # back from the fixed side
     turns = torch.cat([turns, turns * turns.new_tensor([[1.0], [-1.0]])]) / zoom
-    m_at = _lattice((side, side), spacing)
-    turned, covered = _sample(m, torch.einsum("hwc,ndc->nhwd", m_at, turns))  # [N, 2, ...], [N, ...]
+    m_at = lattice((side, side), spacing)
+    turned, covered = sample(m, torch.einsum("hwc,ndc->nhwd", m_at, turns))  # [N, 2, ...], [N, ...]
     shape = [smooth_size(n + side - 1) for n in f_shape]
     a = torch.fft.rfft2(
         torch.cat([torch.ones_like(mask)[None], image, image * image]) * mask, s=shape
@@ -244,7 +280,7 @@ def _scan(fixed: Views, moving: Views, zoom: float) -> tuple[Tensor, Tensor]:
     sums = torch.fft.irfft2(a[[0, 1, 2, 3, 4, 0, 0, 0, 0, 1, 2]] * b[:, [0, 0, 0, 0, 0, 1, 2, 3, 4, 1, 2]], s=shape)
     n = sums[:, :1].clamp(min=1e-3)
     s_f, s_ff, s_m, s_mm, s_fm = (sums[:, 1:] / n).unflatten(1, (5, 2)).unbind(dim=1)  # [N, 2, ...] each
-    square, _, _ = _likeness(s_fm - s_f * s_m, s_ff - s_f * s_f, s_mm - s_m * s_m)
+    square, _, _ = likeness(s_fm - s_f * s_m, s_ff - s_f * s_f, s_mm - s_m * s_m)
     score = -0.5 * n[:, 0] * torch.log1p(-square).sum(dim=1)
     enough = 0.25 * torch.minimum(mask.sum(), covered.sum(dim=(1, 2)))
     score = torch.where(n[:, 0] > enough[:, None, None], score, 0.0)
@@ -257,96 +293,20 @@ def _scan(fixed: Views, moving: Views, zoom: float) -> tuple[Tensor, Tensor]:
     return best, torch.cat([turns, torch.einsum("ndc,nc->nd", turns, shift)[:, :, None]], dim=2)
 
 
-@dataclass(frozen=True)
-class _Fit:
-    """A batch of N poses on one lattice of the fixed side: what the next step and the score need.
-
-    Args:
-        fixed: standardised about its mean over the overlap ``[N, 2, H, W]``.
-        moving: at the pose, standardised about its mean over the overlap ``[N, 2, H, W]``.
-        weight: that sums to 1 ``[N, H, W]``.
-        slope: ``[N, 2]`` from moving to fixed.
-        spread: variance of the moving side ``[N, 2]``.
-        rest: variance of the fixed side that is not explained ``[N, 2]``.
-        count: pixels that both sides share ``[N]``.
-        score: ``-n/2 Σ log(1 - ρ²)`` ``[N]``.
-    """
-
-    fixed: Tensor
-    moving: Tensor
-    weight: Tensor
-    slope: Tensor
-    spread: Tensor
-    rest: Tensor
-    count: Tensor
-    score: Tensor
-
-    def better(self, other: _Fit) -> tuple[_Fit, Tensor]:
-        """The better of two fits, one by one, and where it is the other."""
-        wins = other.score > self.score
-        pairs = zip(vars(self).values(), vars(other).values(), strict=True)
-        return _Fit(*(torch.where(wins.reshape(-1, *(1,) * (old.ndim - 1)), new, old) for old, new in pairs)), wins
-
-    def evidence(self) -> Tensor:
-        """Nats ``[N]`` of likeness, fine structure and all: outlines can be alike that hold different things."""
-        w = self.weight[:, None]
-        near = F.avg_pool2d(w, LOCAL, 1, LOCAL // 2).clamp(min=1e-12)
-
-        def fine(values: Tensor) -> Tensor:
-            return values - F.avg_pool2d(values * w, LOCAL, 1, LOCAL // 2) / near
-
-        f, m = fine(self.fixed), fine(self.moving)
-        f, m = (side - (side * w).sum(dim=(2, 3), keepdim=True) for side in (f, m))
-        cross, f_variance, m_variance = ((pair * w).sum(dim=(2, 3)) for pair in (f * m, f * f, m * m))
-        square, _, _ = _likeness(cross, f_variance, m_variance, DULL / 5)
-        return -0.5 * self.count * torch.log1p(-square).sum(dim=1) + self.score / COARSE_AREA
-
-
-def _compare(image: Tensor, mask: Tensor, at: Tensor, spacing: float, moving: Views, poses: Tensor) -> _Fit:
-    """The fixed ``image`` ``[2, H, W]`` at positions ``[H, W, 2]`` against the moving side, at pullbacks ``[N, 2, 3]``."""
-    positions = torch.einsum("hwc,ndc->nhwd", at, poses[:, :, :2]) + poses[:, None, None, :, 2]
-    views = [moving.at(spacing * float(size)) for size in torch.linalg.det(poses[:, :, :2]).abs().sqrt()]
-    warped = image.new_empty((len(poses), *image.shape))
-    weight = image.new_empty((len(poses), *mask.shape))
-    for view in {id(view): view for view in views}.values():
-        those = [i for i, other in enumerate(views) if other is view]
-        warped[those], weight[those] = _sample(view, positions[those])
-    weight = weight * mask
-    n = weight.sum(dim=(1, 2)).clamp(min=1e-3)
-    weight = weight / n[:, None, None]
-
-    def mean(values: Tensor) -> Tensor:
-        return (values * weight[:, None]).sum(dim=(2, 3))
-
-    f = image - mean(image[None])[:, :, None, None]
-    m = warped - mean(warped)[:, :, None, None]
-    cross = mean(f * m)
-    square, f_variance, m_variance = _likeness(cross, mean(f * f), mean(m * m))
-    slope = cross / m_variance
-    slope[:, 1] = slope[:, 1].clamp(min=0)
-    score = -0.5 * n * torch.log1p(-square).sum(dim=1)
-    return _Fit(f, m, weight, slope, m_variance, f_variance * (1 - square), n, score)
-
-
-def _refine(fixed: Views, moving: Views, poses: Tensor, size: int, kind: str) -> tuple[Tensor, _Fit]:
+def _refine(fixed: Views, moving: Views, poses: Tensor, size: int, kind: str) -> tuple[Tensor, Match]:
     """Pullbacks ``[N, 2, 3]`` after `STEPS` damped Gauss-Newton steps each, all at once, and how they fit.
 
     Minimises ``Σ log`` of the two residual variances, with the linear map between the intensities (and between the edges)
     eliminated: the derivatives have no part along it.
     """
-    spacing = fixed.extent / size
-    view = fixed.at(spacing)
-    spacing = max(spacing, max(view.grid.extent) / (3 * size))
-    shape = [max(4, round(e / spacing)) for e in view.grid.extent]
-    at = _lattice((shape[0], shape[1]), spacing)
-    image, mask = (part[0] for part in _sample(view, at[None]))
-    radius = max(shape) / 2
+    image, mask, at, spacing = seen(fixed, size)
+    radius = max(mask.shape) / 2
     y, x = at.unbind(dim=-1)
     y, x, one, zero = y / (spacing * radius), x / (spacing * radius), torch.ones_like(y), torch.zeros_like(y)
     fields = [(one, zero), (zero, one), (-x, y), (y, x), (y, -x), (x, y)]  # shift, turn, size, two stretches
     fields = fields[: {"rigid": 3, "similarity": 4, "affine": 6}[kind]]
     moves = torch.stack([torch.stack(field) for field in fields])  # [K, 2, H, W], pixels
-    now = _compare(image, mask, at, spacing, moving, poses)
+    now = compare(image, mask, at, spacing, moving, poses)
     damping = torch.full((len(poses),), 0.01, dtype=torch.float32)
     for _ in range(STEPS):
         slope = image.new_zeros((len(poses), 2, *image.shape))  # [N, 2 derivatives, 2, H, W]
@@ -365,7 +325,7 @@ def _refine(fixed: Views, moving: Views, poses: Tensor, size: int, kind: str) ->
         step = torch.linalg.solve(hessian, descent)
         step = step / (step.abs().amax(dim=1, keepdim=True) / MOST).clamp(min=1)
         trial = _stepped(poses, step, spacing, radius)
-        now, wins = now.better(_compare(image, mask, at, spacing, moving, trial))
+        now, wins = now.better(compare(image, mask, at, spacing, moving, trial))
         poses = torch.where(wins[:, None, None], trial, poses)
         damping = torch.where(wins, damping * 0.3, damping * 10)
     return poses, now

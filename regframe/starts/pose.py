@@ -41,6 +41,7 @@ class Pose:
             tried.
         runner_up: the matrix of that pose, or None.
         runner_up_score: its score, or None.
+        decided: what was decided by what is likely and not by the data, in a sentence; empty where nothing was.
     """
 
     matrix: Tensor
@@ -48,3 +49,4 @@ class Pose:
     margin: float | None
     runner_up: Tensor | None = None
     runner_up_score: float | None = None
+    decided: str = ""
