@@ -99,8 +99,12 @@ def decided(figures: Mapping[str, Any]) -> Iterable[Finding]:
         yield Finding("pass", figures["pose_decided"])
     kind, asked = figures.get("straight_kind"), figures.get("straight_asked")
     if asked is not None and kind != asked:
-        sentence = f"a {kind} map matches as well as the {asked} one does: the {kind} one was kept"
-        yield Finding("pass", sentence)
+        fitted = "turn, shift and size" if kind == "similarity" else "turn and shift"
+        yield Finding("pass", f"an {asked} fit matched no better than its start: only {fitted} were fitted from there")
+    torn = figures.get("torn")
+    if torn is not None:
+        sentence = f"a bend would change areas {torn:.0f}-fold somewhere, which tissue does not do: the map without it was kept"
+        yield Finding("warn", sentence, torn, 10 * VIOLENT)
 
 
 def unknown_scale(fixed: str, moving: str, what: str, remedy: str) -> Finding:

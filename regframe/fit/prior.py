@@ -17,12 +17,9 @@ from ..data import Grid
 from .frames import Frame
 from .velocity import VelocitySpace, nodes_over
 
-STRETCH = 0.05
-"""Standard deviation of the logarithm of the stretch (the ratio of both sizes of an affine map of a plane) that a pair is
-expected to have: one section beside another, compressed by a knife or spread on water, one individual beside another."""
-FREE = 2.0
-"""Nats by which the evidence must rise for each number that a richer model of a map may choose: what one gains where there is
-nothing to gain, and odds of about 4 to 1 besides."""
+FREE = 1.0
+"""Nats by which the evidence must rise for each number that a richer model of a map may choose: one half is what a number gains
+in the mean where there is nothing to gain (half a χ² of one degree), as much again for doubt."""
 SCALE = 0.1
 """Length a of the Sobolev operator for two pictures, as a fraction of the moving canvas' extent (geometric mean of its
 sides)."""

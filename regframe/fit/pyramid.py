@@ -18,7 +18,9 @@ from torch import Tensor
 
 from ..config import Config
 from ..data import Grid, Image
+from ..maps.homogeneous import determinant
 from ..reference import carry
+from ..verdict import VIOLENT
 from .energy import Energy, ImageMetric
 from .frames import KINDS, Frame, Increment, affine_kind, zoom_of
 from .halvings import Halvings, Level, noise_share, soften
@@ -49,6 +51,11 @@ WORTHWHILE = 1e-4
 LEAST = 1.0
 """Nats that `PATIENCE` steps of a bent fit must gain at least on all levels but the finest: these need not be settled to the
 last."""
+TORN = 10 * VIOLENT
+"""Change of area, as a ratio, beyond which a bend is none of tissue, whatever it explains, and the affine map is kept."""
+LOST = 0.75
+"""Share of the judge's nats at the start that a fit must have lost for simpler ones to be looked at: a start was fitted to what
+the judge sees, too, if coarser, so that lesser differences between both say nothing."""
 SETTLING = 3
 """EM steps of the classes on their own before they steer anything: their first guess is rough."""
 
@@ -140,11 +147,13 @@ class LevelRules:
         constant_weights: True in the initial phase, where every overlapping pixel counts as matching.
         fine: whether the level is as fine as the finest of the affine fit, so that the structure shared on it counts.
         least: nats that `PATIENCE` steps of a bent fit must gain at least, however few the observations.
+        held: True where the map stays as it is, and only the weights are found.
     """
 
     constant_weights: bool = False
     fine: bool = True
     least: float = 0.0
+    held: bool = False
 
 
 @dataclass
@@ -166,6 +175,7 @@ class Fit(Standing):
         texture: that share on the finest level of the affine fit.
         sections: whether the sides are different cuts (see `Cuts`): cells of one are not those of the other.
         asked: kind of the affine part that was asked for, which ``increment`` may be simpler than.
+        torn: by how much a bend that was given up for it changed areas, or None.
         last: the energy that ``x`` minimises, or None.
     """
 
@@ -182,6 +192,7 @@ class Fit(Standing):
     texture: float = 1.0
     sections: bool = False
     asked: str = ""
+    torn: float | None = None
     last: Energy | None = None
 
 
@@ -238,6 +249,8 @@ def fit_level(fit: Fit, level: Level, pair: Pair, stage: Stage, rules: LevelRule
             shared = max(shared, fit.shared)
         observations = float(weight.sum(dtype=torch.float64)) / area * pair.recipe.counts(shared)
         energy.observations = min(observations, pair.recipe.most)
+        if rules.held:
+            continue
         descent = _descent(config, done, turn == rounds - 1)
         change = None
         if fit.space is not None:
@@ -254,7 +267,7 @@ def fit_level(fit: Fit, level: Level, pair: Pair, stage: Stage, rules: LevelRule
     fit.mismatch = energy.parts["mismatch"]
     fit.weight, fit.matching, fit.overlap = weight, posterior, overlap
     fit.observations, fit.last = energy.observations, energy
-    fit.reasons.append(outcome.reason)
+    fit.reasons.append("held" if rules.held else outcome.reason)
     return fit
 
 
@@ -331,13 +344,14 @@ def fit_pyramid(pair: Pair, start: Tensor, report: Report = None) -> Fit:
     if not pair.recipe.moves:
         straight = [] if bending else levels[-1:]
 
-    def straight_fit(kind: str) -> Fit:
+    def straight_fit(kind: str, held: bool = False) -> Fit:
         increment = Increment(kind, grid.ndim, math.hypot(*Frame.of(grid).grid(grid).extent) / 2)
         fit = Fit(torch.zeros(increment.size, dtype=torch.float32), MapSpace(start, increment))
         for number, level in enumerate(straight):
             stage = Stage("affine", number, len(levels), pair.config.optimizer.max_iter)
+            rules = LevelRules(constant_weights=number == 0, held=held)
             with threads_for(level.work):
-                fit = fit_level(fit, level, pair, stage, LevelRules(constant_weights=number == 0), report)
+                fit = fit_level(fit, level, pair, stage, rules, report)
         return fit
 
     kind = affine_kind(pair.config.transform) if pair.recipe.moves else "still"
@@ -360,13 +374,19 @@ def _to_moving(fit: Fit, at: Tensor) -> Tensor:
     return fit.maps.points(fit.x, at, to_moving=True)
 
 
-def _worth_it(fitted: Callable[[str], Fit], kind: str, pair: Pair) -> Fit:
-    """The fit of the asked ``kind``, or of a simpler one where the judge sees no more in the richer one than chance gives.
+class _Straight(Protocol):
+    """Makes the affine fit of a kind of increments, or weighs the start as it is where that is ``held``."""
 
-    The simpler ones are tried only where the fit ended worse than it began, by the judge.
+    def __call__(self, kind: str, held: bool = False) -> Fit: ...
+
+
+def _worth_it(fitted: _Straight, kind: str, pair: Pair) -> Fit:
+    """The fit of the asked ``kind``, or a simpler one where the judge sees no more in the richer one than chance gives.
+
+    Simpler ones, and the start itself, are looked at only where the fit has `LOST` much of what it began with, by the judge.
     """
     fit = fitted(kind)
-    if pair.judge is None or kind not in KINDS[1:]:
+    if pair.judge is None or kind not in KINDS:
         return fit
     judge, start = pair.judge, fit.start
 
@@ -375,7 +395,8 @@ def _worth_it(fitted: Callable[[str], Fit], kind: str, pair: Pair) -> Fit:
 
     began = judge(functools.partial(carry, start), start)
     best = judged(fit)
-    if best >= began - FREE * fit.increment.size:
+    kept = best + FREE * fit.increment.size
+    if kept >= began or kept > (1 - LOST) * began:
         return fit
     n_evaluations, chosen = fit.n_evaluations, fit
     for simpler in KINDS[: KINDS.index(kind)]:
@@ -383,6 +404,8 @@ def _worth_it(fitted: Callable[[str], Fit], kind: str, pair: Pair) -> Fit:
         n_evaluations += other.n_evaluations
         if judged(other) > best:
             chosen, best = other, judged(other)
+    if (1 - LOST) * began > best:
+        chosen = fitted(KINDS[0], held=True)
     chosen.n_evaluations = n_evaluations
     return chosen
 
@@ -412,20 +435,33 @@ def _fit_bend(fit: Fit, levels: list[Level], fine: int, pair: Pair, report: Repo
 
 
 def _no_worse(fit: Fit, before: Fit, level: Level, pair: Pair, judge: Judge) -> Fit:
-    """A fit that was bent, or the affine one ``before`` the bend, carried to the last level, where the judge likes that better."""
-    import os
-    if os.environ.get("DBG"):
-        print("   judge before %.2f after %.2f" % (judge(functools.partial(_to_moving, before), before.pullback), judge(functools.partial(_to_moving, fit), fit.pullback)), "reg", fit.last.parts.get("regularizer"), "bent", fit.space is not None, "gain", fit.bending_gain)
+    """A fit that was bent, or the affine one ``before`` the bend, carried to the last level, where the judge prefers it."""
     ends = [judge(functools.partial(_to_moving, one), one.pullback) for one in (fit, before)]
-    if ends[0] >= ends[1]:
+    torn = 1.0 if fit.space is None else _strain(fit, level)
+    if ends[0] - ends[1] >= 0 and torn <= TORN:
         return fit
     stage = Stage("straight", int(fit.history[-1]["level"]) if fit.history else 0, 1, pair.config.optimizer.max_iter)
     spent = fit.n_evaluations - before.n_evaluations
     bending_gain, history = fit.bending_gain, fit.history
     fit = fit_level(before, level, pair, stage, LevelRules())
     fit.n_evaluations += spent
-    fit.bending_gain, fit.history = bending_gain, history
+    fit.bending_gain, fit.history, fit.torn = bending_gain, history, torn if torn > TORN else None
     return fit
+
+
+def _strain(fit: Fit, level: Level) -> float:
+    """The largest change of area or volume by the bend alone, either way, over the pixels of a level that both sides share."""
+    ndim = level.fixed_grid.ndim
+    assert fit.last is not None
+    assert fit.overlap is not None
+    at = fit.last.positions(fit.x).to(torch.float64)
+    inner = tuple(slice(0, n - 1) for n in at.shape[:-1])
+    steps = [at.diff(dim=d)[inner] / level.fixed_grid.spacing[d] for d in range(ndim)]
+    area = torch.linalg.det(torch.stack(steps, dim=-1)) / determinant(fit.pullback)
+    area = area[fit.overlap[inner] > 0.5]
+    if not area.numel():
+        return 1.0
+    return max(float(area.max()), 1 / max(float(area.min()), 1e-6))
 
 
 def simpler_if_as_good(fit: Fit, level: Level, pair: Pair, n_levels: int, report: Report = None) -> Fit:

@@ -239,6 +239,7 @@ def _figures(done: Run, affine: Affine, phi: Transform) -> dict[str, Any]:
         "pose_decided": "" if found is None else found.decided,
         "straight_kind": fit.increment.kind,
         "straight_asked": fit.asked,
+        "torn": fit.torn,
         "runner_up": None
         if found is None or found.runner_up is None
         else {"matrix": found.runner_up.tolist(), "score": found.runner_up_score},

@@ -160,14 +160,15 @@ def overlap(f: Views, m: Views, poses: Tensor, count: Tensor, spacing: float) ->
     own = float(whole.weight.sum()) * math.prod(whole.grid.spacing) / torch.linalg.det(poses[:, :, :2]).abs()
     view = f.at(spacing)
     less = own.clamp(max=float(view.weight.sum()) * math.prod(view.grid.spacing))
-    return (count * spacing**2 / less.clamp(min=1e-6)).clamp(max=1)
+    share: Tensor = (count * spacing**2 / less.clamp(min=1e-6)).clamp(max=1)
+    return share
 
 
 def anywhere(f: Views, zoom: float) -> Tensor:
     """Pullbacks ``[NOWHERE, 2, 3]`` spread evenly over turns, mirrors, shifts and sizes about ``zoom``: none of them is meant."""
     number = torch.arange(1, NOWHERE + 1, dtype=torch.float64)
     spread = [(number * step % 1).to(torch.float32) for step in SPREAD]  # a Kronecker sequence
-    angle, flip = 2 * math.pi * spread[0], torch.where(spread[1] < 0.5, -1.0, 1.0)
+    angle, flip = 2 * math.pi * spread[0], 1 - 2 * (spread[1] < 0.5).to(torch.float32)
     size = zoom * 2 ** (spread[2] - 0.5)
     cos, sin = angle.cos() / size, angle.sin() / size
     linear = torch.stack([cos, -sin * flip, sin, cos * flip], dim=1).reshape(-1, 2, 2)

@@ -110,7 +110,7 @@ def search_plane(fixed: Halvings, moving: Halvings, config: Config) -> Pose:
     found = _candidates(f, m, prior, lying, config)
     unit = priors.chance(compare(*seen(f, FINE_SIZE), m, anywhere(f, equal)).evidence())
     scores = found.evidence - unit * (prior.nats(found.poses[:, :, :2], found.overlap) + found.richness)
-    favoured = scores * found.favour
+    favoured = torch.where(scores > 0, scores * found.favour, scores / found.favour)
     order = favoured.argsort(descending=True, stable=True).tolist()
     best, chosen = order[0], [order[0]]
     for i in order:
@@ -175,8 +175,12 @@ def _candidates(f: Views, m: Views, prior: priors.Prior, lying: Tensor, config: 
     scans = [([equal], "rigid")] if stated else []
     if config.transform != "rigid":
         scans.append(([equal] if known else _ladder(alike, equal), "similarity"))
+    still = torch.stack(plain)[:, :2].to(torch.float32)
+    fit = compare(*seen(f, FINE_SIZE), m, still)
+    shared = overlap(f, m, still, fit.count, seen(f, FINE_SIZE)[-1])
+    free = torch.full((len(still),), priors.RICHER["as they lie"], dtype=torch.float32)
+    made = [_Candidates(still, fit.evidence(), shared, free, torch.full_like(free, (1 + EQUAL) / (1 - UNMIRRORED)))]
     kinds = KINDS[: 1 + KINDS.index(affine_kind(config.transform))]
-    made: list[_Candidates] = []
     f_spacing = seen(f, FINE_SIZE)[-1]
     scanned: dict[float, tuple[Tensor, Tensor]] = {}
     for zooms, kind in scans:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..fit.prior import FREE, STRETCH
+from ..fit.prior import FREE
 
 AS_THEY_LIE = 0.5
 """Share of pairs whose sides lie nearly as they are to be matched; the others lie at any turn. Population: pairs that people
@@ -31,11 +31,16 @@ SIZE_STATED = 0.3
 """Standard deviation of the logarithm of the size where a stated length is off: swelling, a young animal, a slip of the pen."""
 SIZE_RANGE = math.log(8)
 """Logarithm of the size up to which all are equally likely where pixels say nothing."""
+STRETCHED = 0.2
+"""Share of pairs that one side of was stretched: compressed by a knife, spread on water, imaged with unequal steps."""
+STRETCH = (0.05, 0.2)
+"""Standard deviation of the logarithm of the stretch (the ratio of both sizes of an affine map of a plane) of the others, and
+of these."""
 OVERLAP = 0.3
 """Standard deviation of the share of the smaller side's tissue that the other side does not show: crops lie within, sections
 of one organ show the same parts."""
-RICHER = {"rigid": 0.0, "similarity": FREE, "affine": 3 * FREE}
-"""Nats that a pose of each model pays for what it may choose beyond a rigid one: a size, and two numbers of shear."""
+RICHER = {"as they lie": 0.0, "rigid": 3 * FREE, "similarity": 4 * FREE, "affine": 6 * FREE}
+"""Nats that a pose of each model of a plane pays for the numbers that it may choose."""
 QUANTILE = 0.9
 """Quantile of the evidence at poses that nobody believes in, by which a pair's unit is set: the mean is led by the few that are
 right by chance."""
@@ -64,7 +69,8 @@ class Prior:
             overlap: share of the smaller side's tissue that both show ``[N]``, 0 … 1.
         """
         values = torch.linalg.svdvals(linear).log()
-        shear: Tensor = (values - values.mean(dim=1, keepdim=True)).square().sum(dim=1) / STRETCH**2
+        stretch = (2 * (values - values.mean(dim=1, keepdim=True)).square().sum(dim=1)).sqrt()
+        shear = self.of_stretch(stretch)
         return self.of_turn(linear) + self.of_size(-values.mean(dim=1)) + shear + ((1 - overlap) / OVERLAP) ** 2 / 2
 
     def of_turn(self, linear: Tensor) -> Tensor:
@@ -78,6 +84,13 @@ class Prior:
         peak = AS_THEY_LIE / (TURN * math.sqrt(2 * math.pi))
         flat = (1 - AS_THEY_LIE) / (2 * math.pi)
         return math.log(peak + flat) - (peak * (-0.5 * (angle / TURN) ** 2).exp() + flat).log()
+
+    def of_stretch(self, log_stretch: Tensor) -> Tensor:
+        """What stretches pay ``[N]``, whose logarithms are given."""
+        plain, wide = (1 - STRETCHED) / STRETCH[0], STRETCHED / STRETCH[1]
+        density = plain * (-0.5 * (log_stretch / STRETCH[0]) ** 2).exp()
+        density = density + wide * (-0.5 * (log_stretch / STRETCH[1]) ** 2).exp()
+        return math.log(plain + wide) - density.log()
 
     def of_size(self, log_size: Tensor) -> Tensor:
         """What sizes pay ``[N]``, whose logarithms are given."""
