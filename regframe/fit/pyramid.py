@@ -53,6 +53,8 @@ LEAST = 1.0
 last."""
 TORN = 10 * VIOLENT
 """Change of area, as a ratio, beyond which a bend is none of tissue, whatever it explains, and the affine map is kept."""
+SINGLE = 0.001
+"""Share of a level's pixels that may be squeezed or stretched more than that: differences of neighbours are rough."""
 LOST = 0.75
 """Share of the judge's nats at the start that a fit must have lost for simpler ones to be looked at: a start was fitted to what
 the judge sees, too, if coarser, so that lesser differences between both say nothing."""
@@ -450,7 +452,7 @@ def _no_worse(fit: Fit, before: Fit, level: Level, pair: Pair, judge: Judge) -> 
 
 
 def _strain(fit: Fit, level: Level) -> float:
-    """The largest change of area or volume by the bend alone, either way, over the pixels of a level that both sides share."""
+    """The largest change of area or volume by the bend alone, either way, of the pixels both share, but for `SINGLE`."""
     ndim = level.fixed_grid.ndim
     assert fit.last is not None
     assert fit.overlap is not None
@@ -461,7 +463,9 @@ def _strain(fit: Fit, level: Level) -> float:
     area = area[fit.overlap[inner] > 0.5]
     if not area.numel():
         return 1.0
-    return max(float(area.max()), 1 / max(float(area.min()), 1e-6))
+    ordered = area.sort().values
+    few = int(SINGLE * (len(ordered) - 1))
+    return max(float(ordered[-1 - few]), 1 / max(float(ordered[few]), 1e-6))
 
 
 def simpler_if_as_good(fit: Fit, level: Level, pair: Pair, n_levels: int, report: Report = None) -> Fit:

@@ -106,7 +106,7 @@ def test_the_judge_prefers_the_truth_to_what_only_the_rims_share() -> None:
 def test_what_the_priors_decided_is_said() -> None:
     """A thing with two like halves: the mirrored pose fits as well, and the one as it lies is taken."""
     rng = np.random.default_rng(1)
-    half = gaussian_filter(rng.standard_normal((160, 80)), 3)
+    half = gaussian_filter(rng.standard_normal((160, 80)), 6)
     whole = np.concatenate([half, half[:, ::-1]], axis=1)
     y, x = np.mgrid[:160, :160]
     whole = np.where(np.hypot((y - 80) / 70, (x - 79.5) / 60) < 1, whole / whole.std() + 3, 0.0)
