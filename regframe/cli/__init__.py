@@ -1,7 +1,8 @@
 """The command line: click commands over the public API. Nothing here imports torch before a command needs it.
 
-One module per command: ``register``, ``refine``, ``apply``, ``evaluate``, ``report``, ``batch`` (each job of it: ``job``), ``stack``,
-``exchange`` (export and import), ``inspect`` (info, plugins, doctor), ``demo``, ``bench``; ``progress`` is the display of all.
+One module per command: ``register``, ``refine``, ``apply``, ``evaluate``, ``report``, ``batch`` (each job of it: ``job``),
+``stack``, ``exchange`` (export and import), ``inspect`` (info, plugins, doctor), ``demo``, ``bench``; ``progress`` is the
+display of all.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Where a fit begins: poses found without landmarks, or given.
 
-``identity`` leaves both sides as they lie, ``landmarks`` takes pairs; ``images``, ``volumes``, ``section`` and ``points`` search; ``views`` is what the search of images
-looks at, ``pose`` what all of them return; ``given`` reads what the user says, ``scale`` what the units say.
+``identity`` leaves both sides as they lie, ``landmarks`` takes pairs; ``images``, ``volumes``, ``section`` and ``points``
+search; ``views`` is what the search of images looks at, ``pose`` what all of them return; ``given`` reads what the user says,
+``scale`` what the units say.
 
 This file names the starts without importing them, so that the command line needs no torch to know them.
 """
