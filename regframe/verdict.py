@@ -13,6 +13,16 @@ from typing import Any, Literal
 
 Severity = Literal["pass", "warn", "fail"]
 
+MEANING: dict[Severity, tuple[str, str]] = {
+    "pass": ("Confirmed", "The data agree on this map as chance would not have them."),
+    "warn": ("Not confirmed", "The map may be right: look at the overlay and the remarks before you use it."),
+    "fail": (
+        "Contradicted, or no evidence",
+        "The data speak against this map, or not for it. Nothing was thrown away.",
+    ),
+}
+"""The three verdicts in words, a title and a sentence each, and only these meanings."""
+
 _ORDER: tuple[Severity, ...] = ("fail", "warn", "pass")  # what matters most first
 
 
@@ -34,6 +44,12 @@ class Finding:
     figure: float | None = None
     threshold: float | None = None
     remedy: str = ""
+
+
+def meets(verdict: str, wanted: str) -> bool:
+    """Whether a verdict is as good as the one that is wanted, ``pass`` or ``warn``."""
+    best_first = ("pass", "warn", "fail")
+    return best_first.index(verdict) <= best_first.index(wanted) if verdict in best_first else True
 
 
 def conclude(findings: Iterable[Finding]) -> dict[str, Any]:

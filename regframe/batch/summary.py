@@ -25,9 +25,9 @@ _MAX_REPORT = 32 << 20
 _FIGURES = ("n_evaluations", "matching_fraction", "folding_fraction", "pose_margin")
 _WORDS = {
     "failed": "did not end as asked",
-    "fail": "not to be trusted",
-    "warn": "aligned, with remarks",
-    "pass": "aligned",
+    "fail": "contradicted, or no evidence",
+    "warn": "not confirmed",
+    "pass": "confirmed",
     "pending": "not run yet",
 }
 

@@ -29,7 +29,7 @@ from .stack import stack
 
 HELP = """Align images and point tables of tissue: one verb, one map, in both directions.
 
-Exit codes: 0 done and trusted (pass or warn), 3 done but the verdict is fail, 2 bad input, 1 a defect.
+Exit codes: 0 done, 3 done but the verdict is worse than --require asks (fail, if nothing is asked), 2 bad input, 1 a defect.
 """
 
 main = Main(name="regframe", help=HELP, context_settings={"help_option_names": ["-h", "--help"]})

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ..result import Result
 
 EXIT_FAIL = 3
-"""Done, everything written, but the verdict is ``fail``."""
+"""Done, everything written, but the verdict is worse than what was required: ``fail``, where nothing else is asked for."""
 
 _VERBOSE = "regframe.verbose"
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -294,7 +294,18 @@ def open_recorded(run: Mapping[str, Any]) -> tuple[Image | PointSet, Image | Poi
     return fixed, moving
 
 
-def finish(metrics: Mapping[str, Any], ctx: click.Context) -> None:
-    """Leave with the exit code of the verdict."""
-    if metrics.get("verdict") == "fail":
+require_option = click.option(
+    "--require",
+    type=click.Choice(("warn", "pass")),
+    default="warn",
+    show_default=True,
+    help="Verdict from which the exit code is 0; with pass, a map that is not confirmed ends with 3 too.",
+)
+
+
+def finish(metrics: Mapping[str, Any], ctx: click.Context, require: str = "warn") -> None:
+    """Leave with the exit code of the verdict: `EXIT_FAIL` where it is worse than ``require``."""
+    from ..verdict import meets
+
+    if "verdict" in metrics and not meets(metrics["verdict"], require):
         ctx.exit(EXIT_FAIL)

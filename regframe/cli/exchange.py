@@ -22,6 +22,7 @@ from ._common import (
     overwrite_option,
     parse_pairs,
     path_type,
+    require_option,
     sentence,
     side_options,
     verbose_option,
@@ -151,6 +152,7 @@ def _say_numbers(written: Written, ndim: int) -> None:
 @side_options("fixed")
 @side_options("moving")
 @overwrite_option
+@require_option
 @json_option
 @verbose_option
 @click.pass_context
@@ -199,7 +201,7 @@ def import_(ctx: click.Context, /, **options: Any) -> None:
     click.echo(f"wrote {out}: {result.verdict}, round trip {trip['mean']:.2g} px (at most {trip['max']:.2g})", err=True)
     for reason in result.reasons:
         click.echo(f"Note: {reason}", err=True)
-    finish(result.metrics, ctx)
+    finish(result.metrics, ctx, options["require"])
 
 
 def _canvas(data: Image | PointSet) -> Grid:

@@ -22,6 +22,7 @@ from ._common import (
     overwrite_option,
     path_type,
     recorded_run,
+    require_option,
     result_argument,
     verbose_option,
     workers_option,
@@ -41,6 +42,7 @@ threads_option = workers_option("Threads of the refinement; one per core otherwi
 @moved_options
 @threads_option
 @overwrite_option
+@require_option
 @json_option
 @verbose_option
 @click.pass_context
@@ -53,6 +55,7 @@ def refine(
     moving: Path | None,
     workers: int | None,
     overwrite: bool,
+    require: str,
     as_json: bool,
 ) -> None:
     """Compare both images tile by tile at full resolution and correct the map where that can be shown to help.
@@ -85,7 +88,7 @@ def refine(
         emit_json({**refined.metrics, "output": str(out)})
     else:
         click.echo(f"wrote {out} (report: {out / outputs.REPORT})")
-    finish(refined.metrics, ctx)
+    finish(refined.metrics, ctx, require)
 
 
 def levels(run: Mapping[str, Mapping[str, Any]]) -> tuple[Pyramid, Pyramid]:

@@ -22,6 +22,7 @@ from ._common import (
     overwrite_option,
     parse_pairs,
     path_type,
+    require_option,
     save_warped_option,
     side_options,
     verbose_option,
@@ -63,6 +64,7 @@ if TYPE_CHECKING:
 @save_warped_option
 @overwrite_option
 @click.option("--dry-run", is_flag=True, help="Open and check everything, say what would be done, write nothing.")
+@require_option
 @json_option
 @verbose_option
 @click.pass_context
@@ -113,7 +115,7 @@ def register(ctx: click.Context, /, **options: Any) -> None:
         emit_json({**result.metrics, "output": str(out)})
     else:
         _summary(result, out)
-    finish(result.metrics, ctx)
+    finish(result.metrics, ctx, options["require"])
 
 
 def resolved_config(options: dict[str, Any]) -> Config:

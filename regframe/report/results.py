@@ -18,7 +18,7 @@ from ..io import outputs
 from ..maps import plane
 from ..maps.affine import Affine
 from ..result import Result
-from ..verdict import CLEAR
+from ..verdict import CLEAR, MEANING
 from . import dots, figures, pictures
 from .page import Picture, data_uri, fill, jpeg
 from .pictures import Array, Side, View
@@ -28,12 +28,6 @@ MAX_PX = 900
 
 MAX_BYTES = 6_000_000
 """Bytes the page stays under, so that it can be mailed; pictures are coded more coarsely until it does."""
-
-_HEADLINES = {
-    "pass": ("Aligned", "Every check passed."),
-    "warn": ("Aligned, with remarks", "The map can be used; look at the remarks first."),
-    "fail": ("Not to be trusted", "At least one check failed; nothing was thrown away."),
-}
 
 
 def write_run(
@@ -77,7 +71,7 @@ def render(
     result: Result, fixed: Image | PointSet, moving: Image | PointSet, max_px: int = MAX_PX, quality: int = 86
 ) -> str:
     """The page as text; ``max_px`` bounds the pictures' longer side, ``quality`` is JPEG's."""
-    title, summary = _HEADLINES.get(result.verdict, (result.verdict, ""))
+    title, summary = MEANING.get(result.verdict, (result.verdict, ""))  # type: ignore[call-overload]
     return fill(
         "report.html",
         verdict=result.verdict,

@@ -23,9 +23,9 @@ from .page import Picture, data_uri, fill, jpeg
 from .pictures import Array, Look, look_of, shrink
 
 _HEADLINES = {
-    "pass": ("Stacked", "Every section has its place."),
-    "warn": ("Stacked, with remarks", "Look at the sections named below."),
-    "fail": ("Not to be trusted", "Most sections have no place; nothing was thrown away."),
+    "pass": ("Confirmed", "Every section has its place among its neighbours."),
+    "warn": ("Not confirmed throughout", "Look at the sections named below before you use them."),
+    "fail": ("No evidence", "Most sections have no place. Nothing was thrown away."),
 }
 TILE = 150
 """Pixels along the longer side of a section in the montage."""

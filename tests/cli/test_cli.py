@@ -188,6 +188,15 @@ def test_json_is_alone_on_stdout(pair: tuple[Path, Path], tmp_path: Path, fake: 
     assert wanted <= set(found)
 
 
+@pytest.mark.parametrize(("verdict", "code"), [("pass", 0), ("warn", 3), ("fail", 3)])
+def test_what_is_not_confirmed_ends_with_3_where_a_pass_is_required(
+    pair: tuple[Path, Path], tmp_path: Path, fake: Fake, verdict: str, code: int
+) -> None:
+    fake.verdict = verdict
+    run("register", *pair, "-o", tmp_path / "out", "--require", "pass", code=code)
+    assert (tmp_path / "out" / "metrics.json").is_file()
+
+
 @pytest.mark.parametrize(("verdict", "code"), [("pass", 0), ("warn", 0), ("fail", 3)])
 def test_exit_code_follows_the_verdict(
     verdict: str, code: int, pair: tuple[Path, Path], tmp_path: Path, fake: Fake

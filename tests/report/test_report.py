@@ -76,7 +76,7 @@ def test_it_is_self_contained_and_complete(tmp_path: Path) -> None:
     text = " ".join(page.text.split())
     assert "http" not in text
     for word in (
-        "Aligned, with remarks",
+        "Not confirmed",
         "has <no> counterpart",
         "Overlay after",
         "Overlay before",
@@ -200,7 +200,7 @@ def test_without_weights_and_history(tmp_path: Path) -> None:
     result = dataclasses.replace(fake_result(fixed.grid, fixed.grid, weight=False, verdict="fail"), history=[])
     results.write(result, fixed, fixed, tmp_path / "r.html")
     text = (tmp_path / "r.html").read_text(encoding="utf-8")
-    assert "Not to be trusted" in text
+    assert "Contradicted, or no evidence" in text
     assert "Matching weight" not in text
     assert "Energy per evaluation" not in text
 
