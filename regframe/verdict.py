@@ -54,8 +54,8 @@ def conclude(findings: Iterable[Finding]) -> dict[str, Any]:
 # ---- rules that all maps share -------------------------------------------------------------------------------------------
 
 ROUND_TRIP = (0.02, 0.1)
-"""Mean and largest distance, in fixed pixels, between a position and the same position mapped to the moving side and back. The
-bar that METHOD.md sets for any map."""
+"""Mean and largest distance, in fixed pixels, between a position and the same position mapped to the moving side and back: the
+bar that every map of regframe has to meet (docs/method.md, the verdict)."""
 CLEAR = 0.3
 """Margin of a pose (see `starts.pose.Pose`, 0 … 1) below which a second pose fits nearly as well, so the chosen one may be
 wrong. Set on the truth table: mirrored brains, where either pose may be right, stay below it."""

@@ -60,7 +60,7 @@ class Preconditioner:
         self._scale = torch.cat([q / math.sqrt(max(curvature, 1e-12)), u.reshape(-1).to(torch.float32)])
 
     def __call__(self, z: Tensor) -> Tensor:
-        """The variables ``x`` ``[K + P]`` of ``z`` ``[K + P]``; also the gradient in ``z`` from that in ``x``, as P is symmetric."""
+        """``x`` ``[K + P]`` from ``z`` ``[K + P]``; also, as P is symmetric, the gradient in ``z`` from that in ``x``."""
         return z * self._scale
 
     def inverse(self, x: Tensor) -> Tensor:

@@ -241,7 +241,10 @@ def _measured(
 
 
 def _node_grid(base: Grid, box: Tensor, wanted: Sequence[float]) -> Grid:
-    """A grid over ``box`` with about the spacing ``wanted``, aligned with ``base``: its nodes are nodes of it or divide its cells."""
+    """A grid over ``box`` with about the spacing ``wanted``, aligned with ``base``.
+
+    Per axis its spacing is a multiple or an integer fraction of that of ``base``.
+    """
     shape, spacing, origin = [], [], []
     for d in range(base.ndim):
         unit = base.spacing[d]
@@ -316,11 +319,18 @@ def _grids(step: Displacement, box: Tensor, refined: int) -> tuple[Grid, Grid, G
 def _pair(
     step: Displacement, box: Tensor, pixel: tuple[float, ...], tolerance: float, refined: int
 ) -> tuple[Displacement, Displacement]:
-    """The inverse of ``step`` as a smooth field and one whose kinks lie on its nodes, nearly.
+    """The inverse of ``step`` as two fields: a smooth one, and one whose kinks lie nearly on its own nodes.
 
-    The first undoes the step with its kinks rounded off; the second does the rest, and makes up for how far the first is off
-    by being interpolated. Its nodes are moved so that it is right on the average rather than at its nodes: that error
-    has one sign, and would add up from step to step.
+    The first field undoes the step with its kinks rounded off; the second corrects what remains, the first field's interpolation
+    error included. The node values of the second field are chosen such that its error is zero on average rather than at the
+    nodes: at nodes alone the error would have one sign everywhere, and add up from step to step.
+
+    Args:
+        step: the explicit step to undo.
+        box: lowest and highest positions that are mapped ``[2, D]``.
+        pixel: size of a pixel along each axis.
+        tolerance: largest error, in pixels.
+        refined: field nodes per node of the step, along each axis.
     """
     corrected, undone, smooth = _grids(step, box, refined)
     rounded_off = Displacement(_smooth(step, smooth, 2 if refined >= _ROUNDED else 1), smooth).inverse()
@@ -338,7 +348,7 @@ def _pair(
     pool = torch.nn.functional.avg_pool2d if ndim == 2 else torch.nn.functional.avg_pool3d
     over = pool(field[None], 2, 1)[0] - _offsets(rest, Grid(cells, corrected.spacing, middle, corrected.unit))
     over = torch.nn.functional.pad(over[None], (1, 1) * ndim, mode="replicate")
-    # of a parabola that vanishes at the nodes the mean is two thirds of what it is in the middle
+    # between two nodes the error is a parabola that is 0 at both: its mean is two thirds of its value in the middle
     field = field - 2 / 3 * pool(over, 2, 1)[0]
     return first, Displacement(rounded(field, pixel, tolerance), corrected)
 
@@ -356,6 +366,6 @@ def _smooth(step: Displacement, grid: Grid, parts: int) -> Tensor:
 
 
 def rounded(values: Tensor, pixel: Sequence[float], tolerance: float) -> Tensor:
-    """``values`` in single precision, rounded to a power of two far below ``tolerance``: so they can be compressed."""
+    """``values`` in single precision, rounded to a power of two far below the tolerance, so that they compress well."""
     step = 2.0 ** math.floor(math.log2(max(tolerance, 1e-6) * min(pixel) / 32))
     return ((values / step).round() * step).to(torch.float32)

@@ -18,7 +18,7 @@ class Flow(OnGrid):
     """The end of the flow of a time-dependent velocity: a diffeomorphism of one space onto itself.
 
     ``points`` carries a moving-space position along ``φ₁`` (towards the fixed image); ``inverse().points`` carries it back by the
-    pull-back rule of METHOD.md. The two are exact inverses of each other (see `regframe.reference`).
+    pull-back rule of docs/method.md. The two are exact inverses of each other (see `regframe.reference`).
 
     Args:
         velocity: ``[T, D, *S]`` in ``grid.unit`` per unit time.
