@@ -1,7 +1,7 @@
-"""A table of jobs, each a registration in a process of its own, in turn or on a Dask cluster.
+"""A table of registrations ("jobs"), each run in a process of its own, one after another or on a Dask cluster.
 
-`read_manifest` reads the table, `run_batch` does what is not done yet, `spread` puts the shards of one large output on the same
-workers.
+`read_manifest` reads the table; `run_batch` runs the jobs that are not done yet; `spread` distributes the shards of one large
+output over the same workers.
 """
 
 from .manifest import Job, ManifestError, parse_size, read_manifest

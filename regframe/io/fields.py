@@ -19,8 +19,8 @@ from ..result import Result
 TOLERANCE_PX = 0.003
 """Largest error that displacement fields may add by being interpolated, in pixels of the moving image.
 
-About the error of the most exact fits (0.002 px or less on the seed pair, whose map is known: ``benchmarks/ACCURACY.md``), so that
-nothing is lost by reading the fields instead of the exact map.
+About the error of the most exact fits (0.002 px or less on the seed pair, whose map is known: ``benchmarks/ACCURACY.md``), so
+that nothing is lost by reading the fields instead of the exact map.
 """
 
 

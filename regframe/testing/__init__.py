@@ -1,4 +1,4 @@
-"""Tests for other people's plug-ins: subclass `MetricTests` or `AdapterTests` and say what to make; pytest does the rest.
+"""Tests for plug-ins: subclass `MetricTests` or `AdapterTests`, write ``make``, and pytest runs every check of the kit.
 
 ::
 
@@ -8,7 +8,7 @@
         def make(self):
             return Mine()
 
-Every check is a method whose failure says what was wanted and what came. ``regframe plugins --check`` runs the same
+Every check is a method; its failure states what was wanted and what came. ``regframe plugins --check`` runs the same
 checks on what is installed (`check_installed`), without pytest. ``docs/plugins.md`` lists them.
 """
 
