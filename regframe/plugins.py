@@ -232,7 +232,7 @@ def _confidence(entry: Entry, source: Any, options: dict[str, Any]) -> float:
         return 0.0  # a required option is missing: such an adapter is only used when it is named
     try:
         score = float(instance.matches(source))
-    except Exception as error:  # noqa: BLE001 - a stranger's code, which must not take the others down
+    except Exception as error:  # noqa: BLE001 - third-party code must not take the other plug-ins down
         _warn(f"the adapter {entry.name!r} of {entry.provider} failed to look at {_describe(source)}: {_reason(error)}")
         return 0.0
     if not 0 <= score <= 1:
@@ -365,7 +365,7 @@ def _load(manager: pluggy.PluginManager, point: EntryPoint) -> tuple[list[str], 
     provided: list[Entry] = []
     try:
         module = point.load()
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - a stranger's code, which must not take the others down
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - third-party code must not take the other plug-ins down
         return [f"it cannot be imported: {_reason(error)}"], []
     hooks = {hook for hook, _ in _HOOKS.values()}
     try:

@@ -200,7 +200,7 @@ def read_map(
             of another program.
 
     The inverse of a field is solved for, not stored; ``metrics["roundtrip_px"]`` says how well that goes. The verdict is ``warn``
-    at best: nobody judged the map. Raises FileNotFoundError, or ValueError with one sentence for what cannot be read or be a map.
+    at best, because the fit behind the map cannot be judged. Raises FileNotFoundError, or ValueError with one sentence for what cannot be read or be a map.
     """
     began = time.perf_counter()
     path = Path(path)

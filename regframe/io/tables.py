@@ -95,7 +95,7 @@ class _Position(NamedTuple):
 
 
 def read_table(path: str | os.PathLike[str], columns: str | None = None) -> PointTable:
-    """Read a CSV, TSV or white-space separated table, gzipped or not; what it is is told by its content.
+    """Read a CSV, TSV or white-space separated table, gzipped or not; the format is recognised by the content.
 
     Args:
         path: the file.

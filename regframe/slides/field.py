@@ -1,4 +1,8 @@
-"""The smooth field that a refinement adds to a map: a Gaussian process through the displacements of the windows, on nodes."""
+"""The smooth field that a refinement adds to a map: a Gaussian process through the displacements of the windows, on nodes.
+
+Where a constant names no source, neither a paper nor a calibration is recorded for it; ``benchmarks/bench_refine.py`` measures
+what they achieve together.
+"""
 
 from __future__ import annotations
 

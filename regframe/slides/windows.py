@@ -1,4 +1,8 @@
-"""Measures the error of a map window by window, from the fine structure of both images at full resolution."""
+"""Measures the error of a map window by window, from the fine structure of both images at full resolution.
+
+Where a constant names no source, neither a paper nor a calibration is recorded for it; ``benchmarks/bench_refine.py`` measures
+what they achieve together.
+"""
 
 from __future__ import annotations
 

@@ -2,6 +2,9 @@
 
 Weights of 0 are given to padding (canvas that was filled up), printed marks and ink. All sizes in pixels below refer to the
 thinned picture of about `LOOKED_AT` pixels. "Light taken away" is the background's intensity minus the pixel's, per channel.
+
+Where a constant names no source, neither a paper nor a calibration is recorded for it; the reasons stated are all that is
+known.
 """
 
 from __future__ import annotations

@@ -5,6 +5,9 @@ A pose is held as its pullback ``[2, 3]``: it takes a position of the fixed fram
 which a square as large as the tissue (`Views.extent`) has the stated number of pixels along its side.
 
 Sources: Padfield 2012 (masked normalised cross-correlation by FFT); Golub and Pereyra 1973 (variable projection).
+
+Where a constant names no source, neither a paper nor a calibration is recorded for it; ``benchmarks/ACCURACY.md`` (any pose,
+crops) shows what they achieve together.
 """
 
 from __future__ import annotations

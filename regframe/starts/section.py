@@ -7,6 +7,9 @@ the section's normalised frame to positions (z, y, x) in the volume's.
 
 Sources: Searle et al. 1992, "Variance components", ch. 3 (marginal likelihood of a one-way random-effects model); Roche et
 al. 1998 (the correlation ratio, its limit for many pixels).
+
+Where a constant names no source, neither a paper nor a calibration is recorded for it; ``benchmarks/bench_atlas.py`` measures
+what they achieve together.
 """
 
 from __future__ import annotations

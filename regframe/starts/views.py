@@ -1,6 +1,9 @@
 """The images that the pose search compares: intensity and edges of one side at several resolutions, with weights.
 
 An "octave" is a halving of the resolution; octave 0 is the finest.
+
+Where a constant names no source, neither a paper nor a calibration is recorded for it; ``benchmarks/ACCURACY.md`` (any pose,
+crops) shows what they achieve together.
 """
 
 from __future__ import annotations

@@ -71,7 +71,7 @@ def run(
             status, message = "skipped", " ".join(str(error).split())
         except AssertionError as error:
             status, message = "failed", " ".join(str(error).split()) or "an assertion failed"
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - a stranger's code, whose faults are what is looked for
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - third-party code, whose faults are to be reported
             status, message = "failed", f"{type(error).__name__}: {' '.join(str(error).split())}"
         yield name.removeprefix("test_"), status, message, time.perf_counter() - began
 

@@ -2,6 +2,9 @@
 
 Lengths are stated in terms of the spacing of the points (`room_of`): the width of the square or cube that each point has to
 itself.
+
+Where a constant names no source, neither a paper nor a calibration is recorded for it; ``benchmarks/bench_mixed.py`` measures
+what they achieve together.
 """
 
 from __future__ import annotations

@@ -10,6 +10,9 @@ middle of its own nucleus is located, and a smooth field is fitted to the displa
 Sources: Myronenko & Song 2010 (a mixture with a class for what has no partner; here the pixels are shared among the points);
 Lange, Little & Taylor 1989 (Student's t by reweighting); Rasmussen & Williams 2006, chapters 2 and 5 (Gaussian processes with a
 trend, their marginal likelihood, leave-one-out residuals).
+
+Where a constant names no source, neither a paper nor a calibration is recorded for it; ``benchmarks/bench_mixed.py`` measures
+what they achieve together.
 """
 
 from __future__ import annotations

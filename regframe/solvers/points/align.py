@@ -14,6 +14,9 @@ the median distance of a place to its nearest neighbour.
 Sources: Myronenko & Song 2010 (coherent point drift: the mixture, its uniform class, its EM steps); Rose 1998
 (deterministic annealing); Umeyama 1991 (closed forms); Alexa 2022 (super-Fibonacci spirals: turns spread evenly over
 SO(3)); Beg et al. 2005 (LDDMM).
+
+Where a constant names no source, neither a paper nor a calibration is recorded for it; ``benchmarks/bench_points.py`` measures
+what they achieve together.
 """
 
 from __future__ import annotations

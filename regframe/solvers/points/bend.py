@@ -1,4 +1,8 @@
-"""The bent map of two clouds: a velocity fitted under the mixture's likelihood, from a wide scale σ to a narrow one."""
+"""The bent map of two clouds: a velocity fitted under the mixture's likelihood, from a wide scale σ to a narrow one.
+
+Where a constant names no source, neither a paper nor a calibration is recorded for it; ``benchmarks/bench_points.py`` measures
+what they achieve together.
+"""
 
 from __future__ import annotations
 
