@@ -199,8 +199,9 @@ def read_map(
         options: of the format. ``ngff`` takes ``systems``, the names of the fixed and the moving coordinate system in a store
             of another program.
 
-    The inverse of a field is solved for, not stored; ``metrics["roundtrip_px"]`` says how well that goes. The verdict is ``warn``
-    at best, because the fit behind the map cannot be judged. Raises FileNotFoundError, or ValueError with one sentence for what cannot be read or be a map.
+    The inverse of a field is not stored but solved for; ``metrics["roundtrip_px"]`` states how exactly. The verdict is ``warn``
+    at best, because only the map can be judged and not the fit behind it. Raises FileNotFoundError, or ValueError with one
+    sentence for a file that cannot be read or holds no map.
     """
     began = time.perf_counter()
     path = Path(path)
