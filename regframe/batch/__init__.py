@@ -1,4 +1,4 @@
-"""A table of jobs, each a registration in a process of its own, in turn or on a Dask cluster.
+"""A table of registrations ("jobs"), each run in a process of its own, one after another or on a Dask cluster.
 
 `read_manifest` reads the table, `run_batch` does what is not done yet, `spread` puts the shards of one large output on the
 same workers. ``manifest`` is the table, ``work`` one job in its folder, ``pools`` who does the work, ``run`` the whole,

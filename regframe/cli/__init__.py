@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import os
 
-# Threads that wait by spinning starve each other as soon as another process wants a core: a fit then takes five times as long.
-# Read once, when torch loads OpenMP; whoever has set it knows better.
+# OpenMP threads that wait by spinning starve each other as soon as another process wants a core: a fit then takes five times
+# as long. OpenMP reads the variable once, when torch loads it; a value that the user has set is kept.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from ._common import Main

@@ -30,10 +30,9 @@ if TYPE_CHECKING:
     from ..batch import Job, Limits, Outcome, Pool
 
 _LEAST = 2 << 30
-"""Bytes a job gets before more of them run side by side: whole slides are registered and
-carried within it, whatever their size."""
+"""Least memory of a job in bytes, before more jobs run side by side: slides of any size are registered and carried within it."""
 _SHARE = 0.9
-"""Part of the machine's memory that all jobs together may take; the rest is the system's and the supervisor's."""
+"""Share of the machine's memory for all jobs together; the rest is for the system and the supervisor."""
 
 
 @click.command(short_help="Run a table of registrations.")
@@ -131,7 +130,7 @@ def batch(
 
 
 def _check_settings(jobs: tuple[Job, ...]) -> None:
-    """Settings and settings files are read before the first job runs, not by each of them."""
+    """Read settings and settings files once, before the first job runs."""
     seen: dict[Any, None] = {}
     for job in jobs:
         options = {
@@ -139,7 +138,7 @@ def _check_settings(jobs: tuple[Job, ...]) -> None:
             "device": job.device, "seed": job.seed, "metric_set": job.metric_set,
         }  # fmt: skip
         key = tuple(options.values())
-        if key in seen or (job.config is not None and not job.config.exists()):  # the job itself says so
+        if key in seen or (job.config is not None and not job.config.exists()):  # a missing file: its job reports it
             continue
         seen[key] = None
         try:
@@ -156,7 +155,10 @@ def _plan(
     memory: int | None,
     timeout: float | None,
 ) -> tuple[Any, Limits]:
-    """Who runs the jobs, and what each may take; both depend on the machine and the manifest, not on what is left to do."""
+    """The pool that runs the jobs, and the limits of a job.
+
+    Both follow from the machine and the manifest, and do not depend on how many jobs are left.
+    """
     from ..batch import Cluster, InTurn, Limits, machine
     from ..batch.pools import available
 
@@ -218,14 +220,14 @@ def _finish(outcomes: tuple[Outcome, ...], out: Path, as_json: bool) -> None:
 
 @contextlib.contextmanager
 def _terminated() -> Iterator[None]:
-    """SIGTERM, which schedulers of clusters send, ends a batch as Ctrl-C does."""
+    """Makes SIGTERM, which the schedulers of clusters send, end a batch as Ctrl-C does."""
 
     def stop(number: int, _: Any) -> None:
         raise KeyboardInterrupt(128 + number)
 
     try:
         before = signal.signal(signal.SIGTERM, stop)
-    except ValueError:  # not the main thread
+    except ValueError:  # signals can only be handled in the main thread
         yield
         return
     try:

@@ -54,7 +54,7 @@ _unit_option = click.option(
 
 
 def _format_settings(pairs: tuple[str, ...]) -> dict[str, Any]:
-    """The options of ``--format-set``; `BadInput` for one that is an option of the command."""
+    """The options given by ``--format-set``; `BadInput` for one that the command has as an option of its own."""
     values = parse_pairs(pairs, "--format-set")
     taken = {"result", "path", "format", "fixed", "moving", "to", "unit", "tolerance", "overwrite"} & values.keys()
     if taken:
@@ -101,7 +101,7 @@ def export(
     overwrite: bool,
     as_json: bool,
 ) -> None:
-    """Write the map of OUT to PATH; `EXPORT_HELP` is what users are told."""
+    """Write the map of OUT to PATH; the help text for users is `EXPORT_HELP`."""
     import regframe
 
     result = load_result(result_folder)
@@ -124,7 +124,7 @@ def export(
 
 
 def _say_numbers(written: Written, ndim: int) -> None:
-    """What a file does not say of itself: direction, units, canvas."""
+    """Print what a file does not state itself: direction, units, canvas."""
     if written.max_error_px is None or written.self_contained:
         return
     numbers = " ".join(

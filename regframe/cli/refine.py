@@ -92,7 +92,7 @@ def refine(
 
 
 def levels(run: Mapping[str, Mapping[str, Any]]) -> tuple[Pyramid, Pyramid]:
-    """Every resolution of both sides of a run; `BadInput` where one has no pixels, or is a volume."""
+    """Every resolution of both sides of a run; `BadInput` where a side has no pixels or is a volume."""
     from ..data import Image
     from ..slides.levels import pyramid_of
 
@@ -113,7 +113,7 @@ def levels(run: Mapping[str, Mapping[str, Any]]) -> tuple[Pyramid, Pyramid]:
 
 
 def run_refinement(result: Result, sides: tuple[Pyramid, Pyramid], workers: int | None) -> Result:
-    """`regframe.refine` with its progress, and what it did, on stderr."""
+    """Run `regframe.refine` and print its progress and what it did on stderr."""
     import regframe
 
     from .. import verdict

@@ -119,7 +119,7 @@ def register(ctx: click.Context, /, **options: Any) -> None:
 
 
 def resolved_config(options: dict[str, Any]) -> Config:
-    """Settings out of the file, then ``--set``, then the options with names of their own."""
+    """The settings from the file, overridden by ``--set``, overridden by the options that have names of their own."""
     import yaml
 
     values: dict[str, Any] = {}
@@ -132,7 +132,7 @@ def resolved_config(options: dict[str, Any]) -> Config:
                 raise ValueError(f"wanted YAML in {path}, got: {error}") from error
             if not isinstance(values, dict):
                 raise BadInput(f"wanted settings by name in {path}, got {type(values).__name__}")
-        for extra in ("versions", "run"):  # what config.resolved.yaml holds beside the settings
+        for extra in ("versions", "run"):  # entries of config.resolved.yaml that are not settings
             values.pop(extra, None)
     for key, value in parse_pairs(options["settings"], "--set").items():
         section = values
@@ -161,7 +161,7 @@ def resolved_config(options: dict[str, Any]) -> Config:
 
 
 def _metric(config: Config) -> Any:
-    """The metric that was named, or None where the data decide."""
+    """The metric that was named; None where it is to be chosen from the data."""
     import regframe
 
     with bad_input():
@@ -186,7 +186,7 @@ def _open(side: str, options: dict[str, Any]) -> tuple[Image | PointSet, Adapter
 
 
 def _init(options: dict[str, Any], fixed: Image | PointSet, moving: Image | PointSet) -> Any:
-    """The start to hand to `regframe.register`: landmarks, a saved result, or the word."""
+    """The argument ``init`` of `regframe.register`: landmarks, a saved result, or a word."""
     init: str = options["init"]
     landmarks: Path | None = options["landmarks"]
     if landmarks is not None:
@@ -264,7 +264,7 @@ def _dry_run(
 
 
 def describe(data: Image | PointSet) -> str:
-    """One side in a few words."""
+    """One side, in a few words."""
     from ..data import Image, describe_grid
 
     if isinstance(data, Image):

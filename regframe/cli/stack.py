@@ -131,7 +131,7 @@ def stack(ctx: click.Context, /, **options: Any) -> None:
 
 
 def _files(given: tuple[Path, ...]) -> list[Path]:
-    """The files, or those of a folder that some adapter reads."""
+    """The files given, or, for a folder, its files that some adapter reads."""
     if (
         len(given) == 1
         and given[0].is_dir()
@@ -147,7 +147,7 @@ def _files(given: tuple[Path, ...]) -> list[Path]:
             if path.name.startswith("."):
                 continue
             try:
-                # an adapter with a pyramid of its own opens images, whatever it is called
+                # an adapter that overrides `pyramid` reads images, whatever its name
                 if type(regframe.find_adapter(path)).pyramid is not Adapter.pyramid:
                     found.append(path)
             except (ValueError, OSError):

@@ -1,6 +1,13 @@
-"""The pose of one image on another without landmarks: a search over turn, mirror, size and shift.
+"""The pose of one 2D image on another without landmarks: a search over turn, mirror, size and shift.
+
+A pose is held as its pullback ``[2, 3]``: it takes a position of the fixed frame to the moving frame. "Nats of likeness" are
+``-n/2 Σ log(1 - ρ²)`` over n shared pixels, ρ the correlations of intensities and of edges. Lengths in pixels refer to images in
+which a square as large as the tissue (`Views.extent`) has the stated number of pixels along its side.
 
 Sources: Padfield 2012 (masked normalised cross-correlation by FFT); Golub and Pereyra 1973 (variable projection).
+
+Where a constant names no source, neither a paper nor a calibration is recorded for it; ``benchmarks/ACCURACY.md`` (any pose,
+crops) shows what they achieve together.
 """
 
 from __future__ import annotations
@@ -30,49 +37,54 @@ from .views import View, Views
 from .volumes import search_volume
 
 SCAN_SIZE = 20
-"""Pixels along the side of a square as large as the tissue (see `Views.extent`), in the images that all poses are tried on."""
+"""Pixels along the side of a square as large as the tissue, in the images on which all poses are scanned."""
 TURNS = 16
-"""Turns tried around the full circle, each with and without a mirror: 22.5° apart, half of which a refinement makes good."""
+"""Number of turns tried around the full circle, each with and without a mirror: 22.5 degrees apart; the refinement makes good
+the half of that by which the nearest one is off."""
 SIZES = 7
-"""Sizes tried where it is not known, each √2 times the one before, about the one that makes both sides equally large."""
+"""Number of sizes tried where the size is unknown, each √2 times the one before, centred on the size at which both sides have
+tissue of equal area."""
 SCANNED = 28
-"""Poses of the scan that are refined as similarities."""
+"""Number of poses of the scan, the best ones, that are refined as similarities."""
 COARSE_SIZE = 28
-"""Pixels along the side of a square as large as the tissue, where the poses of the scan are refined."""
+"""Pixels along the side of a square as large as the tissue, in the images on which poses are refined as similarities."""
 FINALISTS = 6
-"""Distinct poses that are refined as affine maps and compared."""
+"""Number of distinct poses that are refined as affine maps and compared with each other."""
 FINE_SIZE = 64
-"""Pixels along the side of a square as large as the tissue, where the finalists are refined."""
+"""Pixels along the side of a square as large as the tissue, in the images on which finalists are refined."""
 STEPS = 8
-"""Gauss-Newton steps of a refinement."""
+"""Gauss-Newton steps of one refinement."""
 UNMIRRORED = 0.3
-"""How much less a pose without a mirror may score and still be preferred: slides are turned every day, flipped now and then,
-and both halves of a brain resemble each other more than two brains do."""
+"""Share by which an unmirrored pose may score less than a mirrored one and still win. Slides are turned every day and flipped
+rarely, and the two halves of a brain resemble each other more than two brains do."""
 MOST = 3.0
-"""Pixels of the refined image that a step moves anything at most."""
+"""Largest movement of any pixel in one Gauss-Newton step, in pixels of the image: the linearisation does not reach farther."""
 LOCAL = 9
-"""Pixels across the neighbourhood whose mean is taken off where the fine structure decides between finalists."""
+"""Width in pixels of the neighbourhood whose mean is subtracted to leave the fine structure by which finalists are judged."""
 COARSE_AREA = 32.0
-"""Pixels that one observation of the images as they are stands for, beside one of the fine structure for each."""
+"""Pixels per independent observation of the images themselves, when finalists are judged; in their fine structure each pixel is
+one observation."""
 STRETCH = 0.05
-"""Standard deviation of the logarithm of the stretch (the ratio of the two sizes of an affine map) that a pose is expected to
-have."""
+"""Prior standard deviation of the logarithm of a pose's stretch, the ratio of the two singular values of its linear part."""
 CHANCE = 60.0
-"""Nats that images which have nothing in common come to: a pose without a rival is measured against this."""
+"""Nats of likeness that unrelated images reach by chance: the margin of a pose is taken against this value at least, also where
+there is no second pose."""
 DULL = 0.1
-"""Variance, over the whole image's, below which a part is too flat for its correlation to be believed."""
+"""Variance of a part of an image, over that of the whole image, below which its correlation is not believed because it is too
+flat."""
 
 
 def begin(
     fixed: Halvings, moving: Halvings, init: Any, metric: Callable[[Level], ImageMetric], config: Config
 ) -> tuple[Tensor, Pose | None]:
-    """Where the fit of two images begins: ``A`` ``[D+1, D+1]`` in physical units, and what was found where it was searched for.
+    """The start ``A`` ``[D+1, D+1]`` of two images, moving → fixed in physical units, and the outcome of a search, if there
+    was one.
 
     Args:
-        fixed: in its unit.
-        moving: in its unit.
-        init: what the user says of it, see `given.given`.
-        metric: makes the similarity ready for a level.
+        fixed: the fixed side.
+        moving: the moving side.
+        init: the user's argument, see `given.given`.
+        metric: function that prepares the metric for a pyramid level; used for volumes only.
         config: all settings.
     """
     if isinstance(init, Landmarks):
@@ -88,17 +100,17 @@ def begin(
 def search(
     fixed: Image | Halvings, moving: Image | Halvings, metric: Callable[[Level], ImageMetric], config: Config
 ) -> Pose:
-    """Find the pose of ``moving`` on ``fixed``: any turn, mirror and shift, and any size where the units do not say it.
+    """Find the pose of ``moving`` on ``fixed``: any turn, mirror and shift, and any size where the units do not state it.
 
-    Images are compared by their intensity, of either polarity, and by their edges; the metric has no say. All turns,
-    mirrors, sizes and shifts are tried at a very low resolution, the best of them refined together as similarities, and
-    the best of those as affine maps. Volumes start from the identity or from their centres, refined with the metric.
+    Images are compared by their intensity, of either sign, and by their edges, whatever the metric of the fit. All turns,
+    mirrors, sizes and shifts are tried at a very low resolution; the best poses are refined as similarities, the best of these as
+    affine maps. Volumes start from the identity or from their middles instead, refined with the metric (`volumes`).
 
     Args:
-        fixed: in its unit.
-        moving: in a length unit like the fixed side; where a side is in pixels, the size is unknown.
-        metric: makes the similarity ready for a level.
-        config: the solver's settings; a ``rigid`` transform has no size to look for.
+        fixed: the fixed side.
+        moving: the moving side. Its size is unknown where either side is in pixels, unless a rigid map is asked for.
+        metric: function that prepares the metric for a pyramid level; used for volumes only.
+        config: ``transform`` says which model is asked for.
     """
     fixed, moving = Halvings.of(fixed), Halvings.of(moving)
     if fixed.grid.ndim != 2:
@@ -108,10 +120,10 @@ def search(
 
 
 def search_plane(fixed: Halvings, moving: Halvings, config: Config) -> Pose:
-    """`search` of two planes; a rigid map with the size that the units state, or a pixel for a pixel."""
+    """`search` for two 2D images."""
     f, m = Views(fixed), Views(moving)
     scale, rigid = Scale.of(fixed.grid, moving.grid), config.transform == "rigid"
-    # by the units, or else a pixel for a pixel
+    # size (fixed pixels per moving pixel) that the units give, or 1 where they do not
     equal = 1.0 if scale.ratio is None else scale.ratio * moving.grid.pixel / fixed.grid.pixel
     known = scale.settled(config.transform)
     zooms = [equal] if known else _ladder(f.extent / m.extent, equal)
@@ -160,12 +172,15 @@ def search_plane(fixed: Halvings, moving: Halvings, config: Config) -> Pose:
 
 
 def _scaled(zoom: float) -> Tensor:
-    """The pullback ``[3, 3]`` of a side that is enlarged ``zoom``-fold."""
+    """The pullback ``[3, 3]`` that enlarges the moving side ``zoom``-fold."""
     return torch.diag(torch.tensor([1 / zoom, 1 / zoom, 1.0], dtype=torch.float64))
 
 
 def _ladder(middle: float, equal: float) -> list[float]:
-    """Sizes to try: about the one at which both sides show equally much, and a pixel for a pixel."""
+    """Sizes to try, in fixed pixels per moving pixel.
+
+    They are spread about ``middle``, at which both sides have tissue of equal area; ``equal`` is added where it is not near one.
+    """
     zooms = [middle * 2 ** (k / 2) for k in range(-(SIZES // 2), SIZES // 2 + 1)]
     if all(abs(math.log2(equal / zoom)) > 1 / 8 for zoom in zooms):
         zooms.append(equal)
@@ -173,7 +188,7 @@ def _ladder(middle: float, equal: float) -> list[float]:
 
 
 def _apart(a: Tensor, b: Tensor, fixed: Views, moving: Views) -> bool:
-    """Whether two pullbacks ``[2, 3]`` put the corners of the smaller side truly apart, in the mean."""
+    """Whether two pullbacks ``[2, 3]`` map the corners of the smaller side to different places (`APART`), in the mean."""
     if fixed.extent > moving.extent * float(torch.linalg.det(a[:, :2]).abs()) ** -0.5:
         a, b = _inverted(a), _inverted(b)
         fixed, moving = moving, fixed
@@ -189,13 +204,13 @@ def _inverted(pose: Tensor) -> Tensor:
 
 
 def _lattice(shape: tuple[int, int], spacing: float) -> Tensor:
-    """Positions ``[H, W, 2]`` of a grid about the origin."""
+    """Positions ``[H, W, 2]`` of a grid centred on the origin."""
     axes = [(torch.arange(n, dtype=torch.float32) - (n - 1) / 2) * spacing for n in shape]
     return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
 
 
 def _sample(view: View, at: Tensor) -> tuple[Tensor, Tensor]:
-    """Data ``[N, 2, H, W]`` and weight ``[N, H, W]`` of a view at positions ``[N, H, W, 2]``; nothing counts outside."""
+    """Data ``[N, 2, H, W]`` and weight ``[N, H, W]`` of a view at positions ``[N, H, W, 2]``; weight 0 outside the view."""
     shape = torch.tensor(view.grid.shape, dtype=torch.float32)
     spacing, origin = (torch.tensor(v, dtype=torch.float32) for v in (view.grid.spacing, view.grid.origin))
     unit = (2 * (at - origin) / spacing + 1) / shape - 1  # -1 and 1 at the outer borders
@@ -207,9 +222,9 @@ def _sample(view: View, at: Tensor) -> tuple[Tensor, Tensor]:
 def _likeness(
     cross: Tensor, f_variance: Tensor, m_variance: Tensor, least: float = DULL
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Squared correlation of intensities and of edges, dimension 1, and both variances, at the ``least``.
+    """Squared correlations of intensities and of edges (dimension 1), and the variances of both sides, raised to ``least``.
 
-    Intensities may be inverted; where one side has edges the other has to have some, too.
+    Intensities may be inverted. Edge strengths may not: where one side has edges the other must have edges too.
     """
     f_variance, m_variance = f_variance.clamp(min=least), m_variance.clamp(min=least)
     square = cross * cross / (f_variance * m_variance)
@@ -228,10 +243,10 @@ def _scan(fixed: Views, moving: Views, zoom: float) -> tuple[Tensor, Tensor]:
     f_shape = [max(4, round(e / spacing)) for e in f.grid.extent]
     f_at = _lattice((f_shape[0], f_shape[1]), spacing)
     image, mask = (part[0] for part in _sample(f, f_at[None]))
-    side = math.ceil(math.hypot(*(e * zoom / spacing for e in m.grid.extent)))  # holds it at any turn
+    side = math.ceil(math.hypot(*(e * zoom / spacing for e in m.grid.extent)))  # pixels: the diagonal fits at any turn
     angle = 2 * math.pi * torch.arange(TURNS, dtype=torch.float32) / TURNS
     cos, sin = angle.cos(), angle.sin()
-    turns = torch.stack([cos, sin, -sin, cos], dim=1).reshape(-1, 2, 2)  # back from the fixed side
+    turns = torch.stack([cos, sin, -sin, cos], dim=1).reshape(-1, 2, 2)  # fixed frame → moving frame
     turns = torch.cat([turns, turns * turns.new_tensor([[1.0], [-1.0]])]) / zoom
     m_at = _lattice((side, side), spacing)
     turned, covered = _sample(m, torch.einsum("hwc,ndc->nhwd", m_at, turns))  # [N, 2, ...], [N, ...]
@@ -259,17 +274,17 @@ def _scan(fixed: Views, moving: Views, zoom: float) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class _Fit:
-    """A batch of N poses on one lattice of the fixed side: what the next step and the score need.
+    """N poses compared on one grid of the fixed side: the values that the next step and the score need.
 
     Args:
-        fixed: standardised about its mean over the overlap ``[N, 2, H, W]``.
-        moving: at the pose, standardised about its mean over the overlap ``[N, 2, H, W]``.
-        weight: that sums to 1 ``[N, H, W]``.
-        slope: ``[N, 2]`` from moving to fixed.
-        spread: variance of the moving side ``[N, 2]``.
-        rest: variance of the fixed side that is not explained ``[N, 2]``.
-        count: pixels that both sides share ``[N]``.
-        score: ``-n/2 Σ log(1 - ρ²)`` ``[N]``.
+        fixed: the fixed side minus its mean over the overlap ``[N, 2, H, W]``.
+        moving: the moving side at the pose minus its mean over the overlap ``[N, 2, H, W]``.
+        weight: weights of the pixels, with sum 1 ``[N, H, W]``.
+        slope: regression coefficients of the fixed on the moving side ``[N, 2]``.
+        spread: variances of the moving side ``[N, 2]``.
+        rest: variances of the fixed side that the moving side does not explain ``[N, 2]``.
+        count: number of shared pixels ``[N]``.
+        score: nats of likeness ``[N]``.
     """
 
     fixed: Tensor
@@ -282,13 +297,16 @@ class _Fit:
     score: Tensor
 
     def better(self, other: _Fit) -> tuple[_Fit, Tensor]:
-        """The better of two fits, one by one, and where it is the other."""
+        """For each pose the fit with the higher score, and where (``[N]`` bool) that is the other one."""
         wins = other.score > self.score
         pairs = zip(vars(self).values(), vars(other).values(), strict=True)
         return _Fit(*(torch.where(wins.reshape(-1, *(1,) * (old.ndim - 1)), new, old) for old, new in pairs)), wins
 
     def evidence(self) -> Tensor:
-        """Nats ``[N]`` of likeness, fine structure and all: outlines can be alike that hold different things."""
+        """Nats of likeness ``[N]`` of fine structure and, at a lower weight, of the images themselves.
+
+        Fine structure decides, because different tissues can have similar outlines.
+        """
         w = self.weight[:, None]
         near = F.avg_pool2d(w, LOCAL, 1, LOCAL // 2).clamp(min=1e-12)
 
@@ -303,7 +321,7 @@ class _Fit:
 
 
 def _compare(image: Tensor, mask: Tensor, at: Tensor, spacing: float, moving: Views, poses: Tensor) -> _Fit:
-    """The fixed ``image`` ``[2, H, W]`` at positions ``[H, W, 2]`` against the moving side, at pullbacks ``[N, 2, 3]``."""
+    """Compare the fixed ``image`` ``[2, H, W]`` at positions ``[H, W, 2]`` with the moving side, at N pullbacks ``[N, 2, 3]``."""
     positions = torch.einsum("hwc,ndc->nhwd", at, poses[:, :, :2]) + poses[:, None, None, :, 2]
     views = [moving.at(spacing * float(size)) for size in torch.linalg.det(poses[:, :, :2]).abs().sqrt()]
     warped = image.new_empty((len(poses), *image.shape))
@@ -329,10 +347,11 @@ def _compare(image: Tensor, mask: Tensor, at: Tensor, spacing: float, moving: Vi
 
 
 def _refine(fixed: Views, moving: Views, poses: Tensor, size: int, kind: str) -> tuple[Tensor, _Fit]:
-    """Pullbacks ``[N, 2, 3]`` after `STEPS` damped Gauss-Newton steps each, all at once, and how they fit.
+    """Refine N pullbacks ``[N, 2, 3]`` together by `STEPS` damped Gauss-Newton steps each; returns them and their fits.
 
-    Minimises ``Σ log`` of the two residual variances, with the linear map between the intensities (and between the edges)
-    eliminated: the derivatives have no part along it.
+    Minimises the sum of the logarithms of the two residual variances (intensity, edges). The linear regression between the
+    sides is
+    eliminated: derivatives are projected off the direction in which it changes (variable projection).
     """
     spacing = fixed.extent / size
     view = fixed.at(spacing)
@@ -343,7 +362,7 @@ def _refine(fixed: Views, moving: Views, poses: Tensor, size: int, kind: str) ->
     radius = max(shape) / 2
     y, x = at.unbind(dim=-1)
     y, x, one, zero = y / (spacing * radius), x / (spacing * radius), torch.ones_like(y), torch.zeros_like(y)
-    fields = [(one, zero), (zero, one), (-x, y), (y, x), (y, -x), (x, y)]  # shift, turn, size, two stretches
+    fields = [(one, zero), (zero, one), (-x, y), (y, x), (y, -x), (x, y)]  # two shifts, turn, size, two stretches
     fields = fields[: {"rigid": 3, "similarity": 4, "affine": 6}[kind]]
     moves = torch.stack([torch.stack(field) for field in fields])  # [K, 2, H, W], pixels
     now = _compare(image, mask, at, spacing, moving, poses)
@@ -372,7 +391,7 @@ def _refine(fixed: Views, moving: Views, poses: Tensor, size: int, kind: str) ->
 
 
 def _stepped(poses: Tensor, step: Tensor, spacing: float, radius: float) -> Tensor:
-    """``poses`` ``[N, 2, 3]`` after an increment on the fixed side, in lattice pixels at ``radius``: ``[N, 3, 4 or 6]``."""
+    """Pullbacks ``[N, 2, 3]`` after an increment of the fixed side ``[N, 3, 4 or 6]``, in lattice pixels at ``radius`` pixels."""
     shift, rest = step[:, :2] * spacing, step[:, 2:] / radius
     turn, size, a, b = F.pad(rest, (0, 4 - rest.shape[1])).unbind(dim=1)
     linear = torch.stack([1 + size + a, b - turn, b + turn, 1 + size - a], dim=1).reshape(-1, 2, 2)

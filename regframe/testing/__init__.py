@@ -1,4 +1,4 @@
-"""Tests for other people's plug-ins: subclass `MetricTests` or `AdapterTests` and say what to make; pytest does the rest.
+"""Tests for plug-ins: subclass `MetricTests` or `AdapterTests`, write ``make``, and pytest runs every check of the kit.
 
 ::
 
