@@ -120,8 +120,8 @@ def main(argv: Sequence[str] | None = None) -> list[Judged]:
         done = []
         for run in runs(tasks, min(options.workers, len(tasks))):
             done.append(run)
-            print(f"\r{len(done)} of {len(tasks)}  {run.name}        ", end="", file=sys.stderr, flush=True)
-        print(file=sys.stderr)
+            if sys.stderr.isatty():
+                print(f"\r{len(done)} of {len(tasks)}  {run.name}        ", end="", file=sys.stderr, flush=True)
     print(f"\n{judge.tables(done)}\n")
     failing = [run for run in done if run.failing]
     for run in failing:

@@ -162,7 +162,7 @@ def _summary(runs: Sequence[Judged]) -> list[str]:
     """The counts that have bars."""
     right = [run for run in runs if run.right]
     lines = [f"Median, p90, worst: error in px of the coarser side. Right: median within {NOTHING} px or {TIMES:g} times "
-             "the best attainable."]  # fmt: skip
+             "the best attainable. What was said of unrelated ones stands under wrong."]  # fmt: skip
 
     def count(what: str, of: Sequence[Judged], which: Sequence[Judged]) -> None:
         if of:

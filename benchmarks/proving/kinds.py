@@ -14,7 +14,7 @@ IMAGES: dict[str, Recipe] = {
     "pose": Recipe(mirror=0.15, looks=(looks.tone, looks.noise)),
     "bend": Recipe(turn=15, bend=(2, 12)),
     "stain": Recipe(pairs.stained_picture, turn=45, bend=(2, 8), looks=(looks.stain,)),
-    "scale": Recipe(scale=(-2, 2), mirror=0.05, declared=0.0),
+    "scale": Recipe(scale=(-2, 2), mirror=0.05, declared=0.0, side=(200, 360)),
     "crop": Recipe(turn=30, bend=(0, 6), crop=True, looks=(looks.tone, looks.noise)),
     "pieces": Recipe(turn=20, cuts=("pieces",) * 3, bend=(0, 4)),
     "torn": Recipe(

@@ -26,6 +26,7 @@ class Picture:
         ground: colour ``[C]`` of what lies beside it.
         stained: whether it is RGB of a stained section.
         other: tissue that has no business here.
+        counts: cells that a pixel of value 1 of the texture was expected to hold, where they were counted.
     """
 
     data: Pixels
@@ -33,6 +34,7 @@ class Picture:
     ground: Pixels
     stained: bool
     other: Texture | None = None
+    counts: float = 0.0
 
     def with_data(self, data: Array | Pixels) -> Picture:
         """The picture with other pixels, clipped to 0 … 1."""
@@ -163,8 +165,9 @@ def foreign(rng: np.random.Generator, picture: Picture) -> Picture:
 def sparse(rng: np.random.Generator, picture: Picture) -> Picture:
     """Another technology's density: counts drawn at U(0.5, 4) cells a pixel of full density, a third to all of them found."""
     most = rng.uniform(0.5, 4.0)
-    found = rng.uniform(1 / 3, 1.0)
-    return picture.with_data(rng.poisson(picture.data * most * found) / (most * 1.5))
+    counts = most * rng.uniform(1 / 3, 1.0)
+    counted = picture.with_data(rng.poisson(picture.data * counts) / (most * 1.5))
+    return dataclasses.replace(counted, counts=counts)
 
 
 def depth(rng: np.random.Generator, data: Pixels) -> Pixels | np.ndarray:

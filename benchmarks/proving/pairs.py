@@ -29,6 +29,12 @@ SMOOTH = 15.0
 """Pixels over which a displacement is averaged to say what a smooth map can attain of a cut one: a bend with a detail of
 15 px is what sections ask for (METHOD.md, the seed's smoothness of 50 px divided by its order and grid)."""
 
+DETAIL = 30.0
+"""Pixels: the least that drawn bends are correlated over, `Recipe.bend`."""
+
+LARGEST, SMALLEST = 800, 40
+"""Pixels that the longer side of a scaled texture has at most, and the shorter one at least: a pair should take seconds."""
+
 
 @dataclass(frozen=True)
 class Made:
@@ -191,10 +197,13 @@ class _Scene:
         side = int(rng.integers(*self.recipe.side)) * (1.5 if self.recipe.crop else 1.0)
         whole = min(side / max(drawn.fixed.shape), drawn.upscale)
         factor = whole if whole >= 1 else float(np.exp(rng.uniform(math.log(whole), math.log(min(1.0, 2 * whole)))))
-        fixed, moving = drawn.fixed.resized(factor), drawn.moving.resized(factor)
+        same = drawn.fixed is drawn.moving
+        fixed = drawn.fixed.resized(factor)
         size = tuple(min(n, round(side)) for n in fixed.shape)
         start = self.fullest(fixed, size)
-        fixed, moving = fixed.cropped(start, size), moving.cropped(start, size)
+        moving = None if same else drawn.moving.resized(factor).cropped(start, size)
+        fixed = fixed.cropped(start, size)
+        moving = moving or fixed
         drawn = Drawn(fixed, moving, drawn.apart * factor)
         self.story.append(f"{fixed.name} {'×'.join(map(str, size))} at {factor:.2f}")
         if not self.recipe.crop:
@@ -207,6 +216,8 @@ class _Scene:
 
     def fullest(self, texture: Texture, size: tuple[int, ...]) -> tuple[int, ...]:
         """The start of that of six random windows that shows most tissue."""
+        if size == texture.shape:
+            return (0,) * len(size)
         mask = texture.tissue_mask()
         starts = [
             tuple(int(self.rng.integers(n - m + 1)) for n, m in zip(mask.shape, size, strict=True)) for _ in range(6)
@@ -230,15 +241,15 @@ class _Scene:
         """The moving side's map from its texture, canvas and scale."""
         rng, recipe, out = self.rng, self.recipe, []
         if recipe.bend[1]:
-            size, sigma = rng.uniform(*recipe.bend), rng.uniform(30, 90)
+            size, sigma = rng.uniform(*recipe.bend), rng.uniform(DETAIL, 3 * DETAIL)
             out.append(maps.bend(rng, texture.shape, size, sigma))
             self.story.append(f"bent by {size:.1f} px over {sigma:.0f}")
         out += self.cut(texture)
         turn, mirror = math.radians(rng.uniform(-recipe.turn, recipe.turn)), rng.random() < recipe.mirror
         mirror = mirror and not texture.symmetric
         scale = 2.0 ** rng.uniform(*recipe.scale)
-        scale *= min(1.0, 900 / (scale * max(texture.shape)))
-        scale = max(scale, min(1.0, 40 / min(texture.shape)))
+        scale *= min(1.0, LARGEST / (scale * max(texture.shape)))
+        scale = max(scale, min(1.0, SMALLEST / min(texture.shape)))
         matrix = scale * maps.rotation(turn) @ np.diag([1.0, -1.0 if mirror else 1.0])
         last, canvas = maps.pose(matrix, texture.shape, rng.uniform(-0.1, 0.1, 2))
         self.story.append(f"{math.degrees(turn):.0f}°{' mirrored' if mirror else ''} ×{scale:.2f}")
@@ -289,12 +300,14 @@ class _Scene:
         raw, inside = maps.render(second, chain, canvas, 1 / scale)
         raw, inside = creased(raw, inside, chain)
         moving = self.picture(raw, inside, second, recipe.looks, recipe.some)
-        at = _lattice(drawn.fixed.tissue_mask() & drawn.moving.tissue_mask())
+        mask = drawn.fixed.tissue_mask()
+        at = _lattice(mask if drawn.moving is drawn.fixed else mask & drawn.moving.tissue_mask())
         q, p = at - a, chain.push(at - b)
         with np.errstate(invalid="ignore"):
             back = np.linalg.norm(chain.pull(p) - (at - b), axis=1)
             fine = (back < 0.01) & shows(fixed.seen, q) & shows(moving.seen, p)
-        attainable = (drawn.apart + (cut_residual(q[fine], p[fine]) / scale if chain.cut else 0.0)) * min(1.0, scale)
+        apart = drawn.apart + counting_error(first, fixed.counts, moving.counts)
+        attainable = (apart + (cut_residual(q[fine], p[fine]) / scale if chain.cut else 0.0)) * min(1.0, scale)
         declared = rng.random() < recipe.declared
         units = (first.spacing, first.spacing / scale) if declared else (1.0, 1.0)
         self.story += ["sizes stated"] if declared else []
@@ -307,6 +320,23 @@ class _Scene:
                     sources=tuple(dict.fromkeys((first.name, second.name))))  # fmt: skip
         swapped = made.exchanged(units[0] / (units[1] * scale)) if rng.random() < 0.5 else made
         return dataclasses.replace(swapped, story=(*self.story, *swapped.story))
+
+
+def counting_error(texture: Texture, fixed: float, moving: float) -> float:
+    """Median error (px) that counting leaves: the Cramér–Rao bound of a shift seen through a Gaussian window of `DETAIL`.
+
+    Args:
+        texture: the expected density, up to a factor.
+        fixed: cells that a pixel of value 1 was expected to hold on the fixed side; 0 where nothing was counted.
+        moving: that of the moving side.
+    """
+    if not fixed or not moving:
+        return 0.0
+    density = np.maximum(texture.data[0].astype(np.float64), 1e-3)
+    slope = sum(g**2 for g in np.gradient(density)) / 2  # of one axis
+    information = slope / density / (1 / fixed + 1 / moving)
+    seen = gaussian_filter(information, DETAIL) * 2 * math.pi * DETAIL**2
+    return float(1.177 * np.median(1 / np.sqrt(np.maximum(seen, 1e-6))[texture.tissue_mask()]))
 
 
 def creased(data: Pixels, inside: Mask, chain: maps.Chain) -> tuple[Pixels, Mask]:
@@ -371,11 +401,12 @@ def image(kind: str, seed: int, data: Path | None, recipe: Recipe) -> Made:
 
 
 def volumes(kind: str, seed: int, data: Path | None, most: float) -> Made:
-    """An MR volume of 50–70 voxels a side and itself turned by up to ``most`` degrees about any axis, shifted by up to 8 % of
-    its size, bent by 0.5–3 voxels, of another contrast, with noise; sizes not stated."""
+    """An MR volume of 45–66 voxels along its longest side and itself turned by up to ``most`` degrees about any axis, shifted
+    by up to 8 % of its size, bent by 0.5–3 voxels, of another contrast, with noise; sizes not stated.
+    """
     assert data is not None
     rng = seeded(kind, seed)
-    name, factor = _choice(rng, [("mouse", 0.25), ("mouse", 0.3), ("human", 0.3)])
+    name, factor = _choice(rng, [("mouse", 0.2), ("mouse", 0.25), ("human", 0.25)])
     texture = sources.small_volume(data, name, factor)
     size = rng.uniform(0.5, 3.0)
     bent = maps.bend(rng, texture.shape, size, rng.uniform(8, 20))
@@ -398,8 +429,7 @@ def volumes(kind: str, seed: int, data: Path | None, most: float) -> Made:
 
 
 def unrelated(kind: str, seed: int, data: Path | None) -> Made:
-    """Two pictures of different tissues; in every second pair both stained or both not; one in four turned at random, with another
-    tone."""
+    """Two pictures of different tissues; in every second pair both stained or both not; every fourth side is turned."""
     rng = seeded(kind, seed)
     scene = _Scene(rng, Recipe(looks=(looks.tone, looks.noise), some=True), data)
     first, alike = any_source(rng, data), rng.random() < 0.5

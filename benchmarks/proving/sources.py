@@ -11,7 +11,7 @@ import io
 import os
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -29,9 +29,12 @@ Array = NDArray[np.float64]
 Pixels = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 
-FLAT = 0.015
-"""Local standard deviation (of a grey value range of 1, Gaussian window of 3 px) below which nothing shows where one is.
-Glass of the stained sections has 0.003–0.012, their palest tissue 0.02."""
+FLAT = 0.01
+"""Local standard deviation (of a grey value range of 1, Gaussian window of 3 px) below which nothing shows where one is:
+white matter of the MR volumes and the palest tissue of the stained sections have 0.01–0.02."""
+
+GLASS = 0.06
+"""Distance from the colour beside the tissue, in the channel that differs most, up to which a pixel is glass or darkness."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +75,10 @@ class Texture:
     def tissue_mask(self) -> Mask:
         """Where ``[*S]`` there is something to see; a position elsewhere has no partner that anybody could find."""
         grey = self.data.mean(axis=0)
+        ground = self.ground().reshape(-1, *[1] * grey.ndim)
+        away = gaussian_filter(np.abs(self.data - ground).max(axis=0), 1.0)
         spread = gaussian_filter(grey**2, 3.0) - gaussian_filter(grey, 3.0) ** 2
-        out: Mask = binary_opening(spread > FLAT**2, iterations=2)
+        out: Mask = binary_opening((spread > FLAT**2) & (away > GLASS), iterations=1 + (min(self.shape) > 100))
         return out
 
     def resized(self, factor: float) -> Texture:
@@ -81,7 +86,14 @@ class Texture:
         if factor == 1:
             return self
         shape = (len(self.data), *(max(8, round(n * factor)) for n in self.shape))
-        data = skimage.transform.resize(self.data, shape, order=1, anti_aliasing=factor < 1).astype(np.float32)
+        data, block = self.data, int(1 / factor)
+        if block > 1:  # means over whole blocks first, for speed
+            whole = data[(slice(None), *(slice(n // block * block) for n in self.shape))]
+            pairs = [k for n in whole.shape[1:] for k in (n // block, block)]
+            data = whole.reshape(len(data), *pairs).mean(axis=tuple(range(2, 2 * data.ndim - 1, 2)))
+        if data.shape != shape:
+            data = skimage.transform.resize(data, shape, order=1, anti_aliasing=factor < 1)
+        data = data.astype(np.float32)
         return Texture(self.name, self.tissue, data, self.spacing / factor, self.stained, self.symmetric)
 
     def cropped(self, start: tuple[int, ...], shape: tuple[int, ...]) -> Texture:
@@ -158,7 +170,13 @@ def _shipped() -> list[Source]:
     return [Source("colon", "colon", ihc, True), Source("retina", "retina", retina)]
 
 
+@cache
 def pictures(data: Path | None) -> tuple[Source, ...]:
+    """`_pictures`, each of which is read from its file once a process."""
+    return tuple(replace(source, read=cache(source.read)) for source in _pictures(data))
+
+
+def _pictures(data: Path | None) -> tuple[Source, ...]:
     """Pictures of one plane, always in the same order. Pixel sizes (µm) are declared ones or good to a factor of two."""
     out = _shipped()
     if data is None:
@@ -175,9 +193,10 @@ def pictures(data: Path | None) -> tuple[Source, ...]:
         out.append(_picture(f"cortex {number}", path, "cortex", 12.7, stained=True))
     out += [_bulb(data / "08_st_mob" / f"{name}.jpg") for name in ("MOB1", "MOB2")]
     misc = data / "09_st_visium_misc"
-    hemisphere = misc / "cytassist_mouse_brain" / "tissue_hires_image.png"
+    brain = misc / "cytassist_mouse_brain" / "tissue_hires_image.png"
+    hemisphere = _picture("hemisphere", brain, "mouse brain", 3.6, stained=True)
     out += [
-        _picture("hemisphere", hemisphere, "mouse brain", 3.6, stained=True),
+        replace(hemisphere, read=lambda: hemisphere.read().resized(0.5)),
         _picture("spots", misc / "squidpy" / "test_img.jpg", "cortex", 1.0, stained=True),
         _picture(
             "section s044", atlas / "641_2002_2568_NM01_s044.png", "mouse brain", 12.0, stained=True, symmetric=True
@@ -199,7 +218,7 @@ def _skin(data: Path) -> Texture:
     image = rf.open(data / "18_slide_formats" / "cmu_small_region.svs")
     assert isinstance(image, rf.Image)
     values = image.data.numpy()[:, 1000:2967, 300:2220]
-    return Texture("skin", "skin", unit_range(values), image.grid.spacing[0], stained=True)
+    return Texture("skin", "skin", unit_range(values), image.grid.spacing[0], stained=True).resized(0.5)
 
 
 @cache
