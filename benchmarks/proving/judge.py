@@ -40,6 +40,7 @@ class Judged:
         attainable: the best attainable error.
         covered: share of the positions within the 90 % radius of ``position_sd``.
         verdict: ``error`` where regframe raised.
+        seconds: of processor time, which is that on the clock where one thread has a core to itself.
     """
 
     kind: str
@@ -78,7 +79,7 @@ class Judged:
 
 def judge(made: Made, transform: str | None = None) -> tuple[Judged, rf.Result | None]:
     """Align the pair with nothing set but ``transform``, and judge the map; what is raised becomes the verdict ``error``."""
-    began, result, reasons = time.perf_counter(), None, ()
+    began, result, reasons = time.process_time(), None, ()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what is doubtful is among the reasons
@@ -86,7 +87,7 @@ def judge(made: Made, transform: str | None = None) -> tuple[Judged, rf.Result |
         reasons = tuple(result.reasons)
     except Exception as error:  # noqa: BLE001 - one pair must not take the others down
         reasons = (f"{type(error).__name__}: {error}", traceback.format_exc(limit=-2))
-    seconds = time.perf_counter() - began
+    seconds = time.process_time() - began
     errors = _errors(made, result)
     finite = np.where(np.isfinite(errors), errors, np.inf)
     bar = max(NOTHING, TIMES * made.attainable)
@@ -127,7 +128,7 @@ def covered(made: Made, result: rf.Result | None, errors: Array) -> float:
 def tables(runs: Sequence[Judged]) -> str:
     """The table of kinds, the table of verdicts, and what the bars of the proving ground count."""
     kinds = list(dict.fromkeys(run.kind for run in runs))
-    head = ["kind", "n", "right", "median", "p90", "worst", "median/bar", "within 90 %", "seconds"]
+    head = ["kind", "n", "right", "median", "p90", "worst", "median/bar", "within 90 %", "CPU s"]
     head += [f"right: {v}" for v in VERDICTS] + [f"wrong: {v}" for v in VERDICTS] + ["error"]
     rows = [_row(kind, [run for run in runs if run.kind == kind]) for kind in kinds]
     if len(kinds) > 1:

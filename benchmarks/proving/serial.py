@@ -47,6 +47,7 @@ def laid(data: Path, number: int) -> tuple[Texture, Texture, float, float]:
     for sigma in (4.0, 2.0):
         what = (_dark(fixed, sigma), _dark(moving, sigma))
         parameters = minimize(unlike, parameters, what, method="Powell", options={"xtol": 0.05, "ftol": 1e-5}).x
+    parameters = np.round(parameters, 3)  # whatever processors make of the last digits
     alike = -unlike(parameters, target, _dark(moving, 2.0))
     bands = [_laid(band, parameters, fixed.shape, middle, away) for band in moving.data]
     placed = Texture(moving.name, moving.tissue, np.stack(bands).astype(np.float32), moving.spacing, True, True)
