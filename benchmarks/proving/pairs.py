@@ -105,7 +105,7 @@ def any_source(rng: Rng, data: Path | None) -> Source:
     which = int(rng.integers(len(sources.PLANES)))
     name, axis, span = sources.PLANES[which]
     number = int(rng.integers(*span))
-    return Source(f"{name} {axis}:{number}", f"{name} MR", lambda: sources.planes(data, which, number, 0)[0])
+    return Source(f"{name} {axis}:{number}", f"{name} brain", lambda: sources.planes(data, which, number, 0)[0])
 
 
 def any_picture(rng: Rng, data: Path | None) -> Drawn:

@@ -225,8 +225,8 @@ def _skin(data: Path) -> Texture:
 def volume(data: Path, name: str) -> Texture:
     """``mouse`` (MR, 50 µm) or ``human`` (T1 template, 1 mm) brain, ``[1, Z, Y, X]``."""
     files = {
-        "mouse": ("10_3d_mouse_atlas/CIVM_mouse.ISO.nii.gz", "mouse MR", 50.0),
-        "human": ("14_3d_human/mni_icbm152_t1_tal_nlin_sym_09a_converted.nii.gz", "human MR", 1000.0),
+        "mouse": ("10_3d_mouse_atlas/CIVM_mouse.ISO.nii.gz", "mouse brain", 50.0),
+        "human": ("14_3d_human/mni_icbm152_t1_tal_nlin_sym_09a_converted.nii.gz", "human brain", 1000.0),
     }
     path, tissue, spacing = files[name]
     image = rf.open(data / path)
