@@ -10,10 +10,12 @@ import torch
 from scipy import ndimage
 from scipy.spatial import ConvexHull, cKDTree
 from skimage.filters import threshold_otsu
+from skimage.measure import approximate_polygon
 from torch import Tensor
 
 from ..data import Image
 from ..fit.mixture import flattest
+from .unseen import filled, settled
 
 LOOKED_AT = 300_000
 """Pixels that are looked at, about: larger images are thinned to them."""
@@ -22,7 +24,12 @@ PADDED = 0.005
 APART = 0.1
 """Share of the range of intensities from which two colours differ too much to be one background."""
 RECTANGULAR = 0.95
-"""How much of the least turned rectangle around it an imaged area fills, when the rest of the canvas is padding."""
+"""How much of the least turned rectangle around it, or of its convex hull, an imaged area fills, when the rest of the canvas is
+padding."""
+SIDES = 8
+"""Sides of that hull at most: a turned rectangle that the canvas cuts off has up to eight."""
+BOWED = 0.01
+"""How far a side of it may be from straight, over the canvas' longer side: a disc then still has fifteen sides."""
 SPECK = 6
 """Pixels, of those looked at, that a printed mark covers at least."""
 SMALL = 0.01
@@ -66,6 +73,11 @@ class Look:
         padded_fraction: share of the canvas that was filled up, not imaged; it does not count.
         marks_fraction: share that printed marks cover, the fiducial frame of a Visium slide; they do not count.
         ink_fraction: share that somebody has drawn over with a pen; it does not count.
+        masked_fraction: share that had no weight to begin with: a mask, or a stated value for no data.
+        nan_fraction: share that is not a number; it does not count.
+        nodata_fraction: share that holds one value far off all others; it does not count.
+        nodata_value: that value, None where there is none.
+        stray_fraction: share of single pixels and lines far off, replaced by their neighbours.
     """
 
     brightfield: bool
@@ -74,6 +86,11 @@ class Look:
     padded_fraction: float
     marks_fraction: float = 0.0
     ink_fraction: float = 0.0
+    masked_fraction: float = 0.0
+    nan_fraction: float = 0.0
+    nodata_fraction: float = 0.0
+    nodata_value: float | None = None
+    stray_fraction: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -125,28 +142,35 @@ class _Sample:
 def prepare(image: Image) -> tuple[Image, Look]:
     """The image with weight 0 where its canvas was only filled up or printed on, and what it looks like.
 
+    What is no number, stands for no data or lies far off by itself goes first (`unseen.settled`).
     Padding is a region of one exact colour that reaches from a corner inwards, is not the colour of the background and
-    leaves a turned or straight rectangle: the black wedges beside a turned section on white glass, but neither the empty glass
-    itself nor the black around a brain, whose outlines help. Marks are many small things of one size at one distance from each
-    other: they stay with the slide, not with the tissue. So does ink, which lies evenly on a stained section in a colour that
-    nothing else has.
-    Volumes come back as they are.
+    leaves a turned or straight rectangle, whole or cut off by the canvas: the black wedges beside a turned section on white
+    glass, but neither the empty glass itself nor the black around a brain, whose outlines help. Marks are many small things of
+    one size at one distance from each other: they stay with the slide, not with the tissue. So does ink, which lies evenly on a
+    stained section in a colour that nothing else has.
+    Of volumes nothing is looked for but what goes first.
     """
+    masked = 0.0 if image.weight is None else float((image.weight == 0).to(torch.float32).mean())
+    image, unseen = settled(image)
+    gone = dataclasses.asdict(unseen) | {"masked_fraction": masked}
     if image.grid.ndim != 2:
-        return image, Look(False, (), 1.0, 0.0)
+        return image, Look(False, (), 1.0, 0.0, **gone)
     sample = _Sample.of(image)
     data = sample.data  # [C, h, w]
-    filled = _filled(data)
-    if bool(filled.any()) and _rectangular(~filled) < RECTANGULAR:
-        filled = torch.zeros_like(filled)  # the picture's own background: the black around a brain, whitened glass
-    background = _background(sample, filled)
-    padded = torch.zeros_like(filled)
+    even = _even(data)
+    if bool(even.any()) and not _cut_straight(~even):
+        even = torch.zeros_like(even)  # the picture's own background: the black around a brain, whitened glass
+    background = _background(sample, even)
+    padded = torch.zeros_like(even)
     for y, x in CORNERS:
         colour = data[:, y, x]
-        if bool(filled[y, x]) and float((colour - background).abs().amax()) > APART * sample.span:
-            padded |= filled & (data == colour[:, None, None]).all(dim=0)
+        if bool(even[y, x]) and float((colour - background).abs().amax()) > APART * sample.span:
+            padded |= even & (data == colour[:, None, None]).all(dim=0)
     if bool(padded.any()):
-        image = _without(image, _whole_padding(image, padded))
+        whole = _whole_padding(image, padded)
+        image = _without(image, whole)
+        if not image.labels:
+            image = dataclasses.replace(image, data=filled(image.data, whole))  # halved, it would mix with what lies beside it
     marks = _marks(sample.apart(background) * ~padded)
     brightfield = sample.lit(background)
     ink = torch.zeros_like(padded)
@@ -165,13 +189,14 @@ def prepare(image: Image) -> tuple[Image, Look]:
         threshold = float(threshold_otsu(apart.numpy()))  # type: ignore[no-untyped-call]
         tissue = float((apart > threshold).to(torch.float32).mean())
     share, printed, inked = (float(mask.to(torch.float32).mean()) for mask in (padded, marks, ink))
-    return image, Look(brightfield, tuple(background.tolist()), tissue * (1 - share), share, printed, inked)
+    background_colour = tuple(background.tolist())
+    return image, Look(brightfield, background_colour, tissue * (1 - share), share, printed, inked, **gone)
 
 
-def _background(sample: _Sample, filled: Tensor) -> Tensor:
+def _background(sample: _Sample, even: Tensor) -> Tensor:
     """Colour ``[C]`` of a picture's background: where it changes least, beside what one colour fills ``[h, w]``."""
     data = sample.data
-    rest = sample.trusted * ~filled
+    rest = sample.trusted * ~even
     rest = rest if bool(rest.any()) else sample.trusted
     background = flattest(data, rest)
     if len(background) == 3 and bool((rest > 0).any()):
@@ -216,7 +241,7 @@ def _lit(data: Tensor, background: Tensor, low: float, span: float, brightest: f
     )
 
 
-def _filled(data: Tensor) -> Tensor:
+def _even(data: Tensor) -> Tensor:
     """Pixels ``[H, W]`` of one exact colour that reach from a corner over a good part of ``[C, H, W]``."""
     out = torch.zeros(data.shape[1:], dtype=torch.bool)
     for y, x in CORNERS:
@@ -296,6 +321,22 @@ def _ink(data: Tensor, background: Tensor, seen: Tensor) -> Tensor:
         if strokes.sum() < MOST_INK * tissue.sum() and (near & others).sum() < RARE * others.sum():
             out |= own
     return torch.from_numpy(out)
+
+
+def _cut_straight(mask: Tensor) -> bool:
+    """Whether the pixels of a mask ``[H, W]`` are what a canvas shows of a picture with straight sides."""
+    return _rectangular(mask) >= RECTANGULAR or _polygonal(mask)
+
+
+def _polygonal(mask: Tensor) -> bool:
+    """Whether the pixels of a mask ``[H, W]`` fill a convex polygon of few sides."""
+    rows = mask.nonzero().numpy().astype(np.float64)
+    if len(rows) < 16 or np.ptp(rows, axis=0).min() < 2:
+        return False
+    hull = ConvexHull(rows)
+    corners = rows[hull.vertices]
+    ring = approximate_polygon(np.vstack([corners, corners[:1]]), BOWED * max(mask.shape))  # type: ignore[no-untyped-call]
+    return len(ring) - 1 <= SIDES and len(rows) >= RECTANGULAR * hull.volume
 
 
 def _rectangular(mask: Tensor) -> float:
