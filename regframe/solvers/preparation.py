@@ -170,7 +170,9 @@ def prepare(image: Image) -> tuple[Image, Look]:
         whole = _whole_padding(image, padded)
         image = _without(image, whole)
         if not image.labels:
-            image = dataclasses.replace(image, data=filled(image.data, whole))  # halved, it would mix with what lies beside it
+            image = dataclasses.replace(
+                image, data=filled(image.data, whole)
+            )  # halved, it would mix with what lies beside it
     marks = _marks(sample.apart(background) * ~padded)
     brightfield = sample.lit(background)
     ink = torch.zeros_like(padded)

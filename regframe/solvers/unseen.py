@@ -84,10 +84,10 @@ def settled(image: Image) -> tuple[Image, Unseen]:
     out, lines = _without_lines(data)
     marked, stray, value = torch.zeros_like(hidden), lines, None
     for c in range(len(data)):
-        channel = out[c].to(_working(data.dtype))
-        usual = _usual(channel, hidden)
-        if usual is None or not bool((usual.strange(channel) & ~hidden).any()):
+        usual = _usual(out[c], hidden)
+        if usual is None:
             continue
+        channel = out[c].to(_working(data.dtype))
         if out is data:
             out = data.clone()
         fixed, replaced, rest = _replaced(channel, hidden, usual)
@@ -140,29 +140,30 @@ class _Usual:
 
 
 def _usual(channel: Tensor, hidden: Tensor) -> _Usual | None:
-    """The signal of a channel ``[*S]``, looked for among pixels that are not ``hidden`` ``[*S]``; None where it has none: one
-    value, or single pixels on one."""
+    """The signal of a channel ``[*S]``, looked for among pixels that are not ``hidden`` ``[*S]``; None where nothing else is in
+    it, and where it has none: one value, or single pixels on one."""
     places = torch.arange(0, channel.numel(), max(1, channel.numel() // SAMPLED))
-    windows = _windows(channel, ~hidden, places, 1).to(torch.float64)  # [n, k]
-    seen = channel[~hidden]
+    windows = _windows(channel, ~hidden, places, 1)  # [n, k]
+    seen = channel.numpy()
+    if bool(hidden.any()):
+        seen = seen[~hidden.numpy()]
     markers: list[float] = []
-    for _ in range(MARKERS):
-        found = None
-        for extreme in (float(seen.amax()), float(seen.amin())):
+    while len(markers) < MARKERS and seen.size:
+        for extreme in (float(seen.max()), float(seen.min())):
             without = torch.where(windows == extreme, torch.nan, windows)
             low, high = _range(without)
             beyond = max(extreme - high, low - extreme)
             if extreme != 0 and high > low and beyond > FAR * (high - low) and int((seen == extreme).sum()) > 1:
-                found, windows = extreme, without
+                markers.append(extreme)
+                seen, windows = seen[seen != extreme], without
                 break
-        if found is None:
+        else:
             break
-        markers.append(found)
-        seen = seen[seen != found]
     low, high = _range(windows)
-    if not high > low:
+    low, high = low - NEAR * (high - low), high + NEAR * (high - low)
+    if not high > low or (not markers and low <= float(seen.min()) and float(seen.max()) <= high):
         return None
-    return _Usual(low - NEAR * (high - low), high + NEAR * (high - low), tuple(markers))
+    return _Usual(low, high, tuple(markers))
 
 
 def _range(windows: Tensor) -> tuple[float, float]:
@@ -179,15 +180,15 @@ def _windows(channel: Tensor, known: Tensor, places: Tensor, radius: int) -> Ten
     """Values ``[n, k]`` around flat ``places`` ``[n]`` of ``[*S]``, the place itself among them, NaN where they are not
     ``known`` ``[*S]`` or beyond the border."""
     index = np.unravel_index(places.numpy(), tuple(channel.shape))
-    flat, seen = channel.reshape(-1), known.reshape(-1)
+    flat, seen = channel.numpy().reshape(-1), known.reshape(-1)
     columns = []
     for offset in itertools.product(*(range(-radius, radius + 1) if n > 1 else (0,) for n in channel.shape)):
         at = [i + o for i, o in zip(index, offset, strict=True)]
         inside = np.logical_and.reduce([(a >= 0) & (a < n) for a, n in zip(at, channel.shape, strict=True)])
         clipped = [a.clip(0, n - 1) for a, n in zip(at, channel.shape, strict=True)]
-        there = torch.from_numpy(np.ravel_multi_index(clipped, tuple(channel.shape)))
-        good = torch.from_numpy(inside) & seen[there]
-        columns.append(torch.where(good, flat[there].to(torch.float64), torch.nan))
+        there = np.ravel_multi_index(clipped, tuple(channel.shape))
+        good = torch.from_numpy(inside) & seen[torch.from_numpy(there)]
+        columns.append(torch.where(good, torch.from_numpy(flat[there].astype(np.float64)), torch.nan))
     return torch.stack(columns, dim=1)
 
 
@@ -226,7 +227,8 @@ def _on_edge(mask: Tensor) -> Tensor:
 
 
 def _without_lines(data: Tensor) -> tuple[Tensor, Tensor]:
-    """``[C, *S]`` with single rows and columns of one value, which a camera lost, between their neighbours, and where ``[*S]``."""
+    """``[C, *S]`` with rows and columns that a camera lost, each of one value, drawn between their neighbours; and where
+    they are, ``[*S]``."""
     where = torch.zeros(data.shape[1:], dtype=torch.bool)
     if data.ndim != 3:
         return data, where
