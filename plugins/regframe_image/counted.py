@@ -55,10 +55,10 @@ def check_finite(image: regframe.Image) -> None:
 def holds(array: Array, value: float) -> Array:
     """Where all channels of ``[C, *S]`` hold a value for no data, ``[*S]``."""
     if math.isnan(value):
-        same = np.isnan(array) if array.dtype.kind == "f" else np.zeros(array.shape, dtype=np.bool_)
+        same: Array = np.not_equal(array, array)
     else:
-        same = np.asarray(array == (array.dtype.type(value) if array.dtype.kind == "f" else value))
-    out: Array = same.all(axis=0)
+        same = np.equal(array, np.asarray(value).astype(array.dtype))
+    out: Array = np.logical_and.reduce(same, axis=0)
     return out
 
 

@@ -157,7 +157,7 @@ def prepare(image: Image) -> tuple[Image, Look]:
         return image, Look(False, (), 1.0, 0.0, **gone)
     sample = _Sample.of(image)
     data = sample.data  # [C, h, w]
-    even = _even(data)
+    even = _even(data) & (sample.trusted > 0)
     if bool(even.any()) and not _cut_straight(~even):
         even = torch.zeros_like(even)  # the picture's own background: the black around a brain, whitened glass
     background = _background(sample, even)
