@@ -73,7 +73,7 @@ def test_no_data_has_no_weight_and_leaves_no_value(value: float, where: str) -> 
     assert out.weight is not None
     assert np.array_equal(out.weight.numpy() == 0, gone) or (out.weight.numpy() == 0)[gone].mean() > 0.99
     assert float(out.weight[torch.from_numpy(~gone)].min()) == 1
-    assert 100 <= float(out.data.min())
+    assert float(out.data.min()) >= 100
     assert float(out.data.max()) <= 1100
     share = found.nan_fraction if np.isnan(value) else found.nodata_fraction
     assert share == pytest.approx(gone.mean(), abs=0.002)
