@@ -131,6 +131,41 @@ def unknown_scale(fixed: str, moving: str, what: str, remedy: str) -> Finding:
     return Finding("pass", sentence, remedy=remedy)
 
 
+MANY_STRAYS = 0.001
+"""Share of an image's pixels that lay far off and were replaced, from which it is said: a few hot pixels are in every camera."""
+
+
+def not_counted(figures: Mapping[str, Any]) -> Iterable[Finding]:
+    """What was found on either side that says nothing of the tissue, out of ``metrics["preparation"]``."""
+    for side, look in (figures.get("preparation") or {}).items():
+        state = f"state --{side}-nodata or --{side}-mask where that is wrong"
+        lost, marked, padded, stray = (
+            look.get(f"{what}_fraction", 0.0) for what in ("nan", "nodata", "padded", "stray")
+        )
+        if lost > 0:
+            sentence = f"{_percent(lost)} of the {side} image is not a number (NaN) and counts as no data"
+            yield Finding("pass", sentence, lost)
+        if marked > 0:
+            value = f"{look['nodata_value']:g}"
+            sentence = (
+                f"{_percent(marked)} of the {side} image lies far off all the rest ({value}) and counts as no data"
+            )
+            yield Finding("pass", sentence, marked, remedy=state)
+        if padded > 0:
+            sentence = (
+                f"{_percent(padded)} of the {side} canvas is one colour up to straight edges and counts as no data"
+            )
+            yield Finding("pass", sentence, padded, remedy=state)
+        if stray > MANY_STRAYS:
+            sentence = f"{_percent(stray)} of the {side} pixels lie far off by themselves and were replaced by their neighbours"
+            yield Finding("pass", sentence, stray, MANY_STRAYS)
+
+
+def _percent(share: float) -> str:
+    """A share in two digits."""
+    return f"{100 * share:.2g} %"
+
+
 # ---- images, sections in volumes, points against images ------------------------------------------------------------------
 
 LITTLE_IN_COMMON = 0.35
@@ -181,6 +216,7 @@ def of_images(figures: Mapping[str, Any], ndim: int) -> Iterable[Finding]:
     yield from ambiguous(figures)
     if figures["convergence"] and figures["convergence"][-1] == "max_iter":
         yield Finding("warn", "the fit was still moving when it reached its iteration limit")
+    yield from not_counted(figures)
 
 
 def _overlap(figures: Mapping[str, Any]) -> Iterable[Finding]:

@@ -98,10 +98,14 @@ class Job(BaseModel):
     fixed_set: List = ()
     fixed_mpp: Length | None = None
     fixed_channel: str | None = None
+    fixed_nodata: str | None = None
+    fixed_mask: Path | None = None
     moving_adapter: str | None = None
     moving_set: List = ()
     moving_mpp: Length | None = None
     moving_channel: str | None = None
+    moving_nodata: str | None = None
+    moving_mask: Path | None = None
     fixed_landmarks: Path | None = None
     fixed_landmarks_spacing: Length | None = None
     moving_landmarks: Path | None = None
@@ -139,6 +143,7 @@ class Job(BaseModel):
         """Every file that the job reads, by column."""
         named = {name: getattr(self, name) for name in ("fixed", "moving", "landmarks", "config")}
         named |= {name: getattr(self, name) for name in ("fixed_landmarks", "moving_landmarks")}
+        named |= {name: getattr(self, name) for name in ("fixed_mask", "moving_mask")}
         named["init"] = None if self.init in ("auto", "identity") else Path(self.init)
         for i, (kind, path, _) in enumerate(self.applied()):
             named[f"apply_{kind}:{i}"] = path
@@ -207,14 +212,14 @@ def _options(job: Job, *names: str) -> list[str]:
 
 
 def _side(job: Job, side: str) -> list[str]:
-    out = _options(job, f"{side}_adapter", f"{side}_mpp", f"{side}_channel")
+    out = _options(job, f"{side}_adapter", f"{side}_mpp", f"{side}_channel", f"{side}_nodata", f"{side}_mask")
     return out + [f"--{side}-set={pair}" for pair in getattr(job, f"{side}_set")]
 
 
 COLUMNS = tuple(field.alias or name for name, field in Job.model_fields.items())
 """The columns that a manifest may have."""
 
-_PATHS = {"fixed", "moving", "landmarks", "config", "fixed_landmarks", "moving_landmarks"}
+_PATHS = {"fixed", "moving", "landmarks", "config", "fixed_landmarks", "moving_landmarks", "fixed_mask", "moving_mask"}
 _PATH_LISTS = {f"apply_{kind}" for kind in _KINDS}
 
 

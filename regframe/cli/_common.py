@@ -194,7 +194,26 @@ def side_options(side: str) -> Callable[[_F], _F]:
         click.option(f"--{side}-set", metavar="K=V", multiple=True, help=f"Option of the {side} adapter."),
         click.option(f"--{side}-mpp", type=float, metavar="UM", help=f"Pixel size of the {side} image in µm."),
         click.option(f"--{side}-channel", metavar="C", help=f"Channel of the {side} image, by name or number."),
+        click.option(f"--{side}-nodata", metavar="V", help=f"Value of no data in the {side} image, a number or nan."),
+        click.option(
+            f"--{side}-mask", type=path_type, metavar="FILE", help=f"Image of the {side} canvas; 0: does not count."
+        ),
     )
+
+
+def stated(side: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Keyword arguments for an adapter out of the `side_options` of one side."""
+    pairs, mpp, channel = (options[f"{side}_{key}"] for key in ("set", "mpp", "channel"))
+    out = adapter_options(pairs, f"--{side}-set", mpp, channel)
+    nodata, mask = options[f"{side}_nodata"], options[f"{side}_mask"]
+    if nodata is not None:
+        try:
+            out["nodata"] = nodata if nodata.lower() == "nan" else float(nodata)
+        except ValueError:
+            raise BadInput(f"wanted a number or nan for --{side}-nodata, got {nodata!r}") from None
+    if mask is not None:
+        out["mask"] = str(mask.resolve())
+    return out
 
 
 def adapter_options(

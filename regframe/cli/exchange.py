@@ -12,7 +12,6 @@ import click
 from ..formats import BUILT_IN, TOLERANCE_PX
 from ._common import (
     BadInput,
-    adapter_options,
     bad_input,
     emit_json,
     finish,
@@ -25,6 +24,7 @@ from ._common import (
     require_option,
     sentence,
     side_options,
+    stated,
     verbose_option,
 )
 
@@ -178,9 +178,7 @@ def import_(ctx: click.Context, /, **options: Any) -> None:
         file = options[side]
         if file is None:
             continue
-        given = [options[f"{side}_{key}"] for key in ("adapter", "set", "mpp", "channel")]
-        arguments = adapter_options(given[1], f"--{side}-set", given[2], given[3])
-        data, adapter, used = open_side(file, given[0], arguments, options["level"])
+        data, adapter, used = open_side(file, options[f"{side}_adapter"], stated(side, options), options["level"])
         sides.append(data)
         run[side] = {"path": file.resolve(), "adapter": adapter.name, "options": used}
     fixed, moving = [_canvas(data) for data in sides] or (None, None)

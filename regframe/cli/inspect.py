@@ -46,7 +46,8 @@ def info(
 ) -> None:
     """Say how regframe reads PATH: levels, size, spacing, channels, adapter; or what a result holds.
 
-    Of an image only the metadata are read, whatever its size.
+    Of an image the metadata are read, whatever its size, and where a level is small enough to be registered as it is, its
+    pixels, for the share of them that holds no data.
     """
     from ..io import outputs
 
@@ -63,7 +64,7 @@ def info(
         options = adapter_options(pairs, "--set")
         pyramid, reader = open_levels(path, adapter, options)
         if pyramid is not None:
-            found = _pyramid_facts(pyramid, reader)
+            found = _pyramid_facts(pyramid, reader) | _no_data(pyramid, reader, path)
         else:
             found = facts(open_side(path, adapter, options)[0], reader)
     if thumbnail is not None:
@@ -83,11 +84,25 @@ def info(
         if name == "levels":
             _print_levels(value, found["unit"])
             continue
+        if name == "no_data":
+            name, value = "no data", _shares(value)
         if isinstance(value, dict):
             value = ", ".join(f"{k} {_short(v)}" for k, v in value.items())
         elif isinstance(value, (list, tuple)):
             value = ", ".join(_short(v) for v in value)
         click.echo(f"{name:<10} {value}")
+
+
+def _shares(found: dict[str, float]) -> str:
+    """Shares of the canvas without data, in words."""
+    words = {
+        "nan": "not a number",
+        "nodata": f"{found.get('nodata_value', 0):g}",
+        "padded": "filled up",
+        "masked": "hidden",
+    }
+    told = [f"{found[name]:.2%} {word}" for name, word in words.items() if found[name] > 0]
+    return ", ".join(told) or "none found"
 
 
 def _print_levels(levels: list[dict[str, Any]], unit: str) -> None:
@@ -211,6 +226,26 @@ def _pyramid_facts(pyramid: Pyramid, adapter: Adapter) -> dict[str, Any]:
             for k, level in enumerate(pyramid.levels)
         ],
     }
+
+
+def _no_data(pyramid: Pyramid, adapter: Adapter, path: Path) -> dict[str, Any]:
+    """Shares of the canvas that hold no data, as a registration finds them; nothing for labels, for what is too large to be read
+    for this, and for what cannot be registered."""
+    from ..data import Image
+    from ..slides.levels import choose_level
+    from ..solvers.preparation import prepare
+
+    if pyramid.labels or max(choose_level(pyramid)[1]) > 1:
+        return {}
+    try:
+        image = adapter.open(path)
+    except ValueError:  # damaged, or infinite somewhere: what reads the pixels says so
+        return {}
+    assert isinstance(image, Image)
+    look = prepare(image)[1]
+    shares = {name: getattr(look, f"{name}_fraction") for name in ("nan", "nodata", "padded", "masked")}
+    value = {} if look.nodata_value is None else {"nodata_value": look.nodata_value}
+    return {"no_data": {name: round(share, 6) for name, share in shares.items()} | value}
 
 
 def _grid_facts(grid: Grid) -> dict[str, Any]:

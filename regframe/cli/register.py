@@ -10,7 +10,6 @@ import click
 
 from ._common import (
     BadInput,
-    adapter_options,
     bad_input,
     emit_json,
     finish,
@@ -25,6 +24,7 @@ from ._common import (
     require_option,
     save_warped_option,
     side_options,
+    stated,
     verbose_option,
 )
 from .progress import Bars
@@ -175,10 +175,7 @@ def _metric(config: Config) -> Any:
 def _open(side: str, options: dict[str, Any]) -> tuple[Image | PointSet, Adapter, dict[str, Any]]:
     path: Path = options[side]
     name = options[f"{side}_adapter"]
-    chosen = adapter_options(
-        options[f"{side}_set"], f"--{side}-set", options[f"{side}_mpp"], options[f"{side}_channel"]
-    )
-    data, adapter, chosen = open_side(path, name, chosen, options["level"])
+    data, adapter, chosen = open_side(path, name, stated(side, options), options["level"])
     reading = getattr(data, "reading", None)
     if reading is not None:
         click.echo(f"{side}: {path.name} read at {reading}: {describe(data)}", err=True)

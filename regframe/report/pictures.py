@@ -18,6 +18,7 @@ from ..data import Grid, Image, PointSet, unit_ratio
 from ..maps.affine import Affine
 from ..maps.base import Transform
 from ..maps.resample import move_points
+from ..solvers.unseen import settled
 
 Array: TypeAlias = NDArray[np.float32]
 
@@ -138,7 +139,7 @@ class Look:
         value = np.where(self.dark[:, None, None], 1 - value, value)
         mixed = np.average(value, axis=0, weights=self.share)
         ink = np.clip(mixed * 1.15, 0, 1) ** 0.8 if self.curve is None else np.interp(mixed, *self.curve)
-        return np.asarray(ink, dtype=np.float32)
+        return np.where(known_of(picture), ink, 0).astype(np.float32)
 
     def values(self, picture: Array) -> Array:
         """``picture`` ``[C, h, w]`` scaled to 0 … 1 over the range of each channel."""
@@ -151,6 +152,7 @@ class Look:
         Where one stain is dark another may be bright: an overlay should show differences in place, not in colour. Only pixels
         ``seen`` count. Where nothing resembles, the look is unchanged.
         """
+        seen = seen & known_of(picture)
         if seen.sum() < 64 or self.labels:
             return self
         value = self.values(picture)[:, seen]  # [C, n]
@@ -271,8 +273,24 @@ class Side:
         return self.look.ink(picture) if self.look else picture[0]
 
     def rgb(self, picture: Array) -> Array:
-        """Colours ``[h, w, 3]``, 0 … 1."""
-        return self.look.rgb(picture) if self.look else np.repeat(1 - picture[0][..., None], 3, axis=-1)
+        """Colours ``[h, w, 3]`` in 0 … 1, hatched where there are no data."""
+        if self.look is None:
+            return np.repeat(1 - picture[0][..., None], 3, axis=-1)
+        known = known_of(picture)
+        return self.look.rgb(picture) if known.all() else fade(self.look.rgb(np.nan_to_num(picture)), known)
+
+
+def blanked(image: Image) -> Image:
+    """``image`` with NaN where it does not count or holds no data, and without pixels far off (`unseen.settled`)."""
+    shown, _ = settled(image)
+    if shown.labels or shown.weight is None or not bool((shown.weight == 0).any()):
+        return shown
+    return shown.replace(data=torch.where(shown.weight == 0, torch.nan, shown.data.to(torch.float32)))
+
+
+def known_of(picture: Array) -> NDArray[np.bool_]:
+    """Where ``picture`` ``[C, h, w]`` shows data, ``[h, w]``."""
+    return np.asarray(np.isfinite(picture).all(axis=0))
 
 
 def plane_of(data: Tensor) -> Array:

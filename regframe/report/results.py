@@ -94,6 +94,7 @@ def _draw(
     if result.section and isinstance(fixed, Image) and isinstance(moving, Image):
         fixed = plane.lift(fixed) if fixed.grid.ndim == 2 else fixed
         moving = pictures.mosaic(moving) if moving.labels else moving
+    fixed, moving = (pictures.blanked(data) if isinstance(data, Image) else data for data in (fixed, moving))
     canvas = pictures.canvas_of(result.fixed_grid, max_px)
     own = Affine.identity(result.fixed_grid.ndim, result.fixed_grid.unit)
     start = result.affine if result.section else pictures.identity_map(result.moving_grid, result.fixed_grid)

@@ -1,7 +1,7 @@
 """The solvers, one file or folder per kind of pair: ``images``, ``section`` (in a volume), ``points``, ``mixed`` (points, image).
 
-``raster`` holds what all solvers that compare images share; ``preparation`` finds background, padding, printed marks and ink;
-``recipes`` states, for each kind of pair, how its fit differs from the default.
+``raster`` holds what all solvers that compare images share; ``preparation`` finds background, padding, printed marks and ink,
+``unseen`` what holds no data; ``recipes`` states, for each kind of pair, how its fit differs from the default.
 """
 
 from __future__ import annotations

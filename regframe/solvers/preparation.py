@@ -17,10 +17,12 @@ import torch
 from scipy import ndimage
 from scipy.spatial import ConvexHull, cKDTree
 from skimage.filters import threshold_otsu
+from skimage.measure import approximate_polygon
 from torch import Tensor
 
 from ..data import Image
 from ..fit.mixture import flattest
+from .unseen import filled, settled
 
 LOOKED_AT = 300_000
 """About how many pixels of a picture are examined: larger pictures are thinned to every n-th pixel along each axis, which
@@ -31,8 +33,13 @@ PADDED = 0.005
 APART = 0.1
 """Difference in intensity, as a fraction of the picture's range, from which two colours cannot be one background."""
 RECTANGULAR = 0.95
-"""Least share of its smallest enclosing rectangle (turned as need be) that the rest of the picture must fill for one-coloured
-corners to be padding: a turned scan leaves a rectangle, a brain on black does not. The remaining 5 % allow for a rough border."""
+"""Least share of its smallest enclosing rectangle (turned as need be), or of its convex hull, that the rest of the picture must
+fill for one-coloured corners to be padding: a turned scan leaves a rectangle, a brain on black does not. The remaining 5 % allow
+for a rough border."""
+SIDES = 8
+"""Sides of that hull at most: a turned rectangle that the canvas cuts off has up to eight."""
+BOWED = 0.01
+"""How far a side of the hull may be from straight, over the canvas' longer side: a disc then still has fifteen sides."""
 SPECK = 6
 """Pixels that a printed mark must exceed: smaller spots are noise."""
 SMALL = 0.01
@@ -78,6 +85,11 @@ class Look:
         padded_fraction: share of the canvas that was filled up, not imaged; it gets weight 0.
         marks_fraction: share covered by printed marks, such as the fiducial frame of a Visium slide; they get weight 0.
         ink_fraction: share that was drawn over with a pen; it gets weight 0.
+        masked_fraction: share that had no weight to begin with: a mask, or a stated value for no data.
+        nan_fraction: share that is not a number; it gets weight 0.
+        nodata_fraction: share that holds one value far off all others; it gets weight 0.
+        nodata_value: that value, None where there is none.
+        stray_fraction: share of single pixels and lines far off all others, replaced by their neighbours.
     """
 
     brightfield: bool
@@ -86,6 +98,11 @@ class Look:
     padded_fraction: float
     marks_fraction: float = 0.0
     ink_fraction: float = 0.0
+    masked_fraction: float = 0.0
+    nan_fraction: float = 0.0
+    nodata_fraction: float = 0.0
+    nodata_value: float | None = None
+    stray_fraction: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -137,27 +154,36 @@ class _Sample:
 def prepare(image: Image) -> tuple[Image, Look]:
     """The image with weight 0 on padding, printed marks and ink, and what was found in it.
 
-    Padding is a region of one exact colour that reaches in from a corner, is not the background's colour, and leaves a rectangle,
-    turned or straight: the black wedges beside a turned scan on white glass. The empty glass itself is not padding, nor is the
-    black around a brain, whose outline helps. Printed marks are many small objects of one size at one distance from each other;
-    they belong to the slide and not to the tissue. Ink is a uniform colour on a stained section that nothing else has.
-    Volumes are returned unchanged.
+    Pixels that are no numbers, that stand for no data, or that lie far off all others by themselves are treated first
+    (`unseen.settled`). Padding is a region of one exact colour that reaches in from a corner, is not the background's colour, and
+    leaves a rectangle, turned or straight, whole or cut off by the canvas: the black wedges beside a turned scan on white glass.
+    The empty glass itself is not padding, nor is the black around a brain, whose outline helps. Printed marks are many small
+    objects of one size at one distance from each other; they belong to the slide and not to the tissue. Ink is a uniform colour
+    on a stained section that nothing else has. Of volumes only the first step is done.
     """
+    masked = 0.0 if image.weight is None else float((image.weight == 0).to(torch.float32).mean())
+    image, unseen = settled(image)
+    gone = dataclasses.asdict(unseen) | {"masked_fraction": masked}
     if image.grid.ndim != 2:
-        return image, Look(False, (), 1.0, 0.0)
+        return image, Look(False, (), 1.0, 0.0, **gone)
     sample = _Sample.of(image)
     data = sample.data  # [C, h, w]
-    filled = _filled(data)
-    if bool(filled.any()) and _rectangular(~filled) < RECTANGULAR:
-        filled = torch.zeros_like(filled)  # no rectangle: this is background, such as the black around a brain
-    background = _background(sample, filled)
-    padded = torch.zeros_like(filled)
+    even = _even(data) & (sample.trusted > 0)
+    if bool(even.any()) and not _cut_straight(~even):
+        even = torch.zeros_like(even)  # no rectangle: this is background, such as the black around a brain
+    background = _background(sample, even)
+    padded = torch.zeros_like(even)
     for y, x in CORNERS:
         colour = data[:, y, x]
-        if bool(filled[y, x]) and float((colour - background).abs().amax()) > APART * sample.span:
-            padded |= filled & (data == colour[:, None, None]).all(dim=0)
+        if bool(even[y, x]) and float((colour - background).abs().amax()) > APART * sample.span:
+            padded |= even & (data == colour[:, None, None]).all(dim=0)
     if bool(padded.any()):
-        image = _without(image, _whole_padding(image, padded))
+        whole = _whole_padding(image, padded)
+        image = _without(image, whole)
+        if not image.labels:
+            image = dataclasses.replace(
+                image, data=filled(image.data, whole)
+            )  # halved, it would mix with what lies beside it
     marks = _marks(sample.apart(background) * ~padded)
     brightfield = sample.lit(background)
     ink = torch.zeros_like(padded)
@@ -176,13 +202,14 @@ def prepare(image: Image) -> tuple[Image, Look]:
         threshold = float(threshold_otsu(apart.numpy()))  # type: ignore[no-untyped-call]
         tissue = float((apart > threshold).to(torch.float32).mean())
     share, printed, inked = (float(mask.to(torch.float32).mean()) for mask in (padded, marks, ink))
-    return image, Look(brightfield, tuple(background.tolist()), tissue * (1 - share), share, printed, inked)
+    background_colour = tuple(background.tolist())
+    return image, Look(brightfield, background_colour, tissue * (1 - share), share, printed, inked, **gone)
 
 
-def _background(sample: _Sample, filled: Tensor) -> Tensor:
-    """Colour ``[C]`` of the background: where the picture changes least, outside one-coloured corners ``filled`` ``[h, w]``."""
+def _background(sample: _Sample, even: Tensor) -> Tensor:
+    """Colour ``[C]`` of the background: where the picture changes least, outside one-coloured corners ``even`` ``[h, w]``."""
     data = sample.data
-    rest = sample.trusted * ~filled
+    rest = sample.trusted * ~even
     rest = rest if bool(rest.any()) else sample.trusted
     background = flattest(data, rest)
     if len(background) == 3 and bool((rest > 0).any()):
@@ -229,7 +256,7 @@ def _lit(data: Tensor, background: Tensor, low: float, span: float, brightest: f
     )
 
 
-def _filled(data: Tensor) -> Tensor:
+def _even(data: Tensor) -> Tensor:
     """Pixels ``[H, W]`` of one exact colour that reach in from a corner and fill more than `PADDED` of the canvas."""
     out = torch.zeros(data.shape[1:], dtype=torch.bool)
     for y, x in CORNERS:
@@ -315,6 +342,22 @@ def _ink(data: Tensor, background: Tensor, seen: Tensor) -> Tensor:
         if strokes.sum() < MOST_INK * tissue.sum() and (near & others).sum() < RARE * others.sum():
             out |= own
     return torch.from_numpy(out)
+
+
+def _cut_straight(mask: Tensor) -> bool:
+    """Whether the pixels of a mask ``[H, W]`` are what a canvas shows of a picture with straight sides."""
+    return _rectangular(mask) >= RECTANGULAR or _polygonal(mask)
+
+
+def _polygonal(mask: Tensor) -> bool:
+    """Whether the pixels of a mask ``[H, W]`` fill a convex polygon of few sides."""
+    rows = mask.nonzero().numpy().astype(np.float64)
+    if len(rows) < 16 or np.ptp(rows, axis=0).min() < 2:
+        return False
+    hull = ConvexHull(rows)
+    corners = rows[hull.vertices]
+    ring = approximate_polygon(np.vstack([corners, corners[:1]]), BOWED * max(mask.shape))  # type: ignore[no-untyped-call]
+    return len(ring) - 1 <= SIDES and len(rows) >= RECTANGULAR * hull.volume
 
 
 def _rectangular(mask: Tensor) -> float:

@@ -30,6 +30,7 @@ from ..starts import images, pose
 from ..starts.landmarks import Landmarks
 from ..verdict import Finding, unknown_scale
 from .preparation import Look
+from .unseen import MOSTLY, not_finite
 
 SMALLEST = 8
 """Least size of an image, in pixels along the shorter of its two longest axes: 8 pixels are the least that can be halved once
@@ -57,11 +58,19 @@ def check_image(image: Image, side: str) -> None:
         )
     data = image.data
     if data.dtype.is_floating_point:
-        bad = int((~torch.isfinite(data)).sum())
-        if bad:
+        infinite = int(torch.isinf(data).sum())
+        if infinite:
             raise ValueError(
-                f"wanted finite pixels in the {side} image, got {bad} NaN or inf; fill them, or give them weight 0 and a value"
+                f"wanted finite pixels in the {side} image, got {infinite} infinite ones; write NaN for no data instead"
             )
+        lost = not_finite(data)
+        share = 0.0 if lost is None else float(lost.to(torch.float32).mean())
+        if share > MOSTLY:
+            raise ValueError(
+                f"wanted numbers in at least {1 - MOSTLY:.0%} of the pixels of the {side} image, got NaN in {share:.1%}; "
+                "check the file, level and channel"
+            )
+        data = data if lost is None else data[:, ~lost]
     flat = data.reshape(data.shape[0], -1)
     if bool((flat == flat[:, :1]).all()):
         raise ValueError(
@@ -271,11 +280,13 @@ def _explained(fixed: Image, moving: Image, phi: Transform) -> float:
     """Share of the fixed image's variance that the warped moving image explains where they overlap, 0 … 1."""
     grid = _probe(fixed.grid)
     target = resample(fixed.replace(data=fixed.data.to(torch.float32)), Affine.identity(grid.ndim, grid.unit), grid)
-    warped = resample(moving.replace(data=moving.data.to(torch.float32)), phi, grid).data
+    warped = resample(moving.replace(data=moving.data.to(torch.float32)), phi, grid)
     inside = moving.grid.contains(phi.inverse().points(grid.coords())).to(torch.float32)
+    for weight in (target.weight, warped.weight):  # what does not count explains nothing
+        inside = inside if weight is None else inside * weight
     if float(inside.sum()) < 16:
         return 0.0
-    predicted = fit_contrast(warped, target.data, inside)
+    predicted = fit_contrast(warped.data, target.data, inside)
     centre = (target.data * inside).flatten(1).sum(dim=1) / inside.sum()
     spread = (((target.data - centre.reshape(-1, *(1,) * grid.ndim)) ** 2) * inside).sum()
     rest = (((target.data - predicted) ** 2) * inside).sum()

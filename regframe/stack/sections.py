@@ -170,8 +170,8 @@ class Section:
             blank = image.replace(data=torch.zeros((1, *grid.shape)), channels=("density",), weight=None)
             return cls(blank, nothing, background, nowhere, none, str(error))
         ready, look = preparation.prepare(image)
-        background = _background(image, ready.weight, torch.tensor(look.background, dtype=torch.float32))
-        apart = (image.data.to(torch.float32) - background[:, None, None]).norm(dim=0)
+        background = _background(ready, ready.weight, torch.tensor(look.background, dtype=torch.float32))
+        apart = (ready.data.to(torch.float32) - background[:, None, None]).norm(dim=0)
         weight = torch.ones(grid.shape) if ready.weight is None else ready.weight.to(torch.float32)
         apart = apart * (weight > 0)
         apart = apart.clamp(

@@ -238,6 +238,24 @@ def test_the_picture_shows_what_the_map_says() -> None:
     assert (rows.mean(), cols.mean()) == pytest.approx((54.5, 44.5), abs=0.1)
 
 
+@pytest.mark.parametrize("value", [np.nan, -9999.0])
+def test_no_data_are_hatched_and_do_not_set_the_tones(value: float) -> None:
+    data = textured(1, 100, 120).to(torch.float32)
+    known, spoilt = Image(data, Grid((100, 120))), data.clone()
+    spoilt[:, :40] = value
+    canvas = pictures.canvas_of(known.grid, 900)
+    view = pictures.View.of(canvas, Affine.identity(2))
+    drawn = []
+    for shown in (known, pictures.blanked(Image(spoilt, Grid((100, 120))))):
+        side = pictures.Side.of(shown, 900)
+        drawn.append((side.rgb(side.picture(view)), side.ink(side.picture(view))))
+    (plain, _), (rgb, ink) = drawn
+    assert np.isfinite(rgb).all()
+    assert np.abs(rgb[45:] - plain[45:]).mean() < 0.05
+    assert rgb[:38].min() > 0.9
+    assert ink[:38].max() == 0
+
+
 def test_shrinking_keeps_positions_and_means() -> None:
     grid = Grid((61, 80), (0.5, 0.5), (3.0, -2.0), "µm")
     ramp = grid.coords().movedim(-1, 0).to(torch.float32)  # values are positions
