@@ -59,11 +59,14 @@ class Cuts:
         below: share of the fine structure under the affine map, 0 … 1, below which they are.
         prior: that of their bend.
         nothing: share on the finest level under which that level is left out.
+        weighed: whether the matching weights steer their bend. They come from the contrast model, which cells of another cut
+            contradict nearly everywhere; False: they are only told, and every overlapping pixel steers.
     """
 
     below: float
     prior: Prior
     nothing: float
+    weighed: bool = False
 
 
 @dataclass(frozen=True)
@@ -197,7 +200,8 @@ def fit_level(fit: Fit, level: Level, pair: Pair, stage: Stage, rules: LevelRule
     """Minimise the energy of one level, alternating with the E step of the matching weights."""
     config, metric = pair.config, pair.metric(level)
     weighed = config.matching.enabled and not rules.constant_weights
-    rounds, done = config.matching.rounds if weighed else 1, 0
+    steered = weighed and not (fit.sections and pair.recipe.cuts is not None and not pair.recipe.cuts.weighed)
+    rounds, done = config.matching.rounds if steered else 1, 0
     mixture: Mixture | None = None
     posterior = ones = torch.ones(level.fixed_grid.shape, dtype=torch.float32)
     for turn in range(rounds):
@@ -210,7 +214,7 @@ def fit_level(fit: Fit, level: Level, pair: Pair, stage: Stage, rules: LevelRule
         if weighed:
             mixture = _classes(mixture, level, predicted, overlap)
             posterior = mixture.matching(level.fixed, predicted)
-        energy.weight = weight = overlap * posterior
+        energy.weight = weight = overlap * posterior if steered else overlap
         area = correlation_area(level.fixed - predicted, weight)
         fit.shared = shared_structure(predicted, level.fixed, weight)
         # structure that only one side has matches by chance wherever the map puts it: it is no evidence for a map
