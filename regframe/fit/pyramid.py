@@ -60,11 +60,14 @@ class Cuts:
         below: shared structure under the affine map, 0 … 1, below which the sides are treated as different cuts.
         prior: prior of the bend between different cuts.
         nothing: shared structure on the finest level, 0 … 1, below which that level is left out.
+        weighed: whether the matching weights steer the bend between different cuts. They come from the contrast model, which the
+            cells of another cut contradict nearly everywhere; False: they are reported, and every overlapping pixel steers.
     """
 
     below: float
     prior: Prior
     nothing: float
+    weighed: bool = False
 
 
 @dataclass(frozen=True)
@@ -207,7 +210,8 @@ def fit_level(fit: Fit, level: Level, pair: Pair, stage: Stage, rules: LevelRule
     """Minimise the energy of one level in several rounds; before each one the matching weights are estimated anew."""
     config, metric = pair.config, pair.metric(level)
     weighed = config.matching.enabled and not rules.constant_weights
-    rounds, done = config.matching.rounds if weighed else 1, 0
+    steered = weighed and not (fit.sections and pair.recipe.cuts is not None and not pair.recipe.cuts.weighed)
+    rounds, done = config.matching.rounds if steered else 1, 0
     mixture: Mixture | None = None
     posterior = ones = torch.ones(level.fixed_grid.shape, dtype=torch.float32)
     for turn in range(rounds):
@@ -220,7 +224,7 @@ def fit_level(fit: Fit, level: Level, pair: Pair, stage: Stage, rules: LevelRule
         if weighed:
             mixture = _classes(mixture, level, predicted, overlap)
             posterior = mixture.matching(level.fixed, predicted)
-        energy.weight = weight = overlap * posterior
+        energy.weight = weight = overlap * posterior if steered else overlap
         area = correlation_area(level.fixed - predicted, weight)
         fit.shared = shared_structure(predicted, level.fixed, weight)
         # observations count by the structure that both sides share: structure of one side alone matches by chance anywhere.
