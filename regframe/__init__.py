@@ -73,7 +73,8 @@ _HOME = {
     "write_report": "report",
     "write_shapes": "io.shapes",
 }
-"""Where each public name lives (``""``: it is a module); ``__init__.pyi`` says the same and a test compares the two."""
+"""Module in which each public name is defined; ``""`` where the name is a module itself. ``__init__.pyi`` states these names
+for type checkers; a test compares the two."""
 
 __all__ = ["__version__", *_HOME]
 

@@ -14,7 +14,7 @@ class Section(BaseModel):
 
 
 class Sobolev(Section):
-    """The smoothness operator ``L = (id - scale² Δ)^order`` of METHOD.md."""
+    """The smoothness operator ``L = (id - scale² Δ)^order`` on velocities (docs/method.md, R)."""
 
     scale: float | None = Field(None, gt=0, description="length a, in the moving image's unit; None: from its extent")
     order: float | None = Field(None, ge=1, le=6, description="power p; None: from how alike the textures are")
@@ -33,7 +33,7 @@ class Pyramid(Section):
 
 
 class Optimizer(Section):
-    """Whitened L-BFGS and its stopping rule."""
+    """Iteration limits and stopping rule of L-BFGS, which runs in whitened variables (docs/method.md, R)."""
 
     max_iter: int = Field(200, ge=0, le=100_000, description="iterations per pyramid level at most")
     memory: int = Field(12, ge=1, le=100, description="pairs kept by L-BFGS")
@@ -43,14 +43,14 @@ class Optimizer(Section):
 
 
 class Matching(Section):
-    """EM weights: which fixed pixels show matching tissue, background or artefact (METHOD.md, W)."""
+    """Weights estimated by EM: whether a fixed pixel shows matching tissue, background or artefact (docs/method.md, W)."""
 
     enabled: bool = True
     rounds: int = Field(3, ge=1, le=100, description="E steps per level")
 
 
 class Config(Section):
-    """All settings of `regframe.register`; what a run resolved them to is saved beside its result."""
+    """All settings of `regframe.register`; the values that a run used are saved beside its result."""
 
     transform: str = Field("lddmm", description="model of the map: one that the solver of the pair offers")
     metric: str = "auto"

@@ -1,7 +1,7 @@
-"""The abstract classes a plug-in implements, and what travels with them.
+"""The abstract classes that a plug-in implements, and the records that are passed to and returned by them.
 
-`Adapter` reads, moves and writes one modality; `Metric` compares; `MapFormat` is a map in the file of another program.
-``docs/plugins.md`` takes a stranger from nothing to an installed plug-in.
+`Adapter` reads, moves and writes one modality; `Metric` compares two sides; `MapFormat` reads and writes a map in another
+program's file; `Solver` registers one kind of pair. ``docs/plugins.md`` leads from an empty folder to an installed plug-in.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .maps.base import Transform
 from .verdict import Finding
 
 Side = Literal["fixed", "moving"]
-"""One side of a pair; as ``to``, the side that positions are taken to."""
+"""Name of one side of a pair. Where an argument is called ``to``, it is the side whose space positions are mapped into."""
 
 
 class Adapter(ABC):
@@ -32,29 +32,33 @@ class Adapter(ABC):
 
     @abstractmethod
     def matches(self, source: Any) -> float:
-        """How sure the adapter is that it reads this path or object, 0 … 1; reads no more than a header."""
+        """How sure the adapter is that it can read this path or object, from 0 (cannot) to 1 (certain).
+
+        Must not read more than a file's header: it is called for every installed adapter and every file.
+        """
 
     @abstractmethod
     def open(self, source: Any) -> Image | PointSet:
-        """What the optimiser sees, lazy where large; positions physical, components in the order (z,) y, x.
+        """Read ``source`` in the form in which it is registered, lazily where it is large.
 
-        Raises ValueError (or FileNotFoundError) with one sentence where the source cannot be read.
+        Positions are physical, components in the order (z,) y, x. Raises ValueError (or FileNotFoundError) with one sentence
+        where the source cannot be read.
         """
 
     @abstractmethod
     def apply(self, source: Any, transform: Transform, grid: Grid | None = None) -> Image | PointSet:
-        """The native data carried by ``transform``, which maps points of the data's space to the destination.
+        """The native data of ``source``, mapped by ``transform`` from their own space to the destination.
 
-        Images are resampled on ``grid`` (by pull-back through the inverse), points and shapes are moved; nothing is
-        lost or reordered.
+        Images are resampled on ``grid`` (by pull-back through the inverse); points and shapes are moved. All channels, rows and
+        columns are kept, in their order.
         """
 
     @abstractmethod
     def save(self, data: Image | PointSet, path: Path) -> None:
-        """Write ``data`` in this modality's format; the caller sees to it that ``path`` may be written."""
+        """Write ``data`` to ``path`` in this modality's format; the caller has checked that ``path`` may be written."""
 
     def pyramid(self, source: Any) -> Pyramid | None:
-        """Every resolution of a large image, lazy, or None where the modality has none; optional."""
+        """Every resolution of a large image, read lazily, or None where the modality has no such thing; optional."""
         return None
 
     @classmethod
@@ -67,16 +71,17 @@ class Adapter(ABC):
 
 
 class Metric(ABC):
-    """A scalar measure of mismatch: lower is better, differentiable in what was warped."""
+    """A scalar measure of mismatch between two sides: lower is better, differentiable in the warped side."""
 
     name: ClassVar[str]
     accepts: ClassVar[tuple[type, type]] = (Image, Image)
     likelihood: ClassVar[bool] = False
-    """True where the value already is a mean negative log-likelihood per unit weight (minus mutual information, say):
-    no noise level is estimated for it. False where its scale is free."""
+    """True where the value already is a mean negative log-likelihood per unit weight, in nats (minus mutual information, say):
+    the solver then multiplies it by the number of observations and estimates no noise level. False where the scale of the value
+    is arbitrary."""
 
     def prepare(self, fixed: Image | PointSet, moving: Image | PointSet) -> None:  # noqa: B027 - optional, not abstract
-        """Look at both sides once per pyramid level (scales, features); optional."""
+        """Precompute what depends on the two sides alone (scales, features); called once per pyramid level; optional."""
 
     @abstractmethod
     def __call__(self, warped: Tensor, fixed: Tensor, weight: Tensor) -> Tensor:
@@ -85,27 +90,27 @@ class Metric(ABC):
         Args:
             warped: the moving side in the fixed space, ``[C_m, *S]`` for images, ``[N, D]`` for points.
             fixed: ``[C_f, *S]`` or ``[M, D]``.
-            weight: ``[*S]`` or ``[N]`` ≥ 0: matching probability times masks and overlap; a weight of 0 must hide a
-                pixel.
+            weight: ``[*S]`` or ``[N]`` ≥ 0: matching probability times masks and overlap. A pixel of weight 0 must not
+                influence the value.
 
-        A weighted *mean* per unit weight is the convention. The scale is free, for the solver estimates the noise level
-        itself, unless the class says ``likelihood = True``.
+        By convention the value is a weighted *mean*, so that it does not grow with the number of pixels. Its scale is
+        free, because the solver estimates the noise level, unless the class says ``likelihood = True``.
         """
 
     def fused(
         self, path: ops.Path, moving: Tensor, fixed: Tensor, weight: Tensor
     ) -> tuple[Tensor, Tensor, Tensor] | None:
-        """The mismatch and its gradients in one go, or None to take the generic path; optional.
+        """The mismatch and its gradients from one kernel, or None to have them computed with autograd; optional.
 
         Args:
             path: how fixed pixels reach the moving image (see `regframe.ops.Path`).
             moving: ``[C_m, *S_m]``, not yet warped.
             fixed: ``[C_f, *S_f]``.
-            weight: ``[*S_f]``, as above.
+            weight: ``[*S_f]`` ≥ 0, as in a plain call of the metric.
 
         Returns:
             The scalar that ``self(ops.warp(moving, *path), fixed, weight)`` would give, and its gradients in ``path.velocity``
-            and ``path.matrix``, of their shapes.
+            and ``path.matrix``, in the shapes of these two.
         """
         return None
 
@@ -116,14 +121,15 @@ class Written:
 
     Args:
         format: name of the format.
-        files: the files or the folder, those of one map in the order in which its format lists them.
-        to: the side that the map in the files takes positions to.
-        units: of the numbers in the files, on the fixed and on the moving side.
+        files: the files of the map, in the order in which the format lists them; one folder where the format is a folder.
+        to: the side that the written map takes positions to.
+        units: length unit of the numbers in the files, on the fixed and on the moving side.
         max_error_px: largest distance to the exact map on the canvas, in pixels of the side ``to``; None where the files hold
-            positions and no map.
-        self_contained: whether the files hold both directions, the canvases and the units, so that a reader need be told none.
-        resample: ``size``, ``spacing`` and ``origin`` along x, y(, z) of the canvas that images are drawn on with the map, in the
-            numbers of the file. `regframe.write_map` fills it in.
+            moved positions instead of a map.
+        self_contained: whether the files hold both directions, both canvases and the units, so that reading them back needs no
+            further arguments.
+        resample: ``size``, ``spacing`` and ``origin`` along x, y(, z) of the canvas on which the other program has to resample
+            images, in the numbers of the file. `regframe.write_map` fills this in.
     """
 
     format: str
@@ -138,69 +144,71 @@ class Written:
 class MapFormat(ABC):
     """A map in the file of another program.
 
-    An instance holds the format's own options, which are the keyword arguments of ``__init__``, validated there; all of them
-    have defaults. The first line of the class's docstring says in one line what files these are and who reads them.
+    The keyword arguments of ``__init__`` are the format's own options; each has a default, and ``__init__`` validates them. The
+    first line of a subclass's docstring names the files and the programs that read them; it is shown in the command line's help.
     """
 
     name: ClassVar[str]
     suffixes: ClassVar[tuple[str, ...]] = ()
-    """Ends of file names, lower case, dot included, that choose this format where the user names none."""
+    """Ends of file names (lower case, with the dot) by which this format is chosen where the user names none."""
 
     def write(self, result: Any, path: Path, *, to: Side, unit: str, tolerance: float) -> Written:
-        """Write a map; a format that leaves this out is only read.
+        """Write a map; a format that does not override this can only be read.
 
         Args:
             result: the `regframe.Result` whose map is written.
-            path: a free place, of the name that the user gave, in a folder of its own. Everything written beside it is moved
-                to the user's folder when this returns, and removed when it raises.
-            to: the side that the written map takes positions to; a format that holds both directions ignores it.
-            unit: length unit of the numbers on a side that has one; a side in pixels is written in pixels.
-            tolerance: largest error that displacement fields may add by being interpolated, in pixels of the side ``to``.
+            path: where to write: a name that does not exist yet, in a temporary folder, ending as the user's path does. When
+                this method returns, everything in that folder is moved to the user's folder; when it raises, it is deleted.
+            to: the side that the written map takes positions to. A format that always holds both directions ignores it.
+            unit: length unit to write numbers in, for a side that has a length unit; a side in pixels is always written in
+                pixels.
+            tolerance: largest error that a displacement field may add through interpolation between its nodes, in pixels of the
+                side ``to``.
 
         Raises ValueError, in one sentence, for a map that the format cannot hold: nothing is approximated in silence.
         """
         raise ValueError(f"wanted a format that is written, got {self.name}, which is only read; choose another one")
 
     def read(self, path: Path, fixed: Grid | None, moving: Grid | None, *, to: Side, unit: str) -> Any:
-        """Read a map; a format that leaves this out is only written.
+        """Read a map; a format that does not override this can only be written.
 
         Args:
-            path: what the user gave; all that `files` lists first is there.
+            path: the path that the user gave; the first entry of `files` exists.
             fixed: canvas of the fixed image, or None where the user gave none.
             moving: canvas of the moving image, or None.
             to: the side that the map in the file takes positions to.
-            unit: length unit of the file's numbers, for a side that has one and a file that does not say it.
+            unit: length unit of the numbers in the file, for a side that has a length unit and a file that does not state it.
 
         Returns:
-            The map from the moving to the fixed side, as a `regframe.Transform` between the units of the two canvases; or, where
-            the file holds more than that, a `regframe.Result`. A result whose metrics hold a verdict is believed; any other is
-            judged by `regframe.read_map`, and its metrics are kept under ``imported``.
+            The map from the moving to the fixed side, as a `regframe.Transform` between the units of the two canvases; or a
+            `regframe.Result`, where the file holds more than a map. A verdict among the result's metrics is kept as it is. A
+            result without one is judged by `regframe.read_map`, which moves the metrics it came with to the key ``imported``.
 
         Raises ValueError, in one sentence, for a file that is damaged, unsafe, or holds no map.
         """
         raise ValueError(f"wanted a format that is read, got {self.name}, which is only written; choose another one")
 
     def files(self, path: Path) -> tuple[Path, ...]:
-        """Every file that a map at ``path`` may consist of, whether it is there or not, the one that is never missing first."""
+        """Every file that a map at ``path`` may consist of, existing or not; the file that is never missing comes first."""
         return (path,)
 
     @classmethod
     def recognises(cls, path: Path) -> bool:
-        """Whether what lies at ``path`` is of this format although its suffix does not say so; looks at no more than a header."""
+        """Whether the file at ``path`` is of this format although its suffix does not say so; reads no more than a header."""
         return False
 
 
 @dataclass(frozen=True)
 class Progress:
-    """One step of long work; every ``progress`` callback of regframe is called with these.
+    """One step of long work, as handed to every ``progress`` callback of regframe.
 
     Args:
-        stage: what is being done, in a word or two: ``affine``, ``lddmm``, ``pairs``, ``shards`` …
-        done: steps of this stage and level that are done.
-        total: how many there are, or may be at most where a fit may converge before.
+        stage: name of the work in a word or two: ``affine``, ``lddmm``, ``pairs``, ``shards`` …
+        done: steps of this stage and level that are finished.
+        total: steps of this stage and level in all; an upper bound where a fit may converge earlier.
         level: index of the pyramid level, 0 the coarsest.
-        n_levels: how many levels there are.
-        loss: the energy, lower is better; None where nothing is minimised.
+        n_levels: number of pyramid levels.
+        loss: the energy, in nats, lower is better; None where nothing is minimised.
     """
 
     stage: str
@@ -213,14 +221,15 @@ class Progress:
 
 @dataclass(frozen=True)
 class Task:
-    """What is asked of a solver.
+    """One registration as it is handed to a solver.
 
     Args:
-        fixed: stays where it is.
-        moving: is brought onto it.
+        fixed: the side that stays where it is.
+        moving: the side that is mapped onto ``fixed``.
         metric: the measure to compare by; None leaves the choice to the solver.
-        start: where the fit begins, as `regframe.register` takes it: ``"auto"``, ``"identity"``, landmarks or a map.
-        config: every other setting.
+        start: where the fit begins, as the argument ``init`` of `regframe.register` takes it (an earlier `Result` already
+            replaced by its affine map).
+        config: all settings.
         progress: called after every step, or None.
     """
 
@@ -239,20 +248,20 @@ class Task:
 
 @dataclass(frozen=True)
 class Fitted:
-    """What a solver found; `regframe.Result` is made of it.
+    """What a solver returns; `regframe.registration` makes a `regframe.Result` of it.
 
     Args:
-        transform: ``Φ``, moving → fixed, physical.
-        affine: its affine part alone.
+        transform: the map ``Φ``, moving → fixed, between the physical units of the two sides.
+        affine: the affine part of ``transform`` alone.
         fixed_grid: canvas of the fixed side.
         moving_grid: canvas of the moving side.
-        figures: what ``metrics.json`` says of the map, verdict and times aside.
-        history: one entry per step.
-        weight: matching probability ``[*S]`` on ``weight_grid``, or None.
-        weight_grid: fixed space, or None.
-        position_sd: standard deviation per axis ``[*S]`` on ``weight_grid``, in the fixed unit, or None.
-        section: whether the fixed side is one plane of the moving volume.
-        findings: what was noticed on the way, before anything was judged.
+        figures: the entries of ``metrics.json`` that describe the map; verdict and times are added later.
+        history: one entry per step of the fit.
+        weight: probability that a fixed pixel has a partner, ``[*S]`` on ``weight_grid``, 0 … 1, or None.
+        weight_grid: grid of ``weight`` and ``position_sd``, in the fixed space, or None.
+        position_sd: standard deviation per axis of the mapped position, ``[*S]`` on ``weight_grid``, in the fixed unit, or None.
+        section: whether the fixed side is a section that was placed as one plane of the moving volume.
+        findings: remarks made during the fit, before `Solver.judge` is called.
     """
 
     transform: Transform
@@ -269,11 +278,11 @@ class Fitted:
 
 
 class Solver(ABC):
-    """One kind of pair: what is looked at, where the fit begins, what is minimised, when the map is trusted."""
+    """One kind of pair: what is compared, where the fit begins, what is minimised, and when the resulting map is trusted."""
 
     name: ClassVar[str]
     models: ClassVar[tuple[str, ...]]
-    """What ``transform`` may say of a pair of this kind."""
+    """Models of a map that this solver can fit: the words that ``transform`` accepts for a pair of this kind."""
 
     @abstractmethod
     def matches(self, fixed: Image | PointSet, moving: Image | PointSet) -> float:
@@ -281,15 +290,15 @@ class Solver(ABC):
 
     @abstractmethod
     def check(self, task: Task) -> list[Finding]:
-        """Refuse what cannot be registered, and say what can be but is doubtful.
+        """Refuse a pair that cannot be registered; return a finding for each thing that is doubtful but possible.
 
         Raises ValueError with one sentence: what was wanted, what came, what to do.
         """
 
     @abstractmethod
     def fit(self, task: Task) -> Fitted:
-        """The map of a task that `check` let through."""
+        """Fit the map of a task that has passed `check`."""
 
     @abstractmethod
     def judge(self, fitted: Fitted) -> Iterable[Finding]:
-        """What is to be said of the map, from its figures; the worst severity is the verdict (see `regframe.verdict`)."""
+        """Remarks on the fitted map, from its figures; the worst severity becomes the verdict (see `regframe.verdict`)."""

@@ -1,7 +1,7 @@
-"""What is registered: a `Grid` that turns indices into positions, an `Image` on one, a `PointSet`.
+"""The data that are registered: a `Grid` (which turns indices into positions), an `Image` on a grid, a `PointSet`.
 
-Every position is physical, its components in tensor-axis order ``(y, x)`` or ``(z, y, x)``; a pixel's position is its
-centre. Only a `Grid` turns indices into positions.
+Every position is physical, its components in tensor-axis order ``(y, x)`` or ``(z, y, x)``; the position of a pixel is that of
+its centre. Only a `Grid` turns indices into positions.
 """
 
 from __future__ import annotations
@@ -17,15 +17,16 @@ import torch
 from torch import Tensor
 
 AXES: dict[int, tuple[str, ...]] = {2: ("y", "x"), 3: ("z", "y", "x")}
-"""Order of the components of a position and of the axes of an array, by their number."""
+"""Names of the spatial axes of an array, and of the components of a position, in order, by the number of dimensions."""
 
 UNITS: dict[str, float] = {"nm": 1e-9, "µm": 1e-6, "mm": 1e-3, "cm": 1e-2, "m": 1.0}
-"""Length units in metres; ``"px"`` is the unit of data that declare none."""
+"""Length in metres of each length unit. Data without a declared pixel size have the unit ``"px"``, which is not in this table."""
 
 OME_UNITS: dict[str, str] = {
     "nm": "nanometer", "µm": "micrometer", "mm": "millimeter", "cm": "centimeter", "m": "meter",
 }  # fmt: skip
-"""How OME-Zarr spells each length unit (the names of UDUNITS-2, as the NGFF specification asks); it has none for pixels."""
+"""OME-Zarr's spelling of each length unit (the names of UDUNITS-2, as the NGFF specification asks). OME-Zarr has no unit for
+pixels."""
 
 _UNIT_ALIASES = {
     "um": "µm", "μm": "µm", "micron": "µm", "microns": "µm", "micrometer": "µm", "micrometre": "µm",
@@ -51,7 +52,7 @@ def ome_unit(unit: str) -> str:
 
 
 def unit_ratio(source: str, target: str) -> float | None:
-    """Factor that turns a length in ``source`` into ``target``; None where only one of them is pixels.
+    """Factor that converts a length in ``source`` to ``target``; None where exactly one of the two is pixels.
 
     ValueError for a word that is no unit.
     """
@@ -112,7 +113,7 @@ class Grid:
 
     @property
     def extent(self) -> tuple[float, ...]:
-        """Length covered per axis, whole pixels counted, in ``unit``."""
+        """Length covered per axis, in ``unit``: number of pixels times spacing."""
         return tuple(n * s for n, s in zip(self.shape, self.spacing, strict=True))
 
     @property
@@ -122,14 +123,14 @@ class Grid:
 
     @property
     def pixel(self) -> float:
-        """Geometric mean of the spacing: the length that errors "in px" are divided by, in ``unit``."""
+        """Geometric mean of the spacing, in ``unit``: the length by which errors are divided to be given "in px"."""
         if len(set(self.spacing)) == 1:  # exactly, so that a change of unit changes nothing else
             return self.spacing[0]
         return math.prod(self.spacing) ** (1 / self.ndim)
 
     @property
     def center(self) -> tuple[float, ...]:
-        """Position of the middle, in ``unit``."""
+        """Position of the middle of the grid, in ``unit``."""
         return tuple(o + s * (n - 1) / 2 for o, s, n in zip(self.origin, self.spacing, self.shape, strict=True))
 
     def index_to_position(self) -> Tensor:
@@ -147,7 +148,7 @@ class Grid:
         return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
 
     def corners(self) -> Tensor:
-        """Positions of the outermost pixel centres, ``[2^D, D]`` float64."""
+        """Positions of the centres of the corner pixels, ``[2^D, D]`` float64, in ``unit``."""
         ends = [
             torch.tensor([o, o + s * (n - 1)], dtype=torch.float64)
             for o, s, n in zip(self.origin, self.spacing, self.shape, strict=True)
@@ -163,19 +164,22 @@ class Grid:
         return ((index >= -0.5) & (index <= shape - 0.5)).all(dim=-1)
 
     def resampled(self, spacing: float | Sequence[float]) -> Grid:
-        """The grid with another spacing over the extent, up to half a pixel; its outer pixel edges keep their lower corner."""
+        """The grid with another spacing, over this grid's extent to within half a new pixel.
+
+        The outer edge of the first pixel stays where it is on every axis.
+        """
         target = tuple(spacing) if isinstance(spacing, Sequence) else (float(spacing),) * self.ndim
         shape = tuple(max(1, round(e / s)) for e, s in zip(self.extent, target, strict=True))
         origin = tuple(o - s / 2 + t / 2 for o, s, t in zip(self.origin, self.spacing, target, strict=True))
         return Grid(shape, target, origin, self.unit)
 
     def in_blocks(self, factor: Sequence[int], within: Sequence[float]) -> Grid:
-        """The grid of blocks of ``factor`` pixels per axis, counted from the first pixel; the last block may have fewer.
+        """The grid whose pixels are blocks of ``factor`` pixels per axis, counted from the first; the last may be smaller.
 
         Args:
             factor: pixels of a block, per axis.
-            within: where in a block its position is, in pixels from its first pixel's centre: half of ``factor - 1`` for the
-                mean of a block, 0 for its first pixel.
+            within: position assigned to a block, in pixels from the centre of its first pixel: ``(factor - 1) / 2`` where a
+                block is averaged, 0 where only its first pixel is taken.
         """
         return Grid(
             tuple(-(-n // f) for n, f in zip(self.shape, factor, strict=True)),
@@ -185,7 +189,7 @@ class Grid:
         )
 
     def to_unit(self, unit: str) -> Grid:
-        """The same grid in another length unit; ValueError where the two cannot be converted (pixels and a length)."""
+        """This grid in another length unit; ValueError where the two cannot be converted (pixels and a length)."""
         ratio = unit_ratio(self.unit, unit)
         if ratio is None:
             raise ValueError(
@@ -195,7 +199,7 @@ class Grid:
 
 
 def describe_grid(grid: Grid) -> str:
-    """A grid in a few words."""
+    """Size, spacing and unit of a grid, in a few words."""
     size = " × ".join(str(n) for n in grid.shape)
     spacing = " × ".join(f"{s:.6g}" for s in dict.fromkeys(grid.spacing))
     return f"{size} px of {spacing} {grid.unit}"
@@ -203,12 +207,12 @@ def describe_grid(grid: Grid) -> str:
 
 @dataclass(frozen=True)
 class Reading:
-    """How an image was read of a larger one.
+    """How an image was read out of a larger one.
 
     Args:
-        level: which resolution of the source, 0 the finest.
-        levels: how many it has.
-        factor: pixels of that level per pixel of the image, per axis: averaged where more than 1.
+        level: resolution level of the source that was read, 0 the finest.
+        levels: number of levels that the source has.
+        factor: pixels of that level, per axis, that were averaged into one pixel of the image; 1 where none were.
         full: the grid of the finest level.
     """
 
@@ -232,10 +236,10 @@ class Image:
         data: ``[C, *S]`` tensor in the data's own dtype.
         grid: where its pixels are; ``grid.shape == data.shape[1:]``.
         channels: one name per channel.
-        labels: True where values are ids (segmentations), which are never averaged.
+        labels: True where values are ids (a segmentation); ids are never averaged.
         weight: optional ``[*S]`` in 0 … 1, trust per pixel (a mask); None where every pixel counts.
-        name: what pictures and messages call it.
-        reading: how it was read of a larger image; None where it is all there is.
+        name: used in messages and captions.
+        reading: how the image was read out of a larger one; None where it was read whole.
     """
 
     data: Tensor
@@ -307,11 +311,12 @@ class Level:
     """One resolution of a `Pyramid`, whose pixels stay on the disk until a region is read.
 
     Args:
-        grid: where its pixels are, in the one physical space of all levels.
-        chunk: pixels per axis ``(c, *S)`` that are decoded together: reads along its borders cost least.
-        read: pixels of a region, given as one slice per spatial axis with explicit, non-negative start and stop inside
-            the grid and no step, ``[C, *region]`` in the pyramid's dtype. Safe to call from several threads and
-            processes at once (it can be pickled).
+        grid: positions of the level's pixels, in the physical space that all levels share.
+        chunk: pixels per axis ``(c, *S)`` that are stored and decoded as one block: reads aligned to such blocks decode the
+            fewest.
+        read: function that reads a region, given as one slice per spatial axis (explicit, non-negative start and stop inside
+            the grid, no step), and returns ``[C, *region]`` in the pyramid's dtype. It can be pickled and is safe to call from
+            several threads and processes at once.
     """
 
     grid: Grid
@@ -324,12 +329,12 @@ class Pyramid:
     """A large image at several resolutions, lazy.
 
     Args:
-        levels: finest first.
-        dtype: of the pixels of every level.
+        levels: the resolutions, finest first.
+        dtype: of the pixels, common to all levels.
         channels: one name per channel.
-        colors: one ``RRGGBB`` per channel, or none.
+        colors: display colour ``RRGGBB`` of each channel; empty where the file states none.
         labels: True where values are ids, which are never averaged.
-        name: what pictures and messages call it.
+        name: used in messages and captions.
     """
 
     levels: tuple[Level, ...]
@@ -345,7 +350,7 @@ class Pyramid:
         return self.levels[0].grid
 
     def image(self, level: int = 0) -> Image:
-        """One level, read whole."""
+        """The whole of one level, read into memory."""
         chosen = self.levels[level]
         data = chosen.read(tuple(slice(0, n) for n in chosen.grid.shape))
         return Image(torch.from_numpy(_native(data)), chosen.grid, self.channels, labels=self.labels, name=self.name)
@@ -353,15 +358,15 @@ class Pyramid:
 
 @dataclass(frozen=True)
 class PointSet:
-    """Unpaired positions, with whatever table they came in.
+    """Unpaired positions, with the table they were read from.
 
     Args:
         coords: ``[N, D]`` float64, in ``unit``, components in the order of `axes`: ``(y, x)`` or ``(z, y, x)``.
         unit: length unit of the coordinates, ``"px"`` where none is declared.
         weights: optional ``[N]``.
-        table: the columns of the source, by name, in its order, each of length N, carried untouched.
-        columns: the names of the position columns in ``table``, in the order of `axes`.
-        name: what pictures and messages call it.
+        table: all columns of the source by name, in its order, each of length N; they are kept unchanged.
+        columns: names of the position columns in ``table``, in the order of `axes`.
+        name: used in messages and captions.
     """
 
     coords: Tensor
@@ -407,7 +412,7 @@ class PointSet:
 
 
 def _native(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """The array in a byte order, stride and dtype torch can hold, values unchanged."""
+    """The array in a byte order, memory layout and dtype that torch can hold, with the same values."""
     array = np.asarray(array)
     if array.dtype == np.bool_:
         array = array.astype(np.uint8)

@@ -1,4 +1,4 @@
-"""What is known of positions under a result: how far each may be trusted, its partner, its error at known pairs."""
+"""Figures on single positions under a result: how far each can be trusted, its partner, and its error at known pairs."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from .result import Result
 
 
 class PointMatch(NamedTuple):
-    """Which moving point each fixed one is.
+    """The partner of each fixed point among the moving points.
 
     Args:
-        row: row of the moving points ``[M]``, the nearest under the map; -1 where a partner is less likely than not.
-        probability: that a fixed point has a partner at all ``[M]``, by the mixture the map was fitted with.
+        row: row of the nearest moving point under the map ``[M]``; -1 where the fixed point more likely has no partner.
+        probability: probability that a fixed point has any partner ``[M]``, by the mixture to which the map was fitted.
     """
 
     row: Tensor
@@ -29,15 +29,15 @@ class PointMatch(NamedTuple):
 
 
 class CarriedPoints(NamedTuple):
-    """Points in their destination, and how far each may be trusted there.
+    """Points moved to the other side, with figures on how far each can be trusted there.
 
     Args:
-        points: in their order and with their table, in the unit of the destination.
-        match_probability: how likely a position shows tissue that both sides have, ``[N]`` in 0 … 1; NaN off the fixed canvas,
-            or where the result has no weights.
-        position_sd: how far off it may be, standard deviation per axis ``[N]`` in the unit of the destination; NaN off the fixed
-            canvas, or where the result has none.
-        in_canvas: whether it lies on the canvas of the destination, ``[N]`` bool.
+        points: the moved points in their original order, with their table, in the unit of the destination.
+        match_probability: probability that the position shows tissue that both sides have, ``[N]`` in 0 … 1; NaN off the fixed
+            canvas, or where the result has no weights.
+        position_sd: standard deviation per axis of the moved position, ``[N]`` in the unit of the destination; NaN off the fixed
+            canvas, or where the result has no such figure.
+        in_canvas: whether the moved position lies on the canvas of the destination, ``[N]`` bool.
     """
 
     points: PointSet
@@ -46,14 +46,17 @@ class CarriedPoints(NamedTuple):
     in_canvas: Tensor
 
     def columns(self, existing: Mapping[str, Sequence[Any]] | None = None) -> dict[str, Tensor]:
-        """The three by the names they get in a table, ``regframe_`` before one that names something else in ``existing``."""
+        """The three figures by column name, to be added to a table.
+
+        A name gets the prefix ``regframe_`` where ``existing`` has a column of that name which regframe did not write.
+        """
         existing = {} if existing is None else existing
         added = {name: getattr(self, name) for name in self._fields[1:]}
         return {f"regframe_{n}" if _is_foreign(existing.get(n, ()), n) else n: v for n, v in added.items()}
 
 
 def carry_points(result: Result, points: PointSet, to: Literal["fixed", "moving"] = "fixed") -> CarriedPoints:
-    """``points`` of the other side carried to the side ``to``, with what the result knows of each.
+    """Move ``points`` to the side ``to`` and look up what the result knows of each position.
 
     Raises ValueError for points in another unit or dimension than that of the side they belong to.
     """
@@ -73,7 +76,7 @@ def carry_points(result: Result, points: PointSet, to: Literal["fixed", "moving"
 
 
 def labels_at(labels: Image, points: PointSet) -> Tensor:
-    """The id ``[N]`` of a label image or volume at each point: that of the nearest pixel, 0 off the image.
+    """Id ``[N]`` of the nearest pixel of a label image or volume at each point; 0 off the image.
 
     Raises ValueError for an image that is not one of labels, and for points of another unit or dimension.
     """
@@ -88,14 +91,14 @@ def labels_at(labels: Image, points: PointSet) -> Tensor:
 
 
 def match_probability(result: Result, coords: Tensor) -> Tensor:
-    """Matching weight ``[N]`` at fixed-space positions ``[N, D]``; NaN outside the fixed canvas, or without weights."""
+    """Matching probability ``[N]`` at fixed-space positions ``[N, D]``; NaN off the fixed canvas, or without weights."""
     return _at(result.weight, result, coords).clamp(0, 1)
 
 
 def position_sd(result: Result, coords: Tensor, to: str) -> Tensor:
-    """How far off the map may be at fixed-space positions ``[N, D]``: standard deviation per axis ``[N]``.
+    """Standard deviation per axis ``[N]`` of the map at fixed-space positions ``[N, D]``, in the unit of the side ``to``.
 
-    In the unit of the side ``to``; NaN outside the fixed canvas, or where the result has none.
+    NaN off the fixed canvas, or where the result has no such figure.
     """
     sd = _at(result.position_sd, result, coords)
     if to == "moving":
@@ -107,7 +110,7 @@ def position_sd(result: Result, coords: Tensor, to: str) -> Tensor:
 
 
 def match_points(result: Result, fixed: PointSet, moving: PointSet) -> PointMatch:
-    """The partners of two registered point sets, row by row of ``fixed``.
+    """For each point of ``fixed``, its partner in ``moving`` under the map of two registered point sets.
 
     Raises ValueError for the result of two images, and for points in another unit than the result's.
     """
@@ -145,8 +148,8 @@ def evaluate(result: Result, fixed: PointSet | Tensor, moving: PointSet | Tensor
 
     Returns:
         ``n``; ``unit``; ``tre`` (in ``unit``) and ``tre_px`` (in moving pixels), each with mean, median, p90 and max;
-        ``rtre_median``, the median over the moving image's diagonal; ``before``, these figures for the identity map, or None
-        where the two units cannot be compared.
+        ``rtre_median``, the median error divided by the moving image's diagonal; ``before``, the errors of the identity map in
+        the same layout, or None where the two units cannot be compared.
 
     Raises:
         ValueError: where the sides differ in length, dimension or unit, or hold a position that is not finite.
@@ -173,7 +176,7 @@ def evaluate(result: Result, fixed: PointSet | Tensor, moving: PointSet | Tensor
 
 
 def _at(values: Tensor | None, result: Result, coords: Tensor) -> Tensor:
-    """``values`` of the weight grid at fixed-space positions ``[N, D]``; NaN outside the fixed canvas, or without values."""
+    """Interpolates ``values`` of the weight grid at fixed positions ``[N, D]``; NaN off the fixed canvas, or where None."""
     if values is None or result.weight_grid is None:
         return torch.full(coords.shape[:1], float("nan"), dtype=torch.float64)
     grid = result.weight_grid
@@ -183,10 +186,13 @@ def _at(values: Tensor | None, result: Result, coords: Tensor) -> Tensor:
 
 
 def _is_foreign(column: Sequence[Any], name: str) -> bool:
-    """Whether a column of that name is the user's own: it keeps its values; what an earlier run wrote is replaced."""
+    """Whether the existing column ``name`` holds the user's own data, rather than values that an earlier run of regframe wrote.
+
+    The user's column must be kept; regframe's own is replaced.
+    """
     for cell in column:
         value = str(cell).lower()
-        value = "" if value in ("nan", "<na>", "none") else value  # what is missing is a blank
+        value = "" if value in ("nan", "<na>", "none") else value  # missing values count as blanks
         if name == "in_canvas" and value not in ("true", "false"):
             return True
         if name == "match_probability" and value and not _is_number(value, 1.0):
@@ -219,7 +225,7 @@ def _coords(points: PointSet | Tensor, ndim: int, unit: str, side: str) -> Tenso
 
 
 def _figures(error: Tensor, pixel: float, diagonal: float) -> dict[str, Any]:
-    """Statistics of ``error`` ``[N]``."""
+    """Mean, median, 90th percentile and maximum of ``error`` ``[N]``, in its unit and in pixels."""
     figures = {
         "mean": float(error.mean()),
         "median": float(error.quantile(0.5)),

@@ -28,9 +28,9 @@ hookimpl = pluggy.HookimplMarker("regframe")
 
 @hookspec
 def regframe_adapters() -> list[type[Any]]:  # type: ignore[empty-body]
-    """Return the adapters this plug-in provides: subclasses of `regframe.Adapter`, each of which reads one modality."""
+    """Return the adapters this plug-in provides: subclasses of `regframe.Adapter`, each for one modality."""
 
 
 @hookspec
 def regframe_metrics() -> list[type[Any]]:  # type: ignore[empty-body]
-    """Return the metrics this plug-in provides: subclasses of `regframe.Metric`, whose calls give a scalar, lower is better."""
+    """Return the metrics this plug-in provides: subclasses of `regframe.Metric`."""

@@ -27,16 +27,16 @@ except ImportError as error:
     _build_error = str(error)
 
 BUILD_COMMAND = "pip install --no-build-isolation -e ."
-"""The line that builds the compiled ops, to be run where ``setup.py`` lies."""
+"""Command that builds the compiled ops; to be run in the folder of ``setup.py``."""
 
 MOST_FEATURES = 127
-"""Powers of moving channels that `contrast` may be asked for."""
+"""Largest number of features (powers of moving channels) that `contrast` accepts."""
 
 _MAX_NODES = 2**31 - 1  # the kernels address the nodes of one channel, or of one time slice, by 32-bit integers
 
 
 def is_built() -> bool:
-    """Whether the compiled ops are there; without them every op here runs its twin in `regframe.reference`."""
+    """Whether the compiled ops are available; where they are not, every op here runs its twin in `regframe.reference`."""
     return _build_error is None
 
 
@@ -110,12 +110,12 @@ def _check_velocity(ndim: int, velocity: Tensor, n_steps: int) -> None:
 
 
 class Path(NamedTuple):
-    """The way of fixed pixels into the moving image: what `warp` and `contrast` take beside the pixels themselves.
+    """The path of fixed pixels into the moving image: all arguments of `warp` and `contrast` but the pixels themselves.
 
     Args:
         velocity: ``[T, D, *S_v]``, in moving-frame lengths per unit time.
-        matrix: ``[D, D+1]`` float64, from the index of a fixed pixel to its start in the moving frame.
-        shape: pixels of the fixed grid, or of a tile of it.
+        matrix: ``[D, D+1]`` float64, from the index of a fixed pixel to the start of its path in the moving frame.
+        shape: number of pixels of the fixed grid, or of a tile of it, per axis.
         offset: index of the tile's first pixel.
         image_spacing: distance of the moving image's pixels along each axis, in moving-frame lengths.
         image_origin: position of its first pixel, in the moving frame.
@@ -233,16 +233,19 @@ def warp_crop(
     background: float | None = None,
     after: Tensor | None = None,
 ) -> Tensor:
-    """`warp` in the image's own type, with only a part of the image at hand; returns ``[C, *shape]``.
+    """`warp` in the image's own dtype, from a part of the image; returns ``[C, *shape]``. CPU only; no gradients.
 
-    ``image`` ``[C, *part]`` is uint8, uint16, float32 or float64 and holds the pixels from ``image_offset`` of an image of
-    ``image_shape``, of which ``image_spacing`` and ``image_origin`` speak; every position is reckoned in the whole, so that a
-    pixel comes out the same, bit for bit, from any part that holds its neighbours and in any tile it is asked in. Positions
-    that need other pixels read the nearest ones there are. Whole numbers are rounded (ties to even). ``background`` fills what
-    lies beyond the pixels of the whole image, whose border is continued where it is None. ``velocity`` is converted to float64
-    for a float64 image, to float32 for any other. With ``after`` ``[D, D+1]`` (float64) the flow is followed the other way, by
-    the rule of `flow_points`, and ``after`` takes its end to the image's frame, as a fixed image needs it. CPU only; no
-    gradients. Raises ``TypeError`` or ``ValueError`` with what was wanted, what came and what to do.
+    ``image`` ``[C, *part]`` is uint8, uint16, float32 or float64. It is the part at ``image_offset`` of a whole image of
+    ``image_shape``, whose geometry ``image_spacing`` and ``image_origin`` state. Every position is computed in the whole image,
+    so a pixel comes out the same, bit for bit, from any part that holds its neighbours and in any tile. Where a neighbour is
+    missing, the nearest pixel of the part is read. Integers are rounded (ties to even). Positions beyond the whole image get
+    ``background``, or the nearest border value where it is None.
+
+    ``velocity`` is converted to float64 for a float64 image, to float32 for any other. With ``after`` ``[D, D+1]`` (float64) the
+    flow is followed towards the fixed image, by the rule of `flow_points`, and ``after`` then maps its end to the image's frame;
+    that is how a fixed image is carried to the moving space.
+
+    Raises ``TypeError`` or ``ValueError`` with what was wanted, what came and what to do.
     """
     if matrix.dim() != 2 or matrix.shape[0] not in (2, 3) or matrix.shape[1] != matrix.shape[0] + 1:
         raise ValueError(f"matrix must be [2, 3] or [3, 4], got {list(matrix.shape)}")
@@ -308,15 +311,16 @@ def contrast(
 
         value = 1/C_f Σ_c min_θ [ Σ_y W(y) (θ_c · φ(I(y)) - J_c(y))² / Σ_y W(y) + ridge |θ_c|² ]
 
-    in which the constant goes without ridge. Two passes over the pixels, nothing of the image's size beside them: the first sums
-    up what θ needs, the second follows the paths again and scatters the gradient. θ is at its optimum, so that is all of
-    the gradient (envelope theorem). Not differentiable itself: value and gradients come at once.
+    where the ridge leaves out the constant term. The kernel passes over the pixels twice and stores nothing of the image's size:
+    the first pass sums the moments from which θ follows, the second follows the paths again and scatters the gradient. Because θ
+    is optimal, its own dependence on the map does not enter the gradient (envelope theorem). The op itself is not
+    differentiable: it returns value and gradients together.
 
     Args:
         path: with the fixed grid as its ``shape`` and no ``offset``.
         moving: ``[C_m, *S_m]``.
         fixed: ``[C_f, *S_f]``.
-        weight: ``[*S_f]`` ≥ 0; a pixel of weight 0 is not even visited by the kernels.
+        weight: ``[*S_f]`` ≥ 0; kernels skip pixels of weight 0.
         moving_scale: mean and deviation ``[2, C_m]`` float64 of the moving channels, on the CPU.
         fixed_scale: mean and deviation ``[2, C_f]`` float64 of the fixed channels, on the CPU.
         order: highest power, 1 to 3.

@@ -1,8 +1,8 @@
-"""Finds plug-ins, looks names up, names the culprits of a clash; `open`, `open_pyramid` and `metric`.
+"""Finds installed plug-ins, looks their classes up by name, and names the packages that clash; `open`, `open_pyramid`, `metric`.
 
-A plug-in is a module named by an entry point of the group ``regframe`` (see `regframe.hookspecs`); what ships with
-regframe comes through the same door. Modules are imported when a name is first looked up. One that cannot be imported,
-whose hook raises, or that returns something else than classes is left out with a `PluginWarning` that names it.
+A plug-in is a module named by an entry point of the group ``regframe`` (see `regframe.hookspecs`). The adapters and metrics that
+ship with regframe are plug-ins too. All modules are imported when a name is first looked up. A module that cannot be imported,
+whose hook raises, or whose hook returns something other than classes is left out with a `PluginWarning` that names it.
 
 ``REGFRAME_DISABLE_PLUGINS`` holds a comma-separated list of entry-point names to leave out; ``all`` stands for every
 plug-in that another distribution than regframe provides.
@@ -28,16 +28,17 @@ from .contracts import Adapter, Metric
 from .data import Image, PointSet, Pyramid
 
 GROUP = "regframe"
-"""The entry-point group and the name of the pluggy project."""
+"""Name of the entry-point group of plug-ins, of the pluggy project, and of the distribution that is regframe itself."""
 
 STORE = "regframe.store"
-"""The entry-point group of what stores results."""
+"""Name of the entry-point group of the module that saves and loads results (see `store`)."""
 
 DISABLE = "REGFRAME_DISABLE_PLUGINS"
-"""The environment variable that leaves plug-ins out."""
+"""Name of the environment variable that lists the plug-ins to leave out."""
 
 PARTIAL, PLAN = ".partial", "plan.json"
-"""Suffix of a folder that holds an output which is not finished (see `regframe.slides.warp`), and the file that tells it."""
+"""Suffix of the folder of an unfinished output (see `regframe.slides.warp`), and the file in it by which such a folder is
+recognised."""
 
 Kind = Literal["adapter", "metric"]
 
@@ -47,15 +48,17 @@ _HOOKS: dict[Kind, tuple[str, type]] = {
 }
 
 
-_options: weakref.WeakKeyDictionary[Any, dict[str, Any]] = weakref.WeakKeyDictionary()
+_options: weakref.WeakKeyDictionary[Any, dict[str, Any]] = (
+    weakref.WeakKeyDictionary()
+)  # options by instance, for options_of
 
 
 class PluginError(ValueError):
-    """A name that no plug-in or more than one provides, or options that a plug-in's class does not take."""
+    """A name that no plug-in or several plug-ins provide, or options that the plug-in's class does not accept."""
 
 
 class PluginWarning(UserWarning):
-    """A plug-in was left out, and why."""
+    """A plug-in was left out; the message says which and why."""
 
 
 @dataclass(frozen=True)
@@ -87,14 +90,14 @@ class Entry:
 
 @dataclass(frozen=True)
 class Provider:
-    """One entry point of the group, whether it works, and what came of it.
+    """One entry point of the group ``regframe``: whether it works, and which classes it provides.
 
     Args:
-        name: entry-point name, which ``REGFRAME_DISABLE_PLUGINS`` takes.
+        name: entry-point name, as ``REGFRAME_DISABLE_PLUGINS`` takes it.
         distribution: name and version of the installed package.
-        module: what the entry point names.
+        module: module that the entry point names.
         status: ``"ok"``, ``"disabled"`` or ``"broken"``.
-        problems: one sentence for each thing that is wrong; not empty for ``"broken"``.
+        problems: one sentence for each fault; not empty for ``"broken"``.
         adapters: names of the adapters it provides.
         metrics: names of the metrics it provides.
     """
@@ -109,24 +112,25 @@ class Provider:
 
 
 def providers() -> tuple[Provider, ...]:
-    """Every plug-in that is installed, also the disabled and the broken ones."""
+    """Every installed plug-in, disabled and broken ones included."""
     return _discover()[0]
 
 
 def adapters() -> tuple[Entry, ...]:
-    """Every adapter that was found, by name; a name that clashes has several entries."""
+    """Every adapter that was found, sorted by name; a name that two packages provide has two entries."""
     return tuple(entry for entry in _discover()[1] if entry.kind == "adapter")
 
 
 def metrics() -> tuple[Entry, ...]:
-    """Every metric that was found, by name; a name that clashes has several entries."""
+    """Every metric that was found, sorted by name; a name that two packages provide has two entries."""
     return tuple(entry for entry in _discover()[1] if entry.kind == "metric")
 
 
 def store() -> Any:
-    """What writes a result to a folder and reads it again, by ``save(result, path, overwrite)`` and ``load(path)``.
+    """The module that stores results: ``save(result, path, overwrite)`` writes a folder, ``load(path)`` reads it.
 
-    It is the one entry point of the group `STORE`, so that a `regframe.Result` saves itself without knowing any file format.
+    It is found through the one entry point of the group `STORE`, so that `regframe.Result` can save itself without importing a
+    file format. PluginError where there is not exactly one such entry point.
     """
     points = tuple(entry_points(group=STORE))
     if len(points) != 1:
@@ -136,7 +140,7 @@ def store() -> Any:
 
 
 def refresh() -> None:
-    """Forget what was found, so that the next look-up searches again (after an installation in a running process)."""
+    """Forget all plug-ins, so that the next look-up searches again (for packages installed while the process runs)."""
     _discover.cache_clear()
 
 
@@ -151,7 +155,7 @@ def metric(name: str, **options: Any) -> Metric:
 
 
 def open(source: Any, adapter: str | None = None, **options: Any) -> Image | PointSet:
-    """Read a path or an object with the adapter named, or with the one that is surest it can.
+    """Read a path or an object with the adapter named, or else with the adapter that is surest it can read it.
 
     Raises FileNotFoundError where the path does not exist, PluginError where no adapter (or more than one with the same
     confidence) knows the source, and whatever the adapter says of a source it cannot read.
@@ -160,7 +164,7 @@ def open(source: Any, adapter: str | None = None, **options: Any) -> Image | Poi
 
 
 def open_pyramid(source: Any, adapter: str | None = None, **options: Any) -> Pyramid:
-    """Every resolution of an image, lazy: regions are read when they are asked for.
+    """Every resolution of an image, lazy: the pixels of a region are read when that region is asked for.
 
     Raises what `open` raises, and PluginError where the adapter reads no images of several resolutions.
     """
@@ -175,8 +179,11 @@ def open_pyramid(source: Any, adapter: str | None = None, **options: Any) -> Pyr
 
 
 def find_adapter(source: Any, adapter: str | None = None, **options: Any) -> Adapter:
-    """The adapter that `open` would use, holding ``options``; its ``apply`` and ``save`` carry and write native
-    data."""
+    """The adapter instance that `open` would use, built with ``options``.
+
+    Its ``apply`` and ``save`` map and write data in the source's own format. Raises what `open` raises before it reads the
+    source; also PermissionError for a path that may not be read, and ValueError for an output that regframe left unfinished.
+    """
     if isinstance(source, (str, os.PathLike)) and "://" not in str(source):
         path = Path(source)
         if not path.exists():
@@ -213,17 +220,19 @@ def _describe(source: Any) -> str:
 
 
 def _confidence(entry: Entry, source: Any, options: dict[str, Any]) -> float:
-    """What ``matches`` says, 0 where it cannot be asked; a failing one is named and left out."""
+    """The value of the adapter's ``matches`` for ``source``; 0 where the adapter cannot be built, or fails with a warning."""
     try:
         try:
             instance = entry.cls(**options)
         except (TypeError, ValueError):
-            instance = entry.cls()  # its options are judged once it has been chosen
+            instance = (
+                entry.cls()
+            )  # wrong options must not hide the adapter here: `_build` reports them once it is chosen
     except (TypeError, ValueError):
-        return 0.0  # it has options that must be given: to be asked for by name
+        return 0.0  # a required option is missing: such an adapter is only used when it is named
     try:
         score = float(instance.matches(source))
-    except Exception as error:  # noqa: BLE001 - a stranger's code, which must not take the others down
+    except Exception as error:  # noqa: BLE001 - third-party code must not take the other plug-ins down
         _warn(f"the adapter {entry.name!r} of {entry.provider} failed to look at {_describe(source)}: {_reason(error)}")
         return 0.0
     if not 0 <= score <= 1:
@@ -261,11 +270,11 @@ def _listing(entries: Iterable[Entry]) -> str:
 
 
 def _parameters(cls: type) -> tuple[dict[str, inspect.Parameter], bool]:
-    """Keyword arguments of ``__init__`` by name, and whether it takes any other as well."""
+    """Keyword parameters of ``__init__`` by name, and whether it has a ``**kwargs`` that takes any others."""
     try:
         parameters = inspect.signature(cls).parameters.values()
     except (TypeError, ValueError):
-        return {}, True  # written in C or otherwise opaque: let it judge for itself
+        return {}, True  # no signature (a C extension, say): pass all options and let __init__ refuse them
     named = {
         p.name: p
         for p in parameters
@@ -275,12 +284,12 @@ def _parameters(cls: type) -> tuple[dict[str, inspect.Parameter], bool]:
 
 
 def required_options(entry: Entry) -> tuple[str, ...]:
-    """The keyword arguments that its ``__init__`` cannot do without."""
+    """The keyword arguments of the class's ``__init__`` that have no default."""
     return tuple(p.name for p in _parameters(entry.cls)[0].values() if p.default is inspect.Parameter.empty)
 
 
 def _build(entry: Entry, options: dict[str, Any]) -> Any:
-    """An instance with ``options``; PluginError lists what is accepted where one is unknown or missing."""
+    """An instance of the class with ``options``; PluginError, listing the valid options, where one is unknown or missing."""
     named, open_ended = _parameters(entry.cls)
     unknown = [] if open_ended else [name for name in options if name not in named]
     if unknown:
@@ -297,7 +306,7 @@ def _build(entry: Entry, options: dict[str, Any]) -> Any:
 
 
 def options_of(instance: Any) -> dict[str, Any]:
-    """The options an adapter or metric was built with by `adapter` or `metric`; empty for one built by hand."""
+    """The options with which `adapter` or `metric` built this instance; empty for an instance made in another way."""
     return dict(_options.get(instance, {}))
 
 
@@ -305,7 +314,7 @@ def options_of(instance: Any) -> dict[str, Any]:
 
 
 def _entry_points() -> tuple[EntryPoint, ...]:
-    """The entry points of the group; apart, so that tests can put others in its place."""
+    """The entry points of the group `GROUP`; a function of its own so that tests can replace it."""
     return tuple(entry_points(group=GROUP))
 
 
@@ -334,7 +343,7 @@ def _discover() -> tuple[tuple[Provider, ...], tuple[Entry, ...]]:
                 metrics=tuple(e.name for e in provided if e.kind == "metric"),
             )
         )
-    # warnings last: where a filter turns the first into an exception, nothing of the search is lost
+    # warnings come last: where a filter turns the first one into an exception, the search is complete nevertheless
     messages = [
         f"the plug-in {p.name!r} of {p.distribution} is left out in part or in whole: {problem}"
         for p in found
@@ -350,13 +359,13 @@ def _discover() -> tuple[tuple[Provider, ...], tuple[Entry, ...]]:
 
 
 def _load(manager: pluggy.PluginManager, point: EntryPoint) -> tuple[list[str], list[Entry]]:
-    """Import one plug-in and call its hooks; what is wrong, one sentence each, and what it provides."""
+    """Import one plug-in and call its hooks; returns its faults, one sentence each, and the classes that it provides."""
     provider = f"{_distribution(point)} ({point.name})"
     problems: list[str] = []
     provided: list[Entry] = []
     try:
         module = point.load()
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - a stranger's code, which must not take the others down
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - third-party code must not take the other plug-ins down
         return [f"it cannot be imported: {_reason(error)}"], []
     hooks = {hook for hook, _ in _HOOKS.values()}
     try:
@@ -394,7 +403,7 @@ def _load(manager: pluggy.PluginManager, point: EntryPoint) -> tuple[list[str], 
 
 
 def _fault(cls: Any, base: type) -> str | None:
-    """What is wrong with a class a hook returned, or None."""
+    """What is wrong with a class that a hook returned, as the end of a sentence; None for a sound class."""
     if not inspect.isclass(cls) or not issubclass(cls, base):
         return f"which is no subclass of regframe.{base.__name__}"
     missing: frozenset[str] = getattr(cls, "__abstractmethods__", frozenset())

@@ -1,9 +1,9 @@
-"""Plain-torch twins of every op: the oracle of the tests, the fallback without a built extension.
+"""Every compiled op again in plain torch: what the tests compare the ops with, and what runs where they are not built.
 
-Frame of every op here: the *moving frame*, positions ``X`` of ``D`` components in tensor-axis order ``(y, x)`` or
-``(z, y, x)``. A grid turns positions into indices by ``index = (X - origin) / spacing``; a node sits at its index.
+All positions ``X`` here are in the *moving frame*, with ``D`` components in tensor-axis order ``(y, x)`` or ``(z, y, x)``.
+A grid turns positions into indices by ``index = (X - origin) / spacing``; node ``i`` sits at index ``i``.
 
-The flow is discretised as METHOD.md states, with ``n_steps`` Euler steps of ``h = 1 / n_steps`` spread evenly over the
+The flow is discretised as docs/method.md states, with ``n_steps`` Euler steps of ``h = 1 / n_steps`` spread evenly over the
 ``T`` slices of the velocity (``n_steps`` is a multiple of ``T``; step ``k`` uses slice ``k * T // n_steps``):
 
 * towards the moving image (pull-back), explicit, for ``k = n_steps-1 ... 0``:  ``X_k = X_{k+1} - h v_k(X_{k+1})``;
@@ -23,12 +23,12 @@ import torch
 from torch import Tensor
 
 NEWTON_ITERATIONS = 12
-"""Newton iterations of one step at most. A velocity that is multilinear cell by cell needs two or three; a step that crosses
-cells, a few more."""
+"""Largest number of Newton iterations for one step. Where a step stays within a cell of the multilinear velocity two or three
+are enough; a step that crosses cells needs a few more."""
 
 
 def carry(matrix: Tensor, coords: Tensor) -> Tensor:
-    """Positions ``[..., D]`` under a homogeneous matrix ``[D+1, D+1]`` or ``[D, D+1]``, in a fixed order of operations."""
+    """Positions ``[..., D]`` mapped by a matrix ``[D+1, D+1]`` or ``[D, D+1]``, in a fixed order of operations."""
     ndim = coords.shape[-1]
     rows = []
     for i in range(ndim):
@@ -173,10 +173,11 @@ def warp(
     velocity_origin: Sequence[float],
     n_steps: int,
 ) -> Tensor:
-    """``image`` ``[C, *S]`` at the end of each fixed pixel's path; returns ``[C, *shape]``.
+    """The value of ``image`` ``[C, *S]`` at the end of each fixed pixel's path; returns ``[C, *shape]``.
 
-    ``matrix`` ``[D, D+1]`` (always float64) takes a fixed pixel's index to its start in the moving frame: the inverse
-    affine after the fixed grid. ``velocity`` is ``[T, D, *S_v]`` in moving-frame lengths per unit time, of the image's dtype.
+    ``matrix`` ``[D, D+1]`` (always float64) maps the index of a fixed pixel to the start of its path in the moving frame: the
+    fixed grid, then the inverse affine map. ``velocity`` is ``[T, D, *S_v]`` in moving-frame lengths per unit time, of the
+    image's dtype.
     """
     ndim = matrix.shape[0]
     start = pixel_positions(matrix, shape, offset).reshape(-1, ndim)  # [N, D] float64
@@ -203,11 +204,11 @@ def warp_crop(
     background: float | None,
     after: Tensor | None = None,
 ) -> Tensor:
-    """`warp` where only a part of the image is at hand: ``image`` ``[C, *part]`` lies at ``image_offset`` in ``image_shape``.
+    """`warp` from a part of the image: ``image`` ``[C, *part]`` lies at ``image_offset`` in an image of ``image_shape``.
 
-    Returns ``[C, *shape]`` in the image's dtype, whole numbers rounded (ties to even) and clamped; beyond the pixels of the
-    whole image ``background``, where it is not None. With ``after`` ``[D, D+1]`` the flow is followed towards the fixed image,
-    and its end taken to the image's frame by that.
+    Returns ``[C, *shape]`` in the image's dtype, integers rounded (ties to even) and clamped. Positions beyond the pixels of the
+    whole image get ``background``, where it is not None. With ``after`` ``[D, D+1]`` the flow is followed towards the fixed image
+    instead, and ``after`` then maps its end to the image's frame.
     """
     ndim = matrix.shape[0]
     start = pixel_positions(matrix, shape, offset).reshape(-1, ndim)  # [N, D] float64
@@ -227,10 +228,10 @@ def warp_crop(
 
 
 def sample_part(image: Tensor, index: Tensor, image_shape: Sequence[int], image_offset: Sequence[int]) -> Tensor:
-    """`sample_image` ``[C, N]`` of an image of which only ``image`` ``[C, *part]`` at ``image_offset`` is at hand.
+    """`sample_image` ``[C, N]`` where only the part ``image`` ``[C, *part]`` of an image, at ``image_offset``, is in memory.
 
-    ``index`` ``[N, D]`` (float64) counts pixels of the whole, whose border continues; what it rounds to does not depend on
-    the part.
+    ``index`` ``[N, D]`` (float64) counts pixels of the whole image, whose border is continued; the result is rounded in the
+    same way whatever part is given.
     """
     flat = image.reshape(image.shape[0], -1)  # [C, prod(part)]
     base, frac = [], []
@@ -266,7 +267,7 @@ def contrast(
     order: int,
     ridge: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Residual of the best contrast map, θ, and the residual's gradient in velocity and matrix, in float64 by autograd.
+    """The residual of the best contrast map, its θ, and the residual's gradient in velocity and matrix; float64, by autograd.
 
     Shapes as in `regframe.ops.contrast`; returns the value ``[]``, θ ``[C_f, 1 + order * C_m]``, ``[T, D, *S_v]`` and
     ``[D, D+1]``.
@@ -285,7 +286,7 @@ def contrast(
         w = w / w.sum().clamp(min=1e-30)
         phi = torch.cat([torch.ones_like(x[:1]), *(x**k for k in range(1, order + 1))])  # [P, N]
         penalty = torch.full((phi.shape[0],), ridge, dtype=phi.dtype, device=phi.device)
-        penalty[0] = 1e-12  # only so that no weight at all is solvable
+        penalty[0] = 1e-12  # keeps the system solvable where every weight is 0
         with torch.no_grad():
             gram = (phi * w) @ phi.T + torch.diag(penalty)
             theta = torch.linalg.solve(gram, (phi * w) @ y.T).T.contiguous()  # [C_f, P]

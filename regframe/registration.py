@@ -1,4 +1,4 @@
-"""`register`: one verb that opens two sides, chooses the solver of their kind, fits, judges and assembles a `Result`."""
+"""`register`: opens both sides, chooses the solver for this kind of pair, fits, judges the fit and returns a `Result`."""
 
 from __future__ import annotations
 
@@ -37,14 +37,16 @@ def register(
         fixed: an `Image` or a `PointSet`, or anything `regframe.open` reads; it stays where it is. Points against an
             image are drawn as a density (see `regframe.solvers.mixed`).
         moving: an `Image` or a `PointSet`, or anything `regframe.open` reads; it is brought onto the fixed one.
-        metric: name or instance; ``config.metric`` where None. ``auto`` takes mutual information for two stained sections,
-            `contrast` for other images and the `mixture` for points; ``metrics["metric"]`` says which and why.
-        transform: ``rigid``, ``similarity``, ``affine`` or ``lddmm``; ``config.transform`` where None.
-        init: ``"auto"`` (a search over turn, mirror and shift), ``"identity"``, `regframe.landmarks`, an affine
-            `Transform` from moving to fixed, or an earlier `Result`, whose affine part is taken.
-        config: every other setting.
-        device: ``cpu``; ``config.device`` where None.
-        progress: called after every step.
+        metric: a metric by name or as an instance; ``config.metric`` where None. The name ``auto`` leaves the choice to the
+            solver: mutual information for two stained sections, `contrast` for other images, the `mixture` for two point sets.
+            ``metrics["metric"]`` of the result says which metric was used and why.
+        transform: model of the map, simplest first: ``rigid``, ``similarity``, ``affine`` or ``lddmm`` (affine plus a smooth
+            bend); ``config.transform`` where None.
+        init: where the fit begins: ``"auto"`` (a search over turn, mirror and shift), ``"identity"``, `regframe.landmarks`, an
+            affine `Transform` from moving to fixed, or an earlier `Result`, of which only the affine part is used.
+        config: all settings that have no argument here; the defaults where None.
+        device: where the fit runs; only ``cpu`` today; ``config.device`` where None.
+        progress: called with a `Progress` after every step of the fit.
 
     Raises:
         ValueError: for data that cannot be registered, with one sentence that says what was wanted, what came, what to do.
@@ -68,7 +70,7 @@ def register(
     doubts = solver.check(task)
     for doubt in doubts:
         warnings.warn(f"regframe: {doubt.sentence}; {doubt.remedy}", UserWarning, stacklevel=2)
-    # the fit needs gradients, whatever the caller has switched off around it
+    # the caller may be inside torch.no_grad() or inference_mode(); the fit needs gradients all the same
     with torch.inference_mode(False), torch.enable_grad():
         fitted = solver.fit(task)
     findings = [*doubts, *fitted.findings, *solver.judge(fitted)]
@@ -76,7 +78,16 @@ def register(
 
 
 def settled(config: Config | None, metric: Metric | str | None, **changes: str | None) -> Config:
-    """The settings with what was said beside them; ValueError for what is none."""
+    """``config`` with the arguments of `register` written into it.
+
+    Args:
+        config: the settings; the defaults where None.
+        metric: replaces ``config.metric`` (and its options) where not None.
+        changes: other settings by name; each replaces the one in ``config`` where not None.
+
+    Raises:
+        ValueError: for a setting of a wrong type or value.
+    """
     config = config or Config()
     if not isinstance(config, Config):
         raise ValueError(f"wanted a regframe.Config, got {type(config).__name__}; make one with Config.model_validate")
@@ -98,12 +109,12 @@ def settled(config: Config | None, metric: Metric | str | None, **changes: str |
 
 
 def models() -> tuple[str, ...]:
-    """Every model of a map that some solver offers: what ``transform`` may say."""
+    """Every model of a map that at least one solver offers: the words that ``transform`` accepts."""
     return tuple(dict.fromkeys(model for solver in BUILT_IN for model in solver.models))
 
 
 def _measure(metric: Metric | str | None, config: Config) -> Metric | None:
-    """The metric that was asked for, or None where the solver is to choose."""
+    """The metric that the settings name, or None where they say ``auto`` and the solver is to choose."""
     if isinstance(metric, Metric):
         return metric
     if config.metric != "auto":
@@ -120,14 +131,21 @@ def _opened(source: Any) -> Image | PointSet:
 
 
 def _solver(task: Task) -> Solver:
-    """The solver that is surest that this is its kind of pair."""
+    """The solver whose `matches` returns the highest confidence for this pair; of equal ones the first in `BUILT_IN`."""
     solvers = [cls() for cls in BUILT_IN]
     sure = [solver.matches(task.fixed, task.moving) for solver in solvers]
     return solvers[sure.index(max(sure))]
 
 
 def assembled(fitted: Fitted, task: Task, findings: Iterable[Finding], seconds: float) -> Result:
-    """The result of what a solver found, with its verdict, what ran and how long it took."""
+    """The `Result` made of what a solver returned.
+
+    Args:
+        fitted: maps, grids and figures from the solver.
+        task: what the solver was asked; gives settings, seed and landmarks.
+        findings: all remarks on this pair, from which the verdict is drawn.
+        seconds: wall time of the whole call.
+    """
     figures = fitted.figures | verdict.conclude(findings)
     figures |= {"seconds": seconds, "versions": versions(), "seed": task.config.seed}
     if isinstance(task.start, Landmarks):

@@ -1,4 +1,4 @@
-"""`Result`: one object that carries everything both ways and says how far it can be trusted."""
+"""`Result`: the map of a registration, which carries data both ways, with its figures and its verdict."""
 
 from __future__ import annotations
 
@@ -19,25 +19,26 @@ from .maps.resample import move_points, resample
 from .maps.shapes import Shapes
 
 Carried = Image | PointSet | Shapes | Tensor
-"""What a map carries."""
+"""What a map can carry: images, point sets, shapes, and plain positions ``[..., D]``."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """A registration: the map ``Φ`` (moving → fixed), its inverse, the weights, the figures and the verdict.
+    """A registration: the map ``Φ`` (moving → fixed) with its inverse, weights, figures and verdict.
 
     Args:
         transform: ``Φ``, from positions of the moving space to positions of the fixed space, each in its own unit.
         fixed_grid: canvas of the fixed side.
         moving_grid: canvas of the moving side.
-        metrics: what ``metrics.json`` holds: ``verdict``, ``reasons``, ``seconds``, ``n_evaluations``, ``energy`` …
-        config: the resolved settings, with ``versions``.
-        history: one entry per step: ``stage``, ``level``, ``iteration``, ``energy`` …
-        weight: matching probability per pixel of ``weight_grid`` (fixed space), ``[*S]``, or None.
-        weight_grid: the grid of ``weight`` and of ``position_sd``.
+        metrics: the content of ``metrics.json``: ``verdict``, ``reasons``, ``seconds``, ``n_evaluations``, ``energy`` …
+        config: the settings that were used.
         affine: the affine part of ``transform`` alone, moving → fixed.
-        position_sd: standard deviation per axis of where a fixed pixel lies, ``[*S]`` in the fixed unit, or None.
-        section: whether the fixed side is a section placed in a moving volume, as its plane z = 0.
+        history: one entry per step of the fit: ``stage``, ``level``, ``iteration``, ``energy`` …
+        weight: probability that a fixed pixel shows tissue that both sides have, ``[*S]`` on ``weight_grid``, or None.
+        weight_grid: grid of ``weight`` and of ``position_sd``, in the fixed space.
+        position_sd: standard deviation per axis of the position of each fixed pixel, ``[*S]`` on ``weight_grid``, in the fixed
+            unit, or None.
+        section: whether the fixed side is a section placed in a moving volume, where it is the plane z = 0.
     """
 
     transform: Transform
@@ -59,7 +60,7 @@ class Result:
 
     @property
     def reasons(self) -> tuple[str, ...]:
-        """Why, one sentence each."""
+        """The reasons for the verdict, one sentence each."""
         return tuple(self.metrics["reasons"])
 
     def __repr__(self) -> str:
@@ -78,9 +79,13 @@ class Result:
     @overload
     def to_fixed(self, data: Tensor) -> Tensor: ...
     def to_fixed(self, data: Carried) -> Carried:
-        """Moving-space data in the fixed space: an `Image` on the fixed grid; a `PointSet`, `Shapes` or ``[..., D]`` moved."""
+        """Carry moving-space data to the fixed space.
+
+        An `Image` is resampled on the fixed grid; a `PointSet`, `Shapes` or positions ``[..., D]`` are moved. The image of a
+        volume in which a section was placed comes back as a 2D image.
+        """
         moved = _carry(data, self.transform, self.fixed_grid)
-        if self.section and isinstance(moved, Image):  # a picture again
+        if self.section and isinstance(moved, Image):  # the grid is one plane [1, H, W]: return a 2D image
             g = self.fixed_grid
             grid = Grid(g.shape[1:], g.spacing[1:], g.origin[1:], g.unit)
             weight = None if moved.weight is None else moved.weight[0]
@@ -96,18 +101,25 @@ class Result:
     @overload
     def to_moving(self, data: Tensor) -> Tensor: ...
     def to_moving(self, data: Carried) -> Carried:
-        """Fixed-space data in the moving space: an `Image` on the moving grid; a `PointSet`, `Shapes` or ``[..., D]`` moved."""
+        """Carry fixed-space data to the moving space.
+
+        An `Image` is resampled on the moving grid; a `PointSet`, `Shapes` or positions ``[..., D]`` are moved. Of a section in a
+        volume only points and positions can be carried.
+        """
         if self.section:
             data = _lifted(data)
         return _carry(data, self.transform.inverse(), self.moving_grid)
 
     def save(self, path: str | Path, overwrite: bool = False) -> None:
-        """Write the map as one OME-Zarr 0.6 folder, aside and then renamed; see ``docs/format.md``."""
+        """Write the map as one OME-Zarr 0.6 folder (see ``docs/format.md``).
+
+        The folder is written under another name and renamed when complete.
+        """
         plugins.store().save(self, Path(path), overwrite=overwrite)
 
 
 def _lifted(data: Carried) -> Carried:
-    """What lies on a section as what lies on the plane z = 0."""
+    """2D points of a section as 3D points of the plane z = 0; ValueError for images and shapes."""
     if isinstance(data, PointSet):
         return lift_points(data) if data.ndim == 2 else data
     if isinstance(data, Tensor):

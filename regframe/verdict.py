@@ -1,8 +1,11 @@
-"""When a map is trusted: every finding, every threshold of a verdict, and what each was set on.
+"""When a map is trusted: the rules, their thresholds, and the data on which each threshold was set.
 
-A solver judges with the rules below; each rule that fires is a `Finding`. The worst severity among the findings is the verdict.
-Thresholds marked "truth table" were set on the pairs of ``benchmarks/truth.py`` (lungs, seed, brains, hands, shapes; each also
-turned, mirrored, cropped and against unlike images) such that no wrong map is called ``pass``; ``benchmarks/ACCURACY.md`` has it.
+A solver judges its fit with the rules below; each rule that fires is a `Finding`. The worst severity among the findings is the
+verdict. Thresholds marked "truth table" were set on the pairs of ``benchmarks/truth.py`` (lungs, seed, brains, hands, shapes;
+each also turned, mirrored, cropped and paired with unlike images) such that no wrong map is called ``pass``; the outcome on
+those pairs is in ``benchmarks/ACCURACY.md``. "Coincidence" is the figure of `fit.likeness.coincidence`: by how many standard
+deviations the fine structure of both images correlates better in place than when shifted. "Explained" is the share of the
+fixed image's variance that the warped moving image predicts.
 """
 
 from __future__ import annotations
@@ -13,20 +16,30 @@ from typing import Any, Literal
 
 Severity = Literal["pass", "warn", "fail"]
 
+MEANING: dict[Severity, tuple[str, str]] = {
+    "pass": ("Confirmed", "The data agree on this map as chance would not have them."),
+    "warn": ("Not confirmed", "The map may be right: look at the overlay and the remarks before you use it."),
+    "fail": (
+        "Contradicted, or no evidence",
+        "The data speak against this map, or not for it. Nothing was thrown away.",
+    ),
+}
+"""The three verdicts in words, a title and a sentence each, and only these meanings."""
+
 _ORDER: tuple[Severity, ...] = ("fail", "warn", "pass")  # what matters most first
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is said of a map.
+    """One remark on a map.
 
     Args:
-        severity: ``pass`` for a remark that changes nothing, ``warn`` where a person has to look, ``fail`` where the map is wrong
-            or cannot be told from a wrong one.
-        sentence: what was found, for a biologist.
-        figure: the number it was found by, None where there is none.
-        threshold: what the number was compared with, None where there is no number.
-        remedy: what a user can do about it, empty where nothing is known.
+        severity: ``pass`` for a remark without consequence, ``warn`` where a person has to look at the overlay, ``fail`` where
+            the map is wrong or cannot be told from a wrong one.
+        sentence: the remark, in words a biologist understands.
+        figure: the number that made the rule fire; None where the rule uses no number.
+        threshold: the value that ``figure`` was compared with; None where there is no figure.
+        remedy: what the user can do about it; empty where nothing is known to help.
     """
 
     severity: Severity
@@ -36,8 +49,14 @@ class Finding:
     remedy: str = ""
 
 
+def meets(verdict: str, wanted: str) -> bool:
+    """Whether a verdict is as good as the one that is wanted, ``pass`` or ``warn``."""
+    best_first = ("pass", "warn", "fail")
+    return best_first.index(verdict) <= best_first.index(wanted) if verdict in best_first else True
+
+
 def conclude(findings: Iterable[Finding]) -> dict[str, Any]:
-    """What ``metrics.json`` says of findings: ``verdict``, ``reasons`` in sentences, ``findings`` as data."""
+    """The entries of ``metrics.json`` on findings: ``verdict``, ``reasons`` (sentences) and ``findings`` (all fields)."""
     ordered = sorted(findings, key=lambda finding: _ORDER.index(finding.severity))
     severities = {finding.severity for finding in ordered}
     worst: Severity = "fail" if "fail" in severities else "warn" if "warn" in severities else "pass"
@@ -51,34 +70,37 @@ def conclude(findings: Iterable[Finding]) -> dict[str, Any]:
 # ---- rules that all maps share -------------------------------------------------------------------------------------------
 
 ROUND_TRIP = (0.02, 0.1)
-"""Mean and largest distance, in fixed pixels, that a position may be off after the way there and back (METHOD.md)."""
+"""Mean and largest distance, in fixed pixels, between a position and the same position mapped to the moving side and back: the
+bar that every map of regframe has to meet (docs/method.md, the verdict)."""
 CLEAR = 0.3
-"""Margin of a pose below which another one may as well be right. Set on the truth table: mirrored brains stay below it."""
+"""Margin of a pose (see `starts.pose.Pose`, 0 … 1) below which a second pose fits nearly as well, so the chosen one may be
+wrong. Set on the truth table: mirrored brains, where either pose may be right, stay below it."""
 VIOLENT = 10.0
-"""Change of area, as a ratio, that tissue is not believed to go through without a remark; ten times more is no map. Serial
-sections of one block stay under 3 in the truth table, unlike images bent onto each other exceed 10."""
+"""Ratio of areas after and before bending, or its inverse, above which a map gets a warning; ten times this value is a failure.
+Set on the truth table: serial sections of one block stay under 3, unlike images bent onto each other exceed 10."""
 STRONG = 3.0
-"""Change of area, as a ratio, from which a likeness that came mostly from bending is not believed without a look. Set on
-the truth table."""
+"""Ratio of areas after and before bending, or its inverse, above which a likeness that came mostly from bending gets a warning.
+Set on the truth table."""
 HARDLY = 0.02
-"""Share of the fixed canvas under which two images do not overlap: less holds no tissue to compare."""
+"""Share of the fixed canvas that the moving image covers, below which the map fails: so small an overlap holds too little
+tissue to compare."""
 
 
 def diverged(figures: Mapping[str, Any]) -> Iterable[Finding]:
-    """The energy stopped being a number."""
+    """Fails a fit whose energy became infinite or not a number."""
     if "diverged" in figures["convergence"]:
         yield Finding("fail", "the fit diverged: the energy was not finite")
 
 
 def folds(figures: Mapping[str, Any], what: str = "pixels") -> Iterable[Finding]:
-    """The map is not one to one; ``what`` was looked at."""
+    """Warns where the map is not one to one; ``what`` names the places at which this was tested."""
     share = figures["folding_fraction"]
     if share > 0:
         yield Finding("warn", f"the map folds over at {share:.2%} of the {what}", share, 0.0)
 
 
 def round_trip(figures: Mapping[str, Any]) -> Iterable[Finding]:
-    """The map and its inverse do not undo each other."""
+    """Warns where mapping a position there and back misses it by more than `ROUND_TRIP`."""
     trip = figures["roundtrip_px"]
     if not (trip["mean"] <= ROUND_TRIP[0] and trip["max"] <= ROUND_TRIP[1]):
         sentence = f"the map and its inverse disagree by up to {trip['max']:.2g} px"
@@ -86,7 +108,7 @@ def round_trip(figures: Mapping[str, Any]) -> Iterable[Finding]:
 
 
 def ambiguous(figures: Mapping[str, Any]) -> Iterable[Finding]:
-    """Another pose explains the data nearly as well."""
+    """Warns where a different pose explains the data nearly as well (`CLEAR`)."""
     margin = figures["pose_margin"]
     if margin is not None and margin < CLEAR:
         sentence = "another pose fits nearly as well: look at the overlay before you trust this one"
@@ -108,7 +130,14 @@ def decided(figures: Mapping[str, Any]) -> Iterable[Finding]:
 
 
 def unknown_scale(fixed: str, moving: str, what: str, remedy: str) -> Finding:
-    """One side states lengths and the other does not: ``fixed`` and ``moving`` are their units, ``what`` is missing."""
+    """The remark that one side states lengths and the other does not.
+
+    Args:
+        fixed: unit of the fixed side.
+        moving: unit of the moving side.
+        what: what is missing on one side, such as ``pixel size``.
+        remedy: how the user can state it.
+    """
     sentence = (
         f"one side declares no {what} (fixed in {fixed}, moving in {moving}): "
         "the scale between them was estimated, not known"
@@ -116,36 +145,77 @@ def unknown_scale(fixed: str, moving: str, what: str, remedy: str) -> Finding:
     return Finding("pass", sentence, remedy=remedy)
 
 
+MANY_STRAYS = 0.001
+"""Share of an image's pixels that lay far off and were replaced, from which it is said: a few hot pixels are in every camera."""
+
+
+def not_counted(figures: Mapping[str, Any]) -> Iterable[Finding]:
+    """What was found on either side that says nothing of the tissue, out of ``metrics["preparation"]``."""
+    for side, look in (figures.get("preparation") or {}).items():
+        state = f"state --{side}-nodata or --{side}-mask where that is wrong"
+        lost, marked, padded, stray = (
+            look.get(f"{what}_fraction", 0.0) for what in ("nan", "nodata", "padded", "stray")
+        )
+        if lost > 0:
+            sentence = f"{_percent(lost)} of the {side} image is not a number (NaN) and counts as no data"
+            yield Finding("pass", sentence, lost)
+        if marked > 0:
+            value = f"{look['nodata_value']:g}"
+            sentence = (
+                f"{_percent(marked)} of the {side} image lies far off all the rest ({value}) and counts as no data"
+            )
+            yield Finding("pass", sentence, marked, remedy=state)
+        if padded > 0:
+            sentence = (
+                f"{_percent(padded)} of the {side} canvas is one colour up to straight edges and counts as no data"
+            )
+            yield Finding("pass", sentence, padded, remedy=state)
+        if stray > MANY_STRAYS:
+            sentence = f"{_percent(stray)} of the {side} pixels lie far off by themselves and were replaced by their neighbours"
+            yield Finding("pass", sentence, stray, MANY_STRAYS)
+
+
+def _percent(share: float) -> str:
+    """A share in two digits."""
+    return f"{100 * share:.2g} %"
+
+
 # ---- images, sections in volumes, points against images ------------------------------------------------------------------
 
 LITTLE_IN_COMMON = 0.35
-"""Explained share of the fixed image's variance below which a person has to look. Set on the truth table."""
+"""Explained share of the fixed image's variance, 0 … 1. Only below it does a coincidence under `CHANCE` fail a map: with more
+than this explained, the map is kept with a warning. Set on the truth table."""
 NOTHING_IN_COMMON = 0.02
-"""Explained share of the fixed image's variance under which two images have nothing in common; the rise and fall that is
-noise."""
+"""Explained share of the fixed image's variance, 0 … 1, under which two images have nothing in common. Also the drop in that
+share, from the start to the end of a fit, that is still taken for noise. Pairs with white noise explain under 0.2 %
+(``benchmarks/ACCURACY.md``), a tenth of this."""
 FROM_POSE = 2 / 3
-"""Share of the likeness that must come from the pose for a strong bend to be believed without a look. Set on the truth
-table."""
+"""Ratio of the variance explained by the affine map to that explained after bending. Below it, a bend stronger than `STRONG`
+gets a warning: most of the likeness then came from bending. Set on the truth table."""
 BELONG = 10.0
-"""Coincidence, in standard deviations (see `fit.likeness.coincidence`), from which two images are believed to belong
-together as they are aligned. Set on the truth table: right alignments come to 10 and more, wrong ones mostly stay under
-6."""
+"""Coincidence of the affine map, in standard deviations, from which two 2D images are believed to show one thing. Set on the
+truth table: right alignments reach 10 and more, wrong ones mostly stay under 6."""
 BEYOND_DOUBT = 15.0
-"""Coincidence of the affine map alone from which a strong bend is believed too, and volumes at all: smooth organs of any
-kind come to 10 in three dimensions. Set on the truth table and a handful of volumes (``docs/method.md``)."""
+"""Coincidence of the affine map, in standard deviations, from which even a strong bend is believed. In 3D it takes the place of
+`BELONG`, because smooth organs of any kind reach 10 there. Set on the truth table and a handful of volumes
+(``docs/method.md``)."""
 BENT_HOME = 30.0
-"""Coincidence of the bent map from which a clear pose is believed although the affine map alone shows nothing: structure
-finer than the bend, which no smooth map brings together by chance. Set on a handful of pairs (``docs/method.md``)."""
+"""Coincidence of the bent map, in standard deviations, from which a clear pose is believed although the affine map alone shows
+no coincidence: a smooth bend cannot align structure finer than itself by chance. Set on four fields of Xenium cells and twenty
+unlike pairs (``docs/method.md``)."""
 CHANCE = 5.0
-"""Coincidence under which two images match no better than they would anywhere else. Set on the truth table."""
+"""Coincidence of the affine map, in standard deviations, under which two images match no better in place than shifted. Set on
+the truth table."""
 PARTLY = 0.3
-"""Share of the fixed canvas that the moving image covers, below which it is said."""
+"""Share of the fixed canvas that the moving image covers, below which the user is told. It is a reminder to look, not a sign of
+a wrong map: crops are often aligned right."""
 LITTLE_TISSUE = 0.2
-"""Share of the overlap that must be recognised as matching tissue."""
+"""Share of the overlap, 0 … 1, recognised as matching tissue (the mean of the weights W), below which the user is told: four
+fifths of what was compared then did not count."""
 
 
 def of_images(figures: Mapping[str, Any], ndim: int) -> Iterable[Finding]:
-    """What is said of a map of two images of ``ndim`` axes, from its figures (``metrics.json``)."""
+    """All findings on a map of two images of ``ndim`` axes, from its figures (``metrics.json``)."""
     yield from diverged(figures)
     yield from _overlap(figures)
     yield from _belonging(figures, ndim)
@@ -161,6 +231,7 @@ def of_images(figures: Mapping[str, Any], ndim: int) -> Iterable[Finding]:
     yield from decided(figures)
     if figures["convergence"] and figures["convergence"][-1] == "max_iter":
         yield Finding("warn", "the fit was still moving when it reached its iteration limit")
+    yield from not_counted(figures)
 
 
 def _overlap(figures: Mapping[str, Any]) -> Iterable[Finding]:
@@ -172,7 +243,7 @@ def _overlap(figures: Mapping[str, Any]) -> Iterable[Finding]:
 
 
 def _belonging(figures: Mapping[str, Any], ndim: int) -> Iterable[Finding]:
-    """Whether the images show one thing, by their fine structure in place against elsewhere, and by what one explains."""
+    """Whether both images show the same tissue: by their coincidence, and by the explained share of the variance."""
     explained = figures["explained_variance"]["final"]
     place, final = (figures["coincidence"][key] for key in ("affine", "final"))
     margin = figures["pose_margin"]
@@ -192,7 +263,7 @@ def _belonging(figures: Mapping[str, Any], ndim: int) -> Iterable[Finding]:
 
 
 def _bending(figures: Mapping[str, Any]) -> Iterable[Finding]:
-    """Whether the bend made things worse, did what tissue does not do, or made the likeness by itself."""
+    """Whether the bend made the fit worse, changed areas more than tissue can, or produced most of the likeness by itself."""
     explained = figures["explained_variance"]
     if explained["final"] + NOTHING_IN_COMMON < explained["start"]:
         sentence = "the map explains less of the fixed image than its start did"
@@ -215,14 +286,14 @@ def _bending(figures: Mapping[str, Any]) -> Iterable[Finding]:
 
 
 def either_side() -> Finding:
-    """A section was placed in a volume that looks the same from both sides."""
+    """The remark that the volume looks the same from both sides of the plane, so that left and right were not told apart."""
     return Finding(
         "pass", "the volume looks the same from both sides: left and right of the section were not told apart"
     )
 
 
 def lattice() -> Finding:
-    """Points on a lattice were drawn as a density."""
+    """The warning that points on a lattice, drawn as a density, show hardly more than their outline."""
     sentence = "the points lie on a lattice, whose density shows hardly more than an outline: look at the overlay"
     return Finding("warn", sentence)
 
@@ -230,20 +301,22 @@ def lattice() -> Finding:
 # ---- points --------------------------------------------------------------------------------------------------------------
 
 BLUR = 0.05
-"""Nats per point over one broad Gaussian under which two clouds have no structure in common: less is what the count of
-parameters of a pose buys by chance."""
+"""Nats per point by which the mixture explains the fixed points better than one broad Gaussian does. Below this value the two
+clouds have no structure in common: the few free parameters of a pose gain as much by chance."""
 CONVINCING = 2.0
-"""Standard errors by which a bend must help on points that were held out: the usual 95 %."""
+"""Standard errors by which a bend must improve the log-density of held-out points, in the mean, to count as confirmed: about
+the 95 % level of a normal distribution."""
 PARTNERS = (0.1, 0.4)
-"""Share of the points of one side with a partner on the other: under the first the clouds do not belong together, under the
-second a person has to look. Set on fish, bunnies and worms with outliers and missing pieces
+"""Two shares of the points of one side that have a partner on the other, 0 … 1. Below the first the clouds do not belong
+together (fail), below the second a person has to look (warn). Set on fish, bunnies and worms with outliers and missing pieces
 (``benchmarks/bench_points.py``)."""
 MOST_PARTNERS = 0.8
-"""Share with a partner from which strong bending (`STRONG`) is believed. Set on the pairs of `PARTNERS`."""
+"""Share of the points of one side that have a partner, 0 … 1, below which bending stronger than `STRONG` gets a warning. Set on
+the pairs of `PARTNERS`."""
 
 
 def of_points(figures: Mapping[str, Any]) -> Iterable[Finding]:
-    """What is said of a map of two point clouds, from its figures."""
+    """All findings on a map of two point clouds, from its figures (``metrics.json``)."""
     yield from diverged(figures)
     if figures["likeness"] < BLUR:
         sentence = "the clouds have no structure in common: one broad blur explains the fixed points as well"
@@ -278,7 +351,7 @@ IMPORTED = "imported, not fitted here: nothing but the map itself was judged, so
 
 
 def of_import(figures: Mapping[str, Any], source: str) -> Iterable[Finding]:
-    """What can be said of a map alone; ``source`` names the file and its format."""
+    """All findings on a map that was read from another program's file ``source``: only the map itself can be judged."""
     yield Finding("warn", f"{source}: {IMPORTED}")
     share = figures["overlap_fraction"]
     if share < HARDLY:
@@ -291,17 +364,18 @@ def of_import(figures: Mapping[str, Any], source: str) -> Iterable[Finding]:
 # ---- refinement at full resolution ---------------------------------------------------------------------------------------
 
 GAIN = 3.0
-"""Standard deviations above chance by which a tile's held-out windows must correlate better for the tile to be kept, or
-worse for it to be held at the map it came with: one tile in 700 by chance."""
+"""Standard deviations (of chance) by which the correlation of a tile's held-out windows must rise for the tile to be kept, or
+fall for the tile to be held at the unrefined map. One tile in 700 passes 3 standard deviations by chance."""
 SLIGHT = 0.01
-"""Rise of the correlation that a tile must gain besides, however certain it is. Set by eye on
-``benchmarks/bench_refine.py``."""
+"""Rise of the correlation of held-out windows (absolute, in units of the correlation) that a tile needs besides `GAIN`, so that
+a certain but useless gain changes nothing. Set by eye on ``benchmarks/bench_refine.py``."""
 FEW = 2
-"""Windows that must be found, and that must judge, for a tile to be kept: one alone has no neighbour to agree with."""
+"""Windows that must be found in a tile, and windows that must judge it, for the tile to be kept: a single window cannot be
+confirmed by a neighbour."""
 
 
 def of_refinement(rounds: Sequence[Mapping[str, Any]]) -> Iterable[Finding]:
-    """What a refinement did, a remark per round of ``metrics["refinement"]["rounds"]``."""
+    """One remark per round of a refinement (``metrics["refinement"]["rounds"]``): what was kept and how much it helped."""
     for entry in rounds:
         why = ", ".join(f"{n} {reason}" for reason, n in sorted(entry["rejected"].items()))
         sentence = f"pixels of {entry['pixel']:.4g}: {entry['kept']} of {entry['tiles']} tiles kept"
@@ -318,26 +392,26 @@ def of_refinement(rounds: Sequence[Mapping[str, Any]]) -> Iterable[Finding]:
 # ---- stacks --------------------------------------------------------------------------------------------------------------
 
 DIFFER = 0.05
-"""By how much correlations of neighbouring sections differ before it is said that a section is poor, turned over or lies
-elsewhere: 40 Nissl sections in order differ by less (``benchmarks/bench_stack.py``)."""
+"""Difference of two correlations between neighbouring sections from which a section is reported as poor, turned over or out of
+place. 40 Nissl sections in their right order differ by less (``benchmarks/bench_stack.py``)."""
 HALF = 0.5
-"""Share of its neighbours' tissue below which a section is said to be incomplete."""
+"""Ratio of a section's tissue area to that of its neighbours, below which the section is reported as incomplete."""
 
 
 def some(names: Sequence[str], most: int = 6) -> str:
-    """At most ``most`` names, and how many more there are."""
+    """At most ``most`` of the names, joined by commas, with the number of those left out."""
     shown = ", ".join(names[:most])
     return f"{shown} and {len(names) - most} more" if len(names) > most else shown
 
 
 def incomplete(share: float) -> Finding:
-    """A section with ``share`` of the tissue of those around it."""
+    """The warning on a section that shows only ``share`` (0 … 1) of its neighbours' tissue area."""
     sentence = f"shows {share:.0%} of the tissue of its neighbours: incomplete or torn"
     return Finding("warn", sentence, share, HALF)
 
 
 def out_of_place(own: float, across: float) -> Finding:
-    """A section whose correlation with its neighbours is ``own`` where theirs with each other is ``across``."""
+    """The warning on a section: ``own`` is its correlation with its neighbours, ``across`` theirs with each other."""
     sentence = (
         f"resembles its neighbours less (correlation {own:.2f}) than these resemble each other ({across:.2f}): "
         "damaged, or not from here"
@@ -346,36 +420,36 @@ def out_of_place(own: float, across: float) -> Finding:
 
 
 def turned_back() -> Finding:
-    """A section that lay turned over, and whose map undoes it."""
+    """The warning on a section that lay turned over; its map turns it back."""
     return Finding("warn", "lay turned over beside the others; its map turns it back")
 
 
 def turned_over() -> Finding:
-    """A section that may lie turned over."""
+    """The warning on a section that may lie turned over; its map leaves it so."""
     return Finding("warn", "fits its neighbours better when turned over: look at it")
 
 
 def elsewhere() -> Finding:
-    """A section that another order of the stack moves."""
+    """The warning on a section that fits better at another place of the stack."""
     return Finding("warn", "neighbours would be more alike in another order")
 
 
 def bridged(lost: Sequence[str], instead: Sequence[str]) -> Finding:
-    """A section that does not match the neighbours ``lost`` and was placed by others, where there are any."""
+    """The warning on a section that does not match its neighbours ``lost`` and was placed by ``instead``, which may be empty."""
     more = f"placed by {some(instead)} instead" if instead else "placed by the other side alone"
     return Finding("warn", f"does not match {some(lost)}; {more}")
 
 
 def unplaced(why: str) -> Finding:
-    """A section without a place in the stack."""
+    """The failure of a section that has no place in the stack, because of ``why``."""
     return Finding("fail", why)
 
 
 def of_stack(sections: Sequence[Mapping[str, Any]], moved: Sequence[str], gaps: Sequence[int]) -> Iterable[Finding]:
-    """What is said of a stack, from what is said of its sections.
+    """All findings on a stack, from the verdicts of its sections.
 
     Args:
-        sections: ``name``, ``placed`` and ``verdict`` of each.
+        sections: ``name``, ``placed`` and ``verdict`` of each section.
         moved: names of the sections that a better order moves.
         gaps: positions without a section.
     """
@@ -396,5 +470,5 @@ def of_stack(sections: Sequence[Mapping[str, Any]], moved: Sequence[str], gaps: 
 
 
 def unstated_distance() -> Finding:
-    """The distance of a stack's sections is not known."""
+    """The remark that no distance between sections was stated."""
     return Finding("pass", "no distance of the sections was stated: the planes lie one pixel apart")

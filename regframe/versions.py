@@ -1,4 +1,4 @@
-"""Which versions of Python and of packages run, as results, stores and reports name them."""
+"""Versions of Python and of packages, as results, stores and reports record them."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import platform
 from importlib import metadata
 
 MAIN = ("python", "regframe", "torch", "numpy")
-"""What decides the numbers of a fit: every result names these."""
+"""Names of the packages (and the interpreter) that decide the numbers of a fit; every result records their versions."""
 UNKNOWN = "0+unknown"
-"""Stands for a package that is not installed, or a source tree that never was; a valid version, before every release."""
+"""Version reported for a package that is not installed, or for a source tree that was never installed: valid by PEP 440 and
+lower than any release."""
 
 
 def version(package: str = "regframe") -> str:
@@ -20,5 +21,5 @@ def version(package: str = "regframe") -> str:
 
 
 def versions(*names: str) -> dict[str, str]:
-    """Versions by name, in the order given, of ``MAIN`` where none is; ``python`` is the interpreter's."""
+    """Versions by name, in the order given (``MAIN`` where no names are given); ``python`` is the interpreter's version."""
     return {name: platform.python_version() if name == "python" else version(name) for name in names or MAIN}

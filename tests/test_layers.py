@@ -110,6 +110,16 @@ def test_every_module_has_a_row() -> None:
     assert set(ROW) - {"_C", "_host"} <= found, "take the room that is gone out of ROWS"
 
 
+def test_every_room_names_its_modules() -> None:
+    wrong = [
+        f"regframe/{folder.parent.name}/__init__.py does not name ``{path.stem}``"
+        for folder in sorted(CORE.glob("*/__init__.py"))
+        for path in sorted(folder.parent.glob("[a-z]*.py"))
+        if f"``{path.stem}``" not in (ast.get_docstring(ast.parse(folder.read_text(encoding="utf-8"))) or "")
+    ]
+    assert not wrong
+
+
 def test_rows() -> None:
     wrong = [
         f"{importer} (row {ROW[room(importer)]}) imports {target} (row {ROW[room(target)]}), line {found.line}"

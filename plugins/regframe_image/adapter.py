@@ -18,6 +18,7 @@ import torch
 
 import regframe
 
+from .counted import check_finite, masked, number, source_name, without_data
 from .ngff import is_zarr, open_zarr, write_zarr
 from .raster import open_raster, write_jpeg, write_png
 from .raw import Array, InMemory, Raw, Region, Resolution, Stamp, check_level, readable, rows, stamp
@@ -64,6 +65,10 @@ class ImageAdapter(regframe.Adapter):
         max_bytes: largest array to hold; above it the error asks for a coarser level. Sixteen times as much is read where
             it is averaged over blocks.
         override: take ``spacing`` although the file declares another, which is an error otherwise.
+        nodata: a value that stands for no data where all channels hold it, a number or ``"nan"``: such pixels have weight 0
+            and do not count. What is not a number never counts, stated or not.
+        mask: an image of the same canvas, at the same resolution or another, whose pixels of 0 do not count: whatever this
+            adapter reads.
     """
 
     name = "image"
@@ -80,6 +85,8 @@ class ImageAdapter(regframe.Adapter):
         z: int | None = None,
         max_bytes: int = 4 << 30,
         override: bool = False,
+        nodata: float | str | None = None,
+        mask: Any = None,
     ) -> None:
         if isinstance(level, bool) or not (level is None or (isinstance(level, int) and level >= 0)):
             raise ValueError(f"wanted a level of 0 or more, got {level!r}")
@@ -96,6 +103,8 @@ class ImageAdapter(regframe.Adapter):
         if not isinstance(override, bool):
             raise ValueError(f"wanted override to be true or false, got {override!r}")
         self.override = override
+        self.nodata = number(nodata)
+        self.mask = mask
 
     def matches(self, source: Any) -> float:
         """1 for images, tensors and arrays, 0.9 for a file or folder with their content, 0.1 for their suffix alone."""
@@ -110,12 +119,16 @@ class ImageAdapter(regframe.Adapter):
 
     def open(self, source: Any) -> regframe.Image:
         """Read the pixels, of a large image as many as a registration needs (see ``level``); ValueError with one sentence
-        where the source is damaged, ambiguous, too large, not finite or contradicts itself."""
+        where the source is damaged, ambiguous, too large, infinite somewhere or contradicts itself."""
         if isinstance(source, regframe.Image):
-            image = self._again(source)
+            image, pyramid = self._again(source), None
         else:
-            image = self._read(source)
-        _check_finite(image)
+            image, pyramid = self._read(source)
+        check_finite(image)
+        if self.nodata is not None:
+            image = without_data(image, self.nodata, pyramid)
+        if self.mask is not None:
+            image = masked(image, type(self)(max_bytes=self.max_bytes).open(self.mask), source_name(self.mask))
         return image
 
     def pyramid(self, source: Any) -> regframe.Pyramid:
@@ -187,7 +200,7 @@ class ImageAdapter(regframe.Adapter):
         cls().save(regframe.Image.from_array(array, "cyx", spacing=0.5, unit="µm"), path)
         return path
 
-    def _read(self, source: Any) -> regframe.Image:
+    def _read(self, source: Any) -> tuple[regframe.Image, regframe.Pyramid]:
         raw, name = self._raw(source)
         pyramid = self._pyramid(raw, name)
         if self.level is not None or pyramid.labels:
@@ -219,7 +232,7 @@ class ImageAdapter(regframe.Adapter):
                 f"in {name}; choose one with channels="
             )
         reading = regframe.Reading(chosen, len(raw.levels), factor, pyramid.grid)
-        return image.replace(reading=reading if chosen or averaged else None)
+        return image.replace(reading=reading if chosen or averaged else None), pyramid
 
     def _judge(self, raw: Raw, level: int, pyramid: regframe.Pyramid, factor: tuple[int, ...]) -> None:
         """ValueError where the pixels to hold, or one chunk of them, are larger than ``max_bytes``; where they are averaged over
@@ -575,23 +588,6 @@ def _say_opacity(alpha: Array, name: str) -> None:
             f"{name} is not opaque in {part:.1%} of its pixels; it is composited over white and its opacity dropped",
             stacklevel=5,
         )
-
-
-def _check_finite(image: regframe.Image) -> None:
-    if not image.data.dtype.is_floating_point:
-        return
-    bad = ~torch.isfinite(image.data)
-    if not bool(bad.any()):
-        return
-    n_nan = int(torch.isnan(image.data).sum())
-    n_bad = int(bad.sum())
-    first = torch.nonzero(bad)[0].tolist()
-    where = ", ".join(f"{a} {i}" for a, i in zip(image.grid.axes, first[1:], strict=True))
-    raise ValueError(
-        f"wanted finite pixels, got {n_nan} NaN and {n_bad - n_nan} infinite values of {image.data.numel()} "
-        f"in {image.name}, the first in channel {image.channels[first[0]]} at pixel {where}; "
-        f"replace them, or crop them away"
-    )
 
 
 def _pick(names: Sequence[str], channels: tuple[int | str, ...] | None, name: str) -> tuple[int, ...] | None:

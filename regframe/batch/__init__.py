@@ -1,7 +1,8 @@
-"""A table of jobs, each a registration in a process of its own, in turn or on a Dask cluster.
+"""A table of registrations ("jobs"), each run in a process of its own, one after another or on a Dask cluster.
 
-`read_manifest` reads the table, `run_batch` does what is not done yet, `spread` puts the shards of one large output on the same
-workers.
+`read_manifest` reads the table, `run_batch` does what is not done yet, `spread` puts the shards of one large output on the
+same workers. ``manifest`` is the table, ``work`` one job in its folder, ``pools`` who does the work, ``run`` the whole,
+``summary`` the page and the table at its end.
 """
 
 from .manifest import Job, ManifestError, parse_size, read_manifest

@@ -1,4 +1,4 @@
-"""The manifest of a batch: a CSV or TSV file, one job per row, named columns, every cell checked before anything runs."""
+"""The manifest of a batch: a CSV or TSV file with one job per row; every cell is checked before any job runs."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 MAX_BYTES = 64 << 20
-"""Bytes of the largest manifest that is read: some 100 000 jobs."""
+"""Largest manifest that is read, in bytes: some 100 000 jobs."""
 RESERVED = ("summary.csv", "summary.html", "con", "prn", "aux", "nul")
-"""Names in the output folder that no job may have; the last four are devices on Windows."""
+"""Names in the output folder that no job may have; the last four are names of devices on Windows."""
 
 _ID = re.compile(r"\w(?:[\w.+=@ -]{0,98}[\w+=@-])?")
 _SHOWN = 10
-"""Problems that are listed; the rest is counted."""
+"""Number of problems that are listed; the rest is counted."""
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", re.IGNORECASE)
 _KINDS = ("image", "labels", "points", "shapes")
 
@@ -30,7 +30,10 @@ class ManifestError(ValueError):
 
 
 def parse_size(text: str) -> int:
-    """Bytes of ``"2 GiB"``, ``"800MB"`` or ``"4G"`` (1024 to the power where there is an ``i`` or no ``B``)."""
+    """Bytes of a size such as ``"2 GiB"``, ``"800MB"`` or ``"4G"``.
+
+    Prefixes are powers of 1024 with an ``i`` or without a ``B``, else powers of 1000.
+    """
     found = _SIZE.fullmatch(text.strip())
     if not found:
         raise ValueError(f"wanted a size such as 2GiB or 800MB, got {text!r}")
@@ -70,10 +73,10 @@ Length = Annotated[float, AfterValidator(_finite), Field(gt=0)]
 
 
 class Job(BaseModel):
-    """One row: two sides, how they are opened, what is measured and carried afterwards.
+    """One row of a manifest: two sides and how to open them, and what to evaluate and carry afterwards.
 
-    Names and meanings are those of the options of ``regframe register``, ``evaluate`` and ``apply``; what is blank has their
-    default. Lists are separated by semicolons.
+    Names and meanings are those of the options of ``regframe register``, ``evaluate`` and ``apply``; blank cells have the
+    options' defaults. Lists are separated by semicolons.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
@@ -95,10 +98,14 @@ class Job(BaseModel):
     fixed_set: List = ()
     fixed_mpp: Length | None = None
     fixed_channel: str | None = None
+    fixed_nodata: str | None = None
+    fixed_mask: Path | None = None
     moving_adapter: str | None = None
     moving_set: List = ()
     moving_mpp: Length | None = None
     moving_channel: str | None = None
+    moving_nodata: str | None = None
+    moving_mask: Path | None = None
     fixed_landmarks: Path | None = None
     fixed_landmarks_spacing: Length | None = None
     moving_landmarks: Path | None = None
@@ -133,16 +140,17 @@ class Job(BaseModel):
 
     @property
     def inputs(self) -> dict[str, Path]:
-        """Every file the job reads, by column."""
+        """Every file that the job reads, by column."""
         named = {name: getattr(self, name) for name in ("fixed", "moving", "landmarks", "config")}
         named |= {name: getattr(self, name) for name in ("fixed_landmarks", "moving_landmarks")}
+        named |= {name: getattr(self, name) for name in ("fixed_mask", "moving_mask")}
         named["init"] = None if self.init in ("auto", "identity") else Path(self.init)
         for i, (kind, path, _) in enumerate(self.applied()):
             named[f"apply_{kind}:{i}"] = path
         return {name: path for name, path in named.items() if path is not None}
 
     def applied(self) -> Iterator[tuple[str, Path, str]]:
-        """Files to carry to the fixed side: the command, the file, and the name of what is written."""
+        """Files to carry to the fixed side: the name of the command, the file, and the name of the output."""
         for kind in _KINDS:
             for path in getattr(self, f"apply_{kind}"):
                 raster = kind in ("image", "labels")
@@ -151,7 +159,7 @@ class Job(BaseModel):
 
     @property
     def options(self) -> dict[str, Any]:
-        """What tells whether a finished job is this one; how much it may take is no part of it."""
+        """The settings by which a finished job is recognised as this one; its limits are not among them."""
         return self.model_dump(mode="json", exclude={"memory", "timeout"}, exclude_defaults=True)
 
     def register_arguments(self, out: Path, threads: int = 1) -> list[str]:
@@ -172,7 +180,7 @@ class Job(BaseModel):
         ]
 
     def later_arguments(self, out: Path, threads: int = 1) -> Iterator[tuple[str, list[str]]]:
-        """What follows a registration: names and command lines of ``regframe evaluate`` and ``regframe apply``."""
+        """The commands after a registration: name and command line of each ``regframe evaluate`` and ``regframe apply``."""
         if self.fixed_landmarks is not None:
             options = _options(self, "fixed_landmarks", "moving_landmarks")
             for side in ("fixed", "moving"):
@@ -204,14 +212,14 @@ def _options(job: Job, *names: str) -> list[str]:
 
 
 def _side(job: Job, side: str) -> list[str]:
-    out = _options(job, f"{side}_adapter", f"{side}_mpp", f"{side}_channel")
+    out = _options(job, f"{side}_adapter", f"{side}_mpp", f"{side}_channel", f"{side}_nodata", f"{side}_mask")
     return out + [f"--{side}-set={pair}" for pair in getattr(job, f"{side}_set")]
 
 
 COLUMNS = tuple(field.alias or name for name, field in Job.model_fields.items())
-"""The columns a manifest may have."""
+"""The columns that a manifest may have."""
 
-_PATHS = {"fixed", "moving", "landmarks", "config", "fixed_landmarks", "moving_landmarks"}
+_PATHS = {"fixed", "moving", "landmarks", "config", "fixed_landmarks", "moving_landmarks", "fixed_mask", "moving_mask"}
 _PATH_LISTS = {f"apply_{kind}" for kind in _KINDS}
 
 
@@ -220,10 +228,10 @@ def read_manifest(path: Path, defaults: dict[str, Any] | None = None) -> tuple[J
 
     Args:
         path: the file, UTF-8; relative paths in it are relative to its folder.
-        defaults: values of columns that a row leaves blank; of ``set``, what comes before the row's own.
+        defaults: values for cells that a row leaves blank; for ``set``, entries that come before the row's own.
 
     Raises:
-        ManifestError: names every problem and its line; a file that is named and absent is none, its job fails.
+        ManifestError: names every problem and its line. A missing input file is not a problem here: its job fails later.
         OSError: the manifest cannot be read.
     """
     if path.stat().st_size > MAX_BYTES:
@@ -299,7 +307,7 @@ def _check_header(header: list[str], path: Path) -> None:
 
 
 def _values(row: dict[str, str], folder: Path, defaults: dict[str, Any]) -> dict[str, Any]:
-    """The cells that say something, paths made absolute."""
+    """The cells of a row that are not blank, with absolute paths."""
     values: dict[str, Any] = {name: cell.strip() for name, cell in row.items() if cell.strip()}
     for name, value in values.items():
         if name in _PATHS or (name == "init" and value not in ("auto", "identity")):
@@ -319,7 +327,7 @@ def _problem(item: Any) -> str:
     wanted = str(item["msg"]).removeprefix("Input should be ").removeprefix("Value error, ")
     if item["type"] == "missing":
         return f"wanted a value in the column {column!r}, got a blank"
-    if not column:  # a rule about several columns, which says what came
+    if not column:  # a rule about several columns; its message states the values
         return f"wanted {wanted}"
     wanted = wanted.removeprefix("wanted ").partition(", got")[0]
     return f"wanted in the column {column!r} {wanted}, got {item['input']!r}"

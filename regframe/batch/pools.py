@@ -1,6 +1,6 @@
-"""Who does the work: this process, one piece after another, or the workers of a Dask cluster.
+"""Runs tasks: in this process one after another, or on the workers of a Dask cluster.
 
-A task is a function that can be imported and arguments that are paths, options and numbers, never arrays.
+A task is an importable function with arguments that are paths, options and numbers, never arrays.
 """
 
 from __future__ import annotations
@@ -23,18 +23,19 @@ import regframe
 from ..versions import version
 
 RESUBMITTED = 5
-"""How often a task that Dask gave up, because its workers died, is handed in again: a job's own process takes none with it."""
+"""Number of times that a task is submitted again after Dask gave it up because its workers died. The task itself cannot kill a
+worker, because a job runs in a process of its own."""
 TASK_BYTES = 1 << 16
-"""Most bytes of one task: paths, options and a number fit, an array does not."""
+"""Largest task in bytes: paths, options and numbers fit, an array does not."""
 
 _FIRST = 1 << 30
-"""Priority of tasks that go before all others: more than there are jobs, whose priorities count down from 0."""
+"""Priority of tasks that go before all others, larger than the priorities of jobs, which count down from 0."""
 
 Item = tuple[Any, ...]
 
 
 class Pool(Protocol):
-    """Runs a function over many arguments."""
+    """Calls a function with many arguments."""
 
     name: str
     workers: int
@@ -42,18 +43,18 @@ class Pool(Protocol):
     def run(
         self, function: Callable[..., Any], items: Sequence[Item], started: Callable[[int, str], object] | None = None
     ) -> Iterator[tuple[int, Any]]:
-        """Index and result of each item as it ends, an exception in its place where it raised.
+        """Yields index and result of each item as it finishes; where the call raised, the exception is the result.
 
-        ``started`` is called with an index and the name of a worker. Closing the iterator stops what is running.
+        ``started`` is called with the index and the name of the worker. Closing the iterator stops what is running.
         """
         ...
 
 
 class Plan(Protocol):
-    """A large output that is made shard by shard and can go on where it was left.
+    """A large output that is computed shard by shard and can be continued after an interruption.
 
-    A plan whose shards need others first has ``rounds`` too: sequences of indices, each needing all earlier ones. One that knows
-    which shards an earlier run made says so by ``done()``.
+    A plan with dependences between shards also has ``rounds``: sequences of indices, each of which needs all earlier ones. A plan
+    that knows which shards an earlier run finished also has ``done()``.
     """
 
     @property
@@ -62,11 +63,11 @@ class Plan(Protocol):
         ...
 
     def run(self, index: int) -> object:
-        """Make one shard and write it; nothing where it is there already."""
+        """Compute one shard and write it; does nothing where it is already written."""
         ...
 
     def finish(self) -> object:
-        """Complete the output once every shard is there."""
+        """Complete the output once every shard is written."""
         ...
 
 
@@ -77,18 +78,19 @@ def spread(
     progress: Callable[[regframe.Progress], object] | None = None,
     finish: Callable[[], object] | None = None,
 ) -> None:
-    """Make every shard of ``plan`` that is missing on the workers of ``pool``, then finish it here.
+    """Compute every missing shard of ``plan`` on the workers of ``pool``, then finish the output in this process.
 
     Args:
-        plan: what is made; `run` of it, or of the argument, is what travels.
-        pool: the workers, which see the same files.
-        run: makes a shard by its index, where the plan itself should not travel: a function over paths and options.
+        plan: the plan; its method `run` is sent to the workers, or ``run`` instead.
+        pool: the workers; they have to see the same files.
+        run: function that computes a shard by its index, where the plan itself should not be sent: a function of paths and
+            options.
         progress: called after each shard, with the stage ``shards``.
-        finish: instead of the plan's own.
+        finish: function to call instead of the plan's own `finish`.
 
     Raises:
         ValueError: for a task that is too large to be paths and options.
-        Exception: what a shard raised; those that were made stay, so that the same call goes on from there.
+        Exception: what a shard raised. Finished shards are kept, so that the same call continues from there.
     """
     task = plan.run if run is None else run
     size = len(pickle.dumps(task))
@@ -111,7 +113,7 @@ def spread(
 
 
 def machine() -> tuple[int, int]:
-    """Cores and bytes of memory this process may use, whatever bounds them: the machine, its affinity, a control group."""
+    """Number of cores and bytes of memory that this process may use: limited by the machine, its affinity, or a control group."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     for folder in _control_groups(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")):
@@ -125,7 +127,7 @@ def machine() -> tuple[int, int]:
 
 
 def _control_groups(own: Path, root: Path) -> Iterator[Path]:
-    """The folders of the control groups this process is in, and of those around them."""
+    """The folders of the control groups that contain this process, innermost first."""
     with contextlib.suppress(OSError, ValueError):
         for line in own.read_text().splitlines():
             _, kinds, path = line.split(":", 2)
@@ -136,7 +138,10 @@ def _control_groups(own: Path, root: Path) -> Iterator[Path]:
 
 
 def share() -> int:
-    """Bytes of memory that a task of this worker may take: the worker's, or the machine's, over its threads."""
+    """Bytes of memory that a task of this worker may use: the worker's limit divided by its threads.
+
+    Nine tenths of the machine's memory take the place of a limit that is not set; outside a cluster, a task may use all of it.
+    """
     worker = _worker()
     if worker is None:
         return int(0.9 * machine()[1])
@@ -145,7 +150,7 @@ def share() -> int:
 
 
 def stopped() -> bool:
-    """Whether the task this thread runs is wanted no more: its client cancelled it, or is gone."""
+    """Whether the task that this thread runs is no longer wanted: its client has cancelled it, or is gone."""
     worker = _worker()
     if worker is None:
         return False
@@ -154,19 +159,19 @@ def stopped() -> bool:
 
 
 def scheduler() -> str | None:
-    """Address of the cluster whose worker runs this thread; None elsewhere."""
+    """Address of the cluster to which this thread's worker belongs; None outside a cluster."""
     worker = _worker()
     return None if worker is None else str(worker.scheduler.address)
 
 
 def step_aside() -> None:
-    """Give the thread's place among the worker's tasks to another one: this task only waits from here on."""
+    """Release this task's place on the worker to another task, because from here on it only waits."""
     if _worker() is not None:
         importlib.import_module("distributed").secede()
 
 
 def _worker() -> Any:
-    """The Dask worker whose task this thread runs, None elsewhere."""
+    """The Dask worker whose task this thread runs; None outside a cluster."""
     if "distributed.worker" not in sys.modules:
         return None
     with contextlib.suppress(ValueError):
@@ -175,7 +180,7 @@ def _worker() -> Any:
 
 
 class InTurn:
-    """One piece after another, in this process."""
+    """Runs tasks one after another, in this process."""
 
     name = "one after another"
     workers = 1
@@ -195,14 +200,14 @@ class InTurn:
 
 
 class Cluster:
-    """The workers of a Dask cluster: one of this machine's own, or any that runs already.
+    """The workers of a Dask cluster: started on this machine, or those of a running scheduler.
 
     Use it as a context manager. It needs the extra ``batch``.
 
     Args:
-        address: of a scheduler, or the path of a scheduler file; None starts workers here.
-        workers: processes to start here, one task each at a time.
-        first: let what is run go before all that others wait for; the shards of a job that is nearly done.
+        address: address of a scheduler, or path of a scheduler file; None starts workers here.
+        workers: number of processes to start here, each running one task at a time.
+        first: whether tasks go before all waiting ones; used for the shards of a job that is nearly done.
     """
 
     def __init__(self, address: str | None = None, workers: int = 1, first: bool = False) -> None:
@@ -223,7 +228,7 @@ class Cluster:
         )
         try:
             if self.address is None:
-                # a job's process has a limit of its own, a worker only waits for it: it needs none
+                # workers need no memory limit: a job runs in a process of its own, which has one
                 cluster = distributed.LocalCluster(
                     n_workers=self.workers,
                     threads_per_worker=1,
@@ -268,7 +273,7 @@ class Cluster:
     def run(
         self, function: Callable[..., Any], items: Sequence[Item], started: Callable[[int, str], object] | None = None
     ) -> Iterator[tuple[int, Any]]:
-        """See `Pool`; a task whose worker dies goes to another one."""
+        """See `Pool`; a task whose worker dies is given to another worker."""
         distributed: Any = importlib.import_module("distributed")
         client, topic = self._client, f"regframe-{uuid.uuid4().hex}"
         if started is not None:

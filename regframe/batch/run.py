@@ -1,4 +1,4 @@
-"""A whole batch: what is left to do, who does it, what is said on the way, and the summary."""
+"""Runs a whole batch: finds the jobs that are left, runs them, reports progress, writes the summary."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ LOCK = ".regframe-batch.lock"
 
 @dataclass(frozen=True)
 class JobEvent:
-    """One thing that happened to a job of a batch.
+    """One event of a job in a batch.
 
     Args:
-        kind: ``started``, ``kept`` (an earlier run did it) or ``ended``.
-        id: the job's.
-        done: jobs that are done, this one included unless it started.
-        total: jobs of the batch.
-        worker: who runs it, of a job that started.
-        outcome: what became of it, unless it started.
+        kind: ``started``, ``kept`` (finished by an earlier run) or ``ended``.
+        id: the job's id.
+        done: number of finished jobs, this one included unless it has just started.
+        total: number of jobs in the batch.
+        worker: name of the worker, for a job that started.
+        outcome: the job's outcome, unless it has just started.
     """
 
     kind: Literal["started", "kept", "ended"]
@@ -52,16 +52,17 @@ def run_batch(
     """Run every job that ``out`` does not hold yet, and write ``summary.csv`` and ``summary.html``.
 
     Args:
-        jobs: the rows of a manifest.
-        out: a folder; each job gets ``out/ID``, complete or not at all.
-        pool: who runs them, or what makes one when there is something to run, given how many jobs there are.
-        limits: what a job may take.
-        retry_failed: run jobs again that failed before.
-        progress: called with what happens.
+        jobs: the jobs of a manifest.
+        out: the output folder; each job gets ``out/ID``, complete or not at all.
+        pool: the pool that runs the jobs, or a function that returns one for a number of jobs; it is called only if jobs are
+            left.
+        limits: memory, time and threads of a job.
+        retry_failed: run again jobs that failed before.
+        progress: called with every event.
 
     Returns:
-        One outcome per job, in their order. After an interrupt (KeyboardInterrupt is raised again) the summary says which
-        are pending.
+        One outcome per job, in their order. After an interrupt KeyboardInterrupt is raised again, and the summary lists the
+        pending jobs.
 
     Raises:
         BlockingIOError: another batch writes to ``out``.
@@ -140,9 +141,9 @@ def _check_foreign(jobs: Sequence[Job], out: Path) -> None:
 
 
 def _sweep(out: Path) -> None:
-    """Remove what processes that were killed left half-written.
+    """Remove what killed processes left half-written.
 
-    Each folder is renamed first, so that a process on another machine which is about to finish it finds it gone, not emptied.
+    Each folder is renamed first: a process on another machine that is about to finish it then finds it missing, not emptied.
     """
     for item in [*out.glob(".*.partial"), *out.glob(".*.swept")]:
         if item.is_dir() and not item.is_symlink():
@@ -154,10 +155,10 @@ def _sweep(out: Path) -> None:
 
 @contextlib.contextmanager
 def _locked(out: Path) -> Iterator[None]:
-    """Keep other batches out of a folder; the system lets go of it however this process ends."""
+    """Keep other batches out of the folder; the system releases the lock however this process ends."""
     try:
         import fcntl
-    except ImportError:  # not on this system: nothing else keeps two batches apart
+    except ImportError:  # no fcntl on this system: two batches on one folder are not prevented
         yield
         return
     descriptor = os.open(out / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)

@@ -1,4 +1,4 @@
-"""What a batch says at the end: ``summary.csv`` and ``summary.html``, one self-contained page."""
+"""The summary of a batch: ``summary.csv`` and ``summary.html``, one self-contained page."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from .work import Outcome
 TABLE = "summary.csv"
 PAGE = "summary.html"
 STATES = ("failed", "fail", "warn", "pass", "pending")
-"""What a job can have come to, worst first."""
+"""Possible states of a job, worst first."""
 
 _MAX_REPORT = 32 << 20
-"""Bytes of the largest report whose pictures are taken: one of ours stays under 6 MB."""
+"""Largest report, in bytes, from which pictures are taken; regframe's own stay under 6 MB."""
 _FIGURES = ("n_evaluations", "matching_fraction", "folding_fraction", "pose_margin")
 _WORDS = {
     "failed": "did not end as asked",
-    "fail": "not to be trusted",
-    "warn": "aligned, with remarks",
-    "pass": "aligned",
+    "fail": "contradicted, or no evidence",
+    "warn": "not confirmed",
+    "pass": "confirmed",
     "pending": "not run yet",
 }
 
 
 def write(outcomes: Sequence[Outcome], out: Path) -> None:
-    """Write both files, each whole or not at all."""
+    """Write both files, each of them complete or not at all."""
     with outputs.staged(out / TABLE, overwrite=True) as path:
         path.write_text(table(outcomes), encoding="utf-8")
     with outputs.staged(out / PAGE, overwrite=True) as path:
@@ -41,7 +41,7 @@ def write(outcomes: Sequence[Outcome], out: Path) -> None:
 
 
 def is_written(out: Path, outcomes: Sequence[Outcome]) -> bool:
-    """Whether both files are there and say this."""
+    """Whether both files exist with the content for these outcomes."""
     try:
         return (out / PAGE).is_file() and (out / TABLE).read_text(encoding="utf-8") == table(outcomes)
     except (OSError, UnicodeDecodeError):
@@ -49,7 +49,7 @@ def is_written(out: Path, outcomes: Sequence[Outcome]) -> bool:
 
 
 def row(outcome: Outcome) -> dict[str, Any]:
-    """One job in plain values, as in the table and in ``--json``."""
+    """One job as plain values, for the table and for ``--json``."""
     measured = outcome.evaluation or {}
     before = measured.get("before") or {}
     ran = bool(outcome.attempts)
@@ -78,7 +78,7 @@ def row(outcome: Outcome) -> dict[str, Any]:
 
 
 def table(outcomes: Sequence[Outcome]) -> str:
-    """``summary.csv``: one row per job in the manifest's order, blank where something is not known."""
+    """``summary.csv``: one row per job in the manifest's order; blank cells where a value is not known."""
     rows = [row(outcome) for outcome in outcomes]
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
@@ -91,12 +91,12 @@ def _cell(value: Any) -> Any:
     if isinstance(value, float):
         return f"{value:.6g}"
     if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")):
-        return f"'{value}"  # a spreadsheet would take it for a formula
+        return f"'{value}"  # quoted, or a spreadsheet would run it as a formula
     return value
 
 
 def page(outcomes: Sequence[Outcome], out: Path) -> str:
-    """``summary.html``: counts, then every job with what it looked like before and after, the worst first."""
+    """``summary.html``: counts, then every job with its overlays before and after, the worst first."""
     import jinja2
 
     environment = jinja2.Environment(
@@ -144,7 +144,7 @@ def _item(outcome: Outcome, out: Path, width: int) -> dict[str, Any]:
 
 
 class _Overlays(html.parser.HTMLParser):
-    """The two pictures of a report that show both sides, before and after."""
+    """Finds the two overlays of both sides, before and after, in a report."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -158,7 +158,7 @@ class _Overlays(html.parser.HTMLParser):
 
 
 def _thumbnails(report: Path, width: int) -> dict[str, str]:
-    """Small pictures as data URIs, by ``before`` and ``after``, out of a job's own report; none where it holds none."""
+    """Small pictures from a job's report as data URIs, by ``before`` and ``after``; empty where it has none."""
     import PIL.Image
 
     overlays = _Overlays()

@@ -1,6 +1,6 @@
-"""One job: its process, the limits it runs under, what is tried when it breaks, the folder it leaves behind.
+"""Runs one job: its process, its limits, a second attempt after a breakdown, and the folder it leaves.
 
-Runs wherever a worker is and never loads torch: the process it starts does.
+This code runs wherever a worker is and never loads torch; only the process that it starts does.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ LOG = "job.log"
 AS_ASKED = "as asked"
 SIMPLER = "simpler, at a coarser level"
 SIMPLER_PIXELS = 375_000
-"""Pixels of the finest level of the second attempt: a quarter of the default of the setting ``pyramid.max_pixels``."""
+"""Pixels of the finest level in the second attempt: a quarter of the default of ``pyramid.max_pixels``."""
 
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE}
 _POLL = 0.02
-"""Seconds between two looks at the memory of a process: it can take some 100 MB in between."""
+"""Seconds between two checks of a process's memory; a process can allocate some 100 MB in that time."""
 _HASHED = 8 << 20
-"""Bytes hashed at either end of a file: a changed header or tail shows, and a slide of 50 GB takes no time."""
+"""Bytes that are hashed at either end of a file: a changed header or tail is noticed, and a slide of 50 GB takes no time."""
 _MAX_RECORD = 4 << 20
-"""Bytes of the largest ``job.json`` or log that is read: a record of ours has some kB."""
+"""Largest ``job.json`` or log that is read, in bytes; a record of regframe has some kB."""
 _FIGURES = (
     "seconds", "n_evaluations", "matching_fraction", "roundtrip_px", "jacobian_min", "folding_fraction", "pose_margin",
     "metric", "model",
@@ -49,17 +49,17 @@ _FIGURES = (
 
 
 class Stopped(Exception):
-    """The batch was interrupted: nothing of the job is kept."""
+    """The batch was interrupted; nothing of the job is kept."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What one job may take.
+    """Limits of one job.
 
     Args:
-        memory: bytes; None: the worker's memory over the tasks it runs at once.
-        timeout: seconds per attempt; None: no end.
-        threads: of the job's process.
+        memory: bytes; None: the worker's memory divided by the number of tasks it runs at once.
+        timeout: seconds per attempt; None: no limit.
+        threads: number of threads of the job's process.
     """
 
     memory: int | None = None
@@ -67,13 +67,21 @@ class Limits:
     threads: int = 1
 
     def of(self, job: Job) -> Limits:
-        """The limits of ``job``: its own, and these where it states none."""
+        """The limits of ``job``: those it states itself, and these for the rest."""
         return replace(self, memory=job.memory or self.memory, timeout=job.timeout or self.timeout)
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """One process of a job, and how it ended: ``done``, ``bad input``, ``disk``, ``defect``, ``memory``, ``killed``, ``time``."""
+    """One process of a job, and how it ended: ``done``, ``bad input``, ``disk``, ``defect``, ``memory``, ``killed``, ``time``.
+
+    Args:
+        model: what was attempted: `AS_ASKED` or `SIMPLER`.
+        outcome: how it ended, one of the words above.
+        reason: why, in a sentence.
+        seconds: wall time.
+        peak_memory: largest resident size in bytes.
+    """
 
     model: str
     outcome: str
@@ -84,26 +92,26 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a job.
+    """The outcome of a job.
 
     Args:
-        id: the job's.
+        id: the job's id.
         status: ``done``, ``failed`` or ``pending``.
-        verdict: of the registration, None without one.
-        reasons: of the verdict, or why it failed.
-        model: what gave the result: `AS_ASKED` or `SIMPLER`; None without one.
-        attempts: every process, in order.
-        figures: some of ``metrics.json``.
-        evaluation: what ``regframe evaluate`` measured, None without landmarks.
-        applied: files written beside the map, relative to the job's folder.
+        verdict: verdict of the registration; None without one.
+        reasons: reasons for the verdict, or for the failure.
+        model: the attempt that gave the result: `AS_ASKED` or `SIMPLER`; None without a result.
+        attempts: all processes of the job, in order.
+        figures: some entries of ``metrics.json``.
+        evaluation: output of ``regframe evaluate``; None without landmarks.
+        applied: files that were carried, relative to the job's folder.
         seconds: wall time.
-        threads: of its process.
-        limits: bytes and seconds it was allowed.
-        host: where it ran.
-        version: of regframe.
-        options: the row.
-        inputs: what the files were.
-        kept: whether an earlier run of the batch did it.
+        threads: number of threads of its process.
+        limits: memory in bytes and time in seconds that it was allowed.
+        host: machine on which it ran.
+        version: version of regframe.
+        options: the row of the manifest.
+        inputs: signatures of the input files (see `signature`).
+        kept: whether an earlier run of the batch finished it.
     """
 
     id: str
@@ -126,22 +134,23 @@ class Outcome:
 
     @property
     def state(self) -> str:
-        """``failed`` and ``pending`` jobs by these words, the others by their verdict."""
+        """The state shown in summaries: ``failed`` or ``pending``, else the verdict."""
         return self.status if self.status != "done" or self.verdict is None else self.verdict
 
     @property
     def peak_memory(self) -> int:
-        """Bytes, of the largest of its processes."""
+        """Largest memory of any of its processes, in bytes."""
         return max((a.peak_memory for a in self.attempts), default=0)
 
 
-# ------------------------------------------------------------------------------------------------ what is done already
+# ------------------------------------------------------------------------------------------------------- finished jobs
 
 
 def signature(path: Path) -> dict[str, Any] | None:
-    """Size, time and digest of a file, or of what lies in a folder; None where there is none.
+    """Size, time and digest of a file, or of a folder's content; None where it does not exist.
 
-    The digest is of a file's first and last 8 MiB, of a folder the names and sizes of its files and the text of its metadata.
+    For a file the digest covers the first and the last 8 MiB; for a folder, names and sizes of its files and the text of its
+    metadata.
     """
     try:
         if path.is_dir():
@@ -173,7 +182,7 @@ def _folder_signature(path: Path) -> dict[str, Any]:
 
 
 def _unchanged(path: Path, before: Any) -> bool:
-    """Whether a file is what it was: same size and time, or same content where it was only touched."""
+    """Whether a file is unchanged: same size and time, or the same content where only its time differs."""
     if not isinstance(before, dict):
         return before is None and not path.exists()
     with contextlib.suppress(OSError):
@@ -188,9 +197,9 @@ def _unchanged(path: Path, before: Any) -> bool:
 
 
 def finished(job: Job, folder: Path, limits: Limits) -> Outcome | None:
-    """What an earlier run left of this very job; None where it has to be run.
+    """The outcome of this very job in an earlier run; None where it has to be run.
 
-    A job that failed is done too, unless it broke its limits and may take more now, or could not write.
+    A failed job counts as finished, unless it exceeded its limits and now has higher ones, or could not write its output.
     """
     found = read_record(folder)
     if found is None or found.options != job.options or found.status not in ("done", "failed"):
@@ -218,7 +227,7 @@ def finished(job: Job, folder: Path, limits: Limits) -> Outcome | None:
 
 
 def read_record(folder: Path) -> Outcome | None:
-    """``job.json`` of a folder; None where there is none that can be read."""
+    """The outcome in a folder's ``job.json``; None where it cannot be read."""
     path = folder / RECORD
     try:
         if path.stat().st_size > _MAX_RECORD:
@@ -235,11 +244,11 @@ def read_record(folder: Path) -> Outcome | None:
     return found if typed and inside and isinstance(found.figures, dict) else None
 
 
-# --------------------------------------------------------------------------------------------------------- doing it
+# ------------------------------------------------------------------------------------------------------ running a job
 
 
 def run_job(job: Job, out: Path, limits: Limits) -> Outcome:
-    """Run a job in processes of its own and leave ``out/ID``, complete or not at all.
+    """Run a job in processes of its own, and write ``out/ID`` completely or not at all.
 
     Raises Stopped where the batch ended meanwhile, OSError where the folder cannot be written.
     """
@@ -303,7 +312,7 @@ def _reasons(attempts: list[Attempt], metrics: dict[str, Any], broken: list[str]
 
 
 def _renamed(log: Path, folder: Path, final: Path) -> Path:
-    """The log, in which the folder has the name it is about to get."""
+    """The log, with the temporary name of the folder replaced by its final name."""
     if log.stat().st_size <= _MAX_RECORD:
         log.write_bytes(log.read_bytes().replace(str(folder).encode(), str(final).encode()))
     return log
@@ -317,7 +326,7 @@ def _evaluation(folder: Path) -> dict[str, Any] | None:
 
 
 def _clear(folder: Path, keep: Path) -> None:
-    """Remove what an attempt that broke left."""
+    """Remove what a failed attempt left, except ``keep``."""
     for item in folder.iterdir():
         if item.is_dir():
             shutil.rmtree(item, ignore_errors=True)
@@ -326,7 +335,7 @@ def _clear(folder: Path, keep: Path) -> None:
 
 
 def _attempt(job: Job, folder: Path, log: Path, limits: Limits, model: str) -> tuple[Attempt, dict[str, Any]]:
-    """Run one process to its end and say how it ended."""
+    """Run one process to its end; returns how it ended, and its report."""
     began = time.monotonic()
     asked = job if model == AS_ASKED else job.model_copy(update={"refine": False})
     answer, waits = folder.parent / "answer.json", folder.parent / "waits"
@@ -335,7 +344,7 @@ def _attempt(job: Job, folder: Path, log: Path, limits: Limits, model: str) -> t
         "later": list(job.later_arguments(folder, limits.threads)),
         "folder": str(folder),
         "answer": str(answer),
-        "scheduler": pools.scheduler(),  # on which the shards of large images are tasks as well
+        "scheduler": pools.scheduler(),  # the cluster on which shards of large images may run as tasks
         "waits": str(waits),
         "memory": limits.memory,
         "simpler": _simpler(job) if model == SIMPLER else [],
@@ -346,7 +355,7 @@ def _attempt(job: Job, folder: Path, log: Path, limits: Limits, model: str) -> t
         lines.write(f"--- {model}\n".encode())
         lines.flush()
         process = subprocess.Popen(
-            # -P: no module of the folder that this happens to run in is imported
+            # -P: modules in the current folder are not imported
             [
                 sys.executable,
                 "-P",
@@ -359,13 +368,13 @@ def _attempt(job: Job, folder: Path, log: Path, limits: Limits, model: str) -> t
             stdout=lines,
             stderr=lines,
             env=_environment(limits.threads),
-            start_new_session=True,  # Ctrl-C is for whoever supervises it
+            start_new_session=True,  # Ctrl-C reaches the supervisor only, which ends this process
         )
         assert process.stdin is not None
         try:
             with contextlib.suppress(BrokenPipeError):
                 process.stdin.write(json.dumps(order).encode() + b"\n")
-                process.stdin.flush()  # and stays open: the process ends itself when it is closed
+                process.stdin.flush()  # stdin stays open: the process ends itself when it is closed
             looked = began
             while process.poll() is None:
                 now = time.monotonic()
@@ -419,7 +428,7 @@ def _ending(code: int, broke: str, report: dict[str, Any], limits: Limits, peak:
 
 
 def _simpler(job: Job) -> list[str]:
-    """Options of the second attempt: no bend, at most a quarter of the pixels; a kind simpler than affine stays."""
+    """Options of the second attempt: no bend, and at most a quarter of the pixels; a model simpler than affine is kept."""
     named = [pair.partition("=")[2].strip() for pair in job.settings if pair.partition("=")[0].strip() == "transform"]
     asked = job.transform or (named[-1] if named else None)
     kind = asked if asked in ("rigid", "similarity") else "affine"
@@ -427,7 +436,7 @@ def _simpler(job: Job) -> list[str]:
 
 
 def _sides(job: Job) -> dict[str, Any]:
-    """Where each side lies and how it is opened, for a coarser level of it."""
+    """Path and adapter options of each side, for opening it one level coarser."""
     return {
         side: {
             "path": str(getattr(job, side)),
@@ -445,7 +454,7 @@ def _environment(threads: int) -> dict[str, str]:
 
 
 def _resident(pid: int) -> int:
-    """Bytes of memory a process holds; 0 where the system does not tell, or it is gone."""
+    """Resident memory of a process in bytes; 0 where the system does not tell, or the process is gone."""
     try:
         return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE
     except (OSError, IndexError, ValueError):
@@ -463,11 +472,11 @@ def _mib(size: int) -> str:
 
 
 def obey(memory: int | None) -> None:
-    """Take the limit of this process: beyond ``memory`` bytes of its own the system refuses more.
+    """Limit the memory of this process: beyond ``memory`` bytes the system refuses allocations.
 
-    ``RLIMIT_DATA`` counts what is private and writable, which is what torch, numpy and the decoders allocate, and not the mapped
-    files of their libraries nor address space that is only reserved, which ``RLIMIT_AS`` would. Where there is a GPU, whose
-    driver maps memory in its own way, the supervisor's look at the resident size has to do.
+    ``RLIMIT_DATA`` counts private writable memory, which is what torch, numpy and decoders allocate. Unlike ``RLIMIT_AS`` it
+    counts neither the mapped files of libraries nor reserved address space. With a GPU, whose driver maps memory in its own
+    way, no limit is set, and the supervisor's check of the resident size has to suffice.
     """
     if memory is not None and sys.platform == "linux":
         import resource
@@ -479,7 +488,7 @@ def obey(memory: int | None) -> None:
 
 
 def end_with_parent() -> None:
-    """End this process at once when the pipe from its supervisor breaks: no job outlives its worker."""
+    """End this process as soon as the pipe from its supervisor breaks, so that no job outlives its worker."""
 
     def watch() -> None:
         with contextlib.suppress(OSError, ValueError):
@@ -491,7 +500,7 @@ def end_with_parent() -> None:
 
 
 def cause(error: BaseException | None) -> str | None:
-    """``memory`` where an error, or one it came of, is an allocation that was refused, ``disk`` where a file could not grow."""
+    """``memory`` where an error (or its cause) is a refused allocation, ``disk`` where a file could not be written; else None."""
     while error is not None:
         number = error.errno if isinstance(error, OSError) else None
         if number in _DISK:

@@ -1,11 +1,16 @@
-"""The command line: click commands over the public API. Nothing here imports torch before a command needs it."""
+"""The command line: click commands over the public API. Nothing here imports torch before a command needs it.
+
+One module per command: ``register``, ``refine``, ``apply``, ``evaluate``, ``report``, ``batch`` (each job of it: ``job``),
+``stack``, ``exchange`` (export and import), ``inspect`` (info, plugins, doctor), ``demo``, ``bench``; ``progress`` is the
+display of all.
+"""
 
 from __future__ import annotations
 
 import os
 
-# Threads that wait by spinning starve each other as soon as another process wants a core: a fit then takes five times as long.
-# Read once, when torch loads OpenMP; whoever has set it knows better.
+# OpenMP threads that wait by spinning starve each other as soon as another process wants a core: a fit then takes five times
+# as long. OpenMP reads the variable once, when torch loads it; a value that the user has set is kept.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from ._common import Main
@@ -24,7 +29,7 @@ from .stack import stack
 
 HELP = """Align images and point tables of tissue: one verb, one map, in both directions.
 
-Exit codes: 0 done and trusted (pass or warn), 3 done but the verdict is fail, 2 bad input, 1 a defect.
+Exit codes: 0 done, 3 done but the verdict is worse than --require asks (fail, if nothing is asked), 2 bad input, 1 a defect.
 """
 
 main = Main(name="regframe", help=HELP, context_settings={"help_option_names": ["-h", "--help"]})

@@ -1,4 +1,4 @@
-"""What the commands share: errors as sentences, exit codes, options that many have, progress on stderr."""
+"""What the commands share: errors as one sentence, exit codes, common options, progress on stderr."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ..result import Result
 
 EXIT_FAIL = 3
-"""Done, everything written, but the verdict is ``fail``."""
+"""Done, everything written, but the verdict is worse than what was required: ``fail``, where nothing else is asked for."""
 
 _VERBOSE = "regframe.verbose"
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -31,7 +31,7 @@ class BadInput(click.ClickException):
 
 @contextlib.contextmanager
 def bad_input() -> Iterator[None]:
-    """Turn what a wrong file, value or place raises (ValueError, OSError) into `BadInput`."""
+    """Turn what a wrong file, value or path raises (ValueError, OSError) into `BadInput`."""
     try:
         yield
     except (ValueError, OSError) as error:
@@ -39,7 +39,7 @@ def bad_input() -> Iterator[None]:
 
 
 def sentence(error: BaseException) -> str:
-    """What an exception says, on one line; pydantic's reports name the key."""
+    """The message of an exception on one line; for pydantic's errors with the name of the setting."""
     if hasattr(error, "errors") and type(error).__name__ == "ValidationError":
         return "; ".join(_setting_problem(item) for item in error.errors())
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
@@ -67,7 +67,7 @@ def _known_settings(path: Sequence[Any]) -> list[str]:
 
 
 class Main(click.Group):
-    """The group of commands: an unforeseen exception becomes one line and exit code 1, with ``-v`` a traceback."""
+    """The group of all commands; an unforeseen exception becomes one line and exit code 1 (with ``-v`` a traceback)."""
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
@@ -75,7 +75,7 @@ class Main(click.Group):
             warnings.showwarning = _show_warning
             try:
                 return super().invoke(ctx)
-            except (click.exceptions.Exit, click.Abort, BrokenPipeError):  # the last one: `| head`
+            except (click.exceptions.Exit, click.Abort, BrokenPipeError):  # BrokenPipeError: output piped into `head`
                 raise
             except click.ClickException as error:
                 _show_traceback(ctx, error.__cause__)
@@ -119,7 +119,7 @@ path_type = click.Path(path_type=Path)
 
 
 def emit_json(value: Any) -> None:
-    """One JSON object on stdout."""
+    """Print one JSON object on stdout."""
     from ..io.outputs import to_json
 
     click.echo(to_json(value, indent=2))
@@ -142,7 +142,7 @@ def parse_pairs(pairs: Sequence[str], option: str) -> dict[str, Any]:
 
 
 def options(*group: Callable[[_F], _F]) -> Callable[[_F], _F]:
-    """Arguments and options that go together, as one decorator; they are listed in this order."""
+    """A decorator that adds several arguments and options; help lists them in this order."""
 
     def decorate(command: _F) -> _F:
         for option in reversed(group):
@@ -156,22 +156,22 @@ result_argument = click.argument("result_folder", type=path_type, metavar="OUT")
 
 
 def folder_option(metavar: str = "OUT", help: str = "Folder to write.") -> Callable[[_F], _F]:
-    """``-o``, the folder that a command writes, as ``out``."""
+    """The option ``-o``, the folder that a command writes, passed as ``out``."""
     return click.option("-o", "--output", "out", type=path_type, required=True, metavar=metavar, help=help)
 
 
 def level_option(help: str) -> Callable[[_F], _F]:
-    """``--level``, 0 the finest."""
+    """The option ``--level``, 0 the finest."""
     return click.option("--level", type=click.IntRange(min=0), metavar="N", help=help)
 
 
 def workers_option(help: str) -> Callable[[_F], _F]:
-    """``--workers``, at least one."""
+    """The option ``--workers``, at least one."""
     return click.option("--workers", type=click.IntRange(min=1), metavar="N", help=help)
 
 
 def input_options(adapter: str, pairs: str) -> Callable[[_F], _F]:
-    """``--adapter`` and ``--adapter-set``, which say how the input of a command is opened, with their helps."""
+    """The options ``--adapter`` and ``--adapter-set`` for a command's input, with the given help texts."""
     return options(
         click.option("--adapter", metavar="NAME", help=adapter),
         click.option("--adapter-set", metavar="K=V", multiple=True, help=pairs),
@@ -188,19 +188,38 @@ moved_options = options(
 
 
 def side_options(side: str) -> Callable[[_F], _F]:
-    """The options that say how one side is opened."""
+    """The options that state how one side is opened."""
     return options(
         click.option(f"--{side}-adapter", metavar="NAME", help=f"Adapter of the {side} side; sniffed otherwise."),
         click.option(f"--{side}-set", metavar="K=V", multiple=True, help=f"Option of the {side} adapter."),
         click.option(f"--{side}-mpp", type=float, metavar="UM", help=f"Pixel size of the {side} image in µm."),
         click.option(f"--{side}-channel", metavar="C", help=f"Channel of the {side} image, by name or number."),
+        click.option(f"--{side}-nodata", metavar="V", help=f"Value of no data in the {side} image, a number or nan."),
+        click.option(
+            f"--{side}-mask", type=path_type, metavar="FILE", help=f"Image of the {side} canvas; 0: does not count."
+        ),
     )
+
+
+def stated(side: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Keyword arguments for an adapter out of the `side_options` of one side."""
+    pairs, mpp, channel = (options[f"{side}_{key}"] for key in ("set", "mpp", "channel"))
+    out = adapter_options(pairs, f"--{side}-set", mpp, channel)
+    nodata, mask = options[f"{side}_nodata"], options[f"{side}_mask"]
+    if nodata is not None:
+        try:
+            out["nodata"] = nodata if nodata.lower() == "nan" else float(nodata)
+        except ValueError:
+            raise BadInput(f"wanted a number or nan for --{side}-nodata, got {nodata!r}") from None
+    if mask is not None:
+        out["mask"] = str(mask.resolve())
+    return out
 
 
 def adapter_options(
     pairs: Sequence[str], option: str, mpp: float | None = None, channel: str | None = None
 ) -> dict[str, Any]:
-    """Keyword arguments for an adapter out of ``--*-set`` and the options that have names of their own."""
+    """Keyword arguments for an adapter, from ``--*-set`` and from the options for pixel size and channel."""
     options = parse_pairs(pairs, option)
     if mpp is not None:
         options |= {"spacing": mpp, "unit": "µm"}
@@ -212,9 +231,9 @@ def adapter_options(
 def open_side(
     path: Path, adapter: str | None, options: Mapping[str, Any], level: int | None = None
 ) -> tuple[Image | PointSet, Adapter, dict[str, Any]]:
-    """A file's data, the adapter that read it and its options; `BadInput` where it cannot be read.
+    """Open a file; returns its data, the adapter that read it and the adapter's options; `BadInput` where it cannot be read.
 
-    ``level`` reaches an adapter that has such an option and is left out for one that has none.
+    ``level`` is passed to adapters that have such an option, and ignored for others.
     """
     import regframe
 
@@ -234,8 +253,10 @@ def open_side(
 
 
 def open_levels(path: Path, adapter: str | None, options: Mapping[str, Any]) -> tuple[Pyramid | None, Adapter]:
-    """Every resolution of an image, lazy, or None where a file is none, and the adapter; `BadInput` where it cannot be
-    read."""
+    """Every resolution of an image, lazy (None where the file is no image), and the adapter.
+
+    `BadInput` where it cannot be read.
+    """
     import regframe
 
     with bad_input():
@@ -259,10 +280,10 @@ def load_result(path: Path) -> Result:
 
 
 def recorded_run(folder: Path, fixed: Path | None, moving: Path | None) -> dict[str, Any]:
-    """What a finished run wrote of its inputs: ``path``, ``adapter`` and ``options`` by side, and more.
+    """What a finished run recorded of its inputs: ``path``, ``adapter`` and ``options`` by side, and more.
 
-    ``fixed`` and ``moving`` are where these files lie now, if elsewhere. Raises ValueError where ``folder`` is no run or does
-    not name a file, FileNotFoundError where a file is gone.
+    ``fixed`` and ``moving`` are the current paths of these files, if they were moved. Raises ValueError where ``folder`` is
+    not the folder of a run or names no input, FileNotFoundError where an input is missing.
     """
     import yaml
 
@@ -286,7 +307,7 @@ def recorded_run(folder: Path, fixed: Path | None, moving: Path | None) -> dict[
 
 
 def open_recorded(run: Mapping[str, Any]) -> tuple[Image | PointSet, Image | PointSet]:
-    """The fixed and the moving data of a `recorded_run`, opened as they were for it."""
+    """The fixed and the moving data of a `recorded_run`, opened in the same way as for that run."""
     fixed, moving = (
         open_side(Path(run[side]["path"]), run[side].get("adapter"), run[side].get("options") or {})[0]
         for side in ("fixed", "moving")
@@ -294,7 +315,18 @@ def open_recorded(run: Mapping[str, Any]) -> tuple[Image | PointSet, Image | Poi
     return fixed, moving
 
 
-def finish(metrics: Mapping[str, Any], ctx: click.Context) -> None:
-    """Leave with the exit code of the verdict."""
-    if metrics.get("verdict") == "fail":
+require_option = click.option(
+    "--require",
+    type=click.Choice(("warn", "pass")),
+    default="warn",
+    show_default=True,
+    help="Verdict from which the exit code is 0; with pass, a map that is not confirmed ends with 3 too.",
+)
+
+
+def finish(metrics: Mapping[str, Any], ctx: click.Context, require: str = "warn") -> None:
+    """Leave with the exit code of the verdict: `EXIT_FAIL` where it is worse than ``require``."""
+    from ..verdict import meets
+
+    if "verdict" in metrics and not meets(metrics["verdict"], require):
         ctx.exit(EXIT_FAIL)

@@ -40,12 +40,12 @@ if TYPE_CHECKING:
     from ..slides import warp
 
 _LOOKED_AT = 2048
-"""Pixels along each side of the corner that is looked at for ids: enough of a mask to show flat patches, 32 MiB at most."""
+"""Pixels along each side of the corner that is examined for ids: enough of a mask to show flat patches, 32 MiB at most."""
 _FEW = 16
-"""Number of different values up to which an image counts as a mask even where neighbours differ by 1 or 2: classes, not grey
-levels."""
+"""Number of different values up to which an image counts as a mask even where neighbouring values differ by 1 or 2: classes,
+not grey levels."""
 _WORTH_SPREADING = 4
-"""Shards from which a cluster makes them; fewer are done here before it has answered."""
+"""Number of shards from which they are sent to a cluster; fewer are computed here before a cluster has answered."""
 
 
 @click.group(short_help="Carry images, points or shapes through a saved map.")
@@ -58,14 +58,14 @@ def apply() -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Order:
-    """What all three commands are told: what to carry, through which map, and where to write it.
+    """The arguments common to the three commands: what to carry, through which map, and where to write it.
 
     Args:
-        result_folder: the result that holds the map.
-        input_file: the data, on the side that ``to`` is not.
+        result_folder: the result with the map.
+        input_file: the data, on the side opposite to ``to``.
         output: the file to write.
-        to: side whose space the data are carried to.
-        input_spacing: size of the input's pixels in the unit of its side, or None where the input says it.
+        to: side to whose space the data are carried.
+        input_spacing: size of the input's pixels in the unit of its side; None where the input states it.
         overwrite: replace ``output``.
     """
 
@@ -78,7 +78,7 @@ class Order:
 
 
 def _carries(spacing: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """The arguments and options of all three, handed on as an `Order`; ``spacing`` is the help of ``--input-spacing``."""
+    """The arguments and options of all three commands, passed on as an `Order`; ``spacing`` is the help of --input-spacing."""
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(command)
@@ -212,10 +212,10 @@ def _warn_of_ids(image: Image, path: Path) -> None:
 
 
 def _id_like(image: Image) -> int:
-    """How many values an image has where they look like the ids of a segmentation or mask, else 0.
+    """Number of different values of an image that looks like a segmentation or mask; 0 for other images.
 
-    Ids are whole numbers in flat patches: off the commonest value most neighbours are alike, and where they are not they
-    differ by more than a step, unless there are few of them.
+    Ids are integers in flat patches: away from the most frequent value most neighbours are equal, and those that differ do so by
+    more than a step, unless there are only a few values.
     """
     import torch
 
@@ -237,20 +237,20 @@ def _id_like(image: Image) -> int:
     jumps = step[step > 0]
     if not len(step) or len(jumps) > 0.5 * len(step):
         return 0
-    if len(values) > _FEW and len(jumps) and int((jumps > 2).sum()) < 0.2 * len(jumps):  # bands of a smooth picture
+    if len(values) > _FEW and len(jumps) and int((jumps > 2).sum()) < 0.2 * len(jumps):  # a smooth picture, in steps
         return 0
     return len(values)
 
 
 def _warp_slide(job: slides_job.SlideJob, workers: int | None, scheduler: str | None, overwrite: bool) -> bool:
-    """Carry an image shard by shard, with progress; False where its adapter reads it as a whole only."""
+    """Carry an image shard by shard, with progress; returns False where its adapter reads it only as a whole."""
     import torch
 
     from ..data import Grid, Image, describe_grid
 
     with bad_input():
         if not Path(job.result).exists():
-            return False  # said in the words that every command has for it
+            return False  # opening it as a whole then reports the fault in the usual words
         try:
             plan = job.plan()
         except ImportError as error:
@@ -283,7 +283,7 @@ def _warp_slide(job: slides_job.SlideJob, workers: int | None, scheduler: str | 
 
 
 def _warp_small(job: slides_job.SlideJob, overwrite: bool) -> bool:
-    """Carry part of a large image, or a coarse look at it, to a file that is written at once; False where it is small itself."""
+    """Carry part of a large image, or a coarse version of it, to a file that is written at once; False for small images."""
     from .. import plugins
     from ..data import describe_grid
     from ..io import outputs
@@ -294,7 +294,7 @@ def _warp_small(job: slides_job.SlideJob, overwrite: bool) -> bool:
             return False
         try:
             plan = dataclasses.replace(job, output=job.output + ".zarr").plan()
-        except ImportError:  # said where it is opened
+        except ImportError:  # a missing package is reported where the file is opened as a whole
             return False
         if plan is None or (len(plan.pyramid.levels) == 1 and math.prod(plan.pyramid.grid.shape) <= WHOLE[2]):
             return False
@@ -316,11 +316,14 @@ def _spread(
     overwrite: bool,
     progress: Callable[[Progress], object],
 ) -> None:
-    """Have the shards made by a cluster, each a task of paths and a number; by threads ``here`` where it has no more of them."""
+    """Have the shards computed by a cluster, each as a task of paths and a number.
+
+    ``here`` is the number of threads that compute them in this process instead, where few shards are left.
+    """
     from .. import batch
     from ..slides import job as slides_job
 
-    waits = click.get_current_context().obj  # whoever is to know that this process only waits from here on
+    waits = click.get_current_context().obj  # function to call once this process only waits for the cluster
     with batch.Cluster(address, first=True) as pool:
         if here is not None and pool.workers <= here:
             plan.write(here, overwrite, progress)
@@ -413,7 +416,7 @@ def points(
         if adapter is None:
             try:
                 reader, (table, note) = None, _text_table(input_file, columns, unit)
-            except ValueError:  # some other kind of table
+            except ValueError:  # not a text table
                 adapter = _sniffed(input_file)
                 if adapter is None:
                     raise
@@ -426,7 +429,7 @@ def points(
         with outputs.staged(output, order.overwrite) as path:
             if reader is None:
                 regframe.write_points(carried.points, path, {name: _texts(values) for name, values in extra.items()})
-            else:  # formats with types of their own
+            else:  # formats with column types
                 reader.save(carried.points.replace(table={**carried.points.table, **extra}), path)
     click.echo(f"wrote {output}: {len(carried.points)} points in {carried.points.unit}", err=True)
     if note:
@@ -436,7 +439,7 @@ def points(
 def _regions(
     moved: PointSet, table: PointSet, labels: Path | None, options: tuple[str, ...], names: Path | None
 ) -> dict[str, list[Any]]:
-    """The columns label and region of points on the destination."""
+    """The columns ``label`` and ``region`` for points in the destination's space."""
     import regframe
 
     if labels is None:
@@ -461,7 +464,7 @@ def _regions(
 
 
 def _text_table(path: Path, columns: str | None, unit: str) -> tuple[PointSet, str]:
-    """The table, and a note where ``unit``, that of the side, was taken for positions which declare none."""
+    """The table, and a note where positions without a unit were taken to be in ``unit``, the unit of the side."""
     import regframe
 
     table = regframe.read_points(path, columns=columns, unit=unit)
@@ -477,7 +480,7 @@ def _undeclared(unit: str, way: str) -> str:
 
 
 def _sniffed(path: Path) -> str | None:
-    """The adapter that knows ``path``, None where none does."""
+    """Name of the adapter that recognises ``path``; None where none does."""
     import regframe
 
     with contextlib.suppress(ValueError):
@@ -486,7 +489,7 @@ def _sniffed(path: Path) -> str | None:
 
 
 def _texts(values: list[Any]) -> list[str]:
-    """Truth as words, ids and names as they are, other numbers of four digits, blanks for what is not known."""
+    """Cells of a column: booleans as words, ids and names unchanged, other numbers with four digits, unknown values blank."""
 
     def text(value: Any) -> str:
         if isinstance(value, float):
@@ -497,9 +500,9 @@ def _texts(values: list[Any]) -> list[str]:
 
 
 def _as_it_is(path: Path, adapter: str, options: dict[str, Any], unit: str) -> tuple[Adapter, Image | PointSet]:
-    """An adapter, and what it carries where nothing moves; ``unit`` is the first that is tried where it cannot open it.
+    """An adapter, and its data under the identity map; ``unit`` is tried first where the adapter cannot open the file as it is.
 
-    A table of too few cells to be drawn is carried as well.
+    A table with too few cells to be drawn is carried as well.
     """
     import regframe
 
@@ -519,15 +522,14 @@ def _as_it_is(path: Path, adapter: str, options: dict[str, Any], unit: str) -> t
 
 
 def _native(path: Path, adapter: str, options: dict[str, Any], unit: str) -> tuple[Adapter, PointSet, str]:
-    """The table as the adapter carries it, the adapter, and a note where ``unit``, that of the side, was taken for positions
-    which declare none."""
+    """The adapter, the table as it carries it, and a note where positions without a unit were taken to be in ``unit``."""
 
     from ..data import PointSet
 
     reader, native = _as_it_is(path, adapter, options, unit)
     note = ""
     if unit != "px" and "unit" not in options and isinstance(native, PointSet) and native.unit == "px":
-        with contextlib.suppress(BadInput):  # pixels by its own word: whoever converts them says what is missing
+        with contextlib.suppress(BadInput):  # the table states pixels: their conversion later reports what is missing
             reader, native = _as_it_is(path, adapter, {**options, "unit": unit}, unit)
             note = _undeclared(unit, "--adapter-set unit=U states another")
     if not isinstance(native, PointSet):
@@ -646,7 +648,7 @@ def _check_spacing(spacing: float | None, option: str = "--input-spacing") -> No
 
 
 def in_unit(points: PointSet, side: Grid, spacing: float | None) -> PointSet:
-    """Points in the unit of ``side``; ``spacing`` multiplies pixels; ValueError where the units do not fit."""
+    """Points in the unit of ``side``, pixels multiplied by ``spacing``; ValueError where the units cannot be converted."""
     from ..io.tables import to_unit_of
 
     if spacing is None:

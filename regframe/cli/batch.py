@@ -18,6 +18,7 @@ from ._common import (
     folder_option,
     json_option,
     path_type,
+    require_option,
     save_warped_option,
     verbose_option,
     workers_option,
@@ -29,10 +30,9 @@ if TYPE_CHECKING:
     from ..batch import Job, Limits, Outcome, Pool
 
 _LEAST = 2 << 30
-"""Bytes a job gets before more of them run side by side: whole slides are registered and
-carried within it, whatever their size."""
+"""Least memory of a job in bytes, before more jobs run side by side: slides of any size are registered and carried within it."""
 _SHARE = 0.9
-"""Part of the machine's memory that all jobs together may take; the rest is the system's and the supervisor's."""
+"""Share of the machine's memory for all jobs together; the rest is for the system and the supervisor."""
 
 
 @click.command(short_help="Run a table of registrations.")
@@ -64,6 +64,7 @@ _SHARE = 0.9
 )
 @click.option("--retry-failed", is_flag=True, help="Run jobs again that failed in an earlier run.")
 @click.option("--dry-run", is_flag=True, help="Check the manifest, say what would run, write nothing.")
+@require_option
 @json_option
 @verbose_option
 @click.pass_context
@@ -82,6 +83,7 @@ def batch(
     timeout: float | None,
     retry_failed: bool,
     dry_run: bool,
+    require: str,
     as_json: bool,
 ) -> None:
     """Run every registration of MANIFEST.csv, each in a process of its own, and write DIR/summary.html.
@@ -90,8 +92,8 @@ def batch(
     fixed_landmarks, moving_landmarks, apply_image, apply_points …). Jobs that DIR holds already are left as they are, so that
     the same command goes on where it was interrupted. A job that breaks is tried once more with a simpler model.
 
-    Exit codes: 0 every job passed, perhaps with remarks, 3 a verdict is fail or a job has no result, 2 a manifest that cannot be
-    used, 1 a defect.
+    Exit codes: 0 every map is as good as --require asks, 3 a verdict is worse or a job has no result, 2 a manifest that cannot
+    be used, 1 a defect.
     """
     from ..batch import parse_size, read_manifest, run_batch
 
@@ -122,11 +124,13 @@ def batch(
                 f"interrupted; {done} of {len(jobs)} jobs are done: the same command goes on from there", err=True
             )
             ctx.exit(stop.args[0] if stop.args else 130)
-    _finish(outcomes, out, as_json, ctx)
+    _finish(outcomes, out, as_json)
+    if not all(outcome.state in ("pass", require) for outcome in outcomes):
+        ctx.exit(EXIT_FAIL)
 
 
 def _check_settings(jobs: tuple[Job, ...]) -> None:
-    """Settings and settings files are read before the first job runs, not by each of them."""
+    """Read settings and settings files once, before the first job runs."""
     seen: dict[Any, None] = {}
     for job in jobs:
         options = {
@@ -134,7 +138,7 @@ def _check_settings(jobs: tuple[Job, ...]) -> None:
             "device": job.device, "seed": job.seed, "metric_set": job.metric_set,
         }  # fmt: skip
         key = tuple(options.values())
-        if key in seen or (job.config is not None and not job.config.exists()):  # the job itself says so
+        if key in seen or (job.config is not None and not job.config.exists()):  # a missing file: its job reports it
             continue
         seen[key] = None
         try:
@@ -151,7 +155,10 @@ def _plan(
     memory: int | None,
     timeout: float | None,
 ) -> tuple[Any, Limits]:
-    """Who runs the jobs, and what each may take; both depend on the machine and the manifest, not on what is left to do."""
+    """The pool that runs the jobs, and the limits of a job.
+
+    Both follow from the machine and the manifest, and do not depend on how many jobs are left.
+    """
     from ..batch import Cluster, InTurn, Limits, machine
     from ..batch.pools import available
 
@@ -196,7 +203,7 @@ def _dry_run(jobs: tuple[Job, ...], out: Path, limits: Limits, retry_failed: boo
         click.echo(f"  not there: {line}")
 
 
-def _finish(outcomes: tuple[Outcome, ...], out: Path, as_json: bool, ctx: click.Context) -> None:
+def _finish(outcomes: tuple[Outcome, ...], out: Path, as_json: bool) -> None:
     from ..batch.summary import PAGE, STATES, row
 
     counts = {state: sum(o.state == state for o in outcomes) for state in STATES}
@@ -209,20 +216,18 @@ def _finish(outcomes: tuple[Outcome, ...], out: Path, as_json: bool, ctx: click.
             if outcome.state in ("failed", "fail"):
                 click.echo(f"  {outcome.id}: {outcome.state}: {'; '.join(outcome.reasons)}")
         click.echo(f"wrote {out / PAGE}")
-    if any(outcome.state not in ("pass", "warn") for outcome in outcomes):
-        ctx.exit(EXIT_FAIL)
 
 
 @contextlib.contextmanager
 def _terminated() -> Iterator[None]:
-    """SIGTERM, which schedulers of clusters send, ends a batch as Ctrl-C does."""
+    """Makes SIGTERM, which the schedulers of clusters send, end a batch as Ctrl-C does."""
 
     def stop(number: int, _: Any) -> None:
         raise KeyboardInterrupt(128 + number)
 
     try:
         before = signal.signal(signal.SIGTERM, stop)
-    except ValueError:  # not the main thread
+    except ValueError:  # signals can only be handled in the main thread
         yield
         return
     try:

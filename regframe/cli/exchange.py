@@ -12,7 +12,6 @@ import click
 from ..formats import BUILT_IN, TOLERANCE_PX
 from ._common import (
     BadInput,
-    adapter_options,
     bad_input,
     emit_json,
     finish,
@@ -22,8 +21,10 @@ from ._common import (
     overwrite_option,
     parse_pairs,
     path_type,
+    require_option,
     sentence,
     side_options,
+    stated,
     verbose_option,
 )
 
@@ -53,7 +54,7 @@ _unit_option = click.option(
 
 
 def _format_settings(pairs: tuple[str, ...]) -> dict[str, Any]:
-    """The options of ``--format-set``; `BadInput` for one that is an option of the command."""
+    """The options given by ``--format-set``; `BadInput` for one that the command has as an option of its own."""
     values = parse_pairs(pairs, "--format-set")
     taken = {"result", "path", "format", "fixed", "moving", "to", "unit", "tolerance", "overwrite"} & values.keys()
     if taken:
@@ -100,7 +101,7 @@ def export(
     overwrite: bool,
     as_json: bool,
 ) -> None:
-    """Write the map of OUT to PATH; `EXPORT_HELP` is what users are told."""
+    """Write the map of OUT to PATH; the help text for users is `EXPORT_HELP`."""
     import regframe
 
     result = load_result(result_folder)
@@ -123,7 +124,7 @@ def export(
 
 
 def _say_numbers(written: Written, ndim: int) -> None:
-    """What a file does not say of itself: direction, units, canvas."""
+    """Print what a file does not state itself: direction, units, canvas."""
     if written.max_error_px is None or written.self_contained:
         return
     numbers = " ".join(
@@ -151,6 +152,7 @@ def _say_numbers(written: Written, ndim: int) -> None:
 @side_options("fixed")
 @side_options("moving")
 @overwrite_option
+@require_option
 @json_option
 @verbose_option
 @click.pass_context
@@ -176,9 +178,7 @@ def import_(ctx: click.Context, /, **options: Any) -> None:
         file = options[side]
         if file is None:
             continue
-        given = [options[f"{side}_{key}"] for key in ("adapter", "set", "mpp", "channel")]
-        arguments = adapter_options(given[1], f"--{side}-set", given[2], given[3])
-        data, adapter, used = open_side(file, given[0], arguments, options["level"])
+        data, adapter, used = open_side(file, options[f"{side}_adapter"], stated(side, options), options["level"])
         sides.append(data)
         run[side] = {"path": file.resolve(), "adapter": adapter.name, "options": used}
     fixed, moving = [_canvas(data) for data in sides] or (None, None)
@@ -199,7 +199,7 @@ def import_(ctx: click.Context, /, **options: Any) -> None:
     click.echo(f"wrote {out}: {result.verdict}, round trip {trip['mean']:.2g} px (at most {trip['max']:.2g})", err=True)
     for reason in result.reasons:
         click.echo(f"Note: {reason}", err=True)
-    finish(result.metrics, ctx)
+    finish(result.metrics, ctx, options["require"])
 
 
 def _canvas(data: Image | PointSet) -> Grid:

@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from ..data import Grid, Image, PointSet, Pyramid
 
 _THUMBNAIL = 512
-"""Pixels along the longer side of a thumbnail at most."""
+"""Largest number of pixels along the longer side of a thumbnail."""
 _READ = 64 << 30
-"""Bytes of an image that are read for a thumbnail at most: some minutes from a disk."""
+"""Largest number of bytes of an image that are read for a thumbnail: some minutes from a disk."""
 
 
 @click.command(short_help="Say what a file or a result is.")
@@ -46,7 +46,8 @@ def info(
 ) -> None:
     """Say how regframe reads PATH: levels, size, spacing, channels, adapter; or what a result holds.
 
-    Of an image only the metadata are read, whatever its size.
+    Of an image the metadata are read, whatever its size, and where a level is small enough to be registered as it is, its
+    pixels, for the share of them that holds no data.
     """
     from ..io import outputs
 
@@ -63,7 +64,7 @@ def info(
         options = adapter_options(pairs, "--set")
         pyramid, reader = open_levels(path, adapter, options)
         if pyramid is not None:
-            found = _pyramid_facts(pyramid, reader)
+            found = _pyramid_facts(pyramid, reader) | _no_data(pyramid, reader, path)
         else:
             found = facts(open_side(path, adapter, options)[0], reader)
     if thumbnail is not None:
@@ -83,6 +84,8 @@ def info(
         if name == "levels":
             _print_levels(value, found["unit"])
             continue
+        if name == "no_data":
+            name, value = "no data", _shares(value)
         if isinstance(value, dict):
             value = ", ".join(f"{k} {_short(v)}" for k, v in value.items())
         elif isinstance(value, (list, tuple)):
@@ -90,8 +93,20 @@ def info(
         click.echo(f"{name:<10} {value}")
 
 
+def _shares(found: dict[str, float]) -> str:
+    """Shares of the canvas without data, in words."""
+    words = {
+        "nan": "not a number",
+        "nodata": f"{found.get('nodata_value', 0):g}",
+        "padded": "filled up",
+        "masked": "hidden",
+    }
+    told = [f"{found[name]:.2%} {word}" for name, word in words.items() if found[name] > 0]
+    return ", ".join(told) or "none found"
+
+
 def _print_levels(levels: list[dict[str, Any]], unit: str) -> None:
-    """One line for each resolution."""
+    """Print one line for each resolution."""
     for k, level in enumerate(levels):
         share = f"chunks of {_short(level['chunk'])}, {_size(level['bytes'])}"
         note = ", registered on" if level["registered_on"] else ""
@@ -101,7 +116,7 @@ def _print_levels(levels: list[dict[str, Any]], unit: str) -> None:
 
 
 def _size(n: int) -> str:
-    """Bytes in a unit people read."""
+    """A number of bytes in a readable unit."""
     for unit in ("B", "kB", "MB", "GB", "TB"):
         if n < 1000 or unit == "TB":
             break
@@ -110,8 +125,10 @@ def _size(n: int) -> str:
 
 
 def _draw(pyramid: Pyramid, path: Path) -> None:
-    """A picture of at most 512 pixels a side: the colours of a brightfield image, else the mean of its channels, stretched;
-    of a volume the middle plane."""
+    """Write a thumbnail of at most `_THUMBNAIL` pixels a side.
+
+    It shows the colours of a brightfield image, else the mean of the channels, stretched; of a volume the middle plane.
+    """
     import numpy as np
     from PIL import Image as Pillow
 
@@ -138,7 +155,7 @@ def _draw(pyramid: Pyramid, path: Path) -> None:
 
 
 def _middle_plane(pyramid: Pyramid, level: int) -> Pyramid:
-    """The plane in the middle of one level of a volume."""
+    """The plane in the middle of one level of a volume, as a pyramid of one level."""
     from ..data import Grid, Level
 
     volume = pyramid.levels[level]
@@ -157,7 +174,7 @@ def _short(value: Any) -> str:
 
 
 def facts(data: Image | PointSet, adapter: Adapter) -> dict[str, Any]:
-    """What `info` says of opened data."""
+    """The output of `info` on opened data."""
     from ..data import Image
 
     if isinstance(data, Image):
@@ -184,7 +201,7 @@ def facts(data: Image | PointSet, adapter: Adapter) -> dict[str, Any]:
 
 
 def _pyramid_facts(pyramid: Pyramid, adapter: Adapter) -> dict[str, Any]:
-    """What `info` says of an image, out of its metadata."""
+    """The output of `info` on an image, from its metadata alone."""
     from ..slides.levels import choose_level
 
     chosen, factor = (0, (1,) * pyramid.grid.ndim) if pyramid.labels else choose_level(pyramid)
@@ -209,6 +226,26 @@ def _pyramid_facts(pyramid: Pyramid, adapter: Adapter) -> dict[str, Any]:
             for k, level in enumerate(pyramid.levels)
         ],
     }
+
+
+def _no_data(pyramid: Pyramid, adapter: Adapter, path: Path) -> dict[str, Any]:
+    """Shares of the canvas that hold no data, as a registration finds them; nothing for labels, for what is too large to be read
+    for this, and for what cannot be registered."""
+    from ..data import Image
+    from ..slides.levels import choose_level
+    from ..solvers.preparation import prepare
+
+    if pyramid.labels or max(choose_level(pyramid)[1]) > 1:
+        return {}
+    try:
+        image = adapter.open(path)
+    except ValueError:  # damaged, or infinite somewhere: what reads the pixels says so
+        return {}
+    assert isinstance(image, Image)
+    look = prepare(image)[1]
+    shares = {name: getattr(look, f"{name}_fraction") for name in ("nan", "nodata", "padded", "masked")}
+    value = {} if look.nodata_value is None else {"nodata_value": look.nodata_value}
+    return {"no_data": {name: round(share, 6) for name, share in shares.items()} | value}
 
 
 def _grid_facts(grid: Grid) -> dict[str, Any]:
@@ -303,7 +340,7 @@ def plugins(ctx: click.Context, names: tuple[str, ...], check: bool, new: str | 
 
 
 def _new(name: str, as_json: bool) -> None:
-    """Write a package and say what to do with it."""
+    """Write a new plug-in package and print what to do with it."""
     from ..testing import scaffold
 
     with bad_input():
@@ -320,7 +357,7 @@ def _new(name: str, as_json: bool) -> None:
 
 
 def _check(ctx: click.Context, names: tuple[str, ...], as_json: bool) -> None:
-    """Run the kit and print a table; exit code 1 where a check failed."""
+    """Run the kit and print a table; exit code 1 where a check has failed."""
     from .. import testing
 
     with bad_input():
@@ -402,7 +439,7 @@ def doctor(ctx: click.Context, as_json: bool) -> None:
 
 
 def _build_facts() -> dict[str, Any]:
-    """Which kernels of the compiled ops this machine runs."""
+    """Which kernels of the compiled ops run on this machine."""
     import torch
 
     from .. import ops
@@ -424,7 +461,7 @@ def _importable(name: str) -> bool:
 
 
 def _self_check() -> dict[str, Any]:
-    """Warp a small image by the ops and by their reference, and map points there and back."""
+    """Warp a small image by the ops and by their reference, and map points to the other side and back."""
     import torch
 
     from .. import ops, reference

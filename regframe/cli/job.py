@@ -1,4 +1,4 @@
-"""``regframe batch-job``: what a batch starts for each job; not for people."""
+"""``regframe batch-job``: the command that a batch runs for each job; not meant for people."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def batch_job(folder: str) -> None:
     work.obey(order["memory"])
     arguments = list(order["register"])
     extra = [*order["simpler"], *(option for side in order["sides"] for option in _coarser(side, order["sides"][side]))]
-    arguments[arguments.index("--") : arguments.index("--")] = extra  # the last of two options counts
+    arguments[arguments.index("--") : arguments.index("--")] = extra  # of an option given twice the last one counts
     outcome, reason = _run("register", arguments)
     broken = []
     if outcome == "done":
@@ -51,12 +51,12 @@ def batch_job(folder: str) -> None:
 
 
 def _line() -> bytes:
-    """The first line of stdin, and no byte of what follows."""
+    """The first line of stdin, read without consuming what follows."""
     return sys.stdin.buffer.raw.readline() if hasattr(sys.stdin.buffer, "raw") else sys.stdin.buffer.readline()
 
 
 def _coarser(side: str, how: dict[str, Any]) -> list[str]:
-    """The option that opens a side one level coarser than it would be; none where it has no such level."""
+    """The option that opens a side one level coarser than usual; empty where there is no such level."""
     import regframe
 
     options = parse_pairs(how["options"], f"--{side}-set")
@@ -65,7 +65,7 @@ def _coarser(side: str, how: dict[str, Any]) -> list[str]:
         pyramid = regframe.open_pyramid(how["path"], how["adapter"], **options)
         if level is None:
             level = regframe.choose_level(pyramid)[0]
-    except (ValueError, TypeError, OSError, ImportError):  # what is wrong with it, `register` says
+    except (ValueError, TypeError, OSError, ImportError):  # `register` will report the fault
         return []
     return [f"--{side}-set=level={level + 1}"] if level + 1 < len(pyramid.levels) else []
 
@@ -81,9 +81,9 @@ def _output_of(name: str, folder: Path) -> Any:
 
 
 def _run(name: str, arguments: Sequence[str], waits: Callable[[], None] | None = None) -> tuple[str, str]:
-    """How a command ended: ``done``, ``bad input``, ``disk``, ``memory`` or ``defect``, and why.
+    """Run a command; returns how it ended (``done``, ``bad input``, ``disk``, ``memory`` or ``defect``) and why.
 
-    ``waits`` is called when all that is left to it is to wait for tasks of the cluster.
+    ``waits`` is called once the command only waits for tasks of the cluster.
     """
     from ..batch.work import cause
 
@@ -93,7 +93,7 @@ def _run(name: str, arguments: Sequence[str], waits: Callable[[], None] | None =
     except click.ClickException as error:
         click.echo(f"Error: {error.format_message()}", err=True)
         return cause(error) or "bad input", error.format_message()
-    except (Exception, click.Abort) as error:  # noqa: BLE001 - the supervisor wants a sentence, the log the rest
+    except (Exception, click.Abort) as error:  # noqa: BLE001 - the supervisor gets a sentence, the log the traceback
         traceback.print_exc()
         return cause(error) or "defect", f"{type(error).__name__}: {sentence(error)}"
     if code in (None, 0, EXIT_FAIL):

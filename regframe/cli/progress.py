@@ -1,7 +1,7 @@
-"""What the commands show on stderr while they work: live at the foot of a terminal, plain lines elsewhere.
+"""Progress on stderr: live at the foot of a terminal, plain lines elsewhere.
 
-`Bars` takes every `regframe.Progress` of register, demo, refine, apply and stack; `JobTable` the events of a batch, where a
-job has a state instead of a number of steps.
+`Bars` shows every `regframe.Progress` of register, demo, refine, apply and stack; `JobTable` shows the events of a batch, in
+which a job has a state and not a number of steps.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ if TYPE_CHECKING:
     from ..contracts import Progress
 
 _FEW = 4
-"""Steps below which a stage without a loss gets no plain line: there is one for each quarter of its steps."""
+"""Number of steps below which a stage without a loss gets no plain lines; others get one for each quarter of their steps."""
 _ENDED, _RUNNING = 8, 16
-"""Rows of the table of a batch: jobs that ended last, and jobs that run. Together with the header they fit a terminal of 30
+"""Rows in the table of a batch: for jobs that ended last, and for running jobs. With the header they fit a terminal of 30
 lines."""
 TONES = {"pass": "green", "warn": "yellow", "fail": "red", "failed": "red"}
-"""Colour of each state of a job that ended."""
+"""Colour of each state of a finished job."""
 
 
 class _Screen(ABC):
-    """A part of the terminal that is drawn again and again, or, where stderr is no terminal, nothing but lines."""
+    """A part of the terminal that is redrawn continually; plain lines only, where stderr is no terminal."""
 
     def __init__(self) -> None:
         self.live: Any = None
 
     @abstractmethod
     def widget(self, console: Any) -> Any:
-        """What rich draws on ``console``: a `rich.progress.Progress` or a `rich.live.Live`."""
+        """The object that rich draws on ``console``: a `rich.progress.Progress` or a `rich.live.Live`."""
 
     def __enter__(self) -> Self:
         if sys.stderr.isatty():
@@ -53,13 +53,13 @@ class _Screen(ABC):
         self.close()
 
     def close(self) -> None:
-        """Leave the last state on the screen."""
+        """Stop redrawing and leave the last state on the screen."""
         if self.live is not None:
             self.live.stop()
             self.live = None
 
     def line(self, text: str) -> None:
-        """Say a line, above what is live."""
+        """Print a line above the live part."""
         if self.live is not None:
             self.live.console.print(text, highlight=False)
         else:
@@ -67,10 +67,10 @@ class _Screen(ABC):
 
 
 class Bars(_Screen):
-    """A bar for each stage, and each pyramid level of it where there are several; the energy where one is minimised.
+    """A bar for each stage (and each of its pyramid levels, where there are several), with the energy where one is minimised.
 
-    As plain lines: of a fit one when a level is done, for it may converge long before its limit; of anything else one for
-    each quarter of its steps.
+    As plain lines: for a fit one line per finished level, because a level may converge long before its limit; for other stages
+    one line per quarter of their steps.
     """
 
     def __init__(self) -> None:
@@ -79,7 +79,7 @@ class Bars(_Screen):
         self._last: Progress | None = None
 
     def widget(self, console: Any) -> Any:
-        """Bars of rich."""
+        """The progress bars of rich."""
         from rich import progress as rich
 
         return rich.Progress(
@@ -115,14 +115,14 @@ class Bars(_Screen):
                 self.line(f"{_name(step)}: {step.done} of {step.total}")
 
     def _end(self, whole: bool) -> None:
-        """End the stage that is shown: with a full bar, or the line of a fit."""
+        """End the stage that is shown: draw its bar full, or print the line of a fit."""
         step, self._last = self._last, None
         if step is None:
             return
         if self.live is None:
             if step.loss is not None:
                 self.line(f"{_name(step)}: {step.done} iterations, {_energy(step)}")
-        elif whole:  # it converged before its limit, or told of each step before taking it
+        elif whole:  # the stage converged before its limit, or reported every step before doing it
             n = max(step.done if step.loss is not None else step.total, 1)
             self.live.update(self._task, total=n, completed=n)
 
@@ -136,7 +136,7 @@ def _energy(step: Progress) -> str:
 
 
 class JobTable(_Screen):
-    """The jobs of a batch: a table of those that run and those that ended last, or a line per job that ended.
+    """The jobs of a batch: a table of running jobs and of those that ended last; as plain lines, one per finished job.
 
     Args:
         total: number of jobs.
@@ -151,14 +151,14 @@ class JobTable(_Screen):
         self._began = time.monotonic()
 
     def widget(self, console: Any) -> Any:
-        """A table that rich draws anew, four times a second."""
+        """The table, which rich redraws four times a second."""
         from rich.live import Live
 
         return Live(console=console, get_renderable=self._table, refresh_per_second=4)
 
     @contextlib.contextmanager
     def said(self, pool: contextlib.AbstractContextManager[Pool]) -> Iterator[Pool]:
-        """Say who does the work once it is there."""
+        """Print which pool runs the jobs, once it has started."""
         with pool as opened:
             if opened.name == "one after another":
                 self.line(f"running {opened.name} (pip install 'regframe[batch]' runs them side by side)")
@@ -205,7 +205,7 @@ class JobTable(_Screen):
         return Group(self._head(), table)
 
     def _head(self) -> Any:
-        """Jobs done, by state, and the minutes that are left if the others take as long."""
+        """Number of finished jobs by state, and the minutes left if the remaining jobs take as long as the finished ones."""
         from rich.text import Text
 
         head = Text(f"{self._done} of {self.total} jobs")

@@ -22,6 +22,7 @@ from ._common import (
     overwrite_option,
     path_type,
     recorded_run,
+    require_option,
     result_argument,
     verbose_option,
     workers_option,
@@ -41,6 +42,7 @@ threads_option = workers_option("Threads of the refinement; one per core otherwi
 @moved_options
 @threads_option
 @overwrite_option
+@require_option
 @json_option
 @verbose_option
 @click.pass_context
@@ -53,6 +55,7 @@ def refine(
     moving: Path | None,
     workers: int | None,
     overwrite: bool,
+    require: str,
     as_json: bool,
 ) -> None:
     """Compare both images tile by tile at full resolution and correct the map where that can be shown to help.
@@ -85,11 +88,11 @@ def refine(
         emit_json({**refined.metrics, "output": str(out)})
     else:
         click.echo(f"wrote {out} (report: {out / outputs.REPORT})")
-    finish(refined.metrics, ctx)
+    finish(refined.metrics, ctx, require)
 
 
 def levels(run: Mapping[str, Mapping[str, Any]]) -> tuple[Pyramid, Pyramid]:
-    """Every resolution of both sides of a run; `BadInput` where one has no pixels, or is a volume."""
+    """Every resolution of both sides of a run; `BadInput` where a side has no pixels or is a volume."""
     from ..data import Image
     from ..slides.levels import pyramid_of
 
@@ -110,7 +113,7 @@ def levels(run: Mapping[str, Mapping[str, Any]]) -> tuple[Pyramid, Pyramid]:
 
 
 def run_refinement(result: Result, sides: tuple[Pyramid, Pyramid], workers: int | None) -> Result:
-    """`regframe.refine` with its progress, and what it did, on stderr."""
+    """Run `regframe.refine` and print its progress and what it did on stderr."""
     import regframe
 
     from .. import verdict

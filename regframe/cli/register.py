@@ -10,7 +10,6 @@ import click
 
 from ._common import (
     BadInput,
-    adapter_options,
     bad_input,
     emit_json,
     finish,
@@ -22,8 +21,10 @@ from ._common import (
     overwrite_option,
     parse_pairs,
     path_type,
+    require_option,
     save_warped_option,
     side_options,
+    stated,
     verbose_option,
 )
 from .progress import Bars
@@ -63,6 +64,7 @@ if TYPE_CHECKING:
 @save_warped_option
 @overwrite_option
 @click.option("--dry-run", is_flag=True, help="Open and check everything, say what would be done, write nothing.")
+@require_option
 @json_option
 @verbose_option
 @click.pass_context
@@ -113,11 +115,11 @@ def register(ctx: click.Context, /, **options: Any) -> None:
         emit_json({**result.metrics, "output": str(out)})
     else:
         _summary(result, out)
-    finish(result.metrics, ctx)
+    finish(result.metrics, ctx, options["require"])
 
 
 def resolved_config(options: dict[str, Any]) -> Config:
-    """Settings out of the file, then ``--set``, then the options with names of their own."""
+    """The settings from the file, overridden by ``--set``, overridden by the options that have names of their own."""
     import yaml
 
     values: dict[str, Any] = {}
@@ -130,7 +132,7 @@ def resolved_config(options: dict[str, Any]) -> Config:
                 raise ValueError(f"wanted YAML in {path}, got: {error}") from error
             if not isinstance(values, dict):
                 raise BadInput(f"wanted settings by name in {path}, got {type(values).__name__}")
-        for extra in ("versions", "run"):  # what config.resolved.yaml holds beside the settings
+        for extra in ("versions", "run"):  # entries of config.resolved.yaml that are not settings
             values.pop(extra, None)
     for key, value in parse_pairs(options["settings"], "--set").items():
         section = values
@@ -159,7 +161,7 @@ def resolved_config(options: dict[str, Any]) -> Config:
 
 
 def _metric(config: Config) -> Any:
-    """The metric that was named, or None where the data decide."""
+    """The metric that was named; None where it is to be chosen from the data."""
     import regframe
 
     with bad_input():
@@ -173,10 +175,7 @@ def _metric(config: Config) -> Any:
 def _open(side: str, options: dict[str, Any]) -> tuple[Image | PointSet, Adapter, dict[str, Any]]:
     path: Path = options[side]
     name = options[f"{side}_adapter"]
-    chosen = adapter_options(
-        options[f"{side}_set"], f"--{side}-set", options[f"{side}_mpp"], options[f"{side}_channel"]
-    )
-    data, adapter, chosen = open_side(path, name, chosen, options["level"])
+    data, adapter, chosen = open_side(path, name, stated(side, options), options["level"])
     reading = getattr(data, "reading", None)
     if reading is not None:
         click.echo(f"{side}: {path.name} read at {reading}: {describe(data)}", err=True)
@@ -184,7 +183,7 @@ def _open(side: str, options: dict[str, Any]) -> tuple[Image | PointSet, Adapter
 
 
 def _init(options: dict[str, Any], fixed: Image | PointSet, moving: Image | PointSet) -> Any:
-    """The start to hand to `regframe.register`: landmarks, a saved result, or the word."""
+    """The argument ``init`` of `regframe.register`: landmarks, a saved result, or a word."""
     init: str = options["init"]
     landmarks: Path | None = options["landmarks"]
     if landmarks is not None:
@@ -262,7 +261,7 @@ def _dry_run(
 
 
 def describe(data: Image | PointSet) -> str:
-    """One side in a few words."""
+    """One side, in a few words."""
     from ..data import Image, describe_grid
 
     if isinstance(data, Image):

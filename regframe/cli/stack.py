@@ -20,6 +20,7 @@ from ._common import (
     open_side,
     overwrite_option,
     path_type,
+    require_option,
     verbose_option,
 )
 from .progress import Bars
@@ -70,6 +71,7 @@ ORDERS = ("natural", "number", "given")
 )
 @click.option("--reach", type=click.IntRange(1, 8), default=2, show_default=True, help="Neighbours to a side.")
 @overwrite_option
+@require_option
 @json_option
 @verbose_option
 @click.pass_context
@@ -125,11 +127,11 @@ def stack(ctx: click.Context, /, **options: Any) -> None:
                 f"{drift['loops_px']['max']:.2g} px at most"
             )
         click.echo(f"wrote {out} (report: {out / 'report.html'})")
-    finish(found.metrics, ctx)
+    finish(found.metrics, ctx, options["require"])
 
 
 def _files(given: tuple[Path, ...]) -> list[Path]:
-    """The files, or those of a folder that some adapter reads."""
+    """The files given, or, for a folder, its files that some adapter reads."""
     if (
         len(given) == 1
         and given[0].is_dir()
@@ -145,7 +147,7 @@ def _files(given: tuple[Path, ...]) -> list[Path]:
             if path.name.startswith("."):
                 continue
             try:
-                # an adapter with a pyramid of its own opens images, whatever it is called
+                # an adapter that overrides `pyramid` reads images, whatever its name
                 if type(regframe.find_adapter(path)).pyramid is not Adapter.pyramid:
                     found.append(path)
             except (ValueError, OSError):

@@ -1,7 +1,7 @@
-"""The engine: everything that is minimised, and what is known of where it ended; no file, no modality, no plug-in by name.
+"""The engine: fits a map to two sides and states how sure it is. It knows no file, no modality and no plug-in by name.
 
-``frames`` and ``halvings`` are what a fit looks at; ``velocity``, ``prior`` and ``mapspace`` the maps it chooses among;
-``energy`` with ``mixture`` what it minimises; ``lbfgs`` and ``precondition`` how; ``pyramid`` in which order, as a solver's
-`pyramid.Recipe` says; ``clouds`` and ``closed`` are the mixture and the closed forms of points; ``steps`` tells of progress;
-``likeness`` and ``uncertainty`` say what came of it.
+The data: ``frames`` (normalised coordinates), ``halvings`` (one side at every resolution). The maps: ``velocity``, ``prior``,
+``mapspace``. What is minimised: ``energy``, with weights by ``mixture``. How: ``lbfgs``, ``precondition``, in the order of
+``pyramid``, which follows the solver's `pyramid.Recipe`. For points: ``clouds`` (the mixture) and ``closed`` (closed forms).
+Figures of a finished fit: ``likeness`` and ``uncertainty``. ``steps`` reports progress; ``threads`` bounds the number of threads.
 """

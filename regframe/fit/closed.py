@@ -1,4 +1,4 @@
-"""Closed form of the turn that a cross-covariance asks for.
+"""The rotation nearest to a cross-covariance, in closed form.
 
 Source: Umeyama 1991, "Least-squares estimation of transformation parameters between two point patterns".
 """
@@ -16,16 +16,15 @@ Matrices = TypeVar("Matrices", Tensor, NDArray[np.float64])
 
 
 def turn_of(cross: Matrices, handed: Any = 1.0) -> tuple[Matrices, Matrices]:
-    """The orthogonal matrices ``[..., D, D]`` nearest to cross-covariances ``Σ q pᵀ`` ``[..., D, D]``: of torch or of numpy.
+    """The orthogonal matrices ``[..., D, D]`` nearest to cross-covariances ``Σ q pᵀ`` ``[..., D, D]``, for torch or numpy.
 
     Args:
         cross: of centred pairs, fixed times moving; or any linear map.
-        handed: 1 where the turn must be a proper one, -1 where it must be a mirrored one (a scalar, or ``[...]``); None
-            takes whichever is nearer.
+        handed: required determinant: 1 for a rotation, -1 for a mirrored one (a scalar, or ``[...]``); None for the nearer.
 
     Returns:
-        The turn, and the singular values ``[..., D]``, the last one negative where the nearest orthogonal matrix is of the
-        other hand: their sum over the variance of the moving side is the size of a similarity.
+        The orthogonal matrices, and the singular values ``[..., D]``. The last value is negative where the nearest matrix has the
+        other determinant. Their sum, over the variance of the moving side, is the size of a similarity.
     """
     xp: Any = torch if isinstance(cross, Tensor) else np
     u, values, vh = xp.linalg.svd(cross)

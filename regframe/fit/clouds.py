@@ -1,7 +1,9 @@
-"""Clouds of points in a Gaussian mixture: thinning, the E step over the nearest pairs, closed forms of the M step.
+"""Clouds of points under a Gaussian mixture: checks, thinning, the E step over nearest pairs, closed forms of the M step.
 
-Source: Myronenko & Song 2010 (coherent point drift); Umeyama 1991 (closed forms). Far pairs do not count: each fixed point is
-compared with its `NEIGHBOURS` nearest moving points (a k-d tree), so memory is linear in the number of points.
+Each fixed point is compared with its `NEIGHBOURS` nearest moving points only (k-d tree), so memory is linear in the number of
+points. A "place" is a point, or the mean of several points after thinning.
+
+Source: Myronenko & Song 2010 (coherent point drift); Umeyama 1991 (closed forms).
 """
 
 from __future__ import annotations
@@ -20,18 +22,18 @@ from .closed import turn_of
 Floats = NDArray[np.float64]
 
 NEIGHBOURS = (16, 10)
-"""Nearest mapped moving points that a fixed point is compared with, of up to `SMALL` fixed points and of more."""
+"""Number of nearest mapped moving points that a fixed point is compared with: for at most `SMALL` fixed points, and for more."""
 SMALL = 600
-"""Fixed points up to which care is cheap: such clouds get more neighbours and slower cooling."""
+"""Number of fixed points up to which accuracy is cheap: such clouds get more neighbours and slower cooling."""
 MOST_PIXELS = 1 << 24
-"""Pixels of the canvas of a cloud at most (64 MB in float32): one stray point far off must not ask for more."""
+"""Largest number of pixels of a cloud's canvas (64 MB in float32): one stray point far away must not ask for more."""
 
 
 # ---- one side ----------------------------------------------------------------------------------------------------
 
 
 def check_cloud(points: PointSet, side: str) -> None:
-    """Refuse a cloud that no map follows from: empty, not finite, too few distinct points, on one line or plane."""
+    """Refuse a cloud from which no map follows: empty, not finite, too few distinct points, or all on one line or plane."""
     ndim = points.ndim
     if len(points) == 0:
         raise ValueError(f"wanted points on the {side} side, got none; check the file and its filter")
@@ -62,25 +64,24 @@ def check_cloud(points: PointSet, side: str) -> None:
 
 
 def distinct(points: PointSet) -> Floats:
-    """The distinct positions of weight above 0 ``[N', D]``, in an order that does not depend on the rows': a position
-    counts once."""
+    """The distinct positions ``[N', D]`` of points with a weight above 0, sorted, so that the order of rows does not matter."""
     coords = points.coords if points.weights is None else points.coords[points.weights > 0]
     out: Floats = np.unique(coords.numpy(), axis=0)
     return out
 
 
 def spacing_of(places: Floats) -> float:
-    """The median distance of a place to its nearest neighbour, of distinct places ``[N, D]``, in their length."""
+    """Median distance from a place to its nearest neighbour, for distinct places ``[N, D]``, in their length unit."""
     step = max(1, len(places) // 20_000)
     distance = np.asarray(cKDTree(places).query(places[::step], k=2)[0])
     return float(np.median(distance[:, 1]))
 
 
 def canvas(points: PointSet) -> Grid:
-    """The grid of a cloud: its bounding box with pixels as wide as the median distance to the nearest neighbour.
+    """The canvas of a cloud: its bounding box, with pixels as wide as the median distance to the nearest neighbour.
 
-    It is what "px" means for points, and the canvas of the store and of the report. Pixels are wider where there would be
-    more than `MOST_PIXELS` of them.
+    It defines what "px" means for points, and is the canvas of stores and reports. Pixels are wider where there would be more
+    than `MOST_PIXELS` of them.
     """
     places = distinct(points)
     low, extent = places.min(axis=0), np.ptp(places, axis=0)
@@ -93,9 +94,9 @@ def canvas(points: PointSet) -> Grid:
 
 
 def thinned(places: Floats, count: int) -> Floats:
-    """About ``count`` places ``[K, D]`` that stand for equally many points each: means of the leaves of a k-d tree.
+    """About ``count`` places ``[K, D]``, each the mean of equally many points: the leaves of a k-d tree.
 
-    ``count`` is taken as a power of two; fewer points come back as they are.
+    ``count`` is rounded to a power of two; clouds of at most ``count`` places are returned unchanged.
     """
     if len(places) <= count:
         return places
@@ -112,7 +113,7 @@ def thinned(places: Floats, count: int) -> Floats:
 
 
 def some(places: Floats, count: int, seed: int) -> Floats:
-    """At most ``count`` of the places, drawn without replacement, in their order."""
+    """At most ``count`` of the places, drawn without replacement, in their original order."""
     if len(places) <= count:
         return places
     rows = np.random.default_rng(seed).choice(len(places), count, replace=False)
@@ -127,9 +128,9 @@ class Match:
     """Fixed points against mapped moving ones at one scale.
 
     Args:
-        rows: the nearest moving points of each fixed one ``[M, K]``.
-        share: posterior probability of each pair ``[M, K]``; what is missing to 1 is the uniform class.
-        log_density: of each fixed point ``[M]``, in nats per fixed unit volume.
+        rows: rows of the nearest moving points of each fixed point ``[M, K]``.
+        share: posterior probability of each pair ``[M, K]``; the rest to 1 belongs to the uniform class.
+        log_density: log-density of each fixed point ``[M]``, in nats.
         square: mean squared distance per axis of the pairs, weighted by ``share``.
     """
 
@@ -143,11 +144,11 @@ def match(warped: Floats, fixed: Floats, sigma: float, outliers: float, volume: 
     """One E step (Myronenko & Song 2010, eq. 6) over the nearest pairs.
 
     Args:
-        warped: ``[N, D]``.
-        fixed: ``[M, D]``.
-        sigma: σ, in the length of the positions.
+        warped: mapped moving points ``[N, D]``.
+        fixed: fixed points ``[M, D]``.
+        sigma: σ, in the length unit of the positions.
         outliers: ω, share of fixed points without a partner.
-        volume: V, over which these are spread evenly.
+        volume: V, volume over which points without a partner are spread evenly.
     """
     k = min(NEIGHBOURS[len(fixed) > SMALL], len(warped))
     found = cKDTree(warped).query(fixed, k=k)
@@ -158,7 +159,17 @@ def match(warped: Floats, fixed: Floats, sigma: float, outliers: float, volume: 
 def posterior(
     squares: Floats, rows: NDArray[np.intp], sigma: float, outliers: float, volume: float, n: int, ndim: int
 ) -> Match:
-    """`match` where the squared distances ``[M, K]`` to moving points ``rows`` ``[M, K]``, of ``n`` in all, are known."""
+    """`match` from distances that are already known.
+
+    Args:
+        squares: squared distances ``[M, K]``.
+        rows: rows of the moving points they belong to ``[M, K]``.
+        sigma: σ, in the length unit of the positions.
+        outliers: ω.
+        volume: V.
+        n: number of moving points in all.
+        ndim: 2 or 3.
+    """
     constant = math.log((1 - outliers) / n) - ndim * math.log(sigma) - ndim / 2 * math.log(2 * math.pi)
     logits = constant - squares / (2 * sigma**2)
     uniform = math.log(max(outliers, 1e-300) / volume)
@@ -190,13 +201,13 @@ def fit_pairs(kind: str, p: Floats, q: Floats, w: Floats) -> Floats:
 
 
 def carried(matrix: Floats, p: Floats) -> Floats:
-    """Positions ``[N, D]`` under ``[D+1, D+1]``."""
+    """Positions ``[N, D]`` mapped by a homogeneous matrix ``[D+1, D+1]``."""
     out: Floats = p @ matrix[:-1, :-1].T + matrix[:-1, -1]
     return out
 
 
 def outliers_of(found: Match) -> float:
-    """ω after an E step, with a weak prior (a tenth of the points) in favour of a partner."""
+    """ω after an E step, under a weak prior (a tenth as many points) that nine in ten have a partner."""
     n = len(found.share)
     alone = n - float(found.share.sum())
     return float(min(max((alone + 0.1 * n * 0.1) / (1.1 * n), 1e-6), 0.99))

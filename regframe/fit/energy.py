@@ -1,7 +1,6 @@
-"""The energy of METHOD.md: Sobolev-smooth velocity, affine map, matching term, EM weights, landmark term.
+"""The energy that a fit minimises: smoothness of the velocity, matching term, landmark term (docs/method.md).
 
-Everything here lives in two normalised frames, so that nothing depends on a data set's unit: lengths of the moving side in
-moving pixels about the middle of its canvas, lengths of the fixed side in fixed pixels about the middle of its own.
+Everything here lives in the normalised frames of both sides (`frames`), in pixels, so that nothing depends on a data set's unit.
 
 Sources: Beg et al. 2005 (LDDMM); Tward et al. 2020 (contrast maps and EM weights); Clifton et al. 2023 (both for spatial
 transcriptomics).
@@ -23,36 +22,36 @@ from .mapspace import MapSpace
 
 
 class ImageMetric(Protocol):
-    """What the energy asks of a metric (see `regframe.contracts.Metric`)."""
+    """The part of `regframe.contracts.Metric` that the energy uses."""
 
     likelihood: ClassVar[bool]
 
     def __call__(self, warped: Tensor, fixed: Tensor, weight: Tensor) -> Tensor:
-        """Mismatch, a scalar."""
+        """The mismatch, a scalar."""
         ...
 
     def fused(
         self, path: ops.Path, moving: Tensor, fixed: Tensor, weight: Tensor
     ) -> tuple[Tensor, Tensor, Tensor] | None:
-        """Mismatch and its gradients in the path's velocity and matrix, or None."""
+        """The mismatch and its gradients in the path's velocity and matrix, or None."""
         ...
 
 
 class Energy:
-    """``E(q, u)`` of one level and its gradient: matching term, regulariser and landmark term.
+    """``E(q, u)`` of one pyramid level, in nats, and its gradient: matching term, regulariser and landmark term.
 
     With ``m`` the metric's value (mean mismatch per unit weight) and ``N`` the number of independent observations, the
-    matching term is ``N m / 2σ_M²`` where σ_M is given, and otherwise ``N/2 log m``: the Gaussian log-likelihood with
-    σ_M² at its estimate ``m`` for every candidate, which needs no setting and no schedule. A metric that is a mean
-    negative log-likelihood already counts as ``N m``.
+    matching term is ``N m / 2σ_M²`` where σ_M is given, and ``N/2 log m`` where it is not: the Gaussian log-likelihood with
+    σ_M² at its best value, ``m``, for every map, so that no noise level has to be set. A metric that already is a mean
+    negative log-likelihood counts as ``N m``.
 
     Args:
-        level: the images.
-        metric: the similarity, made ready for the level.
-        maps: the maps that the variables stand for.
+        level: the images of the level.
+        metric: the metric, prepared for the level.
+        maps: the maps that the variables choose among.
         weight: ``[*S_f]`` matching probability times masks and overlap, constant while this energy is minimised.
         observations: N.
-        sigma_match: σ_M in standard deviations of the fixed channels, or None.
+        sigma_match: σ_M in standard deviations of the fixed channels, or None to estimate it.
         landmarks: moving and fixed positions ``[M, D]`` in their frames and σ_P in fixed pixels, or None.
     """
 
@@ -74,12 +73,12 @@ class Energy:
         self._index = level.fixed_grid.index_to_position()
         self._rim = level.fixed_grid.corners()
         self._still = torch.zeros((1, ndim, *(1,) * ndim), dtype=torch.float32)
-        self._pixel = level.fixed_grid.pixel  # one fixed pixel of this level, in pixels of the finest
-        # between the nodes of the waves a displacement is no larger than at them, near enough for a bound
+        self._pixel = level.fixed_grid.pixel  # size of a pixel of this level, in pixels of the original image
+        # the bound on movement is taken at the nodes of the waves; between them displacements are hardly larger
         self._bound = maps if maps.space is None else maps.with_space(maps.space.with_finer(1))
 
     def path(self, x: Tensor, grid: Grid) -> ops.Path:
-        """How the level's fixed pixels reach an image on the moving frame's ``grid``."""
+        """The path of the level's fixed pixels to an image on ``grid``, a grid of the moving frame."""
         q, u = self.maps.split(x)
         ndim, space = self.level.fixed_grid.ndim, self.maps.space
         matrix = homogeneous.compose(self.maps.pullback(q), self._index)[:ndim]
@@ -93,7 +92,7 @@ class Energy:
         )  # fmt: skip
 
     def warp(self, x: Tensor, image: Tensor, grid: Grid) -> Tensor:
-        """``image`` ``[C, *S_m]`` of the moving frame's ``grid`` on the level's fixed grid, ``[C, *S_f]``."""
+        """``image`` ``[C, *S_m]`` on ``grid`` of the moving frame, warped to the level's fixed grid: ``[C, *S_f]``."""
         return ops.warp(image, *self.path(x, grid))
 
     def positions(self, x: Tensor) -> Tensor:
@@ -128,7 +127,7 @@ class Energy:
             slope = self.observations / 2 / floored
             matching = self.observations / 2 * math.log(floored) if math.isfinite(floored) else math.nan
         gradient = torch.empty_like(x)
-        # the matrix is start · H(q) · index: from its gradient to that of H
+        # the path's matrix is start · H(q) · index, so this is the gradient in H (chain rule)
         ndim = level.fixed_grid.ndim
         h_grad = homogeneous.compose(self.maps.start[:ndim].T, slope * m_grad, self._index.T)
         gradient[: q.shape[0]] = self.maps.increment.gradient(q, h_grad)
@@ -148,7 +147,7 @@ class Energy:
         return matching + regularizer + pairs, gradient
 
     def _mismatch(self, path: ops.Path) -> tuple[float, Tensor, Tensor]:
-        """The metric's value and its gradients in velocity and matrix: from its own kernel, or else through `ops.warp`."""
+        """The metric's value and its gradients in velocity and matrix, from its own kernel or by autograd through `ops.warp`."""
         level = self.level
         fused = self.metric.fused(path, level.moving, level.fixed, self.weight)
         if fused is not None:
@@ -167,6 +166,6 @@ class Energy:
         return (float(rim.square().sum(dim=-1).amax().sqrt()) + bend) / self._pixel
 
     def overlap(self, x: Tensor) -> Tensor:
-        """Weight ``[*S_f]`` of fixed pixels that map onto trusted moving pixels, fading over the border pixel."""
+        """Weight ``[*S_f]`` of the fixed pixels that map onto trusted moving pixels; it fades over the moving border pixels."""
         level = self.level
         return level.fixed_weight * self.warp(x, level.trusted, level.moving_grid)[0]

@@ -1,7 +1,7 @@
-"""Normalised frames of both sides, and group increments of affine maps.
+"""Normalised frames of both sides, and affine maps as small increments on a start.
 
-Lengths of the moving side are in moving pixels about the middle of its canvas, lengths of the fixed side in fixed pixels about
-the middle of its own: nothing that is fitted depends on a data set's unit.
+In its normalised frame, a side's positions are in pixels from the middle of its canvas. Fits happen in these frames, so that
+nothing depends on the unit of a data set.
 """
 
 from __future__ import annotations
@@ -20,14 +20,19 @@ KINDS = ("rigid", "similarity", "affine")
 
 @dataclass(frozen=True)
 class Frame:
-    """A normalised frame: ``x_n = (x - center) / length``."""
+    """A normalised frame: ``x_n = (x - center) / length``.
+
+    Args:
+        center: physical position of the origin, the middle of the canvas.
+        length: physical length of a unit, the size of a pixel.
+    """
 
     center: tuple[float, ...]
     length: float
 
     @classmethod
     def of(cls, grid: Grid) -> Frame:
-        """The frame of one side: pixels about the middle of its canvas."""
+        """The normalised frame of a side with this canvas."""
         return cls(grid.center, grid.pixel)
 
     def matrix(self) -> Tensor:
@@ -41,22 +46,22 @@ class Frame:
     def grid(self, grid: Grid) -> Grid:
         """``grid`` expressed in this frame."""
         spacing = tuple(s / self.length for s in grid.spacing)
-        if grid.center == self.center:  # from the shape alone: no bit depends on the unit
+        if grid.center == self.center:  # computed from the shape alone, so that the unit does not change the last bits
             return Grid(grid.shape, spacing, tuple(-s * (n - 1) / 2 for s, n in zip(spacing, grid.shape, strict=True)))
         origin = tuple((o - c) / self.length for o, c in zip(grid.origin, self.center, strict=True))
         return Grid(grid.shape, spacing, origin)
 
 
 class Increment:
-    """Group increments ``H(q)`` of the fixed frame, scaled so that a unit of ``q`` moves the canvas' rim by one pixel.
+    """Affine increments ``H(q)`` of the fixed frame, scaled so that a unit of ``q`` moves the canvas' rim by one pixel.
 
-    The inverse affine map is ``B(q) = B_0 H(q)``: rigid, similarity or affine increments keep ``B`` in their class when
-    ``B_0`` is in it.
+    The inverse affine map is ``B(q) = B_0 H(q)``. Where the start ``B_0`` is rigid (or a similarity) and the increments are,
+    ``B`` is.
 
     Args:
-        kind: ``rigid``, ``similarity`` or ``affine``, or ``still``, which has no variables.
+        kind: ``rigid``, ``similarity`` or ``affine``; or ``still``, which has no variables.
         ndim: 2 or 3.
-        radius: half the extent of the fixed canvas, in fixed pixels.
+        radius: half the diagonal of the fixed canvas, in fixed pixels.
     """
 
     def __init__(self, kind: str, ndim: int, radius: float) -> None:
@@ -88,7 +93,7 @@ class Increment:
         return torch.cat([top, last])
 
     def gradient(self, q: Tensor, gradient: Tensor) -> Tensor:
-        """The gradient in ``q`` ``[K]`` of what has the gradient ``[D+1, D+1]`` in ``H(q)``."""
+        """The gradient in ``q`` ``[K]``, from the gradient ``[D+1, D+1]`` in ``H(q)`` (chain rule)."""
         ndim = self.ndim
         if self.kind == "still":
             return torch.zeros(0, dtype=torch.float64)
@@ -100,11 +105,11 @@ class Increment:
 
 
 def affine_kind(transform: str) -> str:
-    """The kind of affine map that a transform model ends with: ``rigid``, ``similarity`` or ``affine``, which a bend needs."""
+    """Kind of the affine part of a transform model: ``affine`` for ``lddmm``, else the model itself."""
     return "affine" if transform == "lddmm" else transform
 
 
 def zoom_of(pullback: Tensor) -> float:
-    """Fixed lengths per moving length under an inverse affine map ``[D+1, D+1]``: the geometric mean of the axes' stretches."""
+    """Fixed lengths per moving length under an inverse affine map ``[D+1, D+1]``: geometric mean of its stretches."""
     zoom: float = float(homogeneous.determinant(pullback).abs()) ** (-1 / (pullback.shape[0] - 1))
     return zoom

@@ -1,4 +1,4 @@
-"""One side of a pair at every resolution: standardised, halved, softened where noise would steer the fit."""
+"""One side of a pair at every resolution: standardised, halved repeatedly, softened where noise would bias the fit."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class Level:
     Args:
         fixed: ``[C_f, *S_f]`` float32.
         moving: ``[C_m, *S_m]`` float32.
-        fixed_grid: in the fixed frame.
-        moving_grid: in the moving frame.
+        fixed_grid: grid of the fixed pixels, in the fixed frame.
+        moving_grid: grid of the moving pixels, in the moving frame.
         fixed_weight: ``[*S_f]`` in 0 … 1, the fixed side's own mask.
         moving_weight: ``[*S_m]`` or None where every moving pixel counts.
     """
@@ -35,7 +35,7 @@ class Level:
 
     @functools.cached_property
     def trusted(self) -> Tensor:
-        """``[1, *S_m]``: the moving side's mask, 0 on its border pixels, which stand for everything beyond."""
+        """The moving side's mask ``[1, *S_m]``, with 0 on the border pixels, whose values are continued outside the image."""
         out = torch.ones(self.moving_grid.shape, dtype=torch.float32)
         if self.moving_weight is not None:
             out = self.moving_weight.clone()
@@ -47,12 +47,12 @@ class Level:
 
     @property
     def work(self) -> int:
-        """Values one evaluation handles: pixels times channels of the larger side."""
+        """Number of values that one evaluation handles: pixels times channels of the larger side."""
         return max(self.fixed.numel(), self.moving.numel())
 
 
 def halve(data: Tensor, grid: Grid, axes: Sequence[int]) -> tuple[Tensor, Grid]:
-    """``data`` ``[C, *S]`` at half the resolution along ``axes``, low-passed with [1, 3, 3, 1]/8; the grid shifts along."""
+    """``data`` ``[C, *S]`` at half the resolution along ``axes``, low-passed with [1, 3, 3, 1]/8, and the matching grid."""
     shape, spacing, origin = list(grid.shape), list(grid.spacing), list(grid.origin)
     for d in axes:
         n = data.shape[1 + d]
@@ -64,9 +64,11 @@ def halve(data: Tensor, grid: Grid, axes: Sequence[int]) -> tuple[Tensor, Grid]:
         first, second = part(0, 2 * m), part(1, 2 * m)  # pixels 2 i and 2 i + 1
         out = (first + second).mul_(3 / 8)
         inner = out.narrow(1 + d, 1, m - 1)
-        inner.add_(second.narrow(1 + d, 0, m - 1), alpha=1 / 8)  # 2 i - 1, and the border repeated
+        inner.add_(
+            second.narrow(1 + d, 0, m - 1), alpha=1 / 8
+        )  # pixel 2 i - 1; at the border the first pixel is repeated
         out.narrow(1 + d, 0, 1).add_(first.narrow(1 + d, 0, 1), alpha=1 / 8)
-        out.narrow(1 + d, 0, m - 1).add_(first.narrow(1 + d, 1, m - 1), alpha=1 / 8)  # 2 i + 2
+        out.narrow(1 + d, 0, m - 1).add_(first.narrow(1 + d, 1, m - 1), alpha=1 / 8)  # pixel 2 i + 2
         out.narrow(1 + d, m - 1, 1).add_(part(min(2 * m, n - 1), min(2 * m, n - 1) + 1), alpha=1 / 8)
         data = out
         shape[d], origin[d], spacing[d] = m, origin[d] + spacing[d] / 2, spacing[d] * 2
@@ -74,10 +76,10 @@ def halve(data: Tensor, grid: Grid, axes: Sequence[int]) -> tuple[Tensor, Grid]:
 
 
 def noise_share(data: Tensor) -> float:
-    """The share of an image's squared gradient that white noise accounts for: 1 for noise alone, ``data`` ``[C, *S]``.
+    """Share of the squared gradient of an image ``[C, *S]`` that is white noise, 0 … 1; 1 for pure noise.
 
-    From the second difference along all axes at once, in which little but noise is left (Immerkær 1996); fine texture
-    counts as noise too.
+    From the second difference along all axes at once, which leaves little but noise (Immerkær 1996); fine texture counts as noise
+    too.
     """
     rough, slope, ndim = data, 0.0, 0
     for d in range(1, data.ndim):
@@ -92,9 +94,9 @@ def noise_share(data: Tensor) -> float:
 def soften(data: Tensor) -> Tensor:
     """``data`` ``[C, *S]`` filtered with [1, 2, 1]/4 along every axis, the border repeated.
 
-    Between its pixels a linearly interpolated image is smoother than at them, white noise by up to 2^-D in variance, and a
-    fit finds the noise it would rather have: positions half a pixel off. Neighbouring pixels of a softened image are alike
-    already.
+    A linearly interpolated image is smoother between its pixels than at them: the variance of white noise falls there by up to
+    2^-D. A fit would therefore prefer positions half a pixel off. In a softened image neighbouring pixels are alike already,
+    which removes most of that preference.
     """
     for d in range(1, data.ndim):
         n = data.shape[d]
@@ -109,7 +111,7 @@ def soften(data: Tensor) -> Tensor:
 
 
 def standardized(image: Image) -> Tensor:
-    """Channels ``[C, *S]`` float32 with mean 0 and variance 1 over trusted pixels; a constant channel becomes 0."""
+    """The channels ``[C, *S]`` float32 with mean 0 and variance 1 over trusted pixels; constant channels become 0."""
     data = image.data.to(torch.float32)
     dims = tuple(range(1, data.ndim))
     if image.weight is None:
@@ -128,10 +130,10 @@ def standardized(image: Image) -> Tensor:
 
 
 class Halvings:
-    """One side of a pair, standardised, in its normalised frame, and halved as often as is asked for, each time once.
+    """One side of a pair: standardised, in its normalised frame, at any number of halvings; each is computed once and kept.
 
     Args:
-        image: ``weight`` is its mask.
+        image: the side; its ``weight`` is its mask.
     """
 
     def __init__(self, image: Image) -> None:
@@ -145,7 +147,7 @@ class Halvings:
         return side if isinstance(side, Halvings) else cls(side)
 
     def physical(self, times: int) -> Image:
-        """What `at` gives, on a grid of the data set's own space."""
+        """The image after ``times`` halvings, on a grid in the data set's own unit."""
         data, weight, grid = self.at(times)
         length = Frame.of(self.grid).length
         origin = tuple(o * length + c for o, c in zip(grid.origin, self.grid.center, strict=True))
@@ -154,14 +156,14 @@ class Halvings:
         )
 
     def times_until(self, small: Callable[[Grid], bool]) -> int:
-        """The fewest halvings after which ``small`` says yes to the grid, or as many as there can be."""
+        """The smallest number of halvings after which ``small(grid)`` is true, or as many as are possible."""
         times = 0
         while not small(self.at(times)[2]) and self.at(times + 1)[2] is not self.at(times)[2]:
             times += 1
         return times
 
     def at(self, times: int) -> tuple[Tensor, Tensor | None, Grid]:
-        """Data ``[C, *S]``, mask ``[*S]`` or None, and grid after ``times`` halvings, or as many as there can be."""
+        """Data ``[C, *S]``, mask ``[*S]`` or None, and grid after ``times`` halvings, or after as many as are possible."""
         while len(self._made) <= times:
             data, weight, grid = self._made[-1]
             finest = min(grid.spacing)

@@ -1,4 +1,4 @@
-"""Limited-memory BFGS for an energy in whitened variables, where descent is well conditioned and needs no step size.
+"""Limited-memory BFGS for an energy in well-scaled variables; no step size has to be set.
 
 Source: Nocedal & Wright, Numerical Optimization, 2nd ed., algorithms 7.4 (two loops) and 3.1 (backtracking), with the
 first step and every later one bounded by the movement it causes, in pixels.
@@ -17,15 +17,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 PATIENCE = 5
-"""Steps over which a fit must have gained something to go on: one or two may gain little where L-BFGS meets new curvature."""
+"""Number of steps that together must gain something for a fit to continue: one or two steps may gain little where L-BFGS meets
+new curvature."""
 TRIALS = 12
-"""Points tried along one direction at most; each is at most 0.6 times as far as the one before."""
+"""Largest number of points tried along one direction; each is at most 0.6 times as far as the one before."""
 ENOUGH = 1e-4
-"""Share of the decrease that the slope promises which a step must bring: c₁ of Nocedal & Wright, their value."""
+"""Share of the decrease predicted by the slope that a step must achieve: c₁ of Nocedal & Wright, at their value."""
 
 FloatArray = NDArray[np.float64]
 Evaluate = Callable[[Tensor], tuple[float, Tensor]]
-"""From variables ``[P]`` to the energy and its gradient ``[P]``; a non-finite energy rejects the point."""
+"""Function from the variables ``[P]`` to the energy and its gradient ``[P]``; a point whose energy is not finite is rejected."""
 
 
 @dataclass
@@ -53,15 +54,17 @@ def dot(a: Tensor, b: Tensor) -> float:
 
 
 class _History:
-    """The last pairs of steps and gradient changes, and the product of the inverse Hessian they imply.
+    """The last pairs of steps and gradient changes, and the product of their inverse Hessian with a gradient.
 
-    Every product of two of them is kept, so that a direction costs one pass over the pairs for their products with the
-    gradient, one for the sum, and the two loops run on numbers (Chen et al. 2014, "Large-scale L-BFGS using MapReduce").
+    All inner products between the pairs are kept. A direction then costs one pass over the pairs for their products with the
+    gradient and one for the final sum; the two loops run on numbers (Chen et al. 2014, "Large-scale L-BFGS using MapReduce").
     """
 
     def __init__(self, memory: int, like: Tensor) -> None:
         self.memory = memory
-        self._rows = torch.zeros((2 * memory, like.numel()), dtype=like.dtype)  # steps, then changes
+        self._rows = torch.zeros(
+            (2 * memory, like.numel()), dtype=like.dtype
+        )  # [2M, P]: M steps, then M gradient changes
         self._products = np.zeros((2 * memory, 2 * memory))
         self._order: list[int] = []  # slots, oldest first
 
@@ -73,12 +76,12 @@ class _History:
         return bool(self._order)
 
     def _with(self, row: Tensor) -> FloatArray:
-        """Products ``[2 memory]`` of all rows in use with ``row``; the rest is of no meaning."""
+        """Inner products ``[2 memory]`` of ``row`` with every row; meaningless for rows that are not in use."""
         out: FloatArray = torch.mv(self._rows, row).numpy().astype(np.float64)
         return out
 
     def add(self, step: Tensor, change: Tensor) -> None:
-        """Remember a pair, unless the energy did not curve upwards along it."""
+        """Remember a pair, unless the energy does not curve upwards along the step."""
         norms = [float(torch.linalg.vector_norm(row, dtype=torch.float64)) for row in (step, change)]
         if not dot(step, change) > 1e-10 * norms[0] * norms[1]:
             return
@@ -113,16 +116,17 @@ class _History:
 
 @dataclass(frozen=True)
 class Descent:
-    """How far the steps of a minimisation go, and when it ends; distances in pixels of the level, as ``movement`` tells them.
+    """Limits of a minimisation; distances in the unit of the ``movement`` function, pixels of the level for images.
 
     Args:
-        max_iter: steps at most.
-        tolerance: three steps in a row that move less than this end it: converged.
-        memory: pairs of steps and gradient changes that are kept.
-        max_move: no step is tried that moves more than this.
-        first_move: length of the first step, which has no curvature to go by.
-        first_step: the first step over the gradient at most, where the curvature is known to be about 1 along all variables.
-        worthwhile: energy that `PATIENCE` steps must gain together; less ends it: converged.
+        max_iter: largest number of steps.
+        tolerance: the minimisation has converged when three steps in a row move less than this.
+        memory: number of pairs of steps and gradient changes that are kept.
+        max_move: largest movement of any step.
+        first_move: largest movement of the first step, for which no curvature is known.
+        first_step: largest first step as a multiple of the gradient, where the curvature is known to be about 1 along all
+            variables; None where it is not.
+        worthwhile: energy that `PATIENCE` steps must gain together; the minimisation has converged when they gain less.
     """
 
     max_iter: int
@@ -136,7 +140,15 @@ class Descent:
 
 @dataclass(frozen=True)
 class _Trial:
-    """The last point tried along a direction: where, its energy and gradient, how far along, and whether it is low enough."""
+    """The last point tried along a direction.
+
+    Args:
+        x: the point ``[P]``.
+        energy: the energy there.
+        gradient: the gradient there ``[P]``.
+        t: distance along the direction, as a multiple of it.
+        accepted: whether the energy is low enough.
+    """
 
     x: Tensor
     energy: float
@@ -158,13 +170,14 @@ def _backtrack(
     """Shorten the step ``t`` along ``direction`` until the energy is low enough (Nocedal & Wright, algorithm 3.1).
 
     Args:
-        evaluate: the energy and its gradient.
-        x: ``[P]``, of the energy ``energy``.
+        evaluate: function that returns energy and gradient.
+        x: the current point ``[P]``.
+        energy: the energy at ``x``.
         direction: ``[P]``.
-        slope: derivative of the energy along it, negative.
-        t: first step tried.
-        moved: how far all of ``direction`` moves a pixel.
-        least: movement under which no step is worth trying.
+        slope: derivative of the energy along ``direction``, negative.
+        t: first step to try, as a multiple of ``direction``.
+        moved: movement that the whole of ``direction`` would cause, in pixels.
+        least: movement, in pixels, below which no step is tried.
     """
     for _ in range(TRIALS):
         trial = x + t * direction
@@ -191,11 +204,12 @@ def minimize(
     """Minimise ``evaluate`` from ``x`` ``[P]``.
 
     Args:
-        evaluate: the energy and its gradient.
-        x: where to begin.
-        movement: from a change of the variables to the largest distance it moves a pixel, in pixels of the level.
-        descent: how far steps go, and when it ends.
-        callback: called with the step's number and the energy after each step.
+        evaluate: function that returns energy and gradient.
+        x: start ``[P]``.
+        movement: function from a change of the variables to the largest distance by which it moves a pixel, in pixels of the
+            level.
+        descent: limits on steps and number of steps.
+        callback: called after each step with its number (from 1) and the energy.
     """
     energy, gradient = evaluate(x)
     if not (math.isfinite(energy) and bool(torch.isfinite(gradient).all())):

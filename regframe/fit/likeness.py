@@ -1,4 +1,4 @@
-"""How alike two aligned images are: contrast map, shared fine structure, coincidence, independent observations."""
+"""How alike two aligned images are: contrast map, shared fine structure, coincidence, number of independent observations."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from torch import Tensor
 from .velocity import smooth_size
 
 CORRELATION_LIMIT = 30.0
-"""Pixels that one independent observation stands for at most, however smooth the residual."""
+"""Largest number of pixels per independent observation, however smooth the residual: a smooth image never counts as none."""
 
 
 def fit_contrast(warped: Tensor, fixed: Tensor, weight: Tensor, order: int = 1, ridge: float = 1e-4) -> Tensor:
-    """Contrast map ``f_θ``: per fixed channel a polynomial of the moving channels, by weighted ridge regression.
+    """Apply the contrast map ``f_θ``: each fixed channel as a polynomial of the moving channels, by weighted ridge regression.
 
     Args:
         warped: ``[C_m, *S]``.
         fixed: ``[C_f, *S]``.
         weight: ``[*S]`` ≥ 0.
         order: highest power of each channel.
-        ridge: relative to the features' variance.
+        ridge: strength of the ridge, over the mean variance of the features.
 
     Returns:
         ``f_θ(warped)`` ``[C_f, *S]``, detached.
@@ -42,16 +42,14 @@ def fit_contrast(warped: Tensor, fixed: Tensor, weight: Tensor, order: int = 1, 
 
 
 BLOCK = 8
-"""Pixels along the sides of the blocks whose mean is taken away: what is left, fine structure, is cells rather than
-outlines."""
+"""Side in pixels of the blocks whose mean is subtracted. The fine structure that remains shows cells rather than outlines."""
 
 
 def shared_structure(predicted: Tensor, fixed: Tensor, weight: Tensor) -> float:
-    """How much of their fine structure two images share, 0 … 1: the squared correlation of what is left of them
-    when the mean of every block of `BLOCK` pixels is taken away.
+    """Squared correlation, 0 … 1, of the fine structure of two images (each minus the mean of its blocks of `BLOCK` pixels).
 
-    About 0.9 for two looks at one section, about 0 for neighbouring sections, whose cells are other cells: a match of
-    their textures is chance. A correlation of opposite sign counts as none.
+    About 0.9 for two images of one section, about 0 for neighbouring sections, whose cells are other cells. A negative
+    correlation counts as 0.
 
     Args:
         predicted: the contrast-mapped moving image ``[C, *S]``.
@@ -67,7 +65,7 @@ def shared_structure(predicted: Tensor, fixed: Tensor, weight: Tensor) -> float:
 
 
 def _fine(data: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """``data`` ``[C, *S]`` less the weighted mean of each block of `BLOCK` pixels, and its weight, cut to whole blocks."""
+    """``data`` ``[C, *S]`` minus the weighted mean of each block of `BLOCK` pixels, and its weight, both cut to whole blocks."""
     sizes = [min(BLOCK, n) for n in weight.shape]
     inside = tuple(slice(0, n // b * b) for n, b in zip(weight.shape, sizes, strict=True))
     split = [m for n, b in zip(weight.shape, sizes, strict=True) for m in (n // b, b)]
@@ -79,23 +77,23 @@ def _fine(data: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 BESIDE = 6
-"""Pixels of shift along an axis from which on a match of fine structure has nothing to do with the match in place."""
+"""Shift in pixels along an axis from which on the match of fine structure is independent of the match in place."""
 
 
 def coincidence(predicted: Tensor, fixed: Tensor, weight: Tensor) -> float:
-    """By how many standard deviations the fine structure of two images matches better in place than it would anywhere else.
+    """Standard deviations by which the fine structure of two images correlates better in place than when shifted.
 
-    The correlation of what `shared_structure` looks at, against that of the two images shifted by every other whole
-    number of pixels that leaves a third of the overlap: what chance, outlines and common periods bring. Right alignments
-    come to 10 and more where any structure is shared; wrong ones stay under 10, mostly under 6.
+    The correlation in place is compared with those under all other whole-pixel shifts that leave at least a third of the overlap;
+    these show what chance, outlines and common periods contribute. Right alignments reach 10 and more where any structure is
+    shared; wrong ones stay under 10, mostly under 6.
 
     Args:
         predicted: the contrast-mapped moving image ``[C, *S]``.
         fixed: ``[C, *S]``.
-        weight: ``[*S]``; pixels count from half of 1 on.
+        weight: ``[*S]``; pixels with more than 0.5 count.
 
     Returns:
-        0 where the overlap is too small to tell.
+        The number of standard deviations; 0 where the overlap is too small to tell.
     """
     seen = (weight > 0.5).to(fixed.dtype)
     p, w = _fine(predicted, seen)
@@ -119,17 +117,17 @@ def coincidence(predicted: Tensor, fixed: Tensor, weight: Tensor) -> float:
 
 
 TILE = 256
-"""Pixels along an axis above which a residual is looked at in parts, half as wide each, to save time and memory."""
+"""Pixels along an axis above which the residual is examined in parts of half this size, to save time and memory."""
 TILES = 4
-"""Parts along each such axis, spread evenly."""
+"""Number of parts along each such axis, spread evenly."""
 
 
 def correlation_area(residual: Tensor, weight: Tensor) -> float:
-    """How many pixels one independent observation of a residual stands for: its integrated squared autocorrelation.
+    """Pixels per independent observation of a residual: its integrated squared autocorrelation ``Σ_r ρ(r)²``.
 
-    For white noise 1; for structure of size ``l`` pixels about ``l^D``. From the weighted autocorrelation (zero-padded
-    FFT), Bartlett's formula for the effective sample size: ``Σ_r ρ(r)²``. An image of more than `TILE` pixels along an axis is
-    looked at in parts, spread evenly.
+    This is Bartlett's formula for the effective sample size: 1 for white noise, about ``l^D`` for structure of size ``l``
+    pixels. ρ is the weighted autocorrelation (by zero-padded FFT). Images of more than `TILE` pixels along an axis are
+    examined in parts.
 
     Args:
         residual: ``[C, *S]``.
@@ -144,7 +142,7 @@ def correlation_area(residual: Tensor, weight: Tensor) -> float:
     dims = tuple(range(1, residual.ndim))
     mean = (residual * weight).sum(dim=dims, keepdim=True) / weight.sum().clamp(min=1e-12)
     size = [n if n <= TILE else TILE // 2 for n in weight.shape]
-    reach = [max(4, n // 8) for n in size]  # lags not too far, seen often enough to be estimated
+    reach = [max(4, n // 8) for n in size]  # largest lag in pixels: small enough to occur in many pairs
     shape = [smooth_size(n + r) for n, r in zip(size, reach, strict=True)]
     power = pairs_power = torch.zeros(())
     for part in itertools.product(*parts):
@@ -163,7 +161,7 @@ def correlation_area(residual: Tensor, weight: Tensor) -> float:
         enough = enough & (lag <= most).reshape([-1 if i == d else 1 for i in range(len(shape))])
     pairs = pairs.clamp(min=1e-12)
     rho = torch.where(enough, auto / pairs / peak, torch.zeros_like(auto))
-    # the square of a sample correlation has mean area/n over its n pairs by chance alone: solve for the area
+    # by chance alone the squared sample correlation of n pairs is area / n in the mean; dividing by 1 + chance removes that
     chance = float(torch.where(enough, 1 / pairs.clamp(min=1.0), torch.zeros_like(pairs)).sum())
     area = float((rho**2).sum()) / (1 + chance)
     return min(max(area, 1.0), CORRELATION_LIMIT)

@@ -1,4 +1,4 @@
-"""The maps that a fit chooses among, and where among them it stands: an affine increment after the flow of a velocity."""
+"""The space of maps that a fit searches, and the state of a fit in it: an affine increment and the flow of a velocity."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from .frames import Increment, zoom_of
 from .velocity import VelocitySpace, enough_steps
 
 DEVIATION_FLOOR = 0.03
-"""Smallest prior standard deviation of a displacement that a fit may arrive at, in moving pixels: far less than any error that
-matters, but not 0, which no later level could leave again."""
+"""Smallest prior standard deviation of a displacement, in moving pixels: far below any error that matters, yet above 0, from
+which later levels could not recover."""
 
 
 @dataclass(frozen=True)
 class MapSpace:
-    """All maps ``x = (q, u)`` of a fit: ``B(q) = B_0 H(q)`` from the fixed frame to the moving one, then the flow of ``v(u)``.
+    """The maps with variables ``x = (q, u)``: ``B(q) = B_0 H(q)`` from the fixed to the moving frame, then the flow of ``v(u)``.
 
     Args:
         start: ``B_0`` ``[D+1, D+1]`` float64, inverse affine map of the normalised frames.
         increment: parametrisation ``H(q)`` of the affine part, K variables.
-        space: velocities, P variables, or None where maps do not bend.
+        space: velocities, P variables; None for maps that do not bend.
     """
 
     start: Tensor
@@ -36,7 +36,7 @@ class MapSpace:
 
     @functools.cached_property
     def zoom(self) -> float:
-        """Fixed pixels per moving pixel, by the start (geometric mean of the axes)."""
+        """Fixed pixels per moving pixel under the start (geometric mean of the axes)."""
         return zoom_of(self.start)
 
     @property
@@ -54,7 +54,7 @@ class MapSpace:
         return homogeneous.compose(self.start, self.increment.matrix(q))
 
     def points(self, x: Tensor, at: Tensor, to_moving: bool = False) -> Tensor:
-        """Positions ``[N, D]`` (float64) of one frame in the other, moving → fixed or the other way; differentiable in ``x``."""
+        """Positions ``[N, D]`` (float64) mapped moving → fixed, or to the moving frame; differentiable in ``x``."""
         q, u = self.split(x)
         pullback = self.pullback(q)
         if to_moving:
@@ -65,14 +65,14 @@ class MapSpace:
         return at if to_moving else reference.carry(homogeneous.inverse(pullback), at)
 
     def moves(self, change: Tensor, rim: Tensor) -> tuple[Tensor, float]:
-        """How far a change of the variables moves what is fixed, to first order, in fixed pixels.
+        """How far a change of the variables moves fixed positions, to first order, in fixed pixels.
 
         Args:
-            change: ``[K + P]``.
-            rim: positions ``[N, D]`` of the fixed frame, the outermost ones.
+            change: change of the variables ``[K + P]``.
+            rim: outermost positions ``[N, D]`` of the fixed frame, where the affine part moves most.
 
         Returns:
-            How far the affine part moves each of ``rim`` ``[N, D]``, and the largest displacement by the velocity.
+            The displacement of each of ``rim`` by the affine part ``[N, D]``, and the largest displacement by the velocity.
         """
         q, u = self.split(change)
         step = self.increment.matrix(q) - torch.eye(self.increment.ndim + 1, dtype=torch.float64)
@@ -83,17 +83,17 @@ class MapSpace:
         return shift, self.zoom * float(displacement.square_().sum(dim=0).amax().sqrt())
 
     def with_space(self, space: VelocitySpace | None) -> MapSpace:
-        """Maps of the same affine part with other velocities, or with none."""
+        """Maps with the same affine part and other velocities, or none."""
         return dataclasses.replace(self, space=space)
 
 
 @dataclass
 class Standing:
-    """Where a fit stands: the variables and the maps that they choose among.
+    """The state of a fit: the values of the variables, and the space of maps.
 
     Args:
         x: variables ``[K + P]``.
-        maps: what they mean.
+        maps: the maps that the variables choose among.
     """
 
     x: Tensor
@@ -101,7 +101,7 @@ class Standing:
 
     @property
     def start(self) -> Tensor:
-        """``B_0`` ``[D+1, D+1]``: what the affine increment is taken from."""
+        """``B_0`` ``[D+1, D+1]``, on which the affine increment acts."""
         return self.maps.start
 
     @property
@@ -126,24 +126,24 @@ class Standing:
         return None if self.space is None or u is None else self.space.velocity(u)
 
     def bend(self, space: VelocitySpace) -> None:
-        """Let the map bend from here on: with velocities that are 0 yet."""
+        """Let the map bend from here on, with velocities that are 0 at first."""
         self.x = torch.cat([self.x, torch.zeros(space.size, dtype=torch.float32)])
         self.maps = self.maps.with_space(space)
 
     def take_enough_steps(self, config: Config) -> None:
-        """As many Euler steps as the velocity needs to stay invertible, unless the user has set their number."""
+        """Use as many Euler steps as keep the flow invertible, unless the user has set their number."""
         u = self.maps.split(self.x)[1]
         if self.space is not None and u is not None and config.n_steps is None:
             self.maps = self.maps.with_space(enough_steps(self.space, u))
 
     def adapt_prior(self, rms: float, margin: float) -> None:
-        """Set the prior's deviation from the displacement found so far (empirical Bayes), leaving the velocity as it is.
+        """Set the prior's deviation from the displacement found so far (empirical Bayes); the velocity itself stays as it is.
 
-        A pair that an affine map explains ends with a stiff prior, so that regions without texture stay where the affine map
-        puts them; a bent pair keeps a loose one.
+        A pair that an affine map explains ends with a stiff prior, so that regions without texture stay where the affine map puts
+        them; a bent pair keeps a loose prior.
 
         Args:
-            rms: root mean square displacement per axis, in moving pixels.
+            rms: root mean square displacement per axis so far, in moving pixels.
             margin: the prior standard deviation over ``rms``.
         """
         q, u = self.maps.split(self.x)

@@ -1,4 +1,4 @@
-"""Which fixed pixels show matching tissue: a mixture of three Gaussians, fitted by EM (METHOD.md, W)."""
+"""The weights W: which fixed pixels show matching tissue, by a mixture of three Gaussians fitted by EM (docs/method.md, W)."""
 
 from __future__ import annotations
 
@@ -9,21 +9,31 @@ import torch
 from torch import Tensor
 
 SHARPEST = 0.1
-"""Narrowest noise that the classes are told apart with, in standard deviations of the fixed image: with less, every small
-misfit of a good fit would count as an artefact."""
+"""Least noise with which classes are told apart, in standard deviations of the fixed image: with less, every small misfit of a
+good fit would count as an artefact."""
 
 
 SAMPLE = 200_000
-"""Pixels from which the classes of a large image are estimated; every pixel is then judged by them."""
+"""Number of pixels from which the classes of a large image are estimated; every pixel is then classified."""
 
 
 @dataclass
 class Mixture:
-    """EM weights W of METHOD.md: matching tissue, background, artefact, three isotropic Gaussians over the fixed channels.
+    """Three classes of fixed pixels: matching tissue, background, artefact; isotropic Gaussians over the fixed channels.
 
-    ``update`` does one E step and one M step, ``matching`` another E step for every pixel. The artefact class is kept broad
-    (never narrower than the image's own spread), and the background no narrower than the matching noise, so that neither can
+    ``update`` does one E step and one M step, ``matching`` one more E step for every pixel. The artefact class is kept broad
+    (at least twice the image's own spread), and the background at least as broad as the matching noise, so that neither can
     claim tissue that matches.
+
+    Attributes:
+        background: mean colour of the background ``[C_f]``.
+        artefact: mean colour of the artefacts ``[C_f]``.
+        spread: standard deviation of the fixed image per channel (rms over the channels).
+        sigma_match: standard deviation of matching pixels about the contrast-mapped moving image.
+        sigma_background: standard deviation of the background per channel.
+        sigma_artefact: standard deviation of the artefacts per channel.
+        fractions: mixing weights of the three classes, in this order.
+        history: the mixing weights after each update.
     """
 
     background: Tensor  # [C_f]
@@ -37,7 +47,7 @@ class Mixture:
 
     @classmethod
     def start(cls, fixed: Tensor, predicted: Tensor, weight: Tensor) -> Mixture:
-        """First guess: background the flattest part of the fixed image, artefact its mean and a broad spread."""
+        """First guess: the background is the flattest part of the fixed image, artefacts have its mean and a broad spread."""
         flat, guess, w = _sample(fixed, predicted, weight)
         c = flat.shape[0]
         total = w.sum().clamp(min=1e-12)
@@ -48,7 +58,13 @@ class Mixture:
         return cls(background, mean, spread, sigma, max(sigma, 0.3 * spread), 2.0 * spread)
 
     def update(self, fixed: Tensor, predicted: Tensor, weight: Tensor) -> None:
-        """One E step and one M step, given the contrast-mapped moving image ``[C_f, *S]`` and the pixels' weight ``[*S]``."""
+        """One E step and one M step.
+
+        Args:
+            fixed: ``[C_f, *S]``.
+            predicted: the contrast-mapped moving image ``[C_f, *S]``.
+            weight: weight of each pixel ``[*S]``.
+        """
         flat, guess, w = _sample(fixed, predicted, weight)
         c = flat.shape[0]
         log_p, squares = self._classes(flat, guess)
@@ -70,11 +86,11 @@ class Mixture:
         """Posterior probability ``[*S]`` that a pixel shows matching tissue."""
         c = fixed.shape[0]
         (match, background, artefact), _ = self._classes(fixed.reshape(c, -1), predicted.reshape(c, -1))
-        odds = background.sub_(match).exp_().add_(artefact.sub_(match).exp_())  # against matching
+        odds = background.sub_(match).exp_().add_(artefact.sub_(match).exp_())  # odds against the matching class, [N]
         return odds.add_(1.0).reciprocal_().reshape(fixed.shape[1:])
 
     def _classes(self, flat: Tensor, guess: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """Log-likelihood and squared distance ``[N]`` of pixels ``[C, N]`` under each class."""
+        """Log-likelihood and squared distance ``[N]`` of pixels ``[C, N]`` under each of the three classes."""
         c = flat.shape[0]
         judged = max(self.sigma_match, SHARPEST * self.spread)
         sigmas = (judged, max(self.sigma_background, judged), self.sigma_artefact)
@@ -91,16 +107,19 @@ class Mixture:
 
 
 def _sample(fixed: Tensor, predicted: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """About `SAMPLE` pixels of ``[C, *S]``, ``[C, *S]`` and ``[*S]`` at equal distances, flat."""
+    """About `SAMPLE` pixels of images ``[C, *S]``, ``[C, *S]`` and a weight ``[*S]``, evenly spaced in memory, flattened."""
     step = max(1, weight.numel() // SAMPLE)
-    while step > 1 and math.gcd(step, weight.shape[-1]) > 1:  # else the sampled pixels would lie in few columns
+    while step > 1 and math.gcd(step, weight.shape[-1]) > 1:  # coprime to the width, to sample all columns
         step -= 1
     c = fixed.shape[0]
     return fixed.reshape(c, -1)[:, ::step], predicted.reshape(c, -1)[:, ::step], weight.reshape(-1)[::step]
 
 
 def flattest(fixed: Tensor, weight: Tensor) -> Tensor:
-    """Colour ``[C]`` of the tenth of the trusted pixels where the image changes least: the mean of most of them."""
+    """Colour ``[C]`` of the flattest part of an image: the tenth of the trusted pixels where it changes least.
+
+    Of these pixels the mean is taken, without those of another colour than most.
+    """
     c, shape = fixed.shape[0], fixed.shape[1:]
     flat, w = fixed.reshape(c, -1), weight.reshape(-1)
     places = torch.arange(0, w.numel(), max(1, w.numel() // SAMPLE))

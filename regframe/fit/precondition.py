@@ -1,7 +1,7 @@
-"""Variables in which an energy is about equally curved along all, and descent in them.
+"""Preconditioned descent: variables in which the energy is about equally curved along every direction.
 
-The matching term holds the coarsest waves of a velocity many orders of magnitude more firmly than the finest; in the variables of
-`Preconditioner` L-BFGS need not learn that.
+The matching term holds the longest waves of a velocity many orders of magnitude more firmly than the shortest. L-BFGS would
+have to learn that; in the variables of `Preconditioner` it is already accounted for.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from .lbfgs import Descent, Outcome, minimize
 from .mapspace import MapSpace
 
 FIRST_STEP = 0.25
-"""First step over the gradient in preconditioned variables: the inverse of the curvature there, which is about 1 and seldom above
-4 (5 to 7 at most on the synthetic pair of the benchmarks)."""
+"""First step as a multiple of the gradient, in preconditioned variables: the inverse of the curvature, which is about 1 there
+and seldom above 4 (at most 5 to 7 on the synthetic pair of the benchmarks)."""
 
 
 class Objective(Protocol):
@@ -36,22 +36,22 @@ class Objective(Protocol):
 
 
 class Preconditioner:
-    """A symmetric linear change of variables ``x = P z`` in which the energy is about equally curved along all of them.
+    """A linear scaling of the variables ``x = P z`` under which the energy is about equally curved along all of them.
 
-    The matching term curves the energy by ``N |∇f|² / m`` per squared pixel of displacement. Against the prior that is
-    nothing for the finest waves and everything for the coarsest, whose variables are therefore scaled down, each by the
-    square root of its own curvature.
+    The matching term contributes a curvature of ``N |∇f|² / m`` per squared pixel of displacement. Relative to the prior this is
+    negligible for the shortest waves and dominant for the longest. Each variable is therefore divided by the square root of
+    its own curvature.
 
     Args:
-        maps: what the variables mean; maps that bend.
-        canvas: how many nodes of the velocity's grid of waves lie on the moving canvas.
-        curvature: of the energy, per squared fixed pixel of displacement of the whole canvas.
+        maps: the maps that the variables choose among; they must bend.
+        canvas: number of nodes of the grid of waves that lie on the moving canvas.
+        curvature: curvature of the energy, in nats per squared fixed pixel of a displacement of the whole canvas.
     """
 
     def __init__(self, maps: MapSpace, canvas: float, curvature: float) -> None:
         increment, space = maps.increment, maps.space
         assert space is not None
-        # a canvas turned by one pixel at its rim moves by 6^-1/2 of it per axis
+        # turning the canvas by one pixel at its rim displaces it by 6^-1/2 pixels rms per axis
         q = torch.full((increment.size,), 6.0**0.5, dtype=torch.float32)
         q[: increment.ndim] = 1.0
         moving = curvature * maps.zoom**2  # per squared moving pixel
@@ -60,7 +60,7 @@ class Preconditioner:
         self._scale = torch.cat([q / math.sqrt(max(curvature, 1e-12)), u.reshape(-1).to(torch.float32)])
 
     def __call__(self, z: Tensor) -> Tensor:
-        """``x`` ``[K + P]`` of ``z`` ``[K + P]``; also from a gradient in ``x`` to the one in ``z``."""
+        """``x`` ``[K + P]`` from ``z`` ``[K + P]``; also, as P is symmetric, the gradient in ``z`` from that in ``x``."""
         return z * self._scale
 
     def inverse(self, x: Tensor) -> Tensor:
@@ -69,14 +69,19 @@ class Preconditioner:
 
 
 def precondition(energy: Energy, predicted: Tensor) -> Preconditioner:
-    """Variables in which ``energy`` is about equally curved, judged by the contrast-mapped moving image ``[C_f, *S_f]``."""
+    """The preconditioner of an energy, from its curvature at the current map.
+
+    Args:
+        energy: the energy; its maps must bend.
+        predicted: the contrast-mapped moving image ``[C_f, *S_f]``, whose gradient gives the curvature.
+    """
     space = energy.maps.space
     assert space is not None
     level, ndim = energy.level, energy.level.fixed_grid.ndim
     w = energy.weight
     total = w.sum().clamp(min=1e-12)
     residual = float((((level.fixed - predicted) ** 2).mean(dim=0) * w).sum() / total)
-    slope = 0.0  # mean squared derivative along an axis, per fixed pixel
+    slope = 0.0  # squared derivative per fixed pixel, mean over pixels, channels and axes
     for d in range(ndim):
         if predicted.shape[1 + d] > 2:
             n = predicted.shape[1 + d]
@@ -96,9 +101,9 @@ def descend(
     change: Preconditioner | None = None,
     callback: Callable[[int, float], None] | None = None,
 ) -> Outcome:
-    """Minimise an energy from ``x`` ``[K + P]``, in the variables of ``change`` where there is one; see `lbfgs.minimize`.
+    """Minimise an energy from ``x`` ``[K + P]``, in preconditioned variables where ``change`` is given; see `lbfgs.minimize`.
 
-    The variables of an affine increment alone are scaled to pixels already and need no change.
+    Affine increments alone need no preconditioner: their variables are scaled to pixels.
     """
     if change is None:
         return minimize(energy, x, energy.movement, descent, callback)

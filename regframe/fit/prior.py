@@ -1,7 +1,8 @@
-"""The prior of the velocity: how smooth it is, how large its displacements may be, on which nodes it is given.
+"""The prior of the velocity: its smoothness, the size of its displacements, and its nodes.
 
-A `Prior` is stated relative to the moving canvas, so that one serves pairs of any size; `velocity_space` makes the velocities of
-one pair from it. What else than two pictures or two volumes is aligned has its prior with its solver.
+A `Prior` is stated relative to the moving canvas, so that one prior serves pairs of any size; `velocity_space` turns it into the
+velocities of one pair. Priors for other pairs than two pictures or two volumes are defined by their solvers. "Extent" is the
+geometric mean of the sides of the moving canvas.
 """
 
 from __future__ import annotations
@@ -21,47 +22,49 @@ FREE = 1.0
 """Nats by which the evidence must rise for each number that a richer model of a map may choose: one half is what a number gains
 in the mean where there is nothing to gain (half a χ² of one degree), as much again for doubt."""
 SCALE = 0.1
-"""Length a of the Sobolev operator for two pictures, as a fraction of the moving canvas' extent (geometric mean of its
-sides)."""
+"""Length a of the Sobolev operator for two pictures, as a fraction of the moving canvas' extent: deformations of tissue vary
+over tenths of the picture."""
 ORDER = 2.0
-"""Power p of the Sobolev operator for two pictures; STalign's too (Clifton et al. 2023)."""
+"""Power p of the Sobolev operator for two pictures, without unit; the value of STalign (Clifton et al. 2023)."""
 NODES = 3
 """Velocity nodes per length a for two pictures: with fewer, the kinks of the multilinear velocity cost accuracy and storage."""
 SCALE_3D = 0.042
-"""Length a for two volumes, as a fraction of the moving canvas' extent: organs fold in three directions. Set on one pair of
-brain slabs, whose labels are reported."""
+"""Length a of the Sobolev operator for two volumes, as a fraction of the moving canvas' extent: shorter than for pictures,
+because organs fold in three directions. Set on one pair of brain slabs, on whose labels results are reported."""
 ORDER_3D = 1.0
-"""Power p for two volumes; set on that pair too."""
+"""Power p of the Sobolev operator for two volumes, without unit; set on the pair of `SCALE_3D`."""
 NODES_3D = 2
-"""Velocity nodes per length a for two volumes, where a node per axis more costs half as much again."""
+"""Velocity nodes per length a for two volumes: fewer than for pictures, because in 3D their number grows with the third power."""
 MARGIN_3D = 2.5
-"""Lengths a by which velocities reach beyond a volume: there the far end of the FFT's period is no longer felt."""
+"""Distance, in lengths a, by which nodes reach beyond a volume: far enough that the FFT's periodicity does not couple opposite
+faces."""
 DEVIATION = 0.1
-"""Prior standard deviation of a displacement before anything is known, as a fraction of the moving canvas' extent: so wide that
-it holds back no bend that tissue goes through."""
+"""Prior standard deviation of a displacement before anything is known, as a fraction of the moving canvas' extent: wider than
+any bend of tissue, so that it restrains none."""
 DEVIATION_MARGIN = 3.0
-"""The prior standard deviation of the next level over the rms displacement found so far: wide enough to leave room for more."""
+"""Prior standard deviation of the next level, over the rms displacement found so far: wide enough for larger displacements."""
 MOST_VARIABLES = 6_000_000
-"""Values of a velocity at most, a matter of memory (24 MB each in the pairs kept by L-BFGS); a finer one is given wider nodes."""
+"""Largest number of values of a velocity, a bound on memory (24 MB for each vector that L-BFGS keeps); a finer velocity is
+given wider nodes."""
 
 
 @dataclass(frozen=True)
 class Prior:
-    """What is believed of a bend before the data are looked at, relative to the moving canvas.
+    """What is believed about a bend before the data are looked at, relative to the moving canvas.
 
     Args:
         scale: length a of the Sobolev operator, as a fraction of the canvas' extent (geometric mean of its sides).
         order: power p of the Sobolev operator.
         nodes: velocity nodes per length a.
-        deviation: standard deviation of a displacement at the start, as a fraction of that extent.
-        slices: time slices T of the velocity where the user does not set them.
-        margin: lengths a by which nodes reach beyond the canvas on every side, at least.
-        beyond: what they reach beyond it at least, as a share of its side along that axis.
-        adapts: the deviation of the next level over the rms displacement found so far; None where it stays as it is.
-        across: for one plane placed in a volume, the deviation across the plane over that along it; None for all others. The
-            extent then is that of the canvas' two longest sides.
-        most: values of the velocity at most.
-        widening: factor by which nodes are moved apart, again and again, where there would be more.
+        deviation: standard deviation of a displacement at the start of the fit, as a fraction of the extent.
+        slices: time slices T of the velocity, unless the user sets them.
+        margin: least distance by which nodes reach beyond the canvas on every side, in lengths a.
+        beyond: least distance by which nodes reach beyond the canvas, as a fraction of its side along that axis.
+        adapts: deviation on the next level, over the rms displacement found so far; None to keep the first deviation.
+        across: for a section in a volume, the deviation across its plane over that along it; the extent then is that of the two
+            longest sides of the slab. None for all other pairs.
+        most: largest number of values of the velocity.
+        widening: factor by which nodes are moved apart, repeatedly, while there would be more than ``most`` values.
     """
 
     scale: float
@@ -78,7 +81,7 @@ class Prior:
 
 
 PICTURES = Prior(SCALE, ORDER, NODES, beyond=0.5)
-"""The prior of two pictures; its nodes cover twice the canvas."""
+"""The prior of two pictures; its nodes cover at least twice the canvas along each axis."""
 VOLUMES = Prior(SCALE_3D, ORDER_3D, NODES_3D, slices=1, margin=MARGIN_3D)
 """The prior of two volumes."""
 
@@ -86,13 +89,13 @@ VOLUMES = Prior(SCALE_3D, ORDER_3D, NODES_3D, slices=1, margin=MARGIN_3D)
 def velocity_space(
     moving: Grid, config: Config, prior: Prior | None = None, pullback: Tensor | None = None
 ) -> VelocitySpace:
-    """Velocities for a moving canvas under a prior.
+    """The velocities for a moving canvas under a prior.
 
     Args:
         moving: the moving canvas, in its physical unit.
-        config: settings, which go before the prior's; lengths in the moving unit.
-        prior: None: that of two pictures or two volumes.
-        pullback: ``B`` ``[4, 4]`` of the normalised frames, for a prior that knows a direction ``across`` the fixed plane.
+        config: settings; where set, they override the prior. Lengths in the moving unit.
+        prior: the prior; where None that of two pictures or two volumes.
+        pullback: ``B`` ``[4, 4]`` of the normalised frames; needed for a prior with ``across``, to know the section's normal.
     """
     grid = Frame.of(moving).grid(moving)
     if prior is None:
@@ -103,7 +106,7 @@ def velocity_space(
     if prior.across is not None:
         assert pullback is not None
         stiff = _stiffer_across(pullback, prior.across)
-        extent = math.prod(sorted(grid.extent)[1:]) ** 0.5  # of the section, not of the slab's thickness
+        extent = math.prod(sorted(grid.extent)[1:]) ** 0.5  # extent of the section: the slab's thickness is left out
     scale = extent * prior.scale if config.sobolev.scale is None else config.sobolev.scale / moving.pixel
     deviation = extent * prior.deviation
     if config.sigma_regularizer is not None:
@@ -120,7 +123,7 @@ def velocity_space(
 
 
 def _stiffer_across(pullback: Tensor, across: float) -> Tensor:
-    """The matrix ``[3, 3]`` that leaves ``across`` of a displacement across the fixed plane z = 0, and all of one along it."""
+    """The matrix ``[3, 3]`` that scales the component of a displacement across the fixed plane z = 0 by ``across``."""
     normal = torch.linalg.cross(pullback[:3, 1], pullback[:3, 2])
     normal = normal / normal.norm()
     return torch.eye(3, dtype=torch.float64) - (1 - across) * torch.outer(normal, normal)

@@ -1,7 +1,8 @@
-"""A map of two images fitted coarse to fine: the affine part first, then both together, then whether the bend was worth it.
+"""Fits a map of two images coarse to fine: first its affine part, then affine part and bend, then whether to keep the bend.
 
-Each level alternates between the descent of its energy and the E step of the matching weights. What kind of pair it is
-the pyramid does not know: its solver says in a `Recipe` what is done differently.
+On each level the descent of the energy alternates with the estimation of the matching weights. The pyramid does not know what
+kind of pair it fits: the solver states in a `Recipe` what to do differently. "Shared structure" is
+`likeness.shared_structure`, 0 … 1.
 """
 
 from __future__ import annotations
@@ -34,23 +35,23 @@ from .steps import Report, Stage, Steps
 from .threads import threads_for
 
 LEAST_EVIDENCE = 0.25
-"""What an observation counts at least, of 1, however little fine structure both sides share: coarse structure is evidence too."""
+"""Least weight of an observation, 0 … 1, however little fine structure both sides share: coarse structure is evidence too."""
 ENOUGH_SHARED = 0.5
-"""Share of the fine structure, 0 … 1, from which an observation counts in full: two looks at one bent section share 0.2
-to 0.9."""
+"""Shared structure, 0 … 1, from which an observation counts in full: two images of one bent section share 0.2 to 0.9."""
 CHORD = 16
-"""Pixels of a level between two nodes from which twice as many per axis are worth their price: the chords of long waves are
-far off there, and cells still large enough to be walked through fast."""
+"""Distance of velocity nodes, in pixels of a level, from which the velocity is evaluated on twice as many nodes per axis. At
+that distance linear interpolation misses the waves by pixels, while cells are still large enough for the kernel to be fast."""
 BENDING_EVIDENCE = 5.0
-"""Nats by which the energy of a bent map must be lower than the best affine one's for the bend to be kept: odds of 150 to 1."""
+"""Nats by which the energy of a bent map must be lower than that of the best affine map for the bend to be kept: odds of 150 to
+1."""
 NOISY = 0.5
-"""Share of the moving image's squared gradient, 0 … 1, that white noise makes up, from which on it would steer the finest
-level: both sides are softened then."""
+"""Share of the moving image's squared gradient, 0 … 1, that is white noise, above which noise would bias the finest level
+towards positions between pixels; both sides are then softened."""
 WORTHWHILE = 1e-4
-"""Nats per independent observation below which the gain of `PATIENCE` steps of a bent fit is not worth them."""
+"""Nats per independent observation that `PATIENCE` steps of a bent fit must gain together for it to continue."""
 LEAST = 1.0
-"""Nats that `PATIENCE` steps of a bent fit must gain at least on all levels but the finest: these need not be settled to the
-last."""
+"""Nats that `PATIENCE` steps of a bent fit must gain together on every level but the finest, however few the observations:
+coarse levels need not be minimised to the last digit."""
 TORN = 10 * VIOLENT
 """Change of area, as a ratio, beyond which a bend is none of tissue, whatever it explains, and the affine map is kept."""
 SINGLE = 0.001
@@ -59,34 +60,38 @@ LOST = 0.75
 """Share of the judge's nats at the start that a fit must have lost for simpler ones to be looked at: a start was fitted to what
 the judge sees, too, if coarser, so that lesser differences between both say nothing."""
 SETTLING = 3
-"""EM steps of the classes on their own before they steer anything: their first guess is rough."""
+"""Number of EM steps before the classes are used for the first time, because their first guess is rough."""
 
 
 @dataclass(frozen=True)
 class Cuts:
-    """What is done where two sides turn out to be different cuts: the cells of one are not those of the other.
+    """What is done differently where both sides turn out to be neighbouring cuts of tissue, with other cells in each.
 
     Args:
-        below: share of the fine structure under the affine map, 0 … 1, below which they are.
-        prior: that of their bend.
-        nothing: share on the finest level under which that level is left out.
+        below: shared structure under the affine map, 0 … 1, below which the sides are treated as different cuts.
+        prior: prior of the bend between different cuts.
+        nothing: shared structure on the finest level, 0 … 1, below which that level is left out.
+        weighed: whether the matching weights steer the bend between different cuts. They come from the contrast model, which the
+            cells of another cut contradict nearly everywhere; False: they are reported, and every overlapping pixel steers.
     """
 
     below: float
     prior: Prior
     nothing: float
+    weighed: bool = False
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What differs between kinds of pairs, as a solver states it; the default is that of any two pictures or two volumes.
+    """How the fit of a kind of pair differs from that of any two pictures or volumes; the defaults are theirs.
 
     Args:
-        moves: whether the affine part is fitted; False where the start is as good as it gets, and only the bend is.
-        prior: of the bend; None: `prior.PICTURES` or `prior.VOLUMES`.
-        counted: shares of the fine structure, 0 … 1, at which an observation counts nothing (but `LEAST_EVIDENCE`) and in full.
-        cuts: what is done where the sides share little; None where that says nothing of them.
-        most: independent observations that are counted at most.
+        moves: whether the affine part is fitted; where False the start is kept and only the bend is fitted.
+        prior: prior of the bend; `prior.PICTURES` or `prior.VOLUMES` where None.
+        counted: two values of the shared structure, 0 … 1: an observation counts `LEAST_EVIDENCE` near the first, in full from
+            the second on, and proportionally between.
+        cuts: what to do where the sides are different cuts; None where shared structure does not tell.
+        most: largest number of independent observations that are counted.
     """
 
     moves: bool = True
@@ -96,7 +101,7 @@ class Recipe:
     most: float = math.inf
 
     def counts(self, shared: float) -> float:
-        """What an observation counts, of 1, where both sides share this much of their fine structure, 0 … 1."""
+        """Weight of an observation, `LEAST_EVIDENCE` … 1, where both sides have this much shared structure."""
         none, enough = self.counted
         return min(max((shared - none) / (enough - none), LEAST_EVIDENCE), 1.0)
 
@@ -119,12 +124,12 @@ class Pair:
     """Two images and how they are to be fitted.
 
     Args:
-        fixed: stays where it is.
-        moving: is brought onto it.
-        metric: makes the similarity ready for a level.
+        fixed: the side that stays where it is.
+        moving: the side that is mapped onto ``fixed``.
+        metric: function that prepares the metric for a pyramid level and returns it.
         config: all settings.
         landmarks: moving and fixed positions ``[M, D]`` in their frames and σ_P in fixed pixels, or None.
-        recipe: what this kind of pair asks for.
+        recipe: how the fit of this kind of pair differs from the default.
         judge: says whether a richer model of a map is worth it, beside the energies; None where there is none.
     """
 
@@ -143,12 +148,13 @@ class Pair:
 
 @dataclass(frozen=True)
 class LevelRules:
-    """What differs between the levels of a fit.
+    """How the fit of one level differs from that of others.
 
     Args:
-        constant_weights: True in the initial phase, where every overlapping pixel counts as matching.
-        fine: whether the level is as fine as the finest of the affine fit, so that the structure shared on it counts.
-        least: nats that `PATIENCE` steps of a bent fit must gain at least, however few the observations.
+        constant_weights: True on the first level of a stage, where every overlapping pixel counts as matching.
+        fine: whether the level is at least as fine as the finest level of the affine fit; only then may shared structure found on
+            it raise the weight of observations.
+        least: nats that `PATIENCE` steps of a bent fit must gain together, however few the observations.
         held: True where the map stays as it is, and only the weights are found.
     """
 
@@ -160,22 +166,22 @@ class LevelRules:
 
 @dataclass
 class Fit(Standing):
-    """Where a fit over a pyramid stands: the variables, the maps they choose among, and what was seen on the way.
+    """The state of a fit over a pyramid: variables, maps, and what has been found so far.
 
     Args:
-        weight: matching probability ``[*S_f]`` of the last level, mask and overlap included, or None.
-        matching: EM posterior ``[*S_f]`` of the last level alone.
-        overlap: weight ``[*S_f]`` of the last level's pixels that map onto trusted moving ones.
+        weight: weight of each fixed pixel of the last level ``[*S_f]``: matching probability, mask and overlap; or None.
+        matching: matching probability of the last level alone ``[*S_f]``.
+        overlap: weight ``[*S_f]`` of the last level's pixels that map onto trusted moving pixels.
         history: one entry per step.
-        reasons: how each level's minimisation ended, coarse to fine.
-        n_evaluations: energy evaluations in all.
+        reasons: how the minimisation of each level ended, coarse to fine (see `lbfgs.Outcome`).
+        n_evaluations: total number of energy evaluations.
         observations: N of the last energy.
-        mismatch: the metric's value where the last level ended.
-        bending_gain: how much lower the energy of the bent map is than that of the best affine one, in nats; None where
-            no bending was asked for.
-        shared: share of the fine structure that both images have at the last level (`likeness.shared_structure`).
-        texture: that share on the finest level of the affine fit.
-        sections: whether the sides are different cuts (see `Cuts`): cells of one are not those of the other.
+        mismatch: the metric's value at the end of the last level.
+        bending_gain: nats by which the energy of the bent map is lower than that of the best affine map; None where no bend was
+            asked for.
+        shared: shared structure on the last level, 0 … 1.
+        texture: shared structure on the finest level of the affine fit, 0 … 1.
+        sections: whether the sides are different cuts of tissue (see `Cuts`).
         asked: kind of the affine part that was asked for, which ``increment`` may be simpler than.
         torn: by how much a bend that was given up for it changed areas, or None.
         last: the energy that ``x`` minimises, or None.
@@ -202,8 +208,8 @@ def adapt_prior(fit: Fit, moving: Grid, margin: float) -> None:
     """Set the prior's deviation from the displacement found so far; see `Standing.adapt_prior`.
 
     Args:
-        fit: after at least one level of both parts.
-        moving: the moving canvas in its frame; nodes beyond it do not count.
+        fit: a fit after at least one level with a bend.
+        moving: the moving canvas in its frame; the displacement at nodes outside it is left out.
         margin: the prior standard deviation over the rms displacement.
     """
     assert fit.space is not None
@@ -215,7 +221,14 @@ def adapt_prior(fit: Fit, moving: Grid, margin: float) -> None:
 
 
 def _classes(mixture: Mixture | None, level: Level, predicted: Tensor, overlap: Tensor) -> Mixture:
-    """The classes of a level after another EM step, given the contrast-mapped moving image ``[C_f, *S_f]``."""
+    """The mixture of a level after one more EM step (`SETTLING` steps where it is new).
+
+    Args:
+        mixture: the mixture so far, or None.
+        level: the images.
+        predicted: the contrast-mapped moving image ``[C_f, *S_f]``.
+        overlap: weight of the overlap ``[*S_f]``.
+    """
     settling = 1
     if mixture is None:
         mixture = Mixture.start(level.fixed, predicted, overlap)
@@ -226,10 +239,11 @@ def _classes(mixture: Mixture | None, level: Level, predicted: Tensor, overlap: 
 
 
 def fit_level(fit: Fit, level: Level, pair: Pair, stage: Stage, rules: LevelRules, report: Report = None) -> Fit:
-    """Minimise the energy of one level, alternating with the E step of the matching weights."""
+    """Minimise the energy of one level in several rounds; before each one the matching weights are estimated anew."""
     config, metric = pair.config, pair.metric(level)
     weighed = config.matching.enabled and not rules.constant_weights
-    rounds, done = config.matching.rounds if weighed else 1, 0
+    steered = weighed and not (fit.sections and pair.recipe.cuts is not None and not pair.recipe.cuts.weighed)
+    rounds, done = config.matching.rounds if steered else 1, 0
     mixture: Mixture | None = None
     posterior = ones = torch.ones(level.fixed_grid.shape, dtype=torch.float32)
     for turn in range(rounds):
@@ -242,11 +256,12 @@ def fit_level(fit: Fit, level: Level, pair: Pair, stage: Stage, rules: LevelRule
         if weighed:
             mixture = _classes(mixture, level, predicted, overlap)
             posterior = mixture.matching(level.fixed, predicted)
-        energy.weight = weight = overlap * posterior
+        energy.weight = weight = overlap * posterior if steered else overlap
         area = correlation_area(level.fixed - predicted, weight)
         fit.shared = shared_structure(predicted, level.fixed, weight)
-        # structure that only one side has matches by chance wherever the map puts it: it is no evidence for a map
-        shared = fit.texture  # that of the affine map, for nothing may bend itself evidence where cells are others
+        # observations count by the structure that both sides share: structure of one side alone matches by chance anywhere.
+        # Between different cuts, only what the affine map shares counts: a bend could create more by chance.
+        shared = fit.texture
         if rules.fine and fit.space is not None and not fit.sections:
             shared = max(shared, fit.shared)
         observations = float(weight.sum(dtype=torch.float64)) / area * pair.recipe.counts(shared)
@@ -274,7 +289,13 @@ def fit_level(fit: Fit, level: Level, pair: Pair, stage: Stage, rules: LevelRule
 
 
 def _descent(config: Config, done: int, last: bool) -> Descent:
-    """How a round of a level is minimised, ``done`` steps of it made already: those before the last one only roughly."""
+    """Limits of one round of a level: all rounds but the last one are only rough.
+
+    Args:
+        config: all settings.
+        done: steps already made on this level.
+        last: whether this is the last round.
+    """
     options = config.optimizer
     budget = max(options.max_iter - done, 0)
     if last:
@@ -283,18 +304,18 @@ def _descent(config: Config, done: int, last: bool) -> Descent:
 
 
 COARSEST = 40
-"""Pixels along the shorter side of the fixed image at the coarsest level, about: few enough that a shift of several pixels is
-within reach of descent, enough to show what the tissue is like."""
+"""About how many pixels the shorter side of the fixed image has on the coarsest level: few enough for descent to correct a
+shift by several pixels of that level, enough to show the shape of the tissue."""
 
 
 def build_levels(fixed: Image | Halvings, moving: Image | Halvings, start: Tensor, config: Config) -> list[Level]:
-    """Both sides over a pyramid, coarse to fine, at matching resolutions, in their normalised frames.
+    """Both sides on every pyramid level, coarse to fine, at matching resolutions, in their normalised frames.
 
     Args:
-        fixed: its ``weight`` is its mask.
-        moving: its ``weight`` is its mask.
-        start: ``B_0`` ``[D+1, D+1]``, which says how large a moving pixel is in fixed pixels.
-        config: which resolutions are wanted.
+        fixed: the fixed side; its ``weight`` is its mask.
+        moving: the moving side; its ``weight`` is its mask.
+        start: ``B_0`` ``[D+1, D+1]``, from which the size of a moving pixel in fixed pixels follows.
+        config: states the resolutions that are wanted.
     """
     fixed, moving = Halvings.of(fixed), Halvings.of(moving)
     ndim = fixed.grid.ndim
@@ -322,8 +343,11 @@ def build_levels(fixed: Image | Halvings, moving: Image | Halvings, start: Tenso
 
 
 def seen_at(fit: Fit, level: Level, metric: ImageMetric) -> tuple[Tensor, Tensor, Tensor]:
-    """What both sides show under a fit at any level: the contrast-mapped moving image ``[C_f, *S_f]``, the fixed one
-    ``[C_f, *S_f]``, and the weight of their overlap ``[*S_f]``."""
+    """The images under a fit, at any level, for judging them.
+
+    Returns the contrast-mapped moving image ``[C_f, *S_f]``, the fixed image ``[C_f, *S_f]``, and the weight of their overlap
+    ``[*S_f]``.
+    """
     energy = Energy(level, metric, fit.maps, torch.ones(level.fixed_grid.shape, dtype=torch.float32), 1.0)
     with torch.no_grad():
         weight = energy.overlap(fit.x)
@@ -335,7 +359,7 @@ def fit_pyramid(pair: Pair, start: Tensor, report: Report = None) -> Fit:
     """Fit the map coarse to fine: the affine part first, then both together.
 
     Args:
-        pair: what is fitted, and how.
+        pair: the two images and how to fit them.
         start: ``B_0`` ``[D+1, D+1]``, inverse affine map of the normalised frames (fixed → moving).
         report: called after each step.
     """
@@ -413,7 +437,15 @@ def _worth_it(fitted: _Straight, kind: str, pair: Pair) -> Fit:
 
 
 def _fit_bend(fit: Fit, levels: list[Level], fine: int, pair: Pair, report: Report) -> Fit:
-    """Both parts together over all ``levels``, after the affine one alone; those from index ``fine`` on count as fine."""
+    """Fit affine part and bend together over all ``levels``, after the affine fit.
+
+    Args:
+        fit: the affine fit.
+        levels: the levels, coarse to fine.
+        fine: index of the first level that counts as fine (see `LevelRules`).
+        pair: the two images and how to fit them.
+        report: called after each step.
+    """
     config = pair.config
     before = dataclasses.replace(fit, history=list(fit.history), reasons=list(fit.reasons))
     prior = pair.recipe.prior or (PICTURES if pair.moving.grid.ndim == 2 else VOLUMES)
@@ -469,16 +501,16 @@ def _strain(fit: Fit, level: Level) -> float:
 
 
 def simpler_if_as_good(fit: Fit, level: Level, pair: Pair, n_levels: int, report: Report = None) -> Fit:
-    """The best affine map instead of a bent one whose bending the data do not ask for.
+    """The bent fit, or the best affine map where the data do not call for the bend.
 
-    Both are judged by one energy (weights and N of the bent fit): the negative log-posterior, in which the bent map
-    pays for its bending, so a bend that only fits noise loses.
+    Both are judged by one energy (with the weights and N of the bent fit): the negative log-posterior, in which the bent map
+    pays for its bending, so that a bend that only fits noise loses.
 
     Args:
-        fit: the bent one, after its last level.
+        fit: the bent fit, after its last level.
         level: its last level.
-        pair: what was fitted.
-        n_levels: how many levels there were.
+        pair: the two images and how they were fitted.
+        n_levels: number of levels.
         report: called after each step.
     """
     assert fit.space is not None
@@ -507,7 +539,8 @@ def simpler_if_as_good(fit: Fit, level: Level, pair: Pair, n_levels: int, report
     )
     if fit.bending_gain <= BENDING_EVIDENCE:
         return simpler
-    # what a loss gains by bending it may have gained by matching what does not belong together: another judge
+    # the energy may have fallen by matching unrelated structure; so the bend must also raise one of two measures it was not
+    # fitted to
     judged = [seen_at(one, level, metric) for one in (fit, simpler)]
     helps = any(measure(*judged[0]) >= measure(*judged[1]) for measure in (shared_structure, coincidence))
     return fit if helps else simpler

@@ -1,4 +1,4 @@
-"""What is told of a fit while it runs: every step goes into its history and to whoever wants to know of progress."""
+"""Reports on a running fit: every step goes into its history and to the caller's ``progress`` function."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from ..contracts import Progress
 from .energy import Energy
 
 Report = Callable[[Progress], None] | None
-"""Who wants to know of every step, or None."""
+"""The function that is called with every step, or None."""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One level of one part of a fit.
+    """One pyramid level of one part of a fit.
 
     Args:
-        name: what progress and history call it.
+        name: name of the part in progress reports and history.
         level: index of the level, 0 the coarsest.
-        n_levels: how many there are.
-        total: steps at most.
+        n_levels: number of levels.
+        total: largest number of steps.
     """
 
     name: str
@@ -30,20 +30,20 @@ class Stage:
     total: int
 
     def tell(self, report: Report, done: int, loss: float) -> None:
-        """Tell of the step number ``done``, where the energy is ``loss``."""
+        """Report step ``done`` with energy ``loss``."""
         if report is not None:
             report(Progress(self.name, done, self.total, self.level, self.n_levels, loss))
 
 
 @dataclass(frozen=True)
 class Steps:
-    """The callback of one minimisation.
+    """The callback of one minimisation, called after each of its steps.
 
     Args:
-        stage: what it belongs to.
-        energy: what is minimised.
-        history: gets one entry per step.
-        report: who else wants to know.
+        stage: the stage that the minimisation belongs to.
+        energy: the energy that is minimised.
+        history: list to which one entry per step is appended.
+        report: function to call with every step, or None.
         before: steps of this stage made by earlier minimisations.
     """
 
@@ -54,7 +54,7 @@ class Steps:
     before: int = 0
 
     def __call__(self, iteration: int, value: float) -> None:
-        """Note step ``iteration`` (from 1) and the energy after it."""
+        """Record step ``iteration`` (from 1) and the energy ``value`` after it."""
         stage, done = self.stage, self.before + iteration
         entry = {"stage": stage.name, "level": stage.level, "iteration": done, "energy": value, **self.energy.parts}
         self.history.append(entry)

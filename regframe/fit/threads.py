@@ -1,4 +1,4 @@
-"""Threads: how many cores there are, how many a piece of work is worth, and tasks of one core each."""
+"""Threads: number of cores, threads that pay for an amount of work, and tasks that run on one thread each."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ import torch
 T = TypeVar("T")
 
 PIXELS_PER_THREAD = 150_000
-"""Pixels (times channels) for each thread at least: with fewer, a further thread costs more in waiting than it brings."""
+"""Least number of values (pixels times channels) per thread: with fewer, another thread costs more in waiting than it saves."""
 
 
 def cores() -> int:
-    """Cores that this process may run on."""
+    """Number of cores on which this process may run."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def workers_of(wanted: int | None) -> int:
-    """The number of workers asked for, one per core where None; ValueError for less than one."""
+    """The number of workers asked for, or one per core where None; ValueError for less than one."""
     workers = cores() if wanted is None else int(wanted)
     if workers < 1:
         raise ValueError(f"wanted at least one worker, got {workers}")
@@ -44,7 +44,7 @@ def on_threads(n: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def threads_for(pixels: int) -> Iterator[None]:
-    """Run on as many threads as the work is worth, never more than are set.
+    """Run torch, inside the block, on as many threads as pay for ``pixels`` values, and never more than are set.
 
     Threads that wait for each other after every few microseconds of work stall for whole time slices as soon as another
     process wants a core: on a busy machine two threads on a small level are many times slower than one.
@@ -54,10 +54,10 @@ def threads_for(pixels: int) -> Iterator[None]:
 
 
 def run_each(run: Callable[[int], T], indices: Iterable[int], workers: int) -> Iterator[tuple[int, T]]:
-    """Every index with what ``run`` gave for it, in the order in which they end, on ``workers`` threads of one core each.
+    """Call ``run`` for every index on ``workers`` threads (torch on one thread in each); yields index and value as they finish.
 
-    At most twice as many indices as workers are begun or wait at once, so that results do not pile up in memory. The first
-    error ends the rest and is raised.
+    At most twice as many indices as workers are running or waiting at a time, so that results do not pile up in memory. The first
+    error cancels the rest and is raised.
     """
     with ThreadPoolExecutor(workers, "regframe", initializer=torch.set_num_threads, initargs=(1,)) as pool:
         pending: dict[Future[T], int] = {}

@@ -1,7 +1,9 @@
-"""How sure a fit is of every position: how firmly the images hold it there, against a prior that lets it move.
+"""Standard deviation of every mapped position: the images hold it in place, the prior lets it move.
 
-A Laplace approximation made local, with the sandwich (Huber 1967; White 1982) in place of the noise model: how much the forces
-of the images on the map scatter is measured, block by block, and not taken from a residual that is no white noise.
+A Laplace approximation made local, with the sandwich estimator (Huber 1967; White 1982) in place of a noise model: the scatter of
+the forces that the images exert on the map is measured block by block, because the residual is not white noise. In this module
+"hold" is the curvature of the matching term (how steeply it rises with a displacement), "scatter" the squared force, both per
+axis and pixel.
 """
 
 from __future__ import annotations
@@ -27,38 +29,38 @@ from .velocity import VelocitySpace
 Array = NDArray[np.float64]
 
 BLOCK = 16
-"""Pixels along the sides of the blocks whose forces count as independent of each other."""
+"""Side in pixels of the blocks whose forces are taken to be independent of each other."""
 COUNTS = 0.2
-"""Factor on the precision that two images give: interpolation and a model that is not quite true err alike over many blocks.
+"""Factor on the precision that two images give, without unit: interpolation and model errors are alike over many blocks.
 Calibrated on ten pairs with known maps and checked on seven others (docs/method.md)."""
 NEIGHBOURS = 2.0
-"""Factor on the standard deviation between neighbouring sections: pieces of tissue move by themselves between the cuts, and
-what looks alike is other cells. Calibrated on the landmarks of eight pairs of lung sections."""
+"""Factor on the standard deviation between neighbouring sections, without unit: pieces of tissue move independently, and other
+cells look alike. Calibrated on the landmarks of eight pairs of lung sections."""
 FLOOR = 0.02
-"""Standard deviation per axis, in fixed pixels, that no position of an image is known better than."""
+"""Least standard deviation per axis of a position in an image, in fixed pixels."""
 COUNTS_POINTS = 0.6
-"""Factor on the precision that points give a bend, which is followed in steps, not to the end. Chosen on a field of Xenium
-cells that is not in the table of docs/points.md."""
+"""Factor on the precision that points give a bend, without unit: the descent does not reach the exact minimum. Chosen on a
+field of Xenium cells that is not in the table of docs/points.md."""
 FLOOR_POINTS = 1e-3
-"""Standard deviation per axis, in fixed pixels, that no position of a cloud is known better than: what the descent leaves."""
+"""Least standard deviation per axis of a position in a cloud, in fixed pixels: about the error that the descent leaves."""
 MOST_BLOCKS = {2: 32, 3: 14}
-"""Blocks along the longest side of a cloud's canvas at most, by dimension: their covariance is a dense matrix."""
+"""Largest number of blocks along the longest side of a cloud's canvas, by dimension: their covariance is a dense matrix."""
 RADIUS_90 = 2.146
-"""Radius over standard deviation per axis of the circle that holds 90 % of a Gaussian in 2D: √(χ² quantile of 2 degrees of
-freedom)."""
+"""Radius of the circle that holds 90 % of a 2D Gaussian, in standard deviations per axis: the square root of the 90 % quantile
+of χ² with 2 degrees of freedom."""
 RADIUS_90_3D = 2.500
-"""Radius over standard deviation per axis of the ball that holds 90 % of a Gaussian in 3D: √(χ² quantile of 3 degrees of
-freedom)."""
+"""Radius of the ball that holds 90 % of a 3D Gaussian, in standard deviations per axis: the square root of the 90 % quantile of
+χ² with 3 degrees of freedom."""
 LEAST_NOISE = 1e-5
-"""Variance of the residual that is assumed at least, over the fixed image's: what `Energy` adds to every mismatch."""
+"""Least variance of the residual, over the fixed image's: the value that `Energy` adds to every mismatch."""
 
 
 def position_sd(energy: Energy, x: Tensor, sections: bool) -> Tensor:
-    """Standard deviation per axis ``[*S_f]`` of where the fixed pixels of a level lie, in fixed pixels.
+    """Standard deviation per axis ``[*S_f]`` of the mapped position of each fixed pixel of a level, in fixed pixels.
 
     Args:
-        energy: the one that was minimised; its weights say what was seen.
-        x: where it ended.
+        energy: the energy that was minimised; its weights state what was seen.
+        x: the variables at the minimum.
         sections: whether the two sides are neighbouring sections.
     """
     level, maps = energy.level, energy.maps
@@ -91,27 +93,28 @@ def position_sd_of_points(
     reach: float,
     onto: Grid,
 ) -> Tensor:
-    """Standard deviation per axis ``[*S]``, in fixed pixels, of where a map fitted to points puts them.
+    """Standard deviation per axis ``[*S]`` of the positions mapped by a fit to points, in fixed pixels.
 
-    What `position_sd` is for images, from what an EM fit of a Gaussian mixture knows: the score of a fixed point ``y_j`` is its
-    pull ``Σ_i w_ji r_ji / σ²`` on the map, ``r_ji = y_j - Φ(x_i)``, and its information what all of its possible partners would
-    hold, less what is not known for not knowing which it is (Louis 1982, eq. 3.2)::
+    Like `position_sd` for images, but from the quantities of an EM fit of a Gaussian mixture. With ``w_ji`` the posterior
+    probability of the pair of fixed point ``y_j`` and moving point ``x_i``, and ``r_ji = y_j - Φ(x_i)``, the score (pull) of a
+    fixed point is ``Σ_i w_ji r_ji / σ²``. Its information is that of all its possible partners, minus what is missing because
+    the partner is not known (Louis 1982, eq. 3.2)::
 
         Σ_i w_ji / σ² - ( Σ_i w_ji |r_ji|² - |Σ_i w_ji r_ji|² ) / (D σ⁴)
 
-    Over the neighbourhood that the regulariser makes one, their sums ``H`` and ``S`` (of the squared pulls, block by block) give
-    the precision ``H² / S``: for partners that are certain, the effective number of matches squared over the sum of squared
-    residuals. Every block of it has its share by its own ``H``, and the prior spreads what the blocks say
-    (`posterior_variance`).
+    ``H`` is the sum of the informations and ``S`` the sum of the squared pulls (block by block) over a neighbourhood of the
+    size over which the regulariser couples positions. The precision is ``H² / S``; for partners that are certain it is the
+    squared effective number of matches over the sum of squared residuals. Each block of the neighbourhood gets a share of it
+    in proportion to its own ``H``, and the prior spreads the evidence of the blocks (`posterior_variance`).
 
     Args:
-        places: fixed points ``[M, D]`` in their frame that the fit looked at.
-        pull: their pulls ``[M, D]``, per fixed pixel.
-        hold: their informations ``[M]``, per squared fixed pixel.
+        places: the fixed points ``[M, D]`` that the fit looked at, in their frame.
+        pull: the pull of each ``[M, D]``, per fixed pixel.
+        hold: the information of each ``[M]``, per squared fixed pixel.
         fixed: the canvas of the fixed side, physical.
-        maps: what was fitted: the affine part, and the prior of the bend where there is one.
+        maps: the fitted space of maps: affine part, and prior of the bend where there is one.
         reach: standard deviation of the neighbourhood, in fixed pixels.
-        onto: the grid of the fixed side to say it on, physical.
+        onto: grid of the fixed side at whose pixels the figure is wanted, physical.
     """
     ndim, frame = fixed.ndim, Frame.of(fixed)
     canvas = frame.grid(fixed)
@@ -134,7 +137,7 @@ def position_sd_of_points(
     share = held / max(float(held.mean()), 1e-300)
     evidence = (
         precise(held.mean(), scatter.mean()) * max(rows - maps.increment.size / ndim, 1.0) / rows
-    )  # what the fit took for itself
+    )  # precision [nats per squared fixed pixel], corrected for the degrees of freedom that the fit used up
     variance = affine_variance(evidence * share, blocks, maps.increment)
     space, zoom = maps.space, maps.zoom
     if space is not None:
@@ -199,21 +202,21 @@ def forces(predicted: Tensor, fixed: Tensor, weight: Tensor, grid: Grid) -> tupl
 
 
 def precision(hold: Array, scatter: Array) -> Array:
-    """Precision per axis and pixel that the images give a displacement, the sandwich ``hold² / scatter``, times `COUNTS`."""
+    """Precision per axis and pixel that the images give a displacement: the sandwich ``hold² / scatter``, times `COUNTS`."""
     hold = np.maximum(hold, 0.0)
     out: Array = COUNTS * hold**2 / np.maximum(np.maximum(scatter, LEAST_NOISE * hold), 1e-30)
     return out
 
 
 def affine_variance(rho: Array, blocks: Grid, increment: Increment) -> Array:
-    """Variance per axis ``[*B]`` that the affine parameters leave, from their Gauss–Newton Hessian ``Σ ρ Jᵀ J``.
+    """Variance per axis ``[*B]`` that remains in the affine parameters, from their Gauss–Newton Hessian ``Σ ρ Jᵀ J``.
 
-    Each parameter has a standard deviation of half the canvas to begin with, so that the sum can be inverted.
+    Each parameter has a prior standard deviation of half the canvas, which keeps the Hessian invertible.
 
     Args:
         rho: precision ``[*B]`` of each block.
-        blocks: of the fixed frame.
-        increment: what the map was fitted with.
+        blocks: grid of the blocks, in the fixed frame.
+        increment: the affine parameters that were fitted.
     """
     ndim = blocks.ndim
     with torch.enable_grad():
@@ -230,10 +233,10 @@ def affine_variance(rho: Array, blocks: Grid, increment: Increment) -> Array:
 
 
 def bending_variance(density: Array, space: VelocitySpace) -> Array:
-    """Variance per axis, in squared moving pixels, that evidence leaves of the prior's displacement.
+    """Variance per axis of the bend, in squared moving pixels, that remains after the evidence.
 
     Where evidence is spread evenly, with precision ``ρ`` per area, each wave of the prior (variance ``λ_k``, area of its period
-    ``A``) keeps ``λ_k / (1 + ρ A λ_k)``. Their sum is tabulated over ``log ρ``.
+    ``A``) keeps ``λ_k / (1 + ρ A λ_k)``. The sum over all waves is tabulated over ``log ρ`` and interpolated.
 
     Args:
         density: ``ρ``, per squared moving pixel and area of the moving frame.
@@ -250,19 +253,19 @@ def bending_variance(density: Array, space: VelocitySpace) -> Array:
 
 
 def posterior_variance(rho: Array, blocks: Grid, scale: float, order: float, deviation: float) -> Array:
-    """Variance per axis ``[*B]`` that evidence in blocks leaves of the prior's displacement, holes and rims included.
+    """Variance per axis ``[*B]`` of the bend that remains after evidence in blocks, holes and rims included.
 
-    That of a Gaussian process (Rasmussen & Williams 2006, eq. 2.26) with the covariance that belongs to the prior's spectrum
-    ``(1 + a²k²)^(-2p)``: Matérn's, of smoothness ``ν = 2p - D/2`` (there, eq. 4.14)::
+    It is the posterior variance of a Gaussian process (Rasmussen & Williams 2006, eq. 2.26) with the covariance whose spectrum
+    is the prior's, ``(1 + a²k²)^(-2p)``: a Matérn covariance of smoothness ``ν = 2p - D/2`` (there, eq. 4.14)::
 
         k(r) = deviation² 2^(1-ν) / Γ(ν) (r/a)^ν K_ν(r/a)
 
     Args:
         rho: precision ``[*B]`` per axis of each block, 0 where nothing was seen.
-        blocks: at most a few thousand.
-        scale: a, in the length of ``blocks``.
+        blocks: grid of the blocks, at most a few thousand.
+        scale: a, in the length unit of ``blocks``.
         order: p.
-        deviation: prior standard deviation of a displacement, in that length.
+        deviation: prior standard deviation of a displacement, in that length unit.
     """
     where = blocks.coords().reshape(-1, blocks.ndim).numpy()
     known = rho.reshape(-1) > 1e-6 * max(float(rho.max()), 1e-300)
@@ -284,12 +287,12 @@ def posterior_variance(rho: Array, blocks: Grid, scale: float, order: float, dev
 
 
 def radius_90(ndim: int) -> float:
-    """What a standard deviation per axis is multiplied with for the radius that holds 90 %."""
+    """Factor from a standard deviation per axis to the radius that holds 90 % of the positions."""
     return RADIUS_90_3D if ndim == 3 else RADIUS_90
 
 
 def _on_pixels(values: Array, grid: Grid) -> Tensor:
-    """Values of blocks ``[*B]`` on the pixels ``[*S]``, linear between the blocks' middles."""
+    """Values of blocks ``[*B]``, interpolated linearly between the blocks' middles to pixels ``[*S]``."""
     sizes = [min(BLOCK, n) for n in grid.shape]
     whole = [b * n for b, n in zip(sizes, values.shape, strict=True)]
     mode = "bilinear" if grid.ndim == 2 else "trilinear"

@@ -1,4 +1,4 @@
-"""Smooth velocities in whitened variables: the space they live in, its preconditioner, the steps they need."""
+"""Smooth velocities in whitened variables, and the number of Euler steps that keep their flow invertible."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ def smooth_size(n: int) -> int:
 
 
 def nodes_over(extents: Sequence[float], spacing: float, most: float, widening: float) -> Grid:
-    """Nodes about the origin over ``extents`` (moving pixels, per axis), in numbers that the FFT is fast on.
+    """A grid of nodes about the origin over ``extents``, with numbers of nodes for which the FFT is fast.
 
     Args:
-        extents: what they cover.
-        spacing: distance of neighbouring nodes, in moving pixels; multiplied by ``widening`` until there are few enough.
-        most: nodes at most.
-        widening: above 1.
+        extents: lengths to cover, in moving pixels, per axis.
+        spacing: distance of neighbouring nodes, in moving pixels; widened where there would be more than ``most`` nodes.
+        most: largest number of nodes.
+        widening: factor, above 1, by which the spacing grows until the nodes are few enough.
     """
     while True:
         shape = tuple(smooth_size(max(4, math.ceil(e / spacing))) for e in extents)
@@ -47,25 +47,26 @@ def nodes_over(extents: Sequence[float], spacing: float, most: float, widening: 
 
 
 class VelocitySpace:
-    """Velocities ``v = σ L⁻¹ u`` on a periodic grid of the moving frame, whitened: ``|u|²/2`` is the regulariser.
+    """Velocities ``v = σ L⁻¹ u`` on a periodic grid of the moving frame; the regulariser is ``|u|²/2`` (whitened variables).
 
     ``L = (id - a²Δ)^p`` is diagonal in the Fourier basis, and so are the variables: ``u`` holds the Fourier coefficients
     of every wave that the nodes of ``waves`` can tell apart, weighted such that ``|u|²`` is the sum of squares over the nodes.
-    ``grid`` may be several times finer: between the nodes of ``waves`` the velocity then is the waves, not their chords.
+    The velocity is evaluated on ``grid``, which may be several times finer than ``waves``: it then follows the waves between
+    the nodes of ``waves``, where linear interpolation would follow their chords.
 
     ``σ`` is set such that the prior standard deviation of the displacement at a point is ``deviation`` moving pixels: with
     white ``u`` the variance of ``Σ_t h v_t`` is ``σ² K(0)``.
 
     Args:
-        waves: nodes, in the moving frame, that the waves are counted on.
-        n_slices: T.
+        waves: grid of nodes, in the moving frame, that determines the waves.
+        n_slices: T, number of time slices.
         n_steps: Euler steps, a multiple of T.
         scale: a, in moving pixels.
         order: p.
-        deviation: prior standard deviation of a displacement, in moving pixels.
-        finer: nodes of ``grid`` per node of ``waves`` and axis.
-        stiff: symmetric matrix ``[D, D]`` that velocities are multiplied by, which makes ``deviation`` smaller along some
-            directions; None where all are alike.
+        deviation: prior standard deviation of a displacement per axis, in moving pixels.
+        finer: nodes of ``grid`` per node of ``waves``, along each axis.
+        stiff: symmetric matrix ``[D, D]`` by which velocities are multiplied, so that displacements along some directions have a
+            smaller prior deviation; None where all directions are alike.
     """
 
     def __init__(
@@ -83,7 +84,9 @@ class VelocitySpace:
         self.waves, self.n_slices, self.n_steps = waves, n_slices, n_steps
         self.scale, self.order, self.deviation = scale, order, deviation
         ndim = waves.ndim
-        self._kept = [(n - 1) // 2 for n in waves.shape]  # highest frequency: one at the limit has no phase of its own
+        self._kept = [
+            (n - 1) // 2 for n in waves.shape
+        ]  # highest frequency; the Nyquist frequency has no phase, so it is out
         laplacian = torch.zeros((1,) * ndim, dtype=torch.float64)  # symbol of -Δ on the frequencies kept
         for d, (n, spacing, kept) in enumerate(zip(waves.shape, waves.spacing, self._kept, strict=True)):
             k = torch.arange(kept + 1, dtype=torch.float64)
@@ -104,7 +107,7 @@ class VelocitySpace:
 
     @property
     def multiplicity(self) -> Tensor:
-        """How many waves ``[K]`` each of the last axis' coefficients stands for: half a spectrum stands for the whole."""
+        """Number of waves ``[K]`` that each coefficient of the last axis stands for: 2, but 1 for frequency 0 (half spectrum)."""
         return self._columns.square()
 
     def _set_finer(self, finer: int) -> None:
@@ -116,7 +119,7 @@ class VelocitySpace:
         )
 
     def with_finer(self, finer: int) -> VelocitySpace:
-        """These velocities on a grid of ``finer`` times as many nodes per axis as ``waves``."""
+        """This space with ``grid`` of ``finer`` times as many nodes per axis as ``waves``."""
         out = copy.copy(self)
         out._set_finer(finer)
         return out
@@ -134,7 +137,7 @@ class VelocitySpace:
         return out
 
     def steep(self, u: Tensor) -> float:
-        """Largest component of ``h dv/dX`` between neighbouring nodes: the Euler steps are invertible while it is < 1/D."""
+        """Largest component of ``h dv/dX`` between neighbouring nodes, without unit; Euler steps are invertible below 1/D."""
         velocity = self.velocity(u) / self.n_steps
         most = 0.0
         for d, spacing in enumerate(self.grid.spacing):
@@ -144,11 +147,11 @@ class VelocitySpace:
 
     def velocity(self, u: Tensor) -> Tensor:
         """``v`` ``[T, D, *S]`` (moving pixels per unit time) of whitened ``u`` ``[P]``; linear, differentiable."""
-        if u.storage_offset() % 2 == 1:  # a complex number may not start anywhere
+        if u.storage_offset() % 2 == 1:  # view_as_complex needs an even offset
             u = u.clone()
         scale = self.symbol / (self._columns * math.sqrt(math.prod(self.waves.shape)))
         spectrum = torch.view_as_complex(u.reshape(*self.shape, 2)) * scale
-        # one axis after the other, so that frequencies that are not kept are not transformed either
+        # axis by axis, so that no time is spent on transforming frequencies that are not kept
         for d, (n, kept) in enumerate(zip(self.grid.shape[:-1], self._kept[:-1], strict=True)):
             gap = list(spectrum.shape)
             gap[2 + d] = n - 2 * kept - 1
@@ -177,12 +180,12 @@ class VelocitySpace:
 def physical_maps(
     pullback: Tensor, space: VelocitySpace | None, velocity: Tensor | None, fixed: Grid, moving: Grid
 ) -> tuple[Affine, Transform]:
-    """The affine part and ``Φ`` in physical units.
+    """The affine part and the whole map ``Φ``, in physical units.
 
     Args:
         pullback: inverse affine map ``[D+1, D+1]`` of the normalised frames.
-        space: what the velocity belongs to, or None for an affine map.
-        velocity: ``[T, D, *S]`` in moving pixels, or None.
+        space: the space of the velocity, or None for an affine map.
+        velocity: ``[T, D, *S]`` in moving pixels per unit time, or None.
         fixed: the fixed canvas.
         moving: the moving canvas.
     """
@@ -202,14 +205,14 @@ def physical_maps(
 
 
 STEEPEST = 0.25
-"""Largest ``h dv/dX`` a fit is integrated with, without unit; well below 1/D, where a step folds, so that the velocity may grow
-within a round."""
+"""Largest ``h dv/dx`` with which a fit is integrated, without unit. A step can fold from 1/D on; the margin lets the velocity
+grow during one round of descent."""
 MOST_STEPS = 48
-"""Euler steps at most: an evaluation costs in proportion to them."""
+"""Largest number of Euler steps: the time of an evaluation is proportional to it."""
 
 
 def enough_steps(space: VelocitySpace, u: Tensor) -> VelocitySpace:
-    """The space with as many Euler steps as its velocity needs for every step to be invertible."""
+    """The space with as many Euler steps as make every step of the velocity invertible (`STEEPEST`, `MOST_STEPS`)."""
     n_steps = space.n_steps
     while n_steps < MOST_STEPS and space.with_steps(n_steps).steep(u) > STEEPEST:
         n_steps += space.n_slices

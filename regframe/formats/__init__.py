@@ -1,10 +1,10 @@
 """Maps in the files of other programs, one module per format.
 
-``itk``, ``ants``, ``nifti`` and ``elastix`` are read by ITK's family of programs; ``npz`` is plain numpy arrays, ``ngff`` an
-OME-Zarr store, ``points`` positions as csv and geojson. ``steps`` turns a map into the matrices and displacement fields that
-such files hold, and back; ``exchange`` chooses the format, writes aside and renames, reads and judges.
+``itk``, ``ants``, ``nifti`` and ``elastix`` are formats of ITK's family of programs; ``npz`` is plain numpy arrays, ``ngff`` an
+OME-Zarr store, ``points`` moved positions as csv and geojson. ``steps`` turns a map into the matrices and displacement fields
+that such files hold, and back. ``exchange`` chooses the format, writes to a temporary name and renames, reads and judges.
 
-This file names the formats without importing them, so that the help of the command line needs no torch.
+This module names the formats without importing them, so that the command line can list them without loading torch.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ class BuiltIn:
     """A format that comes with regframe.
 
     Args:
-        name: what ``--format`` takes; the class says it too.
-        home: module of this folder and class in it.
-        summary: what files these are and who reads them; the first line of the class's docstring without its full stop.
+        name: what ``--format`` accepts; equal to the ``name`` of the class.
+        home: ``module.class`` in this package.
+        summary: the files of the format and the programs that read them; the first line of the class's docstring without its full
+            stop.
     """
 
     name: str
@@ -32,7 +33,7 @@ class BuiltIn:
     summary: str
 
     def load(self) -> type[MapFormat]:
-        """The class itself."""
+        """Import and return the format's class."""
         module, _, name = self.home.partition(".")
         found: type[MapFormat] = getattr(importlib.import_module(f"{__name__}.{module}"), name)
         return found
@@ -48,11 +49,11 @@ BUILT_IN = (
     BuiltIn("csv", "points.Csv", ".csv: positions on both sides as a table"),
     BuiltIn("geojson", "points.GeoJson", ".geojson: positions on both sides as points, for QuPath"),
 )  # fmt: skip
-"""The formats that come with regframe: the one place where a new one is entered. Those first in it are asked first."""
+"""The formats of regframe; a new one is entered here and nowhere else. Whether a file is theirs is asked in this order."""
 
 TOLERANCE_PX = 0.001
-"""Largest error that displacement fields may add by being interpolated, in pixels of the side that positions are taken to.
+"""Largest error that displacement fields may add through interpolation between nodes, in pixels of the side ``to``.
 
-Two programs whose positions are this close agree, by the bar of ``benchmarks/bench_interchange.py``; it is a third of what the
-store of a result allows itself, and a tenth of the error from which users are warned.
+By the bar of ``benchmarks/bench_interchange.py`` two programs agree if their positions are this close. It is a third of the
+tolerance of a result's store, and a tenth of the error from which users are warned.
 """

@@ -23,7 +23,7 @@ from .steps import (
 )
 
 AFFINE, WARP, INVERSE = "0GenericAffine.mat", "1Warp.nii.gz", "1InverseWarp.nii.gz"
-"""What ``antsRegistration`` puts after its output prefix."""
+"""Suffixes of the three files that ``antsRegistration`` writes after its output prefix."""
 
 
 class Ants(MapFormat):
@@ -32,16 +32,16 @@ class Ants(MapFormat):
     name = "ants"
 
     def files(self, path: Path) -> tuple[Path, ...]:
-        """Those of the prefix ``path``; a map that does not bend has the first one alone."""
+        """The three files of the prefix ``path``; a map that does not bend has the first one only."""
         return ants_files(path)
 
     @classmethod
     def recognises(cls, path: Path) -> bool:
-        """Whether ``path`` is the prefix of a file of ANTs."""
+        """Whether ``path`` is the prefix of files that ANTs wrote."""
         return any(file.exists() for file in ants_files(path))
 
     def write(self, result: Result, path: Path, *, to: Side, unit: str, tolerance: float) -> Written:
-        """The matrix, and both fields where the map bends: the files always hold both directions."""
+        """Write the matrix and, for a map that bends, the fields of both directions."""
         check_mm(self.name, unit, "leave it out, or write itk")
         need("SimpleITK", path, "write")
         affine, warp, inverse = ants_files(path)
@@ -63,7 +63,7 @@ class Ants(MapFormat):
         return Written(self.name, files, "moving", units, error)
 
     def read(self, path: Path, fixed: Grid | None, moving: Grid | None, *, to: Side, unit: str) -> Result:
-        """The matrix and the field to the moving side; what the inverse field is off by is a figure of the result."""
+        """Read the matrix and the field to the moving side; the inverse field's disagreement with it is one of the figures."""
         fixed, moving = both_canvases(self.name, fixed, moving)
         check_mm(self.name, unit, "leave it out")
         if to != "moving":
@@ -80,15 +80,15 @@ class Ants(MapFormat):
 
 
 def ants_files(prefix: Path) -> tuple[Path, Path, Path]:
-    """The affine file, the warp and the inverse warp of a prefix, whether they are there or not."""
+    """Paths of the affine file, the warp and the inverse warp of a prefix, whether they exist or not."""
     affine, warp, inverse = (prefix.with_name(prefix.name + end) for end in (AFFINE, WARP, INVERSE))
     return affine, warp, inverse
 
 
 def read_ants(prefix: Path) -> tuple[list[Step], list[Step] | None, str]:
-    """The map from fixed to moving, the map back, and the unit that the fields declare, ``mm`` or ``px``.
+    """The map fixed → moving, the map moving → fixed, and the unit that the fields declare (``mm`` or ``px``).
 
-    Both maps are steps, first applied first; the map back is None where there is no file of it.
+    Both maps are steps, the first applied first; the second map is None where its file does not exist.
     """
     affine, warp, inverse = ants_files(prefix)
     matrix = _matrix_of(affine)

@@ -1,4 +1,4 @@
-"""elastix's transform parameter files, as far as they hold affine maps; those of maps that bend hold B-splines."""
+"""elastix's transform parameter files of affine maps; elastix stores maps that bend as B-splines, which are not supported."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Elastix(MapFormat):
     suffixes = (".txt",)
 
     def write(self, result: Result, path: Path, *, to: Side, unit: str, tolerance: float) -> Written:
-        """One matrix; a map that bends is refused."""
+        """Write one matrix; a map that bends is refused."""
         if bends.split(result.transform)[1] is not None:
             raise ValueError(
                 "wanted an affine map for elastix, whose parameter files hold matrices and B-splines only, got one that bends; "
@@ -47,7 +47,7 @@ class Elastix(MapFormat):
         return written_steps(self.name, path, steps, result, to, unit)
 
     def read(self, path: Path, fixed: Grid | None, moving: Grid | None, *, to: Side, unit: str) -> Transform:
-        """The matrices of the file and of those that it starts from."""
+        """Read the matrix of the file, and those of the files it names as its initial transform."""
         fixed, moving = both_canvases(self.name, fixed, moving)
         return map_of(read_parameters(path), fixed, moving, to, unit)
 
@@ -59,9 +59,9 @@ def write_parameters(
 
     Args:
         path: file to write.
-        matrix: homogeneous ``[D+1, D+1]``, from the canvas that is drawn on to the image that is drawn.
-        size: pixels of that canvas along x, y(, z).
-        spacing: distance of its pixels.
+        matrix: homogeneous ``[D+1, D+1]``, from the canvas on which is drawn to the image that is resampled.
+        size: number of pixels of that canvas along x, y(, z).
+        spacing: distance of that canvas' pixels.
         origin: position of the centre of its first pixel.
     """
     ndim = len(matrix) - 1
@@ -97,9 +97,9 @@ def write_parameters(
 
 
 def read_parameters(path: Path) -> list[Step]:
-    """The matrices of a transform parameter file and of those that it starts from, which lie beside it; first applied first.
+    """The matrices of a parameter file and of its initial transforms, which lie beside it; the first applied first.
 
-    Raises ValueError for a file that is damaged, bends, or starts from a file that is not there.
+    Raises ValueError for a file that is damaged, that bends, or whose initial transform is missing.
     """
     steps: list[Step] = []
     seen: set[Path] = set()
@@ -115,7 +115,7 @@ def read_parameters(path: Path) -> list[Step]:
 
 
 def _beside(path: Path, before: str) -> Path:
-    """The file that an initial transform is called by: elastix writes whole paths, of which only the name is believed."""
+    """Path of an initial transform in the folder of ``path``: elastix records whole paths, of which only the name is used."""
     name = re.split(r"[\\/]", before)[-1]
     found = path.parent / name
     if name in ("", ".", "..") or not found.is_file() or found.is_symlink():
@@ -124,7 +124,7 @@ def _beside(path: Path, before: str) -> Path:
 
 
 def _entries(path: Path) -> dict[str, list[str]]:
-    """The values of each name in a parameter file; a comment begins with ``//``."""
+    """The values of each name in a parameter file; comments begin with ``//``."""
     entries: dict[str, list[str]] = {}
     for line in text_of(path).splitlines():
         line = line.split("//")[0].strip() if '"' not in line else line.strip()  # quoted text may hold a //
@@ -138,7 +138,7 @@ def _entries(path: Path) -> dict[str, list[str]]:
 
 
 def _read_file(path: Path) -> tuple[Step, str | None]:
-    """The matrix of one parameter file, and what its initial transform is called; None where it has none."""
+    """The matrix of one parameter file, and the name of its initial transform, or None."""
     entries = _entries(path)
 
     def one(name: str, default: str | None = None) -> str:

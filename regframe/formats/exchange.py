@@ -1,7 +1,7 @@
-"""A map in the files of other programs, out (`write_map`) and in (`read_map`), whatever the format is called.
+"""`write_map` and `read_map`: maps in the files of other programs, in any format.
 
-What a format cannot hold is refused, never approximated in silence; where a bend becomes a displacement field, the error that
-interpolating it makes is measured and said. ``docs/interchange.md`` shows the lines that use the files.
+What a format cannot hold is refused, never approximated silently. Where a bend becomes a displacement field, the error of
+interpolating that field is measured and reported. ``docs/interchange.md`` shows how other programs use the files.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def known_formats() -> tuple[type[MapFormat], ...]:
 
 
 def format_of(path: Path, name: str | None = None) -> type[MapFormat]:
-    """The format called ``name``, or the one that recognises what lies at ``path``, or the one whose suffix the path has."""
+    """The format called ``name``; without a name the one that recognises the file at ``path``, or that has its suffix."""
     known = known_formats()
     names = ", ".join(each.name for each in known)
     if name is not None:
@@ -58,7 +58,7 @@ def format_of(path: Path, name: str | None = None) -> type[MapFormat]:
 
 
 def _with_options(chosen: type[MapFormat], options: Mapping[str, Any]) -> MapFormat:
-    """A format with the options that are not None; ValueError where it does not take one of them."""
+    """An instance of a format with the options that are not None; ValueError for an option it does not have."""
     given = {name: value for name, value in options.items() if value is not None}
     own = inspect.signature(chosen).parameters
     strange = sorted(given.keys() - own.keys())
@@ -99,13 +99,14 @@ def write_map(
         path: file to write; for ``ants`` the prefix of three files, for ``ngff`` a folder.
         format: ``itk``, ``ants``, ``nifti``, ``elastix``, ``npz``, ``ngff``, ``csv`` or ``geojson``; where None, the suffix
             says it.
-        to: the side that the written transform takes positions to. ``moving``, the default, is what other programs draw the
-            moving image on the fixed canvas with. Formats that hold both directions ignore it.
-        unit: of the numbers of a side that has a length unit, for formats that declare none; NIfTI, and with it ANTs, is in mm.
-        tolerance: largest error of a displacement field, in pixels of the side ``to``.
+        to: the side that the written map takes positions to. Other programs resample the moving image on the fixed canvas with
+            a map to ``moving``, the default. Formats that hold both directions ignore it.
+        unit: length unit of the numbers, for sides that have a length unit and formats that declare none; NIfTI, and with it
+            ANTs, is in mm.
+        tolerance: largest error of a displacement field by interpolation, in pixels of the side ``to``.
         overwrite: replace what is at ``path``.
-        options: of the format. ``csv`` and ``geojson`` take ``points``, a `PointSet` of the side that is not ``to``, or
-            ``spacing``, the distance in that side's unit of the positions of a regular grid on its canvas.
+        options: options of the format. ``csv`` and ``geojson`` take ``points``, a `PointSet` of the side opposite to ``to``, or
+            ``spacing``, the distance of positions on a regular grid over that side's canvas, in its unit.
 
     Raises:
         FileExistsError: ``path`` exists and ``overwrite`` is False.
@@ -134,13 +135,13 @@ def write_map(
 
 @contextlib.contextmanager
 def _aside(places: tuple[Path, ...], overwrite: bool) -> Iterator[Path]:
-    """A place to write the first of some files to, and the others beside it; all are renamed to ``places`` at the end.
+    """A temporary path for the first of some files, with the others beside it; all are renamed to ``places`` at the end.
 
-    Where the writing fails, files that were there before stay, and no folder is left that was not there before.
+    Where writing fails, existing files stay, and no new folder remains.
     """
     for place in places:
         outputs.check_file(place, overwrite)
-        if place.is_dir():  # a Zarr store: other people's images stay, whatever --overwrite says
+        if place.is_dir():  # a Zarr store: it may hold other images; only a store of regframe may be replaced
             store.check_target(place, overwrite)
     missing = [folder for folder in places[0].parents if not folder.exists()]  # deepest first
     try:
@@ -154,7 +155,7 @@ def _aside(places: tuple[Path, ...], overwrite: bool) -> Iterator[Path]:
 
 
 def _check_left(places: tuple[Path, ...], files: tuple[Path, ...]) -> None:
-    """Refuse to leave a file of an earlier map beside the files of this one, which has none there."""
+    """Refuse to write where a file of an earlier map would remain that the new map does not have."""
     for place in places:
         if place not in files and place.exists():
             raise FileExistsError(
@@ -163,7 +164,7 @@ def _check_left(places: tuple[Path, ...], files: tuple[Path, ...]) -> None:
 
 
 def _resample(result: Result, written: Written) -> dict[str, list[float]]:
-    """Size, spacing and origin along x, y(, z) of the canvas to draw on, in the numbers of the file."""
+    """Size, spacing and origin along x, y(, z) of the canvas on which images are resampled, in the numbers of the file."""
     if written.to == "moving":
         canvas, unit = result.fixed_grid, written.units[0]
     else:
@@ -189,16 +190,18 @@ def read_map(
 
     Args:
         path: the file; for ``ants`` the output prefix of ``antsRegistration``, for ``ngff`` the store.
-        fixed: canvas of the fixed image; not needed for ``npz`` and for a store of regframe, which hold it.
-        moving: canvas of the moving image, not needed for these two either.
-        format: one of the formats of `write_map`; the file says it where None.
-        to: the side that the file's transform takes positions to: ``moving`` is what draws the moving image on the fixed canvas.
-        unit: what the file's numbers are in on a side that has a length unit; NIfTI says so itself.
+        fixed: canvas of the fixed image; not needed for ``npz`` and for a store of regframe, which contain it.
+        moving: canvas of the moving image; not needed where ``fixed`` is not.
+        format: name of the format; found from the file where None.
+        to: the side that the file's transform takes positions to; a transform to ``moving`` is one that resamples the moving
+            image on the fixed canvas.
+        unit: length unit of the file's numbers, for sides that have a length unit; NIfTI states its own.
         options: of the format. ``ngff`` takes ``systems``, the names of the fixed and the moving coordinate system in a store
             of another program.
 
-    The inverse of a field is solved for, not stored; ``metrics["roundtrip_px"]`` says how well that goes. The verdict is ``warn``
-    at best: nobody judged the map. Raises FileNotFoundError, or ValueError with one sentence for what cannot be read or be a map.
+    The inverse of a field is not stored but solved for; ``metrics["roundtrip_px"]`` states how exactly. The verdict is ``warn``
+    at best, because only the map can be judged and not the fit behind it. Raises FileNotFoundError, or ValueError with one
+    sentence for a file that cannot be read or holds no map.
     """
     began = time.perf_counter()
     path = Path(path)
@@ -219,15 +222,17 @@ def read_map(
 
 
 def _check_canvases(result: Result, fixed: Grid | None, moving: Grid | None) -> None:
-    """Refuse images that the canvases in a file are not of."""
+    """Refuse images whose canvases differ from those in the file."""
     for given, found, side in ((fixed, result.fixed_grid, "fixed"), (moving, result.moving_grid, "moving")):
         if given is not None and (given.shape, given.unit) != (found.shape, found.unit):
             raise ValueError(f"wanted the {side} image the map belongs to, {found}, got {given}; leave it out")
 
 
 def _judged(result: Result, name: str, path: Path, began: float) -> Result:
-    """``result`` with the figures that a map alone gives: round trip, folds, overlap of the canvases; and the remark that nobody
-    judged it. Its metrics so far are kept under ``imported``."""
+    """``result`` with the figures that follow from a map alone (round trip, folds, overlap), and a verdict on them.
+
+    The metrics that came with the file are moved to the key ``imported``.
+    """
     phi, back, fixed, moving = result.transform, result.transform.inverse(), result.fixed_grid, result.moving_grid
     coarse = max(1.0, (math.prod(fixed.shape) / 50_000) ** (1 / fixed.ndim))
     grid = (
@@ -268,10 +273,10 @@ def _judged(result: Result, name: str, path: Path, began: float) -> Result:
 
 @contextlib.contextmanager
 def _named(path: Path) -> Iterator[None]:
-    """Put the file's name before what is wrong with it, unless the error names it already."""
+    """Put the file's name in front of an error's sentence, unless it is there already."""
     try:
         yield
     except (ValueError, RecursionError) as error:
-        if str(error).startswith(f"cannot read {path}"):  # as the store says it
+        if str(error).startswith(f"cannot read {path}"):  # the store names the file itself
             raise
         raise ValueError(f"cannot import {path}: {error}") from error

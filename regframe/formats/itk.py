@@ -1,7 +1,7 @@
-"""ITK's transform files: ``.h5``, ``.tfm``, ``.mat``; with what ANTs, elastix and NIfTI share with them.
+"""ITK's transform files (``.h5``, ``.tfm``, ``.mat``), and what ANTs, elastix and NIfTI share with them.
 
-SimpleITK writes them. What is read is parsed here, where every declared size is compared with the size of the file before
-memory is taken; SimpleITK only turns the parameters of the rarer kinds of rigid maps into matrices.
+SimpleITK writes the files. They are parsed here without it, so that every declared size can be compared with the size of the file
+before memory is allocated; SimpleITK only turns the parameters of the rarer kinds of rigid maps into matrices.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ from ..result import Result
 from .steps import MOST_NODES, Array, Field, Step, both_canvases, map_of, steps_of, written_steps
 
 MAX_NUMBERS = 1 << 27
-"""Numbers of one transform or field that are read at most: 1 GiB in double precision, so that no forged header takes more."""
+"""Largest number of values of one transform or field that is read: 1 GiB in double precision, a bound for forged headers."""
 MAX_TEXT = 1 << 30
-"""Bytes of a text file that are read at most: some 50 million numbers of 20 digits, more than programs keep in text."""
+"""Largest text file that is read, in bytes: some 50 million numbers of 20 digits, more than programs store as text."""
 MAX_STEPS = 64
-"""Elementary maps of one file at most: a bound on the work that a forged file can ask for."""
+"""Largest number of elementary maps in one file: a bound on the work that a forged file can cause."""
 HEADER = "#Insight Transform File V1.0"
-"""How the first line of ITK's text format begins."""
+"""Beginning of the first line of ITK's text format."""
 
-_CHUNK = 1 << 17  # numbers that HDF5 compresses as one piece: 1 MiB, the size of its cache
-_DEFLATE = 1100  # bytes that deflate makes of one at most: 1032 by its design, and some for small blocks
+_CHUNK = 1 << 17  # values that HDF5 compresses as one block: 1 MiB, the size of its cache
+_DEFLATE = 1100  # largest factor by which deflate unpacks: 1032 by its design, and a margin for small blocks
 _MATRICES = {"AffineTransform", "MatrixOffsetTransformBase", "CenteredAffineTransform"}
 RIGID = {
     "Euler2DTransform", "Euler3DTransform", "Similarity2DTransform", "Similarity3DTransform", "VersorRigid3DTransform",
     "VersorTransform", "ScaleTransform", "TranslationTransform", "ScaleVersor3DTransform", "ScaleSkewVersor3DTransform",
 }  # fmt: skip
-"""Kinds of ITK's transforms whose parameters SimpleITK turns into a matrix."""
+"""ITK's kinds of transforms whose parameters are turned into a matrix by SimpleITK."""
 
 
 class Itk(MapFormat):
@@ -48,24 +48,24 @@ class Itk(MapFormat):
     suffixes = (".h5", ".hdf5", ".tfm", ".mat")
 
     def write(self, result: Result, path: Path, *, to: Side, unit: str, tolerance: float) -> Written:
-        """A matrix, or a composite of matrices and displacement fields."""
+        """Write a matrix, or a composite of matrices and displacement fields."""
         need("SimpleITK", path, "write")
         if not path.name.lower().endswith(self.suffixes):
             raise ValueError(f"wanted a name that ends in .h5, .tfm or .mat, got {path.name!r}")
-        # text takes some 20 bytes a number, and a field once for each time that it is applied: one field of a bounded size
+        # in text a number takes some 20 bytes, and a repeated field is written each time: so a single field of bounded size
         nodes = 0 if path.suffix.lower() == ".tfm" else MOST_NODES
         steps = steps_of(result, to, unit, tolerance, nodes)
         write_transform(path, steps)
         return written_steps(self.name, path, steps, result, to, unit)
 
     def read(self, path: Path, fixed: Grid | None, moving: Grid | None, *, to: Side, unit: str) -> Transform:
-        """The steps of the file, of which one may be a displacement field."""
+        """Read the steps of the file, of which one may be a displacement field."""
         fixed, moving = both_canvases(self.name, fixed, moving)
         return map_of(read_transform(path), fixed, moving, to, unit)
 
     @classmethod
     def recognises(cls, path: Path) -> bool:
-        """Whether a ``.txt`` holds ITK's text format, as older versions of ANTs call it; elastix has that suffix too."""
+        """Whether a ``.txt`` is in ITK's text format (older versions of ANTs use this suffix); elastix uses the suffix too."""
         if path.suffix.lower() != ".txt" or not path.is_file():
             return False
         with path.open("rb") as file:
@@ -73,7 +73,7 @@ class Itk(MapFormat):
 
 
 def need(module: str, path: Path, what: str) -> Any:
-    """A module of the extra ``itk``; ImportError, with the line that installs it, where it is missing."""
+    """Import a module of the extra ``itk``; ImportError, with the command that installs it, where it is missing."""
     if importlib.util.find_spec(module) is None:
         raise ImportError(
             f"wanted the package {module} to {what} {path.name!r}, which is not installed; get it with: "
@@ -86,7 +86,7 @@ def need(module: str, path: Path, what: str) -> Any:
 
 
 def write_transform(path: Path, steps: Sequence[Step]) -> None:
-    """Write steps, first applied first, as ITK's transform: a matrix alone, or a composite whose last part comes first."""
+    """Write steps, the first applied first, as ITK's transform: one matrix, or a composite (stored with its last part first)."""
     sitk = need("SimpleITK", path, "write")
 
     if path.suffix.lower() == ".mat" and any(isinstance(step, Field) for step in steps):
@@ -98,7 +98,7 @@ def write_transform(path: Path, steps: Sequence[Step]) -> None:
 
 
 def _write_hdf5(path: Path, steps: Sequence[Step]) -> None:
-    """Write steps as ITK's HDF5 file: compressed, and a field that is applied several times written once."""
+    """Write steps as ITK's HDF5 file, compressed; a field that is applied several times is written once."""
     h5py = need("h5py", path, "write")
 
     ndim = len(steps[0].spacing) if isinstance(steps[0], Field) else len(steps[0]) - 1
@@ -109,7 +109,7 @@ def _write_hdf5(path: Path, steps: Sequence[Step]) -> None:
         written: dict[int, Any] = {}
         for i, step in enumerate(reversed(steps), 1):
             if id(step) in written:
-                group[str(i)] = written[id(step)]  # a hard link
+                group[str(i)] = written[id(step)]  # hard link to the field that was written before
                 continue
             entry = written[id(step)] = group.create_group(str(i))
             name = "DisplacementFieldTransform" if isinstance(step, Field) else "AffineTransform"
@@ -154,9 +154,9 @@ def sitk_field(sitk: Any, field: Field) -> Any:
 
 
 def read_transform(path: Path) -> list[Step]:
-    """The steps of a transform file, first applied first.
+    """The steps of a transform file, the first applied first.
 
-    Raises ValueError for what is damaged, too large, or of a kind that no matrix and no field is.
+    Raises ValueError for a file that is damaged, too large, or of a kind that is neither a matrix nor a field.
     """
     suffix = path.suffix.lower()
     if suffix in (".h5", ".hdf5"):
@@ -184,11 +184,11 @@ def read_transform(path: Path) -> list[Step]:
     return [step_of(*entry) for entry in reversed(found)]
 
 
-_Entry = tuple[str, Array, Array]  # of a file: name of the transform, its parameters, its fixed parameters
+_Entry = tuple[str, Array, Array]  # one transform of a file: its name, its parameters, its fixed parameters
 
 
 def _kind(name: str) -> tuple[str, int]:
-    """Kind and dimension of a transform by ITK's name of it: ``AffineTransform_double_2_2`` is an affine one in two."""
+    """Kind and dimension of a transform from ITK's name: ``AffineTransform_double_2_2`` is an affine map in 2D."""
     match = re.fullmatch(r"(\w+?)_(?:double|float)_([23])_\2", name)
     if match is None:
         raise ValueError(f"wanted a transform of 2 or 3 dimensions, got {name[:80]!r}")
@@ -196,7 +196,7 @@ def _kind(name: str) -> tuple[str, int]:
 
 
 def step_of(name: str, parameters: Array, fixed: Array) -> Step:
-    """One of ITK's transforms as a matrix or a field; ValueError for a kind that is neither, or parameters that do not fit it."""
+    """One of ITK's transforms as a matrix or a field; ValueError for any other kind, or for parameters that do not fit it."""
     kind, ndim = _kind(name)
     if not (np.isfinite(parameters).all() and np.isfinite(fixed).all()):
         raise ValueError(f"wanted finite parameters of {name}, got NaN or inf")
@@ -242,7 +242,7 @@ def _rigid(name: str, kind: str, parameters: Array, fixed: Array, ndim: int) -> 
         transform.SetParameters(parameters.tolist())
         if transform.GetDimension() != ndim:
             raise ValueError("of another dimension")
-        # where an affine map takes the origin and the unit vectors says all of it
+        # an affine map is determined by the images of the origin and of the unit vectors
         corners = [
             np.array(transform.TransformPoint(corner)) for corner in np.vstack([np.zeros(ndim), np.eye(ndim)]).tolist()
         ]
@@ -257,7 +257,7 @@ def _rigid(name: str, kind: str, parameters: Array, fixed: Array, ndim: int) -> 
 
 
 def _field(name: str, parameters: Array, fixed: Array, ndim: int) -> Field:
-    """A displacement field: its vectors are the parameters; size, origin, spacing and direction the fixed ones."""
+    """A displacement field: the parameters are its vectors; the fixed parameters its size, origin, spacing and direction."""
     if len(fixed) != 3 * ndim + ndim * ndim:
         raise ValueError(f"wanted size, origin, spacing and direction of {name}, got {len(fixed)} numbers")
     size = fixed[:ndim]
@@ -277,7 +277,7 @@ def _field(name: str, parameters: Array, fixed: Array, ndim: int) -> Field:
 
 
 def numbers_of(words: Sequence[str], where: str) -> Array:
-    """The numbers that words stand for; ``where`` says in an error what they are."""
+    """The numbers in a list of words; ``where`` names them in error messages."""
     if len(words) > MAX_NUMBERS:
         raise ValueError(f"wanted at most {MAX_NUMBERS} numbers of {where}, got {len(words)}")
     try:
@@ -287,7 +287,7 @@ def numbers_of(words: Sequence[str], where: str) -> Array:
 
 
 def text_of(path: Path) -> str:
-    """A text file as a whole, if it is no larger than `MAX_TEXT`."""
+    """The content of a text file of at most `MAX_TEXT` bytes."""
     size = path.stat().st_size
     if size > MAX_TEXT:
         raise ValueError(f"wanted a text file of at most {MAX_TEXT} bytes, got {size}")
@@ -298,7 +298,7 @@ def text_of(path: Path) -> str:
 
 
 def _read_text(path: Path) -> list[_Entry]:
-    """ITK's own text format."""
+    """The transforms in a file of ITK's text format."""
     lines = text_of(path).splitlines()
     if not lines or not lines[0].startswith(HEADER):
         raise ValueError(f"wanted {HEADER!r} in the first line, got another file")
@@ -323,7 +323,10 @@ def _read_text(path: Path) -> list[_Entry]:
 
 
 def _read_mat(path: Path) -> list[_Entry]:
-    """MATLAB's format 4, in which ITK and ANTs write affine transforms: a matrix named by its kind, and one named ``fixed``."""
+    """The transform in a MATLAB 4 file, which ITK and ANTs write for affine maps.
+
+    One matrix is named by the kind of the transform, the other one ``fixed``.
+    """
     data = path.read_bytes() if path.stat().st_size < 1 << 20 else b""
     matrices: list[tuple[str, Array]] = []
     at = 0
@@ -351,7 +354,7 @@ def _read_mat(path: Path) -> list[_Entry]:
 
 
 def _read_hdf5(path: Path) -> list[_Entry]:
-    """ITK's HDF5 format: a group for each transform, numbered, with its type and its two arrays of numbers."""
+    """The transforms in ITK's HDF5 file: a numbered group for each, with its type and two arrays of numbers."""
     h5py = need("h5py", path, "read")
     try:
         with h5py.File(path, "r", locking=False) as file:
@@ -370,14 +373,14 @@ def _hdf5_entry(h5py: Any, group: Any) -> _Entry:
         raise ValueError(f"wanted one word as {label.name!r}, got {label.shape}")
     word = np.asarray(label[()]).ravel()[0]
     name = word.decode("latin-1") if isinstance(word, bytes) else str(word)
-    # older versions of ITK wrote the second name, with a letter missing
+    # the second name, with a letter missing, is that of older versions of ITK
     fixed = next((n for n in ("TransformFixedParameters", "TranformFixedParameters") if n in group), "")
     plain = next((n for n in ("TransformParameters", "TranformParameters") if n in group), "")
     return name, _hdf5_numbers(h5py, group, plain), _hdf5_numbers(h5py, group, fixed)
 
 
 def _inside(h5py: Any, group: Any, name: str, kind: type) -> Any:
-    """What lies in a group under ``name``, if it lies in this file: a link could lead to any file of the machine."""
+    """The member ``name`` of a group, if it is stored in this file: a link could lead to any other file of the machine."""
     if not isinstance(group.get(name, getlink=True), h5py.HardLink):
         raise ValueError(f"wanted {name!r} in {group.name!r} of the file, got none")
     item = group[name]
@@ -389,7 +392,10 @@ def _inside(h5py: Any, group: Any, name: str, kind: type) -> Any:
 
 
 def _hdf5_numbers(h5py: Any, group: Any, name: str) -> Array:
-    """A dataset of numbers, flat, if it declares no more than the bytes in the file can unpack to; empty where there is none."""
+    """A dataset of numbers, flat; empty where there is none.
+
+    It is refused where it declares more numbers than its bytes can unpack to.
+    """
     if name not in group:
         return np.zeros(0)
     data = _inside(h5py, group, name, h5py.Dataset)

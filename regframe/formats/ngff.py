@@ -1,4 +1,4 @@
-"""OME-Zarr 0.6: regframe's own store, and the coordinate transformations that other programs write into one."""
+"""OME-Zarr 0.6 stores: regframe's own, and those with coordinate transformations by other programs."""
 
 from __future__ import annotations
 
@@ -38,25 +38,25 @@ class Ngff(MapFormat):
 
     @classmethod
     def recognises(cls, path: Path) -> bool:
-        """Whether ``path`` is a Zarr store, whatever it is called."""
+        """Whether ``path`` is a Zarr store, whatever its name."""
         return path.is_dir() and (path / "zarr.json").is_file()
 
     def write(self, result: Result, path: Path, *, to: Side, unit: str, tolerance: float) -> Written:
-        """The store, in both directions and in the units of the canvases; read back as another program reads it, and compared."""
+        """Write the store: both directions, in the units of the canvases. It is read back as other programs do, and compared."""
         with warnings.catch_warnings(record=True) as caught:
             reports = store.save(result, path, tolerance=tolerance, max_nodes=MOST_NODES)
-        for warning in caught:  # the store names itself where it is written, not where the user finds it
+        for warning in caught:  # replace the temporary path in each message by the user's
             said = str(warning.message).replace(os.path.realpath(path), path.name)
             warnings.warn(said, warning.category, stacklevel=3)
         error = max(_error(path, result, side) for side in get_args(Side))
         bar = max([tolerance, *(report.max_error_px for report in reports.values())])
-        if error > 10 * bar:  # the store's own measure, at other positions, cannot be that far from it
+        if error > 10 * bar:  # far above the error that the store itself measured at other positions: a defect
             raise RuntimeError(f"the store that was written gives positions {error:.2g} px off; please report it")
         units = (result.fixed_grid.unit, result.moving_grid.unit)
         return Written(self.name, (path,), to, units, error, self_contained=True)
 
     def read(self, path: Path, fixed: Grid | None, moving: Grid | None, *, to: Side, unit: str) -> Transform | Result:
-        """The whole result of a store of regframe; of any other store the map between two coordinate systems."""
+        """Read the whole result from a store of regframe, or the map between two coordinate systems from any other store."""
         if _is_own(path):
             return store.load(path)
         fixed, moving = both_canvases(self.name, fixed, moving)
@@ -64,13 +64,13 @@ class Ngff(MapFormat):
 
 
 def _is_own(path: Path) -> bool:
-    """Whether a folder is a store that regframe wrote, or one of its outputs, in which such a store lies."""
+    """Whether a folder is a store that regframe wrote, or the output folder of a run with such a store in it."""
     inner = path / STORE_NAME if (path / STORE_NAME).is_dir() else path
     return (inner / "regframe").is_dir()
 
 
 def _error(path: Path, result: Result, to: Side) -> float:
-    """Largest distance between what another program reads out of a store and the exact map, in pixels of the side ``to``."""
+    """Largest distance between the map that another program reads from a store and the exact one, in pixels of ``to``."""
     source, target = sides(result.fixed_grid, result.moving_grid, to)
     where = positions_on(source)
     found = store.read_standard(path, to).points(where)
@@ -78,9 +78,10 @@ def _error(path: Path, result: Result, to: Side) -> float:
 
 
 def _one_bend(path: Path, systems: tuple[str, str]) -> Transform:
-    """The map to the fixed side in a store of another program, out of the direction that bends no more than once.
+    """The map to the fixed side, from a store of another program, taken from the direction that bends no more than once.
 
-    A store holds both directions; where the bend is a flow, only that of its plain steps is one bend.
+    A store holds both directions. Where the bend is a flow, one direction is a row of explicit steps, which together are one
+    bend; the other is not.
     """
     to_fixed = folded(store.read_standard(path, "fixed", systems))
     if _bends(to_fixed) > 1:
@@ -95,9 +96,9 @@ def _bends(transform: Transform) -> int:
 
 
 def _fitted(transform: Transform, fixed: Grid, moving: Grid) -> Transform:
-    """A map from the moving to the fixed coordinate system, whose units may be others, as one between the units of the images.
+    """A map between two coordinate systems, converted to the units of the images.
 
-    Raises ValueError for units that do not go together, another dimension, a map that bends twice or has no inverse.
+    Raises ValueError for units that cannot be converted, another dimension, a map that bends twice or has no inverse.
     """
     parts: list[Transform] = [transform]
     if transform.source_unit != moving.unit:
@@ -115,7 +116,7 @@ def _fitted(transform: Transform, fixed: Grid, moving: Grid) -> Transform:
 
 
 def _ratio(image: str, system: str) -> float:
-    """How many of the system's unit one of the image's unit is; ValueError where one of them is pixels."""
+    """Number of the system's units in one unit of the image; ValueError where exactly one of them is pixels."""
     ratio = unit_ratio(image, system)
     if ratio is None:
         raise ValueError(f"wanted a coordinate system in {image}, as the image is, got {system}; state the pixel size")
@@ -123,5 +124,5 @@ def _ratio(image: str, system: str) -> float:
 
 
 def _scaling(factor: float, ndim: int) -> torch.Tensor:
-    """The homogeneous matrix ``[D+1, D+1]`` that multiplies positions."""
+    """The homogeneous matrix ``[D+1, D+1]`` that multiplies positions by ``factor``."""
     return torch.diag(torch.tensor([*[factor] * ndim, 1.0], dtype=torch.float64))

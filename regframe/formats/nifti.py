@@ -1,4 +1,4 @@
-"""NIfTI: a map as one displacement field."""
+"""NIfTI files: a map as one displacement field."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from ..result import Result
 from .itk import MAX_NUMBERS, need, sitk_field
 from .steps import Field, both_canvases, map_of, number_unit, sides, whole_field, written_steps
 
-_UNITS = {0: "px", 2: "mm"}  # codes of NIfTI; of other units ITK would convert the nodes, but not the vectors
-_UNIT_BYTE = 123  # where the header keeps that code
-_MOST_OFFSET = 1 << 20  # bytes before the numbers at most: the header takes 352, its extensions thousands
+_UNITS = {0: "px", 2: "mm"}  # by NIfTI's code; in other units ITK would convert the nodes but not the vectors
+_UNIT_BYTE = 123  # offset of that code in the header
+_MOST_OFFSET = 1 << 20  # largest number of bytes before the data: the header takes 352, extensions some thousands
 
 
 class Nifti(MapFormat):
@@ -30,7 +30,7 @@ class Nifti(MapFormat):
     suffixes = (".nii", ".nii.gz")
 
     def write(self, result: Result, path: Path, *, to: Side, unit: str, tolerance: float) -> Written:
-        """The whole map as one field over the canvas that positions come from."""
+        """Write the whole map as one field over the canvas from which positions come."""
         check_mm(self.name, unit, "leave it out, or write itk")
         need("SimpleITK", path, "write")
         if not path.name.lower().endswith(self.suffixes):
@@ -41,7 +41,7 @@ class Nifti(MapFormat):
         return written_steps(self.name, path, [field], result, to, unit)
 
     def read(self, path: Path, fixed: Grid | None, moving: Grid | None, *, to: Side, unit: str) -> Transform:
-        """The one field of the file."""
+        """Read the field of the file."""
         fixed, moving = both_canvases(self.name, fixed, moving)
         check_mm(self.name, unit, "leave it out")
         field, numbers = read_field(path)
@@ -50,13 +50,13 @@ class Nifti(MapFormat):
 
 
 def check_mm(name: str, unit: str, remedy: str) -> None:
-    """Refuse another unit than mm, in which files of the format ``name`` are by the standard of NIfTI."""
+    """Refuse any unit but mm, in which files of the format ``name`` are by the NIfTI standard."""
     if unit != "mm":
         raise ValueError(f"wanted mm, in which {name} is by its standard, got unit {unit!r}; {remedy}")
 
 
 def check_declared(numbers: str, fixed: Grid, moving: Grid) -> None:
-    """Refuse a field that declares no unit where an image has one. One that declares mm may be of pixels: ANTs always does."""
+    """Refuse a field without a unit where an image has one. (A field that declares mm may be in pixels: ANTs always does.)"""
     if numbers == "px" and {fixed.unit, moving.unit} != {"px"}:
         raise ValueError(
             f"wanted fields in mm, as the images are in {fixed.unit} and {moving.unit}, got one without a unit, in pixels"
@@ -64,7 +64,7 @@ def check_declared(numbers: str, fixed: Grid, moving: Grid) -> None:
 
 
 def write_field(path: Path, field: Field, unit: str) -> None:
-    """Write a displacement field as ITK and ANTs do (vectors, intent 1007), in mm, or without a unit where ``unit`` is px."""
+    """Write a displacement field as ITK and ANTs do (vectors, intent 1007), in mm, or without a unit for ``px``."""
     sitk = need("SimpleITK", path, "write")
 
     packed = path.name.lower().endswith(".gz")
@@ -72,7 +72,7 @@ def write_field(path: Path, field: Field, unit: str) -> None:
     sitk.WriteImage(sitk_field(sitk, field), str(plain), useCompression=False)
     data = bytearray(plain.read_bytes())
     if unit == "px":
-        data[_UNIT_BYTE] = 0  # none is declared
+        data[_UNIT_BYTE] = 0  # no unit declared
     if packed:
         plain.unlink()
         path.write_bytes(gzip.compress(bytes(data), 6, mtime=0))
@@ -81,9 +81,9 @@ def write_field(path: Path, field: Field, unit: str) -> None:
 
 
 def read_field(path: Path) -> tuple[Field, str]:
-    """A displacement field and the unit of its numbers after reading, ``mm`` or ``px``.
+    """A displacement field, and the unit of its numbers after reading (``mm`` or ``px``).
 
-    Raises ValueError for a file that is no field of vectors, too large, or shorter than it declares.
+    Raises ValueError for a file that is not a field of vectors, too large, or shorter than it declares.
     """
     sitk = need("SimpleITK", path, "read")
 
@@ -113,7 +113,7 @@ def read_field(path: Path) -> tuple[Field, str]:
         left = count * bits // 8
         while left and (block := _read(file, min(left, 1 << 22))):
             left -= len(block)
-            # NaN and inf are looked for here: ITK would turn them into zeros
+            # NaN and inf must be found here, because ITK turns them into zeros
             if len(block) % (bits // 8) == 0 and not np.isfinite(np.frombuffer(block, f"{order}f{bits // 8}")).all():
                 raise ValueError("wanted a finite displacement field, got NaN or inf in it")
     if left:
@@ -134,14 +134,14 @@ def read_field(path: Path) -> tuple[Field, str]:
 
 
 def _opened(path: Path) -> BinaryIO | gzip.GzipFile:
-    """A file to read from, unpacked where it begins as gzip does, whatever its name says."""
+    """The file, opened for reading; unpacked where its first bytes are those of gzip, whatever its name."""
     with path.open("rb") as file:
         packed = file.read(2) == b"\x1f\x8b"
     return gzip.open(path) if packed else path.open("rb")
 
 
 def _read(file: BinaryIO | gzip.GzipFile, n: int) -> bytes:
-    """At most ``n`` bytes; ValueError where they cannot be unpacked."""
+    """At most ``n`` bytes of the file; ValueError where they cannot be unpacked."""
     try:
         return file.read(n)
     except (OSError, EOFError, zlib.error) as error:

@@ -1,6 +1,6 @@
-"""A map as plain numpy arrays in one ``.npz``: exact, axes in the order (z,) y, x, without pickles.
+"""An exact map as plain numpy arrays in one ``.npz``, axes in the order (z,) y, x, without pickles.
 
-``docs/interchange.md`` lists the arrays. Every declared size is compared with the size of the file before memory is taken.
+``docs/interchange.md`` lists the arrays. Every declared size is compared with the size of the file before memory is allocated.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from ..maps.sequence import in_a_row
 from ..result import Result
 
 FORMAT = 1
-"""Version of the arrays; a reader refuses a newer one."""
+"""Version of the layout; a reader refuses newer versions."""
 
-_MAX_BYTES = 1 << 30  # of one array: what a forged header can make the reader allocate
-_MAX_STEPS = 1 << 16  # of a flow: keeps a forged file from looping for ever; the store allows as many
-_MAX_ENTRIES = 64  # arrays of one file; `write` makes about 30
+_MAX_BYTES = 1 << 30  # largest array in bytes: a bound on what a forged header can make the reader allocate
+_MAX_STEPS = 1 << 16  # largest number of Euler steps of a flow, as in the store: a forged file must not loop for ever
+_MAX_ENTRIES = 64  # largest number of arrays in one file; `write` makes about 30
 
 
 class Npz(MapFormat):
@@ -45,22 +45,22 @@ class Npz(MapFormat):
     suffixes = (".npz",)
 
     def write(self, result: Result, path: Path, *, to: Side, unit: str, tolerance: float) -> Written:
-        """The exact map both ways, in the units of the canvases; ``tolerance`` is that of the sampled fields beside it."""
+        """Write the exact map of both directions, in the units of the canvases, and sampled fields within ``tolerance``."""
         write(path, result, tolerance)
         units = (result.fixed_grid.unit, result.moving_grid.unit)
         return Written(self.name, (path,), to, units, 0.0, self_contained=True)
 
     def read(self, path: Path, fixed: Grid | None, moving: Grid | None, *, to: Side, unit: str) -> Result:
-        """The exact map with the canvases that the file holds."""
+        """Read the exact map and the canvases from the file."""
         return read(path)
 
 
 def write(path: Path, result: Result, tolerance: float) -> None:
-    """Write the exact map, and beside it sampled fields for programs that integrate no velocity.
+    """Write the exact map, and sampled fields for programs that do not integrate velocities.
 
     Args:
         path: file to write.
-        result: whose map it is.
+        result: the result whose map is written.
         tolerance: largest error of the sampled fields, in pixels of the moving side.
     """
     before, bend, after = bends.split(result.transform)
@@ -88,19 +88,19 @@ def write(path: Path, result: Result, tolerance: float) -> None:
             field = coarsest_field(way, bend.grid, box, pixel, tolerance)[0]
             arrays |= {f"displacement_{name}": field.field.numpy(), **_grid(f"displacement_{name}", field.grid)}
     plain: dict[str, Any] = {name: np.asarray(values) for name, values in arrays.items()}
-    with path.open("wb") as file:  # a name without the suffix stays as it is
+    with path.open("wb") as file:  # an open file, because numpy would add a suffix to a path without one
         np.savez_compressed(file, allow_pickle=False, **plain)
 
 
 def _grid(name: str, grid: Grid) -> dict[str, Any]:
-    """The four arrays of a canvas or of nodes."""
+    """The four arrays of a grid, by name."""
     return {
         f"{name}_shape": grid.shape, f"{name}_spacing": grid.spacing, f"{name}_origin": grid.origin, f"{name}_unit": grid.unit,
     }  # fmt: skip
 
 
 def read(path: Path) -> Result:
-    """The map in a file that `write` wrote, without verdict; arrays that only help other programs are not read.
+    """The map in a file written by `write`, as a result without verdict; sampled fields are not read.
 
     Raises ValueError for a file that is damaged, unsafe, too large or incomplete.
     """
@@ -132,19 +132,19 @@ def read(path: Path) -> Result:
     affine = Affine(whole, moving.unit, fixed.unit)
     affine.inverse()
     transform = in_a_row(parts)
-    # files of earlier versions do not say it, and hold no section that was ever carried by its own map
+    # files of earlier versions lack this entry; none of them holds a section
     section = "section" in arrays.found and bool(arrays.one("section", "iu", ()))
     return Result(transform, fixed, moving, {}, Config(), affine, section=section)
 
 
 @dataclass(frozen=True)
 class _Arrays:
-    """The arrays of a file by their names, each checked when it is asked for."""
+    """The arrays of a file by name; each is checked when it is requested."""
 
     found: dict[str, NDArray[Any]]
 
     def one(self, name: str, kinds: str, shape: tuple[int, ...] | None) -> NDArray[Any]:
-        """An array whose dtype is of one of numpy's ``kinds`` and whose numbers are finite; of any shape where None."""
+        """An array with a dtype of one of numpy's ``kinds`` and finite values, of this shape (any shape where None)."""
         if name not in self.found:
             raise ValueError(f"wanted the array {name!r}, got only {sorted(self.found)}")
         found = self.found[name]
@@ -155,7 +155,7 @@ class _Arrays:
         return found
 
     def grid(self, name: str, ndim: int) -> Grid:
-        """The canvas or the nodes called ``name``."""
+        """The grid called ``name``."""
         shape = tuple(int(n) for n in self.one(f"{name}_shape", "iu", (ndim,)))
         spacing, origin = (
             tuple(float(v) for v in self.one(f"{name}_{k}", "fiu", (ndim,))) for k in ("spacing", "origin")
@@ -163,7 +163,7 @@ class _Arrays:
         return Grid(shape, spacing, origin, str(self.one(f"{name}_unit", "U", ())))
 
     def bend(self, ndim: int) -> Flow | Displacement | None:
-        """What bends between the two matrices; None for an affine map."""
+        """The bend between the two matrices; None for an affine map."""
         if "velocity" in self.found:
             nodes, velocity = self.grid("bend", ndim), _floats(self.one("velocity", "f", None))
             steps = int(self.one("n_steps", "iu", ()))
@@ -181,7 +181,7 @@ def _floats(array: NDArray[Any]) -> torch.Tensor:
 
 
 def _load(path: Path) -> dict[str, NDArray[Any]]:
-    """The arrays of the file, each checked by its header before it is unpacked; sampled fields are left out."""
+    """The arrays of the file, each checked by its header before it is unpacked; sampled fields are skipped."""
     found: dict[str, NDArray[Any]] = {}
     try:
         with zipfile.ZipFile(path) as archive:
@@ -210,7 +210,7 @@ def _load(path: Path) -> dict[str, NDArray[Any]]:
 
 
 def _header(start: bytes, file: Any, name: str) -> tuple[tuple[int, ...], Any, np.dtype[Any]]:
-    """Shape, order and type of an array in numpy's format 1.0, of plain numbers or text."""
+    """Shape, memory order and type of an array in numpy's format 1.0; only plain numbers and text are accepted."""
     if len(start) != 10 or start[:8] != b"\x93NUMPY\x01\x00":
         raise ValueError(f"wanted an array of numpy's format 1.0 as {name!r}, got something else")
     try:

@@ -1,4 +1,4 @@
-"""Positions on both sides of a map, as a table (csv) or as points (GeoJSON): for programs that hold no map."""
+"""Corresponding positions on both sides, as a table (csv) or as points (GeoJSON), for programs that cannot hold a map."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from ..result import Result
 from .steps import sides, way_of
 
 LATTICE = 33
-"""Positions along the longest axis of the canvas where the user gives neither positions nor their distance.
+"""Number of positions along the longest axis of the canvas, where the user gives neither positions nor their distance.
 
-About a thousand in two dimensions, which a table still shows and a thin-plate spline can still be fitted to.
+That makes about a thousand positions in 2D, which a table can still show and to which a thin-plate spline can still be fitted.
 """
 MOST_POINTS = 1 << 22
-"""Positions that one file may hold: some hundred bytes each, so a few hundred megabytes."""
+"""Largest number of positions in one file: at some hundred bytes each, a few hundred megabytes."""
 
 
 class Points(MapFormat):
-    """Positions of one side and where the map takes them.
+    """Positions of one side, and the positions to which the map takes them.
 
     Args:
-        points: positions of the side that the map comes from, in its unit; a regular lattice on its canvas where None.
-        spacing: distance of the lattice's positions, in that unit; a `LATTICE`-th of the longest axis where None.
+        points: positions of the side opposite to ``to``, in its unit; a regular grid on its canvas where None.
+        spacing: distance of the grid's positions, in that unit; 1/`LATTICE` of the longest axis where None.
     """
 
     def __init__(self, points: PointSet | None = None, spacing: float | None = None) -> None:
@@ -44,14 +44,14 @@ class Points(MapFormat):
         self.spacing = spacing
 
     def read(self, path: Path, fixed: Grid | None, moving: Grid | None, *, to: Side, unit: str) -> NoReturn:
-        """Refused: positions say nothing of what lies between them."""
+        """Refused: positions do not determine the map between them."""
         raise ValueError(
             f"wanted a map, got points in {path.name!r}, which say nothing of what lies between them; fit one to them with "
             "`regframe register --landmarks`"
         )
 
     def carried(self, result: Result, to: Side) -> Carried:
-        """The positions and where the map takes them."""
+        """The positions and their images under the map."""
         source, target = sides(result.fixed_grid, result.moving_grid, to)
         coords = self._lattice(source) if self.points is None else _of_side(self.points, source)
         there = way_of(result, to).points(coords)
@@ -60,7 +60,7 @@ class Points(MapFormat):
         return Carried(source, target, coords, there, columns)
 
     def _lattice(self, canvas: Grid) -> Tensor:
-        """Positions ``[N, D]`` of a regular lattice on a canvas."""
+        """Positions ``[N, D]`` of a regular grid on a canvas."""
         step = self.spacing or max(canvas.extent) / LATTICE
         count = math.prod(max(1.0, extent / step) for extent in canvas.extent)
         if count > MOST_POINTS:
@@ -68,7 +68,7 @@ class Points(MapFormat):
         return canvas.resampled(step).coords().reshape(-1, canvas.ndim)
 
     def written(self, result: Result, path: Path, to: Side) -> Written:
-        """What is said of a file of positions: it holds no map, so that no error can be named."""
+        """The record of a file of positions; it holds no map, so no error is stated."""
         return Written(self.name, (path,), to, (result.fixed_grid.unit, result.moving_grid.unit), None)
 
 
@@ -79,7 +79,7 @@ class Csv(Points):
     suffixes = (".csv", ".tsv", ".csv.gz")
 
     def write(self, result: Result, path: Path, *, to: Side, unit: str, tolerance: float) -> Written:
-        """Exact positions in the units of the canvases; other columns of given points follow."""
+        """Write exact positions in the units of the canvases; further columns of given points follow."""
         found = self.carried(result, to)
         table = {name: [repr(v) for v in values] for name, values in found.columns.items()}
         extra: dict[str, Any] = {}
@@ -98,13 +98,13 @@ class GeoJson(Points):
     suffixes = (".geojson", ".geojson.gz")
 
     def write(self, result: Result, path: Path, *, to: Side, unit: str, tolerance: float) -> Written:
-        """A point where each position is taken to, with the numbers of both sides as its properties."""
+        """Write a point at each mapped position, with the coordinates of both sides as its properties."""
         found = self.carried(result, to)
         if found.source.ndim != 2:
             raise ValueError("wanted a map of two dimensions for GeoJSON, which is flat, got one of 3; write csv")
         if not bool(torch.isfinite(found.there).all()):
             raise ValueError("wanted finite positions for GeoJSON, got NaN or inf; write csv")
-        corner = 0.5 if found.target.unit == "px" else 0.0  # GeoJSON of images counts pixels from their corners
+        corner = 0.5 if found.target.unit == "px" else 0.0  # in GeoJSON of images, pixels count from their corners
         features = [
             {
                 "type": "Feature",
@@ -121,14 +121,14 @@ class GeoJson(Points):
 
 @dataclass(frozen=True)
 class Carried:
-    """Positions and where a map takes them.
+    """Positions and their images under a map.
 
     Args:
-        source: canvas of the side that they come from.
-        target: canvas of the side that they are taken to.
-        coords: ``[N, D]``, in the unit of the source.
-        there: ``[N, D]``, in the unit of the target.
-        columns: the numbers of the fixed side, then those of the moving side, by names such as ``fixed_y_um``.
+        source: canvas of the side that the positions are on.
+        target: canvas of the side to which they are mapped.
+        coords: positions ``[N, D]``, in the unit of the source.
+        there: mapped positions ``[N, D]``, in the unit of the target.
+        columns: coordinates of the fixed side, then of the moving side, by names such as ``fixed_y_um``.
     """
 
     source: Grid
@@ -139,7 +139,7 @@ class Carried:
 
 
 def _of_side(points: PointSet, source: Grid) -> Tensor:
-    """Positions ``[N, D]`` that a user gave; ValueError where they are not of this side's unit and dimension."""
+    """Positions ``[N, D]`` that the user gave; ValueError where they have another unit or dimension than the side."""
     if points.unit != source.unit or points.ndim != source.ndim:
         raise ValueError(
             f"wanted points of the side they come from, in {source.unit} with {source.ndim} components, got {points.unit} "
@@ -149,6 +149,6 @@ def _of_side(points: PointSet, source: Grid) -> Tensor:
 
 
 def _columns(side: Side, grid: Grid, coords: Tensor) -> dict[str, list[float]]:
-    """The components of positions ``[N, D]`` by name, which says side, axis and unit; pixels go without saying."""
+    """The components of positions ``[N, D]`` by column name: side, axis and unit (no unit for pixels)."""
     unit = "" if grid.unit == "px" else "_" + {"µm": "um"}.get(grid.unit, grid.unit)
     return {f"{side}_{axis}{unit}": coords[:, d].tolist() for d, axis in enumerate(grid.axes)}

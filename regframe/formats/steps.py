@@ -1,8 +1,9 @@
-"""A map as other programs hold it: matrices and displacement fields one after the other, components in the order x, y(, z).
+"""A map as other programs hold it: a list of matrices and displacement fields ("steps"), components in the order x, y(, z).
 
-ITK and what is built on it (SimpleITK, ANTs, elastix, 3D Slicer) hold maps so. Their numbers carry no unit: positions of a side
-in a length unit are written in one unit, mm unless the user names another; those of a side in pixels in pixels, with the centre
-of the first pixel at 0. That number unit is called ``unit`` throughout, and a ``factor`` turns a side's lengths into it.
+ITK and the programs built on it (SimpleITK, ANTs, elastix, 3D Slicer) hold maps in this form. Their numbers carry no unit.
+Positions of a side in a length unit are written in one unit, mm unless the user names another; positions of a side in pixels are
+written in pixels, with the centre of the first pixel at 0. In this module ``unit`` always means that unit of the numbers in a
+file, and ``factor`` what a length of a side is multiplied by to be in it.
 """
 
 from __future__ import annotations
@@ -37,31 +38,32 @@ from ..result import Result
 Array = NDArray[np.float64]
 
 MOST_NODES = 1 << 25
-"""Nodes that the fields of one direction may have together where a file holds several fields.
+"""Largest number of nodes of all fields of one direction, in a file that can hold several fields.
 
-A bound on memory: 512 MiB in double precision in two dimensions, 768 MiB in three, before anything is compressed.
+A bound on memory: 512 MiB in double precision in 2D, 768 MiB in 3D, before compression.
 """
 UPRIGHT = 1e-9
-"""Largest difference of an entry of a field's direction matrix from the unit matrix for the axes to count as not turned.
+"""Largest difference between an entry of a field's direction matrix and the unit matrix for its axes to count as not turned.
 
 Far above rounding (1e-16); across a canvas of 100 000 pixels such a turn moves a position by a ten-thousandth of a pixel.
 """
 RIGHT_ANGLES = 1e-4
-"""Largest entry of ``Q Qᵀ - I`` for a direction matrix ``Q`` to count as a turn: NIfTI keeps turns in single precision (1e-7)."""
+"""Largest entry of ``Q Qᵀ - I`` for a direction matrix ``Q`` to count as a rotation: NIfTI stores rotations in single precision
+(1e-7)."""
 FADE = 0.5
-"""Change of a field from one node to the next, in nodes, with which it fades outside of what a file says.
+"""Largest difference of a displacement between neighbouring nodes, in nodes, with which a field fades to zero outside its grid.
 
-From 1 on the map would fold; half of that keeps its inverse easy to solve for.
+From 1 on the map would fold; half of that keeps its inverse easy to solve.
 """
 MOST_FADE = 256
-"""Nodes that are added on each side of a field at most for it to fade in: a bound on memory. A field that is still larger than
-`FADE` allows at its border then fades faster."""
+"""Largest number of nodes added on each side of a field for it to fade: a bound on memory. A field with larger displacements at
+its border fades faster than `FADE`."""
 PROBES = 1 << 14
-"""Positions on the canvas at which a written map is compared with the exact one.
+"""Number of positions on the canvas at which a written map is compared with the exact one.
 
-``benchmarks/bench_interchange.py`` looks at eight times as many and finds errors that are at most a fifth larger.
+``benchmarks/bench_interchange.py`` tests at eight times as many and finds errors at most a fifth larger.
 """
-_BLOCK = 1 << 18  # nodes whose positions are held at once while a field is sampled: 6 MiB in 3D
+_BLOCK = 1 << 18  # number of nodes that are sampled at once: positions of 6 MiB in 3D
 
 
 @dataclass(frozen=True)
@@ -96,16 +98,16 @@ class Field:
 
 
 Step = Array | Field
-"""One elementary map: a homogeneous matrix ``[D+1, D+1]`` or a field."""
+"""One elementary map: a homogeneous matrix ``[D+1, D+1]``, or a field."""
 
 
 def number_unit(unit: str, wanted: str) -> str:
-    """The unit in which positions of a side in ``unit`` are written: ``wanted``, or pixels for a side in pixels."""
+    """Unit in which positions of a side are written: ``wanted``, or pixels for a side in pixels."""
     return "px" if unit == "px" else wanted
 
 
 def per_unit(unit: str, wanted: str) -> float:
-    """The number that a length of 1 ``unit`` is written as."""
+    """The number by which a length of 1 ``unit`` is written in the unit ``wanted``."""
     ratio = unit_ratio(unit, number_unit(unit, wanted))
     assert ratio is not None
     return ratio
@@ -118,12 +120,12 @@ def along_x(grid: Grid, unit: str) -> tuple[list[float], list[float]]:
 
 
 def turned(matrix: Any, source: float = 1.0, target: float = 1.0) -> Array:
-    """A homogeneous matrix ``[D+1, D+1]`` with its components in the opposite order (y, x ↔ x, y).
+    """A homogeneous matrix ``[D+1, D+1]`` with the order of components reversed (y, x ↔ x, y), and converted to a file's unit.
 
     Args:
-        matrix: what positions of one side are multiplied by.
-        source: factor of the side that it takes positions from: what a length of 1 is written as.
-        target: factor of the side that it takes them to.
+        matrix: map of positions.
+        source: factor of the side it takes positions from: what a length of 1 is written as.
+        target: factor of the side it takes positions to.
     """
     old = np.asarray(matrix, dtype=np.float64)
     new = np.eye(len(old))
@@ -133,7 +135,7 @@ def turned(matrix: Any, source: float = 1.0, target: float = 1.0) -> Array:
 
 
 def to_field(field: Displacement, factor: float) -> Field:
-    """A displacement field of regframe with its components in the order x, y(, z) and all its lengths times ``factor``."""
+    """A displacement field of regframe with components in the order x, y(, z), all lengths multiplied by ``factor``."""
     grid = field.grid
     values = np.moveaxis(field.field.to(torch.float64).numpy(), 0, -1)[..., ::-1] * factor
     return Field(
@@ -145,16 +147,16 @@ def to_field(field: Displacement, factor: float) -> Field:
 
 
 def inverse_of(matrix: Array) -> Array:
-    """The inverse of a homogeneous matrix ``[D+1, D+1]``; ValueError where it has none."""
+    """The inverse of a homogeneous matrix ``[D+1, D+1]``; ValueError for a singular one."""
     return Affine(torch.from_numpy(matrix)).inverse().matrix.numpy()
 
 
 def steps_of(result: Result, to: Side, unit: str, tolerance: float, max_nodes: int) -> list[Step]:
-    """The map to the side ``to``, first applied first, its bend as fields in the space that the bend lives in.
+    """The map to the side ``to`` as steps, the first applied first; its bend as fields in the space of the bend.
 
-    A flow takes plain steps in one direction: there each step is a field and nothing is lost. In the other direction the bend
-    is sampled as finely as ``tolerance`` (pixels) asks for and ``max_nodes`` allow. A field that is applied several times is
-    one object.
+    In one direction a flow takes explicit steps: there each step is a field, without loss. In the other direction the bend is
+    sampled within ``tolerance`` (pixels), as far as ``max_nodes`` allow. A field that is applied several times is the same
+    object.
     """
     before, bend, after = bends.split(result.transform)
     moving, fixed = result.moving_grid.unit, result.fixed_grid.unit
@@ -170,7 +172,10 @@ def steps_of(result: Result, to: Side, unit: str, tolerance: float, max_nodes: i
 
 
 def _bent_steps(result: Result, to: Side, factor: float, tolerance: float, max_nodes: int) -> list[Field]:
-    """The bend to the side ``to`` as fields, first applied first; ``factor`` turns lengths of its space into the file's."""
+    """The bend towards the side ``to`` as fields, the first applied first, in the file's unit.
+
+    ``factor`` converts lengths of the bend's space to that unit.
+    """
     bent = fields.as_fields(result, tolerance, max_nodes, (f"to_{to}",), exact=True)
     chain = bent.to_fixed if to == "fixed" else bent.to_moving
     assert chain is not None
@@ -178,7 +183,7 @@ def _bent_steps(result: Result, to: Side, factor: float, tolerance: float, max_n
     written: dict[int, Field] = {}
     for field in chain.distinct:
         step = to_field(field, factor)
-        # a sampled field was rounded to numbers that pack well, which they no longer are once multiplied
+        # multiplying by the factor undoes the rounding of a sampled field, which makes it compress well: round again
         if field.field.dtype == torch.float32 and factor != 1:
             values = rounded(torch.from_numpy(step.values), pixel, tolerance / 4)
             step = dataclasses.replace(step, values=values.to(torch.float64).numpy())
@@ -187,8 +192,10 @@ def _bent_steps(result: Result, to: Side, factor: float, tolerance: float, max_n
 
 
 def apply_steps(steps: Sequence[Step], points: Array) -> Array:
-    """Positions ``[N, D]``, components x, y(, z), carried as ITK does: a field is linear between its nodes, and displaces nothing
-    outside its outermost pixels."""
+    """Positions ``[N, D]``, components x, y(, z), mapped by steps as ITK does it.
+
+    A field is linear between its nodes and displaces nothing outside its outermost pixels.
+    """
     for step in steps:
         if isinstance(step, Field):
             size = np.array(step.values.shape[:-1][::-1])
@@ -202,11 +209,11 @@ def apply_steps(steps: Sequence[Step], points: Array) -> Array:
     return points
 
 
-# ----------------------------------------------------------------------------------------------- how far off a file is
+# ------------------------------------------------------------------------------------------------- the error of a file
 
 
 def sides(fixed: Grid, moving: Grid, to: Side) -> tuple[Grid, Grid]:
-    """The canvas that positions come from, and the one that a map to the side ``to`` takes them to."""
+    """The canvas on which positions lie, and the canvas to which a map to the side ``to`` takes them."""
     return (fixed, moving) if to == "moving" else (moving, fixed)
 
 
@@ -216,7 +223,7 @@ def way_of(result: Result, to: Side) -> Transform:
 
 
 def positions_on(grid: Grid) -> Tensor:
-    """Random positions ``[N, D]`` all over a canvas, to the outer edges of its outermost pixels; the same at each call."""
+    """Random positions ``[N, D]`` on a canvas, up to the outer edges of its pixels; the same ones in each call."""
     generator = torch.Generator().manual_seed(0)
     low = torch.tensor([o - s / 2 for o, s in zip(grid.origin, grid.spacing, strict=True)], dtype=torch.float64)
     random = torch.rand((PROBES, grid.ndim), generator=generator, dtype=torch.float64)
@@ -224,12 +231,12 @@ def positions_on(grid: Grid) -> Tensor:
 
 
 def largest_distance(a: Tensor, b: Tensor, grid: Grid) -> float:
-    """Largest distance between positions ``[N, D]`` that belong together, in pixels of ``grid``."""
+    """Largest distance between corresponding positions ``[N, D]``, in pixels of ``grid``."""
     return float(((a - b) / torch.tensor(grid.spacing, dtype=torch.float64)).norm(dim=-1).max())
 
 
 def error_of(steps: Sequence[Step], result: Result, to: Side, unit: str) -> float:
-    """Largest distance between what ``steps`` make of positions on the canvas and the exact map, in pixels of the side ``to``."""
+    """Largest distance between the map of ``steps`` and the exact map on the canvas, in pixels of the side ``to``."""
     source, target = sides(result.fixed_grid, result.moving_grid, to)
     where = positions_on(source)
     found = apply_steps(steps, np.ascontiguousarray(where.numpy()[:, ::-1]) * per_unit(source.unit, unit))
@@ -238,7 +245,7 @@ def error_of(steps: Sequence[Step], result: Result, to: Side, unit: str) -> floa
 
 
 def written_steps(name: str, path: Path, steps: Sequence[Step], result: Result, to: Side, unit: str) -> Written:
-    """What is said of one file of format ``name`` that holds ``steps``."""
+    """The record of one file of format ``name`` that holds ``steps``."""
     units = (number_unit(result.fixed_grid.unit, unit), number_unit(result.moving_grid.unit, unit))
     return Written(name, (path,), to, units, error_of(steps, result, to, unit))
 
@@ -247,9 +254,9 @@ def written_steps(name: str, path: Path, steps: Sequence[Step], result: Result, 
 
 
 def whole_field(result: Result, to: Side, unit: str, tolerance: float) -> Field:
-    """The map to the side ``to``, affine part and all, as one field over the canvas of the other side.
+    """The whole map to the side ``to``, affine part included, as one field over the canvas of the other side.
 
-    Raises ValueError where one side is in pixels and the other is not: a displacement between the two has no meaning.
+    Raises ValueError where exactly one side is in pixels: a displacement between two units has no meaning.
     """
     source, target = sides(result.fixed_grid, result.moving_grid, to)
     units = {number_unit(grid.unit, unit) for grid in (source, target)}
@@ -267,12 +274,12 @@ def whole_field(result: Result, to: Side, unit: str, tolerance: float) -> Field:
 
 
 class AroundAffine(NamedTuple):
-    """A map as ANTs holds it: a matrix, and what the matrix leaves as displacement fields of the fixed space.
+    """A map in the form of ANTs: a matrix, and displacement fields of the fixed space for the rest.
 
     Args:
         matrix: homogeneous ``[D+1, D+1]``, fixed → moving.
-        fields: None where the map does not bend. A fixed position is displaced by the first field, then carried by the matrix;
-            a moving one is carried by the inverse of the matrix, then displaced by the second field.
+        fields: None for a map that does not bend. A fixed position is displaced by the first field, then mapped by the matrix; a
+            moving position is mapped by the inverse matrix, then displaced by the second field.
     """
 
     matrix: Array
@@ -280,7 +287,7 @@ class AroundAffine(NamedTuple):
 
 
 def around_affine(result: Result, unit: str, tolerance: float) -> AroundAffine:
-    """The map as ANTs holds it, in numbers of ``unit``; the fields are off by at most ``tolerance`` pixels, if nodes suffice."""
+    """The map in the form of ANTs, in numbers of ``unit``; fields are within ``tolerance`` pixels, as far as nodes allow."""
     fixed, moving = result.fixed_grid, result.moving_grid
     forward = Affine(bends.product(result.affine.parts(), fixed.ndim), moving.unit, fixed.unit)
     matrix = turned(forward.inverse().matrix, per_unit(fixed.unit, unit), per_unit(moving.unit, unit))
@@ -303,45 +310,45 @@ def around_affine(result: Result, unit: str, tolerance: float) -> AroundAffine:
 
 
 def _corners(grid: Grid) -> Tensor:
-    """Outer corners of the outermost pixels, ``[2^D, D]``."""
+    """Outer corners of the corner pixels, ``[2^D, D]``."""
     low = [o - s / 2 for o, s in zip(grid.origin, grid.spacing, strict=True)]
     ends = [torch.tensor([a, a + e], dtype=torch.float64) for a, e in zip(low, grid.extent, strict=True)]
     return torch.stack(torch.meshgrid(*ends, indexing="ij"), dim=-1).reshape(-1, grid.ndim)
 
 
 def _box(grid: Grid) -> Tensor:
-    """Lowest and highest position ``[2, D]`` of a canvas with two pixels around it."""
+    """Lowest and highest position ``[2, D]`` of a canvas, with a margin of two pixels."""
     corners, margin = _corners(grid), 2 * torch.tensor(grid.spacing, dtype=torch.float64)
     return torch.stack([corners.amin(dim=0) - margin, corners.amax(dim=0) + margin])
 
 
 def _scaled(grid: Grid, factor: float, unit: str) -> Grid:
-    """A canvas with all its lengths times ``factor``, which makes them lengths of ``unit``."""
+    """A canvas with all lengths multiplied by ``factor``, in the unit ``unit``."""
     return Grid(grid.shape, tuple(s * factor for s in grid.spacing), tuple(o * factor for o in grid.origin), unit)
 
 
 def _scale(numbers: Grid, unit: str) -> Affine:
-    """The affine map from positions in the unit of ``numbers``, a canvas in a file's numbers, to positions in ``unit``."""
+    """The affine map from positions in the unit of ``numbers`` (a canvas in a file's numbers) to positions in ``unit``."""
     ratio = unit_ratio(numbers.unit, unit)
     assert ratio is not None
     return Affine(torch.diag(torch.tensor([*[ratio] * numbers.ndim, 1.0], dtype=torch.float64)), numbers.unit, unit)
 
 
 def _scale_back(side: Grid, wanted: str, label: str) -> Affine:
-    """The affine map from positions of a side to the numbers of a file in ``wanted``, whose unit is called ``label``."""
+    """The affine map from positions of a side to the numbers of a file in ``wanted``; these get the unit ``label``."""
     factor = per_unit(side.unit, wanted)
     return Affine(torch.diag(torch.tensor([*[factor] * side.ndim, 1.0], dtype=torch.float64)), side.unit, label)
 
 
 def _sampled(exact: Transform, base: Grid, box: Tensor, pixel: tuple[float, ...], tolerance: float) -> Field:
-    """``exact`` as a field on nodes whose spacing and origin single precision holds, as headers of NIfTI want them.
+    """``exact`` as a field whose node spacing and origin are single-precision numbers, as NIfTI's headers require.
 
     Args:
-        exact: map from and to the numbers of a file.
-        base: canvas whose spacing the coarsest nodes are a multiple of.
+        exact: map within the numbers of a file.
+        base: canvas; the coarsest nodes have a multiple of its spacing.
         box: lowest and highest position ``[2, D]`` that the nodes have to cover.
-        pixel: size of a pixel of the destination along (z,) y, x, which ``tolerance`` counts in.
-        tolerance: largest error by interpolation, in these pixels.
+        pixel: size of a pixel of the destination along (z,) y, x; the unit of ``tolerance``.
+        tolerance: largest error by interpolation, in pixels.
     """
     grid = coarsest_field(exact, base, box, pixel, tolerance)[0].grid
     grid = Grid(
@@ -355,13 +362,13 @@ def _sampled(exact: Transform, base: Grid, box: Tensor, pixel: tuple[float, ...]
     return to_field(Displacement(moved.T.reshape(grid.ndim, *grid.shape), grid), 1.0)
 
 
-# -------------------------------------------------------------------------------------------------------- the other way
+# -------------------------------------------------------------------------------------------------- from steps to a map
 
 
 def transform_of(steps: Sequence[Step], source: Grid, target: Grid, unit: str) -> Transform:
-    """The map from positions of ``source`` to those of ``target`` that ``steps`` in numbers of ``unit`` are, first applied first.
+    """The map from positions of ``source`` to those of ``target`` that ``steps``, in numbers of ``unit``, describe.
 
-    Raises ValueError for steps of another dimension, a matrix that cannot be inverted, or more than one field.
+    The first step is applied first. Raises ValueError for steps of another dimension, a singular matrix, or more than one field.
     """
     for given in steps:
         found = len(given.spacing) if isinstance(given, Field) else len(given) - 1
@@ -420,7 +427,7 @@ def transform_of(steps: Sequence[Step], source: Grid, target: Grid, unit: str) -
 
 
 def _joined(steps: Sequence[Step]) -> list[Step | list[Field]]:
-    """Steps with fields that follow each other on equal nodes collected into lists (see `_equal_nodes`)."""
+    """Steps in which consecutive fields on equal nodes are collected into lists (see `_equal_nodes`)."""
     found: list[Step | list[Field]] = []
     for step in steps:
         last = found[-1] if found else None
@@ -433,14 +440,14 @@ def _joined(steps: Sequence[Step]) -> list[Step | list[Field]]:
 
 
 def _equal_nodes(a: Field, b: Field) -> bool:
-    """Whether two fields have equal nodes along axes that are not turned, and end in zeros, as the steps of a flow do."""
+    """Whether two fields have equal, unturned nodes and are zero at their border, as the steps of a flow are."""
     upright = np.array_equal(a.direction, np.eye(len(a.spacing))) and np.array_equal(b.direction, a.direction)
     same = (a.spacing, a.origin, a.values.shape) == (b.spacing, b.origin, b.values.shape)
     return upright and same and all(_border(f.values, np.array(f.spacing)) == 0 for f in (a, b))
 
 
 def _flow(fields: Sequence[Field], unit: str) -> Flow:
-    """Fields on equal nodes, first applied first, as the flow whose inverse takes these plain steps."""
+    """Fields on equal nodes, the first applied first, as the flow whose inverse takes these as explicit steps."""
     grid = _extended(fields[0], True, unit)[0].grid
     velocity = [
         np.moveaxis(field.values[..., ::-1], -1, 0) * -len(fields) for field in reversed(fields)
@@ -449,7 +456,10 @@ def _flow(fields: Sequence[Field], unit: str) -> Flow:
 
 
 def folded(transform: Transform) -> Transform:
-    """``transform`` with fields that follow each other on equal nodes, and end in zeros, joined to the flow they are steps of."""
+    """``transform`` in which consecutive fields that are the steps of a flow are joined to that flow.
+
+    Such fields have equal nodes and are zero at their border.
+    """
     parts: list[Transform] = []
     row: list[Displacement] = []
     for part in transform.parts():
@@ -467,7 +477,7 @@ def folded(transform: Transform) -> Transform:
 
 
 def _joined_steps(row: Sequence[Displacement]) -> Transform:
-    """Displacement fields on equal nodes, first applied first, as one flow; a single one as it is."""
+    """Displacement fields on equal nodes, the first applied first, as one flow; a single field is returned as it is."""
     if len(row) == 1:
         return row[0]
     velocity = torch.stack([step.field.to(torch.float64) * -len(row) for step in reversed(row)])  # [T, D, *S]
@@ -475,28 +485,30 @@ def _joined_steps(row: Sequence[Displacement]) -> Transform:
 
 
 def _ends_in_zeros(step: Displacement) -> bool:
-    """Whether a field displaces nothing at its border, so that it may be a step of a flow."""
+    """Whether a field is zero at its border, so that it may be a step of a flow."""
     values = np.moveaxis(step.field.to(torch.float64).numpy(), 0, -1)  # [*S, D]
     return not step.inverted and _border(values, np.ones(step.ndim)) == 0
 
 
 def _extended(field: Field, plain: bool, unit: str) -> tuple[Displacement, Array | None]:
-    """A field as a displacement field of regframe and the matrix that follows it, which together have an inverse everywhere.
+    """A field as a `Displacement` and a matrix that follows it; together they have an inverse everywhere.
 
-    Inside the field's outermost pixels the two give exactly what the field gives. A field that does not end in zeros is split:
-    its affine part becomes the matrix, which goes on outside, and the rest fades outside.
+    Within the field's outermost pixels the two together equal the field. A field that is not zero at its border is split: its
+    affine part becomes the matrix, which continues outside, and the rest fades to zero outside.
 
     Args:
-        field: as it was read.
-        plain: whether its axes are not turned; if they are, nodes and displacements are taken along the field's own axes.
-        unit: of its numbers.
+        field: the field as it was read.
+        plain: whether its axes are not turned. If they are turned, nodes and displacements are taken along the field's own axes.
+        unit: unit of its numbers.
     """
     ndim = len(field.spacing)
     values, spacing = field.values, np.array(field.spacing)
     origin = np.array(field.origin) if plain else field.direction.T @ np.array(field.origin)
     values = values if plain else values @ field.direction  # [*S, D] along the field's own axes
     rest: Array | None = None
-    if _border(values, spacing) > 0:  # in the outer half of an outermost pixel ITK displaces as at its node
+    if (
+        _border(values, spacing) > 0
+    ):  # ITK: in the outer half of an outermost pixel the displacement is that of its node
         values, origin = np.pad(values, [(1, 1)] * ndim + [(0, 0)], mode="edge"), origin - spacing
     if _border(values, spacing) > FADE:
         axes = [origin[d] + spacing[d] * np.arange(n) for d, n in enumerate(values.shape[:-1][::-1])]
@@ -504,7 +516,7 @@ def _extended(field: Field, plain: bool, unit: str) -> tuple[Displacement, Array
         middle = nodes.mean(axis=0)
         ones = np.column_stack([nodes - middle, np.ones(len(nodes))])
         there = nodes + values.reshape(-1, ndim)
-        # nodes of a lattice about their centre: the normal equations are diagonal, so squaring costs no precision
+        # on a regular grid about its centre the normal equations are diagonal, so they lose no precision
         solution = np.linalg.lstsq(ones.T @ ones, ones.T @ there, rcond=None)[0]
         linear, shift = solution[:-1].T, solution[-1] - solution[:-1].T @ middle
         if np.linalg.matrix_rank(linear) == ndim:
@@ -540,14 +552,14 @@ def both_canvases(name: str, fixed: Grid | None, moving: Grid | None) -> tuple[G
 
 
 def map_of(steps: Sequence[Step], fixed: Grid, moving: Grid, to: Side, unit: str) -> Transform:
-    """The map from the moving to the fixed side that ``steps`` to the side ``to`` are; errors as `transform_of`."""
+    """The map moving → fixed described by ``steps`` to the side ``to``; raises what `transform_of` raises."""
     source, target = sides(fixed, moving, to)
     way = transform_of(steps, source, target, unit)
     return way if to == "fixed" else way.inverse()
 
 
 def unjudged(transform: Transform, fixed: Grid, moving: Grid, figures: dict[str, Any] | None = None) -> Result:
-    """A map from the moving to the fixed side as a result without verdict; ``figures`` are its metrics so far."""
+    """A map moving → fixed as a result without verdict, with ``figures`` as its metrics."""
     lines = [part for part in transform.parts() if isinstance(part, Affine)]
     affine = Affine(bends.product(lines, transform.ndim), transform.source_unit, transform.target_unit)
     straight = len(lines) == len(transform.parts())

@@ -1,4 +1,4 @@
-"""The map of a result as matrices and displacement fields, as every other program wants it."""
+"""The map of a result as matrices and displacement fields, the form that other programs read."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from ..result import Result
 TOLERANCE_PX = 0.003
 """Largest error that displacement fields may add by being interpolated, in pixels of the moving image.
 
-About the error that the most exact fit leaves (0.002 px on the seed pair, whose map is known: METHOD.md), so that nobody loses
-by reading the fields instead of the exact map.
+About the error of the most exact fits (0.002 px or less on the seed pair, whose map is known: ``benchmarks/ACCURACY.md``), so
+that nothing is lost by reading the fields instead of the exact map.
 """
 
 
@@ -28,11 +28,12 @@ class Bent(NamedTuple):
     """A map ``after · bend · before`` (moving → fixed) with its bend as displacement fields both ways.
 
     Args:
-        before: homogeneous matrix ``[D+1, D+1]`` from the moving space to that of the bend; None where both are one space.
+        before: homogeneous matrix ``[D+1, D+1]`` from the moving space to the space of the bend; None where the two are one
+            space.
         to_fixed: the bend as fields; None where the map does not bend, or this direction was not asked for.
-        to_moving: the inverse of the bend as fields; None as for ``to_fixed``.
-        after: homogeneous matrix ``[D+1, D+1]`` from the space of the bend to the fixed one; None where both are one space, and
-            the whole map where it does not bend.
+        to_moving: the inverse of the bend as fields; None in the same cases as ``to_fixed``.
+        after: homogeneous matrix ``[D+1, D+1]`` from the space of the bend to the fixed space; None where the two are one
+            space. For a map that does not bend, the whole map.
     """
 
     before: Tensor | None
@@ -48,14 +49,14 @@ def as_fields(
     wanted: Sequence[str] = ("to_fixed", "to_moving"),
     exact: bool = False,
 ) -> Bent:
-    """The map of ``result`` as matrices and displacement fields, these as coarse as ``tolerance`` allows.
+    """The map of ``result`` as matrices and displacement fields; the fields are as coarse as ``tolerance`` allows.
 
     Args:
         result: any registration.
-        tolerance: largest error that fields may add by being interpolated, in moving pixels.
-        max_nodes: nodes that the fields of one direction may have together.
+        tolerance: largest error that fields may add through interpolation between nodes, in moving pixels.
+        max_nodes: largest number of nodes of all fields of one direction together.
         wanted: directions in which the bend is needed: ``to_fixed``, ``to_moving`` or both.
-        exact: keep fields that need no sampling in double precision.
+        exact: whether fields that need no sampling are kept in double precision.
 
     Raises ValueError for a map that bends twice.
     """
@@ -73,9 +74,10 @@ def as_fields(
 
 
 def around(result: Result) -> tuple[Tensor, tuple[float, ...]]:
-    """Where the bend is needed: a box ``[2, D]`` in its space around both canvases, and the size of a moving pixel there.
+    """The region in which the bend is needed: a box ``[2, D]`` in its space around both canvases; and a moving pixel's size
+    there.
 
-    Both in the unit of the bend; the map has to bend.
+    Both in the unit of the bend. The map has to bend.
     """
     before, bend, after = bends.split(result.transform)
     assert bend is not None
@@ -83,7 +85,7 @@ def around(result: Result) -> tuple[Tensor, tuple[float, ...]]:
 
 
 def _region(result: Result, before: list[Affine], bend: Flow | Displacement, after: list[Affine]) -> Tensor:
-    """Box ``[2, D]`` in the bend's space around both canvases, bent and unbent, cut to where the bend is not zero."""
+    """Box ``[2, D]`` in the bend's space around both canvases, before and after the bend, cut to where the bend is not zero."""
     moving, fixed = _canvas_lattice(result.moving_grid), _canvas_lattice(result.fixed_grid)
     for part in before:
         moving = part.points(moving)
@@ -91,7 +93,7 @@ def _region(result: Result, before: list[Affine], bend: Flow | Displacement, aft
         fixed = part.inverse().points(fixed)
     seen = torch.cat([moving, bend.points(moving), fixed, bend.inverse().points(fixed)])  # [N, D]
     margin = 2 * torch.tensor(_pixel_after(result.moving_grid, before), dtype=torch.float64)
-    # outside its grid, faded over one cell, the velocity is zero and positions stay where they are
+    # more than a cell outside its grid the velocity is zero, so that positions stay where they are
     grid = bend.grid
     origin, spacing, shape = (torch.tensor(v, dtype=torch.float64) for v in (grid.origin, grid.spacing, grid.shape))
     lower, upper = origin - spacing, origin + spacing * shape
@@ -108,7 +110,7 @@ def _pixel_after(grid: Grid, before: Sequence[Affine]) -> tuple[float, ...]:
 
 
 def _canvas_lattice(grid: Grid) -> Tensor:
-    """Positions ``[N, D]`` evenly over the canvas, its outer pixel edges included: some 4000 to 5000 in either dimension."""
+    """Positions ``[N, D]`` evenly over a canvas, its outer pixel edges included: 4000 to 5000 in 2D and in 3D."""
     n = 65 if grid.ndim == 2 else 17
     axes = [
         torch.linspace(o - s / 2, o + s * (size - 0.5), n, dtype=torch.float64)

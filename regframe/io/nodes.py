@@ -1,6 +1,6 @@
-"""Groups and arrays of a Zarr store: written with what shows damage, read with every claim of the file checked first.
+"""Groups and arrays of a Zarr store: written with checksums, and read with every statement of the file checked first.
 
-Nothing that a store says is trusted: shapes, numbers, codecs and paths are checked before any of them is used.
+Nothing in a store is trusted: shapes, numbers, codecs and paths are checked before any of them is used.
 """
 
 from __future__ import annotations
@@ -21,25 +21,26 @@ from torch import Tensor
 from zarr.codecs import BloscCodec, Crc32cCodec
 
 STORE_NAME = "transform.ome.zarr"
-"""Name of the store inside the folder that ``regframe register -o`` writes."""
+"""Name of the store in the folder that ``regframe register -o`` writes."""
 
 MAX_ELEMENTS = 1 << 28
-"""Elements of one array that `read_array` is ready to allocate: 1 to 2 GiB, 64 times the nodes that a field of ours may have."""
+"""Largest number of elements of an array that `read_array` allocates: 1 to 2 GiB, 64 times the nodes of the largest field that
+regframe writes."""
 
 _MAX_JSON = 1 << 28
-"""Bytes of one ``zarr.json`` that are read; what is longer is no metadata of ours."""
+"""Largest number of bytes of a ``zarr.json`` that is read; regframe's own are far smaller."""
 
 _CODECS = {"bytes", "blosc", "zstd", "gzip", "crc32c"}
-"""Codecs that are read: all of the Zarr standard, and none of them runs code."""
+"""Codecs that are read: those of the Zarr standard, none of which runs code."""
 
 _FLAT_CHUNK, _DEEP_CHUNK = 512, 64
-"""Nodes per axis of a chunk of a plane and of a volume: both are about a quarter of a million nodes, 1 MiB in float32."""
+"""Nodes per axis of a chunk, in 2D and in 3D: both give about a quarter of a million nodes, 1 MiB in float32."""
 
 Json = dict[str, Any]
 
 
 def find_store(path: str | Path) -> Path:
-    """The folder of the store at ``path``, or of ``transform.ome.zarr`` in it; FileNotFoundError where neither is one."""
+    """The folder of the store at ``path``, or of ``transform.ome.zarr`` inside it; FileNotFoundError where neither exists."""
     path = Path(path)
     for folder in (path, path / STORE_NAME):
         if (folder / "zarr.json").is_file():
@@ -53,7 +54,7 @@ def find_store(path: str | Path) -> Path:
 
 @contextmanager
 def named(folder: Path) -> Iterator[None]:
-    """Errors of a reader of ``folder`` as ValueError whose sentence begins with its name."""
+    """Turns errors of a reader of ``folder`` into a ValueError whose sentence begins with the folder's name."""
     try:
         yield
     except UnicodeDecodeError as error:
@@ -63,7 +64,7 @@ def named(folder: Path) -> Iterator[None]:
 
 
 def _inside(folder: Path, name: str) -> Path:
-    """The path of the node ``name`` of the store; ValueError where it leads out of it."""
+    """Path of the node ``name`` of the store; ValueError where it leads outside the store."""
     steps = name.split("/") if name else []
     if any(step in ("", ".", "..") or re.search(r"[\\%:]", step) for step in steps):
         raise ValueError(f"wanted a path below the store, got {name!r}")
@@ -74,7 +75,7 @@ def _inside(folder: Path, name: str) -> Path:
 
 
 def read_node(folder: Path, name: str, kind: Literal["group", "array"]) -> Json:
-    """The ``zarr.json`` of one node, checked to be of Zarr 3 and of this kind; ``attributes`` are always there, if empty."""
+    """The content of one node's ``zarr.json``, checked to be of Zarr 3 and of this kind, with ``attributes`` always present."""
     document = _inside(folder, f"{name}/zarr.json" if name else "zarr.json")
     label = name or "the store"
     if not document.is_file():
@@ -99,7 +100,7 @@ def _no_constant(name: str) -> float:
 
 
 def read_array(folder: Path, name: str, shape: Sequence[int] | None = None) -> Tensor:
-    """A finite float array of the store; its size, codecs and chunk files are checked before anything is allocated."""
+    """A float array of the store, all finite; size, codecs and chunk files are checked before memory is allocated."""
     node = read_node(folder, name, "array")
     found = item(node, "shape", list)
     chunk_grid = item(node, "chunk_grid", dict)
@@ -120,7 +121,7 @@ def read_array(folder: Path, name: str, shape: Sequence[int] | None = None) -> T
         raise ValueError(f"wanted the codecs {sorted(_CODECS)} in {name!r}, got {codecs}")
     try:
         array = zarr.open_array(_inside(folder, name), mode="r", zarr_format=3)[...]
-    except Exception as error:  # each codec has errors of its own; all mean that the data are damaged
+    except Exception as error:  # codecs raise errors of many types; all of them mean damaged data
         raise ValueError(f"wanted sound data in {name!r}, got {error}; save the result again") from error
     data = np.asarray(array)
     if not np.isfinite(data).all():
@@ -131,7 +132,7 @@ def read_array(folder: Path, name: str, shape: Sequence[int] | None = None) -> T
 def write_array(
     group: zarr.Group, name: str, array: NDArray[Any], dimension_names: Sequence[str] | None = None
 ) -> None:
-    """Write a float array in compressed chunks with checksums, its axes named where it is a field with components first."""
+    """Write a float array in compressed chunks with checksums; axes are named where names are given."""
     ndim_space = array.ndim - 1 if dimension_names else array.ndim
     edge = _FLAT_CHUNK if ndim_space <= 2 else _DEEP_CHUNK
     out = group.create_array(
@@ -139,7 +140,7 @@ def write_array(
         shape=array.shape,
         dtype=array.dtype,
         chunks=tuple(max(1, min(n, edge)) for n in array.shape),
-        # a chunk that got lost reads as NaN, which `load` refuses; a damaged one fails its checksum
+        # a lost chunk then reads as NaN, which `load` refuses; a damaged chunk fails its checksum
         fill_value=float("nan"),
         compressors=[
             BloscCodec(cname="zstd", clevel=5, shuffle="bitshuffle", typesize=array.dtype.itemsize),
@@ -151,14 +152,14 @@ def write_array(
 
 
 def mapping(value: Any, name: str) -> Json:
-    """``value`` where it is a JSON object, else ValueError with its ``name``."""
+    """``value`` if it is a JSON object; else ValueError that names it ``name``."""
     if not isinstance(value, dict):
         raise ValueError(f"wanted an object at {name!r}, got {type(value).__name__}")
     return value
 
 
 def item(value: Json, key: str, kind: type) -> Any:
-    """``value[key]`` where it is of type ``kind``, else ValueError; True and False are no whole numbers here."""
+    """``value[key]`` if it is of type ``kind``, else ValueError; True and False do not count as integers."""
     if key not in value:
         raise ValueError(f"wanted the key {key!r}, got only {sorted(value)[:20]}")
     found = value[key]
@@ -168,7 +169,7 @@ def item(value: Json, key: str, kind: type) -> Any:
 
 
 def numbers_of(values: list[Any], name: str) -> list[float]:
-    """``values`` as floats where all are finite numbers, else ValueError with their ``name``."""
+    """``values`` as floats if all are finite numbers; else ValueError that names them ``name``."""
     if not all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values):
         raise ValueError(f"wanted numbers at {name!r}, got {values}")
     try:
@@ -181,7 +182,7 @@ def numbers_of(values: list[Any], name: str) -> list[float]:
 
 
 def matrix_of(rows: list[Any]) -> Tensor:
-    """Rows of numbers as a float64 matrix; ValueError where they differ in length or hold what is no finite number."""
+    """Rows of numbers as a float64 matrix; ValueError where rows differ in length or hold anything but finite numbers."""
     if not all(isinstance(row, list) and len(row) == len(rows[0]) for row in rows):
         raise ValueError("wanted a matrix as rows of one length, got something else")
     return torch.tensor([numbers_of(row, "matrix") for row in rows], dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""The folder a run leaves behind: checked before, written aside, renamed at the end.
+"""The folder of a run: checked in advance, written under another name, renamed when complete.
 
 ``OUT/`` holds ``transform.ome.zarr``, ``metrics.json``, ``config.resolved.yaml``, ``log.jsonl``, and what the caller adds:
 ``report.html`` (`regframe.report.results.write_run`) and, when asked, the warped data.
@@ -28,18 +28,18 @@ CONFIG = "config.resolved.yaml"
 LOG = "log.jsonl"
 REPORT = "report.html"
 VERSIONS = (*MAIN, "scipy", "zarr")
-"""Packages whose versions a folder names: those that the numbers of the fit and the bytes of its files depend on."""
+"""Packages whose versions are recorded in a folder: those on which the numbers of the fit and the bytes of its files depend."""
 
 
 def is_output(path: Path) -> bool:
-    """Whether ``path`` is a folder that a run of regframe wrote."""
+    """Whether ``path`` is a folder written by a run of regframe."""
     return (path / TRANSFORM).is_dir() and (path / METRICS).is_file()
 
 
 def check_folder(path: Path, overwrite: bool) -> None:
-    """Refuse, before anything is computed, an output folder that could not be written at the end.
+    """Refuse an output folder that could not be written, before anything is computed.
 
-    Raises FileExistsError where ``path`` exists and may not be replaced, OSError where its place cannot be written.
+    Raises FileExistsError where ``path`` exists and may not be replaced, OSError where its parent cannot be written.
     """
     if path.exists() or path.is_symlink():
         if not overwrite:
@@ -52,9 +52,9 @@ def check_folder(path: Path, overwrite: bool) -> None:
 
 
 def check_file(path: Path, overwrite: bool) -> None:
-    """Refuse, before anything is computed, a single output that could not be written at the end.
+    """Refuse an output file that could not be written, before anything is computed.
 
-    One that is a folder (``.ome.zarr``) is only replaced if it is a Zarr store. Raises what `check_folder` raises.
+    A folder (``.ome.zarr``) is only replaced if it is a Zarr store. Raises what `check_folder` raises.
     """
     if path.exists() or path.is_symlink():
         if not overwrite:
@@ -65,7 +65,7 @@ def check_file(path: Path, overwrite: bool) -> None:
 
 
 def check_writable(folder: Path) -> None:
-    """Raise OSError, in one sentence, unless files can be made in ``folder`` (or in its nearest parent that exists)."""
+    """Raise OSError, in one sentence, unless files can be created in ``folder`` (or in its nearest existing parent)."""
     place = folder
     while not place.exists() and place != place.parent:
         place = place.parent
@@ -80,14 +80,14 @@ def check_writable(folder: Path) -> None:
 
 @contextlib.contextmanager
 def staged(path: Path, overwrite: bool = False) -> Iterator[Path]:
-    """A path to write to, in a folder aside, moved to ``path`` when the block ends well and removed when it does not.
+    """A temporary path to write to; what was written is moved to ``path`` when the block succeeds, and removed when it fails.
 
-    Whatever else is written beside it (a format of two files) is moved along, before it. What was at any of these places
-    stays until the new data are complete; FileExistsError where something appeared meanwhile.
+    Other files written beside it (for a format of several files) are moved too. Existing files stay until the new ones are
+    complete. FileExistsError where a file appeared at a target meanwhile.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{path.name}-", suffix=".partial", dir=path.parent))
-    # what was written, where it belongs, where the file or folder that stood there is put meanwhile
+    # for each file: where it was written, where it belongs, where the file it replaces is kept meanwhile
     plan: list[tuple[Path, Path, Path]] = []
     try:
         yield aside / path.name
@@ -106,7 +106,7 @@ def staged(path: Path, overwrite: bool = False) -> Iterator[Path]:
             if target.exists():
                 target.rename(old)
             item.rename(target)
-    except BaseException:  # an interrupt too: the earlier files go back to their places
+    except BaseException:  # also after an interrupt: put the earlier files back
         for item, target, old in plan:
             if target.exists() and not item.exists():
                 target.rename(item)
@@ -128,10 +128,11 @@ def write(
 
     Args:
         path: the folder.
-        result: what was computed.
-        run: where the inputs lie and how they were opened; kept under ``run`` in ``config.resolved.yaml``.
+        result: the result.
+        run: paths of the inputs and the options with which they were opened; stored under ``run`` in ``config.resolved.yaml``.
         overwrite: replace a folder that regframe wrote.
-        extras: each is called with the folder, in turn, to write something more into it: the page, the warped data.
+        extras: functions that are called with the folder, one after another, and write further files into it: the page, the
+            warped data.
 
     Raises:
         FileExistsError: ``path`` exists and may not be replaced.
@@ -143,7 +144,7 @@ def write(
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             result.save(folder / TRANSFORM)
-        for warning in caught:  # they name the place the data will have, not the one they are written to first
+        for warning in caught:  # replace the temporary path in each message by the final one
             warnings.warn(str(warning.message).replace(str(folder), str(path)), warning.category, stacklevel=2)
         (folder / METRICS).write_text(to_json(result.metrics, indent=2) + "\n", encoding="utf-8")
         (folder / CONFIG).write_text(resolved_yaml(result, run), encoding="utf-8")
@@ -154,7 +155,7 @@ def write(
 
 
 def resolved_yaml(result: Result, run: dict[str, Any]) -> str:
-    """The settings as YAML, ready to be passed back by ``--config``, with the versions and the inputs beside them."""
+    """The settings as YAML for ``--config``, together with versions and inputs."""
     import yaml
 
     header = "# What this run resolved its settings to; `regframe register --config` takes this file.\n"
@@ -164,7 +165,7 @@ def resolved_yaml(result: Result, run: dict[str, Any]) -> str:
 
 
 def to_json(value: Any, indent: int | None = None) -> str:
-    """JSON of plain data and numbers of numpy and torch; what is not finite becomes null, paths become text."""
+    """Plain data with numbers of numpy and torch as JSON; numbers that are not finite become null, paths become text."""
     return json.dumps(_plain(value), indent=indent, ensure_ascii=False, allow_nan=False)
 
 
@@ -179,6 +180,6 @@ def _plain(value: Any) -> Any:
         return value
     if isinstance(value, os.PathLike):
         return os.fspath(value)
-    if hasattr(value, "tolist"):  # scalars and arrays of numpy and torch
+    if hasattr(value, "tolist"):  # numbers and arrays of numpy and torch
         return _plain(value.tolist())
     return str(value)

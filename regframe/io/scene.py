@@ -1,7 +1,7 @@
-"""The standard part of a store: a *scene* of OME-Zarr 0.6 (RFC-5), which other programs read as a coordinate transformation.
+"""The standard part of a store: a *scene* of OME-Zarr 0.6 (RFC-5), a coordinate transformation that other programs can read.
 
-Two coordinate systems, ``fixed`` and ``moving``, and the map between them: an affine matrix, or a bijection whose two ways are
-affine matrices and displacement fields. All in physical units, components in the order (z,) y, x.
+It has two coordinate systems, ``fixed`` and ``moving``, and the map between them: an affine matrix, or a bijection whose two
+directions consist of affine matrices and displacement fields. All in physical units, components in the order (z,) y, x.
 """
 
 from __future__ import annotations
@@ -26,30 +26,30 @@ from .fields import as_fields
 from .nodes import Json, find_store, item, mapping, matrix_of, named, numbers_of, read_array, read_node, write_array
 
 OME_VERSION = "0.6"
-"""Version of OME-Zarr that is written, and read with its release candidates."""
+"""Version of OME-Zarr that is written; it and its release candidates are read."""
 
 FIELDS = "coordinateTransformations"
-"""Group of the store where the standard puts arrays of transformations."""
+"""Group of the store in which the standard keeps arrays of transformations."""
 
 _MOST_NESTED = 8
-"""Sequences within sequences that are followed: ours have one, and a store that contains itself must end somewhere."""
+"""Largest depth of sequences within sequences: regframe's own have one, and a store that contains itself has to end somewhere."""
 
 
 @dataclass(frozen=True)
 class FieldReport:
-    """What the displacement fields of one direction cost and lose.
+    """Size and error of the displacement fields of one direction.
 
     Args:
         path: group of the first field inside the store.
         shape: nodes of the first field per axis.
         spacing: distance of its nodes per axis, in the unit of the bend.
-        fields: how many different fields there are.
-        steps: how many are applied one after the other; one may be applied several times.
-        nodes: of all fields together.
-        max_error_px: largest distance between what the fields do and the exact map, in moving pixels.
-        mean_error_px: the mean of that distance.
-        tolerance_px: the bar, `TOLERANCE_PX`.
-        reached: whether the bar was reached within the nodes that were allowed.
+        fields: number of distinct fields.
+        steps: number of fields applied one after another; a field may be applied several times.
+        nodes: total number of nodes of the distinct fields.
+        max_error_px: largest distance between the fields and the exact map, in moving pixels.
+        mean_error_px: mean of that distance, in moving pixels.
+        tolerance_px: the tolerance that was asked for, in moving pixels.
+        reached: whether the tolerance was reached with the nodes that were allowed.
     """
 
     path: str
@@ -70,7 +70,7 @@ class FieldReport:
 def write_scene(
     root: zarr.Group, result: Result, tolerance: float, max_nodes: int
 ) -> tuple[Json, dict[str, FieldReport]]:
-    """Write the displacement fields; return the ``scene`` of the root's ``ome`` attribute and the fields' errors."""
+    """Write the displacement fields; returns the ``scene`` for the root's ``ome`` attribute, and the errors of the fields."""
     bent, ndim = as_fields(result, tolerance, max_nodes), result.transform.ndim
     moving, fixed = result.transform.source_unit, result.transform.target_unit
     ends = {"input": {"name": "moving"}, "output": {"name": "fixed"}}
@@ -97,7 +97,7 @@ def write_scene(
             worst, chain.mean_error, tolerance, worst <= tolerance,
         )  # fmt: skip
     a, b = bent.before, bent.after
-    # first applied first: a moving-space point is bent, then carried by the affine matrix; back, the other way round
+    # in the order of application: towards the fixed side the bend comes before the affine matrix; towards the moving side after
     forward = [*_step(a), *steps["to_fixed"], *_step(b)]
     inverse = [
         *_step(None if b is None else _inverse(b)),
@@ -115,9 +115,9 @@ def write_scene(
 
 
 def _coordinate_system(name: str, unit: str, ndim: int, component: str | None = None) -> Json:
-    """A coordinate system of space, with a first axis for the components of a displacement where that has a name."""
+    """A coordinate system of space; with a first axis ``component`` for the components of a displacement, where that is given."""
     axes: list[Json] = [{"name": axis, "type": "space"} for axis in AXES[ndim]]
-    if unit != "px":  # the standard has no unit for pixels: such an axis has none
+    if unit != "px":  # the standard has no unit for pixels, so the axis gets none
         for axis in axes:
             axis["unit"] = ome_unit(unit)
     if component is not None:
@@ -138,7 +138,7 @@ def _step(matrix: Tensor | None) -> list[Json]:
 
 
 def _write_field(fields: zarr.Group, name: str, field: Displacement) -> None:
-    """Write a displacement field as an image of one level, its components ``[D, *S]`` first."""
+    """Write a displacement field as an image with one level; the components ``[D, *S]`` are its first axis."""
     grid = field.grid
     system = _coordinate_system("moving", grid.unit, grid.ndim, component="c")
     to_system = {
@@ -152,7 +152,7 @@ def _write_field(fields: zarr.Group, name: str, field: Displacement) -> None:
     }
     multiscale = {
         "name": name,
-        "type": "single",  # the standard wants to know how levels were made; there is one, and it is exact at its nodes
+        "type": "single",  # the standard asks how levels were made: there is a single one, exact at its nodes
         "metadata": {"description": "one level, not downscaled"},
         "coordinateSystems": [system],
         "datasets": [{"path": "0", "coordinateTransformations": [to_system]}],
@@ -167,11 +167,11 @@ def _write_field(fields: zarr.Group, name: str, field: Displacement) -> None:
 def read_standard(
     path: str | Path, to: Literal["fixed", "moving"] = "fixed", systems: tuple[str, str] = ("fixed", "moving")
 ) -> Transform:
-    """The map to the ``to`` space, rebuilt from the OME-Zarr part of a store alone: matrices and displacement fields.
+    """The map to the side ``to``, from the standard part of a store alone: matrices and displacement fields.
 
-    What a program that knows the standard but not regframe reads; it agrees with the exact map within the error that
-    the store reports. Both directions are stored: ``read_standard(p, to="moving")`` inverts nothing. ``systems`` names the
-    coordinate systems of the fixed and the moving side in a store of another program. Errors as `load`.
+    This is the map that a program sees which knows the standard but not regframe; it agrees with the exact map within the error
+    that the store reports. Both directions are stored, so that ``to="moving"`` needs no inversion. ``systems`` names the
+    coordinate systems of the fixed and the moving side, for stores of other programs. Raises what `load` raises.
     """
     folder = find_store(path)
     with named(folder):
@@ -206,7 +206,7 @@ def read_standard(
 
 
 def _from_standard(folder: Path, entry: Json, source: tuple[int, str], target: tuple[int, str]) -> Transform:
-    """An RFC-5 transformation as our maps; matrices in a row become one, which takes the change of unit."""
+    """A transformation of RFC-5 as one of our maps; consecutive matrices become one, which includes the change of unit."""
     if source[0] != target[0]:
         raise ValueError(f"wanted coordinate systems of one dimension, got {source[0]} and {target[0]} axes")
     ndim, unit = source
@@ -232,7 +232,7 @@ def _from_standard(folder: Path, entry: Json, source: tuple[int, str], target: t
 
 
 def _flattened(entry: Json, depth: int = 0) -> Iterator[Json]:
-    """The elementary transformations of an entry, first applied first; of a bijection its forward way."""
+    """The elementary transformations of an entry, the first applied first; of a bijection those of its forward direction."""
     if depth > _MOST_NESTED:
         raise ValueError(f"wanted transformations nested {_MOST_NESTED} deep at most, got more")
     kind = item(entry, "type", str)
@@ -277,7 +277,7 @@ def _step_from_standard(folder: Path, step: Json, ndim: int) -> Tensor | Displac
 
 
 def _read_field(folder: Path, path: str, ndim: int) -> Displacement:
-    """The finest level of a displacement field: an image with one axis of type ``displacement``, first or last."""
+    """The finest level of a displacement field: an image whose first or last axis is of type ``displacement``."""
     ome = mapping(read_node(folder, path, "group")["attributes"].get("ome"), f"{path} ome")
     multiscales = item(ome, "multiscales", list)
     if len(multiscales) != 1:
@@ -312,7 +312,7 @@ def _read_field(folder: Path, path: str, ndim: int) -> Displacement:
 
 
 def _space_axes(axes: list[Any]) -> tuple[int, str]:
-    """Number and common unit of axes that must be ``y, x`` or ``z, y, x``."""
+    """Number and common unit of the axes, which must be ``y, x`` or ``z, y, x``."""
     found = [mapping(axis, "axes") for axis in axes]
     names = tuple(axis.get("name") for axis in found)
     if names not in AXES.values():

@@ -1,4 +1,4 @@
-"""GeoJSON files of shapes, read and written."""
+"""Reads and writes GeoJSON files of shapes."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""A `Result` on disk: one OME-Zarr 0.6 folder that others can read as a coordinate transformation, and we can resume.
+"""A `Result` on disk: one OME-Zarr 0.6 folder, which other programs can read and regframe can restore exactly.
 
-Two parts, described for readers in ``docs/format.md``:
+It has two parts, described for readers in ``docs/format.md``:
 
 * the standard part: a *scene* (OME-Zarr 0.6, RFC-5) with the coordinate systems ``fixed`` and ``moving`` and the map
   between them, as an affine matrix or a bijection of affine and displacement fields, in physical units, components in
   ``(y, x)`` order;
-* our own group ``regframe/``: the velocity as optimised, grids, weights, settings, figures and versions, from which
+* regframe's own group ``regframe/``: the velocity as optimised, grids, weights, settings, figures and versions, from which
   `load` rebuilds the result to the last bit.
 
 Nothing read from a store is trusted: every declared shape, number, codec and path is checked before it is used.
@@ -51,19 +51,20 @@ from .scene import FieldReport as FieldReport
 from .scene import read_standard as read_standard
 
 FORMAT = 1
-"""Version of the ``regframe/`` group; a reader refuses a newer one."""
+"""Version of the group ``regframe/``; a reader refuses newer versions."""
 
 WORTH_A_WARNING_PX = 0.01
-"""Error of a stored field, in moving pixels, at which the caller is warned: three times what is asked for (`TOLERANCE_PX`).
+"""Error of a stored field, in moving pixels, from which the caller is warned: three times the tolerance (`TOLERANCE_PX`).
 
-A smaller miss stands in the metadata only, since no landmark is known that well.
+A smaller excess is only recorded in the metadata, since no landmark is known that precisely.
 """
 
 _MAX_STEPS = 1 << 16
-"""Euler steps of a flow that are stored and read, far beyond those of any fit: a forged store cannot loop for ever."""
+"""Largest number of Euler steps of a flow that is stored or read, far beyond that of any fit: a forged store must not loop for
+ever."""
 
 _ROOT_ENTRIES = {"zarr.json", FIELDS, "regframe"}
-"""What a store of ours holds; a folder with anything else in it is never replaced."""
+"""Names of all entries of a store of regframe; a folder with any other entry is never replaced."""
 
 
 # ---------------------------------------------------------------------------------------------------------------- save
@@ -76,16 +77,22 @@ def save(
     tolerance: float = TOLERANCE_PX,
     max_nodes: int = MAX_NODES,
 ) -> dict[str, FieldReport]:
-    """Write ``result`` as one OME-Zarr 0.6 folder and return the error of the displacement fields of each direction.
+    """Write ``result`` as one OME-Zarr 0.6 folder; returns the error of the displacement fields of each direction.
 
-    The folder is written aside, in the same parent, and renamed when complete; a failed write leaves nothing behind.
-    Keys of what is returned: ``"to_fixed"`` and ``"to_moving"``, none for a map without a flow. ``tolerance`` is the largest
-    error that fields may add by being interpolated, in moving pixels, and ``max_nodes`` what all of one direction may have.
+    The folder is written under another name, in the same parent, and renamed when complete; a failed write leaves nothing.
+    The keys of the returned dict are ``"to_fixed"`` and ``"to_moving"``; it is empty for a map without a bend.
+
+    Args:
+        result: the result.
+        path: the folder.
+        overwrite: replace an existing store.
+        tolerance: largest error that fields may add through interpolation between nodes, in moving pixels.
+        max_nodes: largest number of nodes of all fields of one direction.
 
     Raises:
         FileExistsError: ``path`` exists and ``overwrite`` is False, or it is not a store written by this function.
         OSError: the folder cannot be written (PermissionError, NotADirectoryError … as the system says).
-        ValueError: the result holds a value that the format has no place for.
+        ValueError: the result holds a value that the format cannot store.
     """
     target = Path(os.path.realpath(path))
     check_target(target, overwrite)
@@ -115,7 +122,7 @@ def save(
 
 
 def check_target(target: Path, overwrite: bool) -> None:
-    """Raise FileExistsError unless ``target`` is free, or may be replaced and is an empty folder or a store of regframe."""
+    """Raise FileExistsError unless ``target`` does not exist, or may be replaced and is empty or a store of regframe."""
     if not target.exists():
         return
     if not overwrite:
@@ -128,7 +135,7 @@ def check_target(target: Path, overwrite: bool) -> None:
 
 
 def _is_own_store(folder: Path) -> bool:
-    """Whether ``folder`` holds a regframe store and nothing else (hidden files apart)."""
+    """Whether ``folder`` holds a store of regframe and nothing else (hidden files aside)."""
     try:
         header = read_node(folder, "", "group")["attributes"]["regframe"]
     except (ValueError, KeyError, TypeError, OSError):
@@ -139,12 +146,12 @@ def _is_own_store(folder: Path) -> bool:
 
 @contextmanager
 def _written_aside(target: Path) -> Iterator[Path]:
-    """A fresh folder beside ``target`` that takes its place when the block ends well, and is removed otherwise."""
+    """A new folder beside ``target`` that replaces it when the block succeeds, and is removed when it fails."""
     created = [p for p in (target.parent, *target.parent.parents) if not p.exists()]  # deepest first
     aside: Path | None = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        # mkdtemp's own folder is private; the store inside gets the usual permissions
+        # the folder that mkdtemp makes is private; the store inside it gets the usual permissions
         aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
         fresh, old = aside / "new", aside / "old"
         fresh.mkdir()
@@ -174,7 +181,7 @@ def _written_aside(target: Path) -> Iterator[Path]:
 
 
 def _own_attributes(result: Result, parts: list[Transform]) -> Json:
-    """Everything of a result but its arrays, as strict JSON; ValueError where its fields contradict each other."""
+    """Everything in a result except its arrays, as strict JSON; ValueError where its fields contradict each other."""
     weight = result.weight
     if (weight is None) != (result.weight_grid is None):
         raise ValueError("wanted a weight and its grid, got only one of them; set both or neither")
@@ -207,7 +214,7 @@ def _own_attributes(result: Result, parts: list[Transform]) -> Json:
 
 
 def _own_arrays(result: Result, parts: list[Transform]) -> dict[str, NDArray[Any]]:
-    """The arrays of a result by the names they are stored under."""
+    """The arrays of a result, by the names under which they are stored."""
     arrays: dict[str, NDArray[Any]] = {}
     for i, part in enumerate(parts):
         if isinstance(part, Flow):
@@ -228,7 +235,7 @@ def _array_name(part: Transform, index: int) -> str:
 
 
 def _part_to_json(part: Transform, index: int | None) -> Json:
-    """An elementary map, the ``index``-th of its result; None where only an affine one is allowed."""
+    """An elementary map, the ``index``-th of its result, as JSON; ``index`` is None where only affine maps are allowed."""
     if isinstance(part, Affine):
         return {
             "type": "affine",
@@ -274,7 +281,7 @@ def _to_numpy(tensor: Tensor) -> NDArray[Any]:
 
 
 def _encode(value: Any, where: str) -> Any:
-    """``value`` as strict JSON, NaN as ``{"number": "nan"}`` and so on; ValueError for what has no place in it."""
+    """``value`` as strict JSON, with NaN as ``{"number": "nan"}`` and so on; ValueError for values it cannot represent."""
     if isinstance(value, (np.generic, Tensor, np.ndarray)):
         value = value.item() if value.ndim == 0 else value.tolist()
     if value is None or isinstance(value, (bool, int, str)):
@@ -292,7 +299,7 @@ def _encode(value: Any, where: str) -> Any:
 
 
 def _decode(value: Any) -> Any:
-    """What `_encode` was given."""
+    """The value that was given to `_encode`."""
     if isinstance(value, list):
         return [_decode(v) for v in value]
     if isinstance(value, dict):
@@ -306,11 +313,11 @@ def _decode(value: Any) -> Any:
 
 
 def load(path: str | Path) -> Result:
-    """The result `save` wrote to ``path``, or to ``transform.ome.zarr`` in the folder ``path``, to the last bit.
+    """The result that `save` wrote to ``path``, or to ``transform.ome.zarr`` in the folder ``path``, to the last bit.
 
     Raises:
         FileNotFoundError: there is no store at ``path``.
-        ValueError: what is there is not a complete, sound regframe store, or was written by a newer regframe.
+        ValueError: the store is incomplete, damaged, not of regframe, or was written by a newer regframe.
     """
     folder = find_store(path)
     with named(folder):
@@ -333,7 +340,7 @@ def load(path: str | Path) -> Result:
         if own["weight_grid"] is not None:
             weight_grid = _grid_from_json(item(own, "weight_grid", dict), "weight_grid")
             weight = read_array(folder, "regframe/weight", weight_grid.shape)
-            if own.get("position_sd", False):  # stores of earlier versions have none
+            if own.get("position_sd", False):  # not in stores of earlier versions
                 position_sd = read_array(folder, "regframe/position_sd", weight_grid.shape)
         history = item(own, "history", list)
         if not all(isinstance(entry, dict) for entry in history):
@@ -357,13 +364,13 @@ def load(path: str | Path) -> Result:
             weight=weight,
             weight_grid=weight_grid,
             position_sd=position_sd,
-            # stores of earlier versions say it by the figures of the plane that was found
+            # in stores of earlier versions a section is recognised by the figures of its plane
             section=bool(own.get("section", "plane" in own["metrics"])),
         )
 
 
 def _read_header(folder: Path) -> None:
-    """Check that the root says: ours, complete, of a version we know."""
+    """Check that the root declares a complete store of regframe, of a version that can be read."""
     attributes = read_node(folder, "", "group")["attributes"]
     if "regframe" not in attributes:
         what = "another OME-Zarr" if "ome" in attributes else "an unfinished or foreign store"

@@ -1,10 +1,9 @@
-"""Point tables: CSV or TSV, gzipped or not, in and out without losing a column, a row or their order.
+"""Point tables: CSV or TSV, gzipped or not, read and written without losing a column or a row, or changing their order.
 
-Which columns are positions is read from the header: ``y`` and ``x`` (``z`` with them for 3D), any case, or a common
+Position columns are found by the header: ``y`` and ``x`` (and ``z`` for 3D), in any case, or a common
 spelling of them (``x_centroid``, ``center_x``, ``pixel_x``, ``pxl_row_in_fullres`` …). A suffix such as ``_px``,
-``_um`` or ``(mm)`` fixes the unit of a column. A blank or unnamed first column, or one called ``id``, is what rows
-are joined on. Where the header leaves two readings open the file is refused and the candidates are listed: nothing is
-guessed.
+``_um`` or ``(mm)`` states the unit of a column. Rows are joined on a blank or unnamed first column, or on one called ``id``.
+Where the header allows two readings, the file is refused and the candidates are listed: nothing is guessed.
 """
 
 from __future__ import annotations
@@ -31,22 +30,22 @@ _STYLES = (
     "center_{}",
     "{}_centre", "centre_{}", "{}_position", "position_{}", "{}_pos", "pos_{}", "{}_location", "global_{}", "pixel_{}",
 )  # fmt: skip
-"""Spellings of a position column; ``{}`` is the axis."""
+"""Spellings of a position column; ``{}`` stands for the axis."""
 
 _SPECIAL = {"pxl_row_in_fullres": ("pxl", "y", "px"), "pxl_col_in_fullres": ("pxl", "x", "px")}
-"""Position columns of a Visium table by their names: spelling, axis, unit."""
+"""Position columns of a Visium table, by name: spelling, axis, unit."""
 
 _IDS = ("id", "index", "name", "landmark", "landmark_id", "point_id", "cell_id", "barcode", "unnamed:_0")
-"""Names, in lower case, of a column that rows are joined on; the last is what pandas calls an index without a name."""
+"""Names, in lower case, of a column on which rows are joined; the last one is pandas' name for an index without a name."""
 
 _VISIUM = ("barcode", "in_tissue", "array_row", "array_col", "pxl_row_in_fullres", "pxl_col_in_fullres")
-"""Columns of a Visium ``tissue_positions_list.csv``, which has no header."""
+"""Columns of a Visium ``tissue_positions_list.csv``, a file without a header."""
 
 _UNITS = r"px|pixels?|um|µm|μm|microns?|nm|mm|cm"
 _UNIT_SUFFIX = re.compile(rf"^(?P<base>.+?)(?:_(?P<plain>{_UNITS})|_?[\[(](?P<bracketed>{_UNITS})[\])])?$")
 
 _SHOWN = 12
-"""Names or lines listed in a message before it says how many more there are."""
+"""Number of names or lines listed in a message; the rest is counted."""
 
 
 @dataclass(frozen=True)
@@ -54,10 +53,10 @@ class PointTable:
     """A table as it stands in its file, every cell a string.
 
     Args:
-        path: where it came from.
+        path: the file.
         columns: cells by column name, in the file's order; all columns are of one length.
-        lines: line of the file each row ends on, counting from 1.
-        header: False where the file names no columns and the names are made up.
+        lines: line of the file on which each row ends, counting from 1.
+        header: False where the file has no header, so that the names are made up.
     """
 
     path: Path
@@ -74,8 +73,7 @@ class PointTable:
         return tuple(self.columns)
 
     def numbers(self, names: Sequence[str]) -> Tensor:
-        """The columns ``names`` as ``[N, len(names)]`` float64; ValueError names the lines that hold no finite
-        number."""
+        """The columns ``names`` as ``[N, len(names)]`` float64; ValueError lists the lines without a finite number."""
         values = [[_number(cell) for cell in self.columns[name]] for name in names]
         bad = [
             line
@@ -97,7 +95,7 @@ class _Position(NamedTuple):
 
 
 def read_table(path: str | os.PathLike[str], columns: str | None = None) -> PointTable:
-    """Read a CSV, TSV or white-space separated table, gzipped or not; what it is is told by its content.
+    """Read a CSV, TSV or white-space separated table, gzipped or not; the format is recognised by the content.
 
     Args:
         path: the file.
@@ -120,7 +118,7 @@ def read_table(path: str | os.PathLike[str], columns: str | None = None) -> Poin
     if header:
         names = [cell.strip() for cell in first]
         if len(rows) > 1 and all(len(row) == len(names) + 1 for row in rows[1:]):
-            names = ["", *names]  # R leaves the row names' column out of the header
+            names = ["", *names]  # tables written by R have no header for the column of row names
         rows, lines = rows[1:], lines[1:]
     else:
         names = _names_without_header(path, rows, explicit)
@@ -159,10 +157,10 @@ def read_points(path: str | os.PathLike[str], columns: str | None = None, unit: 
 
 
 def position_columns(table: PointTable, columns: str | None = None) -> tuple[tuple[str, ...], str | None]:
-    """Which columns of ``table`` are positions, in the order (z,) y, x, and the unit their names declare, else None.
+    """Names of the position columns of ``table``, in the order (z,) y, x, and the unit their names state (None where none).
 
     Args:
-        table: only its names are looked at.
+        table: only its column names are used.
         columns: as in `read_points`.
 
     Raises ValueError where no or more than one choice is possible, or where units differ.
@@ -220,8 +218,7 @@ def read_landmarks(path: str | os.PathLike[str]) -> tuple[Tensor, Tensor, tuple[
 
 
 def id_column(points: PointSet) -> str | None:
-    """The column rows are joined on: a blank or unnamed first one, or one called ``id``, ``index``, ``name`` …; else
-    None."""
+    """The column on which rows are joined, or None: a blank or unnamed first one, or ``id``, ``index``, ``name`` …"""
     for i, name in enumerate(points.table):
         if name not in points.columns and ((i == 0 and not name.strip()) or _normal(name) in _IDS):
             return name
@@ -229,10 +226,10 @@ def id_column(points: PointSet) -> str | None:
 
 
 def pair_points(fixed: PointSet, moving: PointSet, strict: bool = True) -> tuple[PointSet, PointSet]:
-    """The two point sets as pairs, row i of one with row i of the other, in the order of ``fixed``.
+    """The two point sets as pairs: row i of one belongs to row i of the other, in the order of ``fixed``.
 
-    Joined on the index or ``id`` column where both have one, else paired by row, for which the lengths must agree. A
-    point without a partner is an error, unless ``strict=False`` leaves it out. Raises ValueError also for an id that
+    They are joined on the index or ``id`` column where both have one, else row by row, for which they must be of one length. A
+    point without a partner is an error, unless ``strict=False``, which leaves it out. Raises ValueError also for an id that
     occurs twice.
     """
     keys = id_column(fixed), id_column(moving)
@@ -267,7 +264,7 @@ def pair_points(fixed: PointSet, moving: PointSet, strict: bool = True) -> tuple
 
 
 def to_unit_of(points: PointSet, grid: Grid) -> PointSet:
-    """``points`` in the unit of ``grid``: lengths converted, pixels read as indices of ``grid``'s own pixels.
+    """``points`` in the unit of ``grid``: lengths are converted, pixels are taken as indices of ``grid``'s pixels.
 
     Raises ValueError for lengths where the grid declares no physical size.
     """
@@ -285,7 +282,7 @@ def to_unit_of(points: PointSet, grid: Grid) -> PointSet:
 def write_points(
     points: PointSet, path: str | os.PathLike[str], extra: Mapping[str, Sequence[Any] | Tensor] | None = None
 ) -> None:
-    """Write the table the points came with: same rows, same order, position columns replaced, ``extra`` at the end.
+    """Write the points with their table: same rows, same order, position columns replaced, columns ``extra`` appended.
 
     A unit suffix of a position column follows the points' unit; without a table the columns are the axes with the unit
     (``y_px,x_px``). ``.tsv`` writes tabs, ``.gz`` compresses. Numbers are written so that they read back the same.
@@ -316,10 +313,11 @@ def write_points(
 
 
 def read_label_names(path: str | os.PathLike[str]) -> dict[int, str]:
-    """What the ids of a label image are called, from a table.
+    """Names of the ids of a label image, from a table.
 
-    A header with ``id`` and ``acronym`` or ``name`` is looked for (of both, the acronym counts); a file without one has the id
-    in its first column and the name in its second. Rows whose id is no whole number are an error, as is an id with two names.
+    The columns ``id`` and ``acronym`` or ``name`` are used where the file has a header with them (``acronym`` where it has
+    both). A file without a header has the id in its first column and the name in the second. An id that is no integer, and an
+    id with two names, are errors.
     """
     path = Path(path)
     rows, lines = _read_rows(path)
@@ -350,7 +348,7 @@ def read_label_names(path: str | os.PathLike[str]) -> dict[int, str]:
 
 
 def _read_rows(path: Path) -> tuple[list[list[str]], list[int]]:
-    """The rows that are not blank, and the line each ends on."""
+    """The rows that are not blank, and the line on which each ends."""
     try:
         raw = path.read_bytes()
         if raw[:2] == b"\x1f\x8b":
@@ -487,7 +485,7 @@ def _split_unit(normal: str) -> tuple[str, str | None]:
 
 
 def _position(name: str) -> _Position | None:
-    """The axis and unit a column name states, or None where it names no position."""
+    """Axis and unit stated by a column name; None for a name that is no position."""
     normal = _normal(name)
     if normal in _SPECIAL:
         return _Position(*_SPECIAL[normal])
@@ -500,7 +498,7 @@ def _position(name: str) -> _Position | None:
 
 
 def _with_unit(name: str, unit: str) -> str:
-    """The column's name with its unit suffix, where it has one, replaced."""
+    """The column name with its unit suffix, if it has one, replaced."""
     match = re.search(rf"(?<=[\s._\-\[(])({_UNITS})(?=[\])]?\s*$)", name, flags=re.IGNORECASE)
     if match is None or canonical_unit(match[0]) == unit:
         return name
@@ -508,10 +506,10 @@ def _with_unit(name: str, unit: str) -> str:
 
 
 def _number(cell: str) -> float | None:
-    """The number a cell holds (NaN for what stands for a missing one), None where it holds something else."""
+    """The number in a cell (NaN for a missing value); None for anything else."""
     cell = cell.strip()
     if "_" in cell:
-        return None  # Python reads 1_000 as a number, tables do not
+        return None  # Python accepts 1_000 as a number, tables do not
     try:
         return float(cell)
     except ValueError:
@@ -538,7 +536,7 @@ def _join(items: Any) -> str:
 
 
 def replace_file(path: Path, data: bytes) -> None:
-    """Write ``data`` beside ``path`` and rename it, so that a half-written file never bears the name."""
+    """Write ``data`` to a temporary file beside ``path`` and rename it, so that ``path`` is never half-written."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     aside = Path(name)
     try:

@@ -1,6 +1,8 @@
-"""Maps of positions and what they carry; nothing here knows a file, a fit or a modality.
+"""Maps of positions, and the images, points and shapes that they carry; nothing here knows a file, a fit or a modality.
 
-``base`` says what a map is; ``affine``, ``flow``, ``displacement`` and ``sequence`` are the maps; ``bends`` takes one apart at
-its bend; ``resample`` pulls images through them and ``edges`` carries ``shapes``; ``fields`` turns a bend into the displacement
-fields that other programs read; ``plane`` lays a section into a volume; ``homogeneous`` is the arithmetic of small matrices.
+``base`` defines a map and its direction. The maps: ``affine``, ``flow`` (of a velocity), ``displacement``, ``sequence``
+(several in a row). ``bends`` splits a map into its affine parts and its bend. ``resample`` pulls images through maps and moves
+points; ``edges`` carries ``shapes``. ``fields`` samples a bend as the displacement fields that other programs read; ``known``
+does this for maps of foreign kinds. ``plane`` treats a section as one plane of a volume; ``homogeneous`` is the arithmetic of
+small matrices.
 """

@@ -1,4 +1,4 @@
-"""Affine maps: a matrix and a shift."""
+"""Affine maps."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Affine(Transform):
     Args:
         matrix: homogeneous, ``[D+1, D+1]``, kept in float64; its last row is zeros and a one.
         source_unit: length unit of the positions it takes.
-        target_unit: length unit of the positions it gives; ``M`` holds the change of unit.
+        target_unit: length unit of the positions it gives; the matrix includes the change of unit.
 
     Raises ValueError for another shape, another last row, or an entry that is not finite.
     """
@@ -45,7 +45,7 @@ class Affine(Transform):
 
     @classmethod
     def identity(cls, ndim: int, unit: str = "px") -> Affine:
-        """The map that leaves every position where it is."""
+        """The map that leaves every position where it is, in one unit."""
         return cls(torch.eye(ndim + 1, dtype=torch.float64), unit, unit)
 
     @property

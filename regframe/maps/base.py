@@ -1,9 +1,9 @@
-"""What every map of positions is.
+"""The base class of all maps of positions, and the direction of a map.
 
 Direction is defined here once. A `Transform` maps a *position of its source space* to a *position of its target
 space* (``points``). A registration's map ``Φ = A φ₁`` has the moving space as source and the fixed space as target. An
 image of the source space is carried to the target space by pull-back: its value at a target position ``y`` is the
-source image at ``transform.inverse().points(y)``. Nothing else is ever done with a map, and no flag turns its direction.
+source image at ``transform.inverse().points(y)``. A map is used in no other way, and no flag reverses it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ..data import AXES, Grid
 
 
 class Transform(ABC):
-    """A map of positions; ``source_unit`` and ``target_unit`` say in which length unit each side is."""
+    """A map of positions; ``source_unit`` and ``target_unit`` are the length units of the positions it takes and gives."""
 
     source_unit: str
     target_unit: str
@@ -41,10 +41,10 @@ class Transform(ABC):
         """The map from target to source; ``t.inverse().points(t.points(x))`` is ``x`` to rounding."""
 
     def jacobian_determinant(self, grid: Grid) -> Tensor:
-        """Ratio of target to source area (volume) per pixel of ``grid``, ``[*S]``; ≤ 0 where the map folds.
+        """Ratio of target to source area (volume in 3D) for each pixel of ``grid``, ``[*S]``; ≤ 0 where the map folds.
 
-        From the mapped corners of each pixel, so a fold between two pixel centres is seen. ``grid`` lies in the source
-        space; the unit is (target unit / source unit) to the power D.
+        It is computed from the mapped corners of each pixel, so that a fold between two pixel centres is seen. ``grid`` lies
+        in the source space; the unit is (target unit / source unit) to the power D.
         """
         check_grid(self, grid)
         corners = Grid(
@@ -66,12 +66,12 @@ class Transform(ABC):
         return determinant
 
     def parts(self) -> tuple[Transform, ...]:
-        """The elementary maps this one consists of, first applied first."""
+        """The elementary maps of which this one consists, in the order in which they are applied."""
         return (self,)
 
 
 class OnGrid(Transform):
-    """A map of a space onto itself that values on the nodes of ``grid`` define; a position has one unit on both sides."""
+    """A map of a space into itself that is defined by values on the nodes of ``grid``; both sides have the grid's unit."""
 
     grid: Grid
 
@@ -89,7 +89,7 @@ class OnGrid(Transform):
 
 
 def finite_only(function: object, coords: Tensor) -> Tensor:
-    """Apply a map of ``[N, D]`` to ``[..., D]`` coordinates; rows that are not finite come back as NaN."""
+    """Apply a function of ``[N, D]`` to coordinates ``[..., D]``; rows that are not finite give NaN."""
     flat = coords.reshape(-1, coords.shape[-1])
     finite = torch.isfinite(flat).all(dim=-1)
     assert callable(function)
@@ -101,7 +101,7 @@ def finite_only(function: object, coords: Tensor) -> Tensor:
 
 
 def check_coords(coords: Tensor, ndim: int) -> Tensor:
-    """``coords`` ``[..., D]`` in float64; ValueError where they have another number of components."""
+    """``coords`` ``[..., D]`` in float64; ValueError where they do not have ``ndim`` components."""
     x = torch.as_tensor(coords, dtype=torch.float64)
     if x.ndim < 1 or x.shape[-1] != ndim:
         raise ValueError(f"wanted coordinates [..., {ndim}] in the order {AXES[ndim]}, got {tuple(x.shape)}")

@@ -1,4 +1,4 @@
-"""A map taken apart at what bends it: affine maps before, the bend, affine maps after."""
+"""Splits a map at its bend into affine maps before it, the bend itself, and affine maps after it."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from .flow import Flow
 
 
 def split(transform: Transform) -> tuple[list[Affine], Flow | Displacement | None, list[Affine]]:
-    """The affine maps before the bend, the bend, and the affine maps after it, each in the order of application.
+    """The affine maps before the bend, the bend, and the affine maps after it; affine maps in the order of application.
 
-    A map that does not bend has all its affine maps before, and None as its bend. Raises ValueError for a map that bends
-    twice, or by a map other than `Flow` and `Displacement`.
+    For a map that does not bend, all affine maps come before, and the bend is None. Raises ValueError for a map that bends
+    more than once, or that bends by another kind of map than `Flow` and `Displacement`.
     """
     parts = transform.parts()
     bent = [i for i, part in enumerate(parts) if not isinstance(part, Affine)]
@@ -33,9 +33,9 @@ def split(transform: Transform) -> tuple[list[Affine], Flow | Displacement | Non
 
 
 def split_last(transform: Transform) -> tuple[tuple[Transform, ...], Affine]:
-    """What comes before the last affine maps of a map, however often it bends, and these last ones as one.
+    """The parts of a map before its last affine maps, and these last affine maps as one.
 
-    The first is empty where nothing bends; the second is the identity of the target space where the map ends in a bend.
+    The parts are empty where nothing bends. The affine map is the identity of the target space where the map ends in a bend.
     """
     parts = transform.parts()
     n = len(parts)
@@ -51,9 +51,9 @@ def split_last(transform: Transform) -> tuple[tuple[Transform, ...], Affine]:
 
 
 def product(affines: Sequence[Transform], ndim: int) -> Tensor:
-    """The matrix ``[D+1, D+1]`` (float64) of affine maps one after the other, the first applied first.
+    """The product ``[D+1, D+1]`` (float64) of affine maps, the first applied first; the identity where there are none.
 
-    The identity where there are none. Raises ValueError for a map that is not affine.
+    Raises ValueError for a map that is not affine.
     """
     matrix = torch.eye(ndim + 1, dtype=torch.float64)
     for affine in affines:
@@ -64,9 +64,9 @@ def product(affines: Sequence[Transform], ndim: int) -> Tensor:
 
 
 def carried_length(length: float, transform: Transform) -> float:
-    """A length of the source space as the affine parts of a map leave it, in the target unit.
+    """A length of the source space, mapped to the target unit by the affine parts of a map.
 
-    Multiplied by the D-th root of their change of area (volume); what a bend adds differs from place to place and is left out.
+    It is multiplied by the D-th root of their change of area (volume). The bend, which differs from place to place, is ignored.
     """
     for part in transform.parts():
         if isinstance(part, Affine):
@@ -75,5 +75,5 @@ def carried_length(length: float, transform: Transform) -> float:
 
 
 def _affines(parts: Sequence[Transform]) -> list[Affine]:
-    """Parts that are known to be affine."""
+    """The parts as a list of affine maps, where all of them are known to be affine."""
     return [part for part in parts if isinstance(part, Affine)]

@@ -1,4 +1,4 @@
-"""Displacements sampled on a grid, as other programs store their maps."""
+"""Maps given by displacements on a grid, the form in which other programs store maps."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Displacement(OnGrid):
 
     Args:
         field: ``[D, *S]`` in ``grid.unit``, components in tensor-axis order.
-        grid: where its nodes are.
-        inverted: True for the map that undoes it, solved by Newton's method; set by ``inverse()``.
+        grid: grid of its nodes.
+        inverted: True for the inverse of ``x + d(x)``, which is solved by Newton's method; set by ``inverse()``.
     """
 
     field: Tensor
@@ -36,7 +36,8 @@ class Displacement(OnGrid):
 
     def points(self, coords: Tensor) -> Tensor:  # noqa: D102
         x = check_coords(coords, self.ndim)
-        # a flow of one step with the velocity -d: towards the moving image it is x + d(x), towards the fixed one its inverse
+        # a flow of one Euler step with velocity -d: towards the moving image it maps x to x + d(x), towards the fixed image
+        # it solves for the inverse
         velocity = -self.field.to(torch.float64)[None]
         return finite_only(
             lambda p: ops.flow_points(p, velocity, self.grid.spacing, self.grid.origin, 1, not self.inverted), x
@@ -47,7 +48,7 @@ class Displacement(OnGrid):
 
 
 def displacement_of(transform: Transform, grid: Grid) -> Displacement:
-    """Any map as the displacement ``points(x) - x`` at the pixels of ``grid``, which lies in the map's source space.
+    """The displacement ``points(x) - x`` of any map at the pixels of ``grid``, a grid of the map's source space.
 
     Raises ValueError where the two sides of the map have different units, or ``grid`` lies elsewhere.
     """

@@ -1,4 +1,4 @@
-"""Shapes carried by a map, with edges that bend where the map does."""
+"""Carries shapes through a map, and adds vertices to edges where the map bends them."""
 
 from __future__ import annotations
 
@@ -17,9 +17,11 @@ from .flow import Flow
 from .shapes import _CHUNK, MAX_VERTICES, POINTS, RING, Shapes, _Rounder, _runs
 
 TOLERANCE = 0.1
-"""How far a straight edge may lie from the mapped one, in pixels of the destination, unless told otherwise: too little to see."""
+"""Largest distance of a straight edge from the mapped edge, in pixels of the destination, unless the caller says otherwise: too
+little to see."""
 _ROUNDS = 24
-"""Times that an interval of an edge is halved at most: one of a thousand pixels is then far below a thousandth of one."""
+"""Largest number of times that an interval of an edge is halved: an interval of a thousand pixels is then far shorter than a
+thousandth of one."""
 
 
 def move_shapes(
@@ -29,18 +31,18 @@ def move_shapes(
     tolerance: float = TOLERANCE,
     max_vertices: int = MAX_VERTICES,
 ) -> Shapes:
-    """``shapes`` carried by ``transform`` by their exact positions, in the target's unit, everything else untouched.
+    """``shapes`` carried by ``transform``: exact vertex positions in the target's unit; nothing else changes.
 
-    Vertices are put into an edge where the straight chord would leave the mapped edge by more than ``tolerance``; an
-    edge that two polygons share gets the same ones in both. Under an affine map there are none. A ring that a mirroring
-    map turns round is turned back, its first vertex first, so that orientations stay what they were.
+    Vertices are added to an edge where the straight chord would leave the mapped edge by more than ``tolerance``. An edge that
+    two polygons share gets the same new vertices in both. An affine map needs none. A mirroring map reverses the orientation
+    of rings; they are reversed back (keeping their first vertex), so that orientations stay as they were.
 
     Args:
         shapes: positions in the source space, in its unit; see `Shapes.to_positions`.
         transform: a map of two dimensions.
-        grid: canvas of the target space; its pixel is what the tolerance is measured in.
-        tolerance: largest distance of chord and mapped edge, in pixels of ``grid``.
-        max_vertices: largest number of vertices that may come out, or of positions to look at.
+        grid: canvas of the target space; its pixel is the unit of the tolerance.
+        tolerance: largest distance between chord and mapped edge, in pixels of ``grid``.
+        max_vertices: largest number of vertices in the result, and of positions that are mapped along edges.
 
     Raises ValueError where dimensions or units do not fit or the limit is exceeded.
     """
@@ -71,7 +73,7 @@ def move_shapes(
 
 
 class _Edges(NamedTuple):
-    """Edges that are looked at together: where they begin and end, before and after the map, ``[E, 2]`` each."""
+    """Edges that are mapped together: their ends before and after the map, ``[E, 2]`` each."""
 
     start: Tensor
     end: Tensor
@@ -80,9 +82,9 @@ class _Edges(NamedTuple):
 
 
 def _step(transform: Transform, shapes: Shapes) -> float | None:
-    """Distance of the first positions that are looked at along an edge, in the source unit; None for a map that bends nowhere.
+    """Initial distance of positions along an edge, in the source unit; None for a map that does not bend.
 
-    A quarter of the distance of the nodes that bend the map, so that no node lies unseen between two positions.
+    It is a quarter of the distance of the nodes that define the bend, so that no node is missed between two positions.
     """
     step, scale = math.inf, 1.0
     for part in transform.parts():
@@ -90,7 +92,7 @@ def _step(transform: Transform, shapes: Shapes) -> float | None:
             scale *= float(torch.linalg.matrix_norm(part.matrix[:2, :2], ord=2))
         elif isinstance(part, (Flow, Displacement)):
             step = min(step, min(part.grid.spacing) / 4 / max(scale, 1e-300))
-        elif len(shapes.coords):  # a map of another kind: fine enough for what is drawn
+        elif len(shapes.coords):  # a map of another kind has no nodes: a 1024th of the shapes' extent
             size = float((shapes.coords.amax(dim=0) - shapes.coords.amin(dim=0)).max())
             step = min(step, max(size, 1e-300) / 1024)
     return None if math.isinf(step) else step
@@ -99,10 +101,12 @@ def _step(transform: Transform, shapes: Shapes) -> float | None:
 def _densified(
     shapes: Shapes, moved: Shapes, transform: Transform, step: float, tolerance: float, max_vertices: int
 ) -> Shapes:
-    """``moved`` with the vertices that its edges need to follow the map within ``tolerance``, in the target unit."""
+    """``moved`` with the vertices added that its edges need to follow the map within ``tolerance`` (target unit)."""
     n = shapes.offsets.diff()
     path = torch.repeat_interleave(torch.arange(len(n)), n)  # [N]
-    edges = torch.nonzero((path[1:] == path[:-1]) & (shapes.kinds[path[:-1]] != POINTS))[:, 0]  # begin at vertex …
+    edges = torch.nonzero((path[1:] == path[:-1]) & (shapes.kinds[path[:-1]] != POINTS))[
+        :, 0
+    ]  # [E] first vertex of each
     a, b = shapes.coords[edges], shapes.coords[edges + 1]
     pieces = (torch.linalg.vector_norm(b - a, dim=-1) / step).ceil().clamp(min=1.0)  # [E] intervals to begin with
     if float(pieces.sum()) > max_vertices:
@@ -110,10 +114,12 @@ def _densified(
             f"wanted at most {max_vertices} positions to look at along the edges of {shapes.name!r}, "
             f"got {float(pieces.sum()):.3g}; check its unit, or raise the limit"
         )
-    # both directions of an edge are one edge: neighbours that share it stay without a gap
+    # an edge is always mapped in one direction, so that two neighbours that share it get equal vertices and no gap
     swapped = (a[:, 0] > b[:, 0]) | ((a[:, 0] == b[:, 0]) & (a[:, 1] > b[:, 1]))
     begin, end = edges + swapped.long(), edges + (~swapped).long()
-    found: list[tuple[Tensor, Tensor, Tensor]] = []  # vertex before, order behind it, position
+    found: list[
+        tuple[Tensor, Tensor, Tensor]
+    ] = []  # per new vertex: vertex before it, place on the edge 0 … 1, position
     total, chunk = len(shapes.coords), (pieces.cumsum(0) / _CHUNK).long()
     for first, count in _runs(chunk):
         here = slice(first, first + count)
@@ -146,7 +152,10 @@ def _densified(
 
 
 def _spread(shapes: Shapes, moved: Tensor, coords: Tensor, kept: list[int]) -> dict[int, tuple[float, ...]]:
-    """What follows x and y, by the new numbers of vertices: as it was, and linear along an edge with it at both ends."""
+    """The extra coordinates (beyond x and y) by new vertex number.
+
+    Old vertices keep theirs; new ones are interpolated along an edge that has extra coordinates at both ends.
+    """
     extra = {kept[i]: values for i, values in shapes.extra.items()}
     for i, low in shapes.extra.items():
         high = shapes.extra.get(i + 1)
@@ -161,10 +170,10 @@ def _spread(shapes: Shapes, moved: Tensor, coords: Tensor, kept: list[int]) -> d
 
 
 def _bends(edges: _Edges, transform: Transform, pieces: Tensor, tolerance: float) -> tuple[Tensor, Tensor, Tensor]:
-    """The vertices that edges need: number of the edge, share of its length, mapped position; by edge, then along it.
+    """The new vertices of edges: number of the edge, place along it (0 … 1), mapped position; sorted by edge and place.
 
-    Positions along the edges are mapped until the line through them is within half of the tolerance everywhere; of
-    these as few are kept as leave none of them farther than the other half from the line through the kept.
+    Edges are sampled until the polyline through the mapped samples is within half of the tolerance everywhere. Then samples are
+    dropped as long as every sample stays within the other half of the polyline through those that are kept.
     """
 
     def at(edge: Tensor, t: Tensor) -> Tensor:
@@ -184,7 +193,7 @@ def _bends(edges: _Edges, transform: Transform, pieces: Tensor, tolerance: float
         middle = (t0 + t1) / 2
         p = at(interval, middle)
         samples.append((interval, middle, p))
-        # a kink off the middle is at most twice as far from the chord as the middle is
+        # a quarter, not half: a kink beside the middle can be twice as far from the chord as the middle is
         rough = _distance(p, p0, p1) > tolerance / 4
         if not bool(rough.any()):
             break
@@ -202,11 +211,13 @@ def _bends(edges: _Edges, transform: Transform, pieces: Tensor, tolerance: float
 
 
 def _fewest(edge: Tensor, p: Tensor, start: Tensor, end: Tensor, tolerance: float) -> Tensor:
-    """Which samples ``p`` ``[M, 2]`` to keep, ``[M]`` bool, so that none is farther than ``tolerance`` from the line
-    through the kept ones: every stretch is split at its farthest sample until it fits, all edges at once."""
+    """Which samples ``p`` ``[M, 2]`` to keep, ``[M]`` bool, so that all lie within ``tolerance`` of the line through these.
+
+    Douglas-Peucker: each stretch is split at its farthest sample until all of it is close enough; all edges at once.
+    """
     keep = torch.zeros(len(p), dtype=torch.bool)
     number = torch.arange(len(p))
-    stretch, a, b = edge, start, end  # [M] the stretch a sample is in; ends of every stretch
+    stretch, a, b = edge, start, end  # [M] number of the stretch that a sample is in; both ends of every stretch
     while len(number):
         distance = _distance(p[number], a[stretch], b[stretch])
         worst = torch.zeros(len(a), dtype=torch.float64).scatter_reduce(0, stretch, distance, "amax")
@@ -229,7 +240,7 @@ def _fewest(edge: Tensor, p: Tensor, start: Tensor, end: Tensor, tolerance: floa
 
 
 def _distance(p: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """Distance of positions ``p`` from the segments ``a`` – ``b``, all ``[N, 2]``."""
+    """Distance ``[N]`` of positions ``p`` from the segments ``a`` – ``b``, all ``[N, 2]``."""
     line = b - a
     t = ((p - a) * line).sum(dim=-1) / (line * line).sum(dim=-1).clamp_min(1e-300)
     distance: Tensor = torch.linalg.vector_norm(p - a - t.clamp(0, 1)[:, None] * line, dim=-1)
@@ -237,7 +248,7 @@ def _distance(p: Tensor, a: Tensor, b: Tensor) -> Tensor:
 
 
 def _turned_back(shapes: Shapes, areas: Tensor) -> Shapes:
-    """Rings whose signed area is of the other sign than in ``areas`` ``[P]``, walked the other way from the same vertex."""
+    """Rings whose signed area has another sign than in ``areas`` ``[P]``, reversed while keeping their first vertex."""
     flipped = shapes.areas() * areas < 0
     if not bool(flipped.any()):
         return shapes
@@ -252,7 +263,7 @@ def _turned_back(shapes: Shapes, areas: Tensor) -> Shapes:
 
 
 def _closed(shapes: Shapes) -> Shapes:
-    """Rings that end, to the bit, where they begin."""
+    """Rings with the last vertex equal to the first, to the bit."""
     ring = torch.nonzero((shapes.kinds == RING) & (shapes.offsets.diff() > 0))[:, 0]
     coords = shapes.coords.clone()
     coords[shapes.offsets[ring + 1] - 1] = coords[shapes.offsets[ring]]
@@ -260,7 +271,7 @@ def _closed(shapes: Shapes) -> Shapes:
 
 
 def _keeps_boxes(transform: Transform) -> bool:
-    """Whether an upright box stays one: an affine map without turn or shear, quarter turns aside."""
+    """Whether upright boxes stay upright under the map: affine, without shear, turned by multiples of 90 degrees at most."""
     parts = [part for part in transform.parts() if isinstance(part, Affine)]
     if len(parts) < len(transform.parts()):
         return False

@@ -1,10 +1,10 @@
-"""A bend as displacement fields that other programs read: exact where it can be, else as finely as a tolerance asks.
+"""Samples a bend as displacement fields that other programs read: exactly where that is possible, else within a tolerance.
 
-A flow takes plain steps one way, each of which is a field on the velocity's own nodes. The other way it solves for them, and
-what it finds has its kinks where the nodes of the velocity come to lie, between those of any grid: a field that is linear
-between nodes is off by a quarter of kink times spacing there. Where a single field would take too many nodes, a step is
-undone by two: a smooth one that takes the kinks to within a fraction of a pixel of where the nodes were, then one
-on nodes that lie there.
+In one direction a flow takes explicit Euler steps, and each step is a displacement field on the velocity's own nodes: nothing
+is lost. In the other direction it solves for each step. The solution has its kinks where the velocity's nodes are mapped to,
+between the nodes of any regular grid, and a field that is linear between nodes misses them by a quarter of kink times spacing.
+Where a single field would need too many nodes, each step is therefore undone by two fields: a smooth one, which brings the
+kinks to within a fraction of a pixel of where the nodes were, and a second one on nodes at those places.
 """
 
 from __future__ import annotations
@@ -24,36 +24,36 @@ from .displacement import Displacement
 from .flow import Flow
 
 MAX_NODES = 1 << 22
-"""Nodes of a single field at most, and of the stored fields of one direction, whatever their error: 32 MB in 2D."""
+"""Largest number of nodes of a single field, and of the fields of one direction in a store: 32 MB in 2D."""
 
 MAX_FIELDS = 48
-"""Fields that one map is written or read as, at most: every program applies them one by one."""
+"""Largest number of fields in which one map is written or read: every program applies them one by one."""
 
 _TEST_POSITIONS = 1 << 16
-"""Random positions at which the interpolation error is measured."""
+"""Number of random positions at which the interpolation error is measured."""
 _SAFETY = 0.8
-"""Share of the tolerance that is asked for at the test positions, since the worst error lies between them."""
+"""Share of the tolerance that must be kept at the test positions, because the largest error lies between them."""
 _BLOCK = 1 << 18
-"""Positions carried at once: 4 to 6 MB of coordinates."""
+"""Number of positions mapped at once: 4 to 6 MB of coordinates."""
 _SMALL = 1 << 20
-"""Nodes up to which one field is preferred to several, which every reader must apply one by one."""
+"""Number of nodes up to which a single field is preferred to several, which every reader would have to apply one by one."""
 _REFINED = (1, 2, 3, 4, 6, 8, 12, 16, 20, 24, 32)
-"""Nodes of a field per node of the bend, along each axis, that are tried."""
+"""Numbers of field nodes per node of the bend, along each axis, that are tried."""
 _FIRST = 4
-"""Finest of `_REFINED` to begin with: most maps need no finer one."""
+"""Finest value of `_REFINED` that is tried at first: most maps need no finer one."""
 _ROUNDED = 12
-"""Of `_REFINED`, from which on kinks are rounded off over half a node only, which leaves less of them to the second field."""
+"""Value of `_REFINED` from which kinks are rounded off over half a node only, so that the second field has less to correct."""
 _ORDER = 1.7
-"""Power of the spacing with which the error falls, as measured; kinks alone go with the first, curvature with the second."""
+"""Exponent with which the error falls with the spacing, as measured: kinks alone give 1, curvature gives 2."""
 
 
 class Chain(NamedTuple):
-    """Fields one after the other, the first applied first.
+    """Displacement fields to be applied one after the other.
 
     Args:
-        fields: a field that is applied several times is one object.
+        fields: the fields, the first applied first; a field that is applied several times is the same object each time.
         max_error: largest distance to the exact map at the test positions, in pixels.
-        mean_error: the mean of that distance.
+        mean_error: mean distance to the exact map at the test positions, in pixels.
     """
 
     fields: tuple[Displacement, ...]
@@ -62,12 +62,12 @@ class Chain(NamedTuple):
 
     @property
     def distinct(self) -> list[Displacement]:
-        """Each field once, in the order of its first use."""
+        """Each distinct field once, in the order of its first use."""
         return list({id(field): field for field in self.fields}.values())
 
     @property
     def nodes(self) -> int:
-        """Nodes of the `distinct` fields."""
+        """Total number of nodes of the `distinct` fields."""
         return sum(math.prod(field.grid.shape) for field in self.distinct)
 
 
@@ -79,15 +79,16 @@ def chain_of(
     max_nodes: int,
     exact: bool = False,
 ) -> Chain:
-    """``bend`` over ``box`` ``[2, D]`` as fields that are off by ``tolerance`` px at most, or as little as ``max_nodes`` allow.
+    """``bend`` over ``box`` ``[2, D]`` as displacement fields, with an error of at most ``tolerance`` pixels if nodes allow.
 
     Args:
-        bend: the map in the direction that is wanted.
-        box: where positions come from.
-        pixel: size of a pixel per axis.
+        bend: the map, in the direction that is wanted.
+        box: lowest and highest positions that are mapped.
+        pixel: size of a pixel along each axis.
         tolerance: largest error, in pixels.
-        max_nodes: of all fields together, each counted once; a single one has `MAX_NODES` at most.
-        exact: keep double precision.
+        max_nodes: largest number of nodes of all fields together, each distinct field counted once. A single field has
+            `MAX_NODES` at most.
+        exact: keep fields that are exact in double precision.
     """
     steps = plain_steps(bend)
     if steps:
@@ -110,10 +111,10 @@ def chain_of(
 
 
 def plain_steps(bend: Flow | Displacement) -> list[Displacement]:
-    """What ``bend`` does to positions as fields, exactly, first applied first; none where it solves for them.
+    """The explicit steps of ``bend`` as exact displacement fields, first applied first; empty where it solves for its steps.
 
-    A `Displacement` fades to zero over one cell beyond its nodes; other programs end it there, so a rim of zeros is added to
-    each. A step that is taken several times is one object.
+    Our `Displacement` fades to zero over one cell beyond its nodes; other programs end it at the outermost nodes. A rim of
+    zeros is therefore added to each field. A step that is taken several times is the same object each time.
     """
     solves = not bend.reverse if isinstance(bend, Flow) else bend.inverted
     steps = _steps(bend)
@@ -123,7 +124,7 @@ def plain_steps(bend: Flow | Displacement) -> list[Displacement]:
 
 
 def _steps(bend: Flow | Displacement) -> list[Displacement]:
-    """The plain steps of ``bend``, in its order: it takes them, or undoes them."""
+    """The explicit Euler steps behind ``bend``, in its order of application; ``bend`` either takes them or undoes them."""
     if isinstance(bend, Displacement):
         return [Displacement(bend.field, bend.grid)]
     n_steps, n_slices = bend.n_steps or 1, bend.velocity.shape[0]
@@ -133,13 +134,13 @@ def _steps(bend: Flow | Displacement) -> list[Displacement]:
 
 
 def _each(function: Callable[[Displacement], Displacement], fields: Sequence[Displacement]) -> list[Displacement]:
-    """``function`` of every field, called once for a field that occurs several times."""
+    """``function`` applied to every field, but only once to a field that occurs several times."""
     done = {id(field): function(field) for field in {id(f): f for f in fields}.values()}
     return [done[id(field)] for field in fields]
 
 
 def _zero_rim(step: Displacement) -> Displacement:
-    """``step`` with one more node of zeros on every side."""
+    """``step`` with one more node, of value zero, on every side."""
     grid = step.grid
     padded = torch.nn.functional.pad(step.field, (1, 1) * grid.ndim)
     origin = tuple(o - s for o, s in zip(grid.origin, grid.spacing, strict=True))
@@ -156,10 +157,10 @@ def _single_precision(fields: Sequence[Displacement]) -> list[Displacement]:
 def coarsest_field(
     exact: Transform, base: Grid, box: Tensor, pixel: tuple[float, ...], tolerance: float
 ) -> tuple[Displacement, float, float]:
-    """``exact`` over ``box`` ``[2, D]`` as a field as coarse as ``tolerance`` allows, with its largest and mean error in px.
+    """``exact`` over ``box`` ``[2, D]`` as the coarsest field within ``tolerance``; also its largest and mean error in pixels.
 
-    Nodes coincide with the nodes of ``base`` where they can: there a piecewise linear velocity has its kinks, and a
-    kink between two nodes is what costs. Where `MAX_NODES` do not reach the tolerance, it is as fine as they allow.
+    Where possible its nodes coincide with those of ``base``: there a piecewise linear velocity has its kinks, and kinks between
+    nodes cause most of the error. Where `MAX_NODES` is too few for the tolerance, it is as fine as `MAX_NODES` allows.
     """
     return _field(exact, base, box, pixel, _coarsest(exact, base, box, pixel, tolerance)[0])
 
@@ -167,10 +168,10 @@ def coarsest_field(
 def _coarsest(
     exact: Transform, base: Grid, box: Tensor, pixel: tuple[float, ...], tolerance: float
 ) -> tuple[list[float], float]:
-    """Spacing of the coarsest field that ``tolerance`` and `MAX_NODES` allow, and its error in px.
+    """Spacing of the coarsest field that ``tolerance`` and `MAX_NODES` allow, and its error in pixels.
 
-    Only the nodes around the test positions are asked for. Linear interpolation errs with the first (kinks) to second power
-    (smooth parts) of the spacing, so a spacing coarser than the second power promises need not be tried.
+    ``exact`` is evaluated only at the nodes around the test positions. The error of linear interpolation falls with the first
+    (kinks) to second power (smooth parts) of the spacing, so a spacing that is too coarse by the second power is not tried.
     """
     where, there = _tests(exact, box, _TEST_POSITIONS // 4)
     size = torch.tensor(pixel, dtype=torch.float64)
@@ -193,7 +194,7 @@ def _coarsest(
 
 
 def _between(exact: Transform, grid: Grid, where: Tensor) -> Tensor:
-    """Where a field with nodes of ``grid`` would take positions ``[N, D]``."""
+    """Positions ``[N, D]`` as a field with nodes of ``grid`` would map them, interpolated from ``exact`` at the nodes."""
     origin, spacing = (torch.tensor(v, dtype=torch.float64) for v in (grid.origin, grid.spacing))
     top = torch.tensor(grid.shape, dtype=torch.float64) - 2
     index = (where - origin) / spacing
@@ -216,14 +217,14 @@ def _field(
 
 
 def _offsets(function: Callable[[Tensor], Tensor], grid: Grid) -> Tensor:
-    """How far ``function`` carries the nodes of ``grid``, ``[D, *S]``."""
+    """Displacements ``[D, *S]`` of the nodes of ``grid`` under ``function``."""
     nodes = grid.coords().reshape(-1, grid.ndim)
     moved = torch.cat([function(block) - block for block in torch.split(nodes, _BLOCK)])
     return moved.T.reshape(grid.ndim, *grid.shape).contiguous()
 
 
 def _tests(exact: Transform, box: Tensor, n: int = _TEST_POSITIONS) -> tuple[Tensor, Tensor]:
-    """Positions ``[N, D]`` all over ``box`` and where they belong."""
+    """Random positions ``[N, D]`` in ``box``, and their images under ``exact``."""
     generator = torch.Generator().manual_seed(0)
     random = torch.rand((n, box.shape[1]), generator=generator, dtype=torch.float64)
     where = box[0] + random * (box[1] - box[0])
@@ -240,7 +241,10 @@ def _measured(
 
 
 def _node_grid(base: Grid, box: Tensor, wanted: Sequence[float]) -> Grid:
-    """A grid over ``box`` with about the ``wanted`` spacing; its nodes are among those of ``base`` or between them."""
+    """A grid over ``box`` with about the spacing ``wanted``, aligned with ``base``.
+
+    Per axis its spacing is a multiple or an integer fraction of that of ``base``.
+    """
     shape, spacing, origin = [], [], []
     for d in range(base.ndim):
         unit = base.spacing[d]
@@ -263,9 +267,9 @@ def _blockwise(function: Callable[[Tensor], Tensor], coords: Tensor) -> Tensor:
 def _undone(
     bend: Flow | Displacement, box: Tensor, pixel: tuple[float, ...], tolerance: float, max_nodes: int
 ) -> Chain | None:
-    """The steps that ``bend`` undoes, each by two fields; None where there are too many of them.
+    """The inverse of the steps behind ``bend``, each as two fields; None where there would be too many fields.
 
-    All fields have one spacing, the coarsest that ``tolerance`` and ``max_nodes`` allow.
+    All fields have one spacing per axis, the coarsest that the tolerance asks for and ``max_nodes`` allow.
     """
     steps = _steps(bend)
     different = list({id(step): step for step in steps}.values())
@@ -294,7 +298,7 @@ def _undone(
 
 
 def _passed(steps: Sequence[Displacement], box: Tensor, where: Tensor, pixel: tuple[float, ...]) -> Tensor:
-    """Box around everywhere that positions come by."""
+    """Box ``[2, D]`` around all positions that are passed on the way, one pixel wider on each side."""
     low, high = box
     for step in steps:
         where = _blockwise(step.inverse().points, where)
@@ -304,7 +308,7 @@ def _passed(steps: Sequence[Displacement], box: Tensor, where: Tensor, pixel: tu
 
 
 def _grids(step: Displacement, box: Tensor, refined: int) -> tuple[Grid, Grid, Grid]:
-    """Nodes of the second field, of the first, and of the smooth step that the first undoes: each covers what it needs."""
+    """Grids, over the boxes each has to cover, of the second field, of the first field, and of the smooth step that it undoes."""
     reach = step.field.reshape(step.grid.ndim, -1).abs().amax(dim=1).to(torch.float64)  # [D]
     wide = [torch.stack([box[0] - i * reach, box[1] + i * reach]) for i in range(3)]
     spacing = [s / refined for s in step.grid.spacing]
@@ -315,11 +319,18 @@ def _grids(step: Displacement, box: Tensor, refined: int) -> tuple[Grid, Grid, G
 def _pair(
     step: Displacement, box: Tensor, pixel: tuple[float, ...], tolerance: float, refined: int
 ) -> tuple[Displacement, Displacement]:
-    """The inverse of ``step`` as a smooth field and one whose kinks lie on its nodes, nearly.
+    """The inverse of ``step`` as two fields: a smooth one, and one whose kinks lie nearly on its own nodes.
 
-    The first undoes the step with its kinks rounded off; the second does the rest, and makes up for how far the first is off
-    by being interpolated. Its nodes are moved so that it is right on the average rather than at its nodes: that error
-    has one sign, and would add up from step to step.
+    The first field undoes the step with its kinks rounded off; the second corrects what remains, the first field's interpolation
+    error included. The node values of the second field are chosen such that its error is zero on average rather than at the
+    nodes: at nodes alone the error would have one sign everywhere, and add up from step to step.
+
+    Args:
+        step: the explicit step to undo.
+        box: lowest and highest positions that are mapped ``[2, D]``.
+        pixel: size of a pixel along each axis.
+        tolerance: largest error, in pixels.
+        refined: field nodes per node of the step, along each axis.
     """
     corrected, undone, smooth = _grids(step, box, refined)
     rounded_off = Displacement(_smooth(step, smooth, 2 if refined >= _ROUNDED else 1), smooth).inverse()
@@ -337,7 +348,7 @@ def _pair(
     pool = torch.nn.functional.avg_pool2d if ndim == 2 else torch.nn.functional.avg_pool3d
     over = pool(field[None], 2, 1)[0] - _offsets(rest, Grid(cells, corrected.spacing, middle, corrected.unit))
     over = torch.nn.functional.pad(over[None], (1, 1) * ndim, mode="replicate")
-    # of a parabola that vanishes at the nodes the mean is two thirds of what it is in the middle
+    # between two nodes the error is a parabola that is 0 at both: its mean is two thirds of its value in the middle
     field = field - 2 / 3 * pool(over, 2, 1)[0]
     return first, Displacement(rounded(field, pixel, tolerance), corrected)
 
@@ -355,6 +366,6 @@ def _smooth(step: Displacement, grid: Grid, parts: int) -> Tensor:
 
 
 def rounded(values: Tensor, pixel: Sequence[float], tolerance: float) -> Tensor:
-    """``values`` in single precision, rounded to a power of two far below ``tolerance``: so they can be compressed."""
+    """``values`` in single precision, rounded to a power of two far below the tolerance, so that they compress well."""
     step = 2.0 ** math.floor(math.log2(max(tolerance, 1e-6) * min(pixel) / 32))
     return ((values / step).round() * step).to(torch.float32)

@@ -1,4 +1,4 @@
-"""Flows: the end of the flow of a velocity, invertible exactly."""
+"""The flow of a velocity, whose inverse is exact."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from .base import OnGrid, check_coords, finite_only
 
 @dataclass(frozen=True)
 class Flow(OnGrid):
-    """The end of the flow of a time-dependent velocity, a diffeomorphism of one space onto itself.
+    """The end of the flow of a time-dependent velocity: a diffeomorphism of one space onto itself.
 
-    ``points`` carries a moving-space position along ``φ₁`` (towards the fixed image), ``inverse().points`` back by the
-    pull-back rule of METHOD; the two are exact inverses of each other (see `regframe.reference`).
+    ``points`` carries a moving-space position along ``φ₁`` (towards the fixed image); ``inverse().points`` carries it back by the
+    pull-back rule of docs/method.md. The two are exact inverses of each other (see `regframe.reference`).
 
     Args:
         velocity: ``[T, D, *S]`` in ``grid.unit`` per unit time.
-        grid: where its nodes are; outside it the velocity is zero.
-        n_steps: Euler steps in all, a multiple of T; T where None.
+        grid: grid of its nodes; outside it the velocity is zero.
+        n_steps: total number of Euler steps, a multiple of T; T where None.
         reverse: True for ``φ₁⁻¹``; set by ``inverse()``.
     """
 

@@ -1,7 +1,7 @@
-"""Arithmetic of homogeneous matrices ``[D+1, D+1]`` in a fixed order of operations, so that it always rounds alike.
+"""Products, determinants and inverses of homogeneous matrices ``[D+1, D+1]`` in a fixed order of operations.
 
-A BLAS may pick another order of summation for another memory alignment; for matrices this small that costs the last bits
-and gains nothing. Everything here is differentiable.
+A BLAS may sum in another order for another memory alignment, which changes the last bits; for matrices this small it is no
+faster. Everything here is differentiable.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def compose(*matrices: Tensor) -> Tensor:
-    """The product ``matrices[0] · matrices[1] · …``: the last is applied to a position first."""
+    """The product ``matrices[0] · matrices[1] · …``; applied to a position, the last matrix acts first."""
     out = matrices[0]
     for matrix in matrices[1:]:
         out = (out.unsqueeze(2) * matrix.unsqueeze(0)).sum(dim=1)

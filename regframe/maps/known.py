@@ -1,7 +1,8 @@
-"""Any map as one made of affine maps, flows and displacements: what store, tiles and formats know.
+"""Replaces foreign parts of a map by displacement fields, so that store, tiles and formats can handle any map.
 
-A map of another kind bends positions by a rule of its own. What is written or warped tile by tile must be bounded and read again
-without that rule, so the part is sampled as a displacement field, as coarsely as a tolerance allows.
+Store, tiles and formats know affine maps, flows and displacements. A map of another kind (a plug-in's, say) follows a rule of its
+own; so that it can be stored and bounded without that rule, it is sampled as a displacement field, as coarsely as a tolerance
+allows.
 """
 
 from __future__ import annotations
@@ -18,28 +19,31 @@ from .flow import Flow
 from .sequence import in_a_row
 
 KNOWN = (Affine, Flow, Displacement)
+"""Kinds of elementary maps that store, tiles and formats handle themselves."""
 TOLERANCE_PX = 0.001
-"""Largest error, in moving pixels, of a map of another kind that is sampled: a third of what stored fields may add besides."""
+"""Largest error, in moving pixels, by which a sampled map may differ from the exact one: a third of what the store may add by
+sampling a flow (`io.fields.TOLERANCE_PX`)."""
 MARGIN = 0.25
-"""How far beyond both canvases a sampled map reaches, over their extent; the displacement is zero farther out."""
+"""Distance by which a sampled map reaches beyond both canvases on every side, as a fraction of their extent; farther out the
+displacement is zero."""
 
 
 def known(transform: Transform, moving: Grid, fixed: Grid, tolerance: float = TOLERANCE_PX) -> Transform:
-    """``transform`` itself where all its parts are known; otherwise the others are sampled where the canvases lie.
+    """``transform`` with every part of a foreign kind sampled as a displacement; unchanged where there is none.
 
     Args:
         transform: from the moving to the fixed space.
-        moving: canvas that positions come from.
-        fixed: canvas that they go to.
+        moving: canvas of the moving side.
+        fixed: canvas of the fixed side.
         tolerance: largest error of a sampled part at its test positions, in moving pixels.
 
-    Raises ValueError for a part of an unknown kind that also changes the unit: a displacement between two units has no meaning.
+    Raises ValueError for a foreign part that also changes the unit: a displacement between two units has no meaning.
     """
     parts = transform.parts()
     if all(isinstance(part, KNOWN) for part in parts):
         return transform
     out: list[Transform] = []
-    before = _lattice(moving)  # [N, D], where the parts so far take the moving canvas
+    before = _lattice(moving)  # [N, D], positions of the moving canvas, mapped by the parts so far
     pixel = torch.tensor(moving.spacing, dtype=torch.float64)
     for k, part in enumerate(parts):
         if not isinstance(part, KNOWN):
@@ -60,9 +64,9 @@ def known(transform: Transform, moving: Grid, fixed: Grid, tolerance: float = TO
 
 
 def _sampled(part: Transform, seen: Tensor, pixel: tuple[float, ...], tolerance: float) -> Displacement:
-    """A part as a displacement over the box of the positions ``seen`` ``[N, D]`` and a margin, linear between nodes.
+    """A part as a displacement on a grid over the box of the positions ``seen`` ``[N, D]`` and a margin, linear between nodes.
 
-    Around it lies one node of zeros, to which it fades within a cell.
+    Beyond its outermost nodes it fades to zero within one cell.
     """
     seen = seen[torch.isfinite(seen).all(dim=1)]
     low, high = seen.amin(dim=0), seen.amax(dim=0)
@@ -74,7 +78,7 @@ def _sampled(part: Transform, seen: Tensor, pixel: tuple[float, ...], tolerance:
 
 
 def _lattice(grid: Grid, n: int = 33) -> Tensor:
-    """Positions ``[N, D]`` evenly over a canvas, its corners among them."""
+    """Positions ``[N, D]`` on an even grid over a canvas, ``n`` along each axis, the corners included."""
     corners = grid.corners()
     low, high = corners.amin(dim=0), corners.amax(dim=0)
     axes = [torch.linspace(float(a), float(b), n, dtype=torch.float64) for a, b in zip(low, high, strict=True)]

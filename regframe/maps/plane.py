@@ -20,9 +20,9 @@ def lift(image: Image) -> Image:
 
 
 def nearest(codes: Tensor, grid: Grid, at: Tensor, beyond: int = 0) -> Tensor:
-    """Values ``[...]`` of the voxels of ``codes`` ``[*S]`` nearest to positions ``[..., D]``; ``beyond`` off the volume.
+    """Value ``[...]`` of the voxel of ``codes`` ``[*S]`` nearest to each position ``[..., D]``; ``beyond`` outside the volume.
 
-    ``grid`` says where the voxels are, in the unit of the positions.
+    ``grid`` is the grid of the voxels, in the unit of the positions.
     """
     origin, spacing = (at.new_tensor(v) for v in (grid.origin, grid.spacing))
     place, shape = ((at - origin) / spacing).round().to(torch.int64), torch.tensor(codes.shape)

@@ -1,4 +1,4 @@
-"""Images pulled through a map, as a whole or tile by tile, which gives equal pixels; points moved by it."""
+"""Pulls images through a map, as a whole or tile by tile with the same pixels; moves points by a map."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .base import Transform
 from .flow import Flow
 
 _CHUNK = 1 << 20
-"""Positions carried at once where a map is not fused into one op: 16 to 24 MB of coordinates."""
+"""Number of positions mapped at once where a map is not one fused op: 16 to 24 MB of coordinates."""
 
 
 def resample(image: Image, transform: Transform, grid: Grid, background: float | None = None) -> Image:
@@ -47,11 +47,11 @@ def resample(image: Image, transform: Transform, grid: Grid, background: float |
 
 
 class Part(NamedTuple):
-    """A part of an image.
+    """A part of an image that is in memory.
 
     Args:
-        data: ``[C, *part]``, its pixels.
-        grid: of the whole image.
+        data: pixels of the part ``[C, *part]``.
+        grid: grid of the whole image.
         offset: index of the part's first pixel in ``grid``.
     """
 
@@ -61,12 +61,12 @@ class Part(NamedTuple):
 
 
 class Tile(NamedTuple):
-    """Pixels of a target that are wanted.
+    """A part of a target grid that is to be filled.
 
     Args:
-        grid: of the whole target.
+        grid: grid of the whole target.
         offset: index of the tile's first pixel in ``grid``.
-        shape: pixels of the tile per axis.
+        shape: number of pixels of the tile per axis.
     """
 
     grid: Grid
@@ -77,14 +77,14 @@ class Tile(NamedTuple):
 def resample_part(
     part: Part, pull: Transform, tile: Tile, labels: bool = False, background: float | None = None
 ) -> Tensor:
-    """A tile of what `resample` gives, from the part of the image that it needs; bit for bit as if all of both were there.
+    """One tile of the result of `resample`, from the part of the image that it needs; bit for bit the same as from the whole.
 
     Args:
-        part: what is known of the image.
-        pull: from target positions to positions of the image.
-        tile: what is wanted of the target.
-        labels: take the nearest pixel, ids kept.
-        background: value beyond the whole image's pixels; where None, the nearest border value (labels: 0).
+        part: the part of the image; it must hold every pixel that the tile needs.
+        pull: map from target positions to image positions.
+        tile: the tile to fill.
+        labels: take the nearest pixel, so that ids are kept.
+        background: value of target pixels outside the whole image; where None, the nearest border value (labels: 0).
 
     Returns:
         ``[C, *tile.shape]`` in the part's dtype.
@@ -128,7 +128,7 @@ def resample_part(
 
 
 def move_points(points: PointSet, transform: Transform) -> PointSet:
-    """``points`` carried by ``transform``, in their order, with their table as it was, now in the target's unit.
+    """``points`` mapped by ``transform``, in their order and with their table, in the target's unit.
 
     Raises ValueError for points of another dimension or unit than the map's source.
     """
@@ -143,7 +143,7 @@ def move_points(points: PointSet, transform: Transform) -> PointSet:
 
 
 def _fused(part: Part, pull: _Fused, tile: Tile, background: float | None) -> Tensor:
-    """`resample_part` of intensities in one op."""
+    """`resample_part` of intensities by a single op."""
     affine, flow, after = pull
     ndim = tile.grid.ndim
     matrix = homogeneous.compose(affine, tile.grid.index_to_position())[:ndim]
@@ -158,20 +158,22 @@ def _fused(part: Part, pull: _Fused, tile: Tile, background: float | None) -> Te
 
 
 def _rounded(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """Floats in ``dtype``, rounded and clamped where it holds whole numbers."""
+    """Floats converted to ``dtype``; rounded and clamped where it is an integer type."""
     if dtype.is_floating_point:
         return values.to(dtype)
     info = torch.iinfo(dtype)
     top = float(info.max)
-    if top > info.max:  # 2^63 and 2^64 fit a double, but not the type
+    if (
+        top > info.max
+    ):  # the maximum of a 64-bit type rounds up to 2^63 or 2^64 as a double, which does not fit the type
         top = math.nextafter(top, 0.0)
     return values.round().clamp(info.min, top).to(dtype)
 
 
 def _chunks(tile: Tile) -> Iterable[tuple[slice, Tensor]]:
-    """Flat slices of a tile and the positions ``[n, D]`` of their pixels, in bands along the first axis, to bound the memory.
+    """Slices of a tile's flattened pixels, with their positions ``[n, D]``, in bands along the first axis to bound the memory.
 
-    A position depends on the pixel's index in the whole grid alone, so that it rounds alike in every tile.
+    A position is computed from the pixel's index in the whole grid, so that it rounds alike in every tile.
     """
     grid, offset, shape = tile
     per_row = math.prod(shape[1:])
@@ -189,13 +191,14 @@ def _chunks(tile: Tile) -> Iterable[tuple[slice, Tensor]]:
 
 
 _Fused = tuple[Tensor, Flow | None, Tensor | None]
-"""Affine matrix ``[D+1, D+1]`` before a flow, the flow, and the matrix after it; None where there is none."""
+"""Affine matrix ``[D+1, D+1]`` before a flow, the flow, and the matrix after it; the last two may be None."""
 
 
 def _fusible(pull: Transform) -> _Fused | None:
-    """``pull`` as one call of `ops.warp_crop`, or None where it is not of the two kinds that this op takes.
+    """``pull`` in the form that `ops.warp_crop` takes, or None where it has another form.
 
-    They are an affine map, followed by a reversed flow or none; and an affine map, a flow that is not reversed, an affine map.
+    The op takes an affine map followed by a reversed flow or none; or an affine map, a flow that is not reversed, and an
+    affine map.
     """
     before = after = torch.eye(pull.ndim + 1, dtype=torch.float64)
     flow: Flow | None = None

@@ -1,4 +1,4 @@
-"""Several maps, one after the other."""
+"""Several maps, applied one after the other."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .base import Transform
 
 @dataclass(frozen=True)
 class Sequence(Transform):
-    """Several maps one after the other, the first applied first; units must meet."""
+    """Several maps applied one after the other, the first one first; neighbouring units must agree."""
 
     transforms: tuple[Transform, ...]
 
@@ -53,9 +53,9 @@ class Sequence(Transform):
 
 
 def in_a_row(parts: Iterable[Transform]) -> Transform:
-    """Several maps as one, the first applied first: the map itself where it is only one, else a `Sequence`.
+    """Several maps as one, the first applied first: a `Sequence`, or the map itself where there is only one.
 
-    Raises ValueError where there is none, or where dimensions or units do not meet.
+    Raises ValueError where there is none, or where dimensions or units do not agree.
     """
     maps = tuple(parts)
     return maps[0] if len(maps) == 1 else Sequence(maps)

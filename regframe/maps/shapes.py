@@ -1,9 +1,10 @@
-"""Shapes: points, lines and polygons of GeoJSON files, carried by a map with edges that bend where the map does.
+"""Shapes: the points, lines and polygons of a GeoJSON document, with everything around them.
 
-Positions are (y, x) as everywhere; GeoJSON's (x, y) is turned round where a file is read or written, and there alone.
-Coordinates in pixels count from the outer corner of the first pixel, as QuPath and other annotation tools do, unless
-told otherwise; in memory a pixel's position is its centre. Everything that is not a coordinate (properties, ids, unknown
-members, the order of all of it) is kept; ``bbox`` members are computed again.
+Positions are (y, x) as everywhere; GeoJSON's (x, y) is exchanged where a document is read or written, and nowhere else.
+Coordinates in pixels count from the outer corner of the first pixel, as in QuPath and other annotation tools, unless the caller
+says otherwise; in memory the position of a pixel is its centre. Everything that is not a coordinate (properties, ids, unknown
+members, the order of all of it) is kept; ``bbox`` members are computed anew. A "path" is a run of vertices: the points of a
+MultiPoint, one line, or one ring.
 """
 
 from __future__ import annotations
@@ -24,25 +25,26 @@ from torch import Tensor
 from ..data import Grid, canonical_unit, unit_ratio
 
 MAX_VERTICES = 50_000_000
-"""Vertices that may come out, and positions looked at along edges, unless told otherwise: about 1 GB of coordinates."""
+"""Largest number of vertices in a result, and of positions mapped along edges, unless the caller says otherwise: about 1 GB of
+coordinates."""
 
 POINTS, LINE, RING = 0, 1, 2
-"""What a path of `Shapes.kinds` is: points by themselves, a line, a ring."""
+"""Values of `Shapes.kinds`, the kind of a path: separate points, a line, a ring."""
 
 _PATHS = {"Point": 0, "MultiPoint": 1, "LineString": 1, "MultiLineString": 2, "Polygon": 2, "MultiPolygon": 3}
-"""How many lists the positions of a geometry lie in, by its type (RFC 7946)."""
+"""Depth of nesting of the coordinates of a geometry, by its type (RFC 7946): the number of lists around a position."""
 
 _KINDS = {"Point": POINTS, "MultiPoint": POINTS, "LineString": LINE, "MultiLineString": LINE}
 
 _GEOMETRIES = ("geometry", "nucleusGeometry")
-"""Members of a Feature that are geometries; the second is QuPath's, of cells."""
+"""Members of a Feature that hold a geometry; the second one is QuPath's, for cells."""
 
 _DEPTH = 32
-"""Collections within collections at most; GeoJSON advises against any, and deeper ones would exhaust Python's stack."""
+"""Largest depth of collections within collections. GeoJSON advises against any; deeper ones would exhaust Python's stack."""
 _CHUNK = 1 << 20
-"""Positions along edges that are carried together: 16 MB of coordinates."""
+"""Number of positions along edges that are mapped together: 16 MB of coordinates."""
 _PAIRS = 20_000_000
-"""Pairs of edges of one ring that are compared to see whether it crosses itself, at most: seconds."""
+"""Largest number of pairs of edges of one ring that are compared to find crossings: some seconds of work."""
 
 
 @dataclass(frozen=True)
@@ -50,14 +52,14 @@ class Shapes:
     """The vertices of a GeoJSON document, and the document around them.
 
     Args:
-        coords: ``[N, 2]`` float64, vertices ``(y, x)`` in ``unit``, path after path; pixels by their centre.
+        coords: ``[N, 2]`` float64, vertices ``(y, x)`` in ``unit``, path after path; the position of a pixel is its centre.
         offsets: ``[P + 1]`` int64; path ``p`` is ``coords[offsets[p]:offsets[p + 1]]``.
-        kinds: ``[P]`` uint8 per path: 0 single points, 1 a line, 2 a ring, whose last vertex repeats its first.
-        document: the parsed JSON with the numbers of paths in place of positions, nested as these were.
+        kinds: ``[P]`` uint8, kind of each path: 0 separate points, 1 a line, 2 a ring, whose last vertex repeats its first.
+        document: the parsed JSON, in which each path's coordinates are replaced by the number of the path, nested as before.
         unit: length unit of the coordinates, ``"px"`` where none is declared.
-        extra: what follows x and y in a position (an elevation), by number of the vertex; carried, never moved.
-        notes: what was mended when it was read, one sentence each.
-        name: what messages call it.
+        extra: further components of a position (an elevation) by number of the vertex; kept, never mapped.
+        notes: what was repaired when the document was read, one sentence each.
+        name: used in messages.
     """
 
     coords: Tensor
@@ -88,7 +90,7 @@ class Shapes:
         pixel_origin: Literal["corner", "center"] = "corner",
         name: str = "shapes",
     ) -> Shapes:
-        """Shapes of a GeoJSON object as `json.loads` gives it, which is left as it is; errors as in `read_shapes`."""
+        """Shapes of a GeoJSON object as returned by `json.loads`, which is not modified; raises what `read_shapes` raises."""
         reader = _Reader(name)
         try:
             skeleton = reader.document(document)
@@ -110,11 +112,11 @@ class Shapes:
         )
 
     def to_geojson(self, pixel_origin: Literal["corner", "center"] = "corner") -> Any:
-        """The document with the vertices in it, as `json.dumps` takes it."""
+        """The document with the vertices put back, ready for `json.dumps`."""
         return Filler(self, pixel_origin).document(self.document)
 
     def __len__(self) -> int:
-        """Number of features; of geometries where the document is one."""
+        """Number of features; number of geometries in a collection of geometries; 1 for a single geometry."""
         node = self.document
         if isinstance(node, list):
             return len(node)
@@ -130,10 +132,10 @@ class Shapes:
     def to_positions(self, grid: Grid, spacing: float | None = None) -> Shapes:
         """The shapes as positions in the space of ``grid``, in its unit.
 
-        Pixels of an image over the same field become positions by ``spacing``, the size of one in the unit of ``grid``;
-        where ``grid`` is in pixels it may be left out. The first pixel is that of the image where ``grid`` is one or a
-        level of its pyramid; for anything else (rasterised cells, points) its centre is the zero of the space, as for
-        points. Lengths are converted. ValueError where neither is possible: the size of a pixel is never guessed.
+        Pixels are converted with ``spacing``, the size of a pixel in the unit of ``grid``; where ``grid`` is in pixels,
+        ``spacing`` may be omitted. Pixels count from the first pixel of the image where ``grid`` is the image or a level of
+        its pyramid; for any other grid (rasterised cells, points), the centre of the first pixel is position 0. Lengths are
+        converted by their units. ValueError where neither is possible: the size of a pixel is never guessed.
         """
         if spacing is not None and not (math.isfinite(spacing) and spacing > 0):
             raise ValueError(f"wanted a positive spacing, got {spacing}")
@@ -158,7 +160,7 @@ class Shapes:
         return self.replace(coords=_corner(grid, size) + (self.coords + 0.5) * size, unit=grid.unit)
 
     def to_pixels(self, grid: Grid, spacing: float | None = None) -> Shapes:
-        """Positions in the space of ``grid`` as pixels of ``spacing`` over it; the inverse of `to_positions`."""
+        """The shapes in pixels of size ``spacing`` over the space of ``grid``; the inverse of `to_positions`."""
         if self.unit != grid.unit or (spacing is None and grid.unit != "px"):
             raise ValueError(
                 f"wanted shapes in {grid.unit} and the size of a pixel, got {self.unit} and {spacing}; state the spacing"
@@ -169,8 +171,10 @@ class Shapes:
         return self.replace(coords=(self.coords - _corner(grid, size)) / size - 0.5, unit="px")
 
     def areas(self) -> Tensor:
-        """Signed area per path ``[P]`` float64, in ``unit`` squared, positive for counter-clockwise in (x, y); 0 for
-        what is no ring."""
+        """Signed area of each path ``[P]`` float64, in ``unit`` squared; positive where it runs counter-clockwise in (x, y).
+
+        0 for paths that are not rings.
+        """
         n = self.offsets.diff()
         path = torch.repeat_interleave(torch.arange(len(n)), n)  # [N]
         first = self.coords[self.offsets[:-1].clamp(max=max(len(self.coords) - 1, 0))]
@@ -180,12 +184,12 @@ class Shapes:
         return torch.zeros(len(n), dtype=torch.float64).index_add_(0, path[edge], cross)
 
     def outside(self, grid: Grid) -> Tensor:
-        """Which vertices lie off the pixels of ``grid``, ``[N]`` bool; its very border belongs to it."""
+        """Which vertices lie off the pixels of ``grid``, ``[N]`` bool; the outer border of the pixels still belongs to it."""
         index = (self.coords - _low(grid)) / torch.tensor(grid.spacing, dtype=torch.float64)
         return ((index < -1e-6) | (index > torch.tensor(grid.shape, dtype=torch.float64) + 1e-6)).any(dim=-1)
 
     def crossings(self) -> Tensor:
-        """Which paths are rings two edges of which cross, ``[P]`` bool; warns of rings too tangled to tell."""
+        """Which paths are rings with edges that cross, ``[P]`` bool; warns about rings that are too complex to test."""
         return _crossings(self)
 
 
@@ -193,7 +197,10 @@ class Shapes:
 
 
 class _Walk:
-    """Goes through a document and returns it with every geometry replaced by ``change(geometry)``, the rest shared."""
+    """Walks through a document and returns a copy in which every geometry is replaced by ``change(geometry)``.
+
+    Everything else is shared with the original.
+    """
 
     def __init__(self) -> None:
         self.n_features = 0
@@ -202,7 +209,7 @@ class _Walk:
         raise NotImplementedError
 
     def box(self, node: dict[str, Any]) -> dict[str, Any]:
-        """The last word on a FeatureCollection, Feature or geometry."""
+        """Hook that is called last on every FeatureCollection, Feature and geometry."""
         return node
 
     def document(self, node: Any) -> Any:
@@ -225,7 +232,7 @@ class _Walk:
 
 
 class _Reader(_Walk):
-    """Collects the positions and puts the numbers of paths in their place; what is no GeoJSON ends in ValueError."""
+    """Collects the positions of a document and replaces them by numbers of paths; ValueError for anything but GeoJSON."""
 
     def __init__(self, name: str) -> None:
         super().__init__()
@@ -322,10 +329,10 @@ class _Reader(_Walk):
 
 
 class Filler(_Walk):
-    """Puts the vertices of shapes back into their document, in the place of their paths' numbers; computes every ``bbox`` anew.
+    """Puts the vertices of shapes back into their document, in place of the numbers of paths, and computes every ``bbox`` anew.
 
     Args:
-        shapes: what is written.
+        shapes: the shapes to write.
         pixel_origin: where coordinates in pixels count from: ``corner`` or ``center`` of the first pixel.
     """
 
@@ -337,7 +344,7 @@ class Filler(_Walk):
         self.extra = shapes.extra
 
     def change(self, node: dict[str, Any]) -> dict[str, Any]:
-        """A geometry with its positions in the place of the numbers of paths."""
+        """A geometry with positions in place of the numbers of paths."""
         positions = self._nested(node["coordinates"])
         if node["type"] == "Point":
             positions = positions[0] if positions else []
@@ -353,7 +360,7 @@ class Filler(_Walk):
         return positions
 
     def box(self, node: dict[str, Any]) -> dict[str, Any]:
-        """A node whose ``bbox``, where it has one, is that of its positions now."""
+        """The node, with its ``bbox`` (where it has one) computed from its positions."""
         old = node.get("bbox")
         if not isinstance(old, list) or len(old) not in (4, 6):
             return node
@@ -368,15 +375,18 @@ class Filler(_Walk):
 
 
 class _Rounder(_Walk):
-    """QuPath reads a polygon it marked as an ellipse back from its bounding box, which a map that turns or bends makes
-    another ellipse: the polygon counts from here on."""
+    """Clears QuPath's flag ``isEllipse``, so that the polygon itself counts.
+
+    QuPath draws a polygon with this flag as the ellipse in its upright bounding box. Under a map that turns or bends, that
+    would be another ellipse than the mapped polygon.
+    """
 
     def change(self, node: dict[str, Any]) -> dict[str, Any]:
         return {**node, "isEllipse": False} if node.get("isEllipse") is True else node
 
 
 def _positions(node: dict[str, Any]) -> Iterator[list[float]]:
-    """The positions in a document that holds them."""
+    """All positions in a document (as filled by `Filler`)."""
     for member in ("features", "geometries"):
         for item in node.get(member, ()) if node["type"] in ("FeatureCollection", "GeometryCollection") else ():
             yield from _positions(item)
@@ -397,15 +407,18 @@ def _half(unit: str, pixel_origin: str) -> float:
 
 
 def _low(grid: Grid) -> Tensor:
-    """Where the outer corner of the first pixel lies, ``[2]``."""
+    """Position of the outer corner of the first pixel, ``[2]``."""
     if grid.ndim != 2:
         raise ValueError(f"wanted an image of 2 axes for shapes, got {grid.ndim}; move them as points instead")
     return torch.tensor([o - s / 2 for o, s in zip(grid.origin, grid.spacing, strict=True)], dtype=torch.float64)
 
 
 def _corner(grid: Grid, size: float) -> Tensor:
-    """Where pixels of ``size`` over the space of ``grid`` count from, ``[2]``: the outer corner of the image whose grid, or
-    a level of whose pyramid, it is; half a pixel before zero where it is neither."""
+    """Position from which pixels of ``size`` count in the space of ``grid``, ``[2]``.
+
+    It is the outer corner of the image, where ``grid`` is the image's grid or a level of its pyramid; half a pixel before 0
+    otherwise.
+    """
     low = _low(grid)
     factor = torch.tensor(grid.spacing, dtype=torch.float64) / (-2 * low)  # pixels of the image in one of the grid
     image = (low < 0) & ((factor - factor.round()).abs() < 1e-6) & (factor > 0.5)
@@ -439,7 +452,10 @@ def _runs(values: Tensor) -> Iterator[tuple[int, int]]:
 
 
 def _crossings(shapes: Shapes) -> Tensor:
-    """Edges are sorted along the longer side of their ring's box and compared with those they overlap on it."""
+    """Which rings have edges that cross, ``[P]`` bool.
+
+    Edges are sorted along the longer side of their ring's bounding box, and compared only with edges they overlap there.
+    """
     n = shapes.offsets.diff()
     found = torch.zeros(len(n), dtype=torch.bool)
     path = torch.repeat_interleave(torch.arange(len(n)), n)  # [N]
@@ -453,7 +469,7 @@ def _crossings(shapes: Shapes) -> Tensor:
     index = ring[:, None].expand(-1, 2)
     low = torch.full(shape, math.inf, dtype=torch.float64).scatter_reduce(0, index, lower, "amin")
     high = torch.full(shape, -math.inf, dtype=torch.float64).scatter_reduce(0, index, upper, "amax")
-    size = (high - low).clamp(min=0.0).nan_to_num(0.0)  # [P, 2]; paths that are no ring take no room
+    size = (high - low).clamp(min=0.0).nan_to_num(0.0)  # [P, 2] sides of each ring's bounding box; 0 for other paths
     axis = size.argmax(dim=1)
     width = size.amax(dim=1)
     base = (1.001 * width).cumsum(0) - 1.001 * width + torch.arange(len(n)) * float(width.max()) * 1e-6

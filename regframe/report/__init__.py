@@ -1,4 +1,8 @@
-"""Quality reports: self-contained HTML pages, opened without a network; one of a registration, one of a stack of sections."""
+"""Quality reports: self-contained HTML pages, opened without a network; one of a registration, one of a stack of sections.
+
+``results`` and ``stacks`` write the two kinds of page, ``page`` is what they share; ``pictures`` draws images, ``dots`` points,
+``figures`` curves and maps of numbers.
+"""
 
 from __future__ import annotations
 
@@ -22,9 +26,9 @@ def write_report(shown: Result | Stack, path: str | Path, /, *data: Any) -> None
     """Write the report of a result or a stack as one HTML file.
 
     Args:
-        shown: what was computed, by `register` or `align_stack`.
+        shown: the result of `register` or `align_stack`.
         path: the file, replaced if it exists.
-        data: of a result what was aligned, ``fixed`` and ``moving``; of a stack its sections, ``images``, one each, in order.
+        data: for a result, the fixed and the moving data; for a stack, its sections in their order.
 
     Raises:
         TypeError: ``shown`` is neither, or the data are not the two sides of a result or the sections of a stack.

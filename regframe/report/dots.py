@@ -1,4 +1,4 @@
-"""Two point sets as dots, before and after: every extent whole, axes in their unit, in space seen from two sides."""
+"""Point sets drawn as dots, before and after registration; volumes are seen from two sides."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from .figures import INK, RULE, STYLE, figure_of, plain_axes, png_of
 from .pictures import Array
 
 FIXED, MOVING = "#0072b2", "#e69f00"
-"""Blue and orange of Okabe & Ito 2008, which all kinds of colour vision tell apart."""
+"""Colours of the two sides: blue and orange of Okabe & Ito 2008, distinguishable with any colour vision."""
 NOTE = "fixed in blue, moving in orange, on top"
 MOST_DOTS = 30_000
-"""Dots drawn of a side at most; more of them do not show at the size of the picture."""
+"""Largest number of dots drawn per side: more are not visible at the size of the picture."""
 
 
 @dataclass(frozen=True)
 class Cloud:
-    """Dots of one side.
+    """The dots of one side.
 
     Args:
-        coords: ``[N, D]``, finite, a sample where there were more than `MOST_DOTS`.
-        total: how many points there were.
-        name: what it is called in the key.
-        colour: of the dots.
-        unit: of the positions.
+        coords: positions ``[N, D]``, finite; a sample where there are more than `MOST_DOTS`.
+        total: number of points of which the dots are a sample.
+        name: name in the key.
+        colour: colour of the dots.
+        unit: unit of the positions.
     """
 
     coords: NDArray[np.float64]
@@ -51,19 +51,19 @@ class Cloud:
         return cls(coords, total, name, colour, points.unit)
 
     def moved(self, transform: Transform, unit: str) -> Cloud:
-        """The dots carried by ``transform`` into a space whose unit is ``unit``; those it takes nowhere are left out."""
+        """The dots mapped by ``transform`` into a space whose unit is ``unit``; positions that it maps to NaN are dropped."""
         carried = move_points(PointSet(torch.from_numpy(self.coords), self.unit), transform).coords.numpy()
         keep = np.isfinite(carried).all(axis=1)
         return Cloud(carried[keep], self.total, self.name, self.colour, unit)
 
     @property
     def remark(self) -> str:
-        """What was left out, ``""`` where nothing was."""
+        """A note on how many points were left out; ``""`` where none were."""
         return f"{self.name}: {MOST_DOTS:,} of {self.total:,} points" if self.total > MOST_DOTS else ""
 
 
 def remarks(*clouds: Cloud) -> str:
-    """What was left out of any, as an addition to a caption."""
+    """The notes of several clouds on points that were left out, to be added to a caption."""
     said = ", ".join(c.remark for c in clouds if c.remark)
     return f" ({said}, drawn by chance)" if said else ""
 
@@ -71,15 +71,17 @@ def remarks(*clouds: Cloud) -> str:
 def picture(
     clouds: tuple[Cloud, ...], max_px: int, window: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
 ) -> bytes:
-    """The dots of one or two sides as a PNG, ``max_px`` along its longer side at most.
+    """The dots of one or two sides as a PNG, at most ``max_px`` pixels along the longer side.
 
     Args:
-        clouds: in one unit, drawn in this order.
-        max_px: bounds the longer side.
-        window: lowest and highest corner ``[2]`` (y, x) to show, the whole extent where None.
+        clouds: the dots, in one unit, drawn in this order.
+        max_px: largest number of pixels along the longer side.
+        window: lowest and highest corner ``[2]`` (y, x) to show; everything where None.
     """
     ndim = clouds[0].coords.shape[1]
-    views = ((1, 0),) if ndim == 2 else ((2, 1),) if window is not None else ((2, 1), (2, 0))  # across, down
+    views = (
+        ((1, 0),) if ndim == 2 else ((2, 1),) if window is not None else ((2, 1), (2, 0))
+    )  # (axis across, axis down)
     everything = np.concatenate([c.coords for c in clouds])
     low, high = everything.min(axis=0), everything.max(axis=0)
     if window is not None:
@@ -126,7 +128,7 @@ def picture(
 
 
 def _area(count: int, width: float, height: float, on_top: bool) -> float:
-    """Area in pt² of a dot: a fourth of the room there is for each, within bounds; less where it lies on another side's."""
+    """Area of a dot in pt²: a quarter of the space per dot, within bounds; smaller for dots drawn on top of another side."""
     room = 72**2 * width * height / max(count, 1)
     area = float(np.clip(0.25 * room, 0.6, 24.0))
     return area * (0.4 if on_top else 1.0)
@@ -135,7 +137,7 @@ def _area(count: int, width: float, height: float, on_top: bool) -> float:
 def places(
     clouds: tuple[Cloud, ...], count: int, share: float = 0.2
 ) -> list[tuple[NDArray[np.float64], NDArray[np.float64]]]:
-    """Windows (y, x) of ``share`` of the first cloud's extent where all clouds have most points, apart from each other."""
+    """Windows (y, x) of ``share`` of the first cloud's extent, where all clouds have most points, apart from each other."""
     first = clouds[0].coords[:, -2:]
     low, high = first.min(axis=0), first.max(axis=0)
     size = share * np.maximum(high - low, 0.2 * float((high - low).max()))
@@ -163,7 +165,7 @@ def places(
 
 
 def raster(cloud: Cloud, canvas: Grid) -> Array:
-    """The dots in grey on white ``[h, w, 3]``, two by two pixels each."""
+    """The dots in grey on white, 2 × 2 pixels each, ``[h, w, 3]``."""
     out = np.ones((*canvas.shape[-2:], 3), dtype=np.float32)
     index = np.rint((cloud.coords[:, -2:] - np.array(canvas.origin[-2:])) / np.array(canvas.spacing[-2:])).astype(
         np.int64

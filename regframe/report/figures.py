@@ -1,4 +1,4 @@
-"""The report's drawings with axes and colour bars, as bytes ready to embed; Figure objects only, no global state."""
+"""The report's drawings with axes and colour bars, as PNG bytes; uses Figure objects only, no global state of matplotlib."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ def figure_of(width: float, height: float) -> Figure:
 
 
 def png_of(figure: Figure) -> bytes:
-    """The figure as PNG."""
+    """The figure as PNG bytes."""
     buffer = io.BytesIO()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # matplotlib's layout and glyph notes are no concern of the reader's
+        warnings.simplefilter("ignore")  # hide matplotlib's warnings on layout and missing glyphs
         figure.savefig(buffer, format="png")
     return buffer.getvalue()
 
 
 def plain_axes(axes: Any) -> None:
-    """Axes with two faint lines and small numbers."""
+    """Give axes two faint lines and small numbers."""
     for name, spine in axes.spines.items():
         spine.set_visible(name in ("left", "bottom"))
         spine.set_color(RULE)
@@ -51,21 +51,21 @@ def plain_axes(axes: Any) -> None:
 
 
 def _map_size(extent: tuple[float, ...]) -> tuple[float, float]:
-    """Figure size in inches for a map of this (height, width), with room for a colour bar."""
+    """Figure size in inches for a map of this extent (height, width), with space for a colour bar."""
     ratio = extent[0] / extent[1]
     width = 4.6
     return width, float(np.clip((width - 0.85) * ratio + 0.2, 1.8, 7.0))
 
 
 def _edges(canvas: Grid) -> tuple[float, float, float, float]:
-    """``extent`` of matplotlib for an image on ``canvas``: left, right, bottom, top."""
+    """The ``extent`` argument of matplotlib for an image on ``canvas``: left, right, bottom, top."""
     (y, x), (h, w) = canvas.origin[-2:], canvas.shape[-2:]
     sy, sx = canvas.spacing[-2:]
     return x - sx / 2, x + sx * (w - 0.5), y + sy * (h - 0.5), y - sy / 2
 
 
 def energy(history: list[dict[str, Any]]) -> bytes | None:
-    """Energy per evaluation, a colour per stage and level, each relative to its first; None without history."""
+    """Plot of the energy per evaluation, a colour per stage and level, each relative to its first value; None without history."""
     groups: dict[tuple[str, Any], list[float]] = {}
     for line in history:
         value = line.get("energy", line.get("loss"))
@@ -112,7 +112,7 @@ def field_map(
     centre: float | None = None,
     folds: NDArray[np.bool_] | None = None,
 ) -> bytes:
-    """One scalar ``[h, w]`` on ``canvas`` with a colour bar; NaN stays blank, folds are red dots."""
+    """A scalar field ``[h, w]`` on ``canvas`` with a colour bar; NaN stays blank, places where the map folds are red dots."""
     figure = figure_of(*_map_size(canvas.extent[-2:]))
     axes = figure.add_subplot()
     low, high = limits
@@ -140,7 +140,7 @@ def field_map(
 
 
 def grid_map(picture: Array, canvas: Grid, lines: list[NDArray[np.float64]]) -> bytes:
-    """Lines ``[n, 2]`` (y, x), straight in the moving space, drawn over the warped picture ``[h, w, 3]``."""
+    """Lines ``[n, 2]`` (y, x) that are straight in the moving space, drawn over the warped picture ``[h, w, 3]``."""
     height, width = canvas.extent[-2:]
     figure = figure_of(4.6, float(np.clip(4.6 * height / width, 1.8, 7.0)))
     axes = figure.add_axes((0, 0, 1, 1))

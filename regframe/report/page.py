@@ -1,4 +1,4 @@
-"""What the pages share: pictures inside the HTML, and the template they are set in."""
+"""What all report pages share: pictures embedded in the HTML, and the templates."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from .pictures import Array
 
 @dataclass(frozen=True)
 class Picture:
-    """One embedded picture and its caption.
+    """An embedded picture with its caption.
 
     Args:
-        title: in bold below the picture.
-        uri: the picture itself, as a data URI.
-        note: what the caption says beside the title.
+        title: title below the picture, in bold.
+        uri: the picture as a data URI.
+        note: rest of the caption.
     """
 
     title: str
@@ -30,7 +30,7 @@ class Picture:
 
 
 def fill(template: str, **facts: Any) -> str:
-    """The page: ``template`` (a file of this folder, on top of ``base.html``) filled with ``facts``, all of them escaped."""
+    """The page: ``template`` (a file in this folder, which extends ``base.html``) filled with ``facts``, all of them escaped."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("regframe", "report"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
@@ -38,7 +38,7 @@ def fill(template: str, **facts: Any) -> str:
 
 
 def jpeg(picture: Array, quality: int) -> str:
-    """``picture`` ``[H, W]`` or ``[H, W, 3]``, 0 … 1, as the data URI of a JPEG; what is not finite is black."""
+    """``picture`` ``[H, W]`` or ``[H, W, 3]``, 0 … 1, as the data URI of a JPEG; values that are not finite become black."""
     pixels = (np.clip(np.nan_to_num(picture), 0, 1) * 255 + 0.5).astype(np.uint8)
     buffer = io.BytesIO()
     PIL.Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, "JPEG", quality=quality, subsampling=0)

@@ -1,4 +1,7 @@
-"""Both sides as pictures on one canvas: images resampled, point sets as densities, of volumes the middle plane."""
+"""Both sides as pictures on one canvas: images resampled, points as densities, volumes by their middle plane.
+
+"Ink" is the amount of signal of a pixel, 0 … 1, whether signal is dark or bright in the image.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +18,12 @@ from ..data import Grid, Image, PointSet, unit_ratio
 from ..maps.affine import Affine
 from ..maps.base import Transform
 from ..maps.resample import move_points
+from ..solvers.unseen import settled
 
 Array: TypeAlias = NDArray[np.float32]
 
 MAGENTA_GREEN = "fixed in magenta, moving (tones adapted) in green, agreement in black"
-_BAND = 1 << 24  # values averaged at once while shrinking a large image
+_BAND = 1 << 24  # number of values averaged at once while a large image is shrunk
 _COLOURS = np.array(
     [[0.0, 0.62, 0.91], [0.9, 0.1, 0.55], [0.95, 0.75, 0.1], [0.2, 0.75, 0.35], [0.95, 0.45, 0.1], [0.55, 0.35, 0.9]],
     dtype=np.float32,
@@ -27,7 +31,7 @@ _COLOURS = np.array(
 
 
 def canvas_of(grid: Grid, max_px: int) -> Grid:
-    """Square pixels over the extent of ``grid``, at most ``max_px`` a side; of a volume its middle plane."""
+    """A grid of square pixels over the extent of ``grid``, at most ``max_px`` per side; for a volume, of its middle plane."""
     height, width = grid.extent[-2:]
     spacing = max(max(height, width) / max_px, min(grid.spacing[-2:]))
     plane = Grid(grid.shape[-2:], grid.spacing[-2:], grid.origin[-2:], grid.unit).resampled(spacing)
@@ -35,14 +39,14 @@ def canvas_of(grid: Grid, max_px: int) -> Grid:
 
 
 def lift(plane: Grid, grid: Grid) -> Grid:
-    """A 2D grid as it lies in ``grid``: itself, or one plane of a volume at its middle."""
+    """A 2D grid as a part of ``grid``: itself, or the middle plane of a volume."""
     if grid.ndim == 2:
         return plane
     return Grid((1, *plane.shape), (grid.spacing[0], *plane.spacing), (grid.center[0], *plane.origin), plane.unit)
 
 
 def identity_map(moving: Grid, fixed: Grid) -> Affine:
-    """Where the moving side lies before registration: at its own positions, by pixels where the units do not convert."""
+    """The map before registration: equal positions, or equal pixels where the units cannot be converted."""
     ratio = unit_ratio(moving.unit, fixed.unit)
     if ratio is not None:
         scale = [ratio] * moving.ndim
@@ -56,14 +60,14 @@ def identity_map(moving: Grid, fixed: Grid) -> Affine:
 
 
 def mosaic(labels: Image) -> Image:
-    """A label image as a picture: every id in a shade of its own, 0 black."""
+    """A label image as a picture: every id gets a shade of grey of its own, 0 is black."""
     ids = torch.from_numpy(labels.data.numpy().astype("int64"))
     shade = 0.25 + 0.75 * ((ids * 2654435761) % 997).to(torch.float32) / 997
     return labels.replace(data=torch.where(ids == 0, 0.0, shade), labels=False)
 
 
 def shrink(image: Image, spacing: float) -> Image:
-    """``image`` averaged over blocks in y and x (labels: thinned) so that its pixels are about ``spacing`` wide."""
+    """``image`` averaged over blocks in y and x so that its pixels are about ``spacing`` wide; labels are thinned instead."""
     factor = [max(1, math.floor(spacing / s + 1e-6)) for s in image.grid.spacing[-2:]]
     if factor == [1, 1]:
         return image
@@ -91,7 +95,7 @@ def shrink(image: Image, spacing: float) -> Image:
 
 
 def crop(image: Image, positions: Tensor, margin: float) -> Image:
-    """The part of ``image`` around ``positions`` ``[..., D]``, ``margin`` (in its unit) wider; at least one pixel."""
+    """The part of ``image`` around ``positions`` ``[..., D]``, with a ``margin`` in its unit; at least one pixel."""
     flat = positions.reshape(-1, image.grid.ndim)
     origin = torch.tensor(image.grid.origin, dtype=torch.float64)
     spacing = torch.tensor(image.grid.spacing, dtype=torch.float64)
@@ -109,7 +113,17 @@ def crop(image: Image, positions: Tensor, margin: float) -> Image:
 
 @dataclass(frozen=True)
 class Look:
-    """How one side's values become ink and colour; taken once, so that before and after look alike."""
+    """How the values of one side are turned into ink and colour; determined once, so that before and after are comparable.
+
+    Args:
+        low: value of each channel that becomes 0 ``[C]``.
+        high: value of each channel that becomes 1 ``[C]``.
+        dark: whether dark values are the signal of a channel (brightfield) ``[C]``.
+        colour: whether the image has natural colours.
+        labels: whether values are ids.
+        share: weight of each channel in the ink ``[C]``; equal weights where None.
+        curve: tone curve of the ink, as values from and to; None for none.
+    """
 
     low: Array  # [C]
     high: Array  # [C]
@@ -120,12 +134,12 @@ class Look:
     curve: tuple[Array, Array] | None = None  # tone curve of the ink, from and to
 
     def ink(self, picture: Array) -> Array:
-        """Amount of signal 0 … 1, ``[h, w]``, of ``picture`` ``[C, h, w]``."""
+        """Ink ``[h, w]``, 0 … 1, of ``picture`` ``[C, h, w]``."""
         value = self.values(picture)
         value = np.where(self.dark[:, None, None], 1 - value, value)
         mixed = np.average(value, axis=0, weights=self.share)
         ink = np.clip(mixed * 1.15, 0, 1) ** 0.8 if self.curve is None else np.interp(mixed, *self.curve)
-        return np.asarray(ink, dtype=np.float32)
+        return np.where(known_of(picture), ink, 0).astype(np.float32)
 
     def values(self, picture: Array) -> Array:
         """``picture`` ``[C, h, w]`` scaled to 0 … 1 over the range of each channel."""
@@ -133,11 +147,12 @@ class Look:
         return np.asarray(np.clip((picture - self.low[:, None, None]) / span, 0, 1), dtype=np.float32)
 
     def attuned(self, picture: Array, ink: Array, seen: NDArray[np.bool_]) -> Look:
-        """This look with polarity, channels and tones chosen so that ``picture`` resembles ``ink`` ``[h, w]``.
+        """This look with polarity, channel weights and tones chosen so that ``picture`` resembles ``ink`` ``[h, w]``.
 
-        One stain's dark is another's bright: an overlay is to show where the sides differ in place, not in colour. Only
-        ``seen`` pixels count. Where nothing resembles, the look stays as it is.
+        Where one stain is dark another may be bright: an overlay should show differences in place, not in colour. Only pixels
+        ``seen`` count. Where nothing resembles, the look is unchanged.
         """
+        seen = seen & known_of(picture)
         if seen.sum() < 64 or self.labels:
             return self
         value = self.values(picture)[:, seen]  # [C, n]
@@ -155,7 +170,7 @@ class Look:
         return replace(self, dark=dark, share=share.astype(np.float32), curve=curve)
 
     def rgb(self, picture: Array) -> Array:
-        """Natural colours ``[h, w, 3]`` in 0 … 1 of ``picture`` ``[C, h, w]``."""
+        """Colours ``[h, w, 3]``, 0 … 1, of ``picture`` ``[C, h, w]``."""
         if self.labels:
             ids = picture[0].astype(np.int64)
             colours = _COLOURS[ids % len(_COLOURS)] * (0.75 + 0.25 * np.sin(ids * 1.7))[..., None]
@@ -171,12 +186,12 @@ class Look:
 
 @dataclass(frozen=True)
 class View:
-    """A canvas and, for each of its pixels, where it lies on the side that is drawn on it.
+    """A canvas, and for each of its pixels the position on the side that is drawn on it.
 
     Args:
-        canvas: ``[h, w]`` or ``[1, h, w]`` pixels.
-        transform: the map from the side's space to the canvas's space.
-        positions: ``[*canvas.shape, D]`` in the side's space.
+        canvas: grid of ``[h, w]`` or ``[1, h, w]`` pixels.
+        transform: the map from the side's space to the canvas' space.
+        positions: ``[*canvas.shape, D]``, in the side's space.
     """
 
     canvas: Grid
@@ -185,7 +200,7 @@ class View:
 
     @classmethod
     def of(cls, canvas: Grid, transform: Transform, nodes: int = 200) -> View:
-        """Pull the canvas back: exactly at ``nodes`` positions a side, linearly between: enough for a picture."""
+        """The view of a canvas: positions are exact at ``nodes`` per side and interpolated between them, enough for a picture."""
         shape = tuple(min(n, nodes) for n in canvas.shape)
         spacing = tuple(
             s * (n - 1) / max(1, k - 1) for s, n, k in zip(canvas.spacing, canvas.shape, shape, strict=True)
@@ -205,7 +220,7 @@ class View:
         return grid.contains(self.positions).reshape(self.canvas.shape[-2:]).numpy()
 
     def sample(self, image: Image) -> Array:
-        """Values ``[C, h, w]`` of ``image`` at the positions, continued at its border; of labels the nearest pixel."""
+        """Values ``[C, h, w]`` of ``image`` at the positions, its border continued; of labels the nearest pixel."""
         size = torch.tensor(image.grid.shape, dtype=torch.float64)
         origin = torch.tensor(image.grid.origin, dtype=torch.float64)
         spacing = torch.tensor(image.grid.spacing, dtype=torch.float64)
@@ -223,14 +238,19 @@ class View:
 
 @dataclass(frozen=True)
 class Side:
-    """One side of a registration, ready to be drawn."""
+    """One side of a registration, prepared for drawing.
+
+    Args:
+        data: the image (shrunk), or the points.
+        look: how values become ink and colour; None for points.
+    """
 
     data: Image | PointSet
     look: Look | None
 
     @classmethod
     def of(cls, data: Image | PointSet, max_px: int) -> Side:
-        """Prepare a side: an image is shrunk to about the picture's resolution and its value range taken."""
+        """Prepare a side: an image is shrunk to about the resolution of the picture, and its range of values is determined."""
         if isinstance(data, PointSet):
             return cls(data, None)
         grid = data.grid
@@ -239,7 +259,7 @@ class Side:
         return cls(small, look_of(small))
 
     def picture(self, view: View) -> Array:
-        """Values ``[C, h, w]`` (images) or density ``[1, h, w]`` scaled to 0 … 1 (points)."""
+        """Values ``[C, h, w]`` of an image, or the density of points ``[1, h, w]``, 0 … 1, on a view."""
         if isinstance(self.data, PointSet):
             return density(move_points(self.data, view.transform), view.canvas)
         return view.sample(self.data)
@@ -249,23 +269,39 @@ class Side:
         return self if self.look is None else replace(self, look=self.look.attuned(picture, ink, seen))
 
     def ink(self, picture: Array) -> Array:
-        """Amount of signal 0 … 1, ``[h, w]``."""
+        """Ink ``[h, w]``, 0 … 1."""
         return self.look.ink(picture) if self.look else picture[0]
 
     def rgb(self, picture: Array) -> Array:
-        """Colours ``[h, w, 3]`` in 0 … 1."""
-        return self.look.rgb(picture) if self.look else np.repeat(1 - picture[0][..., None], 3, axis=-1)
+        """Colours ``[h, w, 3]`` in 0 … 1, hatched where there are no data."""
+        if self.look is None:
+            return np.repeat(1 - picture[0][..., None], 3, axis=-1)
+        known = known_of(picture)
+        return self.look.rgb(picture) if known.all() else fade(self.look.rgb(np.nan_to_num(picture)), known)
+
+
+def blanked(image: Image) -> Image:
+    """``image`` with NaN where it does not count or holds no data, and without pixels far off (`unseen.settled`)."""
+    shown, _ = settled(image)
+    if shown.labels or shown.weight is None or not bool((shown.weight == 0).any()):
+        return shown
+    return shown.replace(data=torch.where(shown.weight == 0, torch.nan, shown.data.to(torch.float32)))
+
+
+def known_of(picture: Array) -> NDArray[np.bool_]:
+    """Where ``picture`` ``[C, h, w]`` shows data, ``[h, w]``."""
+    return np.asarray(np.isfinite(picture).all(axis=0))
 
 
 def plane_of(data: Tensor) -> Array:
-    """``[..., h, w]`` as numpy ``[C, h, w]``; of a volume's ``[C, z, y, x]`` the middle plane."""
+    """``[..., h, w]`` as numpy ``[C, h, w]``; of a volume ``[C, z, y, x]`` the middle plane."""
     if data.ndim == 4:
         data = data[:, data.shape[1] // 2]
     return np.asarray(data.to(torch.float32).numpy(), dtype=np.float32)
 
 
 def look_of(image: Image) -> Look:
-    """Value range per channel, and whether signal is dark: decided by the border, where background mostly lies."""
+    """The range of values per channel, and whether signal is dark, judged by the border, which is mostly background."""
     data = plane_of(image.data.to(torch.float32))  # [C, h, w]
     step = max(1, math.isqrt(data[0].size // 200_000))
     sample = data[:, ::step, ::step].reshape(data.shape[0], -1)
@@ -284,7 +320,7 @@ _RGB_NAMES = {("r", "g", "b"), ("red", "green", "blue")}
 
 
 def density(points: PointSet, canvas: Grid) -> Array:
-    """Blurred density ``[1, h, w]`` of points on ``canvas`` (volumes: projected along z), scaled to 0 … 1."""
+    """The blurred density of points on ``canvas``, ``[1, h, w]``, 0 … 1; points of volumes are projected along z."""
     yx = points.coords[:, -2:].numpy()
     yx = np.ascontiguousarray(yx[np.isfinite(yx).all(axis=1)])
     out = _splat(yx, Grid(canvas.shape[-2:], canvas.spacing[-2:], canvas.origin[-2:], canvas.unit))
@@ -294,8 +330,8 @@ def density(points: PointSet, canvas: Grid) -> Array:
 
 
 def _splat(yx: NDArray[np.float64], canvas: Grid) -> NDArray[Any]:
-    """Gaussians of positions ``[N, 2]`` summed on a 2D ``canvas``, about one and a half pixels wide."""
-    width = max(1.2, max(canvas.shape) / 500)  # in px
+    """The sum of Gaussians at positions ``[N, 2]`` on a 2D ``canvas``, at least 1.2 pixels wide."""
+    width = max(1.2, max(canvas.shape) / 500)  # standard deviation of a Gaussian in px
     try:
         from .. import _host  # type: ignore[attr-defined]
     except ImportError:  # without the compiled helper: to the nearest pixel, then blurred
@@ -316,7 +352,7 @@ def overlay(fixed: Array, moving: Array) -> Array:
 
 
 def halved(picture: Array) -> Array:
-    """``picture`` ``[h, w, 3]`` at half its size where it is large enough to be worth it."""
+    """``picture`` ``[h, w, 3]`` at half its size, unless it is too small for that."""
     if min(picture.shape[:2]) < 512:
         return picture
     height, width = (n // 2 * 2 for n in picture.shape[:2])
@@ -325,7 +361,7 @@ def halved(picture: Array) -> Array:
 
 
 def checkerboard(fixed: Array, moving: Array, tiles: int = 8) -> Array:
-    """``[h, w, 3]`` pictures in alternating squares, ``tiles`` along the longer side."""
+    """Two ``[h, w, 3]`` pictures in alternating squares, ``tiles`` along the longer side."""
     height, width = fixed.shape[:2]
     size = max(1, math.ceil(max(height, width) / tiles))
     y, x = np.arange(height) // size, np.arange(width) // size
@@ -334,7 +370,7 @@ def checkerboard(fixed: Array, moving: Array, tiles: int = 8) -> Array:
 
 
 def fade(picture: Array, covered: NDArray[np.bool_]) -> Array:
-    """``picture`` ``[h, w, 3]`` with what the moving side does not cover hatched in light grey."""
+    """``picture`` ``[h, w, 3]`` with light grey hatching where the moving side does not cover it."""
     height, width = covered.shape
     stripes = ((np.arange(height)[:, None] + np.arange(width)[None, :]) // 6 % 2).astype(np.float32)
     blank = (0.93 + 0.03 * stripes)[..., None]
@@ -342,7 +378,7 @@ def fade(picture: Array, covered: NDArray[np.bool_]) -> Array:
 
 
 def telling_places(ink: Array, trust: Array, size: int, count: int) -> list[tuple[int, int]]:
-    """Upper-left corners of ``count`` squares of ``size`` pixels with the most structure, apart from each other."""
+    """Upper left corners of ``count`` squares of ``size`` pixels with the most structure, apart from each other."""
     from scipy.ndimage import uniform_filter
 
     gy, gx = np.gradient(ink)

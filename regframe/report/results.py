@@ -1,4 +1,4 @@
-"""The page of a registration, and the folder of a run with the page in it."""
+"""The report page of a registration, and the folder of a run with that page in it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..io import outputs
 from ..maps import plane
 from ..maps.affine import Affine
 from ..result import Result
-from ..verdict import CLEAR
+from ..verdict import CLEAR, MEANING
 from . import dots, figures, pictures
 from .page import Picture, data_uri, fill, jpeg
 from .pictures import Array, Side, View
@@ -27,13 +27,7 @@ MAX_PX = 900
 """Pixels along the longer side of the large pictures."""
 
 MAX_BYTES = 6_000_000
-"""Bytes the page stays under, so that it can be mailed; pictures are coded more coarsely until it does."""
-
-_HEADLINES = {
-    "pass": ("Aligned", "Every check passed."),
-    "warn": ("Aligned, with remarks", "The map can be used; look at the remarks first."),
-    "fail": ("Not to be trusted", "At least one check failed; nothing was thrown away."),
-}
+"""Largest page in bytes, small enough to be mailed; pictures are compressed more strongly until it is reached."""
 
 
 def write_run(
@@ -46,8 +40,8 @@ def write_run(
 ) -> None:
     """Write the folder of a run with its page ``report.html``, complete or not at all.
 
-    ``sides`` are the fixed and the moving data, which the page shows; None leaves the page out. The rest is handed on to
-    `regframe.io.outputs.write`, which says what it raises; ``extras`` are written before the page.
+    ``sides`` are the fixed and the moving data, which the page shows; without them no page is written. ``extras`` are called
+    before the page is written. The other arguments, and what is raised, are those of `regframe.io.outputs.write`.
     """
 
     def page(folder: Path) -> None:
@@ -62,8 +56,8 @@ def write(result: Result, fixed: Image | PointSet, moving: Image | PointSet, pat
 
     Args:
         result: the registration.
-        fixed: what it was aligned to.
-        moving: what was aligned.
+        fixed: the fixed data.
+        moving: the moving data.
         path: the file, replaced if it exists.
     """
     for max_px, quality in ((MAX_PX, 86), (700, 78), (480, 70)):
@@ -77,7 +71,7 @@ def render(
     result: Result, fixed: Image | PointSet, moving: Image | PointSet, max_px: int = MAX_PX, quality: int = 86
 ) -> str:
     """The page as text; ``max_px`` bounds the pictures' longer side, ``quality`` is JPEG's."""
-    title, summary = _HEADLINES.get(result.verdict, (result.verdict, ""))
+    title, summary = MEANING.get(result.verdict, (result.verdict, ""))  # type: ignore[call-overload]
     return fill(
         "report.html",
         verdict=result.verdict,
@@ -100,6 +94,7 @@ def _draw(
     if result.section and isinstance(fixed, Image) and isinstance(moving, Image):
         fixed = plane.lift(fixed) if fixed.grid.ndim == 2 else fixed
         moving = pictures.mosaic(moving) if moving.labels else moving
+    fixed, moving = (pictures.blanked(data) if isinstance(data, Image) else data for data in (fixed, moving))
     canvas = pictures.canvas_of(result.fixed_grid, max_px)
     own = Affine.identity(result.fixed_grid.ndim, result.fixed_grid.unit)
     start = result.affine if result.section else pictures.identity_map(result.moving_grid, result.fixed_grid)
@@ -159,7 +154,7 @@ def _draw(
 
 
 def _draw_points(result: Result, fixed: PointSet, moving: PointSet, max_px: int) -> dict[str, Any]:
-    """What `_draw` gives, of two point sets, as dots."""
+    """The pictures of two point sets, as dots; in the form that `_draw` returns."""
     unit = result.fixed_grid.unit
     still, own = dots.Cloud.of(fixed, "fixed", dots.FIXED), dots.Cloud.of(moving, "moving", dots.MOVING)
     before = own.moved(pictures.identity_map(result.moving_grid, result.fixed_grid), unit)
@@ -200,7 +195,7 @@ def _draw_points(result: Result, fixed: PointSet, moving: PointSet, max_px: int)
 
 
 def _other_pose(result: Result) -> Affine | None:
-    """The runner-up of the pose search, where it came close."""
+    """The second-best pose of the search, where it fits nearly as well as the best one; else None."""
     runner_up, margin = result.metrics.get("runner_up"), result.metrics.get("pose_margin")
     if not runner_up or margin is None or margin >= CLEAR:
         return None
@@ -210,14 +205,14 @@ def _other_pose(result: Result) -> Affine | None:
 
 @dataclass(frozen=True)
 class _Drawn:
-    """Both sides of a result and how they look on the fixed canvas.
+    """Both sides of a result, and their appearance on the fixed canvas.
 
     Args:
-        fixed: the fixed data, at its own resolution.
-        moving: the moving data, at its own resolution.
-        looks: how values of the fixed and of the moving side become ink and colour.
-        canvas: pixels of the large pictures.
-        ink: of the fixed side, ``[h, w]``, 0 … 1.
+        fixed: the fixed data, at full resolution.
+        moving: the moving data, at full resolution.
+        looks: the two sides prepared for drawing.
+        canvas: grid of the large pictures.
+        ink: ink of the fixed side ``[h, w]``, 0 … 1.
         seen: pixels ``[h, w]`` that the warped moving side covers.
     """
 
@@ -230,7 +225,7 @@ class _Drawn:
 
 
 def _insets(result: Result, drawn: _Drawn, quality: int) -> list[list[Picture]]:
-    """Rows of fixed, warped moving and overlay at the input's own resolution, where there is most to see."""
+    """Rows of three close-ups (fixed, warped moving, overlay) at full resolution, where there is most structure."""
     canvas, (f, m) = drawn.canvas, drawn.looks
     size = max(16, min(drawn.ink.shape) // 5)
     if min(drawn.ink.shape) < 48:
@@ -263,7 +258,7 @@ def _insets(result: Result, drawn: _Drawn, quality: int) -> list[list[Picture]]:
 
 
 def _closeup(data: Image | PointSet, side: Side, view: View) -> Array:
-    """Values of the original data on a small canvas: only the part of an image that is needed is touched."""
+    """Values of the original data on a small canvas; only the part of an image that is needed is read."""
     if isinstance(data, PointSet):
         return side.picture(view)
     needed = view.positions.reshape(-1, data.grid.ndim)
@@ -273,7 +268,7 @@ def _closeup(data: Image | PointSet, side: Side, view: View) -> Array:
 
 
 def _on_canvas(values: torch.Tensor, grid: Grid, canvas: Grid) -> Array:
-    """Values ``[*S]`` of ``grid`` on ``canvas``, ``[h, w]``."""
+    """Values ``[*S]`` on ``grid``, resampled on ``canvas`` to ``[h, w]``."""
     image = Image(values[None].to(torch.float32), grid)
     return View.of(canvas, Affine.identity(canvas.ndim, canvas.unit)).sample(image)[0]  # type: ignore[no-any-return]
 
@@ -327,7 +322,7 @@ def _maps(result: Result, small: Grid, canvas: Grid, warped: Array, seen: NDArra
 
 
 def _linear(result: Result) -> torch.Tensor:
-    """Linear part ``[D, D]`` of the affine part, from the images of the unit vectors."""
+    """The linear part ``[D, D]`` of the affine part of the map, from the images of the unit vectors."""
     ndim = result.affine.ndim
     unit = torch.cat([torch.zeros(1, ndim, dtype=torch.float64), torch.eye(ndim, dtype=torch.float64)])
     moved = result.affine.points(unit)
@@ -335,7 +330,7 @@ def _linear(result: Result) -> torch.Tensor:
 
 
 def _grid_lines(result: Result) -> list[NDArray[np.float64]]:
-    """A regular grid of the moving space carried to the fixed space: lines ``[n, 2]`` in (y, x)."""
+    """A regular grid of the moving space, mapped to the fixed space: lines ``[n, 2]`` in (y, x)."""
     grid = result.moving_grid
     height, width = grid.extent[-2:]
     step = max(height, width) / 18
@@ -370,7 +365,7 @@ def _side_facts(role: str, data: Image | PointSet, grid: Grid) -> dict[str, str]
 
 
 def _cards(metrics: dict[str, Any]) -> list[tuple[str, str]]:
-    """The few figures a reader looks for first, those that are there."""
+    """The few figures that readers look for first, as far as they are present."""
 
     def get(*path: str) -> float | None:
         value: Any = metrics
@@ -391,7 +386,7 @@ def _cards(metrics: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Pairs of dotted name and text of nested settings or figures."""
+    """Nested settings or figures as pairs of dotted name and text."""
     if isinstance(value, dict):
         if not value and prefix:
             yield prefix, "–"

@@ -1,4 +1,4 @@
-"""The page of a stack: every section as it lies in the end, cuts across them before and after, figures of each."""
+"""The report page of a stack: every aligned section, cuts across the stack before and after, figures of the sections."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ from .page import Picture, data_uri, fill, jpeg
 from .pictures import Array, Look, look_of, shrink
 
 _HEADLINES = {
-    "pass": ("Stacked", "Every section has its place."),
-    "warn": ("Stacked, with remarks", "Look at the sections named below."),
-    "fail": ("Not to be trusted", "Most sections have no place; nothing was thrown away."),
+    "pass": ("Confirmed", "Every section has its place among its neighbours."),
+    "warn": ("Not confirmed throughout", "Look at the sections named below before you use them."),
+    "fail": ("No evidence", "Most sections have no place. Nothing was thrown away."),
 }
 TILE = 150
 """Pixels along the longer side of a section in the montage."""
 CUT = 720
-"""Pixels that a cut across the stack is wide at least; a wider one is shown as it is."""
+"""Least width in pixels of a cut across the stack; wider cuts are shown unchanged."""
 MOST_TILES = 160
-"""Sections that the montage shows at most; of a longer stack every second, third … one."""
+"""Largest number of sections in the montage; of longer stacks every second, third … section is shown."""
 
 
 def save(stack: Stack, path: Path, images: Sequence[Image], overwrite: bool = False) -> None:
-    """Write the folder that `Stack.save` writes with the page ``report.html`` in it, complete or not at all.
+    """Write the folder of `Stack.save` with the page ``report.html`` in it, complete or not at all.
 
-    ``images`` are the sections, one each, in the stack's order. Raises what `Stack.save` raises.
+    ``images`` are the sections, in the stack's order. Raises what `Stack.save` raises.
     """
     with align.staged(path, overwrite) as folder:
         volume = align.write_files(stack, folder, images)
@@ -47,7 +47,7 @@ def save(stack: Stack, path: Path, images: Sequence[Image], overwrite: bool = Fa
 
 
 def write(stack: Stack, images: Sequence[Image], volume: Image, path: Path) -> None:
-    """Write the report of ``stack`` as one HTML file; ``volume`` is what `Stack.volume` gives of ``images``."""
+    """Write the report of ``stack`` as one HTML file; ``volume`` is `Stack.volume` of ``images``."""
     path.write_text(render(stack, images, volume), encoding="utf-8")
 
 
@@ -94,7 +94,7 @@ def render(stack: Stack, images: Sequence[Image], volume: Image) -> str:
 
 
 def as_they_lay(stack: Stack, images: Sequence[Image], volume: Image) -> Image:
-    """The sections laid on each other by the middle of their canvas, on the volume's grid."""
+    """The sections before alignment, on the volume's grid: the middles of all canvases laid on each other."""
     data = volume.data.clone()
     plane = stack.plane_grid
     for image, result, at in zip(images, stack.results, stack.planes, strict=True):
@@ -116,7 +116,7 @@ def _rgb(data: torch.Tensor, look: Look) -> Array:
 
 
 def _look(volume: Image) -> Look:
-    """One look for the whole volume, of its middle plane."""
+    """The look of the whole volume, taken from its middle plane."""
     middle = volume.grid.shape[0] // 2
     flat = Grid(volume.grid.shape[1:], volume.grid.spacing[1:], volume.grid.origin[1:], volume.grid.unit)
     plane = volume.replace(data=volume.data[:, middle].contiguous(), grid=flat)
@@ -124,7 +124,7 @@ def _look(volume: Image) -> Look:
 
 
 def _cuts(stack: Stack, before: Image, after: Image) -> list[list[Picture]]:
-    """``xz`` and ``yz`` through the tissue's middle, before above after."""
+    """Cuts ``xz`` and ``yz`` through the middle of the tissue, before above after."""
     look = _look(after)
     away = (after.data.to(torch.float32) - after.data[:, :1, :1, :1].to(torch.float32)).abs().amax(dim=(0, 1))  # [H, W]
     rows, columns = away.sum(dim=1), away.sum(dim=0)
@@ -142,7 +142,7 @@ def _cuts(stack: Stack, before: Image, after: Image) -> list[list[Picture]]:
 
 
 def _stretched(picture: Array, ratio: float) -> Array:
-    """A cut ``[Z, W, 3]`` with planes as thick as they are apart, but never so thin or thick that it cannot be seen."""
+    """A cut ``[Z, W, 3]`` with planes as thick as their distance, within bounds that keep it visible."""
     high, wide = picture.shape[:2]
     scale = max(1, CUT // wide)
     thick = round(ratio * scale)
@@ -151,7 +151,7 @@ def _stretched(picture: Array, ratio: float) -> Array:
 
 
 def montage(stack: Stack, volume: Image) -> list[dict[str, str]]:
-    """Every section on the common canvas, small."""
+    """Every section on the common canvas, as small pictures."""
     look = _look(volume)
     spacing = max(stack.plane_grid.extent) / TILE
     step = max(1, -(-len(stack.results) // MOST_TILES))

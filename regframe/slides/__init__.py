@@ -1,5 +1,8 @@
-"""Images larger than memory: ``levels`` of a pyramid, ``tiles`` of a level, ``warp``, ``refine``.
+"""Images larger than memory: read level by level, warped tile by tile, refined at full resolution.
 
-``place`` says where pixels lie, ``job`` makes a shard a task; ``shards`` is what an output format offers, ``zarrshards`` and
-``tifftiles`` are OME-Zarr and OME-TIFF; ``windows`` and ``field`` are what a refinement sees and what it adds.
+``levels`` chooses and reads a level of a pyramid; ``tiles`` computes one tile; ``warp`` carries a whole image, with ``job`` for
+running it on other machines; ``refine`` improves a map at full resolution. ``place`` states where the pixels of an image lie;
+``shards`` is the interface of output formats, ``zarrshards`` and ``tifftiles`` are OME-Zarr and OME-TIFF. ``windows`` and
+``field`` are the measurements of a refinement and the field fitted to them. A "shard" is the part of an output that is
+computed and written as one task.
 """

@@ -1,4 +1,8 @@
-"""The smooth field that a refinement adds to a map: a Gaussian process over the windows, on nodes."""
+"""The smooth field that a refinement adds to a map: a Gaussian process through the displacements of the windows, on nodes.
+
+Where a constant names no source, neither a paper nor a calibration is recorded for it; ``benchmarks/bench_refine.py`` measures
+what they achieve together.
+"""
 
 from __future__ import annotations
 
@@ -26,19 +30,22 @@ from ..maps.sequence import Sequence
 
 Array = NDArray[np.float64]
 LENGTHS = (1.5, 3.0, 6.0, 12.0, 24.0, 48.0)
-"""Correlation lengths of the field that are tried, in distances of two windows: hardly smooth to nearly affine."""
+"""Correlation lengths of the field that are tried, in distances between windows: from hardly smooth to nearly affine."""
 DEVIATIONS = (1.0, 4.0, 16.0)
-"""Prior standard deviations of the field that are tried, over the robust deviation of what the windows measured."""
+"""Prior standard deviations of the field that are tried, over the robust root mean square of the measured displacements."""
 FOLDS = 6
-"""Parts that the windows are divided into: two of them are foretold, each by all others."""
+"""Number of parts into which the windows are divided for cross-validation; two of them are predicted, each from all other
+windows."""
 NODES = 3
-"""Nodes per correlation length, along each axis: the field is linear between two of them."""
+"""Nodes per correlation length along each axis; the field is linear between two nodes."""
 MOST_NODES = 60_000
-"""Nodes of the field at most, to bound the time of a factorisation; correlation lengths that need more are left out."""
+"""Largest number of nodes of the field, to bound the time of a factorisation; correlation lengths that need more are skipped."""
 STEEP = 0.3
-"""Largest change of the field from node to node over their distance: every step stays invertible (1/2 is the limit)."""
+"""Largest difference of the field between neighbouring nodes, over their distance. Below 1/2 every Euler step is invertible;
+the margin allows for the map's own bend."""
 FREEDOM = 4.0
-"""Degrees of freedom of the Student distribution that the evidence is taken to follow."""
+"""Degrees of freedom of Student's t for the measured displacements: heavy tails, because some windows are found in a wrong
+place."""
 
 
 # ------------------------------------------------------------------------------------------------------------ the field
@@ -46,9 +53,14 @@ FREEDOM = 4.0
 
 @dataclass(frozen=True)
 class Field:
-    """A displacement ``[D, *S]`` on nodes of the space between the map's flow and its affine part, against its direction.
+    """The displacement that a refinement adds: ``z -> z + d(z)``, in the space between the map's flow and its last affine part.
 
-    A fixed position first goes through the inverse affine part, then from ``z`` to ``z + d(z)``, then through the inverse flow.
+    It is directed from the fixed to the moving side: a fixed position first goes through the inverse affine part, then from
+    ``z`` to ``z + d(z)``, then through the inverse flow.
+
+    Args:
+        values: ``d`` at the nodes ``[D, *S]``.
+        grid: grid of the nodes.
     """
 
     values: Tensor
@@ -61,7 +73,7 @@ class Field:
 
 
 def joined(transform: Transform, field: Field) -> Transform:
-    """``transform`` with the field: one flow with a slice more where it has a flow, else with a flow of its own."""
+    """``transform`` with the field added: as one more time slice of its flow, or as a flow of its own where it has none."""
     head, tail = split_last(transform)
     added = Flow((-field.values)[None].to(torch.float32), field.grid)
     if not head:
@@ -71,11 +83,13 @@ def joined(transform: Transform, field: Field) -> Transform:
         return Sequence((*head, added, tail))
     velocity, grid = _onto(base, field.grid)
     n, slices = base.n_steps or 1, base.velocity.shape[0]
-    each = n // slices  # steps of a slice
+    each = n // slices  # Euler steps per time slice
     steps = n + each
-    share = steps / n  # a step is shorter now, so that a larger velocity makes its displacement
+    share = steps / n  # factor on velocities: steps are shorter in time now, but have to displace as far as before
     values = field.values
-    for _ in range(3 if each > 1 else 0):  # of several short steps, that end where the field says
+    for _ in range(
+        3 if each > 1 else 0
+    ):  # adjust the velocity until several short steps together displace by the field
         flow = Flow((-values)[None].to(torch.float32), field.grid, each, reverse=True)
         at = field.grid.coords()
         values = values + (field.values - (flow.points(at) - at).movedim(-1, 0))
@@ -88,12 +102,13 @@ def joined(transform: Transform, field: Field) -> Transform:
 
 
 def _onto(flow: Flow, nodes: Grid) -> tuple[Tensor, Grid]:
-    """The velocity ``[T, D, *S]`` (float64) on nodes that hold both its own and ``nodes``, and these.
+    """The velocity of a flow ``[T, D, *S]`` (float64) on finer nodes that include both its own nodes and ``nodes``; and their
+    grid.
 
-    Nothing is lost, as ``nodes`` divide the flow's own (`_nodes`).
+    The result is exact, because ``nodes`` divide the flow's own cells evenly (see `_nodes`).
     """
     times = [max(1, round(c / s)) for c, s in zip(flow.grid.spacing, nodes.spacing, strict=True)]
-    # one more node of zeros on every side: the velocity fades over one of its own cells
+    # add a node of zeros on every side: beyond its nodes the velocity fades to zero over one of its own cells
     padded = F.pad(flow.velocity.to(torch.float64), [1, 1] * flow.ndim)
     shape = [(n - 1) * t + 1 for n, t in zip(padded.shape[2:], times, strict=True)]
     fine = F.interpolate(padded, size=shape, mode="bilinear", align_corners=True)
@@ -114,7 +129,10 @@ def _onto(flow: Flow, nodes: Grid) -> tuple[Tensor, Grid]:
 
 
 def _nodes(head: tuple[Transform, ...], low: Array, high: Array, wanted: float, unit: str) -> Grid:
-    """Nodes no more than ``wanted`` apart that cover a box with two to spare; they divide those of the flow, if there is one."""
+    """A grid of nodes at most ``wanted`` apart over a box, with two nodes to spare on each side.
+
+    Where the map has a flow, the nodes divide the cells of its velocity evenly.
+    """
     base = head[-1] if head else None
     if isinstance(base, Flow) and not base.reverse:
         spacing = np.array([s / max(1, math.ceil(s / wanted)) for s in base.grid.spacing])
@@ -132,7 +150,7 @@ def _nodes(head: tuple[Transform, ...], low: Array, high: Array, wanted: float, 
 
 
 def _weights(z: Array, grid: Grid) -> Any:
-    """Multilinear interpolation from the nodes to positions ``[N, 2]``, a sparse matrix ``[N, nodes]``; zero beyond them."""
+    """The sparse matrix ``[N, nodes]`` of multilinear interpolation from nodes to positions ``[N, 2]``; zero off the grid."""
     index = (z - np.array(grid.origin)) / np.array(grid.spacing)
     shape = np.array(grid.shape)
     floor = np.floor(index).astype(np.int64)
@@ -150,7 +168,7 @@ def _weights(z: Array, grid: Grid) -> Any:
 
 
 def _operator(grid: Grid, length: float) -> Any:
-    """``L = id - a² Δ`` on the nodes ``[nodes, nodes]``, no flow across the rim."""
+    """The operator ``L = id - a² Δ`` on the nodes, a sparse matrix ``[nodes, nodes]`` with no flow across the border."""
     lines: list[Any] = []
     for n, s in zip(grid.shape, grid.spacing, strict=True):
         diagonal: Any = np.full(n, 2.0)
@@ -166,9 +184,14 @@ def _operator(grid: Grid, length: float) -> Any:
 
 @dataclass(frozen=True)
 class Evidence:
-    """Displacements ``d`` ``[N, D]`` that the field should have at ``z`` ``[N, D]``, with standard deviations ``sd`` ``[N, D]``.
+    """Displacements that the field should have at some positions.
 
-    ``tile`` ``[N]`` says where each came from, ``held`` ``[N]`` whether it is sure and was not measured.
+    Args:
+        z: the positions ``[N, D]``.
+        d: the displacements ``[N, D]``.
+        sd: their standard deviations ``[N, D]``.
+        tile: number of the tile that each came from ``[N]``.
+        held: whether each was set to keep the map as it is, rather than measured ``[N]``.
     """
 
     z: Array
@@ -182,7 +205,7 @@ class Evidence:
 
     @classmethod
     def of(cls, parts: Iterable[Evidence]) -> Evidence:
-        """Several as one."""
+        """Several pieces of evidence joined into one."""
         given = list(parts)
         return cls(*(np.concatenate([getattr(p, f.name) for p in given]) for f in dataclasses.fields(cls)))
 
@@ -190,24 +213,27 @@ class Evidence:
 class Process:
     """The posterior mean of a Gaussian process given evidence, with the covariance that belongs to ``L⁻²`` (Matérn, ν = 1).
 
-    ``Σ |d(z_i) - d_i|² w_i / s_i² + |L d|² h² / (4π a² σ²)`` is least; the weights ``w`` are those of Student's distribution, so
-    that windows which were found in a wrong place do not count (Lange, Little & Taylor 1989).
+    It minimises ``Σ |d(z_i) - d_i|² w_i / s_i² + |L d|² h² / (4π a² σ²)``. The weights ``w`` follow from Student's distribution
+    and give up windows that were found in a wrong place (Lange, Little & Taylor 1989).
 
     Args:
-        head: what comes before the last affine maps of the map that is refined: nodes divide those of its flow.
+        head: the parts of the refined map before its last affine maps; the nodes divide the cells of a flow among them.
         low: lower corner ``[D]`` of the box that nodes cover.
         high: upper corner ``[D]`` of the box.
-        unit: of box and displacements.
-        floor: standard deviation, in ``unit``, by which a window is off at least.
+        unit: length unit of the box and of displacements.
+        floor: least standard deviation of a window's displacement, in ``unit``.
     """
 
     def __init__(self, head: tuple[Transform, ...], low: Array, high: Array, unit: str, floor: float) -> None:
         self.head, self.low, self.high, self.unit, self.floor = head, low, high, unit, floor
 
     def choose(self, evidence: Evidence, pitch: float) -> tuple[float, float] | None:
-        """The correlation length and prior deviation under which windows best foretell each other; None where they say nothing.
+        """The correlation length and prior deviation under which windows predict each other best; None where they predict
+        nothing.
 
-        Lengths are tried in units of ``pitch``, the distance of windows.
+        Args:
+            evidence: the measured displacements.
+            pitch: distance between windows, the unit of `LENGTHS`.
         """
         spread = _spread(evidence.d)
         if not spread > 0:
@@ -224,7 +250,7 @@ class Process:
         return length, DEVIATIONS[int(np.argmin(others))] * spread
 
     def gentle(self, evidence: Evidence, length: float, deviation: float) -> Field | None:
-        """The field, of longer correlation where it would be too steep; None where even that does not help."""
+        """The field, with a longer correlation length where it would be steeper than `STEEP`; None where that does not help."""
         for _ in range(4):
             field, _noise = self.fit(evidence, length, deviation)
             if _steepest(field) < STEEP:
@@ -233,7 +259,11 @@ class Process:
         return None
 
     def _foretold(self, evidence: Evidence, length: float, deviation: float) -> float:
-        """How badly a field foretells windows that it was not fitted to, every `FOLDS`-th: their distance, summed, twice."""
+        """Cross-validation error of a field: the summed distance between predicted and measured displacements (smaller is
+        better).
+
+        Every `FOLDS`-th window is predicted from all others, for two of the folds.
+        """
         score = 0.0
         for fold in (0, FOLDS // 2):
             fitted = (np.arange(len(evidence.z)) % FOLDS != fold) | evidence.held
@@ -244,7 +274,7 @@ class Process:
         return score
 
     def fit(self, evidence: Evidence, length: float, deviation: float, turns: int = 6) -> tuple[Field, float]:
-        """The field of a correlation length and prior deviation, and the noise beyond the evidence's own that was found."""
+        """The field for a correlation length and prior deviation; and the estimated noise that exceeds the windows' own."""
         grid = _nodes(self.head, self.low, self.high, length / NODES, self.unit)
         matrix = _weights(evidence.z, grid)
         operator = _operator(grid, length)
@@ -255,7 +285,7 @@ class Process:
         for _ in range(turns):
             precision = weight / (sd**2 + np.where(evidence.held, 0.0, noise**2))
             normal = (matrix.T @ sparse.diags(precision) @ matrix + prior).tocsc()
-            # symmetric and positive: without pivoting
+            # the matrix is symmetric and positive definite, so no pivoting is needed
             solver = splu(normal, permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0.0, options={"SymmetricMode": True})
             values = solver.solve(matrix.T @ (precision[:, None] * evidence.d)).T
             rest = evidence.d - np.stack([matrix @ v for v in values], axis=1)
@@ -268,7 +298,7 @@ class Process:
 
 
 def length_before(tail: Affine) -> float:
-    """Source units per target unit of an affine map of two dimensions, as the root of the change of area."""
+    """Source units per target unit of an affine map in 2D: the square root of its change of area, inverted."""
     return 1 / math.sqrt(float(homogeneous.determinant(tail.matrix).abs()))
 
 
@@ -278,7 +308,7 @@ def _spread(d: Array) -> float:
 
 
 def _steepest(field: Field) -> float:
-    """Largest change of a component of the field between neighbouring nodes over their distance."""
+    """Largest difference of any component of the field between neighbouring nodes, over their distance."""
     changes: list[float] = [
         float(field.values.diff(dim=1 + d).abs().amax()) / s for d, s in enumerate(field.grid.spacing)
     ]

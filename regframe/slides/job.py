@@ -20,22 +20,22 @@ from .zarrshards import quiet_zarr
 
 @dataclass(frozen=True)
 class SlideJob:
-    """A warp of files by a saved result, in plain values alone: what a task on another machine can be told.
+    """The warp of an image file by a saved result, described by plain values that can be sent to another machine.
 
-    ``job.plan()`` opens the files; ``run_shard(job, index)`` makes one shard and keeps the plan for the next.
+    ``job.plan()`` opens the files; ``run_shard(job, index)`` computes one shard and caches the plan for the next one.
 
     Args:
         result: the folder that ``regframe register`` wrote.
         input: the image to carry.
         output: ``NAME.zarr`` or ``NAME.ome.tif``.
-        to: the space to go to, ``fixed`` or ``moving``; the image belongs to the other.
-        adapter: the reader of the image; sniffed where None.
-        options: its options, as pairs.
-        input_spacing: pixel size of the image's finest level, in the unit of its side; its own where None.
-        canvas: whose field to fill: ``fixed``, ``moving`` or ``union``; the side named by ``to`` where None.
-        spacing: pixel size of the output, in the unit of the destination.
-        region: part of the canvas, in the unit of the destination: first and last position per axis.
-        level: resolution of the image to read; also gives the pixel size where ``spacing`` is None.
+        to: the side to carry to, ``fixed`` or ``moving``; the image belongs to the other side.
+        adapter: name of the adapter that reads the image; found by asking all adapters where None.
+        options: options of the adapter, as pairs.
+        input_spacing: pixel size of the image's finest level, in the unit of its side; as the file states it where None.
+        canvas: field of view of the output: ``fixed``, ``moving`` or ``union``; that of the side ``to`` where None.
+        spacing: pixel size of the output, in the unit of the side ``to``.
+        region: part of the canvas, in the unit of the side ``to``: first and last position per axis.
+        level: resolution of the image to read; it also gives the output's pixel size where ``spacing`` is None.
         background: value beyond the image's pixels, as in `SlideOptions`.
     """
 
@@ -53,7 +53,10 @@ class SlideJob:
     background: Background = "auto"
 
     def plan(self) -> SlideWarp | None:
-        """What `warp_slide` would do; None where its adapter has no pyramid of it, and for volumes and ids kept as floats."""
+        """The plan of `warp_slide`.
+
+        None for volumes, for ids stored as floats, and where the adapter has no pyramid of the image.
+        """
         reader = plugins.find_adapter(self.input, self.adapter, **dict(self.options))
         pyramid = reader.pyramid(self.input)
         tiff = self.output.lower().endswith((".tif", ".tiff"))
@@ -85,11 +88,11 @@ def _plan_of(job: SlideJob) -> SlideWarp | None:
 
 
 def run_shard(job: SlideJob, index: int) -> int:
-    """Make shard ``index`` of a job whose output another process holds open (`SlideWarp.started`); returns the index."""
+    """Compute shard ``index`` of a job, while another process holds its output open (`SlideWarp.started`); returns ``index``."""
     plan = _plan_of(job)
     if plan is None:
         raise ValueError(f"wanted an image that can be read by regions, got {job.input!r}; convert it to OME-Zarr")
-    with on_threads(1), quiet_zarr():  # every core has a task of its own
+    with on_threads(1), quiet_zarr():  # one thread per task: every core runs a task of its own
         plan.run(index)
     return index
 
@@ -98,7 +101,7 @@ def run_shard(job: SlideJob, index: int) -> int:
 
 
 def _identity(path: Path) -> str:
-    """A file's size and time; of a folder, those of its metadata."""
+    """Size and modification time of a file; of a folder, those of its metadata files."""
     files = [path] if path.is_file() else [path / name for name in ("zarr.json", ".zattrs", ".zgroup", ".zarray")]
     facts = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files if f.is_file()]
     return repr((os.path.realpath(path), facts))

@@ -1,4 +1,4 @@
-"""Which level of a pyramid is registered, and how it is read: averaged where it is too large, never all of it in memory."""
+"""Chooses the level of a pyramid that is registered, and reads it, averaged where it is too large, in bounded memory."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..data import Grid, Image, Level, Pyramid
 
 
 def pyramid_of(image: Image) -> Pyramid:
-    """An image in memory as a pyramid of one level."""
+    """An image in memory, as a pyramid of one level."""
     data = image.data.numpy()
     level = Level(image.grid, data.shape, lambda region: data[(slice(None), *region)])
     return Pyramid((level,), data.dtype, image.channels, labels=image.labels, name=image.name)
@@ -21,18 +21,20 @@ def pyramid_of(image: Image) -> Pyramid:
 _Array = np.ndarray[Any, Any]
 
 ENOUGH = 1_500_000
-"""Pixels that a registration makes use of: the solver halves what is larger (``Config.pyramid.max_pixels``, of this value)."""
+"""Pixels of an image beyond which a registration gains nothing: the solver halves larger images (default of
+``Config.pyramid.max_pixels``)."""
 WHOLE = {2: 1 << 23, 3: 1 << 25}
-"""Pixels of an image and of a volume, by their axes, up to which a level is read as it is: 8 and 32 million."""
+"""Pixels of an image (2 axes) or volume (3 axes) up to which a level is read without averaging: 8 and 32 million, a matter of
+memory."""
 _STRIP = 8 << 20
-"""Bytes that are read at once where blocks are averaged: about 8 MiB, or one row of chunks where that is more."""
+"""Bytes read at once while blocks are averaged: about 8 MiB, or one row of chunks where that is more."""
 
 
 def choose_level(pyramid: Pyramid) -> tuple[int, tuple[int, ...]]:
-    """The level to register on, and how many of its pixels per axis to average (1: as stored).
+    """The level to register, and how many of its pixels per axis to average into one (1: none).
 
-    It is the coarsest level with at least `ENOUGH` pixels, the finest one where all are small. A level that is still
-    larger than `WHOLE` is averaged over blocks of a power of two, the finer axes of a volume first, until it is not.
+    It is the coarsest level with at least `ENOUGH` pixels, or the finest level where all have fewer. A level with more than
+    `WHOLE` pixels is averaged over blocks of a power of two, the finer axes of a volume first, until it has no more.
     """
     sizes = [math.prod(level.grid.shape) for level in pyramid.levels]
     level = max((k for k, size in enumerate(sizes) if size >= ENOUGH), default=0)
@@ -47,9 +49,9 @@ def choose_level(pyramid: Pyramid) -> tuple[int, tuple[int, ...]]:
 
 
 def read_level(pyramid: Pyramid, level: int, factor: tuple[int, ...]) -> Image:
-    """One level averaged over blocks of ``factor`` pixels, strip by strip: never more of it than a row of chunks at once.
+    """One level, averaged over blocks of ``factor`` pixels, strip by strip: never more than a row of chunks in memory at once.
 
-    The last block of an axis may have fewer pixels; of labels the pixel nearest to the middle of each block is kept.
+    The last block of an axis may be smaller. Of labels, the pixel nearest to the middle of each block is taken.
     """
     chosen = pyramid.levels[level]
     grid = chosen.grid
@@ -57,7 +59,7 @@ def read_level(pyramid: Pyramid, level: int, factor: tuple[int, ...]) -> Image:
     out = np.empty((len(pyramid.channels), *shape), pyramid.dtype)
     row = len(pyramid.channels) * math.prod(grid.shape[1:]) * pyramid.dtype.itemsize
     step = math.lcm(min(chosen.chunk[1], grid.shape[0]), factor[0])
-    if step * row > 4 * _STRIP:  # chunks and blocks that never meet: some chunks are read twice
+    if step * row > 4 * _STRIP:  # chunk and block borders coincide too rarely: read block by block, some chunks twice
         step = max(factor[0], min(chosen.chunk[1], grid.shape[0]) // factor[0] * factor[0])
     step *= max(1, _STRIP // (step * row))
     for start in range(0, grid.shape[0], step):
@@ -73,7 +75,7 @@ def read_level(pyramid: Pyramid, level: int, factor: tuple[int, ...]) -> Image:
 def _columns(
     grid: Grid, chunk: tuple[int, ...], factor: tuple[int, ...], row: int, height: int
 ) -> list[tuple[int, int, slice]]:
-    """Pieces of a strip, in whole chunks and blocks, where the strip is too much at once: start, stop and blocks."""
+    """Pieces of a strip that is too large to be read at once: start, stop and blocks of each, in whole chunks and blocks."""
     width = grid.shape[-1]
     pieces = -(-height * row // (2 * _STRIP))
     step = math.lcm(min(chunk[-1], width), factor[-1])
@@ -83,7 +85,7 @@ def _columns(
 
 
 def _averaged(array: _Array, factor: tuple[int, ...], labels: bool) -> _Array:
-    """``[C, *S]`` over blocks, in its own type; sums are taken axis by axis, exact for whole numbers."""
+    """Block means of ``[C, *S]`` in its own dtype; summed axis by axis, exactly for integers."""
     if labels:
         index = [np.minimum(np.arange(0, n, f) + f // 2, n - 1) for n, f in zip(array.shape[1:], factor, strict=True)]
         picked: _Array = array[np.ix_(np.arange(len(array)), *index)]
@@ -97,7 +99,7 @@ def _averaged(array: _Array, factor: tuple[int, ...], labels: bool) -> _Array:
         before = (slice(None),) * axis
         first = total[(*before, slice(0, None, f))]
         sums = first.astype(np.uint32 if small else np.int64 if array.dtype.kind in "ui" else array.dtype)
-        for k in range(1, f):  # of a last short block there is less
+        for k in range(1, f):  # the last block may be shorter
             part = total[(*before, slice(k, None, f))]
             sums[(*before, slice(0, part.shape[axis]))] += part
         held = np.minimum(f, total.shape[axis] - f * np.arange(sums.shape[axis]))

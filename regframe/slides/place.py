@@ -1,4 +1,4 @@
-"""Where the pixels of a large image lie: on the canvas of a result, on a level of a pyramid."""
+"""Where the pixels of a large image lie: the canvas of an output, and the levels of a pyramid on a side's canvas."""
 
 from __future__ import annotations
 
@@ -17,14 +17,17 @@ from ..maps.bends import carried_length
 from ..result import Result
 
 _OUTLINE = 512
-"""Positions along an edge of a 2D canvas whose bounding box is carried by a map: a bend moves little between two of them."""
+"""Positions per edge of a 2D canvas at which a map is evaluated to find the bounding box of the mapped canvas: a bend changes
+little between two of them."""
 _OUTLINE_3D = 32
-"""Positions along an edge of a volume, whose outline is its faces."""
+"""Positions per edge of a volume for that purpose; fewer, because its outline consists of faces."""
 _SNAP = 0.1
-"""Relative difference of a pixel size from the destination's times a power of two up to which it is taken to be that."""
+"""Relative difference between a pixel size and the destination's own times a power of two, below which the latter is used."""
 _RATIO = 0.02
-"""Relative difference of two extents up to which both are taken for one field: a level of a pyramid loses up to a pixel."""
+"""Relative difference of two extents below which both are taken for one field of view: a level of a pyramid loses up to a
+pixel."""
 Canvas = Literal["fixed", "moving", "union"]
+"""Side, or union of both sides, whose field of view an output fills."""
 
 
 # ------------------------------------------------------------------------------------------------------------- canvases
@@ -39,21 +42,22 @@ def canvas_grid(
     source: Pyramid | None = None,
     level: int | None = None,
 ) -> Grid:
-    """The grid to fill in the space of ``to``: whose field, in which pixels, which part of it.
+    """The grid of an output in the space of the side ``to``: its field of view, its pixel size, and the part of it that is
+    wanted.
 
-    Its pixels are those of the destination's own canvas, in the result, or split and joined evenly from its lower corner;
-    the field of the other side, and the union of both, go on in the same rows and columns.
+    Its pixels are those of the destination's canvas in the result, evenly split or joined, counted from its lower corner. The
+    field of the other side and the union continue the same rows and columns.
 
     Args:
         result: the map and both canvases.
         to: the destination.
-        canvas: ``fixed``, ``moving`` or ``union``; the destination's own where None. The other side's is the bounding box of
-            where the map takes it.
-        spacing: pixel size; where None that of ``level`` as the map takes it (the destination's times a power of two where
-            it is within a tenth of it), else that of the destination's canvas in the result.
-        region: first and last position per axis; pixels whose centre lies between them are kept.
-        source: the image, whose ``level`` is asked for.
-        level: its resolution.
+        canvas: ``fixed``, ``moving`` or ``union``; the destination's own where None. For the other side, it is the bounding
+            box of its mapped canvas.
+        spacing: pixel size of the output. Where None, the mapped pixel size of ``level``, replaced by the destination's own
+            times a power of two where the two are within a tenth; without ``level``, the pixel size of the destination's canvas.
+        region: first and last position per axis; pixels whose centres lie between them are kept.
+        source: the image that has ``level``.
+        level: resolution of the image that decides the pixel size.
 
     Raises:
         ValueError: for a region without a pixel of the canvas.
@@ -98,7 +102,7 @@ def canvas_grid(
 
 
 def _spacing_of(grid: Grid, transform: Transform, own: Grid) -> float:
-    """Size of a pixel of ``grid`` as the map takes it, or that of ``own`` times a power of two where it is nearly that."""
+    """Mapped size of a pixel of ``grid``, replaced by a power of two times the size of ``own`` where the two are close."""
     size = carried_length(grid.pixel, transform)
     power = math.log2(size / own.pixel)
     nearest = own.pixel * 2.0 ** round(power)
@@ -106,7 +110,7 @@ def _spacing_of(grid: Grid, transform: Transform, own: Grid) -> float:
 
 
 def _outline(grid: Grid) -> torch.Tensor:
-    """Positions along the outer pixel edges of a 2D grid, of all corners and edges of a 3D one, ``[N, D]``."""
+    """Positions ``[N, D]`` along the outer pixel edges of a grid: of a 2D grid its border, of a 3D grid its faces."""
     low = [o - s / 2 for o, s in zip(grid.origin, grid.spacing, strict=True)]
     steps = _OUTLINE if grid.ndim == 2 else _OUTLINE_3D
     lines = [torch.linspace(a, a + e, steps + 1, dtype=torch.float64) for a, e in zip(low, grid.extent, strict=True)]
@@ -118,7 +122,7 @@ def _outline(grid: Grid) -> torch.Tensor:
 
 
 def place_pyramid(pyramid: Pyramid, side: Grid, spacing: float | None = None) -> Pyramid:
-    """The pyramid where `place` puts its finest level in the space of ``side``; every other level moves along."""
+    """The pyramid with its finest level moved to where `place` puts it in the space of ``side``; the other levels move along."""
     native, placed = pyramid.grid, place(pyramid.grid, side, spacing)
     if placed == native:
         return pyramid
@@ -137,11 +141,11 @@ def place_pyramid(pyramid: Pyramid, side: Grid, spacing: float | None = None) ->
 
 
 def place(grid: Grid, side: Grid, spacing: float | None) -> Grid:
-    """Where an image's pixels lie in the space of ``side``, in its unit.
+    """The grid of an image in the space of ``side``, in its unit.
 
-    With ``spacing`` (in the side's unit) its outer edges are put on the side's lower edges. Without it an image of as many
-    pixels as the side is on the side's own grid, and another one needs a spacing of its own by which it covers that field.
-    Raises ValueError where none of this tells where it lies.
+    With ``spacing`` (in the side's unit) the image's lower outer edges are put on those of the side. Without it, an image with
+    as many pixels as the side gets the side's grid, and any other image must declare a spacing with which it covers the side's
+    field of view. Raises ValueError where none of these determines its place.
     """
     if grid.ndim != side.ndim:
         raise ValueError(f"wanted an image of {side.ndim} axes for this result, got {grid.ndim}")
@@ -174,7 +178,7 @@ def place(grid: Grid, side: Grid, spacing: float | None) -> Grid:
 
 
 def _same_field(grid: Grid, side: Grid) -> Grid:
-    """``grid`` where it overlaps the field of ``side``, else ValueError; warns where it covers another extent."""
+    """``grid``, provided it overlaps the field of ``side`` (else ValueError); warns where the two cover different extents."""
     low = [
         max(a - s / 2, b - t / 2)
         for a, s, b, t in zip(grid.origin, grid.spacing, side.origin, side.spacing, strict=True)

@@ -1,10 +1,13 @@
-"""`refine`: a map found on a coarse level, made exact at full resolution, where that can be shown to help.
+"""`refine`: improves a map that was found on a coarse level, at full resolution, wherever an improvement can be shown.
 
-Tile by tile the moving image is carried onto the fixed one by the map as it is, and windows of it are looked for where they
-should be: the peak of the normalised cross-correlation says how far off the map is there, its curvature how surely. One smooth
-field, the posterior mean of a Gaussian process, is fitted to what all windows say, so that there are no seams, and joins the
-map's own flow as one more slice of its velocity. Every second window takes no part in this: it keeps its correlation as a
-function of the displacement and judges, tile by tile, whether the field made it better.
+Each tile of the moving image is carried onto the fixed image by the map, and windows of it are searched for near their expected
+places: the peak of the normalised cross-correlation tells how far off the map is, its curvature how precisely. One smooth field
+(the posterior mean of a Gaussian process) is fitted to all windows together, so that there are no seams, and becomes one more
+time slice of the map's own velocity. Every second window takes no part in the fit. It keeps its correlation as a function of the
+displacement and judges, tile by tile, whether the field improves the match.
+
+Where a constant names no source, neither a paper nor a calibration is recorded for it; ``benchmarks/bench_refine.py`` measures
+what they achieve together.
 """
 
 from __future__ import annotations
@@ -38,25 +41,28 @@ from .place import place_pyramid
 from .windows import FINE, SEARCH, WINDOW, Look, Seen, correlations, look_at, without_mean
 
 TILE = 8 * WINDOW
-"""Pixels along the sides of a tile, the unit that is read at once, kept or rejected: 32 windows to find, 32 to judge."""
+"""Side of a tile, in pixels of the level. A tile is read, kept or rejected as a whole; it holds 32 windows that measure and 32
+that judge."""
 REACH = 3.0
-"""Pixels of the level that was registered on by which its map may be off: that far is searched."""
+"""Largest error of the map that is searched for in the first round, in pixels of the level at which it was registered."""
 STRIDE = 8
-"""Times by which the resolution grows at most from one round to the next: `SEARCH` pixels of one are three of the last."""
+"""Largest factor by which the resolution grows from one round to the next: `SEARCH` (24) pixels of a round are then three of
+the round before."""
 NOISE = 0.1
-"""Pixels by which a window is found elsewhere than its middle lies, at least: the map bends within it too."""
+"""Least standard deviation of a window's place, in pixels of the level: the map bends within a window too."""
 HELD_SD = 0.1
-"""Pixels of the level to which a tile that the field made worse is held at the map it came with (standard deviation)."""
+"""Standard deviation, in pixels of the level, with which a tile that the field made worse is held at the unrefined map."""
 COARSE_SD = 0.5
-"""Pixels of a level to which what it measured still counts at finer levels, at best: half a pixel (standard deviation)."""
+"""Least standard deviation, in pixels of its own level, with which a window of an earlier, coarser round counts in later
+rounds."""
 HOLDINGS = 3
-"""Times that tiles which the field made worse are held and it is fitted again, at most."""
+"""Largest number of times that tiles which the field made worse are held and the field is fitted again."""
 LOOKED_AT = 24_000_000
-"""Values of both sides that are looked at to choose how to look at them, at most: 100 MB in float32."""
+"""Largest number of values of both sides from which the weights of the channels are computed: 100 MB in float32."""
 MOST_POSITIONS = 150_000
-"""Positions at which round trip and change of area of a refined map are taken, at most."""
+"""Largest number of positions at which round trip and change of area of a refined map are computed."""
 TISSUE = 0.02
-"""Share of a tile that tissue must cover for the tile to be looked at."""
+"""Least share of a tile that tissue must cover for the tile to be examined."""
 Report = Callable[[Progress], object]
 
 
@@ -68,19 +74,19 @@ def refine(
     workers: int | None = None,
     progress: Callable[[Progress], object] | None = None,
 ) -> Result:
-    """Make the map of two images exact at full resolution, tile by tile, where it can be shown to help.
+    """Improve the map of two images at full resolution, tile by tile, wherever an improvement can be shown.
 
-    The field that is added is smooth, so that the map stays one-to-one, and becomes a slice of the map's own velocity
-    (`Flow`). A tile whose held-out windows are not clearly better than before takes no part in it; where none is, the map
-    comes back as it was. Memory does not grow with the images: a few tiles per worker, and 5 kB per window that judges.
+    The added field is smooth, so that the map stays one-to-one, and becomes a slice of the map's own velocity (`Flow`). A
+    tile whose held-out windows do not match clearly better than before takes no part in it; where no tile improves, the map
+    is returned unchanged. Memory does not grow with the images: a few tiles per worker, and 5 kB per judging window.
 
     Args:
-        result: of two 2D images.
+        result: the registration of two 2D images.
         fixed: every resolution of the fixed image, or anything `regframe.open_pyramid` reads.
         moving: every resolution of the moving image, or anything `regframe.open_pyramid` reads.
         workers: threads; None takes one per core.
-        progress: called when a tile has been looked at: the stage is the round (``pixels of 0.5 µm``), with its tiles that
-            are done and all of them.
+        progress: called after every tile; the stage is the round (``pixels of 0.5 µm``), with the number of tiles done and in
+            all.
 
     Returns:
         The result with the refined map; ``metrics["refinement"]`` says what was done: ``rounds``, each with ``pixel`` (fixed
@@ -131,9 +137,9 @@ def _rounds(
     workers: int,
     progress: Callable[[Progress], object] | None,
 ) -> tuple[Field | None, list[dict[str, Any]]]:
-    """The field, or None where nothing was kept, and what was done.
+    """The field, or None where nothing was kept; and the record of every round.
 
-    ``coarse`` is the pixel of the registration, in those of the finest level.
+    ``coarse`` is the pixel size of the registration, in pixels of the finest fixed level.
     """
     head, tail = split_last(result.transform)
     ratio = tiles.needed(moving, result.transform.inverse(), fixed.grid.spacing)  # moving pixels per fixed one
@@ -169,7 +175,7 @@ def _seen(
     workers: int,
     progress: Report | None,
 ) -> tuple[Level, list[Seen]]:
-    """The level of ``factor`` pixels of the finest per pixel, and what each of its tiles with tissue shows under a map."""
+    """The level with pixels of ``factor`` finest pixels, and the measurements in each of its tiles with tissue."""
     level = tiles.choose(fixed, factor)
     places = _tissue_tiles(level.grid, look)
     pull = transform.inverse()
@@ -188,16 +194,16 @@ def _seen(
 
 
 class _Judged(NamedTuple):
-    """What held-out windows say of a field.
+    """The verdict of held-out windows on a field.
 
     Args:
-        sure: by tile, by how many standard deviations above chance its windows are more alike than before.
-        rise: by tile, the mean rise of their correlation.
-        before: correlations of all windows without the field, summed.
-        after: correlations of all windows with the field, summed.
-        windows: how many there are.
-        chance: variance that the change of the sum has by chance.
-        level: variance that the sum itself has by chance.
+        sure: by tile, standard deviations above chance by which its windows correlate better than before.
+        rise: by tile, mean rise of the correlation of its windows.
+        before: sum of the correlations of all windows without the field.
+        after: sum of the correlations of all windows with the field.
+        windows: number of windows.
+        chance: variance of the change of that sum by chance.
+        level: variance of the sum itself by chance.
     """
 
     sure: dict[int, float]
@@ -211,16 +217,16 @@ class _Judged(NamedTuple):
 
 @dataclass(frozen=True)
 class _Round:
-    """One resolution of a refinement: what its tiles show, and what follows from it.
+    """One resolution of a refinement: its measurements, and the decisions drawn from them.
 
     Args:
         original: the map of the registration.
-        transform: the map that the tiles were looked at with: ``original``, and ``field`` where there is one.
-        field: what coarser rounds added; None where they added nothing.
-        seen: by tile, what it shows.
-        grid: of the level that was looked at.
-        process: that fields are fitted with.
-        pool: what coarser rounds kept as evidence.
+        transform: the map under which the tiles were examined: ``original`` with ``field``.
+        field: the field of coarser rounds; None where they added nothing.
+        seen: the measurements in each tile.
+        grid: grid of the level that was examined.
+        process: fits fields.
+        pool: evidence kept from coarser rounds.
     """
 
     original: Transform
@@ -240,7 +246,7 @@ class _Round:
         return length_before(self._ends[1])
 
     def settle(self) -> tuple[Field | None, list[Evidence], dict[str, Any]]:
-        """The field of this round, None where it is rejected; the evidence that stays; and what is said of the round."""
+        """The field of this round (None where it is rejected), the evidence to keep, and the record of the round."""
         status = {i: tile.status for i, tile in enumerate(self.seen)}
         measured = self._measured(status)
         looked_at = sum(1 for why in status.values() if not why)
@@ -255,7 +261,7 @@ class _Round:
                 kept, new = [], None
             else:
                 entry |= self._told(judged, measured)
-                # what this resolution said gives way to a finer one, but stays where that sees nothing
+                # in later rounds this evidence counts less than finer one, but remains where that is missing
                 least = COARSE_SD * self.grid.pixel * self._zoom
                 stays = [
                     dataclasses.replace(item, sd=np.maximum(item.sd, least))
@@ -269,7 +275,7 @@ class _Round:
         return new, stays, entry
 
     def judge(self, new: Field) -> _Judged:
-        """What the held-out windows of every tile say of the original map with the field ``new``."""
+        """The verdict of the held-out windows of every tile on the original map with the field ``new``."""
         joint = joined(self.original, new)
         spacing = np.array(self.grid.spacing)
         sure, rise, total = {}, {}, np.zeros(5)
@@ -287,7 +293,7 @@ class _Round:
         return _Judged(sure, rise, *total)
 
     def _measured(self, status: dict[int, str]) -> list[Evidence]:
-        """What each tile with structure measured, its errors no smaller than `FLOOR` pixels; others get a status."""
+        """The measurements of each tile, with errors of at least `FLOOR` pixels; tiles without structure get a status."""
         found = []
         for i, tile in enumerate(self.seen):
             if not status[i] and (len(tile.places) < FEW or len(tile.judges) < FEW):
@@ -302,9 +308,9 @@ class _Round:
     def _proposed(
         self, measured: list[Evidence], status: dict[int, str]
     ) -> tuple[Field | None, list[int], list[Evidence]]:
-        """The field of those tiles that it makes better, these tiles, and what is held where it made others worse.
+        """The field of the tiles that it improves, the numbers of these tiles, and evidence that holds the map elsewhere.
 
-        Tiles that it makes worse are held at the map they came with, and get a status.
+        Tiles that the field made worse are held at the unrefined map, and get a status.
         """
         kept: list[int] = []
         held: list[Evidence] = []
@@ -335,21 +341,24 @@ class _Round:
     def _fitted(
         self, measured: list[Evidence], kept: list[int], held: list[Evidence], choice: tuple[float, float]
     ) -> Field | None:
-        """The field of the tiles ``kept`` beside what is held, of a correlation length and deviation; None where none is kept."""
+        """The field fitted to the tiles ``kept`` and to what is held; None without tiles.
+
+        ``choice`` is the correlation length and the prior deviation.
+        """
         chosen = _of_tiles(measured, kept)
         return self.process.gentle(Evidence.of([*self.pool, *chosen, *held]), *choice) if chosen else None
 
     def _held(self, i: int) -> Evidence:
-        """Evidence that the map is right as it is at the judges of tile ``i``."""
+        """Evidence that the map is right as it is, at the judging windows of tile ``i``."""
         places = self.seen[i].judges
         z, d = self._toward(places, np.zeros_like(places))
         sd = np.full_like(d, HELD_SD * self.grid.pixel * self._zoom)
         return Evidence(z, d, sd, np.full(len(z), i), np.ones(len(z), dtype=np.bool_))
 
     def _toward(self, places: Array, shifts: Array) -> tuple[Array, Array]:
-        """Where places ``[N, D]`` lie in the field, and what the field should be there, ``[N, D]``.
+        """Positions of ``places`` ``[N, D]`` in the space of the field, and the displacements it should have there ``[N, D]``.
 
-        With it the map takes to ``places`` what, as it is, it takes to ``places + shifts``.
+        With these displacements the map takes to ``places`` what it now takes to ``places + shifts``.
         """
         head, tail = self._ends
         z = tail.inverse().points(torch.from_numpy(places)).numpy()
@@ -359,7 +368,7 @@ class _Round:
         return z, x.numpy() - z
 
     def _told(self, judged: _Judged, measured: list[Evidence]) -> dict[str, Any]:
-        """Mean correlation of the held-out windows before and after; how far the windows say that the map was off, fixed unit."""
+        """The record of a round: mean correlation of held-out windows before and after; errors of the map, in the fixed unit."""
         moved = np.concatenate(
             [np.linalg.norm(m.d - (0 if self.field is None else self.field.at(m.z)), axis=1) for m in measured]
         )
@@ -374,7 +383,7 @@ class _Round:
 
 
 def _of_tiles(evidence: list[Evidence], tiles_: list[int]) -> list[Evidence]:
-    """The evidence of some tiles."""
+    """The evidence that came from the given tiles."""
     return [item for item in evidence if int(item.tile[0]) in set(tiles_)]
 
 
@@ -382,10 +391,10 @@ def _of_tiles(evidence: list[Evidence], tiles_: list[int]) -> list[Evidence]:
 
 
 def _look(result: Result, fixed: Pyramid, moving: Pyramid, coarse: float) -> Look:
-    """How to look at both sides, from all of them at the resolution of the registration.
+    """The weights of the channels and the tissue mask, from the whole images at the resolution of the registration.
 
-    The channels of each are summed such that what is finer than `FINE` pixels correlates most: the first pair of canonical
-    variables (Hotelling 1936), which neither colours nor a turned contrast change.
+    The weights are those under which the structure finer than `FINE` pixels correlates most: the first pair of canonical
+    variables (Hotelling 1936), which does not depend on colours or on an inverted contrast.
     """
     channels = len(fixed.channels) + len(moving.channels)
     while math.prod(fixed.grid.shape) / coarse**2 * channels > LOOKED_AT:
@@ -422,7 +431,7 @@ def _look(result: Result, fixed: Pyramid, moving: Pyramid, coarse: float) -> Loo
 
 
 def _tissue_tiles(grid: Grid, look: Look) -> list[tuple[slice, slice]]:
-    """Tiles of a level in which there is tissue."""
+    """The tiles of a level that contain enough tissue (`TISSUE`)."""
     found = []
     for y in range(0, grid.shape[0], TILE):
         for x in range(0, grid.shape[1], TILE):
@@ -448,7 +457,7 @@ def _rim(grid: Grid) -> Tensor:
 
 
 def _figures(transform: Transform, result: Result) -> dict[str, Any]:
-    """What changes of ``metrics.json``: the round trip and the change of area of the refined map."""
+    """The entries of ``metrics.json`` that a refinement changes: round trip and change of area."""
     grid = result.fixed_grid
     if math.prod(grid.shape) > MOST_POSITIONS:
         factor = math.sqrt(math.prod(grid.shape) / MOST_POSITIONS)

@@ -1,4 +1,4 @@
-"""The shards of an output on their way to the disk: what every format of a large image offers `regframe.slides.warp`."""
+"""The interface of output formats for large images: writing and reading the shards of a pyramid."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from ..data import Grid
 Array = NDArray[Any]
 
 RGB = ("red", "green", "blue")
-"""Channel names by which an image of three colours is known."""
+"""Channel names by which an image is recognised as an RGB image."""
 
 
 @dataclass(frozen=True)
 class ShardStore(ABC):
-    """Pixels of a pyramid, shard by shard, in a folder that several processes write to at once.
+    """Pixels of a pyramid, shard by shard, in a folder to which several processes write at once.
 
     Args:
-        folder: where they lie until all are there.
-        levels: grids, finest first.
+        folder: the folder of the unfinished output.
+        levels: grids of the levels, finest first.
         shards: pixels per axis of a shard, by level.
         tile: pixels per axis that are compressed together.
         dtype: of the pixels.
-        channels: their names.
-        fill: value where no shard wrote.
-        labels: whether values are ids, so that coarser levels keep every second pixel instead of means.
+        channels: names of the channels.
+        fill: value of shards that are not written.
+        labels: whether values are ids; coarser levels then take every second pixel instead of means.
     """
 
     folder: Path
@@ -49,22 +49,22 @@ class ShardStore(ABC):
 
     @abstractmethod
     def write(self, level: int, place: tuple[int, ...], pixels: Array | None) -> list[str]:
-        """Write the pixels ``[C, y, x]`` of the shard at ``place`` (row, column), or nothing for None: all of it is background.
+        """Write the pixels ``[C, y, x]`` of the shard at ``place`` (row, column); None where all of them are background.
 
-        Returns the names, in the folder, of the files it is in: none where it is background.
+        Returns the names, relative to the folder, of the files that hold the shard: none where it is background.
         """
 
     @abstractmethod
     def read(self, level: int, region: Sequence[slice]) -> Array:
-        """Pixels ``[C, y, x]`` of a region that begins and ends with shards, or with the level."""
+        """Pixels ``[C, y, x]`` of a region whose borders are borders of shards or of the level."""
 
     @abstractmethod
     def finish(self, target: Path, name: str, colors: Sequence[str], version: str) -> Path:
-        """Complete the output once every shard is there, and say where it lies: in the folder, or at ``target``.
+        """Complete the output once every shard is written; returns its path, in the folder or at ``target``.
 
         Args:
-            target: place beside the folder for an output that is one file.
-            name: what viewers call the image.
+            target: path beside the folder, for an output that is a single file.
+            name: name of the image that viewers show.
             colors: one ``RRGGBB`` per channel.
-            version: of regframe, where the format has a place for it.
+            version: version of regframe, recorded where the format has a place for it.
         """

@@ -1,7 +1,7 @@
-"""The tiles of an OME-TIFF before it is one file: encoded where they are made, one file per shard and level.
+"""OME-TIFF output: tiles are encoded where they are computed, into one file per shard and level, and joined at the end.
 
-A TIFF can neither be written by several processes nor gone on with. So every shard leaves its tiles, as the TIFF will hold them,
-in a file of its own, and at the end their bytes are copied, one behind the other: nothing is decoded or encoded twice.
+A TIFF can neither be written by several processes nor be continued after an interruption. Every shard therefore leaves its tiles,
+encoded as in the TIFF, in a file of its own. At the end their bytes are copied one after another, without decoding.
 """
 
 from __future__ import annotations
@@ -23,20 +23,21 @@ from numpy.typing import NDArray
 from .shards import RGB, Array, ShardStore
 
 DTYPES = ("u1", "u2", "u4", "i1", "i2", "i4", "f4", "f8")
-"""Pixels that a TIFF holds."""
+"""Pixel types that a TIFF can hold."""
 _EFFORT = 1
-"""Level of deflate: three times as fast as the usual 6, for 2 % more bytes of stained tissue."""
+"""Compression level of deflate: three times as fast as the usual level 6, for 2 % more bytes on stained tissue."""
 _BIG = 3 << 30
-"""Bytes of pixels from which 64-bit offsets are used: 32-bit ones reach 4 GiB, and what does not compress takes a little more."""
+"""Bytes of pixels from which 64-bit offsets are used. 32-bit offsets reach 4 GiB; incompressible data take slightly more bytes
+than their pixels."""
 
 
 @dataclass(frozen=True)
 class TileStore(ShardStore):
-    """Encoded tiles, in files ``LEVEL/ROW.COLUMN`` of a shard each, that one OME-TIFF is put together from."""
+    """Encoded tiles in files ``LEVEL/ROW.COLUMN``, one per shard, from which a single OME-TIFF is put together."""
 
     @property
     def rgb(self) -> bool:
-        """Whether the three colours of a pixel lie side by side."""
+        """Whether the three channels of a pixel are stored next to each other (RGB)."""
         return self.channels == RGB and self.dtype in (np.uint8, np.uint16)
 
     def create(self) -> None:  # noqa: D102
@@ -75,7 +76,7 @@ class TileStore(ShardStore):
         return out
 
     def finish(self, target: Path, name: str, colors: Sequence[str], version: str) -> Path:
-        """Put all tiles together at ``target``: one OME-TIFF with its pyramid in sub-images."""
+        """Join all tiles at ``target``: one OME-TIFF with its pyramid in sub-images."""
         import tifffile
 
         grid = self.levels[0]
@@ -117,7 +118,7 @@ class TileStore(ShardStore):
         return bytes(imagecodecs.deflate_encode(tile.tobytes(), _EFFORT))
 
     def _decode(self, data: bytes) -> Array:
-        """A tile, the channels of colours first."""
+        """A decoded tile; channels first where it is RGB."""
         shape = (self.tile, self.tile, 3) if self.rgb else (self.tile, self.tile)
         flat = imagecodecs.deflate_decode(data, out=math.prod(shape) * self.dtype.itemsize)
         tile: Array = np.frombuffer(flat, self.dtype).reshape(shape)
@@ -126,7 +127,7 @@ class TileStore(ShardStore):
         return np.moveaxis(tile, -1, 0) if self.rgb else tile
 
     def _bytes(self, level: int, channel: int, row: int, column: int) -> bytes | None:
-        """An encoded tile by its place in the level; None where it is background."""
+        """The encoded tile at a place of a level; None where it is background."""
         per = self.shards[level] // self.tile
         file = self.folder / str(level) / f"{row // per}.{column // per}"
         try:
@@ -145,7 +146,7 @@ class TileStore(ShardStore):
             return source.read(int(ends[at]) - start)
 
     def _all(self, level: int) -> Iterator[bytes]:
-        """Every tile of a level as the TIFF wants them: channel after channel where they are planes, row after row."""
+        """Every tile of a level in the order of the TIFF: channel by channel (unless RGB), row by row."""
         shape = (self.tile, self.tile, 3) if self.rgb else (self.tile, self.tile)
         empty = self._encode(np.full(shape, self.fill, self.dtype))
         rows, columns = (-(-n // self.tile) for n in self.levels[level].shape)
@@ -158,14 +159,14 @@ class TileStore(ShardStore):
 
 @functools.lru_cache(maxsize=512)
 def _ends(file: str, *stamp: int) -> NDArray[np.uint64]:
-    """Where each tile of a file ends, counted behind the table; ``stamp`` tells one file of a name from the next."""
+    """End of each tile in a file, in bytes after its table; ``stamp`` (size, time) keeps a changed file from the cache."""
     with Path(file).open("rb") as source:
         (count,) = struct.unpack("<Q", source.read(8))
         return np.frombuffer(source.read(8 * count), "<u8")
 
 
 def _cut(pixels: Array, size: int, rgb: bool) -> Iterator[Array]:
-    """Tiles of ``[C, y, x]``, channel after channel (or all of them last), those at the end filled up with zeros."""
+    """Tiles of ``[C, y, x]``: channel by channel, or with channels last where RGB; tiles at the border are padded with zeros."""
     channels, height, width = pixels.shape
     for planes in [slice(0, channels)] if rgb else [slice(c, c + 1) for c in range(channels)]:
         for y in range(0, height, size):

@@ -1,6 +1,7 @@
-"""What one tile of a large image needs: the level to read, the box that a map reads, the chunks in it, the halved pixels.
+"""Computes one tile of a warped large image: which level to read, which chunks of it, the warped pixels, their halving.
 
-Nothing here depends on how the target is cut: a pixel comes out as `regframe.resample` of the whole image gives it.
+Nothing here depends on how the target is cut into tiles: every pixel is the one that `regframe.resample` of the whole image
+gives.
 """
 
 from __future__ import annotations
@@ -27,25 +28,32 @@ Array = NDArray[Any]
 _Slices = tuple[slice, ...]
 
 _SPLIT = 8
-"""Boxes per axis that a tile is bounded in: smaller boxes have tighter bounds, and 64 cost far less than one chunk to decode."""
+"""Number of boxes per axis in which the source region of a tile is bounded. Smaller boxes have tighter bounds; 64 of them cost
+far less than decoding one chunk."""
 _MARGIN = 2
-"""Pixels around the exact bounds: one for the interpolation, one for rounding."""
+"""Width in pixels of the margin around the exact bounds: one pixel for interpolation, one for rounding."""
 _BAND = 1 << 26
-"""Bytes of a finer level, as float64, that are averaged at once: bounds what a worker needs."""
+"""Bytes of a finer level, as float64, that are averaged at once; bounds the memory of a worker."""
 _TOLERANCE = 1.01
-"""Ratio of two pixel sizes up to which they count as equal: what a file states is rounded."""
+"""Ratio of two pixel sizes below which they count as equal, because the sizes stated in files are rounded."""
 
 
 def needed(pyramid: Pyramid, pull: Transform, spacing: tuple[float, ...]) -> float:
-    """How far apart the pixels of a target lie in the image, in pixels of the image's finest level.
+    """Distance of the target's pixels in the image, in pixels of its finest level.
 
-    ``pull`` takes target positions to the image's, ``spacing`` is that of the target, in its unit.
+    Args:
+        pyramid: the image.
+        pull: map from target positions to image positions.
+        spacing: pixel size of the target, in its unit.
     """
     return carried_length(math.prod(spacing) ** (1 / len(spacing)), pull) / pyramid.grid.pixel
 
 
 def choose(pyramid: Pyramid, step: float) -> Level:
-    """The coarsest level whose pixels are at most ``step`` pixels of the finest; averaged where they are half of that or less."""
+    """The coarsest level whose pixels are at most ``step`` pixels of the finest level.
+
+    It is averaged where its pixels are at most half of that.
+    """
     relative = [level.grid.pixel / pyramid.grid.pixel for level in pyramid.levels]
     fitting = [i for i, size in enumerate(relative) if size <= step * _TOLERANCE]
     index = max(fitting, key=lambda i: relative[i]) if fitting else 0
@@ -54,9 +62,9 @@ def choose(pyramid: Pyramid, step: float) -> Level:
 
 
 def averaged(level: Level, factor: int, labels: bool = False) -> Level:
-    """A level of ``factor`` times fewer pixels per axis: the mean of each block, or its first pixel where they are ids.
+    """A level with ``factor`` times fewer pixels per axis: the mean of each block, or its first pixel where values are ids.
 
-    Blocks are counted from the first pixel of the whole; the last of an axis may be smaller.
+    Blocks are counted from the first pixel of the level; the last block of an axis may be smaller.
     """
     ndim = level.grid.ndim
     coarse = level.grid.in_blocks((factor,) * ndim, (0.0 if labels else (factor - 1) / 2,) * ndim)
@@ -67,7 +75,7 @@ def averaged(level: Level, factor: int, labels: bool = False) -> Level:
 def _read_averaged(level: Level, factor: int, labels: bool, region: _Slices) -> Array:
     fine = [slice(r.start * factor, min(r.stop * factor, n)) for r, n in zip(region, level.grid.shape, strict=True)]
     row = math.prod(s.stop - s.start for s in fine[1:]) * 8 * level.chunk[0]
-    band = max(1, _BAND // max(1, row * factor))  # coarse rows at once
+    band = max(1, _BAND // max(1, row * factor))  # number of coarse rows computed at once
     parts = []
     for start in range(region[0].start, region[0].stop, band):
         stop = min(start + band, region[0].stop)
@@ -78,9 +86,9 @@ def _read_averaged(level: Level, factor: int, labels: bool, region: _Slices) -> 
 
 
 def _block_mean(pixels: Array, factor: int, labels: bool) -> Array:
-    """Means of blocks of ``[C, *S]``, axis by axis in float64, so that they do not depend on which bands are read at once.
+    """Block means of ``[C, *S]``, axis by axis in float64, so that they do not depend on how the image is cut into bands.
 
-    Rounded to even where pixels are whole numbers. What is registered is averaged by `regframe.slides.levels`, with exact sums.
+    Rounded to even for integer pixels. (Images for registration are averaged by `regframe.slides.levels`, with exact sums.)
     """
     if labels:
         return pixels[(slice(None), *(slice(None, None, factor),) * (pixels.ndim - 1))]
@@ -98,10 +106,10 @@ def _block_mean(pixels: Array, factor: int, labels: bool) -> Array:
 
 
 def source_boxes(pull: Transform, grid: Grid, region: _Slices, source: Grid) -> NDArray[np.int64]:
-    """Where the pixels of ``region`` of ``grid`` land in ``source``: boxes ``[N, 2, D]`` of first and last index, together.
+    """Boxes ``[N, 2, D]`` of first and last index in ``source`` that hold everything the pixels of ``region`` need.
 
-    Each box is that of one part of the region, by interval arithmetic over the map's nodes, with `_MARGIN` pixels around it.
-    Boxes may reach beyond the source.
+    Each box belongs to one part of the region. Bounds follow by interval arithmetic over the map's nodes, plus `_MARGIN`
+    pixels. Boxes may reach beyond the source.
     """
     edges = [
         np.unique(np.linspace(r.start, r.stop, min(_SPLIT, r.stop - r.start) + 1).astype(np.int64)) for r in region
@@ -120,7 +128,7 @@ def source_boxes(pull: Transform, grid: Grid, region: _Slices, source: Grid) -> 
 
 
 def _carry_boxes(part: Transform, low: Array, high: Array) -> tuple[Array, Array]:
-    """Boxes ``[N, D]`` that hold the image of boxes ``[N, D]``."""
+    """Boxes ``[N, D]`` (lower and upper corners) that contain the mapped boxes."""
     if isinstance(part, Affine):
         matrix = part.matrix.numpy()
         centre, half = (low + high) / 2, (high - low) / 2
@@ -146,14 +154,17 @@ def _carry_boxes(part: Transform, low: Array, high: Array) -> tuple[Array, Array
 
 @dataclasses.dataclass(frozen=True)
 class _Nodes:
-    """Steps ``[D, *S]`` times ``factor`` on the nodes of ``grid``, zero outside."""
+    """The steps of a flow or displacement: ``factor`` times ``field`` ``[D, *S]`` on the nodes of ``grid``, zero off the grid."""
 
     field: Array
     grid: Grid
     factor: float
 
     def bounds(self, low: Array, high: Array) -> tuple[Array, Array]:
-        """Smallest and largest step over boxes ``[N, D]``, each ``[N, D]``: a multilinear cell lies between its nodes."""
+        """Smallest and largest step over boxes ``[N, D]``, each ``[N, D]``.
+
+        Within a multilinear cell all values lie between those of its nodes.
+        """
         spacing, origin = np.array(self.grid.spacing), np.array(self.grid.origin)
         shape = np.array(self.grid.shape)
         first = np.clip(np.floor((low - origin) / spacing - 1e-6), -1, shape).astype(np.int64)
@@ -174,14 +185,14 @@ class _Nodes:
 
 
 def _step_boxes(nodes: _Nodes, low: Array, high: Array, implicit: bool) -> tuple[Array, Array]:
-    """Boxes after ``x + step(x)``, or (implicit) where ``y - step(y) = x``: the step is then looked up at its end."""
+    """Boxes that contain ``x + step(x)`` for x in the given boxes; where ``implicit``, the solutions of ``y - step(y) = x``."""
     if not implicit:
         least, most = nodes.bounds(low, high)
         return low + least, high + most
     extremes = nodes.field.reshape(low.shape[1], -1)
     ends = np.stack([np.minimum(0, extremes.min(axis=1)), np.maximum(0, extremes.max(axis=1))]) * nodes.factor
     a, b = low + ends.min(axis=0), high + ends.max(axis=0)
-    for _ in range(3):  # each round starts from a box that holds the solution, and so ends with one
+    for _ in range(3):  # every round starts from a box that contains the solution and shrinks it to another such box
         least, most = nodes.bounds(a, b)
         a, b = low + least, high + most
     return a, b
@@ -193,9 +204,9 @@ def _step_boxes(nodes: _Nodes, low: Array, high: Array, implicit: bool) -> tuple
 def warp_tile(
     source: Level, pull: Transform, grid: Grid, region: _Slices, labels: bool, background: float | None
 ) -> Array | None:
-    """The pixels ``[C, *region]`` of ``grid``, or None where all of them are background.
+    """The pixels ``[C, *region]`` of the target, or None where all of them are background.
 
-    Reads only the chunks of ``source`` that its boxes touch.
+    Only those chunks of ``source`` are read that the boxes of the region touch.
     """
     shape = np.array(source.grid.shape)
     boxes = source_boxes(pull, grid, region, source.grid)  # [N, 2, D]
@@ -204,7 +215,9 @@ def warp_tile(
         if len(boxes) == 0:
             return None
     boxes = np.clip(boxes, 0, shape - 1)
-    boxes[:, 0] = np.minimum(boxes[:, 0], np.maximum(shape - 2, 0))  # the kernel wants two pixels where there are two
+    boxes[:, 0] = np.minimum(
+        boxes[:, 0], np.maximum(shape - 2, 0)
+    )  # the kernel needs two pixels per axis where they exist
     boxes[:, 1] = np.maximum(boxes[:, 1], np.minimum(boxes[:, 0] + 1, shape - 1))
     part, start = read_boxes(source, boxes)
     tile = Tile(grid, tuple(r.start for r in region), tuple(r.stop - r.start for r in region))
@@ -212,9 +225,9 @@ def warp_tile(
 
 
 def read_boxes(source: Level, boxes: NDArray[np.int64]) -> tuple[Array, tuple[int, ...]]:
-    """The pixels of boxes ``[N, 2, D]`` (first and last index) in one array ``[C, *part]``, and the index of its first pixel.
+    """The pixels of boxes ``[N, 2, D]`` (first and last index) in one array ``[C, *part]``; and the index of its first pixel.
 
-    Chunks that no box touches are not read; what lies there is not defined.
+    Chunks that no box touches are not read; the array is undefined there.
     """
     low, high = boxes[:, 0].min(axis=0), boxes[:, 1].max(axis=0) + 1
     start = tuple(int(v) for v in low)
@@ -234,8 +247,10 @@ def read_boxes(source: Level, boxes: NDArray[np.int64]) -> tuple[Array, tuple[in
 
 
 def _runs(boxes: NDArray[np.int64], low: Array, chunk: Array) -> Iterator[tuple[Array, Array]]:
-    """Rectangles of whole chunks, first and last-plus-one pixel, that cover the boxes: runs along the last axis, and what of
-    them is alike in neighbouring rows taken together."""
+    """Rectangles of whole chunks (first and last-plus-one pixel) that cover the boxes.
+
+    They are runs of chunks along the last axis; equal runs in neighbouring rows are merged.
+    """
     first = low // chunk
     count = boxes[:, 1].max(axis=0) // chunk - first + 1
     wanted = np.zeros(tuple(count), dtype=bool)
@@ -269,7 +284,7 @@ def _native(dtype: np.dtype[Any]) -> np.dtype[Any]:
 
 
 def _writeable(pixels: Array) -> Array:
-    """The pixels as torch takes them."""
+    """The pixels as a writeable array, which torch requires."""
     out = np.ascontiguousarray(pixels.astype(_native(pixels.dtype), copy=False))
     return out if out.flags.writeable else out.copy()
 
@@ -278,13 +293,15 @@ def _writeable(pixels: Array) -> Array:
 
 
 def halved_grid(grid: Grid, labels: bool) -> Grid:
-    """The grid of what `halved` makes of pixels on ``grid``."""
+    """The grid of the pixels that `halved` computes from pixels on ``grid``."""
     return grid.in_blocks((2,) * grid.ndim, [0.0 if labels or n == 1 else 0.5 for n in grid.shape])
 
 
 def halved(pixels: Array, labels: bool) -> Array:
-    """Mean over 2 × 2 pixels of ``[C, y, x]``, rounded to even where whole numbers, a last odd row or column by itself; of
-    labels every second pixel."""
+    """Means over 2 × 2 pixels of ``[C, y, x]``, rounded to even for integers; of labels every second pixel.
+
+    A last odd row or column is averaged by itself.
+    """
     if labels:
         return np.ascontiguousarray(pixels[:, ::2, ::2])
     odd = [n % 2 for n in pixels.shape]
@@ -298,11 +315,11 @@ def halved(pixels: Array, labels: bool) -> Array:
             mean = blocks[c].mean(axis=(1, 3), dtype=np.float64)
             out[c] = mean if pixels.dtype.kind == "f" else np.rint(mean)
         return out
-    # two neighbours at a time, as one number of twice the bits: all is then contiguous
+    # read two neighbouring pixels as one integer of twice the bits, so that all arrays are contiguous
     bits = 8 * pixels.dtype.itemsize
     pairs: Any = np.ascontiguousarray(pixels).view(np.uint16 if bits == 8 else np.uint32)  # [C, y, x / 2]
     mask = pairs.dtype.type((1 << bits) - 1)
-    rows = max(1, (1 << 15) // max(1, width))  # so few that the sums stay in cache
+    rows = max(1, (1 << 15) // max(1, width))  # rows summed at once: few enough for the sums to stay in cache
     for c in range(channels):
         for start in range(0, height // 2, rows):
             block = pairs[c, 2 * start : 2 * (start + rows)]

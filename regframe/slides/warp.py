@@ -1,9 +1,9 @@
-"""Large images carried by a map, shard by shard, from one lazy pyramid to another; never the whole in memory.
+"""Carries a large image by a map, shard by shard, from a lazy pyramid to a file; the whole is never in memory.
 
-A shard is the unit of everything: it is one task, reads the chunks its source box touches, is written once, by one worker,
-together with its share of the coarser levels, and is then marked as done. What is not finished lies in ``NAME.partial``
-beside the output; a second call finds it there and goes on with the first shard that is missing. Pixels do not depend on
-how the output is cut, on the number of workers or on where a run was interrupted: they are those of `regframe.resample`.
+A shard is the unit of work: one task computes it, reads the chunks in its source region, writes it once together with its part of
+the coarser levels, and marks it as done. An unfinished output lies in ``NAME.partial`` beside its final name; another call with
+the same arguments continues with the shards that are missing. Pixels do not depend on how the output is cut, on the number of
+workers, or on interruptions: they are those of `regframe.resample`.
 """
 
 from __future__ import annotations
@@ -41,17 +41,17 @@ from .tifftiles import DTYPES, TileStore
 from .zarrshards import ZarrStore, quiet_zarr
 
 CHUNK = 512
-"""Pixels per axis that are compressed together, unless told otherwise: a quarter of a MiB of one 8-bit channel."""
+"""Pixels per axis that are compressed together, unless the caller says otherwise: a quarter of a MiB for one 8-bit channel."""
 COARSEST = 512
-"""Pixels per axis of the coarsest level at most: what a viewer shows as a whole."""
+"""Largest number of pixels per axis of the coarsest level: what a viewer shows as a whole."""
 SHARD_BYTES = 64 << 20
-"""Largest shard, in bytes of its pixels, all channels; a worker needs about five times as much (docs/slides.md)."""
+"""Largest shard, in bytes of its pixels (all channels). A worker needs about five times as much memory (docs/slides.md)."""
 LARGEST_SHARD = 4096
-"""Pixels per axis of a shard at most, however few bytes a pixel has."""
+"""Largest number of pixels per axis of a shard, however few bytes a pixel has."""
 WHOLE_BYTES = 4 << 30
-"""Largest image that is made in memory, in bytes of its pixels."""
+"""Largest image that `SlideWarp.image` returns in memory, in bytes of its pixels."""
 _FORMAT = 2
-"""Version of what an unfinished output looks like; one of another version is begun anew."""
+"""Version of the layout of an unfinished output; one with another version is started again from the beginning."""
 _DONE, _LOCK, _STORE = "done", "lock", "store"
 
 Background = float | Literal["auto", "border"]
@@ -62,8 +62,8 @@ class SlideOptions:
     """How a large image is read and how the output is cut.
 
     Args:
-        level: resolution of the image to read, 0 the finest; None takes the coarsest that is not coarser than the canvas asks
-            for, and averages pixels where even that is two times finer or more.
+        level: resolution of the image to read, 0 the finest. None takes the coarsest level that is fine enough for the canvas,
+            averaged where its pixels are at least two times finer than needed.
         background: value beyond the image's pixels; ``"border"`` continues its border; ``"auto"`` is white for a
             brightfield image (three channels of whole numbers, bright along its edges), else 0.
         chunk: pixels per axis that are compressed together, a power of two from 16.
@@ -120,7 +120,7 @@ def warp_slide(
         options: which level is read, what lies beyond the image, how the output is cut.
         workers: threads; None takes one per core.
         overwrite: replace the output if it exists, and drop an unfinished one that was begun from something else.
-        progress: called when a shard is done, with the stage ``shards``, how many are done and how many there are.
+        progress: called after every shard, with the stage ``shards``, the number done and the total.
 
     Returns:
         ``path``.
@@ -137,21 +137,22 @@ def warp_slide(
 
 @dataclass(frozen=True)
 class SlideWarp:
-    """The plan of `warp_slide`, whose shards any process may make, in any order within a round.
+    """The plan of `warp_slide`, whose shards any process may compute, within a round in any order.
 
-    ``with plan.started(): ...`` opens (or resumes) the output, ``plan.run(index)`` makes shard ``index`` of
-    ``range(plan.shards)``, ``plan.finish()`` completes it; `write` does it all on threads. `rounds` says which shards need
-    others first: those of the first hold the pixels, the few of the next ones coarser levels, which are made from what the
-    first ones wrote. It can be pickled; where only paths may travel, see `SlideJob`.
+    ``with plan.started(): ...`` opens (or resumes) the output, ``plan.run(index)`` computes shard ``index`` of
+    ``range(plan.shards)``, ``plan.finish()`` completes it; `write` does all this on threads. `rounds` states which shards
+    depend on
+    others: the shards of the first round hold the finest pixels, the few of later rounds hold coarser levels, computed from
+    what earlier rounds wrote. A plan can be pickled; where only paths can be sent, see `SlideJob`.
 
     Args:
         pyramid: the image, in the map's source space and unit.
         transform: from the image's space to that of ``grid``.
         grid: the canvas to fill, 2D, in the map's target unit.
         path: the output, ``NAME.zarr`` or ``NAME.ome.tif``.
-        options: which level is read, what lies beyond the image, how the output is cut.
-        identity: what distinguishes two runs beside all this, so that neither goes on with the other's output: a file's size
-            and time, say.
+        options: which level is read, the background, how the output is cut.
+        identity: text that distinguishes two runs with equal arguments but other input (a file's size and time, say), so that
+            neither continues the other's output.
 
     Raises ValueError for an image, a map and a canvas that do not fit together, and for another kind of output.
     """
@@ -189,16 +190,16 @@ class SlideWarp:
         if self._tiff and self.dtype.newbyteorder("=") not in [np.dtype(t) for t in DTYPES]:
             raise ValueError(f"wanted pixels of at most 32 bits for OME-TIFF, got {self.dtype}; write .zarr instead")
 
-    # ---- what is to be done -----------------------------------------------------------------------------------------
+    # ---- the plan ---------------------------------------------------------------------------------------------------
 
     @property
     def partial(self) -> Path:
-        """The folder that holds what is not finished."""
+        """The folder of the unfinished output."""
         return self.path.with_name(self.path.name + PARTIAL)
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Of the pixels written."""
+        """Type of the pixels that are written."""
         dtype = self.pyramid.dtype
         if dtype == np.bool_:
             return np.dtype(np.uint8)
@@ -206,7 +207,7 @@ class SlideWarp:
 
     @functools.cached_property
     def source(self) -> Level:
-        """The level that is read."""
+        """The level of the image that is read."""
         if self.options.level is not None:
             return self.pyramid.levels[self.options.level]
         return tiles.choose(self.pyramid, tiles.needed(self.pyramid, self._pull, self.grid.spacing))
@@ -227,7 +228,7 @@ class SlideWarp:
 
     @functools.cached_property
     def levels(self) -> tuple[Grid, ...]:
-        """The grids of the output, finest first."""
+        """The grids of the output's levels, finest first."""
         grids = [self.grid]
         while max(grids[-1].shape) > COARSEST:
             grids.append(tiles.halved_grid(grids[-1], self.pyramid.labels))
@@ -235,7 +236,7 @@ class SlideWarp:
 
     @functools.cached_property
     def rounds(self) -> tuple[range, ...]:
-        """Indices of the shards that may run at once; each round needs all earlier ones."""
+        """Indices of the shards of each round; the shards of a round need all earlier rounds to be complete."""
         out: list[range] = []
         for base in range(0, max(1, len(self.levels) - 1), self._depth):
             count = math.prod(-(-n // self._edge) for n in self.levels[base].shape)
@@ -253,7 +254,7 @@ class SlideWarp:
         folder = self.partial / _DONE
         return {int(p.name) for p in folder.iterdir() if p.name.isdecimal()} if folder.is_dir() else set()
 
-    # ---- doing it ---------------------------------------------------------------------------------------------------
+    # ---- running ----------------------------------------------------------------------------------------------------
 
     def write(
         self,
@@ -261,7 +262,7 @@ class SlideWarp:
         overwrite: bool = False,
         progress: Callable[[Progress], object] | None = None,
     ) -> Path:
-        """Run every shard that is missing on ``workers`` threads, and finish; see `warp_slide`."""
+        """Compute every missing shard on ``workers`` threads, then finish; see `warp_slide`."""
         workers = workers_of(workers)
         with self.started(overwrite), quiet_zarr():
             finished = len(self.done())
@@ -275,7 +276,7 @@ class SlideWarp:
         return self.path
 
     def image(self, most: int = WHOLE_BYTES) -> Image:
-        """What would be written, in memory; ValueError beyond ``most`` bytes."""
+        """The output as an image in memory; ValueError for more than ``most`` bytes."""
         shape = (len(self.pyramid.channels), *self.grid.shape)
         size = math.prod(shape) * self.dtype.itemsize
         if size > most:
@@ -296,7 +297,7 @@ class SlideWarp:
 
     @contextlib.contextmanager
     def started(self, overwrite: bool = False) -> Iterator[SlideWarp]:
-        """Open the output for writing, new or where an earlier run of this plan left it, and keep other processes out."""
+        """Open the output for writing, new or as an earlier run of this plan left it, and lock it against other processes."""
         if not overwrite and (self.path.exists() or self.path.is_symlink()):
             raise FileExistsError(f"output {self.path} exists; choose another name, or pass --overwrite to replace it")
         if self.path.is_dir() and not _is_store(self.path):
@@ -312,7 +313,7 @@ class SlideWarp:
             yield self
 
     def run(self, index: int) -> None:
-        """Make one shard: its pixels, and its share of the coarser levels."""
+        """Compute one shard: its pixels, and its part of the coarser levels."""
         if (self.partial / _DONE / str(index)).exists():
             return
         order = next((i for i, batch in enumerate(self.rounds) if index in batch), None)
@@ -343,7 +344,7 @@ class SlideWarp:
             aside.rename(self.partial / _DONE / str(index))
 
     def finish(self, overwrite: bool = False) -> None:
-        """Complete the metadata and give the output its name, once every shard is there."""
+        """Complete the metadata and rename the output to its final name, once every shard is written."""
         with self._explained():
             for index in self._lost():
                 (self.partial / _DONE / str(index)).unlink(missing_ok=True)
@@ -351,7 +352,7 @@ class SlideWarp:
         if missing:
             raise ValueError(f"wanted all {self.shards} shards of {self.path.name}, got {missing} less; run them first")
         with self._explained():
-            for stray in (self.partial / _STORE).rglob("*.partial"):  # of writers that were killed
+            for stray in (self.partial / _STORE).rglob("*.partial"):  # left by writers that were killed
                 stray.unlink()
             ready = self._store.finish(self.partial / self.path.name, self.pyramid.name, self._colors(), version())
             with tempfile.TemporaryDirectory(dir=self.partial) as bin_:
@@ -381,7 +382,7 @@ class SlideWarp:
 
     @property
     def _depth(self) -> int:
-        """Levels below its own that a shard makes alone, because their shards are halved with it."""
+        """Number of coarser levels that a shard can write by itself: those whose shards halve in size from level to level."""
         return (self._edge // self.options.chunk).bit_length() - 1
 
     def _shard_of(self, level: int) -> int:
@@ -390,7 +391,7 @@ class SlideWarp:
 
     @functools.cached_property
     def _store(self) -> ShardStore:
-        """The shards that are written, in the format that the output's name asks for."""
+        """The store of the shards, in the format that the output's name asks for."""
         return (TileStore if self._tiff else ZarrStore)(
             self.partial / _STORE,
             self.levels,
@@ -403,7 +404,7 @@ class SlideWarp:
         )
 
     def _lost(self) -> list[int]:
-        """Shards that are marked as written and whose files are not there, which no reader could tell from background."""
+        """Shards that are marked as done but whose files are missing; a reader would take them for background."""
         store, lost = self.partial / _STORE, []
         for index in sorted(self.done()):
             names = (self.partial / _DONE / str(index)).read_text(encoding="utf-8").split()
@@ -412,7 +413,7 @@ class SlideWarp:
         return lost
 
     def _prepare(self, overwrite: bool) -> None:
-        """Make the folder of what is not finished ready: as an earlier run of this plan left it, or empty."""
+        """Prepare the folder of the unfinished output: as an earlier run of this plan left it, or empty."""
         plan, store = self.partial / PLAN, self.partial / _STORE
         wanted = self._fingerprint()
         if plan.is_file():
@@ -442,10 +443,10 @@ class SlideWarp:
         text = json.dumps({"hash": wanted, "what": f"{self.pyramid.name} onto {describe_grid(self.grid)}"})
         aside = self.partial / "tmp-plan"
         aside.write_text(text, encoding="utf-8")
-        aside.rename(plan)  # last: without it, all is begun anew
+        aside.rename(plan)  # last, because a folder without this file is started again from the beginning
 
     def _fingerprint(self) -> str:
-        """What the pixels, and where they lie in the store, depend on."""
+        """Hash of everything that the pixels and their place in the store depend on."""
         sha = hashlib.sha256()
         pyramid = self.pyramid
         facts = (
@@ -469,7 +470,7 @@ class SlideWarp:
         return sha.hexdigest()
 
     def _colors(self) -> tuple[str, ...]:
-        """One ``RRGGBB`` per channel: the image's own, else those of three colours, else white."""
+        """One ``RRGGBB`` per channel: the image's own, or red, green and blue for three channels, or white."""
         names = self.pyramid.channels
         if len(self.pyramid.colors) == len(names):
             return tuple(self.pyramid.colors)
@@ -477,12 +478,12 @@ class SlideWarp:
 
     @contextlib.contextmanager
     def _reading(self, region: tuple[slice, ...]) -> Iterator[None]:
-        """Errors of the image's reader as ValueError that says which part could not be read."""
+        """Turns errors of the image's reader into a ValueError that names the part that could not be read."""
         try:
             yield
         except MemoryError:
             raise
-        except Exception as error:  # whatever a reader of a stranger's format meets
+        except Exception as error:  # a plug-in's reader may raise anything
             reason = " ".join(str(error).split()) or type(error).__name__
             where = ", ".join(f"{r.start}:{r.stop}" for r in region)
             raise ValueError(
@@ -492,7 +493,7 @@ class SlideWarp:
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
-        """Errors of the output's disk as one sentence that says what is left."""
+        """Turns errors of the output's disk into an OSError of one sentence that states what is left."""
         try:
             yield
         except (FileExistsError, BlockingIOError):
@@ -508,7 +509,7 @@ class SlideWarp:
 
 
 def backdrop(pyramid: Pyramid) -> float:
-    """The highest value for a brightfield image, else 0, from the outermost pixels of the coarsest level."""
+    """Background for ``"auto"``: the highest value for a brightfield image, else 0, judged by the coarsest level's border."""
     dtype = np.dtype(pyramid.dtype)
     if pyramid.labels or dtype.kind != "u" or len(pyramid.channels) != 3:
         return 0.0
@@ -528,7 +529,7 @@ def _is_store(path: Path) -> bool:
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock, which the system takes back from a process that dies; BlockingIOError where another has it."""
+    """Hold the folder's lock; BlockingIOError where another process has it. The system releases it when a process dies."""
     path = folder / _LOCK
     with path.open("a+", encoding="utf-8") as lock:
         try:

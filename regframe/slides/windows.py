@@ -1,4 +1,8 @@
-"""How far off a map is window by window, from the fine structure of both sides at full resolution."""
+"""Measures the error of a map window by window, from the fine structure of both images at full resolution.
+
+Where a constant names no source, neither a paper nor a calibration is recorded for it; ``benchmarks/bench_refine.py`` measures
+what they achieve together.
+"""
 
 from __future__ import annotations
 
@@ -22,31 +26,31 @@ from . import tiles
 from .field import Array
 
 WINDOW = 128
-"""Pixels of the level along the sides of a window that is looked for."""
+"""Side of a window, in pixels of the level."""
 SEARCH = 24
-"""Pixels of the level to every side of its place within which a window is looked for."""
+"""Distance, in pixels of the level, to every side of its expected place within which a window is searched for."""
 BAND = 33
-"""Pixels along the sides of the boxes whose mean is taken away from a window that is looked for: shading tells nothing."""
+"""Side in pixels of the boxes whose mean is subtracted before a window is searched for: removes shading."""
 FINE = 9
-"""Pixels along the sides of the boxes whose mean is taken away from a window that judges: fine structure alone is left."""
+"""Side in pixels of the boxes whose mean is subtracted before a window judges: leaves fine structure only."""
 PEAK = 6.0
-"""Standard deviations above the other places in its search range from which a window counts as found: of the 2400 places of a
-search range chance puts the highest at 3.5."""
+"""Height of the correlation peak, in standard deviations above the other places in the search range, from which a window counts
+as found. Among the 2400 places of a search range chance reaches 3.5."""
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What one tile shows.
+    """The measurements in one tile.
 
     Args:
-        places: positions ``[N, D]`` of the middles of windows that were found, fixed space.
-        shifts: ``[N, D]``, where the moving image's match lies from there, fixed unit.
-        sd: ``[N, D]`` standard deviation per axis, fixed unit.
-        judges: positions ``[M, D]`` of the middles of windows that judge.
-        surfaces: ``[M, 2 SEARCH + 1, 2 SEARCH + 1]`` float16: their correlation by displacement in pixels of the level.
-        chance: ``[M, 2]`` standard deviation of their correlation over all displacements, and of its change from one to the
-            next pixel: what a displacement gains by chance.
-        status: why there is nothing, or ``""``.
+        places: positions ``[N, D]`` of the middles of the windows that were found, in the fixed space.
+        shifts: offset ``[N, D]`` from each position to the moving image's match, in the fixed unit.
+        sd: standard deviation of the offset per axis ``[N, D]``, in the fixed unit.
+        judges: positions ``[M, D]`` of the middles of the windows that judge.
+        surfaces: their correlation by displacement in pixels of the level, ``[M, 2 SEARCH + 1, 2 SEARCH + 1]`` float16.
+        chance: ``[M, 2]``: standard deviation of that correlation over all displacements, and of its change from one pixel to the
+            next, which is what a displacement gains by chance.
+        status: the reason where there are no measurements, or ``""``.
     """
 
     places: Array
@@ -59,20 +63,20 @@ class Seen:
 
     @classmethod
     def nothing(cls, status: str) -> Seen:
-        """A tile that shows nothing, and why."""
+        """A tile without measurements, for the reason ``status``."""
         none, size = np.zeros((0, 2)), 2 * SEARCH + 1
         return cls(none, none, none, none, np.zeros((0, size, size), np.float16), none, status)
 
 
 @dataclass(frozen=True)
 class Look:
-    """How both sides are looked at.
+    """How the channels of both images are reduced to one, and where there is tissue.
 
     Args:
         fixed: weight of each fixed channel ``[C_f]``.
-        moving: weight of each moving channel ``[C_m]``; the two sums resemble each other most.
-        tissue: mask ``[*S]`` of the fixed side.
-        grid: of the mask.
+        moving: weight of each moving channel ``[C_m]``, such that the two weighted sums correlate most.
+        tissue: tissue mask ``[*S]`` of the fixed side.
+        grid: grid of the mask.
     """
 
     fixed: Tensor
@@ -82,7 +86,12 @@ class Look:
 
 
 def correlations(surfaces: NDArray[np.float16], moved: Array) -> tuple[Array, Array]:
-    """Correlation of windows ``[M, R, R]`` without and with a displacement ``[M, 2]`` in pixels, that is held within `SEARCH`."""
+    """Correlation of M windows in place, and under a displacement.
+
+    Args:
+        surfaces: correlation by displacement ``[M, R, R]``.
+        moved: displacement ``[M, 2]`` in pixels, clamped to `SEARCH`.
+    """
     before = surfaces[:, SEARCH, SEARCH].astype(np.float64)
     after = np.empty(len(surfaces))
     for i, (surface, shift) in enumerate(zip(surfaces, moved, strict=True)):
@@ -99,14 +108,14 @@ def correlations(surfaces: NDArray[np.float16], moved: Array) -> tuple[Array, Ar
 def look_at(
     level: Level, source: Level, moving: Grid, pull: Transform, region: tuple[slice, slice], look: Look
 ) -> Seen:
-    """What a tile of the fixed level shows of where the moving image lies."""
+    """The measurements in one tile of the fixed level."""
     grid = level.grid
     counts = [(r.stop - r.start) // WINDOW for r in region]
     wide = tuple(
         slice(max(0, r.start - SEARCH - BAND), min(n, r.stop + SEARCH + BAND))
         for r, n in zip(region, grid.shape, strict=True)
     )
-    # windows as [row, column] of the tile, and whether both they and their search range lie on the moving image
+    # first pixel [row, column] of each window; windows whose search range leaves the moving image are dropped
     starts = np.array([(region[0].start + i * WINDOW, region[1].start + j * WINDOW)
                        for i in range(counts[0]) for j in range(counts[1])]).reshape(-1, 2)  # fmt: skip
     within = ((starts >= SEARCH) & (starts + WINDOW + SEARCH <= np.array(grid.shape))).all(axis=1)
@@ -156,7 +165,7 @@ def look_at(
 
 
 def _deviation(values: NDArray[np.float32]) -> float:
-    """Standard deviation of values but for the few that stand out."""
+    """Standard deviation of the values without the few that stand out."""
     return 1.4826 * float(np.median(np.abs(values - np.median(values))))
 
 
@@ -169,12 +178,15 @@ def _projected(pixels: NDArray[Any], weight: Tensor) -> Tensor:
 
 
 def without_mean(image: Tensor, size: int) -> Tensor:
-    """``[H, W]`` less its mean over boxes of ``size`` pixels about every one."""
+    """``[H, W]`` minus its mean over a box of ``size`` pixels around each pixel."""
     return image - torch.from_numpy(ndimage.uniform_filter(image.numpy(), size, mode="nearest"))
 
 
 def _surfaces(one: Tensor, other: Tensor, starts: NDArray[np.int64]) -> Iterator[NDArray[np.float32]]:
-    """Normalised cross-correlation ``[2 R + 1, 2 R + 1]`` of windows of ``one`` with ``other``, by displacement of the latter."""
+    """Normalised cross-correlation ``[2 R + 1, 2 R + 1]`` of each window of ``one`` with ``other``.
+
+    It is given by displacement of ``other``.
+    """
     n = smooth_size(WINDOW + 2 * SEARCH)
     span = 2 * SEARCH + 1
     for y, x in starts.tolist():
@@ -195,11 +207,11 @@ def _surfaces(one: Tensor, other: Tensor, starts: NDArray[np.int64]) -> Iterator
 
 
 def _peak(surface: NDArray[np.float32]) -> tuple[Array, Array] | None:
-    """Displacement ``[2]`` of the highest place of a surface, to a fraction of a pixel, and its standard deviation per axis; None
-    where it stands out too little or lies at the rim.
+    """Displacement ``[2]`` of the peak of a surface, to a fraction of a pixel, and its standard deviation per axis.
 
-    From the parabola through the nine values there, and the Cramér–Rao bound of a shift: with ``n`` independent pixels, a
-    correlation ``r`` that falls with the Hessian ``-H`` has the information ``n r (-H) / (1 - r²)``.
+    None where the peak stands out too little (`PEAK`) or lies at the border. The position follows from a parabola through the
+    nine values around the peak. The standard deviation is the Cramér–Rao bound of a shift: with ``n`` independent pixels, a
+    correlation ``r`` that falls off with the Hessian ``-H`` has the information ``n r (-H) / (1 - r²)``.
     """
     y, x = np.unravel_index(int(surface.argmax()), surface.shape)
     size = surface.shape[0]

@@ -1,4 +1,4 @@
-"""The shards of an OME-Zarr 0.5 image: each is one file of a sharded Zarr array, written by one worker."""
+"""OME-Zarr 0.5 output: every shard is one file of a sharded Zarr array and is written by one worker."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .shards import Array, ShardStore
 
 _COLOURS = ("FF0000", "00FF00", "0000FF")
 _EFFORT = 3
-"""Level of zstd: its own default."""
+"""Compression level of zstd: its own default."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class ZarrStore(ShardStore):
     def write(self, level: int, place: tuple[int, ...], pixels: Array | None) -> list[str]:  # noqa: D102
         name = f"{level}/c/0/{place[0]}/{place[1]}"
         file = self.folder / name
-        # a shard is written whole: what a killed writer left of it must not be merged with the new pixels
+        # delete what a killed writer may have left: zarr would merge it with the new pixels
         file.unlink(missing_ok=True)
         if pixels is not None:
             shard = self.shards[level]
@@ -92,7 +92,7 @@ class ZarrStore(ShardStore):
         return {"name": name, "axes": axes, "datasets": datasets, "type": "nearest" if self.labels else "mean"}
 
     def _windows(self, colors: Sequence[str]) -> list[dict[str, Any]]:
-        """What viewers show of each channel: its range in the coarsest level, all of it where the image is 8-bit colour."""
+        """Display range of each channel: its range in the coarsest level, or the full range for 8-bit colour images."""
         coarsest = np.asarray(self._arrays[-1][...])
         channels = []
         for i, (name, color) in enumerate(zip(self.channels, colors, strict=True)):
@@ -107,7 +107,7 @@ class ZarrStore(ShardStore):
 
 @contextlib.contextmanager
 def quiet_zarr() -> Iterator[None]:
-    """Zarr's own concurrency off: every worker of ours keeps one core busy already."""
+    """Switch off zarr's own concurrency: each of our workers already keeps one core busy."""
     with zarr.config.set({"async.concurrency": 1}):
         yield
 
@@ -116,7 +116,7 @@ _own = threading.local()
 
 
 def _alone(work: Coroutine[Any, Any, Any]) -> Any:
-    """Run a coroutine of zarr on an event loop of this thread: on the one loop that zarr has, all workers would wait in line."""
+    """Run a coroutine of zarr on an event loop of this thread; on zarr's single loop all workers would wait for each other."""
     if (
         asyncio._get_running_loop() is not None
     ):  # a notebook's thread has a loop that runs, and a thread has one at most

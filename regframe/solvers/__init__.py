@@ -1,7 +1,7 @@
-"""One file or folder per kind of pair: ``images``, ``section`` (in a volume), ``points``, ``mixed`` (points and an image).
+"""The solvers, one file or folder per kind of pair: ``images``, ``section`` (in a volume), ``points``, ``mixed`` (points, image).
 
-``raster`` is what all that compare images share, ``preparation`` finds background, padding, printed marks and ink, ``recipes``
-say how the fit of a kind of pair differs from that of others.
+``raster`` holds what all solvers that compare images share; ``preparation`` finds background, padding, printed marks and ink,
+``unseen`` what holds no data; ``recipes`` states, for each kind of pair, how its fit differs from the default.
 """
 
 from __future__ import annotations
@@ -13,4 +13,5 @@ from .points.solver import Points
 from .section import Section
 
 BUILT_IN: tuple[type[Solver], ...] = (Images, Section, Points, Mixed)
-"""The solvers that come with regframe: the one place where a new one is entered."""
+"""The solver classes of regframe; a new solver is entered here and nowhere else. Of equally confident solvers the first one is
+used."""

@@ -1,4 +1,4 @@
-"""Two images, or two volumes."""
+"""The solver of two 2D images, or of two volumes."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ class Images(Solver):
     name: ClassVar[str] = "images"
     models: ClassVar[tuple[str, ...]] = recipes.MODELS
     default: ClassVar[str] = "contrast"
-    """Metric where nothing is said: one side's intensities are taken to explain the other's."""
+    """Name of the metric where the user names none: it predicts the fixed intensities from the moving ones."""
     between_stains: ClassVar[str] = "mi"
-    """Metric where nothing is said and both are stained sections, whose densities need not follow one line."""
+    """Name of the metric where the user names none and both images are stained sections: mutual information, because the
+    densities of two stains need not be related linearly."""
 
     def matches(self, fixed: Image | PointSet, moving: Image | PointSet) -> float:  # noqa: D102
         if not (isinstance(fixed, Image) and isinstance(moving, Image)):
@@ -57,7 +58,7 @@ class Images(Solver):
         return verdict.of_images(fitted.figures, fitted.transform.ndim)
 
     def compare(self, task: Task) -> Compared:
-        """Both sides prepared, and the measure to compare them by."""
+        """Both sides prepared, and the metric by which to compare them."""
         assert isinstance(task.fixed, Image)
         assert isinstance(task.moving, Image)
         (fixed, one), (moving, other) = prepare(task.fixed), prepare(task.moving)

@@ -1,4 +1,11 @@
-"""What a picture of tissue needs before it is compared: how it was made, its background, and canvas that nobody imaged."""
+"""Preparation of a picture of tissue: transmitted light or not, its background, and canvas that shows no tissue.
+
+Weights of 0 are given to padding (canvas that was filled up), printed marks and ink. All sizes in pixels below refer to the
+thinned picture of about `LOOKED_AT` pixels. "Light taken away" is the background's intensity minus the pixel's, per channel.
+
+Where a constant names no source, neither a paper nor a calibration is recorded for it; the reasons stated are all that is
+known.
+"""
 
 from __future__ import annotations
 
@@ -10,62 +17,79 @@ import torch
 from scipy import ndimage
 from scipy.spatial import ConvexHull, cKDTree
 from skimage.filters import threshold_otsu
+from skimage.measure import approximate_polygon
 from torch import Tensor
 
 from ..data import Image
 from ..fit.mixture import flattest
+from .unseen import filled, settled
 
 LOOKED_AT = 300_000
-"""Pixels that are looked at, about: larger images are thinned to them."""
+"""About how many pixels of a picture are examined: larger pictures are thinned to every n-th pixel along each axis, which
+bounds the time and gives sizes in pixels one meaning."""
 PADDED = 0.005
-"""Smallest share of a canvas that one exact colour from a corner on must fill to be padding."""
+"""Least share of the canvas that a region of one exact colour, reaching in from a corner, must fill to count as padding. In
+`_lit` also the largest share of pixels that may be brighter than the background of transmitted light."""
 APART = 0.1
-"""Share of the range of intensities from which two colours differ too much to be one background."""
+"""Difference in intensity, as a fraction of the picture's range, from which two colours cannot be one background."""
 RECTANGULAR = 0.95
-"""How much of the least turned rectangle around it an imaged area fills, when the rest of the canvas is padding."""
+"""Least share of its smallest enclosing rectangle (turned as need be), or of its convex hull, that the rest of the picture must
+fill for one-coloured corners to be padding: a turned scan leaves a rectangle, a brain on black does not. The remaining 5 % allow
+for a rough border."""
+SIDES = 8
+"""Sides of that hull at most: a turned rectangle that the canvas cuts off has up to eight."""
+BOWED = 0.01
+"""How far a side of the hull may be from straight, over the canvas' longer side: a disc then still has fifteen sides."""
 SPECK = 6
-"""Pixels, of those looked at, that a printed mark covers at least."""
+"""Pixels that a printed mark must exceed: smaller spots are noise."""
 SMALL = 0.01
-"""Largest area of a mark, over that of the largest thing in the picture."""
+"""Largest area of a printed mark, over that of the largest object in the picture (the tissue)."""
 MARKS = 50
-"""Marks at least: fewer small things may be anything."""
+"""Least number of printed marks: fewer small objects may be anything."""
 EVEN = 0.12
-"""By how much the distances between marks differ at most, relatively; their areas by three times as much."""
+"""Largest relative deviation of a mark's distance to its nearest neighbour from the distance that most marks have. The areas of
+neighbouring marks may differ three times as much."""
 INKED = 30
-"""Pixels, of those looked at, that a spot of ink covers at least."""
+"""Pixels that a spot of ink covers at least: smaller even spots occur in tissue too."""
 EVENLY = 0.15
-"""Largest local deviation of the light that ink takes away, over that light: ink lies evenly, tissue has cells."""
+"""Largest local standard deviation of the light that ink takes away, over that light, within 5 x 5 pixels: ink is uniform,
+tissue has cells."""
 RIM = 5
-"""Pixels around ink that are mixed with the glass beside it."""
+"""Width in pixels of the rim of a stroke of ink, where ink and glass are mixed; the rim is hidden with the stroke."""
 SPOTS = 8
-"""Colours of ink at most, beginning with the one that covers most."""
+"""Largest number of spots of ink that are examined, the largest first."""
 DARKEST = 0.06
-"""Share of the light that passes the darkest colours which are still told apart."""
+"""Transmitted share of the light, 0 … 1, below which dark colours are not told apart: the logarithm would magnify their noise."""
 OWN_COLOUR = 0.25
-"""Distance of two optical densities, over the length of one, from which they are two colours."""
+"""Distance between two optical densities (3-vectors), over the length of the ink's, from which they are two colours."""
 RARE = 0.005
-"""Share of the rest of the tissue that may have the colour of ink."""
+"""Largest share of the remaining tissue that may have a colour for that colour to be ink."""
 MOST_INK = 0.25
-"""Most that ink covers, as a share of what is not background: more than that is the tissue itself."""
+"""Largest share of everything but background that one ink may cover: what covers more is the tissue itself."""
 BRIGHT = 0.8
-"""Brightness of the background of transmitted light at least, over that of the picture's brightest parts."""
+"""Least brightness of the background of a picture in transmitted light, over that of the picture's brightest parts."""
 NEUTRAL = 0.15
-"""Largest spread of that background's channels, over the brightness of the brightest parts."""
+"""Largest difference between the channels of the background of transmitted light, over the brightness of the brightest parts."""
 CORNERS = ((0, 0), (0, -1), (-1, 0), (-1, -1))
 """Indices of a picture's corner pixels, (y, x)."""
 
 
 @dataclass(frozen=True)
 class Look:
-    """What was found out about one side.
+    """What the preparation found in one picture.
 
     Args:
-        brightfield: a stained section in transmitted light: three channels, background bright and nearly neutral.
-        background: colour ``[C]`` of the background, in the image's intensities.
+        brightfield: whether it is a stained section in transmitted light: three channels, background bright and nearly neutral.
+        background: colour ``[C]`` of the background, in the picture's intensities.
         tissue_fraction: share of the canvas that differs from the background (Otsu's threshold).
-        padded_fraction: share of the canvas that was filled up, not imaged; it does not count.
-        marks_fraction: share that printed marks cover, the fiducial frame of a Visium slide; they do not count.
-        ink_fraction: share that somebody has drawn over with a pen; it does not count.
+        padded_fraction: share of the canvas that was filled up, not imaged; it gets weight 0.
+        marks_fraction: share covered by printed marks, such as the fiducial frame of a Visium slide; they get weight 0.
+        ink_fraction: share that was drawn over with a pen; it gets weight 0.
+        masked_fraction: share that had no weight to begin with: a mask, or a stated value for no data.
+        nan_fraction: share that is not a number; it gets weight 0.
+        nodata_fraction: share that holds one value far off all others; it gets weight 0.
+        nodata_value: that value, None where there is none.
+        stray_fraction: share of single pixels and lines far off all others, replaced by their neighbours.
     """
 
     brightfield: bool
@@ -74,19 +98,24 @@ class Look:
     padded_fraction: float
     marks_fraction: float = 0.0
     ink_fraction: float = 0.0
+    masked_fraction: float = 0.0
+    nan_fraction: float = 0.0
+    nodata_fraction: float = 0.0
+    nodata_value: float | None = None
+    stray_fraction: float = 0.0
 
 
 @dataclass(frozen=True)
 class _Sample:
-    """What is looked at of a picture: every ``step``-th pixel along each axis.
+    """The thinned picture that is examined: every ``step``-th pixel along each axis.
 
     Args:
         data: ``[C, h, w]`` float32.
         trusted: ``[h, w]``, the picture's own weight.
-        step: pixels of the picture per pixel looked at.
-        low: the darkest value.
-        high: the brightest, at least 255 of 8-bit pictures.
-        brightest: brightness (mean of the channels) of the brightest parts, above ``low``.
+        step: pixels of the picture per pixel of the sample, along each axis.
+        low: lowest intensity.
+        high: highest intensity; at least 255 in 8-bit pictures.
+        brightest: brightness (mean of the channels) of the brightest half per cent of pixels, above ``low``.
     """
 
     data: Tensor
@@ -98,7 +127,7 @@ class _Sample:
 
     @classmethod
     def of(cls, image: Image) -> _Sample:
-        """About `LOOKED_AT` pixels of a picture."""
+        """The sample of a picture, of about `LOOKED_AT` pixels."""
         step = max(1, round((image.data[0].numel() / LOOKED_AT) ** 0.5))
         data = image.data[:, ::step, ::step].to(torch.float32)
         low, high = float(data.amin()), float(data.amax())
@@ -109,49 +138,57 @@ class _Sample:
 
     @property
     def span(self) -> float:
-        """The range of intensities."""
+        """The range of intensities, ``high - low``."""
         return max(self.high - self.low, 1e-12)
 
     def lit(self, background: Tensor) -> bool:
-        """Whether a picture of this background ``[C]`` is one of transmitted light."""
+        """Whether a picture with this background colour ``[C]`` was taken in transmitted light."""
         return _lit(self.data, background, self.low, self.span, self.brightest)
 
     def apart(self, background: Tensor) -> Tensor:
-        """How far the colour of each pixel is from the background ``[C]``: ``[h, w]``."""
+        """Distance ``[h, w]`` of each pixel's colour from the background ``[C]``, in intensities."""
         distance: Tensor = (self.data - background[:, None, None]).norm(dim=0)
         return distance
 
 
 def prepare(image: Image) -> tuple[Image, Look]:
-    """The image with weight 0 where its canvas was only filled up or printed on, and what it looks like.
+    """The image with weight 0 on padding, printed marks and ink, and what was found in it.
 
-    Padding is a region of one exact colour that reaches from a corner inwards, is not the colour of the background and
-    leaves a turned or straight rectangle: the black wedges beside a turned section on white glass, but neither the empty glass
-    itself nor the black around a brain, whose outlines help. Marks are many small things of one size at one distance from each
-    other: they stay with the slide, not with the tissue. So does ink, which lies evenly on a stained section in a colour that
-    nothing else has.
-    Volumes come back as they are.
+    Pixels that are no numbers, that stand for no data, or that lie far off all others by themselves are treated first
+    (`unseen.settled`). Padding is a region of one exact colour that reaches in from a corner, is not the background's colour, and
+    leaves a rectangle, turned or straight, whole or cut off by the canvas: the black wedges beside a turned scan on white glass.
+    The empty glass itself is not padding, nor is the black around a brain, whose outline helps. Printed marks are many small
+    objects of one size at one distance from each other; they belong to the slide and not to the tissue. Ink is a uniform colour
+    on a stained section that nothing else has. Of volumes only the first step is done.
     """
+    masked = 0.0 if image.weight is None else float((image.weight == 0).to(torch.float32).mean())
+    image, unseen = settled(image)
+    gone = dataclasses.asdict(unseen) | {"masked_fraction": masked}
     if image.grid.ndim != 2:
-        return image, Look(False, (), 1.0, 0.0)
+        return image, Look(False, (), 1.0, 0.0, **gone)
     sample = _Sample.of(image)
     data = sample.data  # [C, h, w]
-    filled = _filled(data)
-    if bool(filled.any()) and _rectangular(~filled) < RECTANGULAR:
-        filled = torch.zeros_like(filled)  # the picture's own background: the black around a brain, whitened glass
-    background = _background(sample, filled)
-    padded = torch.zeros_like(filled)
+    even = _even(data) & (sample.trusted > 0)
+    if bool(even.any()) and not _cut_straight(~even):
+        even = torch.zeros_like(even)  # no rectangle: this is background, such as the black around a brain
+    background = _background(sample, even)
+    padded = torch.zeros_like(even)
     for y, x in CORNERS:
         colour = data[:, y, x]
-        if bool(filled[y, x]) and float((colour - background).abs().amax()) > APART * sample.span:
-            padded |= filled & (data == colour[:, None, None]).all(dim=0)
+        if bool(even[y, x]) and float((colour - background).abs().amax()) > APART * sample.span:
+            padded |= even & (data == colour[:, None, None]).all(dim=0)
     if bool(padded.any()):
-        image = _without(image, _whole_padding(image, padded))
+        whole = _whole_padding(image, padded)
+        image = _without(image, whole)
+        if not image.labels:
+            image = dataclasses.replace(
+                image, data=filled(image.data, whole)
+            )  # halved, it would mix with what lies beside it
     marks = _marks(sample.apart(background) * ~padded)
     brightfield = sample.lit(background)
     ink = torch.zeros_like(padded)
     if brightfield:
-        dark = min(sample.low, 0.0)  # no light, or less than that in pictures that were shifted
+        dark = min(sample.low, 0.0)  # intensity without light: 0, or lower where intensities were shifted
         light = (background - dark) / (sample.high - dark)
         ink = _ink((data - dark) / (sample.high - dark), light, (sample.trusted > 0) & ~padded & ~marks)
     drawn = marks | ink
@@ -165,17 +202,18 @@ def prepare(image: Image) -> tuple[Image, Look]:
         threshold = float(threshold_otsu(apart.numpy()))  # type: ignore[no-untyped-call]
         tissue = float((apart > threshold).to(torch.float32).mean())
     share, printed, inked = (float(mask.to(torch.float32).mean()) for mask in (padded, marks, ink))
-    return image, Look(brightfield, tuple(background.tolist()), tissue * (1 - share), share, printed, inked)
+    background_colour = tuple(background.tolist())
+    return image, Look(brightfield, background_colour, tissue * (1 - share), share, printed, inked, **gone)
 
 
-def _background(sample: _Sample, filled: Tensor) -> Tensor:
-    """Colour ``[C]`` of a picture's background: where it changes least, beside what one colour fills ``[h, w]``."""
+def _background(sample: _Sample, even: Tensor) -> Tensor:
+    """Colour ``[C]`` of the background: where the picture changes least, outside one-coloured corners ``even`` ``[h, w]``."""
     data = sample.data
-    rest = sample.trusted * ~filled
+    rest = sample.trusted * ~even
     rest = rest if bool(rest.any()) else sample.trusted
     background = flattest(data, rest)
     if len(background) == 3 and bool((rest > 0).any()):
-        # on a slide that somebody has drawn over, the flattest part may be the ink: look among the brighter half too
+        # on a slide with ink the flattest part may be the ink, so the brighter half is searched as well
         brightness = data.mean(dim=0)
         light = flattest(data, rest * (brightness >= brightness[rest > 0].median()))
         if sample.lit(light):
@@ -184,12 +222,12 @@ def _background(sample: _Sample, filled: Tensor) -> Tensor:
 
 
 def _whole_padding(image: Image, padded: Tensor) -> Tensor:
-    """The padding of a whole picture ``[H, W]``, where that of its thinned pixels ``[h, w]`` is known."""
+    """The padding ``[H, W]`` of the whole picture, grown from the corners where the sample has ``padded`` ``[h, w]``."""
     whole = torch.zeros(image.grid.shape, dtype=torch.bool)
     for y, x in CORNERS:
         if bool(padded[y, x]):
             whole |= _from_corner((image.data == image.data[:, y, x][:, None, None]).all(dim=0), y, x)
-    # beside it lie pixels that were mixed with it
+    # two more pixels: at its border padding was mixed with the picture
     return torch.from_numpy(ndimage.binary_dilation(whole.numpy(), iterations=2))
 
 
@@ -200,13 +238,15 @@ def _without(image: Image, hidden: Tensor) -> Image:
 
 
 def grey(image: Image) -> Image:
-    """The mean of the channels as one channel: what two stains of neighbouring sections have in common is their
-    density, and their colours only mislead."""
+    """The mean of the channels as a single channel.
+
+    Two stains of neighbouring sections have their density in common; their colours would only mislead.
+    """
     return dataclasses.replace(image, data=image.data.to(torch.float32).mean(dim=0, keepdim=True), channels=("grey",))
 
 
 def _lit(data: Tensor, background: Tensor, low: float, span: float, brightest: float) -> bool:
-    """Whether ``[C, H, W]`` with this background ``[C]`` is a picture of transmitted light: bright, neutral, nothing beyond."""
+    """Whether ``[C, H, W]`` with this background is in transmitted light: bright, neutral, and hardly anything brighter."""
     level = (background - low) / brightest
     return (
         len(background) == 3
@@ -216,8 +256,8 @@ def _lit(data: Tensor, background: Tensor, low: float, span: float, brightest: f
     )
 
 
-def _filled(data: Tensor) -> Tensor:
-    """Pixels ``[H, W]`` of one exact colour that reach from a corner over a good part of ``[C, H, W]``."""
+def _even(data: Tensor) -> Tensor:
+    """Pixels ``[H, W]`` of one exact colour that reach in from a corner and fill more than `PADDED` of the canvas."""
     out = torch.zeros(data.shape[1:], dtype=torch.bool)
     for y, x in CORNERS:
         same = _from_corner((data == data[:, y, x][:, None, None]).all(dim=0), y, x)
@@ -227,7 +267,7 @@ def _filled(data: Tensor) -> Tensor:
 
 
 def _marks(apart: Tensor) -> Tensor:
-    """Pixels ``[H, W]`` of printed marks, given how far every pixel is from the background ``[H, W]``."""
+    """Pixels ``[H, W]`` of printed marks, from each pixel's distance ``[H, W]`` to the background colour."""
     none = torch.zeros_like(apart, dtype=torch.bool)
     smooth = ndimage.gaussian_filter(apart.numpy(), 0.5)
     if not smooth.max() > smooth.min():
@@ -247,7 +287,7 @@ def _marks(apart: Tensor) -> Tensor:
     regular = (np.abs(near / common - 1) < EVEN) & (np.abs(own / own[nearest[:, 1]] - 1) < 3 * EVEN)
     if regular.sum() < MARKS or regular.mean() < 0.5:
         return none
-    # with the marks, what lies among them and resembles them, cut off at the canvas' border or not
+    # also hide objects of up to three times a mark's area near a mark: marks that touch, or are cut off at the border
     rest = np.flatnonzero((areas > 0) & (areas < 3 * np.median(own[regular])))
     to_regular, _ = cKDTree(centres[regular]).query(np.array(ndimage.center_of_mass(mask, labels, rest)))
     own_kind = rest[to_regular < 2 * np.median(near[regular])]
@@ -258,16 +298,22 @@ def _marks(apart: Tensor) -> Tensor:
 def _ink(data: Tensor, background: Tensor, seen: Tensor) -> Tensor:
     """Pixels ``[H, W]`` of a stained section ``[3, H, W]`` (0 … 1) that were drawn over with a pen.
 
-    Ink is even, and its colour is nobody else's: no other tissue to speak of comes near it.
+    Ink is uniform, and hardly any pixel elsewhere in the tissue has its colour.
+
+    Args:
+        data: transmitted light ``[3, H, W]``, 0 … 1.
+        background: transmitted light ``[3]`` of the empty glass.
+        seen: ``[H, W]``, pixels that may be ink.
     """
     none = torch.zeros_like(seen)
-    taken = (background[:, None, None] - data).numpy()  # [3, H, W]; its logarithm would magnify the noise of the dark
+    # light taken away [3, H, W]: evenness is measured on it, because in optical densities dark pixels are noisy
+    taken = (background[:, None, None] - data).numpy()
     mean = ndimage.uniform_filter(taken, (0, 5, 5))
     spread = np.sqrt(np.clip(ndimage.uniform_filter(taken**2, (0, 5, 5)) - mean**2, 0, None).sum(axis=0))
     size = np.linalg.norm(taken, axis=0)
     density = (
         -(data / background.clamp(min=DARKEST)[:, None, None]).clamp(min=DARKEST).log().numpy()
-    )  # tells the dark apart
+    )  # optical density [3, H, W]: colours are compared in it, because it tells dark inks apart
     known = seen.numpy()
     if not known.any() or not size[known].max() > size[known].min():
         return none
@@ -287,7 +333,7 @@ def _ink(data: Tensor, background: Tensor, seen: Tensor) -> Tensor:
         near = np.linalg.norm(density - colour[:, None, None], axis=0) < OWN_COLOUR * np.linalg.norm(colour)
         if (near & away).sum() > RARE * tissue.sum():
             continue
-        # all that is even and of this colour is this ink, with the rim of its strokes, where it is mixed with the glass
+        # this ink: every uniform spot of this colour, and the rim of its strokes, where ink and glass are mixed
         of_colour = np.bincount(labels.ravel(), near.ravel(), number + 1) > areas / 2
         of_colour[0] = False
         strokes = of_colour[labels]
@@ -298,8 +344,24 @@ def _ink(data: Tensor, background: Tensor, seen: Tensor) -> Tensor:
     return torch.from_numpy(out)
 
 
+def _cut_straight(mask: Tensor) -> bool:
+    """Whether the pixels of a mask ``[H, W]`` are what a canvas shows of a picture with straight sides."""
+    return _rectangular(mask) >= RECTANGULAR or _polygonal(mask)
+
+
+def _polygonal(mask: Tensor) -> bool:
+    """Whether the pixels of a mask ``[H, W]`` fill a convex polygon of few sides."""
+    rows = mask.nonzero().numpy().astype(np.float64)
+    if len(rows) < 16 or np.ptp(rows, axis=0).min() < 2:
+        return False
+    hull = ConvexHull(rows)
+    corners = rows[hull.vertices]
+    ring = approximate_polygon(np.vstack([corners, corners[:1]]), BOWED * max(mask.shape))  # type: ignore[no-untyped-call]
+    return len(ring) - 1 <= SIDES and len(rows) >= RECTANGULAR * hull.volume
+
+
 def _rectangular(mask: Tensor) -> float:
-    """How much of the least rectangle around it, turned as may be, the pixels of a mask ``[H, W]`` fill."""
+    """Share of its smallest enclosing rectangle, turned as need be, that the pixels of a mask ``[H, W]`` fill."""
     rows = mask.nonzero().to(torch.float64)
     if len(rows) < 16 or float(rows.amax(dim=0).sub(rows.amin(dim=0)).amin()) < 2:
         return 0.0
@@ -313,6 +375,6 @@ def _rectangular(mask: Tensor) -> float:
 
 
 def _from_corner(same: Tensor, y: int, x: int) -> Tensor:
-    """The connected part of a mask ``[H, W]`` that holds its corner ``[y, x]``."""
+    """The connected component of a mask ``[H, W]`` that contains the corner ``[y, x]``."""
     labels, _ = ndimage.label(same.numpy())
     return torch.from_numpy(np.asarray(labels == labels[y, x])) if labels[y, x] else torch.zeros_like(same)

@@ -1,6 +1,6 @@
-"""What every pair that is compared as images needs: checks, preparation, the fit, its figures.
+"""The steps common to all pairs that are compared as images: checks, preparation, the fit, its figures.
 
-`images`, `section` and `mixed` use it; what is their own stands in their files.
+`images`, `section` and `mixed` use these functions; what differs between them is in their own files.
 """
 
 from __future__ import annotations
@@ -31,11 +31,14 @@ from ..starts.evidence import Judge
 from ..starts.landmarks import Landmarks
 from ..verdict import Finding, unknown_scale
 from .preparation import Look
+from .unseen import MOSTLY, not_finite
 
 SMALLEST = 8
-"""Pixels along the two longest axes that an image must have at least to be registered: fewer make no pyramid level."""
+"""Least size of an image, in pixels along the shorter of its two longest axes: 8 pixels are the least that can be halved once
+(`Halvings.at`)."""
 PROBED = 150_000
-"""Pixels at which figures of a map are taken, about: more change no digit that is printed."""
+"""About how many pixels the figures of a map (round trip, areas, explained variance) are computed at: taking more changes no
+digit that is printed."""
 
 
 # ---- checks --------------------------------------------------------------------------------------------------------------
@@ -56,11 +59,19 @@ def check_image(image: Image, side: str) -> None:
         )
     data = image.data
     if data.dtype.is_floating_point:
-        bad = int((~torch.isfinite(data)).sum())
-        if bad:
+        infinite = int(torch.isinf(data).sum())
+        if infinite:
             raise ValueError(
-                f"wanted finite pixels in the {side} image, got {bad} NaN or inf; fill them, or give them weight 0 and a value"
+                f"wanted finite pixels in the {side} image, got {infinite} infinite ones; write NaN for no data instead"
             )
+        lost = not_finite(data)
+        share = 0.0 if lost is None else float(lost.to(torch.float32).mean())
+        if share > MOSTLY:
+            raise ValueError(
+                f"wanted numbers in at least {1 - MOSTLY:.0%} of the pixels of the {side} image, got NaN in {share:.1%}; "
+                "check the file, level and channel"
+            )
+        data = data if lost is None else data[:, ~lost]
     flat = data.reshape(data.shape[0], -1)
     if bool((flat == flat[:, :1]).all()):
         raise ValueError(
@@ -77,7 +88,7 @@ def check_metric(metric: Metric | None) -> None:
 
 
 def check_units(fixed: str, moving: str) -> list[Finding]:
-    """A remark where the units of two sides say nothing of the scale between them."""
+    """A remark where the units of the two sides do not determine the scale between them; otherwise nothing."""
     if unit_ratio(moving, fixed) is not None:
         return []
     return [unknown_scale(fixed, moving, "pixel size", "state the spacing to fix it")]
@@ -88,14 +99,14 @@ def check_units(fixed: str, moving: str) -> list[Finding]:
 
 @dataclass(frozen=True)
 class Compared:
-    """Two images as they are compared.
+    """Two images, prepared for comparison, and the metric.
 
     Args:
-        fixed: prepared, with weight 0 where nothing was imaged.
-        moving: prepared.
-        looks: what was found out about each.
+        fixed: the fixed image, with weight 0 where nothing was imaged.
+        moving: the moving image, with weight 0 where nothing was imaged.
+        looks: what the preparation found in the fixed and in the moving image.
         metric: the measure they are compared by.
-        why: why this measure, in words.
+        why: the reason for this metric, in words, for ``metrics.json``.
         stained: whether both are stained sections in transmitted light.
     """
 
@@ -107,7 +118,7 @@ class Compared:
     stained: bool = False
 
     def ready(self, level: Level) -> Metric:
-        """The metric, made ready for a level."""
+        """The metric, prepared for the two images of one pyramid level."""
         self.metric.prepare(
             Image(level.fixed, level.fixed_grid, weight=level.fixed_weight),
             Image(level.moving, level.moving_grid, weight=level.moving_weight),
@@ -117,13 +128,13 @@ class Compared:
 
 @dataclass(frozen=True)
 class Run:
-    """A fit, and what went before it.
+    """A finished fit, together with its start.
 
     Args:
-        sides: both sides as they were fitted.
-        start: ``A`` ``[D+1, D+1]``, physical, that the fit began from.
-        found: what a search found out about it, None where the start was given.
-        fit: where it ended.
+        sides: the fixed and the moving side, at all resolutions.
+        start: ``A`` ``[D+1, D+1]``, moving → fixed in physical units, from which the fit began.
+        found: the outcome of the search for the start; None where the start was given.
+        fit: the fit.
     """
 
     sides: tuple[Halvings, Halvings]
@@ -133,14 +144,14 @@ class Run:
 
 
 def run(pair: Compared, task: Task, recipe: Recipe) -> Run:
-    """Find the start of two images and fit their map as ``recipe`` asks for it."""
+    """Find a start for two images, then fit their map by ``recipe``."""
     sides = Halvings(pair.fixed), Halvings(pair.moving)
     start, found = images.begin(*sides, task.start, pair.ready, task.config)
     return Run(sides, start, found, fit(pair, sides, start, task, recipe))
 
 
 def fit(pair: Compared, sides: tuple[Halvings, Halvings], start: Tensor, task: Task, recipe: Recipe) -> Fit:
-    """The fit of two sides from ``start``, ``A`` ``[D+1, D+1]`` in physical units."""
+    """Fit the map of two sides by ``recipe``, from ``start``: ``A`` ``[D+1, D+1]`` in physical units."""
     began = pullback(sides, start)
     judge = None
     if sides[0].grid.ndim == 2 and sides[1].grid.ndim == 2 and recipe.moves:
@@ -153,14 +164,19 @@ def fit(pair: Compared, sides: tuple[Halvings, Halvings], start: Tensor, task: T
 
 
 def pullback(sides: tuple[Halvings, Halvings], start: Tensor) -> Tensor:
-    """A start ``A`` as the inverse map ``[D+1, D+1]`` of the normalised frames, rounded to 1e-10: in the last bits one unit
-    differs from another, and so would their fits."""
+    """The inverse of a start ``A`` between the normalised frames, ``[D+1, D+1]`` float64, rounded to 10 decimals.
+
+    Without rounding, a pair stated in µm and in mm would differ in the last bits of its start, and therefore in its fit.
+    """
     to_fixed, to_moving = (Frame.of(side.grid).matrix() for side in sides)
     return torch.round(compose(to_moving, inverse(start), inverse(to_fixed)), decimals=10)
 
 
 def pairs(sides: tuple[Halvings, Halvings], task: Task) -> tuple[Tensor, Tensor, float] | None:
-    """Landmarks in the normalised frames and their accuracy in fixed pixels, where they enter the energy."""
+    """Landmarks for the energy, or None where ``sigma_landmarks`` is not set.
+
+    Returns the moving and the fixed positions ``[M, D]``, each in its normalised frame, and σ_P in fixed pixels.
+    """
     if task.config.sigma_landmarks is None:
         return None
     if not isinstance(task.start, Landmarks):
@@ -171,11 +187,17 @@ def pairs(sides: tuple[Halvings, Halvings], task: Task) -> tuple[Tensor, Tensor,
     return p, q, task.config.sigma_landmarks / fixed.pixel
 
 
-# ---- what came of it -----------------------------------------------------------------------------------------------------
+# ---- results of the fit --------------------------------------------------------------------------------------------------
 
 
 def fitted(pair: Compared, done: Run, moving_grid: Grid) -> Fitted:
-    """Maps, figures, weights and uncertainty of a fit; ``moving_grid`` is the canvas of the whole moving side."""
+    """The maps, figures, weights and uncertainty of a finished fit.
+
+    Args:
+        pair: the two images as they were compared.
+        done: the fit.
+        moving_grid: canvas of the whole moving side, of which ``pair`` may hold only a part (a slab of a volume).
+    """
     fit, fixed, moving = done.fit, *(side.image for side in done.sides)
     affine, phi = physical_maps(fit.pullback, fit.space, fit.velocity, fixed.grid, moving.grid)
     figures = _figures(done, affine, phi)
@@ -210,7 +232,7 @@ def fitted(pair: Compared, done: Run, moving_grid: Grid) -> Fitted:
 
 
 def _figures(done: Run, affine: Affine, phi: Transform) -> dict[str, Any]:
-    """What ``metrics.json`` says about the map itself and how it was found."""
+    """The entries of ``metrics.json`` on the map itself and on the way it was found."""
     fit, found, fixed, moving = done.fit, done.found, *(side.image for side in done.sides)
     grid = _probe(fixed.grid)
     coords = grid.coords()
@@ -218,7 +240,7 @@ def _figures(done: Run, affine: Affine, phi: Transform) -> dict[str, Any]:
     at = back.points(coords)
     inside = moving.grid.contains(at)
     error = (phi.points(at) - coords).norm(dim=-1) / fixed.grid.pixel
-    area = back.jacobian_determinant(grid) * determinant(affine.matrix)  # of the bending alone
+    area = back.jacobian_determinant(grid) * determinant(affine.matrix)  # change of area by the bend alone, [*S]
     seen = inside if bool(inside.any()) else torch.ones_like(inside)
     assert fit.matching is not None
     assert fit.overlap is not None
@@ -270,11 +292,13 @@ def _explained(fixed: Image, moving: Image, phi: Transform) -> float:
     """Share of the fixed image's variance that the warped moving image explains where they overlap, 0 … 1."""
     grid = _probe(fixed.grid)
     target = resample(fixed.replace(data=fixed.data.to(torch.float32)), Affine.identity(grid.ndim, grid.unit), grid)
-    warped = resample(moving.replace(data=moving.data.to(torch.float32)), phi, grid).data
+    warped = resample(moving.replace(data=moving.data.to(torch.float32)), phi, grid)
     inside = moving.grid.contains(phi.inverse().points(grid.coords())).to(torch.float32)
+    for weight in (target.weight, warped.weight):  # what does not count explains nothing
+        inside = inside if weight is None else inside * weight
     if float(inside.sum()) < 16:
         return 0.0
-    predicted = fit_contrast(warped, target.data, inside)
+    predicted = fit_contrast(warped.data, target.data, inside)
     centre = (target.data * inside).flatten(1).sum(dim=1) / inside.sum()
     spread = (((target.data - centre.reshape(-1, *(1,) * grid.ndim)) ** 2) * inside).sum()
     rest = (((target.data - predicted) ** 2) * inside).sum()
@@ -282,7 +306,7 @@ def _explained(fixed: Image, moving: Image, phi: Transform) -> float:
 
 
 def _coincidence(fixed: Halvings, moving: Halvings, affine: Affine, phi: Transform) -> float:
-    """The largest `likeness.coincidence` of the aligned images over resolutions."""
+    """The largest `likeness.coincidence` of the aligned images over all resolutions, in standard deviations."""
     times = fixed.times_until(lambda grid: math.prod(grid.shape) <= PROBED)
     zoom = float(determinant(affine.matrix).abs()) ** (1 / affine.ndim) * moving.grid.pixel / fixed.grid.pixel
     one, other = fixed.physical(times), moving.physical(max(0, round(times - math.log2(max(zoom, 1e-6)))))
@@ -298,14 +322,16 @@ def _coincidence(fixed: Halvings, moving: Halvings, affine: Affine, phi: Transfo
         most_seen = max(most_seen, coincidence(fit_contrast(warped, target, weight), target, weight))
         thick = [d for d in range(grid.ndim) if grid.shape[d] > 1]
         axes = [d for d in thick if grid.spacing[d] < 1.5 * min(grid.spacing[k] for k in thick)]
-        if sorted(grid.shape[d] for d in axes)[-2:][0] < 64:  # the shorter side of a plane
+        if (
+            sorted(grid.shape[d] for d in axes)[-2:][0] < 64
+        ):  # second longest axis: too few shifts to compare with below that
             return most_seen
         stacked, grid = halve(torch.cat([target, warped, inside[None]]), grid, axes)
         target, warped, inside = stacked[: len(target)], stacked[len(target) : -1], stacked[-1]
 
 
 def _position_sd(fit: Fit, fixed: Grid) -> tuple[Tensor, dict[str, Any]]:
-    """How sure the map is of every fixed pixel of the last level ``[*S]``, in the fixed unit, and that in figures."""
+    """Standard deviation per axis ``[*S]``, in the fixed unit, of every fixed pixel of the last level; and its median and p90."""
     assert fit.last is not None
     assert fit.overlap is not None
     sd = uncertainty.position_sd(fit.last, fit.x, fit.sections) * fixed.pixel
@@ -316,7 +342,7 @@ def _position_sd(fit: Fit, fixed: Grid) -> tuple[Tensor, dict[str, Any]]:
 
 
 def _level_grid(fixed: Grid, fit: Fit) -> Grid:
-    """The fixed grid at the resolution of the last level, where the weights live."""
+    """The fixed grid at the resolution of the last level, on which the weights are given."""
     assert fit.matching is not None
     shape = tuple(fit.matching.shape)
     factor = tuple(2 ** round(math.log2(n / m)) for n, m in zip(fixed.shape, shape, strict=True))
@@ -326,7 +352,7 @@ def _level_grid(fixed: Grid, fit: Fit) -> Grid:
 
 
 def _probe(grid: Grid, most: int = PROBED) -> Grid:
-    """A grid over the same extent with at most ``most`` pixels."""
+    """A grid over the extent of ``grid`` with at most ``most`` pixels."""
     factor = max(1.0, (math.prod(grid.shape) / most) ** (1 / grid.ndim))
     if factor == 1.0:
         return grid
@@ -334,7 +360,7 @@ def _probe(grid: Grid, most: int = PROBED) -> Grid:
 
 
 def _reading(image: Image) -> dict[str, Any]:
-    """How an image was read of a larger one, as plain figures; nothing where it was read whole."""
+    """How an image was read out of a larger one, for ``metrics.json``; empty where it was read whole."""
     if image.reading is None:
         return {}
     how = image.reading

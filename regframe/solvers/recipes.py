@@ -1,4 +1,7 @@
-"""What kinds of pairs of images ask of the engine: how their fit differs from that of any two pictures or volumes."""
+"""The recipes: for each kind of pair of images, how its fit differs from the default one of `fit.pyramid`.
+
+"Shared structure" is the squared correlation, 0 … 1, of the fine structure of both sides (`fit.likeness.shared_structure`).
+"""
 
 from __future__ import annotations
 
@@ -8,40 +11,46 @@ from ..fit.pyramid import Cuts, Recipe
 from .mixed.drawing import PER_POINT
 
 MODELS = ("rigid", "similarity", "affine", "lddmm")
-"""Models of a map that the engine fits to any kind of pair: each is a case of the next."""
+"""Models of a map that the engine can fit to any kind of pair, each a special case of the next."""
 ONE_SECTION = (0.5, 0.9)
-"""Share of the fine structure, 0 … 1, under which two stained sections are two cuts, and from which they are one; between them
-observations count in part. Two looks at one section share 0.9, neighbouring sections under 0.1."""
+"""Two values of the shared structure, 0 … 1, of two stained sections. Below the first they are two cuts of the tissue and an
+observation counts least (`fit.pyramid.LEAST_EVIDENCE`); above the second they are one section imaged twice and it counts in
+full; between the two its weight rises linearly. Two images of one section share 0.9, neighbouring sections under 0.1."""
 SECTIONS = 0.15
-"""Share of the fine structure under which two stained sections are neighbouring ones, whose pieces move by themselves. This and
-the next constants were chosen on the lung and Visium sections of benchmarks/ACCURACY.md."""
+"""Shared structure, 0 … 1, under which two stained sections are treated as neighbouring cuts, whose pieces of tissue move
+independently. This and the next four constants were chosen on the landmarks of the lung sections and the layers of the Visium
+sections in benchmarks/ACCURACY.md, so expect less of a gain elsewhere."""
 NOTHING_SHARED = 0.01
-"""Share of the fine structure on the finest level under which that level is left out of the fit of neighbouring sections."""
+"""Shared structure, 0 … 1, on the finest level, under which that level is left out of the fit of neighbouring cuts."""
 SECTIONS_SCALE = 0.06
-"""Length a of the Sobolev operator for neighbouring sections, as a fraction of the moving canvas' extent: shorter than between
-two looks at one section."""
+"""Length a of the Sobolev operator for neighbouring cuts, as a fraction of the moving canvas' extent: shorter than for two
+images of one section (`fit.prior.SCALE`), because pieces of tissue move independently."""
 SECTIONS_ORDER = 1.0
-"""Power p for neighbouring sections."""
+"""Power p of the Sobolev operator for neighbouring cuts, without unit: lower, and so rougher, than for two images of one
+section."""
 SECTIONS_NODES = 4
-"""Velocity nodes per length a for neighbouring sections: a lower power has finer waves."""
+"""Velocity nodes per length a for neighbouring cuts: more than otherwise, because a velocity of lower power p has finer waves."""
 PLANE_SCALE = 0.08
-"""Length a for a section in a volume, as a fraction of the extent of the part of the volume around it (its two longest
-sides)."""
+"""Length a of the Sobolev operator for a section in a volume, as a fraction of the extent of the slab around the section
+(geometric mean of the slab's two longest sides)."""
 PLANE_ORDER = 2.0
-"""Power p for a section in a volume."""
+"""Power p of the Sobolev operator for a section in a volume, without unit: the value used for two pictures."""
 PLANE_NODES = 2
-"""Velocity nodes per length a for a section in a volume."""
+"""Velocity nodes per length a for a section in a volume: the value used for two volumes, where finer nodes cost time and memory
+with the third power."""
 PLANE_DEVIATION = 0.015
-"""Prior standard deviation of a displacement for a section in a volume, as a fraction of that extent. It is not adapted, for it
-would buy displacements across the section that only fit noise. Set on two sections of one brain."""
+"""Prior standard deviation of a displacement for a section in a volume, as a fraction of the slab's extent (see `PLANE_SCALE`).
+It is not adapted to the data: a wider prior would allow displacements across the section, which only fit noise. Set on two
+sections of one brain."""
 PLANE_ACROSS = 0.2
-"""Standard deviation of a displacement across the section, over that along it. Set on two sections of one brain."""
+"""Prior standard deviation of a displacement across the section's plane, over that along the plane. Set on two sections of one
+brain."""
 
 STAINED = Recipe(
     counted=ONE_SECTION,
     cuts=Cuts(SECTIONS, Prior(SECTIONS_SCALE, SECTIONS_ORDER, SECTIONS_NODES, beyond=0.5), NOTHING_SHARED),
 )
-"""Two stained sections in transmitted light: of one cut, or of two, which is found out from what they share."""
+"""Two stained sections in transmitted light; whether they are one section or two cuts is decided from their shared structure."""
 PLANE = Recipe(
     moves=False,
     prior=Prior(
@@ -55,9 +64,9 @@ PLANE = Recipe(
         across=PLANE_ACROSS,
     ),
 )
-"""A section in a volume: its plane is known from the search, and only the bend is fitted."""
+"""A section in a volume: the search has found its plane, so only the bend is fitted."""
 
 
 def drawn(points: PointSet) -> Recipe:
-    """Points drawn as an image: however many pixels they cover, each is worth few observations."""
+    """Points drawn as an image: each point counts as few observations, however many pixels it covers."""
     return Recipe(most=PER_POINT * len(points))

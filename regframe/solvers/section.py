@@ -1,4 +1,4 @@
-"""A section in a volume: placed on an oblique plane, then bent within the slab of the volume around it."""
+"""A section in a volume: a search places it on an oblique plane, then it is bent within a slab of the volume."""
 
 from __future__ import annotations
 
@@ -29,22 +29,28 @@ from .preparation import grey, prepare
 from .raster import Compared, Run
 
 SLAB = 0.08
-"""How much of a volume is kept around a section, of its diagonal: what it may bend by, and what its smoothness reaches."""
+"""Margin of the slab of volume that is kept around a section, as a fraction of the diagonal of the box around the placed
+section. It has to hold the bend and the reach of its smoothness: five prior standard deviations (`recipes.PLANE_DEVIATION` is
+0.015 of a similar extent), or one length a (`recipes.PLANE_SCALE`, 0.08)."""
 PAINT_AREA = 30.0
-"""Pixels that one observation of a label's colour stands for."""
+"""Pixels of the section that count as one independent observation of a label's colour, since neighbouring pixels resemble each
+other. It matters only for labels that the section hardly shows, whose colour is drawn towards the mean of all tissue."""
 SEEN_IN_VOLUME = 200_000
-"""Pixels of a section from which a volume of labels takes its colours, about."""
+"""About how many pixels of the section are used to colour a volume of labels: a bound on time; the mean colour of a label
+changes little with more pixels."""
 
 
 class Section(Solver):
-    """A 2D image fixed against a volume: its plane is searched for among all, then both are compared as images."""
+    """A 2D fixed image and a moving volume: the section's plane is searched for, then the two are fitted as images."""
 
     name: ClassVar[str] = "section"
     models: ClassVar[tuple[str, ...]] = recipes.MODELS
     default: ClassVar[str] = "mi"
-    """Metric where nothing is said and the volume shows intensities: a section and a volume need not show one thing."""
+    """Name of the metric where the user names none and the volume holds intensities: mutual information, because a section and
+    a volume need not show the same quantity."""
     for_labels: ClassVar[str] = "contrast"
-    """Metric where nothing is said and the volume holds labels, each of which takes the colour that the section shows there."""
+    """Name of the metric where the user names none and the volume holds labels: every label is given the mean colour that the
+    section shows there (`painted`), so both sides show the same quantity."""
 
     def matches(self, fixed: Image | PointSet, moving: Image | PointSet) -> float:  # noqa: D102
         if not (isinstance(fixed, Image) and isinstance(moving, Image)):
@@ -87,8 +93,11 @@ class Section(Solver):
         return Compared(fixed, moving, (one, other), plugins.metric(self.default), why)
 
     def _run(self, pair: Compared, task: Task) -> tuple[Run, float | None, tuple[Finding, ...]]:
-        """The fit of one plane and the slab of the volume around it, by how much planes that fit as well differ at the
-        section's corners (in the volume's unit; None where the plane was given), and what was noticed."""
+        """Search for the plane, cut a slab of the volume around it, and fit the bend.
+
+        Returns the fit; the spread at the section's corners of the planes that fit about equally well (standard deviation, in the
+        volume's unit; None where the plane was given); and the findings of the search.
+        """
         fixed, moving, config = pair.fixed, pair.moving, task.config
         side, found, sd = Halvings(lift(fixed)), None, None
         findings: tuple[Finding, ...] = ()
@@ -102,14 +111,15 @@ class Section(Solver):
         seen = side.physical(side.times_until(lambda grid: math.prod(grid.shape) <= SEEN_IN_VOLUME))
         at = Affine(start, moving.grid.unit, fixed.grid.unit).inverse().points(seen.grid.coords())
         volume = slab(moving, at)
-        # a section says little about where it lies across itself: what the search found out about the plane is kept
+        # the recipe does not refine the plane: locally, a section hardly determines shifts across its own plane, while the
+        # search has compared planes of the whole volume
         sides = side, Halvings(painted(volume, seen, at) if moving.labels else volume)
         fit = raster.fit(pair, sides, start, task, recipes.PLANE)
         return Run(sides, start, found, fit), sd, findings
 
 
 def _plane_figures(affine: Affine, grid: Grid, sd: float | None) -> dict[str, Any]:
-    """Where a section lies in its volume, in the volume's unit and order of axes ``(z, y, x)``."""
+    """Position and tilt of a section in its volume, in the volume's unit, components in the order ``(z, y, x)``."""
     middle = torch.tensor(grid.center, dtype=torch.float64)
     steps = torch.diag(torch.tensor(grid.spacing, dtype=torch.float64))[1:]
     at = affine.inverse().points(torch.cat([middle[None], middle + steps]))  # [3, 3]
@@ -126,12 +136,12 @@ def _plane_figures(affine: Affine, grid: Grid, sd: float | None) -> dict[str, An
 
 
 def slab(volume: Image, at: Tensor, margin: float = SLAB) -> Image:
-    """The part of a volume around a section.
+    """The box of a volume around a section that was placed in it.
 
     Args:
-        volume: as it is.
-        at: where the section's pixels lie in it, ``[..., 3]``, in its unit.
-        margin: how much more than the section needs, of its diagonal.
+        volume: the whole volume.
+        at: positions of the section's pixels in the volume, ``[..., 3]``, in its unit.
+        margin: width added on every side, as a fraction of the diagonal of the box around ``at``.
     """
     at = at.reshape(-1, 3)
     low, high = at.amin(dim=0), at.amax(dim=0)
@@ -152,14 +162,14 @@ def slab(volume: Image, at: Tensor, margin: float = SLAB) -> Image:
 
 
 def painted(labels: Image, section: Image, at: Tensor) -> Image:
-    """A volume of labels in the colours of a section: every label in the mean of what the section shows there.
+    """A volume of labels in which every label has the mean colour that the section shows where the label lies.
 
-    Labels that the section hardly shows come close to the mean of its tissue.
+    A label that the section hardly shows gets nearly the mean colour of all tissue.
 
     Args:
-        labels: ``[1, *S]``; 0 is what is not tissue.
+        labels: ``[1, *S]``; 0 marks what is not tissue.
         section: ``[C, *S_f]``.
-        at: where its pixels lie in the volume, ``[*S_f, 3]``, in its unit.
+        at: positions of the section's pixels in the volume, ``[*S_f, 3]``, in the volume's unit.
     """
     ids, codes = np.unique(labels.data[0].numpy(), return_inverse=True)
     volume = torch.from_numpy(codes.reshape(labels.grid.shape))

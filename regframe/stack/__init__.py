@@ -1,4 +1,6 @@
-"""Serial sections in one stack: ``sections`` opened, ``pairs`` registered, ``posegraph``, ``judge``, ``align``.
+"""Serial sections aligned into one stack.
 
-``settle`` finds the last fraction of a pixel between two neighbours.
+``sections`` opens and sorts them; ``pairs`` registers neighbours, and ``settle`` improves each pair to a fraction of a pixel;
+``posegraph`` finds the poses that agree best with all pairs; ``judge`` derives verdicts; ``align`` holds `align_stack` and
+`Stack`. A "pose" is the rigid or affine map of a section into the space common to all.
 """

@@ -1,6 +1,6 @@
-"""A stack of serial sections: neighbours aligned in pairs, the pairs reconciled over the whole stack, one canvas for all.
+"""`align_stack`: registers neighbouring sections in pairs, reconciles the pairs over the stack, and lays all on one canvas.
 
-Every section is registered to several neighbours, not to the last one alone; `regframe.stack.posegraph` reconciles the pairs.
+Every section is registered to several neighbours, not only to the previous one; `regframe.stack.posegraph` reconciles the pairs.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ from .posegraph import GUIDE, Floats, Link
 from .sections import Section, opened, placed, planes_of
 
 TRANSFORMS = ("rigid", "affine", "lddmm")
-"""What ``transform`` may say, simpler ones first."""
+"""Models that ``transform`` accepts, each a special case of the next."""
 CHANCES = 3
-"""Rounds in which the poses are found and the pairs that contradict them looked at again, at most."""
+"""Largest number of rounds in which poses are found and the pairs that contradict them are examined again."""
 MOST_BYTES = 4 << 30
-"""Largest volume that is put together in memory, in bytes of its pixels."""
+"""Largest volume that is assembled in memory, in bytes of its pixels."""
 VOLUME = "volume.ome.zarr"
 """Name of the volume in the folder that `Stack.save` writes."""
 SECTIONS = "sections"
-"""Name of the folder of the sections' maps in it."""
+"""Name of the folder, inside the stack's folder, that holds the maps of the sections."""
 
 
 @dataclass(frozen=True)
@@ -49,13 +49,12 @@ class Stack:
     """Aligned sections.
 
     Args:
-        results: one `Result` per section, from its own space to the common one; None where it could not be placed.
-        grid: the volume's grid ``(z, y, x)``; sections lie at ``planes``.
+        results: one `Result` per section, from its own space to the common space; None for a section that could not be placed.
+        grid: the volume's grid ``(z, y, x)``.
         planes: plane of each section in the volume.
-        names: what the sections are called.
+        names: names of the sections.
         links: the pairs that were registered.
-        metrics: what ``metrics.json`` holds: verdicts per section, coherence of neighbours before and after, drift, order.
-        affines: the poses before bending.
+        metrics: the content of ``metrics.json``: verdicts per section, coherence of neighbours before and after, drift, order.
     """
 
     results: tuple[Result | None, ...]
@@ -72,7 +71,7 @@ class Stack:
 
     @property
     def reasons(self) -> tuple[str, ...]:
-        """Why, one sentence each."""
+        """The reasons for the verdict, one sentence each."""
         return tuple(self.metrics["reasons"])
 
     @property
@@ -97,12 +96,14 @@ class Stack:
         return _volume(self, images)
 
     def save(self, path: str | Path, images: Sequence[Image] | None = None, overwrite: bool = False) -> None:
-        """Write a folder: ``metrics.json``, ``sections.csv``, ``sections/NAME/transform.ome.zarr`` (each for `regframe.load`)
-        and, where ``images`` (the sections, in the stack's order) are given, ``volume.ome.zarr``.
+        """Write the stack as a folder.
 
-        The folder is written aside first, then renamed: it is there complete or not at all. `regframe.write_report` draws
-        a page of it. Raises FileExistsError where ``path`` exists and may not be replaced, ValueError where the images
-        make no volume (see `volume`), OSError where the place cannot be written.
+        It holds ``metrics.json``, ``sections.csv``, ``sections/NAME/transform.ome.zarr`` (each readable by `regframe.load`)
+        and, where ``images`` (the sections, in the stack's order) are given, ``volume.ome.zarr``. The folder is written under
+        another name and renamed, so that it is complete or absent. `regframe.write_report` draws a page of it.
+
+        Raises FileExistsError where ``path`` exists and may not be replaced, ValueError where the images make no volume (see
+        `volume`), OSError where the folder cannot be written.
         """
         with staged(Path(path), overwrite) as folder:
             write_files(self, folder, images)
@@ -110,15 +111,15 @@ class Stack:
 
 @dataclass(frozen=True)
 class StackOptions:
-    """What the poses of a stack are found from, beside its sections, and what is looked for in them.
+    """Options of a stack's alignment.
 
     Args:
-        reach: neighbours on either side that each section is registered to, 1 or more.
-        guide: a volume of the same organ in the same orientation and unit, whose first plane lies at position 0: what
-            neighbours alone cannot know, the curvature of the organ, comes from it.
-        hold: sections over which the place on the canvas is believed where it came from (block face, stage): slower
-            shifts then stay as they are. Not at all where None.
-        check_mirrors: try every section turned over as well, and say where that fits better.
+        reach: number of neighbours on either side to which each section is registered, 1 or more.
+        guide: a volume of the same organ in the same orientation and unit, whose first plane lies at position 0. It supplies what
+            neighbours cannot tell: the curvature of the organ along the stack.
+        hold: number of sections over which the original place on the canvas (block face, stage) is trusted: shifts that vary more
+            slowly than this along the stack are kept. None where the original places mean nothing.
+        check_mirrors: whether every section is also compared turned over, and reported where that fits better.
 
     Raises ValueError for a reach below 1, or a hold that is not above 0.
     """
@@ -147,17 +148,17 @@ def align_stack(
     """Align serial sections, given in order, into one stack.
 
     Args:
-        images: 2D `Image` objects or anything `regframe.open` reads; sizes may differ, pixels have the same unit.
-        positions: where each section lies along z, ascending whole numbers, in units of ``spacing_z``; gaps stay empty.
-            0, 1, 2 … where None.
-        spacing_z: distance of two sections, in the images' unit; one pixel where None, and then a reason says so.
-        reference: place of the section that stays where it is, ``"middle"``, or ``"chain"``: each is hung on the one before
-            it and nothing is reconciled, for comparison.
+        images: 2D `Image` objects or anything `regframe.open` reads, in stacking order; sizes may differ, the unit may not.
+        positions: plane of each section along z, ascending integers, in units of ``spacing_z``; planes without a section stay
+            empty. 0, 1, 2 … where None.
+        spacing_z: distance of two planes, in the images' unit; where None, one pixel, with a remark.
+        reference: index of the section that stays where it is; or ``"middle"``; or ``"chain"``, which maps each section to the
+            one before it and reconciles nothing, for comparison.
         transform: ``rigid`` (sections keep their size), ``affine`` (single sections' stretch is undone, the slow change of
             size along the stack stays), ``lddmm`` (affine, then bent onto the average of their neighbours).
-        options: a guide, places that are to be held, how many neighbours each section is registered to.
+        options: guide, trusted places, number of neighbours.
         config: settings of `register` for every pair.
-        progress: called before each pair or section: stages ``pairs``, ``doubtful pairs``, ``guide``, ``turned over`` …
+        progress: called before each pair or section; stages are ``pairs``, ``doubtful pairs``, ``guide``, ``turned over`` …
 
     Raises:
         ValueError: fewer than two sections with tissue, volumes, several units, positions that do not ascend.
@@ -210,7 +211,7 @@ def align_stack(
 
 
 def _check_reference(reference: int | str, n: int) -> None:
-    """ValueError for what is neither the place of one of ``n`` sections nor a way to choose one."""
+    """ValueError for anything but the index of one of ``n`` sections, ``middle`` or ``chain``."""
     if not (isinstance(reference, int) or reference in ("middle", "chain")):
         raise ValueError(f"wanted a section's place, 'middle' or 'chain' as reference, got {reference!r}")
     if isinstance(reference, int) and not 0 <= reference < n:
@@ -226,10 +227,10 @@ def _check_guide(guide: Image, unit: str) -> None:
 
 
 class _Posed(NamedTuple):
-    """Poses of a stack before any bending.
+    """The poses of a stack, before any bending.
 
     Args:
-        poses: by section, ``[3, 3]`` from its own space to the common one; only those that could be placed.
+        poses: pose of each section that could be placed ``[3, 3]``, from its own space to the common one, by section.
         start: the poses before the pairs were reconciled.
         reference: the section that stays where it is.
     """
@@ -240,7 +241,7 @@ class _Posed(NamedTuple):
 
 
 def _posed(work: Work, reference: int | str, options: StackOptions, spacing: float) -> _Posed:
-    """Register the pairs, and find the poses that agree best with all of them; ``spacing`` is the distance of two sections."""
+    """Register the pairs and find the poses that agree best with all; ``spacing`` is the distance of two planes."""
     chained = reference == "chain"
     work.link(1 if chained else options.reach, chained)
     if options.guide is not None and not chained:
@@ -298,7 +299,7 @@ def _volume(stack: Stack, images: Sequence[Image]) -> Image:
 
 @contextlib.contextmanager
 def staged(path: Path, overwrite: bool) -> Iterator[Path]:
-    """An empty folder to write a stack into, renamed to ``path`` when the block ends well and removed when it does not.
+    """An empty folder to write a stack into; renamed to ``path`` when the block succeeds, removed when it fails.
 
     Raises what `check_output` raises.
     """
@@ -309,7 +310,7 @@ def staged(path: Path, overwrite: bool) -> Iterator[Path]:
 
 
 def write_files(stack: Stack, folder: Path, images: Sequence[Image] | None) -> Image | None:
-    """Write figures, maps and, where there are ``images``, the volume of a stack into an empty folder; return the volume."""
+    """Write figures, maps and (with ``images``) the volume of a stack into an empty folder; returns the volume or None."""
     (folder / outputs.METRICS).write_text(outputs.to_json(stack.metrics, indent=2) + "\n", encoding="utf-8")
     rows = []
     for k, result in enumerate(stack.results):
@@ -333,13 +334,13 @@ def write_files(stack: Stack, folder: Path, images: Sequence[Image] | None) -> I
 
 
 def section_folder(stack: Stack, k: int) -> str:
-    """The folder of section ``k`` below ``sections``: its place, and what of its name a file system takes."""
+    """Path of the folder of section ``k`` in the stack's folder: its index, and its name as far as file systems allow."""
     plain = re.sub(r"[^A-Za-z0-9._-]+", "_", stack.names[k]).strip("._")[:60]
     return f"{k:04d}_{plain}" if plain else f"{k:04d}"
 
 
 def check_output(path: Path, overwrite: bool) -> None:
-    """Refuse an output folder that could not be written at the end; only one of a stack is replaced."""
+    """Refuse an output folder that could not be written, in advance; only the folder of a stack may be replaced."""
     if path.is_symlink() or path.exists():
         if not overwrite:
             raise FileExistsError(f"output {path} exists; choose another name, or pass --overwrite to replace it")

@@ -1,4 +1,4 @@
-"""What is said of a stack: every section's verdict, coherence, drift, order."""
+"""Figures and verdicts of a stack: each section's verdict, coherence of neighbours, drift, order."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from .pairs import Pictures, Work, ncc_of
 from .posegraph import GUIDE, Floats, carry, rms
 
 FARTHEST_MOVE = 8
-"""Places by which a section may be moved in the search for a better order: slides hold several sections each."""
+"""Largest number of places by which a section is moved while a better order is searched for: a slide holds several sections."""
 
 
 class Judge:
-    """What is said of the sections and of the stack, from poses and from pictures before and after.
+    """Derives the figures of the sections and of the stack, from poses and from pictures of the sections before and after.
 
     Args:
         work: sections and pairs.
-        poses: by section that was placed, ``[3, 3]``.
+        poses: pose ``[3, 3]`` of each section that was placed, by section.
         before: pictures of the sections as they lie.
         after: pictures of the sections under the poses.
     """
@@ -39,7 +39,7 @@ class Judge:
         self.poor, self.said = self._poor()
 
     def _poor(self) -> tuple[set[int], dict[int, Finding]]:
-        """Sections that resemble their neighbours much less than these resemble each other, or show far less tissue."""
+        """Sections that resemble their neighbours much less than these resemble each other, or show far less tissue; and why."""
         poor: set[int] = set()
         said: dict[int, Finding] = {}
         for i, k in enumerate(self.order):
@@ -58,7 +58,7 @@ class Judge:
         return poor, said
 
     def mirrored(self) -> list[int]:
-        """Sections that lay turned over, or fit their neighbours better when turned over, on the small pictures."""
+        """Sections that lay turned over, or fit their neighbours better turned over; judged on the small pictures."""
         work, found = self.work, []
         reference = [k for k in self.order if np.linalg.det(self.poses[k][:2, :2]) > 0]
         flipped = {k for k in self.order if np.linalg.det(self.poses[k][:2, :2]) < 0}
@@ -105,10 +105,10 @@ class Judge:
         return sorted({*found, *flipped})
 
     def out_of_order(self) -> dict[str, Any]:
-        """Whether another order of the sections would make neighbours more alike.
+        """Whether neighbours would be more alike in another order of the sections.
 
-        Single sections are moved by up to `FARTHEST_MOVE` places, and runs of that length reversed, while that helps by more
-        than chance.
+        Single sections are moved by up to `FARTHEST_MOVE` places, and runs of up to that length reversed, as long as this
+        helps by more than chance.
         """
         order, after = [k for k in self.order if k not in self.poor], self.after
         known: dict[tuple[int, int], float] = {}
@@ -139,7 +139,7 @@ class Judge:
                         trials.append(best[:i] + best[i : j + 1][::-1] + best[j + 1 :])
             scored = [(self._change(best, trial, unlike), trial) for trial in trials]
             change, trial = min(scored, key=lambda pair: pair[0])
-            if change > -DIFFER:  # of correlations summed: less is chance
+            if change > -DIFFER:  # a smaller change of the summed correlations may be chance
                 break
             best, total = trial, total + change
         if best == order:
@@ -153,13 +153,13 @@ class Judge:
 
     @staticmethod
     def _change(old: list[int], new: list[int], unlike: Callable[[int, int], float]) -> float:
-        """By how much neighbours are less alike in the order ``new`` than in ``old``, summed."""
+        """Rise of the summed unlikeness of neighbours from the order ``old`` to the order ``new``."""
         gone = {frozenset(pair) for pair in itertools.pairwise(old)}
         come = {frozenset(pair) for pair in itertools.pairwise(new)}
         return sum(unlike(*pair) for pair in come - gone) - sum(unlike(*pair) for pair in gone - come)
 
     def metrics(self, final: Pictures, mirrored: list[int], chained: bool, stated: bool) -> dict[str, Any]:
-        """What ``metrics.json`` says."""
+        """The content of ``metrics.json``."""
         work = self.work
         pairs: list[dict[str, Any]] = [
             {"sections": [a, b], "before": self.before.pair(a, b), "after": final.pair(a, b)}
@@ -200,7 +200,7 @@ class Judge:
         }
 
     def _departure(self) -> float | None:
-        """How far a plain chain of neighbours ends from the reconciled stack, in px, at its worst section."""
+        """Largest distance, in px, of a section in a plain chain of neighbours from its place in the reconciled stack."""
         at = {(link.fixed, link.moving): link.matrix for link in self.work.links if link.fixed != GUIDE}
         pose, worst = np.eye(3), 0.0
         first = self.order[0]
@@ -214,7 +214,7 @@ class Judge:
         return worst
 
     def _section(self, k: int, moved: Sequence[int], final: Pictures) -> dict[str, Any]:
-        """The entry of section ``k``; ``moved`` are those that a better order would move."""
+        """The entry of section ``k`` in ``metrics.json``; ``moved`` are the sections that a better order would move."""
         work = self.work
         out: dict[str, Any] = {"index": k, "name": work.names[k], "position": work.planes[k], "placed": k in self.poses}
         if k not in self.poses:
@@ -254,13 +254,13 @@ class Judge:
 
 
 def _mean(values: Iterable[float]) -> float:
-    """The mean, 0 of nothing."""
+    """The mean of the values; 0 where there are none."""
     found = list(values)
     return float(np.mean(found)) if found else 0.0
 
 
 def _spread(values: Sequence[float]) -> dict[str, float] | None:
-    """Number, median, 90th percentile and largest of the finite values; None where there are none."""
+    """Number, median, 90th percentile and maximum of the finite values; None where there are none."""
     finite = [v for v in values if math.isfinite(v)]
     if not finite:
         return None

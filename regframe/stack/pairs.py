@@ -1,4 +1,8 @@
-"""Pairs of sections: registered, looked at again where they are doubtful, bent onto their neighbours."""
+"""Registers pairs of sections, repeats doubtful ones, and bends sections onto their neighbours.
+
+Where a constant names no source, neither a paper nor a calibration is recorded for it; ``benchmarks/bench_stack.py`` measures
+what they achieve together.
+"""
 
 from __future__ import annotations
 
@@ -32,45 +36,54 @@ from .sections import LOOKED_AT, Flags, Section, hull_middle, placed, turned_ove
 from .settle import RIM, missing, settle
 
 FARTHEST = 4
-"""Places along the stack that the search for a neighbour goes where nearer ones fail."""
+"""Largest distance along the stack, in places, at which a neighbour is searched for where nearer ones fail."""
 SEARCHED_AT = 40_000
-"""Pixels of the finest level at which pairs are registered; what is left is settled (`SETTLED_AT`), which is cheaper."""
+"""Pixels of the finest level at which pairs are registered; the remaining error is removed by `settle` (at `SETTLED_AT`), which
+is cheaper."""
 ALIKE = 0.15
-"""Correlation of two densities from which a pair is used though `register` calls it a failure."""
+"""Correlation of two densities from which a pair is used although `register` calls it a failure."""
 DOUBTED = 0.5
-"""Share of the pairs' median correlation below which a pair is searched for a second time."""
+"""Correlation of a pair, over the median of all pairs, below which the pair is searched for a second time."""
 TURNS = 36
-"""Turns that a second search begins from: every 10 degrees."""
+"""Number of turns from which a second search starts: one every 10 degrees."""
 BEST = 4
-"""Of these turns, how many, the most alike, are settled."""
+"""Number of these turns, those under which the sections correlate most, that are settled."""
 INSIDE = (1.5, 6.0)
-"""Finest and coarsest structure, in pixels of the small pictures, that tells whether the inside of two sections is alike."""
+"""Standard deviations, in pixels of the small pictures, of the finest and the coarsest structure by which the insides of two
+sections are compared."""
 PARTIAL = 0.75
-"""Share of its neighbours' tissue below which only what is there of a section counts, not the emptiness beside it."""
+"""Ratio of a section's tissue area to that of its neighbours, below which only its tissue is compared and not the emptiness
+beside it."""
 TRUST = {"pass": 1.0, "warn": 0.5}
 """Weight of a pair by the verdict of its registration."""
 DISTRUST = 0.1
-"""Weight of a pair of any other verdict: it helps only where no other pair says anything."""
+"""Weight of a pair with any other verdict: small enough to matter only where no other pair decides."""
 FIGURES = ("roundtrip_px", "jacobian_min", "jacobian_max", "folding_fraction", "bending_px", "n_evaluations")
-"""Figures of a registration that the map of a bent section keeps."""
+"""Figures of a registration that are kept for the map of a bent section."""
 BENDS = 2
-"""Rounds in which every section is bent onto the average of its neighbours."""
+"""Number of rounds in which every section is bent onto the average of its neighbours."""
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """Sections on one canvas: density, tissue and where each was imaged, ``[h, w]`` each, by place in the stack."""
+    """Small pictures of the sections on one canvas, by place in the stack, ``[h, w]`` each.
+
+    Args:
+        density: departure of each pixel from the background.
+        tissue: where there is tissue.
+        grid: grid of the pictures.
+    """
 
     density: dict[int, Floats]
     tissue: dict[int, Flags]
     grid: Grid
 
     def ncc(self, a: int, b: int) -> float:
-        """Correlation of two densities over the tissue of either, and 6 % around it."""
+        """Correlation of the densities of two sections, over the tissue of either and a rim of 6 % around it."""
         return ncc_of(self.density[a], self.density[b], self.tissue[a] | self.tissue[b])
 
     def pair(self, a: int, b: int) -> dict[str, float]:
-        """All figures of two sections."""
+        """All figures of likeness of two sections."""
         one, other = self.tissue[a], self.tissue[b]
         total = float(one.sum() + other.sum())
         return {
@@ -108,9 +121,9 @@ class Bent(NamedTuple):
     """Sections after they were bent onto their neighbours.
 
     Args:
-        maps: by section, from its own space to the common one.
-        figures: by section that was bent, the figures of its map as in a `Result`'s metrics.
-        rounds: what every round did: how many sections it bent, and the mean correlation of neighbours after it.
+        maps: map of each section, from its own space to the common one, by section.
+        figures: figures of the map of each bent section, as in a `Result`'s metrics, by section.
+        rounds: one record per round: number of sections that were bent, and mean correlation of neighbours after the round.
     """
 
     maps: dict[int, Transform]
@@ -119,13 +132,13 @@ class Bent(NamedTuple):
 
 
 class Work:
-    """A stack in the making: its sections, the pairs that were registered so far, and what turns them into poses and maps.
+    """A stack while it is being aligned: its sections, the pairs registered so far, and the steps that lead to poses and maps.
 
     Args:
         images: the sections, 2D, in stacking order.
-        planes: the plane of each in the volume.
+        planes: plane of each section in the volume.
         config: settings of `register` for every pair.
-        transform: ``rigid``, ``affine`` or ``lddmm``; pairs are affine for the last.
+        transform: ``rigid``, ``affine`` or ``lddmm``; pairs are affine for ``lddmm``.
         progress: called before each pair or section.
 
     Raises ValueError for fewer than two sections with tissue.
@@ -158,12 +171,12 @@ class Work:
         self.evaluations = 0
 
     def tell(self, stage: str, done: int, total: int) -> None:
-        """Say that ``done`` of ``total`` pairs or sections of a stage are done."""
+        """Report that ``done`` of ``total`` pairs or sections of a stage are done."""
         if self._progress is not None:
             self._progress(Progress(stage, done, total))
 
     def _partial(self) -> dict[int, Image]:
-        """Sections with less tissue than `PARTIAL` of those around, weighted by it: their torn edges are no outlines."""
+        """Sections with less tissue than `PARTIAL` of their neighbours, weighted by their tissue: torn edges do not count."""
         area = {k: float(s.mask.sum()) * s.density.grid.pixel**2 for k, s in enumerate(self.sections)}
         out = {}
         for i, k in enumerate(self.good):
@@ -173,7 +186,7 @@ class Work:
         return out
 
     def _tissue_of(self, k: int) -> Image:
-        """Section ``k`` with a weight of 1 on its tissue and two pixels around it, 0 elsewhere."""
+        """Section ``k`` with weight 1 on its tissue and two pixels around it, 0 elsewhere."""
         section, image = self.sections[k], self.images[k]
         near = ndimage.binary_dilation(section.mask, iterations=2).astype(np.float32)
         mask = Image(torch.from_numpy(near)[None], section.density.grid)
@@ -183,7 +196,7 @@ class Work:
     # pairs
 
     def link(self, reach: int, chained: bool) -> None:
-        """Register every section to its neighbours; farther ones where nearer ones fail."""
+        """Register every section to its neighbours within ``reach``; to farther ones where these fail."""
         order = self.good
         pairs = [(order[i], order[i + d]) for d in range(1, reach + 1) for i in range(len(order) - d)]
         for done, (a, b) in enumerate(pairs):
@@ -205,10 +218,10 @@ class Work:
                 self.links.append(self._pair(a, b))
 
     def retry(self) -> None:
-        """Pairs much less alike than most, or turned over, are searched for again: all turns, from the middles of their hulls.
+        """Search again for pairs that are much less alike than most, or turned over: from all turns, hull middle on hull middle.
 
-        Tissue of two like halves fits turned over as well as it does as it lies: a pair is turned over only where that
-        makes what lies inside the tissue clearly more alike.
+        Tissue of two equal halves fits turned over as well as it does as it lies. A pair is taken as turned over only where
+        that makes the inside of the tissue clearly more alike.
         """
         usual = float(np.median([link.ncc for link in self.links] or [0.0]))
         poor = [i for i, link in enumerate(self.links) if link.ncc < DOUBTED * usual or turned_over(link.matrix)]
@@ -235,10 +248,10 @@ class Work:
             self._prefer(i, *best)
 
     def _prefer(self, i: int, matrix: Floats, ncc: float, expected: bool = False) -> bool:
-        """Take another map for pair ``i`` where it is better by more than chance; whether it was taken.
+        """Give pair ``i`` another map where it is better by more than chance; returns whether it was given.
 
-        A map that was ``expected``, or that is not turned over as the pair's own is, need not be better: it is taken unless
-        what lies inside the tissue is less alike under it.
+        A map that is ``expected``, or one that is not turned over where the pair's own is, need not be better: it is taken
+        unless the inside of the tissue is less alike under it.
         """
         link = self.links[i]
         if expected or (turned_over(link.matrix) and not turned_over(matrix)):
@@ -254,7 +267,10 @@ class Work:
         return better
 
     def second_chance(self, poses: Mapping[int, Floats]) -> bool:
-        """Settle the pairs that contradict the poses from where these put them, keep what is as alike; whether any changed."""
+        """Settle the pairs that contradict the poses again, starting from the poses; returns whether any pair has changed.
+
+        A new map is kept where the sections are as alike under it.
+        """
         self.weigh(poses, chained=True)
         limit, changed = self._limit(), False
         for i, link in enumerate(self.links):
@@ -270,25 +286,31 @@ class Work:
         return changed
 
     def _alone(self) -> set[tuple[int, str]]:
-        """Sections that no trusted pair joins to a section ``before`` or ``after`` them, with that side; ends aside."""
+        """Sections, each with a side (``before`` or ``after``), that no trusted pair joins to any section on that side.
+
+        The outer side of the first and of the last section is left out.
+        """
         trusted = [link for link in self.links if link.weight > 0]
         held = {(link.fixed, "after") for link in trusted} | {(link.moving, "before") for link in trusted}
         ends = {(self.good[0], "before"), (self.good[-1], "after")}
         return {(k, side) for k in self.good for side in ("before", "after")} - held - ends
 
     def _pair(self, a: int, b: int) -> Link:
-        """The pair of two sections, ``b`` registered to ``a``."""
+        """The pair of section ``b`` (moving) registered to section ``a``."""
         return self._register(self.partial.get(a, self.images[a]), self.partial.get(b, self.images[b]), a, b)
 
     def _register(self, fixed: Image, moving: Image, a: int, b: int) -> Link:
-        """The pair of section ``b``, as ``moving`` shows it, and section ``a`` or a plane of the guide, as ``fixed``."""
+        """The pair of ``b`` and ``a``, from the images ``moving`` (section ``b``) and ``fixed``.
+
+        ``fixed`` shows section ``a``, or a plane of the guide.
+        """
         pyramid = self.config.pyramid
         if a != GUIDE:
             pyramid = pyramid.model_copy(update={"max_pixels": min(pyramid.max_pixels, SEARCHED_AT)})
         config = self.config.model_copy(update={"transform": self.kind, "pyramid": pyramid})
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # that sides declare no pixel size is said once, for the stack
+                warnings.simplefilter("ignore")  # a missing pixel size is reported once for the whole stack
                 result = register(fixed, moving, config=config)
         except ValueError as error:
             return Link(a, b, np.eye(3), 0.0, f"fail: {error}", 0.0)
@@ -311,10 +333,10 @@ class Work:
         )
 
     def _likeness(self, one: Section, a: int, b: int, matrix: Floats) -> float:
-        """How alike section ``b`` under ``matrix`` and ``one`` are, -1 … 1; ``one`` is section ``a`` or a plane of the guide.
+        """Likeness, -1 … 1, of section ``b`` under ``matrix`` and ``one`` (section ``a``, or a plane of the guide).
 
-        The correlation of their densities over the tissue of either, what one of them has lost aside, times the share of the
-        tissue that is left.
+        It is the correlation of their densities over the tissue of either, without what one of them has lost, times the share
+        of the tissue that remains.
         """
         other, grid = self.sections[b], one.density.grid
         onto = Affine(torch.from_numpy(matrix), *self.units)
@@ -330,7 +352,7 @@ class Work:
         return share * ncc_of(one.density.data[0].numpy().astype(np.float64), warped, where)
 
     def _inside(self, a: int, b: int, matrix: Floats) -> float:
-        """Correlation of the structure of `INSIDE` widths within the tissue of both, away from outlines and holes."""
+        """Correlation of structure of the widths `INSIDE` within the tissue of both, away from outlines and holes."""
         one, other, grid = self.sections[a], self.sections[b], self.sections[a].density.grid
         onto = Affine(torch.from_numpy(matrix), *self.units)
         warped = resample(other.density, onto, grid, 0.0).data[0].numpy()
@@ -350,14 +372,17 @@ class Work:
         return ncc_of(fine(one.density.data[0].numpy()), fine(warped), within)
 
     def _settled(self, a: int, b: int, matrix: Floats, ncc: float) -> tuple[Floats, float]:
-        """A pair's map and likeness after settling; those given where settling makes the two less alike by more than chance."""
+        """The map and the likeness of a pair after settling.
+
+        The given ones are returned where settling makes the two sections less alike by more than chance.
+        """
         fixed, moving = (dataclasses.replace(self.sections[k].fine, partial=k in self.partial) for k in (a, b))
         found = settle(fixed, moving, matrix, self.nodes[b].probes, self.nodes[b].size, self.kind)
         likeness = self._likeness(self.sections[a], a, b, found)
         return (found, likeness) if likeness > ncc - DIFFER else (matrix, ncc)
 
     def link_guide(self, guide: Image, spacing: float) -> None:
-        """Register every section to the plane of the guide nearest to it; ``spacing`` is the distance of two sections."""
+        """Register every section to the nearest plane of the guide; ``spacing`` is the distance of two planes of the stack."""
         for done, k in enumerate(self.good):
             self.tell("guide", done, len(self.good))
             z = (self.planes[k] - min(self.planes)) * spacing
@@ -375,7 +400,7 @@ class Work:
     # poses
 
     def reference(self, wanted: int | str) -> int:
-        """The section that stays where it is: the wanted one, a chain's first, or one with a trusted pair near the middle."""
+        """The section that stays where it is: the wanted one, the first of a chain, or a well-joined one near the middle."""
         if wanted == "chain":
             return self.good[0]
         middle = wanted if isinstance(wanted, int) else len(self.images) // 2
@@ -387,7 +412,7 @@ class Work:
         )
 
     def loop_residuals(self) -> list[float]:
-        """For three sections in a row, how far the maps over both steps and over one step contradict each other, rms in px."""
+        """Contradiction between two steps and one step, for each three sections in a row: rms over the tissue, in px."""
         at = {(link.fixed, link.moving): link for link in self.links if link.weight > 0}
         found = []
         for a, b, c in zip(self.good, self.good[1:], self.good[2:], strict=False):
@@ -396,7 +421,7 @@ class Work:
         return found
 
     def weigh(self, poses: Mapping[int, Floats], chained: bool) -> None:
-        """Note how far every pair departs from the poses, and, unless ``chained``, give up those that contradict them."""
+        """Record how far every pair departs from the poses; unless ``chained``, give weight 0 to pairs that contradict them."""
         noted = []
         for link in self.links:
             known = link.moving in poses and (link.fixed == GUIDE or link.fixed in poses)
@@ -409,21 +434,21 @@ class Work:
         ]
 
     def _limit(self) -> float:
-        """Departure from the poses, rms over the tissue in the images' unit, beyond which a pair is given up."""
+        """Departure from the poses from which a pair is given up: rms over the tissue, in the images' unit."""
         usual = float(np.median([link.residual for link in self.links if link.weight > 0] or [0.0]))
         return CONTRADICTS * max(LEAST_SCALE * self.size, CONTRADICTS * usual)
 
     # the canvas and what lies on it
 
     def as_they_lie(self) -> dict[int, Transform]:
-        """Maps that lay the middles of all canvases on that of the middle section: the stack before any registration."""
+        """The stack before registration: maps under which the middles of all canvases coincide with the middle section's."""
         middle = np.array(self.images[self.good[len(self.good) // 2]].grid.center)
         return {k: _shift(middle - np.array(self.images[k].grid.center), self.units) for k in self.good}
 
     def canvas(self, poses: Mapping[int, Any]) -> Grid:
-        """A grid over all that any section covers under its pose, with the finest of the sections' spacings per axis.
+        """A grid over everything that the sections cover under their poses, with the finest spacing of all sections per axis.
 
-        Raises ValueError where it is far larger than any section: some pose is wrong.
+        Raises ValueError where it is far larger than any section, which means that some pose is wrong.
         """
         matrices = {k: p if isinstance(p, np.ndarray) else p.matrix.numpy() for k, p in poses.items()}
         spacing = np.min([self.images[k].grid.spacing for k in poses], axis=0)
@@ -439,7 +464,7 @@ class Work:
         return Grid(tuple(int(n) for n in shape), tuple(spacing), tuple(low + spacing / 2), self.units[0])
 
     def pictures(self, maps: Mapping[int, Transform], canvas: Grid) -> Pictures:
-        """Density and tissue of every section with a map, on the canvas with at most `LOOKED_AT` pixels along its longer side."""
+        """Density and tissue of every section that has a map, on the canvas, at most `LOOKED_AT` pixels along the longer side."""
         small = canvas.resampled(tuple(s * max(1.0, max(canvas.shape) / LOOKED_AT) for s in canvas.spacing))
         density, tissue = {}, {}
         for k, transform in maps.items():
@@ -450,11 +475,11 @@ class Work:
         return Pictures(density, tissue, small)
 
     def bend(self, maps: dict[int, Transform], canvas: Grid, poor: set[int]) -> Bent:
-        """Every section but the first and the last bent onto the average of its neighbours, `BENDS` times.
+        """Bend every section but the first and the last onto the average of its neighbours, `BENDS` times.
 
-        The average of both sides lies where a steady change along the stack puts the section, so such a change stays; of
-        the outermost only one neighbour is known, so these keep their pose. Where a neighbour is among the ``poor``, or the
-        bend makes a section less like its neighbours, it keeps the map it had.
+        A steady change along the stack is kept, because the average of both neighbours lies where such a change puts the
+        section. The first and the last section have one neighbour only and keep their pose. A section keeps its map where a
+        neighbour is among the ``poor``, or where the bend makes it less like its neighbours.
         """
         order = [k for k in self.good if k in maps]
         flat = {k: placed(self.images[k], maps[k], canvas, self.sections[k].background) for k in order}
@@ -497,18 +522,18 @@ class Work:
         return Bent(current, figures, rounds)
 
     def _bent_onto(self, target: Image, section: Image) -> Result | None:
-        """A section that lies on the canvas bent onto ``target``; None where that fails or folds."""
+        """Register a section, as it lies on the canvas, to ``target`` with a bend; None where that fails or folds."""
         config = self.config.model_copy(update={"transform": "lddmm"})
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # what there is to say of the pair is said by its verdict
+                warnings.simplefilter("ignore")  # remarks on the pair are in its verdict
                 result = register(target, section.replace(weight=None), init="identity", config=config)
         except ValueError:
             return None
         return None if result.metrics["folding_fraction"] > 0 or result.verdict == "fail" else result
 
     def result(self, k: int, bent: Bent, pose: Floats, canvas: Grid, section: dict[str, Any]) -> Result:
-        """Section ``k`` as a `Result` like any other: its map, its pose, and what is said of it in the stack's metrics."""
+        """Section ``k`` as a `Result`: its map, its pose, and its entry in the stack's metrics."""
         figures = bent.figures.get(k, {})
         metrics: dict[str, Any] = {
             "n_evaluations": 0,
@@ -528,23 +553,23 @@ class Work:
 
 
 def _weight(ncc: float, apart: int, verdict: str) -> float:
-    """What a pair counts: its correlation over the distance of its sections, squared, times the trust in its verdict.
+    """Weight of a pair: (correlation / distance of the sections in the stack)², times the trust in its verdict.
 
-    The anatomy's change, which is the error of a right pair, grows with the distance.
+    The error of a correct pair comes from the change of the anatomy, which grows with the distance.
     """
     trust = TRUST.get(verdict, DISTRUST)
     return (max(ncc, 0.05) / max(apart, 1)) ** 2 * trust
 
 
 def _edges(grid: Grid) -> Floats:
-    """Corners ``[4, 2]`` of the area that the pixels cover."""
+    """The outer corners ``[4, 2]`` of the area that the pixels of a grid cover."""
     low = np.array(grid.origin) - np.array(grid.spacing) / 2
     high = low + np.array(grid.extent)
     return np.array([[a, b] for a in (low[0], high[0]) for b in (low[1], high[1])])
 
 
 def _shift(by: Floats, units: tuple[str, str]) -> Affine:
-    """The map that moves every position by ``by`` ``[2]``."""
+    """The map that adds ``by`` ``[2]`` to every position."""
     matrix = torch.eye(3, dtype=torch.float64)
     matrix[:2, 2] = torch.from_numpy(np.asarray(by, dtype=np.float64))
     return Affine(matrix, *units)

@@ -4,6 +4,9 @@ A node ``k`` gets a pose ``A_k`` ``[3, 3]`` into one common space such that ``A_
 was found for each pair, in the least-squares sense over its tissue (pose graph; Grisetti et al. 2010), with weights that
 give up pairs which contradict the others (Geman and McClure 1987). An error of one pair then neither ends up in all later
 nodes, as it does in a chain, nor pulls the others along. All in 2D, in one unit, components in the order y, x.
+
+Where a constant names no source, neither a paper nor a calibration is recorded for it; ``benchmarks/bench_stack.py`` measures
+what they achieve together.
 """
 
 from __future__ import annotations
@@ -21,31 +24,35 @@ from scipy.sparse.linalg import spsolve
 Floats = NDArray[np.float64]
 
 GUIDE = -1
-"""Index of the node that never moves: the space of a guide volume."""
+"""Index of the node that never moves: the space of the guide volume."""
 STRETCH_OVER = 8.0
-"""Nodes over which a change of size or shear is believed to be the knife's; slower ones are anatomy and stay."""
+"""Number of nodes over which a change of size or shear counts as caused by the cutting and is undone; changes that are slower
+along the stack are anatomy and stay."""
 ROUNDS = 60
-"""Gauss-Newton steps of the reconciliation at most; it ends where a step is below 1e-5 of the tissue's size."""
+"""Largest number of Gauss-Newton steps; the reconciliation ends earlier when a step is below 1e-5 of the tissue's size."""
 CONTRADICTS = 3.0
-"""Median residuals of all pairs beyond which a pair contradicts the others."""
+"""Residual of a pair, in medians of all pairs' residuals, above which the pair contradicts the others."""
 UNKNOWN = 0.25
-"""Contradiction, over the tissue's radius of gyration, of a pair that is part of no triangle: more than any right pair has."""
+"""Contradiction assumed for a pair that is part of no triangle, over the tissue's radius of gyration: more than any correct
+pair has."""
 UNLIKE = 0.1
-"""Contradiction, over the tissue's radius of gyration, that weighs as much as a correlation of 0 instead of 1."""
+"""Contradiction, over the tissue's radius of gyration, that costs a pair as much as a correlation of 0 instead of 1."""
 LEAST_SCALE = 0.004
-"""Smallest scale of the residuals, over the tissue's radius of gyration: pairs that agree better than that are not told apart."""
+"""Smallest scale of the residuals, over the tissue's radius of gyration: smaller residuals do not tell pairs apart."""
 
 
 @dataclass(frozen=True)
 class Link:
-    """One pair that was registered: node ``moving`` to node ``fixed`` (`GUIDE`: the given space).
+    """A registered pair: its map from node ``moving`` to node ``fixed`` (`GUIDE` for the guide volume).
 
     Args:
+        fixed: index of the fixed node.
+        moving: index of the moving node.
         matrix: ``M`` ``[3, 3]``, from the moving node to the fixed one.
-        ncc: correlation of the two tissues under it.
-        verdict: the verdict of `regframe.register` on the pair, or why it failed.
-        weight: what it counts; 0 where it is not used.
-        residual: how far the poses depart from it, rms over the moving tissue, in the nodes' unit.
+        ncc: correlation of the two tissues under ``matrix``.
+        verdict: the verdict of `regframe.register` on the pair, or the reason why it failed.
+        weight: weight of the pair; 0 where it is not used.
+        residual: departure of the poses from ``matrix``: rms over the moving tissue, in the nodes' unit.
     """
 
     fixed: int
@@ -59,14 +66,19 @@ class Link:
 
 @dataclass(frozen=True)
 class Node:
-    """The tissue of a node: ``probes`` ``[N, 2]`` have its moments, ``size`` is its radius of gyration."""
+    """The tissue of a node.
+
+    Args:
+        probes: positions ``[N, 2]`` with the same first and second moments as the tissue.
+        size: radius of gyration of the tissue.
+    """
 
     probes: Floats
     size: float
 
 
 def carry(matrix: Floats, points: Floats) -> Floats:
-    """``points`` ``[N, 2]`` moved by ``matrix`` ``[3, 3]``."""
+    """Positions ``[N, 2]`` mapped by ``matrix`` ``[3, 3]``."""
     moved: Floats = points @ matrix[:2, :2].T + matrix[:2, 2]
     return moved
 
@@ -77,21 +89,21 @@ def rms(residual: Floats) -> float:
 
 
 def residual(link: Link, poses: Mapping[int, Floats], node: Node) -> Floats:
-    """How far the poses of a pair depart from its map, at the moving node's probes ``[N, 2]``, in the fixed node's space."""
+    """Departure of the poses of a pair from its map, at the moving node's probes ``[N, 2]``, in the fixed node's space."""
     here = np.eye(3) if link.fixed == GUIDE else poses[link.fixed]
     away: Floats = carry(np.linalg.inv(here) @ poses[link.moving], node.probes) - carry(link.matrix, node.probes)
     return away
 
 
 def loop(ab: Link, bc: Link, ac: Link, node: Node) -> float:
-    """Contradiction of ``a ← b ← c`` and ``a ← c``, rms over the tissue of ``c``."""
+    """Contradiction between the maps ``a ← b ← c`` and ``a ← c``: rms over the tissue of ``c``."""
     return rms(carry(ab.matrix @ bc.matrix, node.probes) - carry(ac.matrix, node.probes))
 
 
 def tree(links: Sequence[Link], nodes: Mapping[int, Node], root: int) -> dict[int, Floats]:
-    """Poses along the most trusted pairs from ``root`` on, whose own is the identity; nodes out of reach have none.
+    """Poses along the most trusted pairs, starting from ``root``, whose pose is the identity; unreachable nodes have none.
 
-    Pairs are trusted for closing the triangles they are part of, and for their correlation.
+    A pair is trusted where the triangles it is part of close, and where its correlation is high.
     """
     used = [link for link in links if link.weight > 0]
     size = float(np.median([node.size for node in nodes.values()]))
@@ -102,7 +114,7 @@ def tree(links: Sequence[Link], nodes: Mapping[int, Node], root: int) -> dict[in
     for link in used:
         i, j = link.fixed % (n + 1), link.moving
         contradiction = min(loops.get((link.fixed, link.moving), UNKNOWN * size), size) / size
-        # a pair costs what its best triangle contradicts; the correlation decides between pairs that are alike in that
+        # cost of a pair: the smallest contradiction of its triangles; the correlation decides between equal ones
         cost[i, j] = 1e-3 + contradiction + UNLIKE * (1 - min(max(link.ncc, 0.0), 1.0))
         by_nodes[i, j] = link
     order, parents = csgraph.breadth_first_order(
@@ -119,7 +131,7 @@ def tree(links: Sequence[Link], nodes: Mapping[int, Node], root: int) -> dict[in
 
 
 def _loops(links: Sequence[Link], nodes: Mapping[int, Node]) -> dict[tuple[int, int], float]:
-    """By pair, the smallest contradiction of a triangle that it is part of."""
+    """The smallest contradiction among the triangles that each pair is part of, by pair."""
     at = {(link.fixed, link.moving): link for link in links}
     after: dict[int, list[int]] = {}
     for a, b in at:
@@ -145,13 +157,14 @@ def reconcile(
     """Poses that agree best with all pairs at once: Gauss-Newton on ``A_k ← A_k exp(ξ_k)``, pairs weighted anew each step.
 
     Args:
-        links: pairs; those between nodes that ``start`` has not are left out.
+        links: the pairs; those with a node that has no start are ignored.
         nodes: the tissue of each node.
-        start: poses to start from; a node without one gets none.
-        reference: the node whose pose does not move, unless `GUIDE` is linked to, which then is what does not.
-        kind: ``rigid``, or ``affine``, with stretch kept to what changes within `STRETCH_OVER` nodes.
-        hold: nodes over which a node is believed to lie where it came from (its pose the identity); shifts that are slower
-            along the stack then stay. All poses are moved in the end so that the reference has its pose of ``start``.
+        start: poses to start from; a node without one is not placed.
+        reference: the node whose pose is fixed; where any pair joins `GUIDE`, the guide is fixed instead.
+        kind: ``rigid`` or ``affine``; for ``affine``, stretch that changes more slowly than over `STRETCH_OVER` nodes is kept.
+        hold: number of nodes over which a node's original place (its pose the identity) is trusted: shifts that vary more
+            slowly along the stack are kept. In the end all poses are moved together so that the reference has its pose of
+            ``start``.
     """
     poses = {k: pose.copy() for k, pose in start.items()}
     links = [
@@ -172,7 +185,9 @@ def reconcile(
         residuals = [residual(link, poses, nodes[link.moving]) for link in links]
         lengths = np.array([rms(r) for r in residuals])
         settled = max(LEAST_SCALE * size, CONTRADICTS * float(np.median(lengths)))
-        scale = max(settled, min(scale, 8 * settled) / 2)  # from wide to narrow, so that a wrong start can be left
+        scale = max(
+            settled, min(scale, 8 * settled) / 2
+        )  # shrinks from wide to narrow, so that a wrong start can recover
         system = _System(m, len(free))
         for link, away, length in zip(links, residuals, lengths, strict=True):
             trust = math.sqrt(link.weight) / (1 + (length / scale) ** 2)
@@ -217,7 +232,7 @@ class _System:
         self._right: list[Floats] = []
 
     def add(self, blocks: Mapping[int, Floats], right: Floats) -> None:
-        """Rows: by unknown a block ``[r, m]``, and the right-hand sides ``[r]``."""
+        """Add rows: a block ``[r, m]`` for each unknown involved, and the right-hand sides ``[r]``."""
         for unknown, block in blocks.items():
             y, x = np.mgrid[: block.shape[0], : block.shape[1]]
             self._rows.append(self._height + y.ravel())
@@ -237,7 +252,7 @@ class _System:
 
 
 def _stretch_prior(unknown: int, pose: Floats, generators: Floats, weight: float) -> tuple[dict[int, Floats], Floats]:
-    """Rows that pull the strain ``(GᵀG - 1) / 2`` of a pose to 0."""
+    """Rows that pull the strain ``(GᵀG - 1) / 2`` of a pose towards 0."""
     g = pose[:2, :2]
     strain = (g.T @ g - np.eye(2)) / 2
     changes = [g.T @ g @ generator[:2, :2] for generator in generators]
@@ -247,13 +262,13 @@ def _stretch_prior(unknown: int, pose: Floats, generators: Floats, weight: float
 
 
 def _exactly(matrix: Floats) -> Floats:
-    """``matrix`` without the rounding of its last row."""
+    """``matrix`` with its last row set to zeros and a one, free of rounding."""
     matrix[2] = 0.0, 0.0, 1.0
     return matrix
 
 
 def generators(center: Floats, size: float, kind: str) -> Floats:
-    """Generators ``[G, 3, 3]`` about ``center``, each moving tissue of ``size`` by about that much."""
+    """Generators ``[G, 3, 3]`` of rigid or affine maps about ``center``; a unit of each moves the tissue by about ``size``."""
     linear = [[[0, -1], [1, 0]]]
     if kind == "affine":
         linear += [[[1, 0], [0, 1]], [[1, 0], [0, -1]], [[0, 1], [1, 0]]]

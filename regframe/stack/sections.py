@@ -1,4 +1,4 @@
-"""The sections of a stack: put in order, opened, and what is compared of each."""
+"""The sections of a stack: sorted, opened, and reduced to what is compared of each."""
 
 from __future__ import annotations
 
@@ -30,23 +30,24 @@ from .settle import Density
 
 Flags = NDArray[np.bool_]
 EDGE = 0.6
-"""Share of Otsu's threshold between background and tissue from which a pixel is tissue: pale tissue stays below the threshold."""
+"""Share of Otsu's threshold between background and tissue above which a pixel counts as tissue: pale tissue stays below the
+full threshold."""
 LOOKED_AT = 256
-"""Pixels along the longer side of the pictures that neighbours are compared on."""
+"""Pixels along the longer side of the pictures on which neighbours are compared."""
 SETTLED_AT = 512
-"""Pixels along the longer side of the pictures that pairs are settled on."""
+"""Pixels along the longer side of the pictures on which pairs are settled."""
 EVEN = 0.5
-"""Mean deviation of a border, over the image's standard deviation, up to which it is background."""
+"""Mean deviation of an image's border, over the image's standard deviation, below which the border is background."""
 
 
 def sort_sections(paths: Sequence[Path], order: str | Path = "natural") -> tuple[list[Path], list[int] | None]:
-    """Files in stacking order, and their positions along z where these are known.
+    """The files in stacking order, and their positions along z where these are known.
 
     Args:
         paths: the files, in any order.
-        order: ``natural`` (by name, numbers as numbers), ``number`` (by the last number of the name, which is taken for the
-            position, so that missing ones leave a gap), ``given``, or a CSV file with a column ``section`` (file names) in
-            stacking order and, if it has one, a column ``position`` of whole numbers.
+        order: ``natural`` (by name, with numbers compared as numbers), ``number`` (by the last number in the name, which
+            becomes the position, so that missing numbers leave gaps), ``given``, or a CSV file with a column ``section`` (file
+            names) in stacking order and optionally a column ``position`` of integers.
     """
     if order == "given":
         return list(paths), None
@@ -120,7 +121,7 @@ def opened(images: Iterable[Any]) -> list[Image]:
 
 
 def planes_of(positions: Sequence[float] | None, n: int) -> tuple[int, ...]:
-    """The plane of each of ``n`` sections: 0, 1, 2 … or ``positions``; ValueError where these are no ascending whole numbers."""
+    """The plane of each of ``n`` sections: ``positions``, or 0, 1, 2 …; ValueError for anything but ascending integers."""
     if positions is None:
         return tuple(range(n))
     if len(positions) != n or any(float(p) != round(p) for p in positions):
@@ -137,7 +138,16 @@ def planes_of(positions: Sequence[float] | None, n: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Section:
-    """What is compared of a section: how far every pixel departs from the background, small."""
+    """A section, reduced to what is compared.
+
+    Args:
+        density: departure of each pixel from the background, at low resolution (`LOOKED_AT`).
+        mask: where there is tissue, at that resolution.
+        background: colour of the background ``[C]``.
+        node: moments of the tissue.
+        fine: departure from the background at the resolution of `SETTLED_AT`.
+        empty: the reason where the image shows no section, or ``""``.
+    """
 
     density: Image
     mask: Flags
@@ -148,7 +158,7 @@ class Section:
 
     @classmethod
     def of(cls, image: Image) -> Section:
-        """The section, or why it is none."""
+        """The section that an image shows; ``empty`` says why where it shows none."""
         grid = image.grid
         nowhere = Node(np.tile(np.array(grid.center), (4, 1)), grid.diagonal)
         nothing = np.zeros(grid.shape, dtype=np.bool_)
@@ -160,13 +170,13 @@ class Section:
             blank = image.replace(data=torch.zeros((1, *grid.shape)), channels=("density",), weight=None)
             return cls(blank, nothing, background, nowhere, none, str(error))
         ready, look = preparation.prepare(image)
-        background = _background(image, ready.weight, torch.tensor(look.background, dtype=torch.float32))
-        apart = (image.data.to(torch.float32) - background[:, None, None]).norm(dim=0)
+        background = _background(ready, ready.weight, torch.tensor(look.background, dtype=torch.float32))
+        apart = (ready.data.to(torch.float32) - background[:, None, None]).norm(dim=0)
         weight = torch.ones(grid.shape) if ready.weight is None else ready.weight.to(torch.float32)
         apart = apart * (weight > 0)
         apart = apart.clamp(
             max=float(np.quantile(apart[:: max(1, len(apart) // 500)].numpy(), 0.995))
-        )  # specks are not tissue
+        )  # drop specks, which are not tissue
         density = Image(apart[None], grid, ("density",), weight=ready.weight, name=image.name)
         fine, density = (_smaller(density, most).replace(weight=None) for most in (SETTLED_AT, LOOKED_AT))
         values = density.data[0].numpy()
@@ -182,7 +192,7 @@ class Section:
         arms = axes * np.sqrt(2 * np.clip(lengths, 1e-12, None))  # the columns; ± both: the tissue's second moments
         probes = middle + np.concatenate([arms.T, -arms.T])
         sharp = fine.data[0].numpy()
-        solid = ndimage.gaussian_filter(sharp, 1.0) > edge  # noise is not tissue
+        solid = ndimage.gaussian_filter(sharp, 1.0) > edge  # smoothed, so that noise does not count as tissue
         settled = Density(sharp, solid, np.array(fine.grid.spacing), np.array(fine.grid.origin))
         return cls(density, mask, background, Node(probes, float(np.sqrt(lengths.sum()))), settled)
 
@@ -191,7 +201,7 @@ class Section:
 
 
 def _background(image: Image, weight: Tensor | None, flattest: Tensor) -> Tensor:
-    """Colour ``[C]`` of the border where that is one colour, noise aside, else that of the flattest part."""
+    """Colour ``[C]`` of the border where the border is uniform up to noise, else ``flattest``, that of the flattest part."""
     data = image.data.to(torch.float32)
     known = torch.ones(image.grid.shape) if weight is None else weight
     rim, seen = (
@@ -207,12 +217,12 @@ def _background(image: Image, weight: Tensor | None, flattest: Tensor) -> Tensor
 
 
 def turned_over(matrix: Floats) -> bool:
-    """Whether a map turns over."""
+    """Whether a map ``[3, 3]`` turns a section over (negative determinant)."""
     return bool(np.linalg.det(matrix[:2, :2]) < 0)
 
 
 def hull_middle(section: Section) -> Floats:
-    """Middle ``[2]`` of the tissue's convex hull, where holes and notches do not move it."""
+    """Middle ``[2]`` of the convex hull of the tissue, which holes and notches do not move."""
     hull = convex_hull_image(ndimage.binary_opening(section.mask, iterations=2))  # type: ignore[no-untyped-call]
     if not hull.any():
         return np.asarray(section.node.probes.mean(axis=0))
@@ -220,7 +230,7 @@ def hull_middle(section: Section) -> Floats:
 
 
 def _smaller(density: Image, most: int) -> Image:
-    """``density`` averaged over whole blocks of pixels, so that its longer side has at most ``most``."""
+    """``density`` averaged over whole blocks of pixels, so that its longer side has at most ``most`` pixels."""
     grid = density.grid
     step = max(1, math.ceil(max(grid.shape) / most))
     if step == 1:
@@ -230,7 +240,7 @@ def _smaller(density: Image, most: int) -> Image:
 
 
 def placed(image: Image, transform: Transform, canvas: Grid, background: Tensor | None) -> Image:
-    """A section on the canvas in its own dtype; its background where it shows nothing (labels: 0)."""
+    """A section resampled on the canvas in its own dtype; background (labels: 0) where it shows nothing."""
     if image.labels:
         return resample(image, transform, canvas)
     seen = torch.ones(image.grid.shape)

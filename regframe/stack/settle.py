@@ -1,9 +1,13 @@
-"""Pairs of sections settled: the pose that `register` found, moved to where the two densities correlate best.
+"""Settles pairs of sections: moves the pose that `register` found to where the two densities correlate best.
 
-Gauss-Newton on ``fixed ≈ gain · moving ∘ Φ⁻¹ + offset``, gain and offset found along: its least squares lie where the
-correlation is highest. Of what was tried on planes of volumes (mutual information, local correlation, edges, outlier weights)
-this takes least of the anatomy's change from section to section for motion. It has one weakness, which is dealt with: a hole
-in one section would be drawn onto a hole in the other, so tissue that is missing is not compared. All in 2D.
+A "density" is the departure of each pixel from the background. Gauss-Newton minimises ``fixed - (gain · moving ∘ Φ⁻¹ +
+offset)``, with gain and offset fitted too; this least-squares solution is where the correlation is highest. Among the measures
+tried on planes of volumes (mutual information, local correlation, edges, outlier weights) this one mistakes least of the
+change of the anatomy between sections for motion. Its weakness is that a hole in one section would be drawn onto a hole in the
+other; missing tissue is therefore left out of the comparison. All in 2D.
+
+Where a constant names no source, neither a paper nor a calibration is recorded for it; ``benchmarks/bench_stack.py`` measures
+what they achieve together.
 """
 
 from __future__ import annotations
@@ -20,30 +24,33 @@ from .posegraph import Floats, carry, generators, rms
 Flags = NDArray[np.bool_]
 
 BLURS = (3.0, 1.0)
-"""Standard deviations of the Gaussian that blurs both, in pixels, coarse to fine: the first catches what is a few pixels off."""
+"""Standard deviations of the Gaussian that blurs both densities, in pixels, coarse to fine: the first one corrects errors of a
+few pixels."""
 STEPS = 30
-"""Steps of Gauss-Newton per width at most."""
+"""Largest number of Gauss-Newton steps per blur."""
 STILL = 0.002
-"""Length of a step, rms over the tissue, in pixels, below which the descent ends: pairs contradict each other by 0.05 px."""
+"""Length of a step (rms over the tissue), in pixels, below which the descent ends: pairs contradict each other by 0.05 px
+anyway."""
 RIM = 0.05
-"""Over the tissue's radius of gyration: what one section alone shows is missing where it is thicker than twice this, else an edge
-that has moved."""
+"""Half the thickness, over the tissue's radius of gyration, from which tissue that only one section shows counts as missing;
+thinner differences are edges that have moved."""
 MARGIN = 0.1
-"""Over the tissue's radius of gyration: how far around the tissue the background is compared too, which holds its outline."""
+"""Width of the rim of background around the tissue that is compared too, over the tissue's radius of gyration; it shows the
+outline."""
 ENOUGH = 64
-"""Pixels that two sections must share for a pair to be settled; an affine map, a gain and an offset are 8 numbers."""
+"""Least number of pixels that two sections must share to be settled; an affine map, a gain and an offset are 8 unknowns."""
 
 
 @dataclass(frozen=True)
 class Density:
-    """What is compared of a section: how far every pixel departs from the background.
+    """What is compared of a section: the departure of each pixel from the background.
 
     Args:
         values: ``[h, w]``, in the units of the image's channels.
-        tissue: ``[h, w]``.
-        spacing: of the pixels ``[2]``, in the section's unit.
+        tissue: where there is tissue ``[h, w]``.
+        spacing: spacing of the pixels ``[2]``, in the section's unit.
         origin: position of the first pixel's centre ``[2]``.
-        partial: whether it is compared only where it has tissue, because it has lost some.
+        partial: True for a section that has lost tissue, which is compared only where it has some.
     """
 
     values: NDArray[np.float32]
@@ -53,17 +60,17 @@ class Density:
     partial: bool = False
 
     def index(self, positions: Floats) -> Floats:
-        """Positions ``[N, 2]`` as places among the pixels."""
+        """Pixel indices (fractional) of positions ``[N, 2]``."""
         found: Floats = (positions - self.origin) / self.spacing
         return found
 
     def blurred(self, width: float) -> Floats:
-        """Values and their slopes along y and x, per unit, ``[3, h, w]``."""
+        """The blurred values and their slopes along y and x, per unit of length, ``[3, h, w]``."""
         smooth = ndimage.gaussian_filter(self.values.astype(np.float64), width, mode="nearest")
         return np.stack([smooth, *np.gradient(smooth, *self.spacing)])
 
     def near(self, reach: float) -> Flags:
-        """Tissue, and unless this is partial, what is at most ``reach`` pixels from it."""
+        """The tissue and, unless the section is partial, everything within ``reach`` pixels of it."""
         found: Flags = self.tissue if self.partial else ndimage.distance_transform_edt(~self.tissue) <= reach
         return found
 
@@ -72,11 +79,11 @@ def settle(fixed: Density, moving: Density, start: Floats, probes: Floats, size:
     """The map moving → fixed ``[3, 3]`` near ``start`` under which two densities correlate best, over the tissue of either.
 
     Args:
-        fixed: stays.
-        moving: is brought onto it.
+        fixed: the section that stays where it is.
+        moving: the section that is moved.
         start: ``[3, 3]``, within a few pixels of the answer.
-        probes: positions ``[N, 2]`` that stand for the moving tissue (`regframe.stack.posegraph.Node`).
-        size: its radius of gyration.
+        probes: positions ``[N, 2]`` with the moments of the moving tissue (`regframe.stack.posegraph.Node`).
+        size: radius of gyration of the moving tissue.
         kind: ``rigid`` (mirrored where ``start`` is) or ``affine``.
     """
     pixel = float(np.sqrt(fixed.spacing.prod()))
@@ -100,7 +107,7 @@ def settle(fixed: Density, moving: Density, start: Floats, probes: Floats, size:
 
 
 def missing(one: Flags, other: Flags, rim: float) -> Flags:
-    """Where one section shows tissue and the other none, edges that have moved by less than two ``rim`` pixels aside."""
+    """Where only one of two sections shows tissue; edges that have moved by less than twice ``rim`` pixels are left out."""
     core = ndimage.distance_transform_edt(one ^ other) > rim
     found: Flags = ndimage.distance_transform_edt(~core) <= 2 * rim + 1 if core.any() else core
     return found
@@ -116,7 +123,18 @@ def _descend(
     probes: Floats,
     still: float,
 ) -> Floats:
-    """Levenberg-Marquardt on ``M ← M exp(ξ)``, for fixed values ``target`` ``[N]`` at ``positions`` ``[N, 2]``."""
+    """Levenberg-Marquardt on ``M ← M exp(ξ)``, gain and offset; returns the map ``[3, 3]``.
+
+    Args:
+        target: values of the fixed density ``[N]``.
+        positions: their positions ``[N, 2]``.
+        moving: the moving density.
+        layers: its blurred values and slopes ``[3, h, w]``.
+        start: map to start from ``[3, 3]``.
+        moves: generators of the map ``[G, 3, 3]``.
+        probes: positions ``[P, 2]`` at which the length of a step is measured.
+        still: length of a step, in the section's unit, below which the descent ends.
+    """
     pose, trial, damp, before = start, start, 1e-3, math.inf
     normal, right = np.eye(len(moves) + 2), np.zeros(len(moves) + 2)
     for _ in range(STEPS):

@@ -1,10 +1,11 @@
-"""Where a fit begins: poses found without landmarks, or given.
+"""The starts: where a fit begins, either searched for or given by the user.
 
-``landmarks`` takes pairs; ``images``, ``volumes``, ``section`` and ``points`` search; ``views`` is what the search of images
-looks at, ``evidence`` what it makes of a pose, ``priors`` what is likely before, ``pose`` what all of them return; ``given``
-reads what the user says, ``scale`` what the units say.
+``identity`` leaves both sides as they lie; ``landmarks`` makes a start of paired points; ``images``, ``volumes``, ``section``
+and ``points`` search for one. ``views`` prepares the images that the search compares, ``evidence`` compares them at many poses,
+``priors`` tells which poses are likely beforehand; ``pose`` defines what searches of images return; ``given`` reads the argument
+``init``; ``scale`` reads what the units tell about the scale between the two sides.
 
-This file names the starts without importing them, so that the command line needs no torch to know them.
+This module names the starts without importing them, so that the command line can list them without loading torch.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ from collections.abc import Callable
 from typing import Any
 
 NAMED = {"identity": "identity.as_they_lie"}
-"""Starts that ``init`` takes by name beside ``auto``, each with its module of this room and the function in it, which makes ``A``
-``[D+1, D+1]`` of the fixed and the moving canvas: the one place where a new one is entered."""
+"""Starts that ``init`` takes by name beside ``auto``. The value is ``module.function`` in this package; the function takes the
+fixed and the moving canvas and returns ``A`` ``[D+1, D+1]``. A new named start is entered here and nowhere else."""
 
 
 def named(name: str) -> Callable[..., Any]:
-    """The function behind a name of `NAMED`."""
+    """The function that makes the start called ``name`` (see `NAMED`)."""
     module, _, function = NAMED[name].partition(".")
     found: Callable[..., Any] = getattr(importlib.import_module(f"{__name__}.{module}"), function)
     return found

@@ -1,4 +1,4 @@
-"""The start that the user gives: what ``init`` says, as a matrix in physical units."""
+"""Starts that the user gives: turns the argument ``init`` into a matrix in physical units."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from .scale import Scale
 
 
 def given(fixed: Grid, moving: Grid, init: Any, config: Config) -> Tensor | None:
-    """The start ``A`` ``[D+1, D+1]`` float64 that ``init`` names, moving → fixed in physical units; None: search for one.
+    """The start ``A`` ``[D+1, D+1]`` float64 that ``init`` states, moving → fixed in physical units; None for ``auto``.
 
-    It is of the kind that is asked for, or the nearest map of that kind.
+    The start is of the model that is asked for; a given map of a richer model is replaced by the nearest one of that model.
 
     Args:
         fixed: canvas of the fixed side.
         moving: canvas of the moving side.
         init: ``"auto"``, a name of `NAMED`, `Landmarks` or an affine `Transform` from moving to fixed.
-        config: its ``transform`` says of which kind the start must be.
+        config: ``transform`` says which model is asked for.
 
     Raises:
-        ValueError: where nothing follows from ``init``, or a rigid map is asked for between unknown units.
+        ValueError: where ``init`` determines no start, or a rigid map is asked for although the units do not give the scale.
     """
     scale = Scale.of(fixed, moving)
     if config.transform == "rigid" and scale.ratio is None:
@@ -78,7 +78,10 @@ def _of_transform(init: Any, fixed: Grid, moving: Grid) -> Tensor:
 
 
 def check_landmarks(pairs: Landmarks, fixed: Image, moving: Image) -> None:
-    """Refuse landmarks of another dimension than their image, or outside it: their unit or the order of x and y is wrong."""
+    """Refuse landmarks of another dimension than their image, or outside it.
+
+    Landmarks outside usually mean a wrong unit, or x and y exchanged.
+    """
     for coords, image, side in ((pairs.fixed, fixed, "fixed"), (pairs.moving, moving, "moving")):
         if coords.shape[1] != image.grid.ndim:
             raise ValueError(f"wanted {side} landmarks of {image.grid.ndim} components, got {coords.shape[1]}")

@@ -1,6 +1,13 @@
-"""The pose of one image on another without landmarks: a search over turn, mirror, size and shift.
+"""The pose of one 2D image on another without landmarks: a search over turn, mirror, size and shift.
+
+A pose is held as its pullback ``[2, 3]``: it takes a position of the fixed frame to the moving frame. "Nats of likeness" are
+``-n/2 Σ log(1 - ρ²)`` over n shared pixels, ρ the correlations of intensities and of edges. Lengths in pixels refer to images in
+which a square as large as the tissue (`Views.extent`) has the stated number of pixels along its side.
 
 Sources: Padfield 2012 (masked normalised cross-correlation by FFT); Golub and Pereyra 1973 (variable projection).
+
+Where a constant names no source, neither a paper nor a calibration is recorded for it; ``benchmarks/ACCURACY.md`` (any pose,
+crops) shows what they achieve together.
 """
 
 from __future__ import annotations
@@ -32,38 +39,42 @@ from .views import Views
 from .volumes import search_volume
 
 SCAN_SIZE = 20
-"""Pixels along the side of a square as large as the tissue (see `Views.extent`), in the images that all poses are tried on."""
+"""Pixels along the side of a square as large as the tissue, in the images on which all poses are scanned."""
 TURNS = 16
-"""Turns tried around the full circle, each with and without a mirror: 22.5° apart, half of which a refinement makes good."""
+"""Number of turns tried around the full circle, each with and without a mirror: 22.5 degrees apart; the refinement makes good
+the half of that by which the nearest one is off."""
 SIZES = 7
-"""Sizes tried where it is not known, each √2 times the one before, about the one that makes both sides equally large."""
+"""Number of sizes tried where the size is unknown, each √2 times the one before, centred on the size at which both sides have
+tissue of equal area."""
 SCANNED = 28
-"""Poses of the scan that are refined as similarities."""
+"""Number of poses of the scan, the best ones, that are refined as similarities."""
 COARSE_SIZE = 28
-"""Pixels along the side of a square as large as the tissue, where the poses of the scan are refined."""
+"""Pixels along the side of a square as large as the tissue, in the images on which poses are refined as similarities."""
 FINALISTS = 6
-"""Distinct poses that are refined as affine maps and compared."""
+"""Number of distinct poses that are refined as affine maps and compared with each other."""
 STEPS = 8
-"""Gauss-Newton steps of a refinement."""
+"""Gauss-Newton steps of one refinement."""
 UNMIRRORED = 0.3
-"""How much less a pose without a mirror may score and still be preferred: slides are turned every day, flipped now and then,
-and both halves of a brain resemble each other more than two brains do."""
+"""Share by which an unmirrored pose may score less than a mirrored one and still win. Slides are turned every day and flipped
+rarely, and the two halves of a brain resemble each other more than two brains do."""
 MOST = 3.0
-"""Pixels of the refined image that a step moves anything at most."""
+"""Largest movement of any pixel in one Gauss-Newton step, in pixels of the image: the linearisation does not reach farther."""
 CHANCE = 60.0
-"""Nats that images which have nothing in common come to: a pose without a rival is measured against this."""
+"""Nats of likeness that unrelated images reach by chance: the margin of a pose is taken against this value at least, also where
+there is no second pose."""
 
 
 def begin(
     fixed: Halvings, moving: Halvings, init: Any, metric: Callable[[Level], ImageMetric], config: Config
 ) -> tuple[Tensor, Pose | None]:
-    """Where the fit of two images begins: ``A`` ``[D+1, D+1]`` in physical units, and what was found where it was searched for.
+    """The start ``A`` ``[D+1, D+1]`` of two images, moving → fixed in physical units, and the outcome of a search, if there
+    was one.
 
     Args:
-        fixed: in its unit.
-        moving: in its unit.
-        init: what the user says of it, see `given.given`.
-        metric: makes the similarity ready for a level.
+        fixed: the fixed side.
+        moving: the moving side.
+        init: the user's argument, see `given.given`.
+        metric: function that prepares the metric for a pyramid level; used for volumes only.
         config: all settings.
     """
     if isinstance(init, Landmarks):
@@ -79,17 +90,17 @@ def begin(
 def search(
     fixed: Image | Halvings, moving: Image | Halvings, metric: Callable[[Level], ImageMetric], config: Config
 ) -> Pose:
-    """Find the pose of ``moving`` on ``fixed``: any turn, mirror and shift, and any size where the units do not say it.
+    """Find the pose of ``moving`` on ``fixed``: any turn, mirror and shift, and any size where the units do not state it.
 
-    Images are compared by their intensity, of either polarity, and by their edges; the metric has no say. All turns,
-    mirrors, sizes and shifts are tried at a very low resolution, the best of them refined together as similarities, and
-    the best of those as affine maps. Volumes start from the identity or from their centres, refined with the metric.
+    Images are compared by their intensity, of either sign, and by their edges, whatever the metric of the fit. All turns,
+    mirrors, sizes and shifts are tried at a very low resolution; the best poses are refined as similarities, the best of these as
+    affine maps. Volumes start from the identity or from their middles instead, refined with the metric (`volumes`).
 
     Args:
-        fixed: in its unit.
-        moving: in a length unit like the fixed side; where a side is in pixels, the size is unknown.
-        metric: makes the similarity ready for a level.
-        config: the solver's settings; a ``rigid`` transform has no size to look for.
+        fixed: the fixed side.
+        moving: the moving side. Its size is unknown where either side is in pixels, unless a rigid map is asked for.
+        metric: function that prepares the metric for a pyramid level; used for volumes only.
+        config: ``transform`` says which model is asked for.
     """
     fixed, moving = Halvings.of(fixed), Halvings.of(moving)
     if fixed.grid.ndim != 2:
@@ -99,7 +110,7 @@ def search(
 
 
 def search_plane(fixed: Halvings, moving: Halvings, config: Config) -> Pose:
-    """`search` of two planes; a rigid map with the size that the units state, or a pixel for a pixel."""
+    """`search` for two 2D images."""
     f, m = Views(fixed), Views(moving)
     scale = Scale.of(fixed.grid, moving.grid)
     prior = prior_of(fixed, moving)
@@ -229,12 +240,15 @@ def _zoom(pullback: Tensor) -> float:
 
 
 def _scaled(zoom: float) -> Tensor:
-    """The pullback ``[3, 3]`` of a side that is enlarged ``zoom``-fold."""
+    """The pullback ``[3, 3]`` that enlarges the moving side ``zoom``-fold."""
     return torch.diag(torch.tensor([1 / zoom, 1 / zoom, 1.0], dtype=torch.float64))
 
 
 def _ladder(middle: float, equal: float) -> list[float]:
-    """Sizes to try: about the one at which both sides show equally much, and a pixel for a pixel."""
+    """Sizes to try, in fixed pixels per moving pixel.
+
+    They are spread about ``middle``, at which both sides have tissue of equal area; ``equal`` is added where it is not near one.
+    """
     zooms = [middle * 2 ** (k / 2) for k in range(-(SIZES // 2), SIZES // 2 + 1)]
     if all(abs(math.log2(equal / zoom)) > 1 / 8 for zoom in zooms):
         zooms.append(equal)
@@ -242,7 +256,7 @@ def _ladder(middle: float, equal: float) -> list[float]:
 
 
 def _apart(a: Tensor, b: Tensor, fixed: Views, moving: Views) -> bool:
-    """Whether two pullbacks ``[2, 3]`` put the corners of the smaller side truly apart, in the mean."""
+    """Whether two pullbacks ``[2, 3]`` map the corners of the smaller side to different places (`APART`), in the mean."""
     if fixed.extent > moving.extent * float(torch.linalg.det(a[:, :2]).abs()) ** -0.5:
         a, b = _inverted(a), _inverted(b)
         fixed, moving = moving, fixed
@@ -268,10 +282,10 @@ def _scan(fixed: Views, moving: Views, zoom: float) -> tuple[Tensor, Tensor]:
     f_shape = [max(4, round(e / spacing)) for e in f.grid.extent]
     f_at = lattice((f_shape[0], f_shape[1]), spacing)
     image, mask = (part[0] for part in sample(f, f_at[None]))
-    side = math.ceil(math.hypot(*(e * zoom / spacing for e in m.grid.extent)))  # holds it at any turn
+    side = math.ceil(math.hypot(*(e * zoom / spacing for e in m.grid.extent)))  # pixels: the diagonal fits at any turn
     angle = 2 * math.pi * torch.arange(TURNS, dtype=torch.float32) / TURNS
     cos, sin = angle.cos(), angle.sin()
-    turns = torch.stack([cos, sin, -sin, cos], dim=1).reshape(-1, 2, 2)  # back from the fixed side
+    turns = torch.stack([cos, sin, -sin, cos], dim=1).reshape(-1, 2, 2)  # fixed frame → moving frame
     turns = torch.cat([turns, turns * turns.new_tensor([[1.0], [-1.0]])]) / zoom
     m_at = lattice((side, side), spacing)
     turned, covered = sample(m, torch.einsum("hwc,ndc->nhwd", m_at, turns))  # [N, 2, ...], [N, ...]
@@ -298,16 +312,17 @@ def _scan(fixed: Views, moving: Views, zoom: float) -> tuple[Tensor, Tensor]:
 
 
 def _refine(fixed: Views, moving: Views, poses: Tensor, size: int, kind: str) -> tuple[Tensor, Match]:
-    """Pullbacks ``[N, 2, 3]`` after `STEPS` damped Gauss-Newton steps each, all at once, and how they fit.
+    """Refine N pullbacks ``[N, 2, 3]`` together by `STEPS` damped Gauss-Newton steps each; returns them and how they match.
 
-    Minimises ``Σ log`` of the two residual variances, with the linear map between the intensities (and between the edges)
-    eliminated: the derivatives have no part along it.
+    Minimises the sum of the logarithms of the two residual variances (intensity, edges). The linear regression between the
+    sides is
+    eliminated: derivatives are projected off the direction in which it changes (variable projection).
     """
     image, mask, at, spacing = seen(fixed, size)
     radius = max(mask.shape) / 2
     y, x = at.unbind(dim=-1)
     y, x, one, zero = y / (spacing * radius), x / (spacing * radius), torch.ones_like(y), torch.zeros_like(y)
-    fields = [(one, zero), (zero, one), (-x, y), (y, x), (y, -x), (x, y)]  # shift, turn, size, two stretches
+    fields = [(one, zero), (zero, one), (-x, y), (y, x), (y, -x), (x, y)]  # two shifts, turn, size, two stretches
     fields = fields[: {"rigid": 3, "similarity": 4, "affine": 6}[kind]]
     moves = torch.stack([torch.stack(field) for field in fields])  # [K, 2, H, W], pixels
     now = compare(image, mask, at, spacing, moving, poses)
@@ -336,7 +351,7 @@ def _refine(fixed: Views, moving: Views, poses: Tensor, size: int, kind: str) ->
 
 
 def _stepped(poses: Tensor, step: Tensor, spacing: float, radius: float) -> Tensor:
-    """``poses`` ``[N, 2, 3]`` after an increment on the fixed side, in lattice pixels at ``radius``: ``[N, 3, 4 or 6]``."""
+    """Pullbacks ``[N, 2, 3]`` after an increment of the fixed side ``[N, 3, 4 or 6]``, in lattice pixels at ``radius`` pixels."""
     shift, rest = step[:, :2] * spacing, step[:, 2:] / radius
     turn, size, a, b = F.pad(rest, (0, 4 - rest.shape[1])).unbind(dim=1)
     linear = torch.stack([1 + size + a, b - turn, b + turn, 1 + size - a], dim=1).reshape(-1, 2, 2)

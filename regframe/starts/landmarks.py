@@ -1,4 +1,4 @@
-"""A start from paired landmarks: the closed forms of rigid, similarity and affine maps.
+"""Starts from paired landmarks: least-squares rigid, similarity and affine maps in closed form.
 
 Source: Umeyama 1991, for rigid and similarity maps of paired points.
 """
@@ -20,7 +20,7 @@ from ..maps.homogeneous import compose, inverse
 
 @dataclass(frozen=True)
 class Landmarks:
-    """Pairs ``p_i → q_i`` as a start.
+    """Pairs ``p_i → q_i`` of corresponding positions, from which a fit begins.
 
     Args:
         moving: ``p`` ``[N, D]`` in the moving side's unit.
@@ -31,7 +31,7 @@ class Landmarks:
     fixed: Tensor
 
     def residuals(self, transform: Transform, fixed: Grid) -> list[float]:
-        """Distances, in pixels of the ``fixed`` canvas, by which a map moving → fixed misses each pair."""
+        """Distance, in fixed pixels, between each mapped moving landmark and its fixed partner."""
         return [float(v) / fixed.pixel for v in (transform.points(self.moving) - self.fixed).norm(dim=1)]
 
 
@@ -76,9 +76,10 @@ def fit_points(p: Tensor, q: Tensor, kind: str = "affine") -> tuple[Affine, Tens
     """Least-squares map of ``p`` onto ``q`` (``[N, D]`` each), and its residuals ``|A p_i - q_i|`` ``[N]``.
 
     Args:
-        kind: ``translation``, ``rigid``, ``similarity`` or ``affine``. Where there are too few pairs for it (an affine map
-            needs D + 1, a turn 2), the richest kind that they determine with certainty is fitted instead: a similarity is
-            never guessed from two pairs, fewer than three give a translation.
+        p: moving positions ``[N, D]``.
+        q: fixed positions ``[N, D]``.
+        kind: ``translation``, ``rigid``, ``similarity`` or ``affine``. Fewer than three pairs always give a translation. An
+            affine map for which there are fewer than D + 1 pairs, or (in 3D) pairs in one plane, is replaced by a similarity.
     """
     p, q = p.to(torch.float64), q.to(torch.float64)
     ndim = p.shape[1]

@@ -1,7 +1,12 @@
-"""The pose of one point cloud on another: every turn, a mirror and several sizes at once, annealed on thinned clouds.
+"""The pose of one point cloud on another: many turns, both handednesses and several sizes, annealed together.
+
+Each combination of turn, mirror and size starts its own EM on thinned clouds; all run as one batch while the scale σ shrinks.
 
 Sources: Rose 1998 (deterministic annealing); Umeyama 1991 (closed forms); Alexa 2022 (super-Fibonacci spirals: turns spread
 evenly over SO(3)).
+
+Where a constant names no source, neither a paper nor a calibration is recorded for it; ``benchmarks/bench_points.py`` measures
+what they achieve together.
 """
 
 from __future__ import annotations
@@ -17,40 +22,43 @@ from ..fit.closed import turn_of
 from ..fit.clouds import Floats, radius_of, thinned
 
 TURNS_PLANE = 24
-"""Turns tried around the full circle."""
+"""Number of turns tried around the full circle in 2D: 15 degrees apart, within reach of the annealing."""
 TURNS_SPACE = 256
-"""Turns tried over SO(3), about 40° apart."""
+"""Number of turns tried over SO(3) in 3D: about 40 degrees apart."""
 SIZES = {2: (0.8, 1.0, 1.25), 3: (1.0,)}
-"""Sizes tried where it is not known, about the one that makes both clouds spread equally far."""
+"""Sizes tried where the size is unknown, by dimension, as factors on the size at which both clouds have the same root mean
+square radius."""
 SCANNED = (64, (0.5, 0.4, 0.32, 0.25), 128)
-"""First scan: places per side, scales σ (over the fixed cloud's root mean square radius), and how many poses go on."""
+"""First scan: places per side, scales σ (over the fixed cloud's root mean square radius), and number of poses that are kept."""
 SIFTED = (128, (0.22, 0.18, 0.15, 0.12, 0.1), 8)
-"""Second scan, which fits sizes too: places per side, scales σ over that radius, and how many poses go on."""
+"""Second scan, in which sizes are fitted too: places per side, scales σ (as in `SCANNED`), and number of poses that are kept."""
 SETTLED = (256, (0.1, 0.085, 0.07, 0.06, 0.05, 0.05), 8)
-"""Last scan: places per side, scales σ over that radius, and how many poses go on."""
+"""Last scan: places per side, scales σ (as in `SCANNED`), and number of poses that are kept."""
 ALONE = 0.1
-"""Share ω of points without a partner that the pose search takes for granted."""
+"""Share ω of points without a partner, held at this value during the pose search."""
 UNMIRRORED = 0.3
-"""How much less, relatively, a pose without a mirror may score and still be preferred: halves of organs resemble each other
-mirrored."""
+"""Share by which the score of an unmirrored pose may be lower than that of a mirrored one and still win: halves of organs
+resemble each other mirrored."""
 SLACK = 0.4
-"""Nats per point (of both sides) by which a pose may score less than the best and still be tried."""
+"""Nats per point (both sides together) by which a pose may score less than the best and still be passed on."""
 RIVALS = 8
-"""Poses at most from which the map asked for is tried."""
+"""Largest number of poses that are passed on, from each of which the final map is tried."""
 APART = 0.15
-"""Mean distance, over the moving cloud's root mean square radius, from which two poses are truly different."""
+"""Mean distance of the mapped points under two poses, over the root mean square radius of the moving cloud, from which the two
+are different poses."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """A pose found without landmarks.
+    """The outcome of the pose search of two clouds.
 
     Args:
-        matrix: ``A`` ``[D+1, D+1]``, moving → fixed.
-        score: nats per point by which both clouds explain each other better than one broad Gaussian does.
-        margin: how much less, relative to ``score``, the best truly different pose scores.
+        matrix: ``A`` ``[D+1, D+1]`` of the best pose, moving → fixed, both in fixed pixels.
+        score: nats per point by which both clouds explain each other better than one broad Gaussian explains each.
+        margin: how much lower the best different pose scores, relative to ``score``; None where there is none.
         runner_up: the matrix of that pose, or None.
-        runner_up_score: its score.
+        runner_up_score: the score of that pose, or None.
+        rivals: matrices of further poses that score nearly as well (see `SLACK`), best first.
     """
 
     matrix: Floats
@@ -80,10 +88,10 @@ def turns(ndim: int) -> Tensor:
 
 
 def search(p: Floats, q: Floats, known: bool, mirror: bool) -> Found:
-    """The pose of ``p`` ``[N, D]`` on ``q`` ``[M, D]``: any turn and shift, any size unless ``known``, a mirror if allowed.
+    """The pose of ``p`` ``[N, D]`` on ``q`` ``[M, D]``: any turn and shift, any size unless ``known``, mirrored if ``mirror``.
 
-    Every turn (and mirror, and size) starts an EM of its own with the middles together; all run as one batch on thinned
-    clouds while σ shrinks, and the better half goes on.
+    Every turn (with each mirror and size) starts an EM of its own from coinciding middles. All run as one batch on thinned
+    clouds while σ shrinks; after each scan only the best distinct poses go on.
     """
     ndim = p.shape[1]
     mean_p, mean_q = p.mean(axis=0), q.mean(axis=0)
@@ -141,7 +149,7 @@ def search(p: Floats, q: Floats, known: bool, mirror: bool) -> Found:
 
 
 def _squares(ps: Tensor, qs: Tensor, linear: Tensor, shift: Tensor) -> Tensor:
-    """Squared distances ``[B, M, N]``."""
+    """Squared distances ``[B, M, N]`` of all fixed from all mapped moving points, for each of B poses."""
     moved = ps @ linear.mT + shift[:, None]  # [B, N, D]
     cross = qs @ moved.mT
     return (qs.square().sum(1)[:, None] + moved.square().sum(2)[:, None, :] - 2 * cross).clamp_(min=0)
@@ -160,7 +168,7 @@ def _batch_step(
     mean_p, mean_q = by_p @ ps / total[:, None], by_q @ qs / total[:, None]
     cross = (share @ ps).mT @ qs  # Σ p qᵀ, [B, D, D]
     cross = cross.mT / total[:, None, None] - mean_q[:, :, None] * mean_p[:, None, :]
-    turn, values = turn_of(cross, torch.linalg.det(linear))  # a mirrored pose stays one
+    turn, values = turn_of(cross, torch.linalg.det(linear))  # a mirrored pose stays mirrored
     size = torch.linalg.det(linear).abs() ** (1 / ndim)
     if resize:
         spread = (by_p @ ps.square().sum(1)) / total - mean_p.square().sum(1)
@@ -171,7 +179,10 @@ def _batch_step(
 
 
 def _batch_score(ps: Tensor, qs: Tensor, linear: Tensor, shift: Tensor, sigma: float, volume: float) -> Tensor:
-    """Mean log density ``[B]`` of the fixed points given the moving ones plus that of the moving ones given the fixed."""
+    """Score ``[B]`` of each pose, in nats per point.
+
+    It is the mean log-density of the fixed points given the moving ones, plus that of the moving points given the fixed ones.
+    """
     ndim = ps.shape[1]
     near = _squares(ps, qs, linear, shift).mul_(-1 / (2 * sigma**2)).exp_()
     constant = (1 - ALONE) * (2 * math.pi * sigma**2) ** (-ndim / 2)
@@ -182,7 +193,7 @@ def _batch_score(ps: Tensor, qs: Tensor, linear: Tensor, shift: Tensor, sigma: f
 
 
 def _broad(ps: Tensor, qs: Tensor) -> float:
-    """The score of one Gaussian for either cloud, each of its own covariance: what no structure at all comes to."""
+    """The score that each cloud gets under one Gaussian of its own covariance: the value without any structure."""
     out = 0.0
     for c in (ps, qs):
         covariance = torch.cov(c.T)
@@ -191,7 +202,7 @@ def _broad(ps: Tensor, qs: Tensor) -> float:
 
 
 def _distinct(ps: Tensor, linear: Tensor, shift: Tensor, score: Tensor, keep: int, apart: float) -> Tensor:
-    """Indices of the ``keep`` best poses of which no two put the cloud within ``apart`` of each other, in the mean."""
+    """Indices of the ``keep`` best poses, of which no two map the cloud to within a mean distance of ``apart``."""
     moved = ps @ linear.mT + shift[:, None]
     order = score.argsort(descending=True)
     chosen: list[int] = []

@@ -1,4 +1,4 @@
-"""A pose that was found without landmarks, and the straight map of a kind that is nearest to it."""
+"""The result of a search for a start, and the nearest rigid or similarity map to an affine one."""
 
 from __future__ import annotations
 
@@ -10,15 +10,20 @@ from torch import Tensor
 from ..fit.closed import turn_of
 
 APART = 0.1
-"""Distance, over the smaller side's diagonal, from which two poses are truly different."""
+"""Mean distance between the images of the smaller side's corners under two poses, over that side's diagonal, from which the two
+are different poses."""
 EQUAL = 0.02
-"""Relative difference of two scores that says nothing about which pose is right; the plainest then is taken."""
+"""Relative difference between two scores below which they do not tell which pose is right; the plainer pose is then taken."""
 
 
 def nearest_of_kind(matrix: Tensor, kind: str, scale: float, center: tuple[float, ...]) -> Tensor:
-    """The rigid (times the known ``scale`` between the units) or similarity matrix nearest to an affine one.
+    """The rigid or similarity matrix nearest to an affine one; matrices of other kinds are returned as they are.
 
-    ``center`` ``[D]`` of the moving space is mapped to where the affine map puts it; other kinds come back as they are.
+    Args:
+        matrix: ``[D+1, D+1]``.
+        kind: the model that is asked for.
+        scale: one moving unit in fixed units; the size that a rigid map gets.
+        center: position ``[D]`` of the moving space that goes where ``matrix`` puts it.
     """
     if kind not in ("rigid", "similarity"):
         return matrix
@@ -32,14 +37,15 @@ def nearest_of_kind(matrix: Tensor, kind: str, scale: float, center: tuple[float
 
 @dataclass(frozen=True)
 class Pose:
-    """A start found without landmarks.
+    """A start that was found without landmarks.
 
     Args:
-        matrix: ``A`` ``[D+1, D+1]``, moving → fixed, physical.
-        score: how well it fits, higher is better: nats of likeness in the coarse images (2D), explained variance (3D).
-        margin: how much less, relative to ``score``, the best truly different pose scores, at least 0; None where none was
-            tried.
-        runner_up: the matrix of that pose, or None.
+        matrix: ``A`` ``[D+1, D+1]``, moving → fixed, in physical units.
+        score: how well it fits, higher is better. In 2D nats of likeness between coarse images; in 3D minus the logarithm of the
+            mismatch, times the overlap; for a section in a volume the log-posterior of its plane, in nats.
+        margin: how much lower the best different pose scores, relative to ``score``, at least 0 (for a section see
+            `section.DOUBT`); None where no other pose was tried.
+        runner_up: matrix of the best different pose, or None.
         runner_up_score: its score, or None.
         decided: what was decided by what is likely and not by the data, in a sentence; empty where nothing was.
     """

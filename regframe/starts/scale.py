@@ -1,4 +1,4 @@
-"""What the units of two sides say of their sizes."""
+"""What the units of two sides tell about the scale between them."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from ..data import Grid, unit_ratio
 
 @dataclass(frozen=True)
 class Scale:
-    """How lengths of the moving side compare with those of the fixed side, as far as the units tell.
+    """The scale between the moving and the fixed side, as far as the units tell it.
 
     Args:
-        ratio: one moving unit in fixed units; None where one side is in pixels and the other in a length.
-        physical: whether both sides are in a length. Pixels of two files need not be equally large, though their unit is one.
+        ratio: length of one moving unit in fixed units; None where one side is in pixels and the other is not.
+        physical: whether both sides are in length units. Two sides in pixels have ratio 1, but pixels of different size.
     """
 
     ratio: float | None
@@ -21,15 +21,19 @@ class Scale:
 
     @classmethod
     def of(cls, fixed: Grid, moving: Grid) -> Scale:
-        """That of two canvases."""
+        """The scale between two canvases."""
         ratio = unit_ratio(moving.unit, fixed.unit)
         return cls(ratio, ratio is not None and fixed.unit != "px")
 
     @property
     def factor(self) -> float:
-        """One moving unit in fixed units, 1 where that is not known."""
+        """Length of one moving unit in fixed units; 1 where it is unknown."""
         return self.ratio or 1.0
 
     def settled(self, transform: str) -> bool:
-        """Whether the size need not be searched for: both sides say it, or a rigid map takes a pixel for a pixel."""
+        """Whether the size is known and need not be searched for.
+
+        That is so where both sides are in length units, and for a rigid map between two sides in pixels, which takes them as
+        equal.
+        """
         return self.ratio is not None and (self.physical or transform == "rigid")

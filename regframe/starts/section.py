@@ -1,10 +1,15 @@
-"""Where a section lies in a volume: the oblique plane, its turn and its size, found without landmarks.
+"""The search for a section in a volume: an oblique plane, with turn and size, without landmarks.
 
-A volume, of labels or of intensities, is taken as a map of classes. A plane is as likely as the section's intensities are
-under the random-effects model in which every class has a mean of its own: contrast, polarity and stain need not be known.
+The volume, of labels or of intensities, is treated as a map of classes: its labels, or bins of its intensity. The likelihood of a
+plane is that of the section's intensities under the random-effects model in which every class has a mean of its own; contrast,
+polarity and stain need not be known. A plane is held as a matrix ``[3, 3]`` that takes homogeneous section positions (y, x, 1) in
+the section's normalised frame to positions (z, y, x) in the volume's.
 
 Sources: Searle et al. 1992, "Variance components", ch. 3 (marginal likelihood of a one-way random-effects model); Roche et
 al. 1998 (the correlation ratio, its limit for many pixels).
+
+Where a constant names no source, neither a paper nor a calibration is recorded for it; ``benchmarks/bench_atlas.py`` measures
+what they achieve together.
 """
 
 from __future__ import annotations
@@ -29,64 +34,71 @@ from .pose import Pose
 from .scale import Scale
 
 NORMALS = 320
-"""Directions of the normal that are tried, over half the sphere: one every 8 degrees."""
+"""Number of directions of the plane's normal that are scanned, over half the sphere: about one every 8 degrees."""
 OFFSETS = 32
-"""Planes tried along each normal, evenly over the volume's diagonal."""
+"""Number of planes scanned along each normal, spaced evenly over the volume's diagonal."""
 TURNS = 24
-"""Turns tried in each plane, seen from both sides."""
+"""Number of turns scanned in each plane (15 degrees apart), each seen from both sides."""
 SCAN_SIZE = 28
-"""Pixels along the longer side of the section that all planes are tried on."""
+"""Pixels along the longer side of the section in the scan."""
 SCAN_VOXELS = 48
-"""Voxels along the volume's longest side, about, in which all planes are tried."""
+"""About how many voxels the volume has along its longest side in the scan."""
 ROUNDS = ((28, 64, 400), (48, 96, 48), (80, 128, 8))
-"""Pixels along the section's longer side, voxels along the volume's, and candidates of each round of refinement."""
+"""For each round of refinement: pixels along the section's longer side, voxels along the volume's longest side, and number of
+planes that are refined."""
 STEPS = 12
-"""Gauss-Newton steps of a round."""
+"""Gauss-Newton steps of one round of refinement."""
 BINS = 24
-"""Classes that the intensities of a volume are sorted into."""
+"""Number of classes into which the intensities of a volume are binned."""
 AREA = 4.0
-"""Pixels of the section that one observation stands for: neighbouring pixels resemble each other."""
+"""Pixels of the section per independent observation, because neighbouring pixels resemble each other."""
 RATIO = 3.0
-"""Prior variance of a class' mean over the variance within a class. Set on two sections of one brain."""
+"""Prior variance of a class' mean, over the variance within a class. Set on two sections of one brain."""
 STRETCH = 0.15
-"""Standard deviation of the logarithm of the stretch that a section is expected to have: it is cut, floated and mounted."""
+"""Prior standard deviation of the logarithm of the section's stretch (ratio of its two singular values): sections are deformed
+when they are cut, floated and mounted."""
 APART = 0.1
-"""Distance, over the section's diagonal, from which two planes are truly different."""
+"""Mean distance between the corners of a section under two planes, over its diagonal, from which the two are different planes."""
 DOUBT = 28.0
-"""Nats of advantage over the next best plane by which the margin comes to 1 - 1/e: at 10 it is clear."""
+"""Nats of advantage over the best different plane at which the margin is 1 - 1/e; at 10 nats the margin is 0.3, the threshold
+`verdict.CLEAR`."""
 TILT = 4.0
-"""Degrees by which a cut along an axis is usually off; oblique ones are expected too (the tails of Cauchy's distribution)."""
+"""Half-width, in degrees, of the prior on the angle between the normal and the nearest axis of the volume: usual cuts are a few
+degrees off. The prior is a Cauchy distribution, whose tails allow oblique cuts."""
 UNLIKE = 0.35
-"""Difference from the section's rim, over that of the most different pixels, from which a pixel shows tissue."""
+"""Difference of a pixel from the section's rim, over that of the 95 % quantile of all pixels, above which the pixel shows
+tissue."""
 LEAST = 0.05
-"""Share of the largest cut that a plane has to show to be tried."""
+"""Least area of tissue in a plane, over that of the plane with the most tissue, for the plane to be scanned."""
 DISTINCT = 0.05
-"""Distance, over the diagonal of the section, under which two planes are refined as one."""
+"""Mean distance between the corners of a section under two planes, over its diagonal, below which only the better plane is
+refined."""
 SHAKES = 6
-"""Rounds in which the best plane from either side is shaken out of a local optimum."""
+"""Number of rounds in which the best planes are perturbed at random and refined again, to leave local optima."""
 SHAKEN = 24
-"""Planes about it that are refined in each."""
+"""Number of perturbed copies of each of these planes per round."""
 SHAKE = 0.1
-"""Standard deviation of the first shaking, relative to the section."""
+"""Standard deviation of the perturbation in the first round, relative to the section's size."""
 GENTLER = 0.7
-"""Factor from the standard deviation of one shaking to the next."""
+"""Factor on the standard deviation of the perturbation from one round to the next."""
 SEARCH_WORK = 10_000_000
-"""Values that the search handles at once, about: all threads are worth their while."""
+"""About how many values the search handles at once, which makes `threads_for` use every thread."""
 TRUST = 7.5
-"""Nats of a score that one nat of evidence stands for: no two brains are alike, and that is no noise from pixel to pixel. Set
-on two sections of one brain."""
+"""Factor by which log-likelihoods are divided before they are compared with the prior, because the model is wrong in ways that
+are no noise from pixel to pixel: no two brains are alike. Set on two sections of one brain."""
 EQUAL = 0.02
-"""Relative difference of two scores that says nothing about which side a section is seen from."""
+"""Relative difference between the scores of the best planes of either side, below which it is not known from which side the
+section is seen."""
 
 
 @dataclass(frozen=True)
 class Classes:
-    """A volume as a map of classes at one resolution.
+    """A volume as a map of classes, at one resolution.
 
     Args:
-        codes: class of each voxel ``[*S]``, int64; 0 is what lies beyond the volume, too.
-        grid: in the volume's normalised frame.
-        empty: which classes ``[K]`` are not tissue: what lies beyond, and what most of the volume's rim is of.
+        codes: class of each voxel ``[*S]``, int64; class 0 is also the class of everything outside the volume.
+        grid: grid of the voxels, in the volume's normalised frame.
+        empty: whether each class ``[K]`` is not tissue: class 0, and the most frequent class on the volume's outer faces.
     """
 
     codes: Tensor
@@ -119,7 +131,10 @@ class Classes:
         return cls(codes, grid, _empty(codes, BINS + 1))
 
     def corners(self, at: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Classes ``[..., 8]`` around positions ``[..., 3]``, their linear weights, and those' derivatives ``[..., 8, 3]``."""
+        """The eight voxels around each position ``[..., 3]``.
+
+        Returns their classes ``[..., 8]``, their linear weights ``[..., 8]``, and the weights' derivatives ``[..., 8, 3]``.
+        """
         origin, spacing = (at.new_tensor(v) for v in (self.grid.origin, self.grid.spacing))
         index = (at - origin) / spacing
         low = index.floor()
@@ -148,11 +163,11 @@ class Classes:
 
 @dataclass(frozen=True)
 class _Section:
-    """The section at one resolution, flat.
+    """The section at one resolution, as a list of n pixels.
 
     Args:
-        values: intensity about its mean ``[n]``.
-        weight: observations that each pixel stands for ``[n]``.
+        values: intensity minus its mean ``[n]``, with variance 1.
+        weight: independent observations that each pixel counts as ``[n]``.
         at: positions ``[n, 2]`` in its normalised frame.
     """
 
@@ -162,7 +177,7 @@ class _Section:
 
     @classmethod
     def of(cls, side: Halvings, size: int) -> _Section:
-        """The first principal component of a section's channels, at about ``size`` pixels along its longer side."""
+        """The first principal component of the section's channels, at about ``size`` pixels along its longer side."""
         data, mask, grid = side.at(side.times_until(lambda grid: max(grid.shape) <= 2 * size))  # [C, H, W], [H, W]
         mask = torch.ones(grid.shape) if mask is None else mask
         rows, columns = (max(4, round(n * size / max(grid.shape))) for n in grid.shape)
@@ -182,13 +197,13 @@ class _Section:
 
 
 def _means(found: Tensor, weight: Tensor, values: Tensor, empty: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean of each class ``[N, K]``, shrunk to that of all tissue, and log-likelihood ``[N]``, of pixels ``[N, ...]``.
+    """Mean of each class ``[N, K]`` (shrunk to the mean of all tissue) and log-likelihood ``[N]``, for N planes.
 
     Args:
-        found: class of each pixel.
-        weight: observations each stands for.
-        values: intensities about their mean.
-        empty: which classes ``[K]`` are not tissue; together they have a mean of their own.
+        found: class of each pixel ``[N, ...]``.
+        weight: independent observations that each pixel counts as ``[N, ...]``.
+        values: intensities minus their mean ``[N, ...]``.
+        empty: whether each class ``[K]`` is not tissue; these classes share one mean.
     """
     count, n = len(found), len(empty)
     key = (found + torch.arange(count).reshape(-1, *(1,) * (found.ndim - 1)) * n).reshape(-1)
@@ -211,7 +226,7 @@ def _means(found: Tensor, weight: Tensor, values: Tensor, empty: Tensor) -> tupl
 
 
 def _score(section: _Section, classes: Classes, planes: Tensor) -> Tensor:
-    """Log-likelihood ``[N]`` of planes ``[N, 3, 3]``, over that of a section of one class."""
+    """Log-likelihood ``[N]`` of planes ``[N, 3, 3]``, relative to that of a section with a single class."""
     compiled = _compiled(section, classes, planes, 0)
     if compiled is not None:
         return compiled[1]
@@ -225,7 +240,7 @@ def _score(section: _Section, classes: Classes, planes: Tensor) -> Tensor:
 
 
 def _compiled(section: _Section, classes: Classes, planes: Tensor, steps: int) -> tuple[Tensor, Tensor] | None:
-    """Planes after ``steps`` steps and their scores from the compiled loops, or None where they are not built."""
+    """Planes after ``steps`` refinement steps and their scores, from the compiled loops; None where these are not built."""
     try:
         from .. import _host  # type: ignore[attr-defined]  # compiled
     except ImportError:
@@ -240,20 +255,20 @@ def _compiled(section: _Section, classes: Classes, planes: Tensor, steps: int) -
 
 
 def _positions(section: _Section, planes: Tensor) -> Tensor:
-    """Where a section's pixels lie in the volume ``[N, n, 3]``."""
+    """Positions ``[N, n, 3]`` of the section's pixels in the volume."""
     at: Tensor = torch.einsum("nab,pb->npa", planes[:, :, :2], section.at) + planes[:, None, :, 2]
     return at
 
 
 def _stretched(planes: Tensor) -> Tensor:
-    """What the stretch of planes ``[N, 3, 3]`` costs, in nats ``[N]``."""
+    """Cost in nats ``[N]`` of the stretch of planes ``[N, 3, 3]``, from the prior `STRETCH`."""
     sizes: Tensor = torch.linalg.svdvals(planes[:, :, :2])
     cost: Tensor = 0.5 * ((sizes[:, 0] / sizes[:, 1].clamp(min=1e-6)).log() / STRETCH) ** 2
     return cost
 
 
 def _refine(section: _Section, classes: Classes, planes: Tensor) -> tuple[Tensor, Tensor]:
-    """Planes after `STEPS` damped Gauss-Newton steps each, all at once, and their scores ``[N]``."""
+    """Planes after `STEPS` damped Gauss-Newton steps, all refined together, and their scores ``[N]``."""
     compiled = _compiled(section, classes, planes, STEPS)
     if compiled is not None:
         return compiled
@@ -296,7 +311,7 @@ def _refine(section: _Section, classes: Classes, planes: Tensor) -> tuple[Tensor
 
 
 def _normals() -> Tensor:
-    """`NORMALS` directions ``[N, 3]``, evenly over half a sphere (Fibonacci lattice)."""
+    """`NORMALS` directions ``[N, 3]``, spread evenly over half a sphere (Fibonacci lattice)."""
     i = torch.arange(NORMALS, dtype=torch.float32) + 0.5
     height, angle = i / NORMALS, i * math.pi * (3 - math.sqrt(5))
     radius = (1 - height * height).sqrt()
@@ -304,12 +319,14 @@ def _normals() -> Tensor:
 
 
 def _scan(section: _Section, classes: Classes, size: float | None) -> tuple[Tensor, Tensor]:
-    """Scores and planes ``[N, 3, 3]`` of every normal, offset and turn, from both sides.
+    """Scores ``[N]`` and matrices ``[N, 3, 3]`` of the planes of all normals, offsets and turns, seen from both sides.
 
-    Middle and size of the section's tissue are put on those of the cut.
+    For each plane, the section's tissue is put on the volume's tissue in that plane, with equal middles and equal areas.
 
     Args:
-        size: volume lengths per section length where they are known.
+        section: the section.
+        classes: the volume.
+        size: volume lengths per section length where they are known; areas decide where None.
     """
     normal = _normals()
     least = F.one_hot(normal.abs().argmin(dim=1), 3).to(torch.float32)
@@ -348,7 +365,7 @@ def _scan(section: _Section, classes: Classes, size: float | None) -> tuple[Tens
 
 
 def _tissue(section: _Section) -> Tensor:
-    """Which pixels of a section show tissue ``[n]``: those unlike its rim."""
+    """Whether each pixel of a section shows tissue ``[n]`` (0 or 1): its intensity is unlike the section's rim."""
     y, x = section.at.unbind(dim=1)
     rim = (y == y.min()) | (y == y.max()) | (x == x.min()) | (x == x.max())
     apart = (section.values - section.values[rim].median()).abs()
@@ -364,18 +381,20 @@ def _empty(codes: Tensor, n: int) -> Tensor:
 
 
 def search(fixed: Image, moving: Halvings, config: Config) -> Found:
-    """Find where a section lies in a volume: any plane, turn and size, and, where it can be told, from which side it is seen.
+    """Find a section in a volume: any plane, turn and size, and the side from which it is seen, where that can be told.
 
-    The matrix maps positions of the volume to those of the section, whose plane is z = 0. Of the two sides from which a symmetric
-    volume looks alike, the one is taken from which the section's z grows along the volume's own axis.
+    The matrix of the pose maps positions of the volume to positions of the section, whose plane is z = 0. Where a symmetric
+    volume looks the same from both sides, the pose is chosen whose z axis (of the section) grows with the volume's own axis.
 
     Args:
-        fixed: the section, 2D, in its unit.
-        moving: the volume; where either side is in pixels, the size is unknown.
-        config: the solver's settings; its seed is that of the search.
+        fixed: the section, 2D.
+        moving: the volume. The size is searched for where either side is in pixels.
+        config: gives the seed of the random perturbations.
     """
     corners = _corners(Frame.of(fixed.grid).grid(fixed.grid))
-    scale = Scale.of(moving.grid, fixed.grid)  # of the section in the volume, the other way round than elsewhere
+    scale = Scale.of(
+        moving.grid, fixed.grid
+    )  # one section unit in volume units: the arguments are exchanged on purpose
     size = scale.factor * fixed.grid.pixel / moving.grid.pixel if scale.physical else None
     with threads_for(SEARCH_WORK):
         planes, scores = _searched(Halvings(fixed), moving, size, corners, config.seed)
@@ -386,7 +405,7 @@ def search(fixed: Image, moving: Halvings, config: Config) -> Found:
     laid = torch.einsum("nab,pb->npa", planes, corners)
     away = (laid - laid[best]).norm(dim=2).mean(dim=1) / (laid[best, 3] - laid[best, 0]).norm()
     near = own & (away < APART)
-    share = torch.softmax(posterior[near], dim=0)  # optima beside each other are one answer, known no better than that
+    share = torch.softmax(posterior[near], dim=0)  # neighbouring optima are averaged; their spread is the uncertainty
     mean = (planes[near] * share[:, None, None]).sum(dim=0)
     middle = laid[near].mul(share[:, None, None]).sum(dim=0)
     spread = (share[:, None] * ((laid[near] - middle) ** 2).sum(dim=2)).sum(dim=0)
@@ -402,12 +421,13 @@ def search(fixed: Image, moving: Halvings, config: Config) -> Found:
 
 @dataclass(frozen=True)
 class Found:
-    """Where a section lies.
+    """The outcome of the search for a section.
 
     Args:
-        pose: its matrix maps positions of the volume to those of the section, whose plane is z = 0.
-        either_side: whether the volume looks alike from the other side of the plane.
-        sd: by how much the planes that fit about as well differ at the section's corners, in the volume's unit.
+        pose: its matrix maps positions of the volume to positions of the section, whose plane is z = 0.
+        either_side: whether the volume looks the same from the other side of the plane.
+        sd: root mean square distance, at the section's corners, between the planes that fit about equally well and their mean, in
+            the volume's unit.
     """
 
     pose: Pose
@@ -416,7 +436,7 @@ class Found:
 
 
 def _corners(grid: Grid) -> Tensor:
-    """The corners ``[4, 3]`` of a section, homogeneous (y, x, 1), in its normalised frame; the first and last are opposite."""
+    """The corners ``[4, 3]`` of a section, homogeneous (y, x, 1), in its normalised frame; first and last are opposite."""
     half = [e / 2 for e in grid.extent]
     return torch.tensor([[y, x, 1.0] for y in (-half[0], half[0]) for x in (-half[1], half[1])])
 
@@ -424,14 +444,14 @@ def _corners(grid: Grid) -> Tensor:
 def _searched(
     side: Halvings, moving: Halvings, size: float | None, corners: Tensor, seed: int
 ) -> tuple[Tensor, Tensor]:
-    """Planes ``[N, 3, 3]`` that were found by scanning, refining and shaking, and their scores ``[N]``.
+    """Planes ``[N, 3, 3]`` found by scanning, refining and perturbing, and their scores ``[N]``.
 
     Args:
         side: the section.
         moving: the volume.
-        size: volume lengths per section length where they are known.
-        corners: of the section ``[4, 3]``.
-        seed: of the shaking.
+        size: volume lengths per section length where they are known, or None.
+        corners: corners of the section ``[4, 3]`` (see `_corners`).
+        seed: of the random perturbations.
     """
     scores, planes = _scan(_Section.of(side, SCAN_SIZE), Classes.of(moving, SCAN_VOXELS), size)
     for pixels, voxels, number in ROUNDS:
@@ -445,7 +465,9 @@ def _searched(
         posterior = _posterior(planes, scores)
         about = [planes[part][posterior[part].argmax()] for part in (ahead, ~ahead) if bool(part.any())]
         best = planes[posterior.argmax()]
-        about += [_flipped(best, d) for d in range(3)]  # most organs resemble their mirror image
+        about += [
+            _flipped(best, d) for d in range(3)
+        ]  # mirror images across each axis: most organs are nearly symmetric
         far = SHAKE * GENTLER**shake
         shaken, guess = _refine(rough, coarse, torch.cat([_shaken(plane, corners, far, generator) for plane in about]))
         chosen = _distinct(_posterior(shaken, guess), shaken, corners, 2 * len(about), DISTINCT / 5)
@@ -455,7 +477,7 @@ def _searched(
 
 
 def _own_side(planes: Tensor, posterior: Tensor) -> tuple[Tensor, bool]:
-    """Which planes ``[N]`` see the section from the side that explains it better, and whether both sides do it as well."""
+    """Whether each plane ``[N]`` sees the section from the better side, and whether both sides fit about equally well."""
     ahead = _ahead(planes)
     either = [float(posterior[part].max()) if bool(part.any()) else -math.inf for part in (ahead, ~ahead)]
     both = abs(either[0] - either[1]) < EQUAL * abs(float(posterior.max()))
@@ -463,7 +485,7 @@ def _own_side(planes: Tensor, posterior: Tensor) -> tuple[Tensor, bool]:
 
 
 def _physical(plane: Tensor, fixed: Grid, moving: Grid) -> Tensor:
-    """``A`` ``[4, 4]`` float64 of a plane ``[3, 3]`` of the frames: from the volume to the section, physical."""
+    """A plane ``[3, 3]`` of the frames as ``A`` ``[4, 4]`` float64, from the volume to the section in physical units."""
     pull = torch.eye(4, dtype=torch.float64)
     pull[:3, 1:] = plane.to(torch.float64)  # columns z, y, x, middle
     thick = (plane[:, 0].norm() * plane[:, 1].norm()).sqrt()
@@ -472,33 +494,33 @@ def _physical(plane: Tensor, fixed: Grid, moving: Grid) -> Tensor:
 
 
 def _posterior(planes: Tensor, scores: Tensor) -> Tensor:
-    """How probable planes ``[N, 3, 3]`` of these scores are, in nats ``[N]``."""
+    """Log-posterior ``[N]``, in nats, of planes ``[N, 3, 3]`` with these scores."""
     return scores / TRUST - _tilted(planes)
 
 
 def _tilted(planes: Tensor) -> Tensor:
-    """What the tilt of planes ``[N, 3, 3]`` against the volume's axes costs, in nats ``[N]``."""
+    """Cost in nats ``[N]`` of the tilt of planes ``[N, 3, 3]`` against the volume's axes, from the prior `TILT`."""
     normals = F.normalize(torch.linalg.cross(planes[:, :, 0], planes[:, :, 1]), dim=1)
     tilt = torch.rad2deg(torch.arccos(normals.abs().amax(dim=1).clamp(max=1.0)))
     return (1 + (tilt / TILT) ** 2).log()
 
 
 def _ahead(planes: Tensor) -> Tensor:
-    """Whether the normals of planes ``[N, 3, 3]`` point along the axis that they are nearest to."""
+    """Whether the normal of each plane ``[N, 3, 3]`` points along the positive direction of the axis it is nearest to."""
     normals = torch.linalg.cross(planes[:, :, 0], planes[:, :, 1])
     ahead: Tensor = normals.gather(1, normals.abs().argmax(dim=1, keepdim=True))[:, 0] > 0
     return ahead
 
 
 def _flipped(plane: Tensor, axis: int) -> Tensor:
-    """``plane`` ``[3, 3]`` in a mirror across the volume's middle."""
+    """The plane ``[3, 3]`` mirrored across the volume's middle along one axis."""
     sign = torch.ones((3, 1))
     sign[axis] = -1.0
     return plane * sign
 
 
 def _shaken(plane: Tensor, corners: Tensor, far: float, generator: torch.Generator) -> Tensor:
-    """`SHAKEN` planes ``[N, 3, 3]`` about one, ``far`` from it relative to the section's size."""
+    """`SHAKEN` random perturbations ``[N, 3, 3]`` of a plane, with standard deviation ``far`` relative to the section's size."""
     reach = (plane[:, :2] @ (corners[3] - corners[0])[:2]).norm()
     turn = torch.eye(3) + far * torch.randn((SHAKEN, 3, 3), generator=generator)
     shift = far * reach / 2 * torch.randn((SHAKEN, 3, 1), generator=generator)
@@ -506,7 +528,7 @@ def _shaken(plane: Tensor, corners: Tensor, far: float, generator: torch.Generat
 
 
 def _distinct(scores: Tensor, planes: Tensor, corners: Tensor, number: int, apart: float = DISTINCT) -> list[int]:
-    """The best ``number`` planes of which no two lie within ``apart`` of the section's diagonal from each other."""
+    """Indices of the ``number`` best planes, of which no two lie within ``apart`` of the section's diagonal."""
     laid = torch.einsum("nab,pb->npa", planes, corners)
     diagonal = (laid[:, 3] - laid[:, 0]).norm(dim=1)
     chosen: list[int] = []

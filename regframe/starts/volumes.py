@@ -1,4 +1,4 @@
-"""Where two volumes start: as they lie or middle on middle, each refined on a coarse level."""
+"""The start of two volumes: as they lie, or middle on middle, whichever fits better after a short fit on a coarse level."""
 
 from __future__ import annotations
 
@@ -24,13 +24,14 @@ from .pose import APART, EQUAL, Pose
 from .scale import Scale
 
 QUICK_STEPS = 30
-"""Steps of a refinement at most: it only has to tell two starts apart."""
+"""Largest number of steps of the short fit of one start: it only has to tell two starts apart."""
 QUICK_TOLERANCE = 0.05
-"""Movement, in pixels of the coarsest level, under which a refinement ends."""
+"""Movement per step, in pixels of the coarsest level, at which the short fit ends: a twentieth of a pixel is below what tells
+two starts apart."""
 
 
 def search_volume(fixed: Halvings, moving: Halvings, metric: Callable[[Level], ImageMetric], config: Config) -> Pose:
-    """The better of the identity and the alignment of both middles, each refined on a coarse level."""
+    """The better of two starts: the identity, and middle on middle; each is first fitted on the coarsest level."""
     ndim = fixed.grid.ndim
     starts = _starts(fixed.grid, moving.grid)
     to_fixed, to_moving = Frame.of(fixed.grid).matrix(), Frame.of(moving.grid).matrix()
@@ -56,13 +57,13 @@ def search_volume(fixed: Halvings, moving: Halvings, metric: Callable[[Level], I
         if fit.overlap is None or not math.isfinite(fit.mismatch):
             continue
         share = float(fit.overlap.mean())
-        # explained variance counts in proportion to the share of the fixed image it explains
+        # gain: minus the log of the mismatch per pixel, times the overlap, so that a good match of a small part does not win
         gain = -math.log(max(fit.mismatch, 1e-6)) * share
         scored.append((gain, compose(inverse(to_fixed), inverse(fit.pullback), to_moving)))
     if not scored:
         return Pose(starts[0], 0.0, None)
     highest = max(score for score, _ in scored)
-    # of poses that fit equally well the plainest: the identity comes first
+    # among poses that fit equally well take the first one, which is the identity where the units allow it
     score, best = next(pair for pair in scored if pair[0] >= highest - EQUAL * abs(highest))
     corners = moving.grid.corners()
     rivals = [
@@ -77,7 +78,10 @@ def search_volume(fixed: Halvings, moving: Halvings, metric: Callable[[Level], I
 
 
 def _starts(fixed: Grid, moving: Grid) -> list[Tensor]:
-    """As both lie, where their units say so, and middle on middle, where that is something else: ``A`` ``[D+1, D+1]`` each."""
+    """The starts to compare, ``A`` ``[D+1, D+1]`` each.
+
+    As both sides lie, where their units can be converted; and middle on middle, where that is a different map.
+    """
     scale = Scale.of(fixed, moving)
     zoom = scale.ratio if scale.ratio is not None else fixed.diagonal / moving.diagonal
     centred = torch.diag(torch.tensor([*[zoom] * fixed.ndim, 1.0], dtype=torch.float64))

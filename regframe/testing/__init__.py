@@ -1,4 +1,4 @@
-"""Tests for other people's plug-ins: subclass `MetricTests` or `AdapterTests` and say what to make; pytest does the rest.
+"""Tests for plug-ins: subclass `MetricTests` or `AdapterTests`, write ``make``, and pytest runs every check of the kit.
 
 ::
 
@@ -9,7 +9,8 @@
             return Mine()
 
 Every check is a method whose failure says what was wanted and what came. ``regframe plugins --check`` runs the same
-checks on what is installed (`check_installed`), without pytest. ``docs/plugins.md`` lists them.
+checks on what is installed (`check_installed`), without pytest. ``docs/plugins.md`` lists them. ``scaffold`` writes a
+new plug-in that passes them; ``demo`` makes a pair whose map is known, ``bench`` measures kernels and a fit.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`AdapterTests`: what is recognised, read, refused, carried and written again."""
+"""`AdapterTests`: checks on recognising, reading, refusing, carrying and writing."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from ..maps.affine import Affine
 from ._base import PluginTests, SkipTest, refusal, want
 
 _JUNK = bytes(range(256)) * 8
-"""What no format is: every byte, NULs among them."""
+"""Content that is of no format: every byte value, zeros among them."""
 
 _PADDING = 64 << 20
-"""Bytes that a copy of the sample is made longer by (a hole, which takes no room) to see how much ``matches`` reads."""
+"""Bytes by which a copy of the sample is lengthened (as a hole, without disk space) to measure how much ``matches`` reads."""
 
 Data = Image | PointSet
 
@@ -37,12 +37,12 @@ class AdapterTests(PluginTests):
     Override a check to replace it; set it to None to leave it out.
 
     Attributes:
-        bad_options: options that ``__init__`` has to refuse with a ValueError, a mapping each; beside these, a word is
-            given for every option whose default is a number or true/false.
-        keeps_grid: False where the format holds neither spacing nor origin (JPEG, say).
-        tolerance: how far values may be off after writing and reading, relative to the largest; 0 is exact.
-        header: bytes that ``matches`` may read.
-        sniffed: False for an adapter that is only to be asked for by name: then ``matches`` may answer 0 for its own.
+        bad_options: options, a mapping each, that ``__init__`` has to refuse with a ValueError. In addition, a word is passed to
+            every option whose default is a number or true/false.
+        keeps_grid: False where the format stores neither spacing nor origin (JPEG, say).
+        tolerance: largest difference of values after writing and reading, relative to the largest value; 0 is exact.
+        header: number of bytes that ``matches`` may read.
+        sniffed: False for an adapter that is used by name only; its ``matches`` may then return 0 for its own sample.
     """
 
     keeps_grid: ClassVar[bool] = True
@@ -56,7 +56,7 @@ class AdapterTests(PluginTests):
         return adapter
 
     def sample(self, folder: Path) -> Any:
-        """Write a small source into ``folder`` (and nothing else) and return its path; the adapter's own where it has one."""
+        """Write a small source into ``folder`` (nothing else) and return its path; by default the adapter's own ``sample``."""
         source = type(self.make()).sample(folder)
         want(
             source is not None,
@@ -69,7 +69,7 @@ class AdapterTests(PluginTests):
     # ---- recognising ------------------------------------------------------------------------------------------------
 
     def test_matches_its_own(self, tmp_path: Path) -> None:
-        """From above 0 to 1 for the sample, as a string and as a path."""
+        """The confidence for the sample is above 0 and at most 1, as a string and as a path."""
         source = self.sample(tmp_path)
         score = self._score(source)
         if self.sniffed:
@@ -78,7 +78,7 @@ class AdapterTests(PluginTests):
             want(self._score(str(source)) == score, f"{score} for the same path as a string", self._score(str(source)))
 
     def test_matches_nothing_else(self, tmp_path: Path) -> None:
-        """0 for what it does not read: foreign files, folders, paths that do not exist, addresses, objects."""
+        """The confidence is 0 for what it does not read: foreign files, folders, missing paths, addresses, objects."""
         (tmp_path / "foreign.other").write_bytes(_JUNK)
         (tmp_path / "text.other").write_text("nothing to see here\n", encoding="utf-8")
         (tmp_path / "empty.other").touch()
@@ -91,7 +91,7 @@ class AdapterTests(PluginTests):
             want(score == 0, f"matches to answer 0 for {shown}", score, "0 is no; tell what you read by its content")
 
     def test_matches_looks_at_the_content(self, tmp_path: Path) -> None:
-        """Less for foreign bytes under the sample's name than for the sample."""
+        """The confidence is lower for foreign bytes under the sample's name than for the sample."""
         source = self._file(tmp_path)
         score = self._score(source)
         if not self.sniffed and score == 0:
@@ -105,10 +105,10 @@ class AdapterTests(PluginTests):
         )
 
     def test_matches_reads_a_header(self, tmp_path: Path) -> None:
-        """No more than ``header`` bytes of a long file are read."""
+        """At most ``header`` bytes of a long file are read."""
         source = self._file(tmp_path)
         adapter = self.make()
-        adapter.matches(source)  # imports what it needs
+        adapter.matches(source)  # a first call, so that imports are not counted
         with source.open("rb+") as file:
             file.truncate(source.stat().st_size + _PADDING)
         with _counted() as read:
@@ -121,7 +121,7 @@ class AdapterTests(PluginTests):
         )
 
     def test_open_finds_it(self, tmp_path: Path) -> None:
-        """`regframe.open` without a name takes this adapter for the sample; skipped where it is not installed."""
+        """`regframe.open` without a name uses this adapter for the sample; skipped where the adapter is not installed."""
         source, cls = self.sample(tmp_path), type(self.make())
         if cls not in {entry.cls for entry in plugins.adapters()}:
             raise SkipTest("it is not installed")
@@ -149,7 +149,7 @@ class AdapterTests(PluginTests):
         return float(score)
 
     def _file(self, folder: Path) -> Path:
-        """The sample as a single file, to be damaged; skips where it is none."""
+        """The sample as a single file that can be damaged; skips the check where the sample is not a single file."""
         source = self.sample(folder)
         if not isinstance(source, (str, os.PathLike)) or not Path(source).is_file():
             raise SkipTest("the sample is not a file")
@@ -158,7 +158,7 @@ class AdapterTests(PluginTests):
     # ---- reading ----------------------------------------------------------------------------------------------------
 
     def test_open(self, tmp_path: Path) -> None:
-        """An `Image` or a `PointSet`, finite and not empty, the same every time; the source is left as it was."""
+        """The sample opens as an `Image` or a `PointSet`, finite and not empty, equal each time; the source is not changed."""
         source = self.sample(tmp_path)
         before = _contents(tmp_path)
         data = self.make().open(source)
@@ -203,16 +203,16 @@ class AdapterTests(PluginTests):
         )
 
     def test_open_what_is_damaged(self, tmp_path: Path) -> None:
-        """Whatever is cut short or has wrong bytes in it is read, or refused with a ValueError of one sentence.
+        """A truncated or corrupted sample is read, or refused with a ValueError of one sentence.
 
-        Every file that the sample wrote has its turn.
+        This is tried for every file of the sample.
         """
         source = self.sample(tmp_path)
         whole = {path: path.read_bytes() for path in sorted(tmp_path.rglob("*")) if path.is_file()}
         files = [path for path, content in whole.items() if content]
         if not files:
             raise SkipTest("the sample wrote no file")
-        numbers = random.Random(0)  # seeded: every run damages the same bytes
+        numbers = random.Random(0)  # a fixed seed, so that every run damages the same bytes
 
         def attempt(path: Path, content: bytes, what: str) -> None:
             path.write_bytes(content)
@@ -235,7 +235,7 @@ class AdapterTests(PluginTests):
     # ---- carrying ---------------------------------------------------------------------------------------------------
 
     def test_apply_nothing(self, tmp_path: Path) -> None:
-        """Carried by the identity the data come back: every channel, row and column, in order."""
+        """Under the identity map the data come back unchanged: every channel, row and column, in order."""
         source = self.sample(tmp_path)
         adapter = self.make()
         data = adapter.open(source)
@@ -244,7 +244,7 @@ class AdapterTests(PluginTests):
         )
         if isinstance(native, type(data)) or isinstance(data, type(native)):
             self._same(native, data, "from apply by the identity what open returned", 1e-5)
-        elif isinstance(native, PointSet):  # rasterised to be seen, carried as it is
+        elif isinstance(native, PointSet):  # a table that is opened as an image (rasterised) but carried as points
             self._same(
                 self._carried(adapter, source, data, (0.0,) * native.ndim),
                 native,
@@ -253,7 +253,7 @@ class AdapterTests(PluginTests):
             )
 
     def test_apply_a_shift(self, tmp_path: Path) -> None:
-        """A shift of two pixels along y and one along x moves it there, and nothing else is changed."""
+        """A shift of two pixels along y and one along x moves the data by that, and changes nothing else."""
         source = self.sample(tmp_path)
         adapter = self.make()
         data = adapter.open(source)
@@ -285,7 +285,7 @@ class AdapterTests(PluginTests):
         )
 
     def test_apply_keeps_ids(self, tmp_path: Path) -> None:
-        """Labels carried by part of a pixel hold no id that was not there, but for 0 at the rim."""
+        """Labels moved by a fraction of a pixel contain no new id, except 0 at the border."""
         source = self.sample(tmp_path)
         adapter = self.make()
         data = adapter.open(source)
@@ -312,11 +312,11 @@ class AdapterTests(PluginTests):
     # ---- writing ----------------------------------------------------------------------------------------------------
 
     def test_save_then_open(self, tmp_path: Path) -> None:
-        """What was read, written and read again is the same, and nothing else is left in the folder."""
+        """Data that were read, written and read again are equal; no other file is left in the folder."""
         self._round_trip(tmp_path, 0.0)
 
     def test_save_what_was_moved(self, tmp_path: Path) -> None:
-        """What was carried, written and read again is where it was carried to."""
+        """Data that were carried, written and read again are where they were carried to."""
         self._round_trip(tmp_path, 2.0)
 
     def _round_trip(self, folder: Path, pixels: float) -> None:
@@ -341,7 +341,7 @@ class AdapterTests(PluginTests):
             "remove what was written aside",
         )
         again = self.make().open(target)
-        if isinstance(native, Image) != isinstance(data, Image):  # rasterised to be seen
+        if isinstance(native, Image) != isinstance(data, Image):  # a table that is opened as an image (rasterised)
             want(type(again) is type(data), f"{type(data).__name__} again", type(again).__name__)
             native = self._carried(adapter, source, data, (*(0.0,) * (ndim - 1), step))
             carried = (
@@ -354,7 +354,7 @@ class AdapterTests(PluginTests):
         self._same(again, native, "from open what save wrote", self.tolerance)
 
     def test_save_refuses_the_other_kind(self, tmp_path: Path) -> None:
-        """Points given to an adapter of images, or the reverse, are refused in a sentence, and no file is left; or written."""
+        """Points given to an adapter of images (or the reverse) are written, or refused in a sentence without leaving a file."""
         (tmp_path / "in").mkdir()
         (tmp_path / "out").mkdir()
         source = self.sample(tmp_path / "in")
@@ -378,7 +378,7 @@ class AdapterTests(PluginTests):
     # ---- comparing --------------------------------------------------------------------------------------------------
 
     def _same(self, got: Data, expected: Data, wanted: str, tolerance: float) -> None:
-        """Values, channels, grid and mask of images, positions, unit and table of points."""
+        """Compare images (values, channels, grid, mask) or points (positions, unit, table)."""
         want(
             isinstance(got, Image) == isinstance(expected, Image),
             f"{wanted}, of kind {type(expected).__name__}",
@@ -390,7 +390,7 @@ class AdapterTests(PluginTests):
             want(got.channels == expected.channels, f"{wanted}, channels {expected.channels}", got.channels)
             exact = 0.0 if expected.labels else tolerance
             a, b = got.data, expected.data
-            if expected.weight is not None and a.shape == b.shape:  # where the weight is 0 there are no data to keep
+            if expected.weight is not None and a.shape == b.shape:  # pixels of weight 0 need not be kept
                 a, b = a[:, expected.weight > 0.5], b[:, expected.weight > 0.5]
             self._close(a, b, exact, f"{wanted}, values", "keep every value and its place")
             if self.keeps_grid:
@@ -437,12 +437,12 @@ class AdapterTests(PluginTests):
 
 
 def _contents(folder: Path) -> dict[str, bytes]:
-    """Every file below ``folder`` with its bytes."""
+    """Every file below ``folder``, with its bytes."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 class _CountedFile(io.FileIO):
-    """A raw file that notes how much is read of it."""
+    """A raw file that records how much is read from it."""
 
     read_sizes: list[int]
 
@@ -466,7 +466,7 @@ class _CountedFile(io.FileIO):
 
 @contextlib.contextmanager
 def _counted() -> Iterator[list[int]]:
-    """Sizes of all reads from files that Python code opens meanwhile (what C libraries open by themselves is not seen)."""
+    """Sizes of all reads from files that Python code opens inside the block; reads by C libraries are not seen."""
     sizes: list[int] = []
     original = io.open
 

@@ -1,4 +1,4 @@
-"""What both kits share: sentences for failures, options that have to be refused, errors that have to be sentences."""
+"""What both kits share: failures as sentences, options that must be refused, errors that must be sentences."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def want(true: bool, wanted: str, got: object, advice: str = "") -> None:
 
 
 def refusal(call: Callable[[], Any], what: str, kinds: tuple[type[Exception], ...] = (ValueError,)) -> Exception | None:
-    """The error that ``call`` raises, None where it raises none; fails for another kind, or one that is no sentence."""
+    """The error that ``call`` raises, or None; fails where it is of another kind than ``kinds``, or not one sentence."""
     __tracebackhide__ = True
     names = " or ".join(kind.__name__ for kind in kinds)
     try:
@@ -32,7 +32,7 @@ def refusal(call: Callable[[], Any], what: str, kinds: tuple[type[Exception], ..
             "say what was wanted, what came and what to do",
         )
         return error
-    except ImportError:  # a package that is not there is no fault of the file's
+    except ImportError:  # a missing package is not a fault of the file
         raise
     except Exception as error:
         raise AssertionError(
@@ -43,11 +43,11 @@ def refusal(call: Callable[[], Any], what: str, kinds: tuple[type[Exception], ..
 
 
 class PluginTests:
-    """Checks of the class itself: its name, its docstring, its options.
+    """Checks of a plug-in's class: its name, its docstring, its options.
 
     Attributes:
-        bad_options: options that ``__init__`` has to refuse with a ValueError, a mapping each; beside these, a word is
-            given for every option whose default is a number or true/false.
+        bad_options: options, a mapping each, that ``__init__`` has to refuse with a ValueError. In addition, a word is passed to
+            every option whose default is a number or true/false.
     """
 
     bad_options: ClassVar[Sequence[Mapping[str, Any]]] = ()
@@ -57,7 +57,7 @@ class PluginTests:
         raise NotImplementedError("wanted a method make() that returns a new instance of the class to test, got none")
 
     def test_name_and_summary(self) -> None:
-        """``name`` is one word, and the docstring's first line says what it is."""
+        """``name`` is one word, and the first line of the docstring says what the class is."""
         cls = type(self.make())
         name = getattr(cls, "name", None)
         want(
@@ -75,7 +75,7 @@ class PluginTests:
         )
 
     def test_options_are_validated(self) -> None:
-        """``__init__`` refuses values that make no sense with a ValueError of one sentence."""
+        """``__init__`` refuses senseless values with a ValueError of one sentence."""
         cls = type(self.make())
         cases: list[Mapping[str, Any]] = [
             {p.name: "no such value"}

@@ -1,4 +1,4 @@
-"""`MetricTests`: values, gradients, weights, degenerate input, precision, state, kernels of its own, a pair aligned."""
+"""`MetricTests`: checks on values, gradients, weights, degenerate input, precision, state, fused kernels, and in use."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _SMALL = {2: (7, 9), 3: (5, 6, 7)}
 _LARGE = {2: (30, 33), 3: (14, 15, 16)}
 """Pixels of the images that a metric is tested with, by number of axes; no two sides alike, so that swapped axes show."""
 _N_POINTS = 40
-"""Points of a point set that a metric is tested with."""
+"""Number of points in the point sets with which a metric is tested."""
 
 
 class Pair(NamedTuple):
-    """What a metric is called with: warped and fixed ``[C, *S]`` or ``[N, D]`` and ``[M, D]``, weight ``[*S]`` or ``[N]``."""
+    """Arguments of a metric: warped and fixed ``[C, *S]``, or ``[N, D]`` and ``[M, D]``; weight ``[*S]`` or ``[N]``."""
 
     warped: Tensor
     fixed: Tensor
@@ -35,12 +35,12 @@ class Pair(NamedTuple):
 class MetricTests(PluginTests):
     """Subclass it, write ``make``, and pytest runs every check on your metric.
 
-    Images that are used have two channels on either side, at most 33 × 30 pixels, and are about 50 ± 20; point sets have
-    40 points. Override a check to replace it, set it to None to leave it out; override ``texture`` (``pair`` for points) where
-    smooth noise means nothing to the metric.
+    Test images have two channels on either side, at most 33 × 30 pixels, and values of about 50 ± 20; point sets have 40
+    points. Override a check to replace it; set it to None to leave it out. Override ``texture`` (``pair`` for points) for a
+    metric that cannot compare smooth noise.
 
     Attributes:
-        ndims: dimensions to test, of 2 and 3.
+        ndims: numbers of dimensions to test, of 2 and 3.
         bad_options: options that ``__init__`` has to refuse with a ValueError, a mapping each; beside these, a word is
             given for every option whose default is a number or true/false.
     """
@@ -52,14 +52,14 @@ class MetricTests(PluginTests):
         metric: Metric = super().make()
         return metric
 
-    # ---- what it is given -------------------------------------------------------------------------------------------
+    # ---- test data --------------------------------------------------------------------------------------------------
 
     @property
     def _of_points(self) -> bool:
         return self.make().accepts == (PointSet, PointSet)
 
     def pair(self, ndim: int, channels: tuple[int, int] = (2, 2), seed: int = 3) -> Pair:
-        """A small pair with something to do with each other, float64, weights from 0.1 to 1."""
+        """A small pair whose sides are related, float64, weights from 0.1 to 1."""
         generator = torch.Generator().manual_seed(seed)
 
         def normal(*shape: int) -> Tensor:
@@ -77,7 +77,7 @@ class MetricTests(PluginTests):
         return Pair(warped, fixed, weight)
 
     def texture(self, ndim: int, shift: int = 0, seed: int = 0) -> Tensor:
-        """A smooth random image ``[1, *S]`` of 50 ± 20, moved by ``shift`` pixels along every axis."""
+        """A smooth random image ``[1, *S]`` with values of about 50 ± 20, moved by ``shift`` pixels along every axis."""
         margin = 8
         generator = torch.Generator().manual_seed(seed)
         shape = tuple(n + 2 * margin for n in _LARGE[ndim])
@@ -90,7 +90,7 @@ class MetricTests(PluginTests):
         return 50 + 20 * (x - x.mean()) / x.std()
 
     def _off(self, ndim: int, by: float) -> Pair:
-        """A pair that is off by ``by`` pixels (points: by that part of their spacing) along every axis."""
+        """A pair that is misaligned by ``by`` pixels (points: by that fraction of their spacing) along every axis."""
         if self._of_points:
             generator = torch.Generator().manual_seed(0)
             fixed = 10 * torch.rand((_N_POINTS, ndim), generator=generator, dtype=torch.float64)
@@ -122,7 +122,7 @@ class MetricTests(PluginTests):
         return float(value)
 
     def _gradient(self, pair: Pair, metric: Metric) -> Tensor:
-        """The gradient in what was warped, of its shape."""
+        """The gradient in the warped side, of its shape."""
         x = pair.warped.detach().clone().requires_grad_(True)
         value = metric(x, pair.fixed, pair.weight)
         want(
@@ -139,7 +139,7 @@ class MetricTests(PluginTests):
     # ---- values -----------------------------------------------------------------------------------------------------
 
     def test_value_is_a_scalar(self) -> None:
-        """One finite number of a floating dtype, of shape ``[]``."""
+        """The value is one finite number of a floating dtype, of shape ``[]``."""
         for ndim in self.ndims:
             pair = self.pair(ndim)
             value = self._ready(pair)(*pair)
@@ -149,7 +149,7 @@ class MetricTests(PluginTests):
             want(bool(value.isfinite()), f"a finite value in {ndim}D", float(value))
 
     def test_lower_where_aligned(self) -> None:
-        """Less for a pair in register than for the same pair 1, 2 and 4 pixels off."""
+        """The value is lower for an aligned pair than for the same pair 1, 2 and 4 pixels off."""
         for ndim in self.ndims:
             aligned = self._off(ndim, 0)
             metric = self._ready(aligned)
@@ -164,7 +164,7 @@ class MetricTests(PluginTests):
                 )
 
     def test_constant_and_tiny_input(self) -> None:
-        """Finite, with a finite gradient, on constant images, on a single pixel and where the weight is 0 everywhere."""
+        """Value and gradient are finite on constant images, on a single pixel, and where every weight is 0."""
         for ndim in self.ndims:
             for dtype in (torch.float32, torch.float64):
                 for name, pair in self._degenerate(ndim):
@@ -176,7 +176,7 @@ class MetricTests(PluginTests):
 
                     few = self._of_points and name != "a weight of 0 everywhere"
                     if few and refusal(call, name) is not None:
-                        continue  # too few points may be refused, in a sentence
+                        continue  # a metric may refuse too few points, in a sentence
                     value, gradient = call()
                     advice = "clamp what is divided by, and add to what is under a root or a logarithm"
                     want(math.isfinite(value), f"a finite value for {name} ({ndim}D, {dtype})", value, advice)
@@ -212,7 +212,7 @@ class MetricTests(PluginTests):
         ]
 
     def test_weight_zero_hides(self) -> None:
-        """Pixels (moving points) of weight 0 may be anything finite: neither value nor gradient knows, and theirs is 0."""
+        """Pixels (moving points) of weight 0 influence neither value nor gradient, and their own gradient is 0."""
         for ndim in self.ndims:
             pair = self.pair(ndim)
             metric = self._ready(pair)
@@ -249,7 +249,7 @@ class MetricTests(PluginTests):
             )
 
     def test_weight_is_a_mean(self) -> None:
-        """A weighted mean: the same value for seven times, or a hundredth of, the weight."""
+        """The value is a weighted mean: it does not change when all weights are multiplied by 7 or by 0.01."""
         for ndim in self.ndims:
             pair = self.pair(ndim)
             metric = self._ready(pair)
@@ -272,9 +272,9 @@ class MetricTests(PluginTests):
             )
 
     def test_likelihood_is_honest(self) -> None:
-        """``likelihood`` says what the solver does with the value.
+        """The value fits the use that the solver makes of it, according to ``likelihood``.
 
-        False: it takes the logarithm, so no value may be below 0. True: differences count as they are, so they may not
+        False: the solver takes its logarithm, so it must not be negative. True: its differences count in nats, so they must not
         depend on the unit of intensities (or lengths).
         """
         for ndim in self.ndims:
@@ -317,7 +317,7 @@ class MetricTests(PluginTests):
                 want(math.isfinite(value), "a finite value for 3 moving and 2 fixed channels", value)
 
     def test_order_of_points(self) -> None:
-        """Points are not paired: the value does not depend on their order."""
+        """The value does not depend on the order of points, which are not paired."""
         if not self._of_points:
             raise SkipTest("it compares images")
         for ndim in self.ndims:
@@ -336,7 +336,7 @@ class MetricTests(PluginTests):
     # ---- gradients --------------------------------------------------------------------------------------------------
 
     def test_gradient(self) -> None:
-        """The gradient in ``warped`` is that of finite differences, in float64, along eight random directions."""
+        """The gradient in ``warped`` agrees with finite differences, in float64, along eight random directions."""
         for ndim in self.ndims:
             start = self.pair(ndim)
             metric = self._ready(start)
@@ -368,7 +368,7 @@ class MetricTests(PluginTests):
             )
 
     def test_float32(self) -> None:
-        """In float32 value and gradient are those of float64, up to rounding."""
+        """Value and gradient in float32 agree with those in float64, up to rounding."""
         for ndim in self.ndims:
             exact = self.pair(ndim)
             single = exact.to(torch.float32)
@@ -376,7 +376,7 @@ class MetricTests(PluginTests):
 
     def _compare(self, exact: Pair, other: Pair, where: str, value_tolerance: float, gradient_tolerance: float) -> None:
         metrics = self._ready(exact), self._ready(other)
-        # away from where they were prepared: the ends of a range may fall to either side of it
+        # move the values off those the metric was prepared with, where rounding could push them out of a range
         exact, other = (pair._replace(warped=0.95 * pair.warped + 1) for pair in (exact, other))
         values = [self._value(pair, metric) for pair, metric in zip((exact, other), metrics, strict=True)]
         want(
@@ -397,7 +397,7 @@ class MetricTests(PluginTests):
         )
 
     def test_cuda(self) -> None:
-        """On a CUDA device value and gradient are those of the CPU; skipped where there is none."""
+        """Value and gradient on a CUDA device agree with those on the CPU; skipped without such a device."""
         if not torch.cuda.is_available():
             raise SkipTest("no CUDA device here")
         for ndim in self.ndims:
@@ -405,7 +405,7 @@ class MetricTests(PluginTests):
             self._compare(exact, exact.to(torch.device("cuda")), f"CUDA ({ndim}D)", 1e-6, 1e-6)
 
     def test_without_a_gradient(self) -> None:
-        """Under ``torch.no_grad`` the value is the same."""
+        """The value does not change under ``torch.no_grad``."""
         for ndim in self.ndims:
             pair = self.pair(ndim)
             metric = self._ready(pair)
@@ -420,7 +420,7 @@ class MetricTests(PluginTests):
     # ---- state ------------------------------------------------------------------------------------------------------
 
     def test_deterministic(self) -> None:
-        """The same call gives the same value, whatever was asked in between."""
+        """A repeated call gives the same value, whatever was computed in between."""
         for ndim in self.ndims:
             pair, other = self.pair(ndim), self.pair(ndim, seed=9)
             metric = self._ready(pair)
@@ -437,7 +437,7 @@ class MetricTests(PluginTests):
             )
 
     def test_inputs_are_left_alone(self) -> None:
-        """Neither ``prepare`` nor a call writes into what it is given."""
+        """Neither ``prepare`` nor a call modifies its arguments."""
         for ndim in self.ndims:
             pair = self.pair(ndim)
             before = Pair(*(t.clone() for t in pair))
@@ -449,14 +449,14 @@ class MetricTests(PluginTests):
                 want(torch.equal(now, then), f"{name} as it was", "other values", "no in-place operations on it")
 
     def test_prepare_for_every_level(self) -> None:
-        """One instance is prepared once per pyramid level, for sides of different size and weight; the last time counts."""
+        """One instance can be prepared for several pyramid levels, of other size and weight; the last preparation counts."""
         for ndim in self.ndims:
             coarse, fine = self._off(ndim, 0), self.pair(ndim)
             metric = self.make()
             if self._of_points:
                 metric.prepare(self._side(coarse.fixed[:20]), self._side(coarse.warped[:15]))
             else:
-                # the moving side's grid is its own, not the fixed one's, and either may have a mask
+                # the two sides have different grids, and either may have a mask
                 cut = coarse.warped[:, 3:].repeat(2, *(1,) * ndim)
                 metric.prepare(
                     self._side(coarse.fixed.repeat(2, *(1,) * ndim), coarse.weight),
@@ -474,7 +474,7 @@ class MetricTests(PluginTests):
     # ---- in use -----------------------------------------------------------------------------------------------------
 
     def test_fused(self) -> None:
-        """Where there is a kernel of its own, its value and gradients are those of calling it on the warped image."""
+        """The value and gradients of a fused kernel, if there is one, agree with a call on the warped image."""
         if type(self.make()).fused is Metric.fused:
             raise SkipTest("it has no fused")
         asked = False
@@ -507,7 +507,7 @@ class MetricTests(PluginTests):
             raise SkipTest("its fused returned None throughout")
 
     def _way(self, ndim: int, dtype: torch.dtype) -> tuple[ops.Path, Tensor, Tensor, Tensor]:
-        """A bent path into a moving image of another size, that image, the fixed one, and a weight that is partly 0."""
+        """A bent path into a moving image of another size; that image, the fixed image, and a weight that is partly 0."""
         generator = torch.Generator().manual_seed(5)
         shape = _LARGE[ndim]
         moving = self.texture(ndim).to(dtype).repeat(2, *(1,) * ndim)
@@ -524,7 +524,7 @@ class MetricTests(PluginTests):
         return path, moving, fixed, weight
 
     def test_aligns_a_pair(self) -> None:
-        """`regframe.register` brings a shifted 2D pair to within a third of a pixel with it."""
+        """`regframe.register` with this metric aligns a shifted 2D pair to within a third of a pixel."""
         if self._of_points:
             raise SkipTest("it compares points")
         if 2 not in self.ndims:

@@ -22,16 +22,16 @@ from ._metrics import MetricTests
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of one check.
+    """The outcome of one check.
 
     Args:
         kind: ``"adapter"`` or ``"metric"``.
-        name: of the adapter or metric.
+        name: name of the adapter or metric.
         provider: ``"distribution version (entry point)"``.
         check: name of the kit's method without ``test_``.
         status: ``"ok"``, ``"failed"`` or ``"skipped"``.
-        message: what was wanted and what came, or why it was skipped; empty for ``"ok"``.
-        seconds: how long it took.
+        message: what was wanted and what came, or why the check was skipped; empty for ``"ok"``.
+        seconds: duration.
     """
 
     kind: str
@@ -46,10 +46,10 @@ class Outcome:
 def run(
     tests: type[PluginTests], only: Collection[str] = ()
 ) -> Iterator[tuple[str, Literal["ok", "failed", "skipped"], str, float]]:
-    """Run every check of a kit's subclass (``only`` these where named), each on a new instance, with a folder of its own.
+    """Run every check of a kit's subclass (or those in ``only``), each on a new instance with a folder of its own.
 
-    Yields name, status, message and seconds as in `Outcome`. Whatever a check raises is a failure, but for ImportError, where
-    an extra is missing; nothing passes through but KeyboardInterrupt. What the plug-in warns of or prints is not shown.
+    Yields name, status, message and seconds as in `Outcome`. Any exception makes a check fail, except ImportError (a missing
+    extra), which skips it, and KeyboardInterrupt, which is raised. Warnings and output of the plug-in are not shown.
     """
     for name in _names(tests):
         if only and name.removeprefix("test_") not in only:
@@ -67,18 +67,18 @@ def run(
                     check()
         except SkipTest as reason:
             status, message = "skipped", str(reason)
-        except ImportError as error:  # of an extra: said by the adapter, in a sentence
+        except ImportError as error:  # a missing extra; the adapter's message says which
             status, message = "skipped", " ".join(str(error).split())
         except AssertionError as error:
             status, message = "failed", " ".join(str(error).split()) or "an assertion failed"
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - a stranger's code, whose faults are what is looked for
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - third-party code, whose faults are to be reported
             status, message = "failed", f"{type(error).__name__}: {' '.join(str(error).split())}"
         yield name.removeprefix("test_"), status, message, time.perf_counter() - began
 
 
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
-    """No warnings, no log, nothing printed: what a plug-in's libraries say of damaged files is meant for others."""
+    """Suppresses warnings, logs and output: a plug-in's libraries report damaged files, which are damaged on purpose here."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
@@ -94,7 +94,7 @@ def _silence() -> Iterator[None]:
 
 
 def _names(tests: type[PluginTests]) -> list[str]:
-    """The checks in the order they are written, the kit's first; those set to None are left out."""
+    """The checks in the order in which they are written, those of the kit first, without those set to None."""
     names: dict[str, None] = {}
     for cls in reversed(tests.__mro__):
         names.update(dict.fromkeys(name for name in vars(cls) if name.startswith("test_")))
@@ -152,7 +152,7 @@ def _package(distribution: str) -> str:
 
 
 def _kit(entry: plugins.Entry) -> type[PluginTests]:
-    """The kit's subclass for what an entry point gave."""
+    """A subclass of the kit for one adapter or metric."""
 
     def make(self: PluginTests) -> Any:
         return entry.cls()

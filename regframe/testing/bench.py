@@ -1,8 +1,7 @@
-"""What `regframe bench` measures: the hot loop against the best that eager torch can do, and a registration with a known truth.
+"""The measurements of `regframe bench`: the hot loop against eager torch, and a registration whose truth is known.
 
-torch's CPU `grid_sample` shares its work among threads by batch item, so an honest rival splits the rows of the image
-into a batch: that is ``row-split eager``. The gradient is of the velocity and the matrix, not of the image, as in a
-registration.
+torch's CPU `grid_sample` distributes its work over threads by batch item. A fair competitor therefore splits the rows of the
+image into a batch: "row-split eager". The gradient is that of velocity and matrix, not of the image, as in a registration.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ Case = tuple[Tensor, Tensor, Tensor, tuple[Any, ...]]
 
 
 def make_case(ndim: int, side: int, channels: int, n_slices: int, nodes: int = 64, turn: float = 0.2) -> Case:
-    """A smooth image, bent by some 10 px and turned by ``turn`` radians, ``side`` pixels along each axis."""
+    """A smooth image with ``side`` pixels along each axis, a flow of some 10 px, and a turn by ``turn`` radians."""
     generator = torch.Generator().manual_seed(0)
     coarse = torch.rand(1, channels, *(side // 4,) * ndim, generator=generator)
     image = F.interpolate(coarse, (side,) * ndim, mode={2: "bilinear", 3: "trilinear"}[ndim])[0]  # [C, *S]
@@ -51,12 +50,12 @@ def make_case(ndim: int, side: int, channels: int, n_slices: int, nodes: int = 6
 
 
 def eager(case: Case, parts: int) -> Tensor:
-    """What `warp` replaces: a chain of `grid_sample`, rows split into a batch of ``parts``; returns ``[C, *shape]``."""
+    """`warp` as a chain of `grid_sample`, rows split into a batch of ``parts``; returns ``[C, *shape]``."""
     image, velocity, matrix, (shape, _, image_spacing, image_origin, spacing, origin, n_steps) = case
     ndim, channels = matrix.shape[0], image.shape[0]
 
     def normal(spacing: Sequence[float], origin: Sequence[float], sizes: Sequence[int]) -> tuple[Tensor, Tensor]:
-        # position -> a * position + b, the (x, y, z) coordinates in -1 ... 1 that grid_sample wants
+        # a and b of position -> a * position + b, which gives the (x, y, z) coordinates in -1 ... 1 of grid_sample
         a = [2 / (s * (n - 1)) for s, n in zip(spacing, sizes, strict=True)]
         b = [-1 - o * k for o, k in zip(origin, a, strict=True)]
         return torch.tensor(a[::-1]), torch.tensor(b[::-1])
@@ -81,7 +80,7 @@ def eager(case: Case, parts: int) -> Tensor:
 
 
 def kernel(case: Case) -> Tensor:
-    """``[C, *shape]``."""
+    """The compiled `warp` of a case, ``[C, *shape]``."""
     image, velocity, matrix, geometry = case
     return ops.warp(image, velocity, matrix, *geometry)
 
@@ -92,17 +91,19 @@ def with_gradient(run: Callable[[], Tensor], case: Case, grad: Tensor) -> tuple[
 
 
 def relative(a: Tensor, b: Tensor) -> float:
-    """Relative L2 distance."""
+    """Relative L2 distance of two tensors."""
     return float((a.double() - b.double()).norm() / b.double().norm())
 
 
 def check(case: Case, parts: int, grad: Tensor) -> None:
-    """Raise ArithmeticError where value and gradients do not agree: no time is worth taking then."""
+    """Raise ArithmeticError where value and gradients of both ways do not agree: timing them would be pointless."""
     with torch.no_grad():
         worst = relative(kernel(case), eager(case, parts)) / 1e-3
     ours = with_gradient(lambda: kernel(case), case, grad)
     theirs = with_gradient(lambda: eager(case, parts), case, grad)
-    for a, b in zip(ours, theirs, strict=True):  # eager float32 positions themselves are rough at cell borders
+    for a, b in zip(
+        ours, theirs, strict=True
+    ):  # tolerant, because eager positions in float32 are inexact at cell borders
         worst = max(worst, relative(a, b) / 1e-2)
     if not worst < 1:
         raise ArithmeticError(
@@ -111,10 +112,10 @@ def check(case: Case, parts: int, grad: Tensor) -> None:
 
 
 def interleaved(runs: dict[str, Callable[[], Any]], rounds: int, in_a_row: int = 3) -> dict[str, float]:
-    """Median seconds of each, taken in turns so that a busy machine is unfair to all alike.
+    """Median seconds of each run, measured in turns, so that a busy machine slows all of them alike.
 
-    Each turn calls a run ``in_a_row`` times, and each call is timed: an optimiser calls again at once, with its data in
-    the caches.
+    In each turn a run is called ``in_a_row`` times and every call is timed: an optimiser too calls it repeatedly, with its
+    data in the caches.
     """
     times: dict[str, list[float]] = {name: [] for name in runs}
     for turn in range(rounds + 1):
@@ -122,20 +123,20 @@ def interleaved(runs: dict[str, Callable[[], Any]], rounds: int, in_a_row: int =
             for _ in range(in_a_row if turn else 1):
                 start = time.perf_counter()
                 run()
-                if turn:  # the first round warms up
+                if turn:  # the first turn is a warm-up
                     times[name].append(time.perf_counter() - start)
     return {name: statistics.median(values) for name, values in times.items()}
 
 
 def instruction_sets() -> tuple[str, ...]:
-    """Sets of instructions that the CPU kernels have and this processor too, the least first; ``REGFRAME_ISA`` takes any."""
+    """Instruction sets that both the CPU kernels and this processor support, the oldest first; values for ``REGFRAME_ISA``."""
     known = ("baseline", "avx2", "avx512")
-    best = torch.backends.cpu.get_cpu_capability().lower()  # what the dispatch of the ops goes by, too
+    best = torch.backends.cpu.get_cpu_capability().lower()  # the dispatch of the ops uses it too
     return known[: known.index(best) + 1] if best in known else known[:1]
 
 
 def instruction_set() -> str:
-    """What the CPU kernels use here: the best the processor has, or what ``REGFRAME_ISA`` asks for."""
+    """The instruction set that the CPU kernels use here: the best one of the processor, or the value of ``REGFRAME_ISA``."""
     if not ops.is_built():
         return "none: the compiled ops are not built"
     here = instruction_sets()
@@ -165,11 +166,11 @@ SIZES: dict[str, tuple[int, int, int, int]] = {
     "1 Mpx, C = 3, T = 10": (2, 1024, 3, 10),
     "128³, C = 1, T = 3": (3, 128, 1, 3),
 }
-"""What the short form runs: axes, pixels per side, channels, time slices."""
+"""Cases of the short benchmark: number of axes, pixels per side, channels, time slices."""
 
 
 def _beside(what: str, ours: Callable[[], Any], rival: str, theirs: Callable[[], Any], rounds: int) -> dict[str, Any]:
-    """One measurement with its rival, in turns."""
+    """One measurement and its competitor's, in turns."""
     seconds = interleaved({"ours": ours, "theirs": theirs}, rounds)
     return {
         "what": what,
@@ -181,14 +182,14 @@ def _beside(what: str, ours: Callable[[], Any], rival: str, theirs: Callable[[],
 
 
 def short(rounds: int = 5, scale: float = 1.0) -> Iterator[dict[str, Any]]:
-    """Measurements one after the other, as they are made.
+    """The short benchmark; yields each measurement when it is made.
 
     Args:
-        rounds: repeats, of which the median counts.
-        scale: factor on the sides, for a quick look.
+        rounds: number of repetitions, of which the median is reported.
+        scale: factor on the size of the cases, for a quick run.
 
     Yields:
-        ``what``, ``seconds``, and where there is one the rival's name, ``rival_seconds`` and ``ratio``; for the registration
+        ``what``, ``seconds``, and where there is a competitor its name, ``rival_seconds`` and ``ratio``; for the registration
         ``error_px``.
     """
     threads = torch.get_num_threads()
@@ -219,7 +220,7 @@ def short(rounds: int = 5, scale: float = 1.0) -> Iterator[dict[str, Any]]:
     from . import demo
 
     pair = demo.make()
-    register(pair.fixed, pair.moving, transform="affine")  # loads what is loaded once
+    register(pair.fixed, pair.moving, transform="affine")  # a first call, so that one-time loading is not measured
     start = time.perf_counter()
     result = register(pair.fixed, pair.moving)
     yield {

@@ -20,15 +20,21 @@ ANGLE = 24.0
 """Rotation of the copy, in degrees."""
 
 SCALE = 1.08
-"""Size of the copy over the original's."""
+"""Size of the copy, over that of the original."""
 
 BEND_PX = 10.0
-"""Largest displacement of the bending, in px."""
+"""Largest displacement of the bend, in px."""
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two images and the true map from the moving to the fixed one."""
+    """Two images and the true map between them.
+
+    Args:
+        fixed: the copy.
+        moving: the original.
+        truth: the true map, moving → fixed.
+    """
 
     fixed: Image
     moving: Image
@@ -36,7 +42,7 @@ class Pair:
 
 
 def make(seed: int = 0) -> Pair:
-    """The immunohistochemistry image that scikit-image carries (moving), and its warped, recoloured copy (fixed)."""
+    """The immunohistochemistry image of scikit-image (moving), and its warped and recoloured copy (fixed)."""
     from skimage.data import immunohistochemistry
 
     pixels = immunohistochemistry()  # type: ignore[no-untyped-call]
@@ -72,7 +78,7 @@ def turn(grid: Grid) -> Affine:
 
 
 def recoloured(data: Tensor) -> Tensor:
-    """``[3, *S]`` uint8 with channels mixed, one inverted, another gamma: as if another stain."""
+    """``[3, *S]`` uint8 with mixed channels, one of them inverted, another with another gamma, as a different stain would be."""
     value = data.to(torch.float64) / 255
     mix = torch.tensor([[0.2, 0.3, 0.5], [0.6, 0.3, 0.1], [0.1, 0.7, 0.2]], dtype=torch.float64)
     mixed = torch.einsum("ij,j...->i...", mix, value) ** 1.4

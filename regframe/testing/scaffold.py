@@ -1,4 +1,4 @@
-"""Writes a new plug-in package: a metric and an adapter that work, their tests, and what pip wants to know."""
+"""Writes a new plug-in package: a working metric and a working adapter, their tests, and the packaging files."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from .. import plugins
 
 NAME = re.compile(r"[a-z][a-z0-9]*(?:[-_][a-z0-9]+)*")
 LONGEST = 60
-"""Characters of the longest name: it becomes folders and module names, which some file systems bound."""
+"""Largest number of characters of a name, because it becomes the name of folders and modules."""
 
 
 def new_plugin(name: str, parent: Path) -> Path:
-    """Write the package ``name`` into the folder ``parent / name`` and return that; complete or not at all.
+    """Write the package ``name`` into the folder ``parent / name``, complete or not at all; returns that folder.
 
-    Raises ValueError for a name that pip or Python could not use, or that another module, adapter or metric bears,
-    FileExistsError where there is such a folder, NotADirectoryError where ``parent`` is none.
+    Raises ValueError for a name that pip or Python cannot use, or that another module, adapter or metric has;
+    FileExistsError where the folder exists; NotADirectoryError where ``parent`` is not a folder.
     """
     if not NAME.fullmatch(name) or len(name) > LONGEST:
         raise ValueError(
@@ -269,4 +269,4 @@ def test_positions_are_y_and_x(tmp_path):
     assert isinstance(points, regframe.PointSet)
 ''',
 }
-"""What is written, by path; ``$name``, ``$module``, ``$title`` and ``$suffix`` are filled in."""
+"""Content of the files, by path; ``$name``, ``$module``, ``$title`` and ``$suffix`` are replaced."""

@@ -18,6 +18,7 @@ import click.testing
 import numpy as np
 import PIL.Image
 import pytest
+import tifffile
 import torch
 import yaml
 import zarr
@@ -188,6 +189,15 @@ def test_json_is_alone_on_stdout(pair: tuple[Path, Path], tmp_path: Path, fake: 
     assert wanted <= set(found)
 
 
+@pytest.mark.parametrize(("verdict", "code"), [("pass", 0), ("warn", 3), ("fail", 3)])
+def test_what_is_not_confirmed_ends_with_3_where_a_pass_is_required(
+    pair: tuple[Path, Path], tmp_path: Path, fake: Fake, verdict: str, code: int
+) -> None:
+    fake.verdict = verdict
+    run("register", *pair, "-o", tmp_path / "out", "--require", "pass", code=code)
+    assert (tmp_path / "out" / "metrics.json").is_file()
+
+
 @pytest.mark.parametrize(("verdict", "code"), [("pass", 0), ("warn", 0), ("fail", 3)])
 def test_exit_code_follows_the_verdict(
     verdict: str, code: int, pair: tuple[Path, Path], tmp_path: Path, fake: Fake
@@ -268,6 +278,34 @@ def test_sides_are_opened_as_asked(pair: tuple[Path, Path], tmp_path: Path, fake
     assert (fixed.grid.unit, fixed.grid.spacing, fixed.data.shape[0]) == ("µm", (0.5, 0.5), 1)
     assert (moving.grid.unit, moving.grid.spacing, moving.channels) == ("nm", (2.0, 2.0), ("red",))
     run("report", tmp_path / "out")  # opens both sides as this run did
+
+
+def test_what_does_not_count_is_stated_per_side(pair: tuple[Path, Path], tmp_path: Path, fake: Fake) -> None:
+    value = int(regframe.open(pair[0]).data[0, 0, 0])
+    mask = np.zeros((64, 50), np.uint8)
+    mask[:, :20] = 255
+    PIL.Image.fromarray(mask).save(tmp_path / "mask.png")
+    run("register", *pair, "-o", tmp_path / "out", "--fixed-channel", 0, "--fixed-nodata", value, "--moving-mask",
+        tmp_path / "mask.png")  # fmt: skip
+    fixed, moving = fake.calls[0]["fixed"], fake.calls[0]["moving"]
+    assert torch.equal(fixed.weight == 0, fixed.data[0] == value)
+    assert torch.equal(moving.weight, (torch.arange(50) < 20).expand(64, 50).to(torch.float32))
+    options = yaml.safe_load((tmp_path / "out" / "config.resolved.yaml").read_text())["run"]
+    assert options["fixed"]["options"]["nodata"] == value
+    assert options["moving"]["options"]["mask"] == str(tmp_path / "mask.png")
+    run("report", tmp_path / "out")
+    said = run("register", *pair, "-o", tmp_path / "b", "--fixed-nodata", "empty", code=2).stderr
+    assert "wanted a number or nan for --fixed-nodata, got 'empty'" in said
+
+
+def test_info_says_what_holds_no_data(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).normal(100, 10, (40, 50)).astype(np.float32)
+    values[:4] = np.nan
+    values[36:] = -9999
+    tifffile.imwrite(tmp_path / "a.tif", values)
+    assert "10.00% not a number, 10.00% -9999" in run("info", tmp_path / "a.tif").stdout
+    found = json.loads(run("info", tmp_path / "a.tif", "--set", "nodata=-9999", "--json").stdout)["no_data"]
+    assert found == {"nan": 0.1, "nodata": 0, "padded": 0, "masked": 0.1}
 
 
 def test_save_warped(pair: tuple[Path, Path], tmp_path: Path, fake: Fake) -> None:

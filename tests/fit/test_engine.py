@@ -7,15 +7,19 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import gaussian_filter
 
 import regframe as rf
+from regframe import plugins
 from regframe.fit.closed import turn_of
 from regframe.fit.frames import Increment, zoom_of
 from regframe.fit.halvings import Halvings
 from regframe.fit.lbfgs import Descent
 from regframe.fit.mapspace import MapSpace
 from regframe.fit.precondition import Preconditioner, descend
-from regframe.fit.prior import velocity_space
+from regframe.fit.prior import PICTURES, velocity_space
+from regframe.fit.pyramid import Cuts, Fit, LevelRules, Pair, Recipe, build_levels, fit_level
+from regframe.fit.steps import Stage
 from regframe.fit.velocity import nodes_over
 from regframe.solvers import recipes
 from regframe.starts.given import given
@@ -116,3 +120,26 @@ def test_recipes_say_what_an_observation_counts() -> None:
     assert [recipes.STAINED.counts(shared) for shared in (0.0, 0.7, 0.95)] == pytest.approx([0.25, 0.5, 1.0])
     assert recipes.drawn(rf.PointSet(torch.rand(7, 2))).most == 28
     assert not recipes.PLANE.moves
+
+
+@pytest.mark.parametrize(("sections", "weighed"), [(False, False), (True, False), (True, True)])
+def test_between_two_cuts_the_weights_are_told_and_do_not_steer(sections: bool, weighed: bool) -> None:
+    rng = np.random.default_rng(4)
+    values = gaussian_filter(rng.standard_normal((64, 64)), 3.0)
+    torn = values.copy()
+    torn[20:40, 20:40] = 4 * values.max()  # has no partner on the moving side
+    sides = [Halvings(rf.Image.from_array(a.astype(np.float32), "yx")) for a in (torn, values)]
+    start = torch.eye(3, dtype=torch.float64)
+    recipe = Recipe(cuts=Cuts(0.15, PICTURES, 0.0, weighed))
+    pair = Pair(*sides, lambda level: plugins.metric("contrast"), rf.Config(), recipe=recipe)
+    level = build_levels(*sides, start, pair.config)[-1]
+    increment = Increment("still", 2, 45.0)
+    fit = Fit(torch.zeros(0), MapSpace(start, increment), sections=sections)
+    fit = fit_level(fit, level, pair, Stage("affine", 0, 1, 5), LevelRules())
+    assert fit.matching is not None
+    assert fit.weight is not None
+    assert float(fit.matching[25:35, 25:35].mean()) < 0.1
+    steers = weighed or not sections
+    assert float(fit.weight[25:35, 25:35].mean()) == pytest.approx(
+        float(fit.matching[25:35, 25:35].mean()) if steers else 1.0
+    )

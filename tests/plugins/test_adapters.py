@@ -474,3 +474,80 @@ def test_the_points_adapter(tmp_path: Path) -> None:
     assert rf.open(headless, columns=["x", "y"], unit="mm").unit == "mm"  # type: ignore[union-attr]
     with pytest.raises(TypeError, match="wanted a PointSet"):
         adapter.save(image(RAMP), tmp_path / "x.csv")
+
+
+# ---- what does not count -------------------------------------------------------------------------------------------------
+
+
+def test_a_stated_value_and_nan_hold_no_data(tmp_path: Path) -> None:
+    values = np.arange(60, dtype=np.float32).reshape(1, 6, 10).repeat(2, axis=0)
+    values[:, :2] = -9999
+    values[0, 5, 5] = -9999  # the other channel was measured
+    values[1, 4, 4] = np.nan
+    tifffile.imwrite(tmp_path / "a.tif", values, metadata={"axes": "CYX"})
+    assert image(tmp_path / "a.tif").weight is None
+    for stated in (-9999, "-9999"):
+        found = image(tmp_path / "a.tif", nodata=stated)
+        assert found.weight is not None
+        assert torch.equal(found.weight == 0, torch.arange(6)[:, None].expand(6, 10) < 2)
+        assert torch.equal(found.data[:, :4], torch.from_numpy(values[:, :4]))  # values stay
+    gone = image(tmp_path / "a.tif", nodata="nan", channels=1).weight
+    assert gone is not None
+    assert (gone == 0).nonzero().tolist() == [[4, 4]]
+    bytes_ = np.repeat(np.arange(60, dtype=np.uint8).reshape(6, 10, 1), 3, axis=-1)
+    bytes_[0, 0] = 255
+    whole = image(bytes_, nodata=255).weight
+    assert whole is not None
+    assert (whole == 0).nonzero().tolist() == [[0, 0]]
+
+
+def test_a_block_with_a_pixel_of_no_data_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("regframe.slides.levels.WHOLE", {2: 300, 3: 300})
+    values = np.full((40, 30), 100, np.uint16)
+    values[7, 9] = 65535
+    tifffile.imwrite(tmp_path / "a.tif", values)
+    found = image(tmp_path / "a.tif", nodata=65535)
+    assert found.grid.shape == (20, 15)
+    assert found.weight is not None
+    assert (found.weight == 0).nonzero().tolist() == [[3, 4]]
+
+
+@pytest.mark.parametrize("scale", [1, 2, 0.5])
+@pytest.mark.parametrize("kind", ["file", "array", "image"])
+def test_a_mask_of_any_resolution(scale: float, kind: str, tmp_path: Path) -> None:
+    picture = np.arange(24 * 32, dtype=np.uint16).reshape(24, 32)
+    counts = np.zeros((round(24 * scale), round(32 * scale)), np.uint8)
+    counts[: round(12 * scale)] = 7
+    mask: Any = {"array": counts, "image": rf.Image.from_array(counts)}.get(kind, tmp_path / "mask.png")
+    if kind == "file":
+        Pillow.fromarray(counts).save(mask)
+    found = image(picture, mask=mask)
+    assert found.weight is not None
+    assert torch.equal(found.weight > 0, (torch.arange(24) < 12)[:, None].expand(24, 32))
+    both = image(picture, mask=mask, nodata=5).weight
+    assert both is not None
+    assert float(both[0, 5]) == 0
+    assert int((both > 0).sum()) == 12 * 32 - 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"nodata": "none"}, r"wanted a number or \"nan\" for nodata, got 'none'"),
+        ({"nodata": -1}, r"that array can hold \(uint8\), got -1"),
+        ({"nodata": 1.5}, r"can hold \(uint8\), got 1\.5"),
+        ({"mask": np.ones((30, 90), np.uint8)}, r"canvas of array, 30 x 30 pixels .* got the mask of 30 x 90; cut it"),
+        ({"mask": np.zeros((30, 30), np.uint8)}, r"leaves something of array, got the mask, which is 0 everywhere"),
+        ({"mask": np.ones((4, 30, 30), np.uint8)}, r"wanted named axes"),
+        ({"mask": np.eye(30, dtype=np.uint8), "nodata": 9}, r"wanted pixels of array that count, got none"),
+    ],
+)
+def test_what_cannot_say_what_counts(options: dict[str, Any], message: str) -> None:
+    picture = np.where(np.eye(30) > 0, 9, 4).astype(np.uint8)
+    with pytest.raises(ValueError, match=message):
+        image(picture, **options)
+
+
+def test_a_stated_value_that_occurs_nowhere_is_said() -> None:
+    with pytest.warns(UserWarning, match="array holds no pixel of the value 7 that was stated as nodata"):
+        assert image(np.zeros((5, 6), np.uint8), nodata=7).weight is None

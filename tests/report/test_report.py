@@ -76,7 +76,7 @@ def test_it_is_self_contained_and_complete(tmp_path: Path) -> None:
     text = " ".join(page.text.split())
     assert "http" not in text
     for word in (
-        "Aligned, with remarks",
+        "Not confirmed",
         "has <no> counterpart",
         "Overlay after",
         "Overlay before",
@@ -200,7 +200,7 @@ def test_without_weights_and_history(tmp_path: Path) -> None:
     result = dataclasses.replace(fake_result(fixed.grid, fixed.grid, weight=False, verdict="fail"), history=[])
     results.write(result, fixed, fixed, tmp_path / "r.html")
     text = (tmp_path / "r.html").read_text(encoding="utf-8")
-    assert "Not to be trusted" in text
+    assert "Contradicted, or no evidence" in text
     assert "Matching weight" not in text
     assert "Energy per evaluation" not in text
 
@@ -236,6 +236,24 @@ def test_the_picture_shows_what_the_map_says() -> None:
     picture = side.picture(pictures.View.of(canvas, Affine(shift, "µm", "µm")))
     rows, cols = np.nonzero(picture[0] > 0.5)
     assert (rows.mean(), cols.mean()) == pytest.approx((54.5, 44.5), abs=0.1)
+
+
+@pytest.mark.parametrize("value", [np.nan, -9999.0])
+def test_no_data_are_hatched_and_do_not_set_the_tones(value: float) -> None:
+    data = textured(1, 100, 120).to(torch.float32)
+    known, spoilt = Image(data, Grid((100, 120))), data.clone()
+    spoilt[:, :40] = value
+    canvas = pictures.canvas_of(known.grid, 900)
+    view = pictures.View.of(canvas, Affine.identity(2))
+    drawn = []
+    for shown in (known, pictures.blanked(Image(spoilt, Grid((100, 120))))):
+        side = pictures.Side.of(shown, 900)
+        drawn.append((side.rgb(side.picture(view)), side.ink(side.picture(view))))
+    (plain, _), (rgb, ink) = drawn
+    assert np.isfinite(rgb).all()
+    assert np.abs(rgb[45:] - plain[45:]).mean() < 0.05
+    assert rgb[:38].min() > 0.9
+    assert ink[:38].max() == 0
 
 
 def test_shrinking_keeps_positions_and_means() -> None:

@@ -558,11 +558,12 @@ def test_bad_input(quick: list[tuple[str, str]]) -> None:
         (images, {"reference": "first"}, "'middle' or 'chain'"),
         (images, {"transform": "similarity"}, "wanted transform rigid or affine or lddmm"),
         (images, {"spacing_z": -1.0}, "positive distance"),
-        (images, {"options": {"hold": 0.0}}, "hold above 0"),
-        (images, {"options": {"guide": images[0]}}, "guide volume in px, got 2D"),
+        (images, {"options": rf.StackOptions(guide=images[0])}, "guide volume in px, got 2D"),
     ):
         with pytest.raises(ValueError, match=message):
-            rf.align_stack(wrong, **(options | {"options": rf.StackOptions(**options.get("options", {}))}))  # type: ignore
+            rf.align_stack(wrong, **options)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="hold above 0"):
+        rf.StackOptions(hold=0.0)
 
 
 def test_the_command(quick: list[tuple[str, str]], tmp_path: Path) -> None:

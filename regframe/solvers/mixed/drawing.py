@@ -1,4 +1,11 @@
-"""Points drawn as an image of their density, to be compared with an image."""
+"""Points drawn as an image of their density, so that they can be compared with an image.
+
+Lengths are stated in terms of the spacing of the points (`room_of`): the width of the square or cube that each point has to
+itself.
+
+Where a constant names no source, neither a paper nor a calibration is recorded for it; ``benchmarks/bench_mixed.py`` measures
+what they achieve together.
+"""
 
 from __future__ import annotations
 
@@ -14,29 +21,33 @@ from ...data import Grid, Image, PointSet, unit_ratio
 from ...fit.clouds import distinct
 
 NEIGHBOURS = 8
-"""The distance to the neighbour of this rank tells how much room a point has."""
+"""Rank of the neighbour whose distance measures the spacing of the points: far enough that chance pairs do not count, near
+enough that holes do not."""
 DRAWN = 0.2
-"""Standard deviation of a drawn point over the width of its room."""
+"""Standard deviation of the Gaussian that is drawn for a point, over the spacing of the points: neighbouring points then stay
+apart."""
 FINE = 0.4
-"""Width of a pixel of the drawing over that standard deviation."""
+"""Width of a pixel of the drawing, over the standard deviation of a drawn point: fine enough to sample the Gaussian smoothly."""
 MARGIN = 3.0
-"""Standard deviations between the outermost points and the border of the drawing."""
+"""Distance from the outermost points to the border of the drawing, in standard deviations of a drawn point: beyond 3 the
+Gaussian is practically 0."""
 RIM = 0.5
-"""Width of the rim around the hull of the points, in rooms of a point, within which their absence says something; of what lies
-beyond nothing is known."""
+"""Width of the rim around the points' convex hull in which the drawing still has weight, over the spacing of the points. Inside
+it the absence of points is information; beyond it nothing is known."""
 LATTICE = 1.1
-"""Ratio of the distances to the nearest neighbour, nine tenths to one tenth, under which points lie on a lattice."""
+"""Ratio of the 90 % to the 10 % quantile of the distances to the nearest neighbour, below which the points lie on a lattice."""
 MOST_PIXELS = 4_000_000
-"""Pixels of a drawing at most."""
+"""Pixels of a drawing at most, a bound on memory and time; beyond it pixels become wider."""
 PER_POINT = 4.0
-"""Independent observations that a raster fit counts for every drawn point at most: it is one position, however many pixels it
-covers."""
+"""Largest number of independent observations, per drawn point, that the fit of the drawing counts: a point is one position,
+however many pixels it covers."""
 
 
 def room_of(points: PointSet) -> float:
-    """Width of the room that the median point has, in its unit: the D-th root of the volume per neighbour.
+    """The spacing of the points, in their unit: the width of the square (or cube) that the median point has to itself.
 
-    From the distance to the eighth neighbour, so that holes, glass and strays do not count.
+    It follows from the distance to the eighth neighbour: the volume of a ball of that radius, divided by eight, to the power 1/D.
+    The median keeps holes, empty glass and stray points from counting.
     """
     places = distinct(points)
     k = min(NEIGHBOURS, len(places) - 1)
@@ -47,7 +58,7 @@ def room_of(points: PointSet) -> float:
 
 
 def regular(points: PointSet) -> bool:
-    """Whether the points lie on a lattice, as spots do: their density then shows where they end and nothing else."""
+    """Whether the points lie on a lattice, as the spots of an array do: their density shows only where the lattice ends."""
     places = distinct(points)
     step = max(1, len(places) // 20_000)
     near = np.asarray(cKDTree(places).query(places[::step], k=2)[0])[:, 1]
@@ -56,17 +67,18 @@ def regular(points: PointSet) -> bool:
 
 
 def draw(points: PointSet, image: Image, side: str) -> Image:
-    """The points as an image of their density, each a Gaussian, as finely as their distances and the image ask for.
+    """The points as an image of their density, each drawn as a Gaussian.
 
-    It has no weight beyond the convex hull of the points and a rim.
+    Its resolution follows from the spacing of the points and from the image's pixels. It has weight 0 outside the convex hull of
+    the points and a rim.
 
     Args:
-        points: to be drawn; weights count.
-        image: what they are to be compared with; its pixels are no wider than those of the drawing, where the units tell.
-        side: ``fixed`` or ``moving``, for messages.
+        points: the points to draw; weights count.
+        image: what the drawing will be compared with; where the units allow, its pixels set the least width of a Gaussian.
+        side: ``fixed`` or ``moving``, the side of the points; used in messages.
 
     Raises:
-        ValueError: for points that are too few, or scattered over a canvas that nobody could want.
+        ValueError: for too few points, and for points scattered so widely that pixels would be wider than their spacing.
     """
     if points.ndim != image.grid.ndim:
         raise ValueError(

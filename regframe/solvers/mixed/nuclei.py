@@ -1,13 +1,18 @@
-"""A drawing's fit settled on single nuclei, where the image resolves them.
+"""Refines the fit of points drawn as a density by finding the single nucleus of each point, where the image resolves nuclei.
 
-A drawing of round, equal spots explains an image only so far: nuclei are neither, and what is left over of each is one
-observation, however many pixels it covers. So the raster fit counts few observations a point (`drawing.PER_POINT`), and where
-single nuclei are resolved its map is the start of another one: every point looks for the middle of its own nucleus, and a
-smooth field is fitted through what they found, by its own likelihood.
+A drawing of round, equal spots explains an image only in part: nuclei are neither round nor equal, and the misfit of one
+nucleus is correlated over all its pixels. The fit of the drawing therefore counts only a few observations per point
+(`drawing.PER_POINT`). Where the image resolves single nuclei, that fit is the start of a second one: around each point the
+middle of its own nucleus is located, and a smooth field is fitted to the displacements, by the field's own likelihood.
 
-Sources: Myronenko & Song 2010 (a mixture with a class for what has no partner; here of pixels, owned by points); Lange,
-Little & Taylor 1989 (Student's t by reweighting); Rasmussen & Williams 2006, chapters 2 and 5 (Gaussian processes with a
+"In the frame" below means in the normalised frame of a side, whose unit is its pixel (`fit.frames.Frame`).
+
+Sources: Myronenko & Song 2010 (a mixture with a class for what has no partner; here the pixels are shared among the points);
+Lange, Little & Taylor 1989 (Student's t by reweighting); Rasmussen & Williams 2006, chapters 2 and 5 (Gaussian processes with a
 trend, their marginal likelihood, leave-one-out residuals).
+
+Where a constant names no source, neither a paper nor a calibration is recorded for it; ``benchmarks/bench_mixed.py`` measures
+what they achieve together.
 """
 
 from __future__ import annotations
@@ -41,53 +46,61 @@ from .drawing import DRAWN, room_of
 
 Floats = NDArray[np.float64]
 MOST_POINTS = 3000
-"""Points up to which nuclei are looked at one by one: more of them leave a raster fit little to gain."""
+"""Points up to which nuclei are located one by one. The matrices of the field grow with the square of this number, and with
+more points the fit of the drawing leaves little to gain."""
 LEAST_POINTS = 12
-"""Nuclei that have to be seen at least."""
+"""Least number of nuclei that must be located for a field to be fitted."""
 
 
 RESOLVED = (1.5, 0.45)
-"""Radius of a nucleus: in pixels at least, and over the room of a point at most."""
+"""Bounds on the radius of a nucleus for nuclei to count as resolved: at least the first value, in pixels, and at most the
+second value times the spacing of the points (`drawing.room_of`), so that neighbours do not merge."""
 SPREAD = 0.58
-"""Standard deviation per axis of a nucleus over the radius at which its mean brightness has fallen to half."""
+"""Standard deviation per axis of a nucleus, over the radius at which its mean brightness has fallen to half. A uniform disc has
+0.5 (half its radius); a blurred one is a little wider."""
 SMOOTHED = 1 / 7
-"""Standard deviation that an image is smoothed with before nuclei are looked for, over that of a nucleus."""
+"""Standard deviation of the smoothing before nuclei are located, over the standard deviation of a nucleus: removes noise, keeps
+shapes."""
 REACH = 2.5
-"""Standard deviations from which a pixel belongs to no nucleus rather than to this one."""
+"""Distance from a nucleus, in its standard deviations, beyond which a pixel belongs to no nucleus rather than to this one."""
 EDGE = 8.0
-"""Steepness of what counts as nucleus, about half its own brightness."""
+"""Steepness of the logistic function of brightness (over the nucleus' own) by which a pixel counts as nucleus; its middle is at
+half the nucleus' brightness."""
 SHARED = 0.2
-"""Weight of the common shape of nuclei, over that of the median nucleus' own pixels, in the shape of each."""
+"""Weight of the common shape of all nuclei in the estimated shape of each, as a fraction of the pixels of the median nucleus."""
 FAINT = 0.25
-"""Brightness over the median nucleus' below which there is none."""
+"""Brightness, over that of the median nucleus, below which a point is taken to have no nucleus."""
 PASSES = 3
-"""Times the nuclei are looked for again from where the field puts them."""
+"""Number of times that nuclei are located and the field is fitted; each pass starts from where the field puts the points."""
 FREEDOM = 3.0
-"""Degrees of freedom of Student's t for what a nucleus is off the field: overlapping nuclei are found far off now and then."""
+"""Degrees of freedom of Student's t for the distance between a located nucleus and the field: heavy tails, because overlapping
+nuclei are sometimes located far off."""
 LENGTH = (0.08, 2.0)
-"""Length of the field's kernel at least and at most, over the extent of the points."""
+"""Smallest and largest length of the field's kernel, over the extent of the points."""
 LEARNT = 400
-"""Nuclei that the field's length, strength and noise are learnt from, at most."""
+"""Largest number of nuclei from which the field's length, strength and noise are estimated: a random subset bounds the time,
+which grows with the third power."""
 EXACT = 0.05
-"""Standard deviation, in pixels of the fixed frame, with which the map follows the field."""
+"""Standard deviation, in pixels of the fixed frame, with which the final map is made to follow the field."""
 BELIEVED = 0.5
-"""Leave-one-out residual of the median nucleus, over a nucleus' radius, from which the field is not believed."""
+"""Leave-one-out residual of the median nucleus, over the radius of a nucleus, above which the field is discarded."""
 CONTROLS = 1500
-"""Places, beside the points, at which the map follows the field, at most."""
+"""Largest number of grid positions, beside the points, at which the final map is made to follow the field."""
 ROUNDS = 3
-"""Descents onto the field: between them the Euler steps are chosen anew, as many as the velocity then needs."""
+"""Number of descents that make the map follow the field; between them the number of Euler steps is adapted to the velocity."""
 STEPS = 100
-"""Steps of each at most."""
+"""Steps of each of these descents at most."""
 
 
 @dataclass(frozen=True)
 class Nuclei:
-    """What points saw of their nuclei in an image.
+    """The nuclei that were located in an image, one for each point.
 
     Args:
-        middle: of each ``[N, D]``, in the image's frame.
-        trust: of each ``[N]``, 0 … 1: bright, its own, whole on the canvas.
-        shape: covariance ``[N, D, D]``.
+        middle: position of each nucleus ``[N, D]``, in the image's frame.
+        trust: trust in each ``[N]``, 0 … 1: high where the nucleus is bright, not shared with another point, and whole on the
+            canvas.
+        shape: covariance of each nucleus ``[N, D, D]``, in the image's frame.
     """
 
     middle: Floats
@@ -97,14 +110,14 @@ class Nuclei:
 
 @dataclass(frozen=True)
 class Shown:
-    """An image with nuclei bright, as arrays.
+    """An image as arrays, in which nuclei are bright.
 
     Args:
-        data: ``[*S]``, smoothed, background taken off.
-        pixel: spacing in the frame ``[D]``.
-        first: position of the first pixel in the frame ``[D]``.
+        data: brightness ``[*S]``, smoothed, background subtracted.
+        pixel: spacing of the pixels ``[D]``, in the frame.
+        first: position of the first pixel ``[D]``, in the frame.
         sigma: standard deviation of a nucleus per axis, in the frame.
-        radius: of a nucleus, in the frame.
+        radius: radius of a nucleus at half its brightness, in the frame.
     """
 
     data: Floats
@@ -114,16 +127,20 @@ class Shown:
     radius: float
 
     def index(self, at: Floats) -> NDArray[np.intp]:
-        """The nearest pixels ``[N, D]`` of positions."""
+        """The index ``[N, D]`` of the pixel nearest to each position ``[N, D]``."""
         return np.rint((at - self.first) / self.pixel).astype(np.intp)
 
     def inside(self, at: Floats) -> NDArray[np.bool_]:
-        """Whether positions lie on the canvas ``[N]``."""
+        """Whether each position ``[N, D]`` lies on the canvas, ``[N]``."""
         index = self.index(at)
         return np.asarray(((index >= 0) & (index < np.array(self.data.shape))).all(axis=1))
 
     def window(self, at: Floats, reach: float) -> tuple[NDArray[np.intp], NDArray[np.bool_], Floats]:
-        """The pixels around positions ``[N, K, D]``, moved onto the canvas; which were on it; positions in the frame."""
+        """The pixels of a window around each position ``[N, D]``, K pixels per window.
+
+        Returns their indices ``[N, K, D]``, clamped to the canvas; whether each lies on the canvas ``[N, K]``; and their
+        positions in the frame ``[N, K, D]``.
+        """
         half = [max(1, math.ceil(reach / p)) for p in self.pixel]
         offsets = np.stack(np.meshgrid(*[np.arange(-h, h + 1) for h in half], indexing="ij"), axis=-1)
         index = self.index(at)[:, None] + offsets.reshape(1, -1, at.shape[1])
@@ -137,9 +154,10 @@ def show(image: Image, drawing: Image, at: Floats, room: float) -> Shown | None:
 
     Args:
         image: any channels, either polarity.
-        drawing: the points drawn on the image's grid where they are believed to lie ``[1, *S]``: it tells bright from dark.
-        at: these places in the image's frame ``[N, D]``.
-        room: of a point, in the frame.
+        drawing: the points, drawn on the image's grid at their current positions ``[1, *S]``: from it follows whether nuclei
+            are brighter or darker than their surroundings.
+        at: current positions of the points in the image's frame ``[N, D]``.
+        room: spacing of the points, in the image's frame.
     """
     grid = Frame.of(image.grid).grid(image.grid)
     weight = torch.ones(grid.shape) if image.weight is None else image.weight.to(torch.float32)
@@ -175,20 +193,22 @@ def show(image: Image, drawing: Image, at: Floats, room: float) -> Shown | None:
 
 
 def where_all(grid: Grid) -> Floats:
-    """Positions of all pixels ``[*, D]``."""
+    """Positions of all pixels of a grid, ``[n, D]``."""
     out: Floats = grid.coords().reshape(-1, grid.ndim).numpy()
     return out
 
 
 def look(shown: Shown, at: Floats, shape: Floats | None, rounds: int) -> Nuclei:
-    """The middle of the nucleus that each place ``[N, D]`` lies on: of its pixels, from half its own brightness on.
+    """Locate the nucleus around each position ``[N, D]``.
 
-    Pixels are shared among the places like points among the components of a mixture, each an ellipse with a brightness of
-    its own; what is far from all belongs to none.
+    A nucleus consists of the pixels above half its own brightness. Pixels are shared among the positions as points are among the
+    components of a mixture: each component is an ellipse with its own brightness, and a pixel far from all belongs to none.
 
     Args:
-        shape: covariances ``[N, D, D]`` to begin with, or None.
-        rounds: E and M steps.
+        shown: the image.
+        at: positions to begin at, in the image's frame.
+        shape: covariances ``[N, D, D]`` to begin with; round nuclei of the mean size where None.
+        rounds: number of E and M steps.
     """
     n, ndim = at.shape
     sigma = shown.sigma
@@ -230,16 +250,16 @@ def look(shown: Shown, at: Floats, shape: Floats | None, rounds: int) -> Nuclei:
 
 @dataclass(frozen=True)
 class Field:
-    """A smooth map learnt from noisy positions: an affine trend and a Gaussian process.
+    """A smooth map learnt from noisy positions: an affine trend plus a Gaussian process.
 
     Args:
-        at: where it was learnt ``[N, D]``.
-        trend: ``[D+1, D]``.
-        pull: ``[N, D]``.
-        length: of the kernel, a Matérn kernel, in the frame.
-        strength: its standard deviation per axis.
-        noise: standard deviation per axis of a position of trust 1.
-        missed: leave-one-out residual of each ``[N]``.
+        at: positions at which it was learnt ``[N, D]``.
+        trend: coefficients of the affine trend ``[D+1, D]`` (see `_rows`).
+        pull: coefficients of the kernel functions ``[N, D]``.
+        length: length of the kernel (Matérn 7/2), in the frame.
+        strength: standard deviation per axis of the process, in the frame; 0 for a map that does not bend.
+        noise: standard deviation per axis of a position of trust 1, in the frame.
+        missed: leave-one-out residual of each position ``[N]``, in the frame.
     """
 
     at: Floats
@@ -251,7 +271,7 @@ class Field:
     missed: Floats
 
     def __call__(self, at: Floats) -> Floats:
-        """Where positions ``[M, D]`` go."""
+        """The mapped positions of ``at`` ``[M, D]``."""
         out: Floats = _rows(at, self.at) @ self.trend
         if self.strength > 0:
             out = out + self.strength**2 * _kernel(cdist(at, self.at) / self.length) @ self.pull
@@ -265,19 +285,22 @@ def _kernel(r: Floats) -> Floats:
 
 
 def _rows(at: Floats, reference: Floats) -> Floats:
-    """What the trend is linear in ``[N, D+1]``."""
+    """The regressors of the affine trend ``[N, D+1]``: a constant and the positions, centred and scaled by ``reference``."""
     scale = np.ptp(reference, axis=0).max()
     return np.concatenate([np.ones((len(at), 1)), (at - reference.mean(axis=0)) / scale], axis=1)
 
 
 def learn(at: Floats, found: Floats, trust: Floats, noise: float, seed: int) -> Field:
-    """The field from ``at`` to ``found`` ``[N, D]``, its length, strength and noise those of the highest restricted likelihood,
-    under Student's t.
+    """Fit a `Field` that maps ``at`` to ``found``, both ``[N, D]``.
+
+    Its length, strength and noise are those of the highest restricted likelihood; outliers are down-weighted by Student's t.
 
     Args:
-        trust: precision of each ``[N]`` over that of the best.
-        noise: least standard deviation of a position.
-        seed: of the draw that the three are learnt from.
+        at: positions to map from.
+        found: noisy positions to map to.
+        trust: precision of each position ``[N]``, over that of the best ones.
+        noise: least standard deviation of a position, in the frame.
+        seed: of the random subset from which length, strength and noise are estimated.
     """
     extent = float(np.prod(np.ptp(at, axis=0)) ** (1 / at.shape[1]))
     some = np.random.default_rng(seed).permutation(len(at))[:LEARNT]
@@ -319,7 +342,10 @@ def learn(at: Floats, found: Floats, trust: Floats, noise: float, seed: int) -> 
 
 
 def straight(kind: str, at: Floats, begin: Floats, found: Floats, trust: Floats, noise: float) -> Field:
-    """`learn` without a field: a map of ``kind`` after the one that leads from ``at`` to ``begin``, under Student's t."""
+    """`learn` for a map that does not bend: a map of ``kind`` is fitted under Student's t.
+
+    It is applied after the map of the first fit, which takes ``at`` to ``begin``; both together are affine.
+    """
     weight = trust.copy()
     ndim = at.shape[1]
     for _ in range(20):
@@ -333,12 +359,12 @@ def straight(kind: str, at: Floats, begin: Floats, found: Floats, trust: Floats,
 
 
 class _Follow:
-    """The metric of paired points: half the mean squared distance over `EXACT` squared."""
+    """A metric of paired points: half the mean squared distance, over `EXACT` squared; in nats per point."""
 
     likelihood: ClassVar[bool] = True
 
     def prepare(self, fixed: Any, moving: Any) -> None:
-        """Nothing to look at."""
+        """Does nothing; the metric depends on no precomputed value."""
 
     def __call__(self, warped: Tensor, fixed: Tensor, weight: Tensor) -> Tensor:
         """Mismatch, a scalar."""
@@ -348,14 +374,18 @@ class _Follow:
 def settle(
     fit: Fit, fixed: Image, moving: Image, points: PointSet, side: str, config: Config
 ) -> tuple[Fit, dict[str, Any] | None]:
-    """The fit of a drawing settled on single nuclei, and what was seen; the fit itself and None where none are resolved.
+    """Refine the fit of a drawing on single nuclei.
 
     Args:
-        fit: of the drawing and the image.
-        fixed: the fixed side as it was registered, one of both a drawing.
-        moving: the moving side as it was registered.
-        points: what was drawn.
-        side: which side that is.
+        fit: the fit of the drawing and the image.
+        fixed: the fixed side as it was fitted; one of the two sides is the drawing.
+        moving: the moving side as it was fitted.
+        points: the points that were drawn.
+        side: the side of the points, ``fixed`` or ``moving``.
+        config: all settings.
+
+    Returns:
+        The refined fit and its figures; ``fit`` itself and None where nuclei are not resolved or the field is not believed.
     """
     image, drawing = (moving, fixed) if side == "fixed" else (fixed, moving)
     own, other = Frame.of(drawing.grid), Frame.of(image.grid)
@@ -406,7 +436,7 @@ def settle(
 
 
 def _on(grid: Grid, at: Floats, sigma: float) -> Tensor:
-    """Gaussians at positions ``[N, D]``, on a grid of their frame ``[*S]`` float32."""
+    """The sum of Gaussians of width ``sigma`` at positions ``[N, D]``, on a grid of the same frame, ``[*S]`` float32."""
     index = np.rint((at - np.array(grid.origin)) / np.array(grid.spacing)).astype(np.intp)
     index = index[((index >= 0) & (index < np.array(grid.shape))).all(axis=1)]
     out = np.zeros(grid.shape)
@@ -415,7 +445,10 @@ def _on(grid: Grid, at: Floats, sigma: float) -> Tensor:
 
 
 def _follow(fit: Fit, field: Field, drawing: Image, to_moving: bool, moving: Image, at: Floats, config: Config) -> Fit:
-    """A fit of the kind of ``fit`` whose map follows the field, through its values over the canvas of the points."""
+    """A copy of ``fit`` whose map is made to follow the field, at a grid of positions over the points' canvas and at the points.
+
+    The number of grid positions is limited by `CONTROLS`.
+    """
     grid = Frame.of(drawing.grid).grid(drawing.grid)
     step = max(field.length / 2, (math.prod(grid.extent) / CONTROLS) ** (1 / grid.ndim))
     control = grid.resampled(tuple(max(min(step, e / 3), s) for s, e in zip(grid.spacing, grid.extent, strict=True)))

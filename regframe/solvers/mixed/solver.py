@@ -1,4 +1,4 @@
-"""The solver of points against an image, whichever is which."""
+"""The solver of points against an image; either may be the fixed side."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Side = Literal["fixed", "moving"]
 
 
 class Mixed(Solver):
-    """Points against an image: they are drawn as their density, and where single nuclei are resolved each finds its own."""
+    """Points against an image: the points are drawn as a density image; resolved single nuclei then refine the map."""
 
     name: ClassVar[str] = "mixed"
     models: ClassVar[tuple[str, ...]] = recipes.MODELS

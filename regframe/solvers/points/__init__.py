@@ -1,1 +1,1 @@
-"""Two point clouds, without a raster."""
+"""The solver of two point clouds, which works on the points themselves and draws no image."""

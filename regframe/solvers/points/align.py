@@ -1,18 +1,22 @@
-"""Point clouds against each other, without a raster: pose search, annealed Gaussian mixture, bend, verdict.
+"""Registers two point clouds: pose search, annealed Gaussian mixture, and a bend that is kept only where it is confirmed.
 
 The fixed points are taken as draws from a Gaussian mixture centred on the mapped moving points, with a uniform class for
-what has no partner::
+points that have no partner::
 
     p(y) = (1 - ω) / n Σ_i N(y; Φ(x_i), σ²) + ω / V
 
-σ, the scale of the metric, starts wide and shrinks until the likelihood no longer asks for it; ω, the share without a
-partner, is estimated at every scale. Far pairs do not count: each fixed point is compared with its `NEIGHBOURS` nearest
-moving points (a k-d tree), and while σ is wide both sides are thinned to as many places as σ can tell apart. Memory is
-therefore linear in the number of points.
+The scale σ of the mixture starts wide and shrinks as long as the likelihood rises; ω, the share of points without a
+partner, is estimated at every scale. Distant pairs are ignored: each fixed point is compared with its `clouds.NEIGHBOURS` nearest
+moving points (found with a k-d tree), and while σ is wide both clouds are thinned to as many places as σ can tell apart. Memory
+is therefore linear in the number of points. A "place" is a point, or the mean of several points after thinning; a "spacing" is
+the median distance of a place to its nearest neighbour.
 
 Sources: Myronenko & Song 2010 (coherent point drift: the mixture, its uniform class, its EM steps); Rose 1998
 (deterministic annealing); Umeyama 1991 (closed forms); Alexa 2022 (super-Fibonacci spirals: turns spread evenly over
 SO(3)); Beg et al. 2005 (LDDMM).
+
+Where a constant names no source, neither a paper nor a calibration is recorded for it; ``benchmarks/bench_points.py`` measures
+what they achieve together.
 """
 
 from __future__ import annotations
@@ -47,28 +51,30 @@ from .metric import PointMetric, with_metric
 from .straight import COOLING, SHARPEST, THINNED, WIDE, State, anneal, stage_of, straighten
 
 TRIED = 256
-"""Places that both clouds are thinned to where several poses are tried."""
+"""Places to which both clouds are thinned while several poses are compared: a bend of so few takes little time."""
 VARIED = 3
-"""Poses of which other sizes are tried too where none stands out."""
+"""Number of poses (the best ones) for which other sizes are tried, where the size is unknown and no pose stands out."""
 VARIED_SIZES = (0.8, 1.25, 1.5)
-"""Sizes that these are tried at, over their own: between and beyond the sizes of the pose search."""
+"""Factors on the size of such a pose: values between and beyond the sizes of the pose search (`starts.points.SIZES`)."""
 EXPLAINED = 1.0
-"""Nats per fixed point, bending included, by which a bent map may fall short of explaining every point exactly at the
-narrowest scale and still need no rival."""
+"""Nats per fixed point by which a bent map, its bending included, may miss the energy of a map that explains every point
+exactly at the narrowest scale. Within this margin no other pose is tried."""
 HELD_OUT = 1000
-"""Fixed points at most, of the half (a quarter where they are few) that is held out, on which a bend of the rest must help."""
+"""Largest number of held-out fixed points on which a bend must prove itself. Half of the fixed points are held out, or a
+quarter where there are at most half of `clouds.SMALL`."""
 PLAIN = 1.6
-"""Nats per fixed point, its own price included, from which a bend of a small cloud is kept although no points held out confirm
-it. Chosen on the fish and the bunnies of benchmarks/bench_points.py."""
+"""Nats per fixed point, cost of the bending included, by which a bend must lower the energy of a small cloud to be kept
+although held-out points do not confirm it. Chosen on the fish and the bunnies of benchmarks/bench_points.py."""
 FAR = 0.5
-"""Points beyond the middle 98 % of a cloud by more than this share of their extent, along any axis, do not take part in the
-fit."""
+"""Distance from the range that holds the middle 98 % of a cloud's coordinates, over the length of that range, beyond which a
+point takes no part in the fit."""
 SCALES = 24
-"""Scales that points held out are judged at, each 1 / `COOLING` times as wide as the one before: a thousandfold in all."""
+"""Number of scales σ at which held-out points are judged, each 1 / `COOLING` times the one before: a factor of a thousand in
+all."""
 
 
 def taking_part(c: Floats) -> Floats:
-    """The points ``[N', D]`` of ``[N, D]`` that are not far beyond the rest (see `FAR`)."""
+    """The points ``[N', D]`` of ``[N, D]`` that are not far outside the rest (see `FAR`); all points of clouds under 50."""
     if len(c) < 50:
         return c
     low, high = np.quantile(c, [0.01, 0.99], axis=0)
@@ -79,14 +85,14 @@ def taking_part(c: Floats) -> Floats:
 
 @dataclass(frozen=True)
 class Begun:
-    """The straight map of two clouds, and how it was found.
+    """The straight map (rigid, similarity or affine) of two clouds, and how it was found.
 
     Args:
         straight: the map.
-        margin: ``1 - exp(-Δ)``, Δ the nats per point by which the best truly different pose explains less; None where none was
-            tried.
-        n_evaluations: what trying poses took.
-        bent: the bend of all points that came with it, where the clouds are small enough for one; else None.
+        margin: ``1 - exp(-Δ)``, where Δ is how many nats per point less the best truly different pose explains; None where no
+            other pose was compared.
+        n_evaluations: energy evaluations spent on comparing poses.
+        bent: the bend that was fitted to all points while poses were compared; None where the clouds are too large for that.
     """
 
     straight: State
@@ -104,15 +110,15 @@ def align(
     metric: PointMetric | None = None,
     report: Report = None,
 ) -> Fitted:
-    """Register two checked clouds.
+    """Register two point sets that have passed `Points.check`.
 
     Args:
-        fixed: stays where it is.
-        moving: is brought onto it.
-        grids: the canvas of each.
-        start: ``A`` ``[D+1, D+1]``, physical, or None to search for it.
+        fixed: the side that stays where it is.
+        moving: the side that is mapped onto it.
+        grids: the canvas of the fixed and of the moving side.
+        start: ``A`` ``[D+1, D+1]``, moving → fixed in physical units, or None to search for a pose.
         config: all settings.
-        metric: the measure to end with; the mixture where None.
+        metric: the metric that decides the final map; the mixture where None.
         report: called after every step.
     """
     config = _in_pixels(config, grids[1].pixel)
@@ -135,7 +141,7 @@ def align(
 
 
 def _in_pixels(config: Config, pixel: float) -> Config:
-    """The settings with their lengths in moving pixels."""
+    """The settings, with every length converted to moving pixels of width ``pixel``."""
     sobolev, deviation = config.sobolev, config.sigma_regularizer
     if sobolev.scale is not None:
         sobolev = sobolev.model_copy(update={"scale": sobolev.scale / pixel})
@@ -147,7 +153,10 @@ def _in_pixels(config: Config, pixel: float) -> Config:
 def _bent_if_it_helps(
     begun: Begun, clouds: Clouds, metric: PointMetric | None, report: Report
 ) -> tuple[CloudFit, dict[str, float] | None]:
-    """The map from a pose, bent where a bend is asked for and helps points that were held out; and by how much it did."""
+    """The map from a pose, bent where a bend is asked for and confirmed on held-out points.
+
+    Also returns the figures of that test (see `held_out`), None where no bend is asked for.
+    """
     straight, tried = begun.straight, begun.bent
     fit = straight_fit(straight, clouds)
     held: dict[str, float] | None = None
@@ -168,12 +177,12 @@ def _bent_if_it_helps(
 
 
 def best_pose(found: Found, clouds: Clouds, known: bool, report: Report = None) -> Begun:
-    """The straight map from the pose that the map asked for explains the clouds best from.
+    """Compare the poses of a search by the map that is asked for, and fit the straight map from the best one.
 
     Args:
-        found: by the search.
-        clouds: what is fitted.
-        known: whether the size is.
+        found: outcome of the search.
+        clouds: the clouds.
+        known: whether the size of the moving cloud is known from the units.
         report: called for every pose that is tried.
     """
     config, ps, q = clouds.config, clouds.scaled, clouds.q
@@ -199,7 +208,7 @@ def best_pose(found: Found, clouds: Clouds, known: bool, report: Report = None) 
     reach = APART * radius_of(best.warped)
     apart = [one.energy for one in tried if np.linalg.norm(one.warped - best.warped, axis=1).mean() > reach]
     if len(tried) == 1 and found.runner_up is not None:
-        # explained to the last point: no rival needs to bend against it
+        # this pose explains every point exactly, so that its rival is fitted without a bend, only to state a margin
         apart = [-straighten(pt, qt, found.runner_up, config).value]
     margin = None
     if apart:
@@ -213,7 +222,14 @@ def best_pose(found: Found, clouds: Clouds, known: bool, report: Report = None) 
 
 @dataclass(frozen=True)
 class _Tried:
-    """A pose that was tried: ``A`` ``[D+1, D+1]``, nats per fixed point, where the moving places go ``[N, D]``, and its bend."""
+    """One pose that was tried.
+
+    Args:
+        pose: ``A`` ``[D+1, D+1]``.
+        energy: energy of the map fitted from it, in nats per fixed point.
+        warped: mapped positions of the moving places ``[N, D]``, in fixed pixels.
+        bent: the bend, where one is asked for.
+    """
 
     pose: Floats
     energy: float
@@ -222,7 +238,7 @@ class _Tried:
 
 
 def _other_sizes(poses: list[Floats], middle: Floats) -> list[Floats]:
-    """Poses ``[D+1, D+1]`` at `VARIED_SIZES` of their own size, about the middle ``[D]`` of what they move."""
+    """Each pose ``[D+1, D+1]``, enlarged by every factor of `VARIED_SIZES` about the middle ``[D]`` of the moving cloud."""
     out = []
     for pose in poses:
         for size in VARIED_SIZES:
@@ -234,12 +250,12 @@ def _other_sizes(poses: list[Floats], middle: Floats) -> list[Floats]:
 
 
 def _try(pose: Floats, pt: Floats, few: Clouds, narrowest: float) -> _Tried:
-    """How well thinned clouds are explained from a pose: straight, and bent where that is asked for.
+    """Fit the map from one pose on thinned clouds: straight, then bent where that is asked for.
 
     Args:
-        pose: ``[D+1, D+1]``, of moving places in fixed pixels.
-        pt: these places ``[N, D]``.
-        few: the clouds, moving places in moving pixels.
+        pose: ``[D+1, D+1]``, applied to moving places in fixed pixels.
+        pt: the moving places ``[N, D]``, in fixed pixels.
+        few: the thinned clouds, moving places in moving pixels.
         narrowest: smallest σ of the bend, in fixed pixels.
     """
     qt, config = few.q, few.config
@@ -253,7 +269,11 @@ def _try(pose: Floats, pt: Floats, few: Clouds, narrowest: float) -> _Tried:
 
 
 def held_out(straight: State, clouds: Clouds) -> dict[str, float]:
-    """What a bend found on some of the fixed points gains on the others, in nats per point, with its standard error."""
+    """Test of a bend: fitted to some of the fixed points, it must explain the others better than a straight map does.
+
+    Returns ``gain``, the mean rise of the held-out log-density in nats per point; ``error``, its standard error; and
+    ``straight`` and ``bent``, the mean log-densities themselves.
+    """
     ps, q, config, before = clouds.scaled, clouds.q, clouds.config, clouds.before
     order = np.random.default_rng(config.seed).permutation(len(q))
     kept = len(q) - len(q) // (2 if len(q) > SMALL // 2 else 4)
@@ -267,13 +287,13 @@ def held_out(straight: State, clouds: Clouds) -> dict[str, float]:
         "affine", pt, one, replace(straight, sigma=max(straight.sigma, WIDE * spacing), value=-math.inf),
         (SHARPEST if exact else THINNED_SHARPEST) * spacing,
     )  # fmt: skip
-    if rival.sigma > straight.sigma and exact:  # what all points agreed on goes for either half
+    if rival.sigma > straight.sigma and exact:  # the fit of all points is the sharper one: use it for either half
         rival = straight
     few = clouds.of(pt / before, one)
     fit = bent_start(rival, few)
     fit.sigma = max(fit.sigma, WIDE * spacing)
     fit = bend(few, fit, (SHARPEST_BEND[0] if exact else THINNED_SHARPEST) * spacing)
-    whole = some(ps, PROBED, config.seed)  # as many points explain the others under either map
+    whole = some(ps, PROBED, config.seed)  # the moving points by which held-out points are explained, under every map
     bent, flat, given = (
         best_scale(warped, other, min(state.sigma, straight.sigma), state.outliers, clouds.volume)
         for warped, state in (
@@ -294,14 +314,16 @@ def held_out(straight: State, clouds: Clouds) -> dict[str, float]:
 
 
 def best_scale(warped: Floats, fixed: Floats, sigma: float, outliers: float, volume: float) -> Floats:
-    """Log densities ``[M]`` of points that were not fitted, at the scale that suits them best: a fit is closer to its own.
+    """Log-densities ``[M]`` of held-out points, at the scale σ under which they are most likely.
+
+    That scale is wider than the one of the fit, which lies closer to the points it was fitted to.
 
     Args:
         warped: moving points in the fixed frame ``[N, D]``.
-        fixed: ``[M, D]``.
-        sigma: the narrowest scale, in fixed pixels.
+        fixed: held-out points ``[M, D]``.
+        sigma: narrowest scale, in fixed pixels.
         outliers: ω to begin with.
-        volume: V.
+        volume: V, in fixed pixels to the D-th power.
     """
     best = np.full(len(fixed), -np.inf)
     for _ in range(SCALES):

@@ -1,4 +1,8 @@
-"""The bent map of two clouds: a velocity under the mixture's likelihood, followed from a wide scale to a narrow one."""
+"""The bent map of two clouds: a velocity fitted under the mixture's likelihood, from a wide scale σ to a narrow one.
+
+Where a constant names no source, neither a paper nor a calibration is recorded for it; ``benchmarks/bench_points.py`` measures
+what they achieve together.
+"""
 
 from __future__ import annotations
 
@@ -25,46 +29,48 @@ from ...maps import homogeneous
 from .straight import LEAST_MATCHED, MOST_FITTED, THINNED, WIDE, State, stage_of
 
 COOLING_BEND = (0.75, 0.55)
-"""Factor from one scale σ to the next of a bent map, of up to `SMALL` fixed points and of more, where a step costs more."""
+"""Factor from one scale σ to the next while a bend is fitted: for at most `clouds.SMALL` fixed points, and for more, whose
+steps cost more."""
 SHARPEST_BEND = (0.05, 0.15)
-"""Smallest σ of a bent map, in spacings of the fixed points, of up to `SMALL` fixed points and of more."""
+"""Smallest σ of a bent map, in spacings of the fixed points: for at most `clouds.SMALL` fixed points, and for more."""
 THINNED_SHARPEST = 0.5
-"""Smallest σ of a map of thinned clouds, in spacings of the fixed places: they stand for points about them."""
+"""Smallest σ of a map of thinned clouds, in spacings of the fixed places: each place stands for points scattered around it."""
 SCALE = 0.15
 """Length a of the Sobolev operator, as a fraction of the moving cloud's extent (geometric mean of the sides of its box). Chosen
 on the fish and the bunnies of benchmarks/bench_points.py."""
 ORDER = 2.0
-"""Power p of the Sobolev operator."""
+"""Power p of the Sobolev operator, without unit: the value used for two pictures (`fit.prior.ORDER`)."""
 NODES = {2: 3.0, 3: 2.0}
-"""Velocity nodes per length a, by dimension."""
+"""Velocity nodes per length a, by dimension: the values used for pictures and for volumes."""
 DEVIATION_MARGIN = 2.0
-"""The prior standard deviation of the next scale over the rms displacement found so far: scales follow each other closely, and
-leave less room to be found than the levels of images."""
+"""Prior standard deviation of a displacement at the next scale, over the rms displacement found so far. Smaller than for images
+(`fit.prior.DEVIATION_MARGIN`), because successive scales are closer to each other than pyramid levels."""
 MOST_VARIABLES = 400_000
-"""Values of a velocity at most: far more than any cloud determines."""
+"""Largest number of values of a velocity: far more than any cloud determines, and a bound on memory."""
 PRIORS = {
     ndim: Prior(SCALE, ORDER, nodes, adapts=DEVIATION_MARGIN, most=MOST_VARIABLES, widening=1.1)
     for ndim, nodes in NODES.items()
 }
-"""The prior of the bend of two clouds, by dimension; its nodes reach two lengths a beyond the box of the moving cloud."""
+"""The prior of the bend of two clouds, by dimension. Its nodes reach two lengths a beyond the box of the moving cloud."""
 WORTH = 3e-3
-"""Nats per fixed point that the last steps of a descent must have gained to go on."""
+"""Nats per fixed point that the last steps of a descent must have gained together for it to continue."""
 STEPS = (8, 5)
-"""Descent steps at one scale, of up to `SMALL` fixed points and of more; then the neighbours are looked for again."""
+"""Steps of one descent at most, for at most `clouds.SMALL` fixed points and for more; after it neighbours are searched for
+again."""
 TOLERANCE = 0.02
-"""Movement of a step, in units of σ, under which a descent ends: less does not change who is whose neighbour."""
+"""Movement of a step, in units of σ, below which a descent ends: smaller movements hardly change which points are neighbours."""
 MAX_MOVE = 4.0
-"""Movement of a step at most, in units of σ: beyond that the neighbours are others."""
+"""Largest movement of a step, in units of σ: after a larger one the neighbours would be other points."""
 
 
 @dataclass(frozen=True)
 class Clouds:
-    """Two clouds that are fitted to each other, each in its own frame.
+    """Two clouds that are fitted to each other, each in its own normalised frame.
 
     Args:
-        p: moving ``[N, D]``, in moving pixels.
-        q: fixed ``[M, D]``, in fixed pixels.
-        before: one moving pixel in fixed pixels, by the units: what straight maps begin with.
+        p: moving points ``[N, D]``, in moving pixels.
+        q: fixed points ``[M, D]``, in fixed pixels.
+        before: size of one moving pixel in fixed pixels, from the units; applied to moving points before a straight map.
         config: all settings, lengths in moving pixels.
     """
 
@@ -75,7 +81,7 @@ class Clouds:
 
     @property
     def scaled(self) -> Floats:
-        """Moving points ``[N, D]`` in fixed pixels."""
+        """Moving points ``[N, D]``, in fixed pixels."""
         return self.p * self.before
 
     @property
@@ -85,27 +91,27 @@ class Clouds:
 
     @property
     def radius(self) -> float:
-        """Half the diagonal of the fixed cloud's box, in fixed pixels: what affine increments are scaled by."""
+        """Half the diagonal of the fixed cloud's box, in fixed pixels: the length that scales affine increments."""
         return max(float(np.linalg.norm(np.ptp(self.q, axis=0))) / 2, 1e-9)
 
     def of(self, p: Floats, q: Floats) -> Clouds:
-        """Other points of these clouds."""
+        """These clouds with other points ``p`` and ``q``, such as thinned ones."""
         return replace(self, p=p, q=q)
 
 
 class CloudEnergy:
-    """``E(q, u) = -Σ_j log p(y_j) + |u|²/2`` for given neighbours, σ and ω, and its gradient.
+    """``E(q, u) = -Σ_j log p(y_j) + |u|²/2`` in nats, for given neighbours, σ and ω, and its gradient.
 
-    By Fisher's identity its gradient is that of the EM bound, so descending it is EM with an inexact M step.
+    By Fisher's identity this is the gradient of the EM bound too, so a descent of E is EM with an inexact M step.
 
     Args:
         p: moving points ``[N, D]`` in the moving frame.
         q: fixed points ``[M, D]`` in the fixed frame.
-        rows: neighbours ``[M, K]`` among ``p``.
+        rows: the K nearest moving points of each fixed one ``[M, K]``.
         sigma: σ in fixed pixels.
-        outliers: ω.
-        volume: V.
-        maps: the maps that the variables stand for; maps that bend.
+        outliers: ω, the share of fixed points without a partner.
+        volume: V, in fixed pixels to the D-th power.
+        maps: the maps that the variables choose among; they must bend.
     """
 
     def __init__(
@@ -154,15 +160,15 @@ class CloudEnergy:
 
 @dataclass
 class CloudFit(Standing):
-    """Where a fit of two clouds stands.
+    """The state of a fit of two clouds: variables, maps, scale, and what has happened so far.
 
     Args:
         sigma: σ in fixed pixels.
-        outliers: ω.
+        outliers: ω, the share of fixed points without a partner.
         history: one entry per scale.
-        reasons: how the last descents ended.
-        n_evaluations: of an energy, or of an E step.
-        energy: the lowest of the last descent, in nats.
+        reasons: how each stage ended (see `lbfgs.Outcome`).
+        n_evaluations: number of energy evaluations and E steps.
+        energy: lowest energy of the last stage, in nats; for a straight fit in nats per fixed point.
     """
 
     sigma: float
@@ -173,19 +179,19 @@ class CloudFit(Standing):
     energy: float = math.inf
 
     def warp(self, p: Floats) -> Floats:
-        """Moving-frame points ``[N, D]`` in the fixed frame."""
+        """Points of the moving frame ``[N, D]``, mapped to the fixed frame."""
         out: Floats = self.maps.points(self.x, torch.from_numpy(p)).detach().numpy()
         return out
 
 
 def bend(clouds: Clouds, fit: CloudFit, narrowest: float, level: int = 0, report: Report = None) -> CloudFit:
-    """Follow a bent fit from its scale to narrower ones, as long as the posterior gains; the best is kept.
+    """Fit a bend at its scale σ, then at narrower ones, as long as the energy falls; the best fit is returned.
 
     Args:
-        clouds: what is fitted.
-        fit: with a velocity space.
+        clouds: the clouds.
+        fit: the fit to start from, with a velocity space.
         narrowest: smallest σ, in fixed pixels.
-        level: what the log calls it.
+        level: index of the level, for the history.
         report: called at every scale.
     """
     q, config = clouds.q, clouds.config
@@ -223,8 +229,11 @@ def bend(clouds: Clouds, fit: CloudFit, narrowest: float, level: int = 0, report
 
 
 def _descend_at_scale(clouds: Clouds, fit: CloudFit) -> tuple[str, CloudEnergy, float]:
-    """Neighbours and outliers at the fit's scale, then some steps of descent; how they ended, on what, and the mean squared
-    distance per axis of the pairs before."""
+    """One scale: find neighbours, estimate ω, and make some steps of descent; ``fit`` is updated.
+
+    Returns the reason for which the descent ended, the energy it minimised, and the mean squared distance per axis of the pairs
+    before it.
+    """
     p, q, config = clouds.p, clouds.q, clouds.config
     fit.take_enough_steps(config)
     assert fit.space is not None
@@ -243,7 +252,7 @@ def _descend_at_scale(clouds: Clouds, fit: CloudFit) -> tuple[str, CloudEnergy, 
 
 
 def _rms(fit: CloudFit, p: Floats) -> float:
-    """Root mean square displacement per axis of moving points ``[N, D]`` by the velocity, in moving pixels."""
+    """Root mean square displacement per axis of moving points ``[N, D]`` by the fit's velocity, in moving pixels."""
     assert fit.space is not None
     assert fit.velocity is not None
     grid, at = fit.space.grid, torch.from_numpy(p).to(torch.float32)
@@ -252,13 +261,16 @@ def _rms(fit: CloudFit, p: Floats) -> float:
 
 
 def extent_of(c: Floats) -> Grid:
-    """The box of a cloud about the origin of its frame, as a grid of pixels about 1 wide: what `velocity_space` wants."""
+    """The box of a cloud, symmetric about the origin of its frame, as a grid of pixels of width 1.
+
+    `velocity_space` takes a grid where images have their canvas.
+    """
     reach = np.abs(c).max(axis=0)
     return Grid(tuple(max(1, math.ceil(2 * r)) for r in reach), (1.0,) * c.shape[1], tuple(-float(r) for r in reach))
 
 
 def straight_fit(straight: State, clouds: Clouds) -> CloudFit:
-    """A fit that does not bend."""
+    """A straight map as a `CloudFit` without velocity."""
     increment = Increment(affine_kind(clouds.config.transform), clouds.p.shape[1], clouds.radius)
     x = torch.zeros(increment.size, dtype=torch.float32)
     maps = MapSpace(_start(straight, clouds), increment)
@@ -266,7 +278,7 @@ def straight_fit(straight: State, clouds: Clouds) -> CloudFit:
 
 
 def bent_start(straight: State, clouds: Clouds) -> CloudFit:
-    """A fit that has not bent yet."""
+    """A straight map as a `CloudFit` whose velocity is 0."""
     ndim = clouds.p.shape[1]
     increment = Increment("affine", ndim, clouds.radius)
     x = torch.zeros(increment.size, dtype=torch.float32)
@@ -276,20 +288,20 @@ def bent_start(straight: State, clouds: Clouds) -> CloudFit:
 
 
 def _start(straight: State, clouds: Clouds) -> Tensor:
-    """``B_0`` ``[D+1, D+1]`` of a straight map, which the change of unit goes before."""
+    """The inverse map ``B_0`` ``[D+1, D+1]`` of a straight map, from the fixed frame to moving pixels."""
     matrix = straight.matrix @ np.diag([*[clouds.before] * clouds.p.shape[1], 1.0])
     return homogeneous.inverse(torch.from_numpy(matrix))
 
 
 def bend_levels(clouds: Clouds) -> list[Clouds]:
-    """Both clouds, coarse to fine, as a bent map is fitted to them."""
+    """The clouds of each level of a bent fit, coarse to fine: thinned ones first, where the clouds are large enough."""
     count, p, q = THINNED[-1], clouds.p, clouds.q
     coarse = [clouds.of(thinned(p, count), thinned(q, count))] if 2 * count <= max(len(p), len(q)) else []
     return [*coarse, clouds.of(p, some(q, MOST_FITTED, clouds.config.seed))]
 
 
 def bend_pyramid(straight: State, clouds: Clouds, report: Report = None) -> CloudFit:
-    """The bent map from a straight one, coarse to fine, the last level with all moving points."""
+    """Fit a bend from a straight map, coarse to fine; the last level uses every moving point."""
     fit = bent_start(straight, clouds)
     levels = bend_levels(clouds)
     for number, level in enumerate(levels):

@@ -1,4 +1,4 @@
-"""What came of two clouds: maps, figures, matching probability, position uncertainty."""
+"""The results of a fit of two clouds: maps, figures, matching probability, position uncertainty."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from .bend import SCALE, CloudFit, Clouds
 from .straight import MOST_FITTED
 
 PROBED = 20_000
-"""Points at which the figures of a map of points are taken, at most: more change no digit that is printed."""
+"""Largest number of points at which the figures of a map are computed: more would change no digit that is printed."""
 
 
 MOST_AREAS = 40_000
-"""Places at which the change of area of a map of points is taken, at most: one every two hundredth of the canvas in 2D."""
+"""Largest number of grid positions at which the change of area is computed: 200 along each side of a 2D canvas."""
 
 
 def finish(
@@ -39,15 +39,15 @@ def finish(
     search: tuple[Found | None, float | None],
     held: dict[str, float] | None,
 ) -> Fitted:
-    """Maps, figures, matching probability and position uncertainty of a fit.
+    """The maps, figures, matching probability and position uncertainty of a finished fit.
 
     Args:
-        sides: fixed and moving points, as they came.
-        grids: the canvas of each, in its unit.
-        clouds: what was fitted, each in its frame.
-        fit: where it ended.
-        search: the pose that was found without landmarks, or None, and how clear it was, 0 … 1, or None.
-        held: what bending gained on points that were held out, or None where no bend was asked for.
+        sides: fixed and moving points, as they were given.
+        grids: the canvas of the fixed and of the moving side, in its unit.
+        clouds: the points that were fitted, in their frames.
+        fit: the finished fit.
+        search: the outcome of the pose search and the margin of its pose, 0 … 1; None for each where there was none.
+        held: the test of the bend on held-out points (see `align.held_out`); None where no bend was asked for.
     """
     (fixed, moving), (fixed_grid, moving_grid) = sides, grids
     p, q, config, (found, margin) = clouds.p, clouds.q, clouds.config, search
@@ -113,12 +113,12 @@ def finish(
 def _of_the_map(
     phi: Transform, affine: Affine, grids: tuple[Grid, Grid], physical: Tensor, own: Floats
 ) -> dict[str, Any]:
-    """Round trip, change of area and bending of a map, at points of both sides.
+    """Figures of a map: round trip, change of area, size of the bend.
 
     Args:
-        phi: moving → fixed.
+        phi: the map, moving → fixed.
         affine: its affine part alone.
-        grids: canvas of either side.
+        grids: canvas of the fixed and of the moving side.
         physical: fixed points ``[M, D]`` in their unit.
         own: moving points ``[N, D]`` in their frame.
     """
@@ -142,23 +142,27 @@ def _of_the_map(
 
 
 def _structureless(q: Floats, volume: float) -> float:
-    """Mean log density, in nats, of points ``[M, D]`` under one broad Gaussian, or even over their box if that is more."""
+    """Mean log-density, in nats per point, of points ``[M, D]`` under a model without structure.
+
+    That is one Gaussian of their own covariance, or a uniform density over their box, whichever is higher.
+    """
     broad = -0.5 * (np.linalg.slogdet(2 * math.pi * math.e * np.cov(q.T))[1])
     return float(max(broad, -math.log(volume)))
 
 
 def _position_sd(fit: CloudFit, p: Floats, q: Floats, unbent: bool, fixed: Grid, onto: Grid) -> Tensor:
-    """Standard deviation per axis ``[*S]`` of what lies at ``onto``, physical: `uncertainty.position_sd_of_points`.
+    """Standard deviation per axis ``[*S]`` of the mapped position on the grid ``onto``, in the fixed unit.
 
-    Where a bend was asked for and none was confirmed, σ² is added: one of that size would not have shown.
+    It is `uncertainty.position_sd_of_points`. Where a bend was asked for and not confirmed, σ² is added to the variance, because
+    a bend of that size would have gone unnoticed.
 
     Args:
-        fit: where it ended.
-        p: moving ``[N, D]`` in their frame.
-        q: the fixed points ``[M, D]`` that the fit looked at, in theirs.
+        fit: the finished fit.
+        p: moving points ``[N, D]`` in their frame.
+        q: the fixed points ``[M, D]`` that the finest level looked at, in their frame.
         unbent: whether a bend was asked for and not confirmed.
-        fixed: canvas.
-        onto: physical, of the fixed side.
+        fixed: canvas of the fixed side, physical.
+        onto: grid of the fixed space at which the figure is wanted, physical.
     """
     ndim, volume = q.shape[1], float(np.prod(np.ptp(q, axis=0)))
     warped = fit.warp(p)
@@ -179,7 +183,7 @@ def _position_sd(fit: CloudFit, p: Floats, q: Floats, unbent: bool, fixed: Grid,
 
 
 def _physical(pose: Floats, before: float, grids: tuple[Grid, Grid]) -> Floats:
-    """A pose of the search (between the frames, the change of unit before it) as ``A`` in physical units."""
+    """A pose of the search, between the frames of both sides, as ``A`` in physical units."""
     to_fixed, to_moving = (Frame.of(grid).matrix().numpy() for grid in grids)
     out: Floats = np.linalg.inv(to_fixed) @ pose @ np.diag([*[before] * (len(pose) - 1), 1.0]) @ to_moving
     return out

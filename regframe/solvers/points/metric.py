@@ -1,4 +1,4 @@
-"""Two clouds under a metric of somebody's choice, from the pose that the mixture found."""
+"""Two clouds fitted under a metric that the user chose, from the pose that the mixture found."""
 
 from __future__ import annotations
 
@@ -22,31 +22,37 @@ from .bend import CloudFit, Clouds, bent_start
 from .straight import SHARPEST, State, stage_of
 
 PLACES = (512, 2048)
-"""Places that both clouds are thinned to, level by level: a metric may cost the product of both numbers."""
+"""Places to which both clouds are thinned, level by level, because the time of a metric may grow with the product of both
+numbers."""
 LEAST_WEIGHT = 1e-3
-"""What a moving point counts at least, of 1, however little it matches: its weight was estimated under another measure."""
+"""Smallest weight of a moving point, over the largest possible one: its weight is estimated by the mixture, not by this metric,
+so it is never quite ignored."""
 WORTHWHILE = 1e-4
-"""Nats per moving point that the last steps of a descent must have gained to go on."""
+"""Nats per moving point that the last steps of a descent must have gained together for it to continue."""
 SETTLING = 30
-"""EM steps that the mixture's scale is estimated anew with after each level: σ shrinks to the residual in far fewer."""
+"""EM steps after each level that estimate the mixture's σ anew; σ shrinks to the residual in far fewer."""
 
 
 class PointMetric(Protocol):
-    """What is asked of a metric of two point sets (see `regframe.contracts.Metric`)."""
+    """The part of `regframe.contracts.Metric` that is used on two point sets."""
 
     likelihood: ClassVar[bool]
 
     def prepare(self, fixed: Any, moving: Any) -> None:
-        """Look at both sides of a level."""
+        """Precompute what depends on the two sides of a level alone."""
         ...
 
     def __call__(self, warped: Tensor, fixed: Tensor, weight: Tensor) -> Tensor:
-        """Mismatch, a scalar."""
+        """The mismatch, a scalar."""
         ...
 
 
 class MetricEnergy:
-    """``E(q, u) = N m + |u|²/2`` (``N/2 log m`` where m is no likelihood) of any point metric, and its gradient."""
+    """Energy of a point metric with value m, and its gradient, in nats.
+
+    ``E(q, u) = N m + |u|²/2`` where the metric is a likelihood, ``N/2 log m + |u|²/2`` where it is not.
+    N is the sum of the points' weights.
+    """
 
     def __init__(self, p: Floats, q: Floats, weight: Floats, metric: PointMetric, maps: MapSpace) -> None:
         self.p, self.q, self.weight = (torch.from_numpy(v).to(torch.float32) for v in (p, q, weight))
@@ -86,14 +92,14 @@ class MetricEnergy:
 def with_metric(
     metric: PointMetric, straight: State, fit: CloudFit, bent: bool, clouds: Clouds, report: Report = None
 ) -> CloudFit:
-    """A pose settled (and bent) with a metric of somebody's choice on thinned clouds; the mixture gives the weights.
+    """Fit the map from a pose under the user's metric, on thinned clouds; the mixture gives the weights of the points.
 
     Args:
-        metric: the measure.
-        straight: the pose, and the scale of the mixture there.
+        metric: the user's metric.
+        straight: the pose, and the mixture's scale at it.
         fit: the pose as a fit.
-        bent: whether it may bend.
-        clouds: what is fitted.
+        bent: whether the map may bend.
+        clouds: the clouds.
         report: called after every step.
     """
     p, q, config = clouds.p, clouds.q, clouds.config

@@ -20,7 +20,7 @@ from .align import align
 
 
 class Points(Solver):
-    """Two point sets, compared as draws from a mixture; no raster in between."""
+    """Two point sets: the fixed points are taken as draws from a Gaussian mixture around the mapped moving points."""
 
     name: ClassVar[str] = "points"
     models: ClassVar[tuple[str, ...]] = recipes.MODELS

@@ -1,4 +1,8 @@
-"""The straight map of two clouds, annealed from a wide scale to a narrow one, coarse to fine."""
+"""The straight map (rigid, similarity or affine) of two clouds, annealed from a wide scale σ to a narrow one, coarse to fine.
+
+Where a constant names no source, neither a paper nor a calibration is recorded for it; ``benchmarks/bench_points.py`` measures
+what they achieve together.
+"""
 
 from __future__ import annotations
 
@@ -13,38 +17,40 @@ from ...fit.frames import affine_kind
 from ...fit.steps import Report, Stage
 
 COOLING = 0.75
-"""Factor from one scale σ to the next: the mixture's optimum moves little enough for EM to follow it."""
+"""Factor from one scale σ to the next: small enough a change for EM to follow the optimum as it moves."""
 SHARPEST = 1e-4
-"""Smallest σ of a straight map, in spacings of the fixed points: points nearer than that are one place."""
+"""Smallest σ of a straight map, in spacings of the fixed points: points nearer to each other than that are practically one."""
 LEAST_MATCHED = 0.4
-"""Share of the points matched at a wider scale that a narrower one must still match to be believed: else a few points that
-happen to lie on each other are taken for the answer."""
+"""Share of the points matched at the best scale so far that a narrower scale must still match to be accepted. Otherwise a few
+points that lie on each other by chance would win."""
 MOST_FITTED = 1200
-"""Fixed points that the finest level looks at, at most; every moving point may be their partner."""
+"""Largest number of fixed points in the fit of the finest level; every moving point may be the partner of one."""
 THINNED = (128, 512)
-"""Places that larger clouds are thinned to, level by level, before the finest."""
+"""Places to which larger clouds are thinned on the levels before the finest one, coarse to fine."""
 FIRST_SCALE = 0.08
-"""σ that a pose is followed from, over the root mean square radius of the fixed cloud: about where the pose search ends."""
+"""σ at the start, over the root mean square radius of the fixed cloud: a little above the last scale of the pose search
+(`starts.points.SETTLED`)."""
 FIRST_OUTLIERS = 0.1
-"""Share ω without a partner that a pose is followed from."""
+"""Share ω of fixed points without a partner at the start: the value of the pose search (`starts.points.ALONE`)."""
 WIDE = 1.5
-"""σ that a level starts with at least, in spacings of its fixed points: a point that is off by its distance to a neighbour must
+"""Least σ at the start of a level, in spacings of its fixed points: a point that is off by the distance of two neighbours must
 still find its own partner. Chosen on the fish and the bunnies of benchmarks/bench_points.py."""
 AFFINE_WIDE = 4.0
-"""σ that an affine map starts with at least where it follows a similarity, which can be far off, in spacings of the points."""
+"""Least σ at the start of an affine map that follows a similarity, in spacings of the fixed points: the similarity may be far
+off. Chosen on the fish and the bunnies of benchmarks/bench_points.py."""
 RELAXED = 1.5
-"""Factor by which σ is widened again from one thinned level to the next: their places are others."""
+"""Factor by which σ is widened between two thinned levels, because the places of the next level are other ones."""
 
 
 @dataclass(frozen=True)
 class State:
-    """A straight map and how it fits.
+    """A straight map and how well it fits.
 
     Args:
         matrix: ``A`` ``[D+1, D+1]``, moving → fixed.
-        sigma: σ.
-        outliers: ω.
-        value: mean log density of the fixed points there, higher is better.
+        sigma: σ, in fixed pixels.
+        outliers: ω, the share of fixed points without a partner.
+        value: mean log-density of the fixed points, in nats, higher is better.
     """
 
     matrix: Floats
@@ -54,17 +60,18 @@ class State:
 
 
 def anneal(kind: str, p: Floats, q: Floats, start: State, narrowest: float, steps: int = 2) -> State:
-    """The straight map of ``kind`` that explains ``q`` best by ``p``, followed from a wide scale to a narrow one.
+    """The straight map of ``kind`` under which the moving points explain ``q`` best, followed from a wide scale to a narrow one.
 
-    At each scale ``steps`` EM steps are made; the scale of the highest likelihood is kept and settled there.
+    ``steps`` EM steps are made at each scale. The state of the scale with the highest likelihood is returned.
 
     Args:
-        kind: ``rigid``, ``similarity`` or ``affine``; ``start`` is of it (a rigid map with a known change of unit in it: scale
-            ``p`` before).
-        p: moving ``[N, D]``.
-        q: fixed ``[M, D]``.
-        start: with the widest scale.
-        narrowest: smallest scale σ, in fixed pixels.
+        kind: ``rigid``, ``similarity`` or ``affine``; ``start`` must be of this kind. For a rigid map with a known change of
+            unit, ``p`` is scaled beforehand.
+        p: moving points ``[N, D]``.
+        q: fixed points ``[M, D]``.
+        start: the map and the widest scale.
+        narrowest: smallest σ, in fixed pixels.
+        steps: EM steps per scale.
     """
     volume = float(np.prod(np.ptp(q, axis=0)))
     now, best = start, start
@@ -82,13 +89,13 @@ def anneal(kind: str, p: Floats, q: Floats, start: State, narrowest: float, step
             worse += 1
         if worse >= 8 or now.sigma <= narrowest or lost:
             break
-        residual = math.sqrt(max(found.square, 0.0))  # far below σ where the pairs are exact: no need to go slowly
+        residual = math.sqrt(max(found.square, 0.0))  # far below σ where pairs fit exactly: then σ may shrink faster
         now = replace(now, sigma=max(min(now.sigma * COOLING, max(2 * residual, 0.2 * now.sigma)), narrowest))
     return best
 
 
 def m_step(kind: str, p: Floats, q: Floats, found: Match, before: Floats) -> Floats:
-    """The map ``[D+1, D+1]`` of ``kind`` that brings the pairs of an E step together; ``before`` where they are too few."""
+    """The least-squares map ``[D+1, D+1]`` of ``kind`` for the pairs of an E step; ``before`` where they are too few."""
     keep = found.share > 1e-8
     rows, w = found.rows[keep], found.share[keep]
     at = np.broadcast_to(np.arange(len(q))[:, None], keep.shape)[keep]
@@ -107,14 +114,14 @@ def m_step(kind: str, p: Floats, q: Floats, found: Match, before: Floats) -> Flo
 
 
 def straighten(p: Floats, q: Floats, start: Floats, config: Config, report: Report = None) -> State:
-    """The straight map from a pose, coarse to fine: thinned clouds first, then the points themselves.
+    """Fit the straight map from a pose, coarse to fine: thinned clouds first, then the points themselves.
 
     Args:
-        p: moving ``[N, D]``.
-        q: fixed ``[M, D]``.
-        start: ``[D+1, D+1]``.
-        config: says of which kind the map is (before an affine map a similarity is fitted), and the seed of the draw of
-            points at the finest level.
+        p: moving points ``[N, D]``, in fixed pixels.
+        q: fixed points ``[M, D]``, in fixed pixels.
+        start: the pose ``[D+1, D+1]``.
+        config: gives the kind of map (an affine map is preceded by a similarity) and the seed of the random subset of points on
+            the finest level.
         report: called after each level, with the energy in nats per fixed point.
     """
     kind, level = affine_kind(config.transform), 0
@@ -137,5 +144,8 @@ def straighten(p: Floats, q: Floats, start: Floats, config: Config, report: Repo
 
 
 def stage_of(name: str, level: int, config: Config) -> Stage:
-    """A stage of two clouds: how many levels there will be is not known before the last."""
+    """A `Stage` of the fit of two clouds.
+
+    It always counts as the last one: how many levels will follow is not known in advance.
+    """
     return Stage(name, level, level + 1, config.optimizer.max_iter)
