@@ -146,7 +146,7 @@ class Run:
 def run(pair: Compared, task: Task, recipe: Recipe) -> Run:
     """Find a start for two images, then fit their map by ``recipe``."""
     sides = Halvings(pair.fixed), Halvings(pair.moving)
-    start, found = images.begin(*sides, task.start, pair.ready, task.config)
+    start, found = images.begin(*sides, task.start, task.config)
     return Run(sides, start, found, fit(pair, sides, start, task, recipe))
 
 
@@ -154,7 +154,7 @@ def fit(pair: Compared, sides: tuple[Halvings, Halvings], start: Tensor, task: T
     """Fit the map of two sides by ``recipe``, from ``start``: ``A`` ``[D+1, D+1]`` in physical units."""
     began = pullback(sides, start)
     judge = None
-    if sides[0].grid.ndim == 2 and sides[1].grid.ndim == 2 and recipe.moves:
+    if sides[0].grid.ndim == sides[1].grid.ndim and recipe.moves:
         prior = images.prior_of(*sides)
         if task.start != "auto":  # whoever states a pose knows the size
             prior = dataclasses.replace(prior, size=None)

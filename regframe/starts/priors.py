@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..fit.frames import Increment
 from ..fit.prior import FREE
 
 AS_THEY_LIE = 0.5
@@ -34,13 +35,11 @@ SIZE_RANGE = math.log(8)
 STRETCHED = 0.2
 """Share of pairs that one side of was stretched: compressed by a knife, spread on water, imaged with unequal steps."""
 STRETCH = (0.05, 0.2)
-"""Standard deviation of the logarithm of the stretch (the ratio of both sizes of an affine map of a plane) of the others, and
-of these."""
+"""Standard deviation of the logarithm of the stretch (the ratio of both sizes of an affine map of a plane; in space √2 times the
+root of the sum of squares of its log-sizes about their mean) of the others, and of these."""
 OVERLAP = 0.3
 """Standard deviation of the share of the smaller side's tissue that the other side does not show: crops lie within, sections
 of one organ show the same parts."""
-RICHER = {"as they lie": 0.0, "rigid": 3 * FREE, "similarity": 4 * FREE, "affine": 6 * FREE}
-"""Nats that a pose of each model of a plane pays for the numbers that it may choose."""
 QUANTILE = 0.9
 """Quantile of the evidence at poses that nobody believes in, by which a pair's unit is set: the mean is led by the few that are
 right by chance."""
@@ -74,15 +73,29 @@ class Prior:
         return self.of_turn(linear) + self.of_size(-values.mean(dim=1)) + shear + ((1 - overlap) / OVERLAP) ** 2 / 2
 
     def of_turn(self, linear: Tensor) -> Tensor:
-        """What the turns of ``[N, 2, 2]`` pay ``[N]``; those of a mirrored pose are counted from the better of both axes."""
+        """What the turns of ``[N, D, D]`` pay ``[N]``; those of a mirrored pose are counted from the best of the axes."""
         if linear.shape[-1] != 2:
-            return torch.zeros(len(linear), dtype=linear.dtype)
+            return self._of_turn_in_space(linear)
         handed = torch.linalg.det(linear).sign()
         angle = torch.atan2(linear[:, 1, 0] - handed * linear[:, 0, 1], handed * linear[:, 0, 0] + linear[:, 1, 1])
         # a flip about either axis is as plain as the other: half a turn apart
         angle = torch.where(handed < 0, torch.minimum(angle.abs(), math.pi - angle.abs()), angle)
         peak = AS_THEY_LIE / (TURN * math.sqrt(2 * math.pi))
         flat = (1 - AS_THEY_LIE) / (2 * math.pi)
+        return math.log(peak + flat) - (peak * (-0.5 * (angle / TURN) ** 2).exp() + flat).log()
+
+    def _of_turn_in_space(self, linear: Tensor) -> Tensor:
+        """`of_turn` of ``[N, 3, 3]``: deviations of `TURN` about each axis, or any turn alike (Haar's measure)."""
+        left, _, right = torch.linalg.svd(linear)
+        turn = left @ right
+        handed = torch.linalg.det(turn).sign()
+        trace = turn.diagonal(dim1=1, dim2=2)  # the trace after flips of one axis, or of all three, of a mirrored one
+        flipped = torch.maximum((trace.sum(dim=1, keepdim=True) - 2 * trace).amax(dim=1), -trace.sum(dim=1))
+        cosine = (torch.where(handed < 0, flipped, trace.sum(dim=1)) - 1) / 2
+        angle = cosine.clamp(-1, 1).acos()
+        # a small turn by the vector w is d³w / 8π² of all turns
+        peak = AS_THEY_LIE * 8 * math.pi**2 / (TURN * math.sqrt(2 * math.pi)) ** 3
+        flat = 1 - AS_THEY_LIE
         return math.log(peak + flat) - (peak * (-0.5 * (angle / TURN) ** 2).exp() + flat).log()
 
     def of_stretch(self, log_stretch: Tensor) -> Tensor:
@@ -108,6 +121,11 @@ class Prior:
             top = peak + (1 - stated) / (2 * SIZE_RANGE)
         paid: Tensor = math.log(top) - (peak * (-0.5 * (off / SIZE) ** 2).exp() + broad).log()
         return paid
+
+
+def richness(model: str, ndim: int) -> float:
+    """Nats that a pose pays for the numbers that its model may choose: ``as they lie``, or one of `frames.KINDS`."""
+    return FREE * Increment("still" if model == "as they lie" else model, ndim, 1.0).size
 
 
 def chance(evidence: Tensor) -> float:
