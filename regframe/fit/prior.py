@@ -28,13 +28,11 @@ ORDER = 2.0
 """Power p of the Sobolev operator for two pictures, without unit; the value of STalign (Clifton et al. 2023)."""
 NODES = 3
 """Velocity nodes per length a for two pictures: with fewer, the kinks of the multilinear velocity cost accuracy and storage."""
-SCALE_3D = 0.05
+SCALE_3D = 0.042
 """Length a of the Sobolev operator for two volumes, as a fraction of the moving canvas' extent: shorter than for pictures,
-because organs fold in three directions. Between brains shorter ones follow no better, and on made volumes (`DEVIATION_3D`)
-they fit noise."""
+because organs fold in three directions. Set on one pair of brain slabs, on whose labels results are reported."""
 ORDER_3D = 1.0
-"""Power p of the Sobolev operator for two volumes, without unit; set on one pair of brain slabs, on whose labels results are
-reported."""
+"""Power p of the Sobolev operator for two volumes, without unit; set on the pair of `SCALE_3D`."""
 DEVIATION_3D = 0.01
 """Prior standard deviation of a displacement of two volumes along each axis, as a fraction of the moving canvas' extent. It is
 smaller than `SCALE_3D`, or what folds would be as likely as what does not: nodes next to each other are then nearly free,

@@ -53,10 +53,10 @@ from .views import View, Views
 
 SCAN_SIZE = {2: 20, 3: 10}
 """Pixels along the side of a square or cube as large as the tissue, in the images on which all poses are scanned."""
-TURNS = {2: 16, 3: 600}
+TURNS = {2: 16, 3: 400}
 """Number of turns tried, each with and without a mirror. Around the full circle they are 22.5 degrees apart; those of space are
 about as far from their nearest neighbours. The refinement makes good the half of that by which the nearest one is off."""
-REACH = 0.4
+REACH = 0.3
 """Largest shift tried of volumes at each turn, from the middle of one's tissue to that of the other's, over the extent of tissue;
 planes are tried at all."""
 SIZES = {2: 7, 3: 1}

@@ -41,8 +41,8 @@ class Pose:
 
     Args:
         matrix: ``A`` ``[D+1, D+1]``, moving → fixed, in physical units.
-        score: how well it fits, higher is better. In 2D nats of likeness between coarse images; in 3D minus the logarithm of the
-            mismatch, times the overlap; for a section in a volume the log-posterior of its plane, in nats.
+        score: how well it fits, higher is better. Nats of likeness between coarse images; for a section in a volume the
+            log-posterior of its plane, in nats.
         margin: how much lower the best different pose scores, relative to ``score``, at least 0 (for a section see
             `section.DOUBT`); None where no other pose was tried.
         runner_up: matrix of the best different pose, or None.

@@ -50,14 +50,14 @@ def test_any_turn_of_space_is_found() -> None:
 
 
 def test_turns_of_space_are_spread_evenly() -> None:
-    """They are turns, and none of a thousand others is farther than 30 degrees from the nearest of them."""
+    """They are turns, and none of a thousand others is farther than 35 degrees from the nearest of them."""
     turns = images.turns_of(3).double()
     eye = torch.eye(3, dtype=torch.float64).expand(len(turns), 3, 3)
     torch.testing.assert_close(turns @ turns.mT, eye, rtol=0, atol=1e-5)
     assert float(torch.linalg.det(turns).min()) > 0
     others = torch.from_numpy(Rotation.random(1000, random_state=0).as_matrix())
     cosine = (torch.einsum("nij,mij->nm", others, turns).amax(dim=1) - 1) / 2
-    assert math.degrees(math.acos(float(cosine.min()))) < 30
+    assert math.degrees(math.acos(float(cosine.min()))) < 35
 
 
 def test_the_ordinary_turn_of_a_volume_pays_nothing() -> None:
