@@ -265,7 +265,9 @@ class Image:
         if self.weight is not None and tuple(self.weight.shape) != self.grid.shape:
             raise ValueError(f"wanted a weight of shape {self.grid.shape}, got {tuple(self.weight.shape)}")
         if self.counted is not None and not 0 < self.counted < math.inf:
-            raise ValueError(f"wanted a positive number of things per value of 1, got {self.counted!r}; None if not counted")
+            raise ValueError(
+                f"wanted a positive number of things per value of 1, got {self.counted!r}; None if not counted"
+            )
 
     @classmethod
     def from_array(

@@ -71,7 +71,8 @@ BRIGHT = 0.8
 NEUTRAL = 0.15
 """Largest difference between the channels of the background of transmitted light, over the brightness of the brightest parts."""
 FEW_COUNTED = 3 / 8
-"""Number of things added to every count before its root is taken: the variance then is even down to few things (Anscombe 1948)."""
+"""Number of things added to every count before its root is taken (Anscombe 1948):
+the variance then is even down to few things."""
 CORNERS = ((0, 0), (0, -1), (-1, 0), (-1, -1))
 """Indices of a picture's corner pixels, (y, x)."""
 
