@@ -55,13 +55,17 @@ def meets(verdict: str, wanted: str) -> bool:
     return best_first.index(verdict) <= best_first.index(wanted) if verdict in best_first else True
 
 
+def worst(findings: Iterable[Finding]) -> Severity:
+    """The worst severity among findings, which is their verdict; ``pass`` where there are none."""
+    severities = {finding.severity for finding in findings}
+    return "fail" if "fail" in severities else "warn" if "warn" in severities else "pass"
+
+
 def conclude(findings: Iterable[Finding]) -> dict[str, Any]:
     """The entries of ``metrics.json`` on findings: ``verdict``, ``reasons`` (sentences) and ``findings`` (all fields)."""
     ordered = sorted(findings, key=lambda finding: _ORDER.index(finding.severity))
-    severities = {finding.severity for finding in ordered}
-    worst: Severity = "fail" if "fail" in severities else "warn" if "warn" in severities else "pass"
     return {
-        "verdict": worst,
+        "verdict": worst(ordered),
         "reasons": [finding.sentence for finding in ordered],
         "findings": [asdict(finding) for finding in ordered],
     }
@@ -343,6 +347,15 @@ def of_points(figures: Mapping[str, Any]) -> Iterable[Finding]:
     yield from folds(figures, "places")
     yield from round_trip(figures)
     yield from ambiguous(figures)
+
+
+def as_densities() -> Finding:
+    """The remark that two clouds were compared by the density of their points, because the points themselves found nothing."""
+    sentence = (
+        "the single points have no partners on the other side: both sides were compared by the density of their points, "
+        "as tables of cells are"
+    )
+    return Finding("pass", sentence)
 
 
 # ---- maps of other programs ----------------------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ from .halvings import Halvings, Level, noise_share, soften
 from .lbfgs import Descent
 from .likeness import coincidence, correlation_area, fit_contrast, shared_structure
 from .mapspace import MapSpace, Standing
-from .mixture import Mixture
+from .mixture import SHARPEST, Mixture
 from .precondition import descend, precondition
 from .prior import FREE, PICTURES, VOLUMES, Prior, velocity_space
 from .steps import Report, Stage, Steps
@@ -92,6 +92,8 @@ class Recipe:
             the second on, and proportionally between.
         cuts: what to do where the sides are different cuts; None where shared structure does not tell.
         most: largest number of independent observations that are counted.
+        sparse: whether much of both sides is exactly empty, as densities of things are. What is empty on both sides fits exactly
+            under any map, so it has no say in how well tissue fits where it matches.
     """
 
     moves: bool = True
@@ -99,6 +101,7 @@ class Recipe:
     counted: tuple[float, float] = (0.0, ENOUGH_SHARED)
     cuts: Cuts | None = None
     most: float = math.inf
+    sparse: bool = False
 
     def counts(self, shared: float) -> float:
         """Weight of an observation, `LEAST_EVIDENCE` … 1, where both sides have this much shared structure."""
@@ -220,6 +223,16 @@ def adapt_prior(fit: Fit, moving: Grid, margin: float) -> None:
     fit.adapt_prior(float((displacement**2).sum(dim=0)[inside].mean().div(moving.ndim).sqrt()), margin)
 
 
+def _filled(level: Level, predicted: Tensor) -> Tensor:
+    """Where either side is not empty ``[*S_f]``, of fixed images and predictions ``[C_f, *S_f]`` in standard deviations.
+
+    Empty is what lies less than `SHARPEST` above a channel's least value.
+    """
+    ndim = level.fixed_grid.ndim
+    empty = level.fixed.flatten(1).amin(dim=1).reshape(-1, *(1,) * ndim) + SHARPEST
+    return ((level.fixed > empty) | (predicted > empty)).any(dim=0)
+
+
 def _classes(mixture: Mixture | None, level: Level, predicted: Tensor, overlap: Tensor) -> Mixture:
     """The mixture of a level after one more EM step (`SETTLING` steps where it is new).
 
@@ -254,7 +267,8 @@ def fit_level(fit: Fit, level: Level, pair: Pair, stage: Stage, rules: LevelRule
             warped = energy.warp(fit.x, level.moving, level.moving_grid)
         predicted = fit_contrast(warped, level.fixed, overlap * posterior)
         if weighed:
-            mixture = _classes(mixture, level, predicted, overlap)
+            told = overlap * _filled(level, predicted) if pair.recipe.sparse else overlap
+            mixture = _classes(mixture, level, predicted, told)
             posterior = mixture.matching(level.fixed, predicted)
         energy.weight = weight = overlap * posterior if steered else overlap
         area = correlation_area(level.fixed - predicted, weight)

@@ -12,7 +12,7 @@ from ..fit.pyramid import Recipe
 from ..fit.threads import threads_for
 from ..verdict import Finding
 from . import raster, recipes
-from .preparation import grey, prepare
+from .preparation import evened, grey, prepare
 from .raster import Compared
 
 
@@ -51,7 +51,7 @@ class Images(Solver):
         assert isinstance(task.moving, Image)
         with threads_for(max(task.fixed.data.numel(), task.moving.data.numel())):
             pair = self.compare(task)
-            recipe = recipes.STAINED if pair.stained else Recipe()
+            recipe = recipes.STAINED if pair.stained else recipes.COUNTED if pair.counted else Recipe()
             return raster.fitted(pair, raster.run(pair, task, recipe), task.moving.grid)
 
     def judge(self, fitted: Fitted) -> Iterable[Finding]:  # noqa: D102
@@ -70,4 +70,8 @@ class Images(Solver):
             metric = plugins.metric(self.between_stains)
             return Compared(grey(fixed), grey(moving), (one, other), metric, why, stained)
         why = "one side's intensities are taken to explain the other's"
+        if fixed.counted is not None and moving.counted is not None:
+            why = "both are densities of counted things, whose roots vary evenly"
+            looks = one, other
+            return Compared(evened(fixed), evened(moving), looks, plugins.metric(self.default), why, counted=True)
         return Compared(fixed, moving, (one, other), plugins.metric(self.default), why)

@@ -108,6 +108,7 @@ class Compared:
         metric: the measure they are compared by.
         why: the reason for this metric, in words, for ``metrics.json``.
         stained: whether both are stained sections in transmitted light.
+        counted: whether both are densities of counted things.
     """
 
     fixed: Image
@@ -116,6 +117,7 @@ class Compared:
     metric: Metric
     why: str
     stained: bool = False
+    counted: bool = False
 
     def ready(self, level: Level) -> Metric:
         """The metric, prepared for the two images of one pyramid level."""

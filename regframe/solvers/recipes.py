@@ -51,6 +51,8 @@ STAINED = Recipe(
     cuts=Cuts(SECTIONS, Prior(SECTIONS_SCALE, SECTIONS_ORDER, SECTIONS_NODES, beyond=0.5), NOTHING_SHARED),
 )
 """Two stained sections in transmitted light; whether they are one section or two cuts is decided from their shared structure."""
+COUNTED = Recipe(sparse=True)
+"""Two densities of counted things, cells say."""
 PLANE = Recipe(
     moves=False,
     prior=Prior(
