@@ -58,7 +58,7 @@ def test_conclusions() -> None:
     assert verdict.conclude([remark, look])["verdict"] == "warn"
     found = verdict.conclude([remark, look, wrong])
     assert found["verdict"] == "fail"
-    assert found["reasons"] == ["c", "b", "a"]
+    assert found["reasons"] == ["c; d", "b", "a"]
     assert found["findings"][1] == {"severity": "warn", "sentence": "b", "figure": 1.0, "threshold": 2.0, "remedy": ""}
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from .. import verdict
 from ..data import Grid, Image, PointSet
 from ..fit.uncertainty import radius_90
 from ..io import outputs
@@ -72,6 +73,8 @@ def render(
 ) -> str:
     """The page as text; ``max_px`` bounds the pictures' longer side, ``quality`` is JPEG's."""
     title, summary = MEANING.get(result.verdict, (result.verdict, ""))  # type: ignore[call-overload]
+    if result.confidence is not None:
+        title += f" · confidence {verdict.spoken(result.confidence)}"
     return fill(
         "report.html",
         verdict=result.verdict,
@@ -374,13 +377,13 @@ def _cards(metrics: dict[str, Any]) -> list[tuple[str, str]]:
         return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
 
     wanted: tuple[tuple[str, float | None, Callable[[float], str]], ...] = (
+        ("confidence", get("confidence"), verdict.spoken),
         ("time", get("seconds"), lambda v: f"{v:.2g} s" if v < 10 else f"{v:.0f} s"),
         ("evaluations", get("n_evaluations"), lambda v: f"{v:.0f}"),
         ("round trip at most", get("roundtrip_px", "max"), lambda v: f"{v:.2g} px"),
         ("matching tissue", get("matching_fraction"), lambda v: f"{100 * v:.0f} %"),
         ("folding", get("folding_fraction"), lambda v: f"{100 * v:.2g} %"),
         ("least Jacobian", get("jacobian_min"), lambda v: f"{v:.2f}"),
-        ("start margin", get("pose_margin"), lambda v: f"{v:.2g}"),
     )
     return [(name, show(value)) for name, value, show in wanted if value is not None]
 
