@@ -48,8 +48,10 @@ def logistic(x: float) -> float:
 
 MOST_NATS = 150.0
 """Nats of agreement from which more do not make a map likelier to be right."""
-MOST_DRIFT = 4.0
-"""Fixed pixels by which neighbouring windows would be moved alike, from which more do not count."""
+MOST_SURE = 60
+"""Sure windows that agree, from which more do not make a map likelier to be right."""
+MOST_DRIFT = 1.0
+"""Pixels of the compared images by which neighbouring windows would be moved alike, from which more do not count."""
 FEW = 8
 """Pairs of neighbouring windows that a drift counts half from: of few it is mostly noise."""
 
@@ -58,19 +60,18 @@ def of_images_features(figures: Figures) -> dict[str, float] | None:
     """Features of a map of two images: how windows agree with it (`fit.agreement`), and what it does to areas.
 
     * ``nats``: logarithm of 1 + the nats of agreement.
-    * ``share``: log-odds of a window to agree.
+    * ``sure``: logarithm of 1 + the number of sure windows that agree.
     * ``against``: share of the sure windows that speak against the map.
-    * ``drift``: fixed pixels by which neighbouring windows would be moved alike.
+    * ``drift``: pixels of the compared images by which neighbouring windows would be moved alike.
     * ``area``: logarithm of the largest change of an area by the bend.
     """
     found = figures.get("agreement")
     if not found:
         return None
     low, high = figures["jacobian_min"], figures["jacobian_max"]
-    agree, windows = found["agree"], found["windows"]
     return {
         "nats": math.log1p(min(found["nats"], MOST_NATS)),
-        "share": math.log((agree + 0.5) / (windows - agree + 0.5)),
+        "sure": math.log1p(min(found["sure"] - found["against"], MOST_SURE)),
         "against": (found["against"] + 0.5) / (found["sure"] + 1.0),
         "drift": min(found["drift"], MOST_DRIFT) * found["neighbours"] / (found["neighbours"] + FEW),
         "area": math.log(max(high, 1 / max(low, 1e-3), 1.0)),
@@ -79,19 +80,64 @@ def of_images_features(figures: Figures) -> dict[str, float] | None:
 
 IMAGES = Model(
     of_images_features,
-    {"nats": 1, "share": 1, "against": -1, "drift": -1, "area": -1},
-    -4.0,
-    {"nats": 1.5, "share": 1.0, "against": -3.0, "drift": -1.0, "area": -1.0},
+    {"nats": 1, "sure": 1, "against": -1, "drift": -1, "area": -1},
+    -2.4,
+    {"nats": 0.69, "sure": 0.74, "against": -5.4, "drift": -15.6, "area": -1.2},
 )
-"""Two images of a plane."""
-VOLUMES = IMAGES
-MODELS = {"images": IMAGES}
+"""Two images of a plane, cells drawn as densities among them. Population: 103 maps of ``benchmarks.proving`` (seeds 0–3 of 17
+kinds, 26 pairs of `unrelated`, 9 of `strangers`), 54 of them right, 40 far off or unrelated. Cross-validated: expected
+calibration error 0.04, area under the ROC 0.98. Right means there a median error within half a pixel or twice the best
+attainable: of sections that lie further apart than those the confidence is too low."""
+
+
+MOST_LIKENESS = 3.0
+"""Nats per point from which a greater likeness does not make a map likelier to be right."""
+
+
+def of_points_features(figures: Figures) -> dict[str, float] | None:
+    """Features of a map of two clouds.
+
+    * ``likeness``: nats per point by which the moving cloud explains the fixed one better than a blur does.
+    * ``scale``: logarithm of the standard deviation of the distance between partners, in fixed pixels.
+    * ``partners``: share of the points with a partner, on the side that has fewer.
+    """
+    if figures.get("likeness") is None or not figures.get("scale_px"):
+        return None
+    return {
+        "likeness": min(max(figures["likeness"], 0.0), MOST_LIKENESS),
+        "scale": math.log(max(figures["scale_px"], 1e-2)),
+        "partners": min(figures["matching_fraction"], figures["matching_fraction_moving"]),
+    }
+
+
+POINTS = Model(
+    of_points_features,
+    {"likeness": 1, "scale": -1, "partners": 1},
+    -11.0,
+    {"likeness": 2.5, "scale": -2.3, "partners": 10.0},
+)
+"""Two clouds of a plane. Population: 46 maps of ``benchmarks.proving`` (seeds 0–27 of `points`, the bare ones of `strangers`), 26
+of them right: one set of cells measured twice, 100–1200 of them. Cross-validated: area under the ROC 1.00, expected
+calibration error 0.07 (too few maps to know it better). Of clouds whose points are no longer the same ones, such as the
+shapes of two individuals, the confidence is too low."""
+MODELS = {"images": IMAGES, "points": POINTS}
 """Every model, by the kind of pair."""
 
 
 def of_images(figures: Figures, shape: tuple[int, ...]) -> float | None:
     """Confidence of a map of two images, from its figures; ``shape`` is that of the fixed one.
 
-    None for a section in a volume: no population of known ones was there to fit a model to.
+    None for volumes and for a section in a volume: no model was fitted to a population of them yet.
     """
     return IMAGES(figures) if len(shape) == 2 else None
+
+
+def of_place(figures: Figures) -> float:
+    """Confidence that a map of two images has found the place: what it would be if no neighbouring windows drifted."""
+    found = IMAGES.features(figures)
+    return 0.0 if found is None else logistic(IMAGES.log_odds(found | {"drift": 0.0}))
+
+
+def of_points(figures: Figures, ndim: int) -> float | None:
+    """Confidence of a map of two clouds of ``ndim`` axes, from its figures; None in a volume, where no model was fitted."""
+    return POINTS(figures) if ndim == 2 else None

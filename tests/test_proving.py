@@ -64,7 +64,7 @@ def same(a: object, b: object) -> bool:
 
 @pytest.mark.parametrize("kind", kinds.KINDS)
 def test_the_true_map_carries_moving_onto_fixed(kind: str, data_dir: Path) -> None:
-    for seed in SEEDS if kind != "unrelated" else ():
+    for seed in SEEDS if kind not in kinds.UNRELATED else ():
         made = kinds.made(kind, seed, data_dir)
         assert len(made.q) == len(made.p) >= 60
         assert np.isfinite(made.q).all()
@@ -95,6 +95,18 @@ def test_unrelated_pairs_share_no_tissue(data_dir: Path) -> None:
         names = kinds.made("unrelated", seed, data_dir).sources
         first, second = (tissue.get(name, f"{name.split()[0]} brain") for name in names)  # planes: "mouse 0:97"
         assert first != second
+
+
+def test_strangers_are_of_different_tissues(data_dir: Path) -> None:
+    tissue = {table.name: table.tissue for table in sources.tables(data_dir)}
+    bare = set()
+    for seed in range(6):
+        made = kinds.made("strangers", seed, data_dir)
+        assert not made.related
+        assert len({tissue[name] for name in made.sources}) == 2
+        bare.add(isinstance(made.fixed, rf.PointSet))
+    assert bare == {True, False}
+    assert set(kinds.made("strange-volumes", 0, data_dir).sources) == {"mouse", "human"}
 
 
 def test_without_data_there_is_a_smaller_population() -> None:

@@ -55,7 +55,7 @@ def nested(figures: Mapping[str, Any]) -> dict[str, Any]:
 
 def group(pair: Mapping[str, Any]) -> str:
     """Which model judges a pair: ``images``, ``volumes`` or ``points``."""
-    if pair["kind"] in VOLUMES:
+    if pair["kind"] in (*VOLUMES, "strange-volumes"):
         return "volumes"
     return "points" if "likeness" in pair["figures"] else "images"
 

@@ -218,6 +218,7 @@ def fitted(pair: Compared, done: Run, moving_grid: Grid) -> Fitted:
         for side, look, image in zip(("fixed", "moving"), pair.looks, (fixed, moving), strict=True)
     }
     figures["confidence"] = confidence.of_images(figures, fixed.grid.shape)
+    figures["place_confidence"] = None if figures["confidence"] is None else confidence.of_place(figures)
     figures["metric"] = {"name": type(pair.metric).name, "why": pair.why}
     sd, figures["position_sd"] = _position_sd(fit, fixed.grid)
     figures["threads"] = torch.get_num_threads()
@@ -328,10 +329,8 @@ def _overlaid(fixed: Halvings, moving: Halvings, affine: Affine, phi: Transform)
 
 
 def _agreement(laid: tuple[Tensor, Tensor, Tensor, Grid], fixed: Grid) -> dict[str, float]:
-    """`agreement.agreement` of the aligned images for ``metrics.json``, lengths in pixels of ``fixed``."""
-    found = dataclasses.asdict(agreement(*laid))
-    zoom = laid[-1].pixel / fixed.pixel
-    return found | {"drift": found["drift"] * zoom, "pixel": found["pixel"] * zoom}
+    """`agreement.agreement` of the aligned images for ``metrics.json``; its ``unit`` is a pixel of theirs, in those of ``fixed``."""
+    return dataclasses.asdict(agreement(*laid)) | {"unit": laid[-1].pixel / fixed.pixel}
 
 
 def _coincidence(target: Tensor, warped: Tensor, inside: Tensor, grid: Grid) -> float:
