@@ -329,7 +329,7 @@ def _overlaid(fixed: Halvings, moving: Halvings, affine: Affine, phi: Transform)
 
 
 def _agreement(laid: tuple[Tensor, Tensor, Tensor, Grid], fixed: Grid) -> dict[str, float]:
-    """`agreement.agreement` of the aligned images for ``metrics.json``; its ``unit`` is a pixel of theirs, in those of ``fixed``."""
+    """`agreement.agreement` of the aligned images for ``metrics.json``; ``unit`` is a pixel of theirs in those of ``fixed``."""
     return dataclasses.asdict(agreement(*laid)) | {"unit": laid[-1].pixel / fixed.pixel}
 
 

@@ -10,8 +10,8 @@ import torch
 from scipy.spatial import cKDTree
 from torch import Tensor
 
-from ...contracts import Fitted
 from ... import confidence
+from ...contracts import Fitted
 from ...data import Grid, PointSet
 from ...fit import uncertainty
 from ...fit.clouds import Floats, carried, match, some
