@@ -301,7 +301,9 @@ def _evidence(figures: Mapping[str, Any], confidence: float) -> Iterable[Finding
         yield Finding("fail", sentence, place, NO_EVIDENCE, f"do both show one tissue? {LANDMARKS}, {CROP}, or {SIZE}")
     elif confidence < CONFIRMED <= place:
         by = f"{drift * found['unit']:.2g} px" if drift > BESIDE else "a little"
-        sentence = f"the place is found, its details are not confirmed (confidence {percent}): {seen}, neighbours together {by} off"
+        sentence = (
+            f"the place is found, its details are not confirmed (confidence {percent}): {seen}, together {by} off"
+        )
         yield Finding("warn", sentence + elsewhere, confidence, CONFIRMED, f"look at the overlay; {CHECK}")
     elif confidence < CONFIRMED:
         sentence = f"not confirmed (confidence {percent}): {seen}{elsewhere}"
