@@ -124,6 +124,11 @@ def test_what_windows_say_of_a_map(changes: dict[str, Any], severity: str, says:
     assert (finding.figure, finding.threshold) != (None, None)
 
 
+def test_another_pose_is_a_doubt_where_windows_do_not_decide() -> None:
+    findings = verdict.of_images(changed(SEEN, confidence=0.75, pose_margin=0.0), 2)
+    assert sorted(finding.severity for finding in findings) == ["pass", "warn"]
+
+
 def test_what_confirms_a_map_does_not_excuse_what_contradicts_it() -> None:
     said = verdict.conclude(verdict.of_images(changed(SEEN, jacobian_max=101.0), 2))
     assert said["verdict"] == "fail"

@@ -72,13 +72,11 @@ def render(
     result: Result, fixed: Image | PointSet, moving: Image | PointSet, max_px: int = MAX_PX, quality: int = 86
 ) -> str:
     """The page as text; ``max_px`` bounds the pictures' longer side, ``quality`` is JPEG's."""
-    title, summary = MEANING.get(result.verdict, (result.verdict, ""))  # type: ignore[call-overload]
-    if result.confidence is not None:
-        title += f" · confidence {verdict.spoken(result.confidence)}"
+    _, summary = MEANING.get(result.verdict, ("", ""))  # type: ignore[call-overload]
     return fill(
         "report.html",
         verdict=result.verdict,
-        title=title,
+        title=verdict.headline(result.verdict, result.confidence),
         summary=summary,
         reasons=result.reasons,
         cards=_cards(result.metrics),
