@@ -77,6 +77,8 @@ def test_of_other_kinds_nothing_is_known() -> None:
     assert confidence.of_images(IMAGES, (40, 40, 40)) is None
     assert confidence.of_images({"jacobian_min": 1.0, "jacobian_max": 1.0}, (100, 100)) is None
     assert confidence.of_points(POINTS, 3) is None
+    assert confidence.of_images(windows(textured=0.03), (100, 100)) is None  # a drawing
+    assert confidence.of_images(windows(textured=0.3), (100, 100)) is not None
 
 
 def test_logistic_has_no_overflow() -> None:

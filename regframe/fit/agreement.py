@@ -39,6 +39,8 @@ SMOOTH = 9
 """Pixels across the neighbourhood whose mean is taken off: what remains is fine structure, not outlines."""
 FLAT = 0.05
 """Variance, over that of all the overlap, that is added to a window's: flat windows correlate with nothing."""
+CONTRAST = 0.05
+"""Difference between neighbouring pixels, in standard deviations of the image, from which there is something to see."""
 SEEN = 0.7
 """Share of a window that both sides have to show."""
 LEAST = {2: 96, 3: 24}
@@ -148,6 +150,17 @@ def _drift(place: Tensor, sure: Tensor, shown: Tensor) -> tuple[float, int]:
             products.append((moves[here] * moves[there]).sum(dim=-1)[counts[here] & counts[there]])
     alike = torch.cat(products)
     return (math.sqrt(max(0.0, float(alike.median()))), len(alike)) if len(alike) else (0.0, 0)
+
+
+def textured(data: Tensor, inside: Tensor) -> float:
+    """Share of the pixels of an image ``[C, *S]``, weighed by ``inside`` ``[*S]``, that differ from their neighbours by more than
+    `CONTRAST`: a few hundredths in drawings, which have outlines alone."""
+    data, seen = data.to(torch.float32), (inside > 0.95).to(torch.float32)
+    axes = tuple(range(1, data.ndim))
+    total = seen.sum().clamp(min=1)
+    middle = (data * seen).sum(dim=axes, keepdim=True) / total
+    spread = ((data - middle).square() * seen).sum() / total
+    return float(((edges(data) > CONTRAST * spread.sqrt()) * seen).sum() / total)
 
 
 def chance(ndim: int) -> float:

@@ -17,7 +17,7 @@ from .. import confidence
 from ..contracts import Fitted, Metric, Task
 from ..data import Grid, Image, unit_ratio
 from ..fit import uncertainty
-from ..fit.agreement import agreement
+from ..fit.agreement import agreement, textured
 from ..fit.frames import Frame, zoom_of
 from ..fit.halvings import Halvings, Level, halve
 from ..fit.likeness import coincidence, fit_contrast
@@ -330,7 +330,9 @@ def _overlaid(fixed: Halvings, moving: Halvings, affine: Affine, phi: Transform)
 
 def _agreement(laid: tuple[Tensor, Tensor, Tensor, Grid], fixed: Grid) -> dict[str, float]:
     """`agreement.agreement` of the aligned images for ``metrics.json``; ``unit`` is a pixel of theirs in those of ``fixed``."""
-    return dataclasses.asdict(agreement(*laid)) | {"unit": laid[-1].pixel / fixed.pixel}
+    target, warped, inside, grid = laid
+    seen = min(textured(target, inside), textured(warped, inside))
+    return dataclasses.asdict(agreement(*laid)) | {"unit": grid.pixel / fixed.pixel, "textured": seen}
 
 
 def _coincidence(target: Tensor, warped: Tensor, inside: Tensor, grid: Grid) -> float:

@@ -10,7 +10,7 @@ import torch
 from scipy.ndimage import gaussian_filter
 
 from regframe.data import Grid
-from regframe.fit.agreement import NEAR, REACH, agreement, chance, evidence
+from regframe.fit.agreement import NEAR, REACH, agreement, chance, evidence, textured
 
 
 def texture(shape: tuple[int, ...], seed: int) -> np.ndarray:
@@ -66,6 +66,17 @@ def test_what_is_not_seen_does_not_count() -> None:
     assert found.agree == found.windows
     assert 0 < found.windows <= 32
     assert agreement(one, other, torch.zeros_like(inside), grid).windows == 0
+
+
+def test_a_drawing_has_outlines_alone() -> None:
+    y, x = np.mgrid[:128, :128]
+    disc = torch.from_numpy(((y - 64) ** 2 + (x - 64) ** 2 < 40**2).astype(np.float32))[None]
+    tissue = torch.from_numpy(texture((128, 128), 6))[None]
+    assert textured(disc, torch.ones(128, 128)) < 0.05
+    assert textured(tissue, torch.ones(128, 128)) > 0.8
+    assert textured(7 * tissue - 3, torch.ones(128, 128)) == pytest.approx(
+        textured(tissue, torch.ones(128, 128)), abs=0.01
+    )
 
 
 def test_evidence_is_what_chance_does_not_give() -> None:
