@@ -139,7 +139,7 @@ def _drift(place: Tensor, sure: Tensor, shown: Tensor) -> tuple[float, int]:
         sure: which of them count ``[N]``.
         shown: where on the lattice of windows they are, ``[*lattice]`` with N true values.
     """
-    moves = torch.zeros((*shown.shape, place.shape[1]))
+    moves = torch.zeros((*shown.shape, place.shape[1]), dtype=place.dtype)
     counts = torch.zeros(shown.shape, dtype=torch.bool)
     moves[shown], counts[shown] = place, sure
     products = []
