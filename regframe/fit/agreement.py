@@ -43,6 +43,8 @@ CONTRAST = 0.05
 """Difference between neighbouring pixels, in standard deviations of the image, from which there is something to see."""
 SEEN = 0.7
 """Share of a window that both sides have to show."""
+ENOUGH = 8
+"""Windows that a coarser resolution has to have to speak for the map in place of a finer one that has them."""
 LEAST = {2: 96, 3: 24}
 """Pixels along the shorter side below which no coarser resolution is looked at, by the number of axes."""
 
@@ -93,7 +95,8 @@ def agreement(target: Tensor, warped: Tensor, inside: Tensor, grid: Grid) -> Agr
     while True:
         flat = [d for d, n in enumerate(grid.shape) if n == 1]
         one = _windows(_flat(target, flat), _flat(warped, flat), _flat(inside[None], flat)[0], pixel)
-        best = one if one.nats > best.nats or best is NONE else best
+        enough = one.windows >= min(ENOUGH, max(best.windows, 1))  # a few windows lie on an outline by chance
+        best = one if best is NONE or (enough and one.nats > best.nats) else best
         steady = one if one.neighbours > steady.neighbours else steady
         thick = [d for d in range(grid.ndim) if grid.shape[d] > 1]
         if min(grid.shape[d] for d in thick) < LEAST[2 if len(thick) == 2 else 3]:
