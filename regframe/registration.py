@@ -69,7 +69,7 @@ def register(
         )
     doubts = solver.check(task)
     for doubt in doubts:
-        warnings.warn(f"regframe: {doubt.sentence}; {doubt.remedy}", UserWarning, stacklevel=2)
+        warnings.warn(f"regframe: {doubt.words}", UserWarning, stacklevel=2)
     # the caller may be inside torch.no_grad() or inference_mode(); the fit needs gradients all the same
     with torch.inference_mode(False), torch.enable_grad():
         fitted, found = _fitted(solver, task)

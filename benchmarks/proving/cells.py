@@ -177,6 +177,25 @@ def _drawn(rng: Rng, kind: str, seed: int, data: Path, recipe: CellRecipe) -> Ma
     return made.exchanged(1.0) if rng.random() < 0.5 else made
 
 
+def strangers(kind: str, seed: int, data: Path | None) -> Made:
+    """The cells of fields of two different tissues, turned; in every second pair bare points, in the others drawn."""
+    assert data is not None
+    rng = seeded(kind, seed)
+    tables = sources.tables(data)
+    first = tables[int(rng.integers(len(tables)))]
+    others = [table for table in tables if table.tissue != first.tissue]
+    second, bare = others[int(rng.integers(len(others)))], rng.random() < 0.5
+    sides, story = [], []
+    for table in (first, second):
+        chosen = field_of(rng, table, int(rng.integers(*((300, 1200) if bare else (1500, 6000)))))
+        found, _, _, said = measured(rng, chosen / room(chosen), Measurement((0.6, 1.0), jitter=(0.0, 0.2)))
+        turn = rng.uniform(-180, 180)
+        sides.append(_side(found @ maps.rotation(math.radians(turn)).T * PIXELS, "px", bare))
+        story += [table.name, *said, f"{turn:.0f}°"]
+    none = np.zeros((0, 2))
+    return Made(kind, seed, sides[0], sides[1], none, none, story=tuple(story), sources=(first.name, second.name))
+
+
 def _side(points: Array, unit: str, bare: bool) -> rf.Image | rf.PointSet:
     """What a user opens: bare points, or cells by the adapter of that name with its own settings."""
     if bare:

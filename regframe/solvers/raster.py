@@ -13,9 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import confidence
 from ..contracts import Fitted, Metric, Task
 from ..data import Grid, Image, unit_ratio
 from ..fit import uncertainty
+from ..fit.agreement import agreement, textured
 from ..fit.frames import Frame, zoom_of
 from ..fit.halvings import Halvings, Level, halve
 from ..fit.likeness import coincidence, fit_contrast
@@ -208,13 +210,17 @@ def fitted(pair: Compared, done: Run, moving_grid: Grid) -> Fitted:
         "affine": _explained(fixed, moving, affine),
         "final": _explained(fixed, moving, phi),
     }
-    place = _coincidence(*done.sides, affine, affine)
-    final = place if fit.space is None else _coincidence(*done.sides, affine, phi)
+    laid = _overlaid(*done.sides, affine, phi)
+    final = _coincidence(*laid)
+    place = final if fit.space is None else _coincidence(*_overlaid(*done.sides, affine, affine))
     figures["coincidence"] = {"affine": place, "final": final}
+    figures["agreement"] = _agreement(laid, fixed.grid)
     figures["preparation"] = {
         side: dataclasses.asdict(look) | _reading(image)
         for side, look, image in zip(("fixed", "moving"), pair.looks, (fixed, moving), strict=True)
     }
+    figures["confidence"] = confidence.of_images(figures, fixed.grid.shape)
+    figures["place_confidence"] = None if figures["confidence"] is None else confidence.of_place(figures)
     figures["metric"] = {"name": type(pair.metric).name, "why": pair.why}
     sd, figures["position_sd"] = _position_sd(fit, fixed.grid)
     figures["threads"] = torch.get_num_threads()
@@ -307,8 +313,12 @@ def _explained(fixed: Image, moving: Image, phi: Transform) -> float:
     return float((1 - rest / spread.clamp(min=1e-12)).clamp(0, 1))
 
 
-def _coincidence(fixed: Halvings, moving: Halvings, affine: Affine, phi: Transform) -> float:
-    """The largest `likeness.coincidence` of the aligned images over all resolutions, in standard deviations."""
+def _overlaid(fixed: Halvings, moving: Halvings, affine: Affine, phi: Transform) -> tuple[Tensor, Tensor, Tensor, Grid]:
+    """Both images on the fixed side's pixels, of which there are at most about `PROBED`.
+
+    Returns:
+        The fixed one ``[C_f, *S]``, the moving one under ``phi`` ``[C_m, *S]``, where both are seen ``[*S]``, and the grid.
+    """
     times = fixed.times_until(lambda grid: math.prod(grid.shape) <= PROBED)
     zoom = float(determinant(affine.matrix).abs()) ** (1 / affine.ndim) * moving.grid.pixel / fixed.grid.pixel
     one, other = fixed.physical(times), moving.physical(max(0, round(times - math.log2(max(zoom, 1e-6)))))
@@ -317,7 +327,18 @@ def _coincidence(fixed: Halvings, moving: Halvings, affine: Affine, phi: Transfo
         inside = inside * resample(Image(other.weight[None], other.grid), phi, one.grid).data[0]
     if one.weight is not None:
         inside = inside * one.weight
-    target, warped, grid = one.data, resample(other, phi, one.grid).data, one.grid
+    return one.data, resample(other, phi, one.grid).data, inside, one.grid
+
+
+def _agreement(laid: tuple[Tensor, Tensor, Tensor, Grid], fixed: Grid) -> dict[str, float]:
+    """`agreement.agreement` of the aligned images for ``metrics.json``; ``unit`` is a pixel of theirs in those of ``fixed``."""
+    target, warped, inside, grid = laid
+    seen = min(textured(target, inside), textured(warped, inside))
+    return dataclasses.asdict(agreement(*laid)) | {"unit": grid.pixel / fixed.pixel, "textured": seen}
+
+
+def _coincidence(target: Tensor, warped: Tensor, inside: Tensor, grid: Grid) -> float:
+    """The largest `likeness.coincidence` of the aligned images over all resolutions, in standard deviations."""
     most_seen = 0.0
     while True:
         weight = (inside > 0.99).to(torch.float32)
