@@ -68,6 +68,7 @@ class Images(Solver):
         if stained:
             why = "both are stained sections in transmitted light, whose densities and shading need not follow one line"
             metric = plugins.metric(self.between_stains)
-            return Compared(grey(fixed), grey(moving), (one, other), metric, why, stained)
+            followed = tuple(plugins.metric(name, **options) for name, options in recipes.FOLLOWED)
+            return Compared(grey(fixed), grey(moving), (one, other), metric, why, stained, followed)
         why = "one side's intensities are taken to explain the other's"
         return Compared(fixed, moving, (one, other), plugins.metric(self.default), why)
