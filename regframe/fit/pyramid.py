@@ -22,6 +22,7 @@ from ..data import Grid, Image
 from ..maps.homogeneous import determinant
 from ..reference import carry
 from ..verdict import VIOLENT
+from . import fluid
 from .energy import Energy, ImageMetric
 from .frames import KINDS, Frame, Increment, affine_kind, zoom_of
 from .halvings import Halvings, Level, noise_share, soften
@@ -73,12 +74,14 @@ class Cuts:
         nothing: shared structure on the finest level, 0 … 1, below which that level is left out.
         weighed: whether the matching weights steer the bend between different cuts. They come from the contrast model, which the
             cells of another cut contradict nearly everywhere; False: they are reported, and every overlapping pixel steers.
+        following: how the bend between different cuts follows in small steps; None: it is fitted like any other, with the prior.
     """
 
     below: float
     prior: Prior
     nothing: float
     weighed: bool = False
+    following: fluid.Following | None = None
 
 
 @dataclass(frozen=True)
@@ -134,6 +137,8 @@ class Pair:
         landmarks: moving and fixed positions ``[M, D]`` in their frames and σ_P in fixed pixels, or None.
         recipe: how the fit of this kind of pair differs from the default.
         judge: says whether a richer model of a map is worth it, beside the energies; None where there is none.
+        followed: functions that prepare a metric for a pyramid level, by which a bend follows between different cuts; where
+            empty, it is fitted like any other.
     """
 
     fixed: Halvings
@@ -143,6 +148,7 @@ class Pair:
     landmarks: tuple[Tensor, Tensor, float] | None = None
     recipe: Recipe = Recipe()
     judge: Judge | None = None
+    followed: tuple[Callable[[Level], ImageMetric], ...] = ()
 
     def energy(self, level: Level, metric: ImageMetric, maps: MapSpace, weight: Tensor, observations: float) -> Energy:
         """The energy of a level, in these settings."""
@@ -180,13 +186,15 @@ class Fit(Standing):
         n_evaluations: total number of energy evaluations.
         observations: N of the last energy.
         mismatch: the metric's value at the end of the last level.
-        bending_gain: nats by which the energy of the bent map is lower than that of the best affine map; None where no bend was
-            asked for.
+        bending_gain: nats by which the energy of the bent map is lower than that of the best affine map; of a bend that was
+            followed, by which its matching term is lower than that of the affine map. None where no bend was asked for.
         shared: shared structure on the last level, 0 … 1.
         texture: shared structure on the finest level of the affine fit, 0 … 1.
         sections: whether the sides are different cuts of tissue (see `Cuts`).
         asked: kind of the affine part that was asked for, which ``increment`` may be simpler than.
         torn: by how much a bend that was given up for it changed areas, or None.
+        following: whether the bend was found by `fluid.follow`.
+        held_out: what pixels gained by a bend that followed others (`fluid.held_out`); None where that was not asked.
         last: the energy that ``x`` minimises, or None.
     """
 
@@ -204,6 +212,8 @@ class Fit(Standing):
     sections: bool = False
     asked: str = ""
     torn: float | None = None
+    following: bool = False
+    held_out: float | None = None
     last: Energy | None = None
 
 
@@ -406,7 +416,47 @@ def fit_pyramid(pair: Pair, start: Tensor, report: Report = None) -> Fit:
         finest = levels[-1]
         if shared_structure(*seen_at(fit, finest, pair.metric(finest))) < cuts.nothing:
             levels.pop()
+        if cuts.following is not None and pair.followed:
+            followed = _follow(fit, levels, pair, cuts, report)
+            if followed is not None:
+                return followed
     return _fit_bend(fit, levels, len(straight) - 1, pair, report)
+
+
+def _follow(fit: Fit, levels: list[Level], pair: Pair, cuts: Cuts, report: Report) -> Fit | None:
+    """The bend that follows by `fluid.follow`, after the affine fit, or the affine fit, where the judge prefers it.
+
+    None where pixels that had no say in a bend gain too little by it: there is nothing to follow then.
+    """
+    assert cuts.following is not None
+    before = dataclasses.replace(fit, history=list(fit.history), reasons=list(fit.reasons))
+    used = fluid.levels_to_follow(levels, cuts.following)
+    with threads_for(used[-1].work):
+        fit.held_out = fluid.held_out(used, fit.pullback, pair.followed[0], cuts.following)
+        if fit.held_out < cuts.following.least:
+            return None
+        found = fluid.follow(used, fit.pullback, pair.followed, cuts.prior, cuts.following)
+    for number, values in enumerate(found.values):
+        index = len(levels) - len(used) + number % len(used)
+        stage = Stage("following", index, len(levels), len(values))
+        for k, value in enumerate(values):
+            fit.history.append({"stage": stage.name, "level": index, "iteration": k + 1, "energy": value})
+        if values:
+            stage.tell(report, len(values), values[-1])
+    fit.n_evaluations += sum(map(len, found.values))
+    fit.maps, fit.x = MapSpace(fit.pullback, fit.increment, found.space), torch.cat([0 * fit.x, found.variables])
+    fit.following = True
+    level, stage = levels[-1], Stage("lddmm", len(levels) - 1, len(levels), 1)
+    with threads_for(level.work):
+        fit = fit_level(fit, level, pair, stage, LevelRules(held=True), report)
+        assert fit.last is not None
+        fit.history.append(
+            {"stage": stage.name, "level": stage.level, "iteration": 1, "energy": fit.last(fit.x)[0], **fit.last.parts}
+        )
+        straight = Energy(level, fit.last.metric, fit.maps.with_space(None), fit.last.weight, fit.observations)
+        straight(0 * before.x)
+        fit.bending_gain = straight.parts["matching"] - fit.last.parts["matching"]
+        return fit if pair.judge is None else _no_worse(fit, before, level, pair, pair.judge)
 
 
 def _to_moving(fit: Fit, at: Tensor) -> Tensor:

@@ -68,7 +68,8 @@ class Images(Solver):
         if stained:
             why = "both are stained sections in transmitted light, whose densities and shading need not follow one line"
             metric = plugins.metric(self.between_stains)
-            return Compared(grey(fixed), grey(moving), (one, other), metric, why, stained)
+            followed = tuple(plugins.metric(name, **options) for name, options in recipes.FOLLOWED)
+            return Compared(grey(fixed), grey(moving), (one, other), metric, why, stained, followed=followed)
         why = "one side's intensities are taken to explain the other's"
         if fixed.counted is not None and moving.counted is not None:
             why = "both are densities of counted things, whose roots vary evenly"

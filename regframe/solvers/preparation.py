@@ -387,9 +387,10 @@ def evened(image: Image) -> Image:
     """A density of counted things with noise that is even: the roots of its counts; other images as they are.
 
     A count has the variance of its mean, so that residuals would weigh dense tissue most, and take its chance for a misfit. The
-    root of a count varies by one half wherever it is (Anscombe 1948).
+    root of a count varies by one half wherever it is (Anscombe 1948). ``counted`` becomes 1: a value of about 1 is one thing, and
+    an empty place stays known to be empty.
     """
     if image.counted is None:
         return image
     counts = image.data.to(torch.float32).clamp(min=0) * image.counted
-    return image.replace(data=(counts + FEW_COUNTED).sqrt(), counted=None)
+    return image.replace(data=(counts + FEW_COUNTED).sqrt(), counted=1.0)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .. import confidence
+from ..config import Config
 from ..contracts import Fitted, Metric, Task
 from ..data import Grid, Image, unit_ratio
 from ..fit import uncertainty
@@ -111,6 +113,7 @@ class Compared:
         why: the reason for this metric, in words, for ``metrics.json``.
         stained: whether both are stained sections in transmitted light.
         counted: whether both are densities of counted things.
+        followed: the measures by which a bend between two cuts follows.
     """
 
     fixed: Image
@@ -120,14 +123,20 @@ class Compared:
     why: str
     stained: bool = False
     counted: bool = False
+    followed: tuple[Metric, ...] = ()
 
     def ready(self, level: Level) -> Metric:
         """The metric, prepared for the two images of one pyramid level."""
-        self.metric.prepare(
-            Image(level.fixed, level.fixed_grid, weight=level.fixed_weight),
-            Image(level.moving, level.moving_grid, weight=level.moving_weight),
-        )
-        return self.metric
+        return _prepared(self.metric, level)
+
+
+def _prepared(metric: Metric, level: Level) -> Metric:
+    """A metric, prepared for the two images of one pyramid level."""
+    metric.prepare(
+        Image(level.fixed, level.fixed_grid, weight=level.fixed_weight),
+        Image(level.moving, level.moving_grid, weight=level.moving_weight),
+    )
+    return metric
 
 
 @dataclass(frozen=True)
@@ -163,8 +172,18 @@ def fit(pair: Compared, sides: tuple[Halvings, Halvings], start: Tensor, task: T
         if task.start != "auto":  # whoever states a pose knows the size
             prior = dataclasses.replace(prior, size=None)
         judge = Judge(*sides, prior, zoom_of(began))
-    asked = Pair(*sides, pair.ready, task.config, pairs(sides, task), recipe, judge)
+    landmarks = pairs(sides, task)
+    followed = tuple(functools.partial(_prepared, metric) for metric in pair.followed)
+    if landmarks is not None or _states_prior(task.config):
+        followed = ()  # only an energy can weigh landmarks, or a prior that the user states
+    asked = Pair(*sides, pair.ready, task.config, landmarks, recipe, judge, followed)
     return fit_pyramid(asked, began, task.progress)
+
+
+def _states_prior(config: Config) -> bool:
+    """Whether the user has set anything of the bend's prior or of its time."""
+    stated = (config.sobolev.scale, config.sobolev.order, config.sigma_regularizer, config.n_slices, config.n_steps)
+    return any(value is not None for value in stated)
 
 
 def pullback(sides: tuple[Halvings, Halvings], start: Tensor) -> Tensor:
@@ -275,7 +294,9 @@ def _figures(done: Run, affine: Affine, phi: Transform) -> dict[str, Any]:
         else {"matrix": found.runner_up.tolist(), "score": found.runner_up_score},
         "bending_px": {"mean": float(shift[seen].mean()), "max": float(shift[seen].max())},
         "model": "affine" if fit.space is None else "lddmm",
+        "bend": None if fit.space is None else "followed" if fit.following else "fitted",
         "bending_gain": fit.bending_gain,
+        "held_out_gain": fit.held_out,
         "energy": {
             "first": last[0]["energy"] if last else None,
             "last": last[-1]["energy"] if last else None,

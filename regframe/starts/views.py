@@ -71,7 +71,7 @@ class Views:
     def __init__(self, side: Halvings) -> None:
         self.ndim = ndim = side.grid.ndim
         data, mask, grid = side.at(side.times_until(lambda grid: max(grid.shape) <= FINEST[ndim]))
-        weight = trust(data)
+        weight = trust(data, filled=side.image.counted is None)
         if mask is not None:
             weight = weight * mask
         known = (weight > 0).to(data.dtype)  # pixels of weight 0 must not be averaged into others, on any octave
@@ -138,12 +138,17 @@ def mean_around(values: Tensor, width: int, inside: bool = False) -> Tensor:
     return values
 
 
-def trust(data: Tensor) -> Tensor:
+def trust(data: Tensor, filled: bool = True) -> Tensor:
     """The weight of each pixel ``[*S]`` of an image ``[C, *S]``: `EMPTY` where it is constant, 0 where it was filled in.
 
     A constant area is background where the image fades into it. Where the image leaps to it (`LEAP`), the area lies beyond
     what was recorded, such as the corners of a turned image. Around an organ cut out of a volume it leaps, too, but the organ's
-    surface is real: nothing of a volume is taken for filled in.
+    surface is real: nothing of a volume is taken for filled in. Nor is anything of a density (`Image.counted`): it leaps at the
+    outline of the tissue, beyond which things were looked for and none were found.
+
+    Args:
+        data: the image ``[C, *S]``.
+        filled: whether constant areas may be canvas; False for densities.
     """
     shape = data.shape[1:]
     change = torch.zeros(shape, dtype=data.dtype)
@@ -156,7 +161,7 @@ def trust(data: Tensor) -> Tensor:
     out = torch.ones(shape, dtype=torch.float32)
     out[constant] = EMPTY
     rest = constant.clone()
-    for _ in range(3 if len(shape) == 2 else 0):  # at most three constant colours are examined
+    for _ in range(3 if filled and len(shape) == 2 else 0):  # at most three constant colours are examined
         if int(rest.sum()) < 0.002 * rest.numel():
             break
         colour = data[:, rest].median(dim=1).values
