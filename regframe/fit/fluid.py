@@ -43,12 +43,15 @@ NODE = 2.0
 
 @dataclass(frozen=True)
 class Following:
-    """How a bend follows; lengths in pixels of a level. All of it was set on the pairs of benchmarks/made.py (docs/method.md).
+    """How a bend follows; lengths in pixels of a level. What each was set on stands in docs/method.md.
 
     Args:
         steps: number of steps on each level, the last one on the finest; there are as many levels as numbers.
         step_reach: standard deviation of the Gaussian that smooths a step.
         reach: standard deviation of the Gaussian that smooths the velocity after each step.
+        smoother: the same, for pairs whose held-out pixels ask for it (`chosen`).
+        margin: how many times the gain of held-out pixels under ``reach`` that under ``smoother`` has to be for it: half of the
+            pixels, with gaps, take a smoother velocity than all of them do.
         longest: length of a step where it is longest.
         most: pixels of the finest level at most: a bend needs no finer ones, and its boxes should hold tissue, not cells.
         least: gain of the first metric on pixels held out (`held_out`) from which a bend is followed.
@@ -57,9 +60,11 @@ class Following:
     steps: tuple[int, ...] = (20, 15)
     step_reach: float = 5.0
     reach: float = 2.0
+    smoother: float = 4.0
+    margin: float = 1.15
     longest: float = 1.0
     most: int = 200_000
-    least: float = 0.0065
+    least: float = 0.01
 
 
 @dataclass
@@ -159,6 +164,15 @@ def held_out(
         before, after = (other.seen_under(v) for v in (0 * velocity, velocity))
         gains.append(force(before[0], level.fixed, before[1])[0] - force(after[0], level.fixed, after[1])[0])
     return sum(gains) / len(gains)
+
+
+def chosen(
+    levels: Sequence[Level], pullback: Tensor, metric: Callable[[Level], ImageMetric], how: Following
+) -> tuple[Following, float]:
+    """How to follow a pair, smoother where pixels held out gain more by that, and their gain; arguments as in `held_out`."""
+    smoother = dataclasses.replace(how, reach=how.smoother)
+    gain, by_smoother = (held_out(levels, pullback, metric, one) for one in (how, smoother))
+    return (smoother, by_smoother) if by_smoother > how.margin * max(gain, 0.0) else (how, gain)
 
 
 class _Canvas:

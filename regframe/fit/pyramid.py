@@ -74,7 +74,8 @@ class Cuts:
         nothing: shared structure on the finest level, 0 … 1, below which that level is left out.
         weighed: whether the matching weights steer the bend between different cuts. They come from the contrast model, which the
             cells of another cut contradict nearly everywhere; False: they are reported, and every overlapping pixel steers.
-        following: how the bend between different cuts follows in small steps; None: it is fitted like any other, with the prior.
+        following: how a bend follows in small steps where the shared structure is below `Recipe.counted`, so that observations
+            count least; None: it is fitted like any other, with the prior.
     """
 
     below: float
@@ -416,10 +417,10 @@ def fit_pyramid(pair: Pair, start: Tensor, report: Report = None) -> Fit:
         finest = levels[-1]
         if shared_structure(*seen_at(fit, finest, pair.metric(finest))) < cuts.nothing:
             levels.pop()
-        if cuts.following is not None and pair.followed:
-            followed = _follow(fit, levels, pair, cuts, report)
-            if followed is not None:
-                return followed
+    if cuts is not None and cuts.following is not None and pair.followed and fit.shared < pair.recipe.counted[0]:
+        followed = _follow(fit, levels, pair, cuts, report)
+        if followed is not None:
+            return followed
     return _fit_bend(fit, levels, len(straight) - 1, pair, report)
 
 
@@ -432,10 +433,10 @@ def _follow(fit: Fit, levels: list[Level], pair: Pair, cuts: Cuts, report: Repor
     before = dataclasses.replace(fit, history=list(fit.history), reasons=list(fit.reasons))
     used = fluid.levels_to_follow(levels, cuts.following)
     with threads_for(used[-1].work):
-        fit.held_out = fluid.held_out(used, fit.pullback, pair.followed[0], cuts.following)
-        if fit.held_out < cuts.following.least:
+        how, fit.held_out = fluid.chosen(used, fit.pullback, pair.followed[0], cuts.following)
+        if fit.held_out < how.least:
             return None
-        found = fluid.follow(used, fit.pullback, pair.followed, cuts.prior, cuts.following)
+        found = fluid.follow(used, fit.pullback, pair.followed, cuts.prior, how)
     for number, values in enumerate(found.values):
         index = len(levels) - len(used) + number % len(used)
         stage = Stage("following", index, len(levels), len(values))
