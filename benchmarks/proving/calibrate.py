@@ -60,6 +60,11 @@ def group(pair: Mapping[str, Any]) -> str:
     return "points" if "likeness" in pair["figures"] else "images"
 
 
+def of_model(name: str, pairs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The pairs that a model of `confidence.MODELS` speaks of: that of the place speaks of images, too."""
+    return [pair for pair in pairs if group(pair) == ("images" if name == "place" else name)]
+
+
 def read(paths: Sequence[Path]) -> list[dict[str, Any]]:
     """The pairs of harvests that came to a result."""
     pages = [json.loads(path.read_text()) for path in paths]
@@ -167,7 +172,7 @@ def described(name: str, model: Model, pairs: list[dict[str, Any]]) -> list[str]
     kept = [(pair, found) for pair, found in rows if found is not None]
     if not kept:
         return [f"## {name}: no pairs"]
-    right = np.array([bool(pair["right"]) for pair, _ in kept])
+    right = np.array([not is_far(pair) if model.near else bool(pair["right"]) for pair, _ in kept])
     far = np.array([is_far(pair) for pair, _ in kept])
     lines = [f"## {name}: {len(kept)} pairs, {int(right.sum())} right, {int(far.sum())} far off or unrelated", ""]
     lines += ["Area under the ROC of each figure alone:", *alone([pair for pair, _ in kept], right), ""]
@@ -188,7 +193,7 @@ def checked(name: str, model: Model, pairs: list[dict[str, Any]]) -> list[str]:
     kept = [(pair, value) for pair, value in rows if value is not None]
     if not kept:
         return [f"## {name}: no pairs"]
-    right = np.array([bool(pair["right"]) for pair, _ in kept])
+    right = np.array([not is_far(pair) if model.near else bool(pair["right"]) for pair, _ in kept])
     sure = np.array([value for _, value in kept], dtype=np.float64)
     far = np.array([is_far(pair) for pair, _ in kept])
     lines = [f"## {name}, constants as they are: {len(kept)} pairs, {int(right.sum())} right", ""]
@@ -213,7 +218,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for paths, say in parts:
         pairs = read(paths)
         for name, model in confidence.MODELS.items() if paths else ():
-            print("\n".join(say(name, model, [pair for pair in pairs if group(pair) == name])), end="\n\n")
+            print("\n".join(say(name, model, of_model(name, pairs))), end="\n\n")
 
 
 if __name__ == "__main__":

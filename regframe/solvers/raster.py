@@ -155,12 +155,23 @@ class Run:
     found: pose.Pose | None
     fit: Fit
 
+    @property
+    def lost(self) -> bool:
+        """Whether the fit led away from a start that the independent judge preferred (see `fit.pyramid.LOST`)."""
+        return self.fit.increment.kind != self.fit.asked or "held" in self.fit.reasons
+
 
 def run(pair: Compared, task: Task, recipe: Recipe) -> Run:
     """Find a start for two images, then fit their map by ``recipe``."""
     sides = Halvings(pair.fixed), Halvings(pair.moving)
     start, found = images.begin(*sides, task.start, task.config)
     return Run(sides, start, found, fit(pair, sides, start, task, recipe))
+
+
+def again(done: Run, pair: Compared, task: Task, recipe: Recipe) -> Run:
+    """Fit the map of ``pair``, the same sides compared otherwise, from the start that was found for ``done``."""
+    sides = Halvings(pair.fixed), Halvings(pair.moving)
+    return dataclasses.replace(done, sides=sides, fit=fit(pair, sides, done.start, task, recipe))
 
 
 def fit(pair: Compared, sides: tuple[Halvings, Halvings], start: Tensor, task: Task, recipe: Recipe) -> Fit:
@@ -240,6 +251,7 @@ def fitted(pair: Compared, done: Run, moving_grid: Grid) -> Fitted:
     }
     figures["confidence"] = confidence.of_images(figures, fixed.grid.shape)
     figures["place_confidence"] = None if figures["confidence"] is None else confidence.of_place(figures)
+    figures["counted"] = pair.counted
     figures["metric"] = {"name": type(pair.metric).name, "why": pair.why}
     sd, figures["position_sd"] = _position_sd(fit, fixed.grid)
     figures["threads"] = torch.get_num_threads()
