@@ -118,7 +118,8 @@ SEEN: dict[str, Any] = IMAGES | {
         ({"confidence": 0.1, "place_confidence": 0.1, "counted": True, "agreement__nats": 9.0}, "warn", "not confirmed", "crop"),
         ({"confidence": 0.1, "place_confidence": 0.1, "counted": True, "agreement__nats": 7.0}, "fail", "no evidence", "crop"),
         ({"confidence": 0.1, "place_confidence": 0.1, "counted": True, "agreement__sure": 1}, "fail", "no evidence", "crop"),
-        ({"confidence": 0.01, "place_confidence": 0.01, "agreement__windows": 0, "agreement__nats": 0.0}, "fail", "too small", "pixel sizes"),
+        ({"confidence": 0.01, "place_confidence": 0.01, "agreement__windows": 0, "agreement__nats": 0.0}, "fail", "too small",
+         "pixel sizes"),
     ],
 )  # fmt: skip
 def test_what_windows_say_of_a_map(changes: dict[str, Any], severity: str, says: str, remedy: str) -> None:

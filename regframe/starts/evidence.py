@@ -29,7 +29,7 @@ LOCAL = {2: 9, 3: 5}
 COARSE_AREA = {2: 32.0, 3: 50.0}
 """Pixels that one observation of the images as they are stands for, beside one of the fine structure for each: about 0.4 of the
 neighbourhood."""
-NOWHERE = {2: 200, 3: 100}
+NOWHERE = {2: 64, 3: 100}
 """Poses that nobody believes in, by which a pair's evidence is measured (see `priors.chance`)."""
 AT_ONCE = 4_000_000
 """Values of a batch of poses that are held at once: 16 MB."""

@@ -130,11 +130,11 @@ def _halved(grid: Grid) -> list[int]:
 def mean_around(values: Tensor, width: int, inside: bool = False) -> Tensor:
     """The mean over squares or cubes of ``width`` pixels of values ``[N, C, *S]``, beyond whose border lie zeros, or with
     ``inside`` nothing."""
-    if values.ndim == 4:
-        return F.avg_pool2d(values, width, 1, width // 2, count_include_pad=not inside)
-    for d in range(3):  # axis by axis, which is faster
-        size = tuple(width if k == d else 1 for k in range(3))
-        values = F.avg_pool3d(values, size, 1, tuple(n // 2 for n in size), count_include_pad=not inside)
+    ndim = values.ndim - 2
+    pool: Any = F.avg_pool2d if ndim == 2 else F.avg_pool3d
+    for d in range(ndim):  # axis by axis, which is faster
+        size = tuple(width if k == d else 1 for k in range(ndim))
+        values = pool(values, size, 1, tuple(n // 2 for n in size), count_include_pad=not inside)
     return values
 
 
