@@ -33,7 +33,7 @@ SCALE_3D = 0.042
 because organs fold in three directions. Set on one pair of brain slabs, on whose labels results are reported."""
 ORDER_3D = 1.0
 """Power p of the Sobolev operator for two volumes, without unit; set on the pair of `SCALE_3D`."""
-DEVIATION_3D = 0.005
+DEVIATION_3D = 0.007
 """Prior standard deviation of a displacement of two volumes along each axis on the coarsest level, as a fraction of the moving
 canvas' extent. It is far smaller than `SCALE_3D`, or nodes next to each other are nearly free, and as N/2 log m has no lower
 bound they explain the noise; finer levels take theirs from what this one found. Population: made volumes of 53 to 66 voxels with
@@ -48,9 +48,6 @@ DEVIATION = 0.1
 any bend of tissue, so that it restrains none."""
 DEVIATION_MARGIN = 3.0
 """Prior standard deviation of the next level, over the rms displacement found so far: wide enough for larger displacements."""
-DEVIATION_MARGIN_3D = 4.4
-"""`DEVIATION_MARGIN` of two volumes: more, as their first level is held back (`DEVIATION_3D`) and finds less than there is. Set
-on the pair of `SCALE_3D`: with 3 its labels lose 0.004 of Dice, with 4.7 tissue is squeezed to 0.13 instead of 0.17."""
 MOST_VARIABLES = 6_000_000
 """Largest number of values of a velocity, a bound on memory (24 MB for each vector that L-BFGS keeps); a finer velocity is
 given wider nodes."""
@@ -90,9 +87,7 @@ class Prior:
 
 PICTURES = Prior(SCALE, ORDER, NODES, beyond=0.5)
 """The prior of two pictures; its nodes cover at least twice the canvas along each axis."""
-VOLUMES = Prior(
-    SCALE_3D, ORDER_3D, NODES_3D, DEVIATION_3D, slices=1, margin=MARGIN_3D, adapts=DEVIATION_MARGIN_3D
-)
+VOLUMES = Prior(SCALE_3D, ORDER_3D, NODES_3D, DEVIATION_3D, slices=1, margin=MARGIN_3D)
 """The prior of two volumes."""
 
 
