@@ -38,7 +38,7 @@ DEVIATION_3D = 0.007
 canvas' extent. It is far smaller than `SCALE_3D`, or nodes next to each other are nearly free, and as N/2 log m has no lower
 bound they explain the noise; finer levels take theirs from what this one found. Population: five made volumes of 53 to 66 voxels,
 which have one level, bent by up to 0.7 to 2.6 voxels (``benchmarks/proving``, `volume` 100, 104, 106, 107 and `turned-volume`
-102); with 0.005 the pair of `SCALE_3D` loses 0.005 of Dice and strong bends of small volumes are not followed."""
+102); with 0.005 the pair of `SCALE_3D` loses 0.005 of Dice, and a bend of a twelfth of a small volume is followed less well."""
 NODES_3D = 2
 """Velocity nodes per length a for two volumes: fewer than for pictures, because in 3D their number grows with the third power."""
 MARGIN_3D = 2.5
