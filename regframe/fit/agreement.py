@@ -77,7 +77,7 @@ class Agreement:
 
 
 NONE = Agreement(0, 0, 0, 0, 0.0, 1.0, 0.0, 0)
-"""Where the overlap holds no window."""
+"""Where the overlap holds no window, or an image is thinner than one."""
 
 
 def agreement(target: Tensor, warped: Tensor, inside: Tensor, grid: Grid) -> Agreement:
@@ -115,7 +115,7 @@ def _windows(target: Tensor, warped: Tensor, inside: Tensor, pixel: float) -> Ag
     """`agreement` at one resolution, of ``pixel`` pixels of the finest."""
     ndim = inside.ndim
     seen = (inside > 0.95).to(torch.float32)
-    if ndim not in WINDOW or float(seen.sum()) < WINDOW[ndim] ** ndim:
+    if ndim not in WINDOW or min(seen.shape) < WINDOW[ndim] or float(seen.sum()) < WINDOW[ndim] ** ndim:
         return NONE
     target, warped = target.to(torch.float32), warped.to(torch.float32)
     predicted = fit_contrast(warped, target, seen)

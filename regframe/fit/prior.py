@@ -33,12 +33,12 @@ SCALE_3D = 0.042
 because organs fold in three directions. Set on one pair of brain slabs, on whose labels results are reported."""
 ORDER_3D = 1.0
 """Power p of the Sobolev operator for two volumes, without unit; set on the pair of `SCALE_3D`."""
-DEVIATION_3D = 0.01
-"""Prior standard deviation of a displacement of two volumes along each axis, as a fraction of the moving canvas' extent. It is
-smaller than `SCALE_3D`, or what folds would be as likely as what does not: nodes next to each other are then nearly free,
-and as N/2 log m has no lower bound they explain the noise. Only what such a prior found tells the deviation of finer levels.
-Population: made volumes of 45 to 66 voxels with bends of up to 0.5 to 3 voxels (``benchmarks/proving``, kind
-``volume``, seeds 100 to 103)."""
+DEVIATION_3D = 0.007
+"""Prior standard deviation of a displacement of two volumes along each axis on the coarsest level, as a fraction of the moving
+canvas' extent. It is far smaller than `SCALE_3D`, or nodes next to each other are nearly free, and as N/2 log m has no lower
+bound they explain the noise; finer levels take theirs from what this one found. Population: five made volumes of 53 to 66 voxels,
+which have one level, bent by up to 0.7 to 2.6 voxels (``benchmarks/proving``, `volume` 100, 104, 106, 107 and `turned-volume`
+102); with 0.005 the pair of `SCALE_3D` loses 0.005 of Dice, and a bend of a twelfth of a small volume is followed less well."""
 NODES_3D = 2
 """Velocity nodes per length a for two volumes: fewer than for pictures, because in 3D their number grows with the third power."""
 MARGIN_3D = 2.5

@@ -56,6 +56,12 @@ def test_windows_that_found_another_place_contradict() -> None:
     assert 0.25 < found.against / found.sure < 0.5
 
 
+@pytest.mark.parametrize("shape", [(20, 200), (1, 200, 20), (18, 50, 60), (9, 50, 60)])
+def test_what_is_thinner_than_a_window_holds_none_and_raises_nothing(shape: tuple[int, ...]) -> None:
+    found = agreement(*compared(texture(shape, 4), texture(shape, 4)))
+    assert (found.windows > 0) == (min(n for n in shape if n > 1) == 18)
+
+
 def test_what_is_not_seen_does_not_count() -> None:
     base = texture((200, 200), 4)
     one, other, inside, grid = compared(base, base)
