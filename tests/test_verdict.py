@@ -98,6 +98,7 @@ SEEN: dict[str, Any] = IMAGES | {
     "confidence": 0.95,
     "place_confidence": 0.95,
     "counted": False,
+    "evidence": 99.0,
     "agreement": {"agree": 50, "windows": 60, "against": 0, "sure": 40, "nats": 110.0, "drift": 0.0, "unit": 2.0},
 }
 """Figures of a map that windows confirm."""
@@ -113,8 +114,8 @@ SEEN: dict[str, Any] = IMAGES | {
           "explained_variance__start": 0.0}, "pass", "confirmed", ""),
         ({"confidence": 0.5, "place_confidence": 0.5, "agreement__against": 7}, "warn", "7 clearly best elsewhere", "landmarks"),
         ({"confidence": 0.3, "agreement__drift": 0.8}, "warn", "together 1.6 px off", "evaluate"),
-        ({"confidence": 0.1, "place_confidence": 0.1, "agreement__nats": 29.0}, "fail", "no evidence", "crop both"),
-        ({"confidence": 0.1, "place_confidence": 0.1}, "warn", "not confirmed", "crop both"),
+        ({"confidence": 0.1, "place_confidence": 0.1}, "fail", "no evidence", "crop both"),
+        ({"confidence": 0.1, "place_confidence": 0.1, "evidence": 101.0}, "warn", "not confirmed", "crop both"),
         ({"confidence": 0.1, "place_confidence": 0.1, "counted": True, "agreement__nats": 9.0}, "warn", "not confirmed", "crop"),
         ({"confidence": 0.1, "place_confidence": 0.1, "counted": True, "agreement__nats": 7.0}, "fail", "no evidence", "crop"),
         ({"confidence": 0.1, "place_confidence": 0.1, "counted": True, "agreement__sure": 1}, "fail", "no evidence", "crop"),

@@ -294,7 +294,10 @@ class _Scene:
     def make(self, kind: str, seed: int) -> Made:
         """The whole pair."""
         rng, recipe = self.rng, self.recipe
-        drawn, (a, b), (first, second) = self.windows(recipe.draw(rng, self.data))
+        source = recipe.draw(rng, self.data)
+        while recipe.crop and source.fixed.symmetric:  # both halves of such a picture are right places for a crop
+            source = recipe.draw(rng, self.data)
+        drawn, (a, b), (first, second) = self.windows(source)
         chain, canvas, scale = self.moved(second)
         fixed = self.picture(first.data, np.ones(first.shape, bool), first, recipe.fixed_looks, False)
         raw, inside = maps.render(second, chain, canvas, 1 / scale)

@@ -192,6 +192,7 @@ class Fit(Standing):
         shared: shared structure on the last level, 0 … 1.
         texture: shared structure on the finest level of the affine fit, 0 … 1.
         sections: whether the sides are different cuts of tissue (see `Cuts`).
+        nats: evidence for the map by the independent judge, in nats; None where there is no judge.
         asked: kind of the affine part that was asked for, which ``increment`` may be simpler than.
         torn: by how much a bend that was given up for it changed areas, or None.
         following: whether the bend was found by `fluid.follow`.
@@ -211,6 +212,7 @@ class Fit(Standing):
     shared: float = 1.0
     texture: float = 1.0
     sections: bool = False
+    nats: float | None = None
     asked: str = ""
     torn: float | None = None
     following: bool = False
@@ -460,7 +462,7 @@ def _follow(fit: Fit, levels: list[Level], pair: Pair, cuts: Cuts, report: Repor
         return fit if pair.judge is None else _no_worse(fit, before, level, pair, pair.judge)
 
 
-def _to_moving(fit: Fit, at: Tensor) -> Tensor:
+def to_moving(fit: Fit, at: Tensor) -> Tensor:
     """Positions ``[N, D]`` of the fixed frame in the moving one, under a fit."""
     return fit.maps.points(fit.x, at, to_moving=True)
 
@@ -482,7 +484,7 @@ def _worth_it(fitted: _Straight, kind: str, pair: Pair) -> Fit:
     judge, start = pair.judge, fit.start
 
     def judged(one: Fit) -> float:
-        return judge(functools.partial(_to_moving, one), one.pullback) - FREE * one.increment.size
+        return judge(functools.partial(to_moving, one), one.pullback) - FREE * one.increment.size
 
     began = judge(functools.partial(carry, start), start)
     best = judged(fit)
@@ -535,7 +537,7 @@ def _fit_bend(fit: Fit, levels: list[Level], fine: int, pair: Pair, report: Repo
 
 def _no_worse(fit: Fit, before: Fit, level: Level, pair: Pair, judge: Judge) -> Fit:
     """A fit that was bent, or the affine one ``before`` the bend, carried to the last level, where the judge prefers it."""
-    ends = [judge(functools.partial(_to_moving, one), one.pullback) for one in (fit, before)]
+    ends = [judge(functools.partial(to_moving, one), one.pullback) for one in (fit, before)]
     torn = 1.0 if fit.space is None else _strain(fit, level)
     if ends[0] - ends[1] >= 0 and torn <= TORN:
         return fit

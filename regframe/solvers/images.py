@@ -66,6 +66,7 @@ class Images(Solver):
             likelier = instead.figures["confidence"] or 0.0
             found = (instead.figures["place_confidence"] or 0.0) >= NO_EVIDENCE
             better = done.lost and not again.lost if sure is None else found and likelier > sure
+            better = better and (instead.figures["evidence"] or 0.0) >= (fitted.figures["evidence"] or 0.0)
             return instead if better else fitted
 
     def judge(self, fitted: Fitted) -> Iterable[Finding]:  # noqa: D102

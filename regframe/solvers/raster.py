@@ -23,7 +23,7 @@ from ..fit.agreement import agreement, textured
 from ..fit.frames import Frame, zoom_of
 from ..fit.halvings import Halvings, Level, halve
 from ..fit.likeness import coincidence, fit_contrast
-from ..fit.pyramid import Fit, Pair, Recipe, fit_pyramid
+from ..fit.pyramid import Fit, Pair, Recipe, fit_pyramid, to_moving
 from ..fit.velocity import physical_maps
 from ..maps.affine import Affine
 from ..maps.base import Transform
@@ -188,7 +188,10 @@ def fit(pair: Compared, sides: tuple[Halvings, Halvings], start: Tensor, task: T
     if landmarks is not None or _states_prior(task.config):
         followed = ()  # only an energy can weigh landmarks, or a prior that the user states
     asked = Pair(*sides, pair.ready, task.config, landmarks, recipe, judge, followed)
-    return fit_pyramid(asked, began, task.progress)
+    found = fit_pyramid(asked, began, task.progress)
+    if judge is not None:
+        found.nats = judge(functools.partial(to_moving, found), found.pullback)
+    return found
 
 
 def _states_prior(config: Config) -> bool:
@@ -252,6 +255,7 @@ def fitted(pair: Compared, done: Run, moving_grid: Grid) -> Fitted:
     figures["confidence"] = confidence.of_images(figures, fixed.grid.shape)
     figures["place_confidence"] = None if figures["confidence"] is None else confidence.of_place(figures)
     figures["counted"] = pair.counted
+    figures["evidence"] = done.fit.nats
     figures["metric"] = {"name": type(pair.metric).name, "why": pair.why}
     sd, figures["position_sd"] = _position_sd(fit, fixed.grid)
     figures["threads"] = torch.get_num_threads()

@@ -103,8 +103,9 @@ def test_empty_surroundings_do_not_hide_a_bend(monkeypatch: pytest.MonkeyPatch) 
     assert error()[0] > found
 
 
-def test_clouds_of_other_cells_are_compared_by_their_density(monkeypatch: pytest.MonkeyPatch) -> None:
-    fixed, moving = field(1, 900), moved(field(2, 900))
+def test_clouds_of_partly_other_cells_are_compared_by_their_density(monkeypatch: pytest.MonkeyPatch) -> None:
+    fixed = field(1, 1800)
+    moving = moved(np.concatenate([fixed[:1080], field(2, 720)]))
     sides = [rf.PointSet(torch.from_numpy(side), "µm") for side in (fixed, moving)]
     result = rf.register(*sides)
     assert result.verdict != "fail"
