@@ -87,7 +87,7 @@ class Bench:
             run.reasons = [f"{type(error).__name__}: {error}"]
             return run, None
         run.verdict, run.reasons, run.seconds = result.verdict, list(result.reasons), result.metrics["seconds"]
-        run.figures = {key: result.metrics[key] for key in ("model", "pose_margin", "explained_variance")}
+        run.figures = {key: result.metrics[key] for key in ("model", "confidence", "explained_variance")}
         return run, result
 
 
@@ -241,7 +241,7 @@ def untouched(bench: Bench, section: str, all_pairs: Sequence[truth.Pair]) -> li
 
 def poses(bench: Bench) -> None:
     """Any turn, either mirror, scale 0.25–4, any shift: 40 draws over six pairs, the scale unknown."""
-    columns = ["draw", "pair", "pose", "error", "untouched", "ratio", "right", "margin", "verdict", "s"]
+    columns = ["draw", "pair", "pose", "error", "untouched", "ratio", "right", "confidence", "verdict", "s"]
     bench.head(
         "Any pose",
         f"The moving image posed anew, sizes unknown. Right: at most {BAR} times the untouched pair's error; "
@@ -269,7 +269,7 @@ def poses(bench: Bench) -> None:
         trusted += word == "no" and run.verdict == "pass"
         run.figures |= {"score": score, "untouched": base.score, "right": word}
         shown = [score, f"{_cell(base.score)} ({base.pair.figure})", score / base.score if base.score else None, word]
-        rest = [run.figures.get("pose_margin"), _said(run, result), run.seconds]
+        rest = [run.figures.get("confidence"), _said(run, result), run.seconds]
         bench.say(_row([seed, base.pair.name, draw, *shown, *rest]))
     bench.say(
         "",
@@ -280,7 +280,7 @@ def poses(bench: Bench) -> None:
 
 def crops(bench: Bench) -> None:
     """The moving image cut to 40 % of its area, anywhere: 20 draws over the lung pairs and the seed."""
-    columns = ["draw", "crop", "median rTRE, %", "untouched", "right", "margin", "verdict", "s"]
+    columns = ["draw", "crop", "median rTRE, %", "untouched", "right", "confidence", "verdict", "s"]
     bench.head("Crops", f"Two fifths of the moving image. Right: median rTRE below {CROPPED} %.", columns)
     known = [truth.seed(bench.data)] if bench.quick else [*truth.lungs(bench.data), truth.seed(bench.data)]
     all_pairs = untouched(bench, "crops", known)
@@ -295,7 +295,7 @@ def crops(bench: Bench) -> None:
         good = rtre < CROPPED
         right += good
         run.figures |= {"rtre": rtre, "untouched": base.rtre}
-        cells = [rtre, base.rtre, "yes" if good else "no", run.figures.get("pose_margin"), _said(run, result)]
+        cells = [rtre, base.rtre, "yes" if good else "no", run.figures.get("confidence"), _said(run, result)]
         bench.say(_row([seed, pair.name, *cells, run.seconds]))
     bench.say("", f"**{right} of {number} right.**")
 
@@ -305,7 +305,7 @@ def crops(bench: Bench) -> None:
 
 def unlike(bench: Bench) -> None:
     """Whatever is found is wrong, so a ``pass`` is an error."""
-    columns = ["pair", "explained variance", "margin", "verdict", "s", "first reason"]
+    columns = ["pair", "explained variance", "confidence", "verdict", "s", "first reason"]
     bench.head("Pairs that do not belong together", "A `pass` is an error.", columns)
     passed = number = 0
     for read in list(blind.unlike(bench.data))[: 2 if bench.quick else None]:
@@ -315,7 +315,7 @@ def unlike(bench: Bench) -> None:
         explained = run.figures.get("explained_variance", {}).get("final")
         passed, number = passed + (run.verdict == "pass"), number + 1
         reason = run.reasons[0] if run.reasons else None
-        bench.say(_row([two.name, explained, run.figures.get("pose_margin"), _said(run, result), run.seconds, reason]))
+        bench.say(_row([two.name, explained, run.figures.get("confidence"), _said(run, result), run.seconds, reason]))
     bench.say("", f"**{passed} of {number} called pass** (must be 0).")
 
 
@@ -365,7 +365,7 @@ def through(bench: Bench) -> None:
     bench.head(
         "Run-through",
         "No truth is known; figures are the share of the fixed image's variance that the moving one explains.",
-        ["pair", "pixels", *stages, "model", "margin", "verdict", "s", "reasons"],
+        ["pair", "pixels", *stages, "model", "confidence", "verdict", "s", "reasons"],
     )
     for read in list(blind.belonging(bench.data))[: 1 if bench.quick else None]:
         for two in read()[: 1 if bench.quick else None]:
@@ -374,7 +374,7 @@ def through(bench: Bench) -> None:
             run.figures["untouched"] = as_they_lie(two.fixed, two.moving)
             cells = [run.figures["untouched"], *(explained.get(key) for key in ("start", "affine", "final"))]
             size = " → ".join("×".join(map(str, image.grid.shape)) for image in (two.fixed, two.moving))
-            cells += [run.figures.get("model"), run.figures.get("pose_margin"), _said(run, result), run.seconds]
+            cells += [run.figures.get("model"), run.figures.get("confidence"), _said(run, result), run.seconds]
             bench.say(_row([two.name, size, *cells, "; ".join(run.reasons)]))
 
 

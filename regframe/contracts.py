@@ -277,6 +277,19 @@ class Fitted:
     findings: tuple[Finding, ...] = ()
 
 
+@dataclass(frozen=True)
+class Otherwise:
+    """A pair in another form: what is tried where a solver found nothing.
+
+    Args:
+        task: both sides in the other form, in the same units; everything else as it was asked for.
+        finding: the remark that the pair was registered in this form, for the result that is made of it.
+    """
+
+    task: Task
+    finding: Finding
+
+
 class Solver(ABC):
     """One kind of pair: what is compared, where the fit begins, what is minimised, and when the resulting map is trusted."""
 
@@ -302,3 +315,7 @@ class Solver(ABC):
     @abstractmethod
     def judge(self, fitted: Fitted) -> Iterable[Finding]:
         """Remarks on the fitted map, from its figures; the worst severity becomes the verdict (see `regframe.verdict`)."""
+
+    def otherwise(self, task: Task) -> Otherwise | None:
+        """The pair in another form, which is tried where the verdict on this one is ``fail``, or None; optional."""
+        return None

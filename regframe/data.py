@@ -240,6 +240,8 @@ class Image:
         weight: optional ``[*S]`` in 0 … 1, trust per pixel (a mask); None where every pixel counts.
         name: used in messages and captions.
         reading: how the image was read out of a larger one; None where it was read whole.
+        counted: where values are counts or densities of things (cells), the number of things that a value of 1 stands for: the
+            square of a value's mean over its variance, if things lie where chance puts them. None for measured intensities.
     """
 
     data: Tensor
@@ -249,6 +251,7 @@ class Image:
     weight: Tensor | None = None
     name: str = "image"
     reading: Reading | None = None
+    counted: float | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.data, Tensor):
@@ -261,6 +264,10 @@ class Image:
         object.__setattr__(self, "channels", channels)
         if self.weight is not None and tuple(self.weight.shape) != self.grid.shape:
             raise ValueError(f"wanted a weight of shape {self.grid.shape}, got {tuple(self.weight.shape)}")
+        if self.counted is not None and not 0 < self.counted < math.inf:
+            raise ValueError(
+                f"wanted a positive number of things per value of 1, got {self.counted!r}; None if not counted"
+            )
 
     @classmethod
     def from_array(

@@ -69,12 +69,35 @@ def register(
         )
     doubts = solver.check(task)
     for doubt in doubts:
-        warnings.warn(f"regframe: {doubt.sentence}; {doubt.remedy}", UserWarning, stacklevel=2)
+        warnings.warn(f"regframe: {doubt.words}", UserWarning, stacklevel=2)
     # the caller may be inside torch.no_grad() or inference_mode(); the fit needs gradients all the same
     with torch.inference_mode(False), torch.enable_grad():
-        fitted = solver.fit(task)
-    findings = [*doubts, *fitted.findings, *solver.judge(fitted)]
-    return assembled(fitted, task, findings, time.perf_counter() - began)
+        fitted, found = _fitted(solver, task)
+        if verdict.worst(found) == "fail":
+            fitted, found = _otherwise(solver, task, fitted, found)
+    return assembled(fitted, task, [*doubts, *found], time.perf_counter() - began)
+
+
+def _fitted(solver: Solver, task: Task) -> tuple[Fitted, list[Finding]]:
+    """The fit of a task that has passed the solver's `check`, and all remarks on it."""
+    fitted = solver.fit(task)
+    return fitted, [*fitted.findings, *solver.judge(fitted)]
+
+
+def _otherwise(solver: Solver, task: Task, fitted: Fitted, found: list[Finding]) -> tuple[Fitted, list[Finding]]:
+    """The fit of the pair in another form where the solver has one that is judged better; the fit that failed otherwise."""
+    other = solver.otherwise(task)
+    if other is None:
+        return fitted, found
+    instead = _solver(other.task)
+    try:
+        instead.check(other.task)
+    except ValueError:  # what cannot be compared in the other form was registered in its own
+        return fitted, found
+    again, remarks = _fitted(instead, other.task)
+    if verdict.worst(remarks) == "fail":
+        return fitted, found
+    return again, [other.finding, *remarks]
 
 
 def settled(config: Config | None, metric: Metric | str | None, **changes: str | None) -> Config:

@@ -60,13 +60,20 @@ class Result:
 
     @property
     def reasons(self) -> tuple[str, ...]:
-        """The reasons for the verdict, one sentence each."""
+        """The reasons for the verdict, one sentence each, with what to do about it where something is known to help."""
         return tuple(self.metrics["reasons"])
+
+    @property
+    def confidence(self) -> float | None:
+        """Share of maps with such figures that are right, 0 … 1 (see `regframe.confidence`); None where that is not known."""
+        value = self.metrics.get("confidence")
+        return None if value is None else float(value)
 
     def __repr__(self) -> str:
         m = self.metrics
+        sure = "" if self.confidence is None else f"confidence {self.confidence:.2f}, "
         return (
-            f"Result({m['verdict']}, {m.get('model', 'map')}, {m['n_evaluations']} evaluations, {m['seconds']:.1f} s, "
+            f"Result({m['verdict']}, {sure}{m.get('model', 'map')}, {m['n_evaluations']} evaluations, {m['seconds']:.1f} s, "
             f"round trip {m['roundtrip_px']['mean']:.2g} px)"
         )
 

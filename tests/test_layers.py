@@ -23,7 +23,7 @@ ROWS: dict[int, set[str]] = {
     0: {"_C", "_host"},
     1: {"hookspecs", "config", "reference", "ops", "versions"},
     2: {"data", "maps"},
-    3: {"contracts", "plugins", "verdict"},
+    3: {"confidence", "contracts", "plugins", "verdict"},
     4: {"fit"},
     5: {"starts", "result"},
     6: {"solvers", "slides", "io", "evaluation"},

@@ -58,7 +58,7 @@ def test_conclusions() -> None:
     assert verdict.conclude([remark, look])["verdict"] == "warn"
     found = verdict.conclude([remark, look, wrong])
     assert found["verdict"] == "fail"
-    assert found["reasons"] == ["c", "b", "a"]
+    assert found["reasons"] == ["c; d", "b", "a"]
     assert found["findings"][1] == {"severity": "warn", "sentence": "b", "figure": 1.0, "threshold": 2.0, "remedy": ""}
 
 
@@ -92,6 +92,67 @@ def test_rules_of_images(changes: dict[str, Any], severity: str, says: str) -> N
     (finding,) = verdict.of_images(changed(IMAGES, **changes), 2)
     assert finding.severity == severity
     assert says in finding.sentence
+
+
+SEEN: dict[str, Any] = IMAGES | {
+    "confidence": 0.95,
+    "place_confidence": 0.95,
+    "counted": False,
+    "evidence": 99.0,
+    "agreement": {"agree": 50, "windows": 60, "against": 0, "sure": 40, "nats": 110.0, "drift": 0.0, "unit": 2.0},
+}
+"""Figures of a map that windows confirm."""
+
+
+@pytest.mark.parametrize(
+    ("changes", "severity", "says", "remedy"),
+    [
+        ({}, "pass", "confirmed (confidence 95 %): 50 of 60 windows", ""),
+        ({"confidence": 0.999}, "pass", "over 99 %", ""),
+        ({"pose_margin": 0.0}, "pass", "confirmed", ""),  # what windows decide needs no second pose
+        ({"coincidence__affine": 1.0, "coincidence__final": 1.0, "explained_variance__final": 0.01,
+          "explained_variance__start": 0.0}, "pass", "confirmed", ""),
+        ({"confidence": 0.5, "place_confidence": 0.5, "agreement__against": 7}, "warn", "7 clearly best elsewhere", "landmarks"),
+        ({"confidence": 0.3, "agreement__drift": 0.8}, "warn", "together 1.6 px off", "evaluate"),
+        ({"confidence": 0.1, "place_confidence": 0.1}, "fail", "no evidence", "crop both"),
+        ({"confidence": 0.1, "place_confidence": 0.1, "evidence": 101.0}, "warn", "not confirmed", "crop both"),
+        ({"confidence": 0.1, "place_confidence": 0.1, "counted": True, "agreement__nats": 9.0}, "warn", "not confirmed", "crop"),
+        ({"confidence": 0.1, "place_confidence": 0.1, "counted": True, "agreement__nats": 7.0}, "fail", "no evidence", "crop"),
+        ({"confidence": 0.1, "place_confidence": 0.1, "counted": True, "agreement__sure": 1}, "fail", "no evidence", "crop"),
+        ({"confidence": 0.01, "place_confidence": 0.01, "agreement__windows": 0, "agreement__nats": 0.0}, "fail", "too small",
+         "pixel sizes"),
+    ],
+)  # fmt: skip
+def test_what_windows_say_of_a_map(changes: dict[str, Any], severity: str, says: str, remedy: str) -> None:
+    (finding,) = verdict.of_images(changed(SEEN, **changes), 2)
+    assert finding.severity == severity
+    assert says in finding.sentence
+    assert remedy in finding.remedy
+    assert (finding.figure, finding.threshold) != (None, None)
+
+
+def test_another_pose_is_a_doubt_where_windows_do_not_decide() -> None:
+    findings = verdict.of_images(changed(SEEN, confidence=0.75, pose_margin=0.0), 2)
+    assert sorted(finding.severity for finding in findings) == ["pass", "warn"]
+
+
+def test_what_confirms_a_map_does_not_excuse_what_contradicts_it() -> None:
+    said = verdict.conclude(verdict.of_images(changed(SEEN, jacobian_max=101.0), 2))
+    assert said["verdict"] == "fail"
+    assert said["reasons"][0].endswith("which tissue does not do; try --transform affine")
+    crop = list(verdict.of_images(changed(SEEN, overlap_fraction=0.2, matching_fraction=0.1), 2))
+    assert {finding.severity for finding in crop} == {"pass"}  # a reminder, where windows confirm the map
+
+
+def test_clouds_of_low_confidence_are_not_confirmed() -> None:
+    assert not list(verdict.of_points(POINTS | {"confidence": 0.9}))
+    (finding,) = verdict.of_points(POINTS | {"confidence": 0.05})
+    assert finding.severity == "warn"
+    assert "confidence 5 %" in finding.sentence
+
+
+def test_confidence_in_words() -> None:
+    assert [verdict.spoken(x) for x in (0.0, 0.123, 0.98, 1.0)] == ["under 1 %", "12 %", "98 %", "over 99 %"]
 
 
 def test_volumes_have_to_coincide_more_clearly_than_planes() -> None:

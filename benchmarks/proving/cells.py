@@ -19,6 +19,11 @@ from .sources import Array, Mask, Table
 
 PIXELS = 3.0
 """Pixels a cell's room is wide, as the adapter ``cells`` proposes; bends are drawn in these pixels."""
+FEWEST = 40
+"""Cells on either side of which a pair is made at least: of the rectangles of a ragged tissue some hold next to none, and nobody
+would align ten points."""
+ATTEMPTS = 20
+"""Draws of a pair at most until both sides have `FEWEST` cells."""
 JUDGED = 2000
 """Cells, at most, at which a pair is judged."""
 
@@ -131,6 +136,15 @@ def make(kind: str, seed: int, data: Path | None, recipe: CellRecipe) -> Made:
     """A pair of tables: the cells of one field, measured twice, the second time moved."""
     assert data is not None
     rng = seeded(kind, seed)
+    for _ in range(ATTEMPTS):
+        made = _drawn(rng, kind, seed, data, recipe)
+        if made is not None:
+            return made
+    raise RuntimeError(f"wanted {FEWEST} cells on both sides of {kind}:{seed}, got fewer in {ATTEMPTS} draws")
+
+
+def _drawn(rng: Rng, kind: str, seed: int, data: Path, recipe: CellRecipe) -> Made | None:
+    """One draw of a pair, or None where a side has fewer than `FEWEST` cells."""
     tables = [*sources.tables(data), sources.nuclei(data)] if recipe.bare else list(sources.tables(data))
     table = tables[int(rng.integers(len(tables)))]
     chosen = field_of(rng, table, int(rng.integers(*recipe.number)))
@@ -138,6 +152,8 @@ def make(kind: str, seed: int, data: Path | None, recipe: CellRecipe) -> Made:
     at = chosen / unit
     fixed, seen, first, said = measured(rng, at, recipe.fixed)
     again, seen_too, second, said_too = measured(rng, at, recipe.moving)
+    if min(len(fixed), len(again)) < FEWEST:
+        return None
     low, size = at.min(axis=0), np.ptp(at, axis=0)
     chain: list[maps.Map] = [maps.Linear(np.eye(2) * PIXELS, -low * PIXELS)]
     bent = rng.uniform(*recipe.bend)
@@ -159,6 +175,25 @@ def make(kind: str, seed: int, data: Path | None, recipe: CellRecipe) -> Made:
         kind, seed, sides[0], sides[1], at[judged] * unit, whole.push(at[judged]), pixel, jitter, story, (table.name,)
     )
     return made.exchanged(1.0) if rng.random() < 0.5 else made
+
+
+def strangers(kind: str, seed: int, data: Path | None) -> Made:
+    """The cells of fields of two different tissues, turned; in every second pair bare points, in the others drawn."""
+    assert data is not None
+    rng = seeded(kind, seed)
+    tables = sources.tables(data)
+    first = tables[int(rng.integers(len(tables)))]
+    others = [table for table in tables if table.tissue != first.tissue]
+    second, bare = others[int(rng.integers(len(others)))], rng.random() < 0.5
+    sides, story = [], []
+    for table in (first, second):
+        chosen = field_of(rng, table, int(rng.integers(*((300, 1200) if bare else (1500, 6000)))))
+        found, _, _, said = measured(rng, chosen / room(chosen), Measurement((0.6, 1.0), jitter=(0.0, 0.2)))
+        turn = rng.uniform(-180, 180)
+        sides.append(_side(found @ maps.rotation(math.radians(turn)).T * PIXELS, "px", bare))
+        story += [table.name, *said, f"{turn:.0f}°"]
+    none = np.zeros((0, 2))
+    return Made(kind, seed, sides[0], sides[1], none, none, story=tuple(story), sources=(first.name, second.name))
 
 
 def _side(points: Array, unit: str, bare: bool) -> rf.Image | rf.PointSet:

@@ -6,7 +6,7 @@ import math
 import time
 import traceback
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -28,8 +28,8 @@ FAR = 3.0
 VERDICTS = ("pass", "warn", "fail")
 RADIUS = {2: 2.146, 3: 2.500}
 """Standard deviations per axis that 90 % of a normal distribution in so many dimensions lie within (χ distribution)."""
-KEPT = ("model", "metric", "pose_margin", "explained_variance", "confidence")
-"""Figures of a result that are written down where it has them."""
+LEFT_OUT = ("reasons", "findings", "versions", "runner_up", "plane", "seconds", "seed")
+"""What of a result's metrics is no figure that a judge could use."""
 
 
 @dataclass(frozen=True)
@@ -96,13 +96,30 @@ def judge(made: Made, transform: str | None = None) -> tuple[Judged, rf.Result |
     median, p90, most = (
         float(np.quantile(finite, s, method="nearest")) if len(finite) else math.nan for s in (0.5, 0.9, 1)
     )
-    figures = {} if result is None else {key: result.metrics[key] for key in KEPT if key in result.metrics}
+    figures = (
+        {} if result is None else scalars({key: value for key, value in result.metrics.items() if key not in LEFT_OUT})
+    )
     judged = Judged(
         made.kind, made.seed, "error" if result is None else str(result.verdict), median <= bar if made.related else None,
         median, p90, most, bar, made.attainable, covered(made, result, errors), seconds, reasons, made.story, made.sources,
         figures,
     )  # fmt: skip
     return judged, result
+
+
+def scalars(figures: Mapping[str, Any], prefix: str = "") -> dict[str, float | str | None]:
+    """Nested figures as one dictionary of numbers and words by dotted name: ``coincidence.affine``; a list is its last entry."""
+    out: dict[str, float | str | None] = {}
+    for key, value in figures.items():
+        if isinstance(value, Mapping):
+            out |= scalars(value, f"{prefix}{key}.")
+            continue
+        last = value[-1] if isinstance(value, (list, tuple)) and value else value
+        if isinstance(last, (bool, int, float)):
+            out[prefix + key] = float(last) if math.isfinite(last) else None
+        elif isinstance(last, str) or last is None:
+            out[prefix + key] = last
+    return out
 
 
 def _errors(made: Made, result: rf.Result | None) -> Array:

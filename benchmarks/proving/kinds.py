@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from . import looks, pairs
-from .cells import CellRecipe, Measurement, make
+from .cells import CellRecipe, Measurement, make, strangers
 from .pairs import Made, Recipe
 
 IMAGES: dict[str, Recipe] = {
@@ -60,9 +60,12 @@ KINDS: dict[str, Callable[[str, int, Path | None], Made]] = (
     {name: partial(pairs.image, recipe=recipe) for name, recipe in IMAGES.items()}
     | {name: partial(make, recipe=recipe) for name, recipe in CELLS.items()}
     | {name: partial(pairs.volumes, most=most) for name, most in VOLUMES.items()}
-    | {"unrelated": pairs.unrelated}
+    | {"unrelated": pairs.unrelated, "strangers": strangers, "strange-volumes": pairs.strange_volumes}
 )
 """Every kind, by name."""
+
+UNRELATED = ("unrelated", "strangers", "strange-volumes")
+"""The kinds whose two sides do not belong together: images, cells and points, volumes."""
 
 WITHOUT_DATA = (
     "pose",

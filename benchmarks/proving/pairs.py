@@ -294,7 +294,10 @@ class _Scene:
     def make(self, kind: str, seed: int) -> Made:
         """The whole pair."""
         rng, recipe = self.rng, self.recipe
-        drawn, (a, b), (first, second) = self.windows(recipe.draw(rng, self.data))
+        source = recipe.draw(rng, self.data)
+        while recipe.crop and source.fixed.symmetric:  # both halves of such a picture are right places for a crop
+            source = recipe.draw(rng, self.data)
+        drawn, (a, b), (first, second) = self.windows(source)
         chain, canvas, scale = self.moved(second)
         fixed = self.picture(first.data, np.ones(first.shape, bool), first, recipe.fixed_looks, False)
         raw, inside = maps.render(second, chain, canvas, 1 / scale)
@@ -426,6 +429,21 @@ def volumes(kind: str, seed: int, data: Path | None, most: float) -> Made:
     images = [rf.Image.from_array(values[0], "zyx") for values in (texture.data, moving.data)]
     story = (name, f"turned by {angle:.0f}°", f"bent by {size:.1f}")
     return Made(kind, seed, images[0], images[1], at[fine], p[fine], story=story, sources=(name,))
+
+
+def strange_volumes(kind: str, seed: int, data: Path | None) -> Made:
+    """The MR volumes of a mouse's and of a human's brain, of 45–66 voxels along their longest sides, one of them turned at
+    random; either may be the fixed one; noise on the moving one; sizes not stated."""
+    assert data is not None
+    rng = seeded(kind, seed)
+    textures = [sources.small_volume(data, "mouse", rng.choice([0.2, 0.25])), sources.small_volume(data, "human", 0.25)]
+    fixed, other = textures if rng.random() < 0.5 else textures[::-1]
+    last, canvas = maps.pose(maps.rotation3(rng, math.pi), other.shape, rng.uniform(-0.08, 0.08, 3))
+    raw, inside = maps.render(other, maps.Chain((last,)), canvas, 1.0)
+    moving = looks.noise(rng, Picture(raw, inside, other.ground(), False))
+    images = [rf.Image.from_array(values[0], "zyx") for values in (fixed.data, moving.data)]
+    none = np.zeros((0, 3))
+    return Made(kind, seed, images[0], images[1], none, none, sources=(fixed.name, other.name))
 
 
 def unrelated(kind: str, seed: int, data: Path | None) -> Made:

@@ -94,7 +94,8 @@ def project(one: Cells, other: Cells, n: int, drawing: Drawing) -> tuple[regfram
     vectors = vectors * np.sign(vectors[np.abs(vectors).argmax(axis=0), np.arange(n)])
     loadings = (gain[:, None] * vectors) @ _turn(n)  # [G, n]
     channels = tuple(f"component {i + 1}" for i in range(n))
-    images = [drawing.raster(Weighted(source.cells, source.project(names, loadings), channels)) for source in sources]
+    weighted = [Weighted(source.cells, source.project(names, loadings), channels) for source in sources]
+    images = [drawing.raster(one).replace(counted=None) for one in weighted]  # contrasts are no counts
     return images[0], images[1]
 
 

@@ -156,7 +156,19 @@ class Drawing:
             data = np.concatenate(parts)
         unit = weighted.cells.unit
         names = [f"{name} σ{s:g} {unit}" if len(sigmas) > 1 else name for s in sigmas for name in weighted.names]
-        return regframe.Image(torch.from_numpy(data), grid, tuple(names), name=weighted.cells.name)
+        counted = _counted(weighted.weights, min(sigmas) / grid.pixel)
+        return regframe.Image(torch.from_numpy(data), grid, tuple(names), name=weighted.cells.name, counted=counted)
+
+
+def _counted(weights: Array, sigma: float) -> float | None:
+    """Cells that a value of 1 stands for (`regframe.Image`), of Gaussians of ``sigma`` pixels; None where a weight is negative.
+
+    Cells of density λ and weight w give a mean of λ E[w] and a variance of λ E[w²] / (4π σ²).
+    """
+    square = float(np.square(weights).mean())
+    if float(weights.min()) < 0 or not square > 0:
+        return None
+    return 4 * math.pi * sigma**2 * float(weights.mean()) / square
 
 
 def gene_names(cells: Cells, wanted: Sequence[str]) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from .. import verdict
 from ..io import outputs
 from . import work
 from .work import Outcome
@@ -22,7 +23,7 @@ STATES = ("failed", "fail", "warn", "pass", "pending")
 
 _MAX_REPORT = 32 << 20
 """Largest report, in bytes, from which pictures are taken; regframe's own stay under 6 MB."""
-_FIGURES = ("n_evaluations", "matching_fraction", "folding_fraction", "pose_margin")
+_FIGURES = ("n_evaluations", "matching_fraction", "folding_fraction")
 _WORDS = {
     "failed": "did not end as asked",
     "fail": "contradicted, or no evidence",
@@ -57,6 +58,7 @@ def row(outcome: Outcome) -> dict[str, Any]:
         "id": outcome.id,
         "status": outcome.status,
         "verdict": outcome.verdict,
+        "confidence": outcome.figures.get("confidence"),
         "reasons": " | ".join(outcome.reasons),
         "model": outcome.model,
         "attempts": len(outcome.attempts),
@@ -96,7 +98,8 @@ def _cell(value: Any) -> Any:
 
 
 def page(outcomes: Sequence[Outcome], out: Path) -> str:
-    """``summary.html``: counts, then every job with its overlays before and after, the worst first."""
+    """``summary.html``: counts, then every job with its overlays before and after, the worst first: by verdict, then by
+    confidence."""
     import jinja2
 
     environment = jinja2.Environment(
@@ -105,7 +108,7 @@ def page(outcomes: Sequence[Outcome], out: Path) -> str:
     width = 300 if len(outcomes) <= 60 else 200 if len(outcomes) <= 300 else 130
     groups = []
     for state in STATES:
-        chosen = [_item(outcome, out, width) for outcome in outcomes if outcome.state == state]
+        chosen = [_item(o, out, width) for o in sorted(outcomes, key=_confidence) if o.state == state]
         if chosen:
             groups.append({"state": state, "words": _WORDS[state], "jobs": chosen})
     again = sum(len(o.attempts) > 1 for o in outcomes)
@@ -114,9 +117,17 @@ def page(outcomes: Sequence[Outcome], out: Path) -> str:
     )
 
 
+def _confidence(outcome: Outcome) -> float:
+    """What jobs of one state are sorted by, the least sure first; where nothing is known of it, before all others."""
+    value = outcome.figures.get("confidence")
+    return -1.0 if value is None else float(value)
+
+
 def _item(outcome: Outcome, out: Path, width: int) -> dict[str, Any]:
     line = row(outcome)
     facts: list[tuple[str, str]] = []
+    if line["confidence"] is not None:
+        facts.append(("confidence", verdict.spoken(line["confidence"])))
     if line["tre_px_median"] is not None:
         was = "" if line["tre_px_median_before"] is None else f" (before {line['tre_px_median_before']:.3g})"
         facts.append(("landmark error, median", f"{line['tre_px_median']:.3g} px{was}"))

@@ -44,7 +44,7 @@ _MAX_RECORD = 4 << 20
 """Largest ``job.json`` or log that is read, in bytes; a record of regframe has some kB."""
 _FIGURES = (
     "seconds", "n_evaluations", "matching_fraction", "roundtrip_px", "jacobian_min", "folding_fraction", "pose_margin",
-    "metric", "model",
+    "confidence", "metric", "model",
 )  # fmt: skip
 
 

@@ -269,6 +269,7 @@ def _result_facts(path: Path) -> dict[str, Any]:
     return {
         "kind": "result",
         "verdict": result.verdict,
+        "confidence": result.confidence,
         "reasons": list(result.reasons),
         "map": " then ".join(type(part).__name__ for part in result.transform.parts()),
         "fixed": describe_grid(result.fixed_grid),

@@ -271,7 +271,10 @@ def describe(data: Image | PointSet) -> str:
 
 
 def _summary(result: Result, out: Path) -> None:
+    from ..verdict import headline
+
     click.echo(repr(result))
     for reason in result.reasons:
         click.echo(f"  {reason}")
     click.echo(f"wrote {out} (report: {out / 'report.html'})")
+    click.echo(headline(result.verdict, result.confidence))

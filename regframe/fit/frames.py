@@ -14,6 +14,9 @@ from torch import Tensor
 from ..data import Grid
 from ..maps import homogeneous
 
+KINDS = ("rigid", "similarity", "affine")
+"""Kinds of increments that move, each a case of the next."""
+
 
 @dataclass(frozen=True)
 class Frame:

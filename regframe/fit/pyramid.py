@@ -8,25 +8,30 @@ kind of pair it fits: the solver states in a `Recipe` what to do differently. "S
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from ..config import Config
 from ..data import Grid, Image
+from ..maps.homogeneous import determinant
+from ..reference import carry
+from ..verdict import VIOLENT
+from . import fluid
 from .energy import Energy, ImageMetric
-from .frames import Frame, Increment, affine_kind, zoom_of
+from .frames import KINDS, Frame, Increment, affine_kind, zoom_of
 from .halvings import Halvings, Level, noise_share, soften
 from .lbfgs import Descent
 from .likeness import coincidence, correlation_area, fit_contrast, shared_structure
 from .mapspace import MapSpace, Standing
-from .mixture import Mixture
+from .mixture import SHARPEST, Mixture
 from .precondition import descend, precondition
-from .prior import PICTURES, VOLUMES, Prior, velocity_space
+from .prior import FREE, PICTURES, VOLUMES, Prior, velocity_space
 from .steps import Report, Stage, Steps
 from .threads import threads_for
 
@@ -48,6 +53,13 @@ WORTHWHILE = 1e-4
 LEAST = 1.0
 """Nats that `PATIENCE` steps of a bent fit must gain together on every level but the finest, however few the observations:
 coarse levels need not be minimised to the last digit."""
+TORN = 10 * VIOLENT
+"""Change of area, as a ratio, beyond which a bend is none of tissue, whatever it explains, and the affine map is kept."""
+SINGLE = 0.001
+"""Share of a level's pixels that may be squeezed or stretched more than that: differences of neighbours are rough."""
+LOST = 0.75
+"""Share of the judge's nats at the start that a fit must have lost for simpler ones to be looked at: a start was fitted to what
+the judge sees, too, if coarser, so that lesser differences between both say nothing."""
 SETTLING = 3
 """Number of EM steps before the classes are used for the first time, because their first guess is rough."""
 
@@ -62,12 +74,15 @@ class Cuts:
         nothing: shared structure on the finest level, 0 … 1, below which that level is left out.
         weighed: whether the matching weights steer the bend between different cuts. They come from the contrast model, which the
             cells of another cut contradict nearly everywhere; False: they are reported, and every overlapping pixel steers.
+        following: how a bend follows in small steps where the shared structure is below `Recipe.counted`, so that observations
+            count least; None: it is fitted like any other, with the prior.
     """
 
     below: float
     prior: Prior
     nothing: float
     weighed: bool = False
+    following: fluid.Following | None = None
 
 
 @dataclass(frozen=True)
@@ -81,6 +96,8 @@ class Recipe:
             the second on, and proportionally between.
         cuts: what to do where the sides are different cuts; None where shared structure does not tell.
         most: largest number of independent observations that are counted.
+        sparse: whether much of both sides is exactly empty, as densities of things are. What is empty on both sides fits exactly
+            under any map, so it has no say in how well tissue fits where it matches.
     """
 
     moves: bool = True
@@ -88,11 +105,25 @@ class Recipe:
     counted: tuple[float, float] = (0.0, ENOUGH_SHARED)
     cuts: Cuts | None = None
     most: float = math.inf
+    sparse: bool = False
 
     def counts(self, shared: float) -> float:
         """Weight of an observation, `LEAST_EVIDENCE` … 1, where both sides have this much shared structure."""
         none, enough = self.counted
         return min(max((shared - none) / (enough - none), LEAST_EVIDENCE), 1.0)
+
+
+class Judge(Protocol):
+    """An independent measure of how well two sides match, which no fit descends."""
+
+    def __call__(self, to_moving: Callable[[Tensor], Tensor], pullback: Tensor) -> float:
+        """Nats, more is better, less what is unusual of the map.
+
+        Args:
+            to_moving: takes positions ``[N, D]`` of the fixed frame to the moving one.
+            pullback: the affine part of it ``[D+1, D+1]``.
+        """
+        ...
 
 
 @dataclass(frozen=True)
@@ -106,6 +137,9 @@ class Pair:
         config: all settings.
         landmarks: moving and fixed positions ``[M, D]`` in their frames and σ_P in fixed pixels, or None.
         recipe: how the fit of this kind of pair differs from the default.
+        judge: says whether a richer model of a map is worth it, beside the energies; None where there is none.
+        followed: functions that prepare a metric for a pyramid level, by which a bend follows between different cuts; where
+            empty, it is fitted like any other.
     """
 
     fixed: Halvings
@@ -114,6 +148,8 @@ class Pair:
     config: Config
     landmarks: tuple[Tensor, Tensor, float] | None = None
     recipe: Recipe = Recipe()
+    judge: Judge | None = None
+    followed: tuple[Callable[[Level], ImageMetric], ...] = ()
 
     def energy(self, level: Level, metric: ImageMetric, maps: MapSpace, weight: Tensor, observations: float) -> Energy:
         """The energy of a level, in these settings."""
@@ -129,11 +165,13 @@ class LevelRules:
         fine: whether the level is at least as fine as the finest level of the affine fit; only then may shared structure found on
             it raise the weight of observations.
         least: nats that `PATIENCE` steps of a bent fit must gain together, however few the observations.
+        held: True where the map stays as it is, and only the weights are found.
     """
 
     constant_weights: bool = False
     fine: bool = True
     least: float = 0.0
+    held: bool = False
 
 
 @dataclass
@@ -149,11 +187,16 @@ class Fit(Standing):
         n_evaluations: total number of energy evaluations.
         observations: N of the last energy.
         mismatch: the metric's value at the end of the last level.
-        bending_gain: nats by which the energy of the bent map is lower than that of the best affine map; None where no bend was
-            asked for.
+        bending_gain: nats by which the energy of the bent map is lower than that of the best affine map; of a bend that was
+            followed, by which its matching term is lower than that of the affine map. None where no bend was asked for.
         shared: shared structure on the last level, 0 … 1.
         texture: shared structure on the finest level of the affine fit, 0 … 1.
         sections: whether the sides are different cuts of tissue (see `Cuts`).
+        nats: evidence for the map by the independent judge, in nats; None where there is no judge.
+        asked: kind of the affine part that was asked for, which ``increment`` may be simpler than.
+        torn: by how much a bend that was given up for it changed areas, or None.
+        following: whether the bend was found by `fluid.follow`.
+        held_out: what pixels gained by a bend that followed others (`fluid.held_out`); None where that was not asked.
         last: the energy that ``x`` minimises, or None.
     """
 
@@ -169,6 +212,11 @@ class Fit(Standing):
     shared: float = 1.0
     texture: float = 1.0
     sections: bool = False
+    nats: float | None = None
+    asked: str = ""
+    torn: float | None = None
+    following: bool = False
+    held_out: float | None = None
     last: Energy | None = None
 
 
@@ -186,6 +234,16 @@ def adapt_prior(fit: Fit, moving: Grid, margin: float) -> None:
     displacement = velocity.mean(dim=0)  # [D, *S]
     inside = moving.contains(fit.space.grid.coords())
     fit.adapt_prior(float((displacement**2).sum(dim=0)[inside].mean().div(moving.ndim).sqrt()), margin)
+
+
+def _filled(level: Level, predicted: Tensor) -> Tensor:
+    """Where either side is not empty ``[*S_f]``, of fixed images and predictions ``[C_f, *S_f]`` in standard deviations.
+
+    Empty is what lies less than `SHARPEST` above a channel's least value.
+    """
+    ndim = level.fixed_grid.ndim
+    empty = level.fixed.flatten(1).amin(dim=1).reshape(-1, *(1,) * ndim) + SHARPEST
+    return ((level.fixed > empty) | (predicted > empty)).any(dim=0)
 
 
 def _classes(mixture: Mixture | None, level: Level, predicted: Tensor, overlap: Tensor) -> Mixture:
@@ -222,7 +280,8 @@ def fit_level(fit: Fit, level: Level, pair: Pair, stage: Stage, rules: LevelRule
             warped = energy.warp(fit.x, level.moving, level.moving_grid)
         predicted = fit_contrast(warped, level.fixed, overlap * posterior)
         if weighed:
-            mixture = _classes(mixture, level, predicted, overlap)
+            told = overlap * _filled(level, predicted) if pair.recipe.sparse else overlap
+            mixture = _classes(mixture, level, predicted, told)
             posterior = mixture.matching(level.fixed, predicted)
         energy.weight = weight = overlap * posterior if steered else overlap
         area = correlation_area(level.fixed - predicted, weight)
@@ -234,6 +293,8 @@ def fit_level(fit: Fit, level: Level, pair: Pair, stage: Stage, rules: LevelRule
             shared = max(shared, fit.shared)
         observations = float(weight.sum(dtype=torch.float64)) / area * pair.recipe.counts(shared)
         energy.observations = min(observations, pair.recipe.most)
+        if rules.held:
+            continue
         descent = _descent(config, done, turn == rounds - 1)
         change = None
         if fit.space is not None:
@@ -250,7 +311,7 @@ def fit_level(fit: Fit, level: Level, pair: Pair, stage: Stage, rules: LevelRule
     fit.mismatch = energy.parts["mismatch"]
     fit.weight, fit.matching, fit.overlap = weight, posterior, overlap
     fit.observations, fit.last = energy.observations, energy
-    fit.reasons.append(outcome.reason)
+    fit.reasons.append("held" if rules.held else outcome.reason)
     return fit
 
 
@@ -332,16 +393,23 @@ def fit_pyramid(pair: Pair, start: Tensor, report: Report = None) -> Fit:
     grid = pair.fixed.grid
     bending = pair.config.transform == "lddmm"
     levels = build_levels(pair.fixed, pair.moving, start, pair.config)
-    radius = math.hypot(*Frame.of(grid).grid(grid).extent) / 2
-    increment = Increment(affine_kind(pair.config.transform) if pair.recipe.moves else "still", grid.ndim, radius)
-    fit = Fit(torch.zeros(increment.size, dtype=torch.float32), MapSpace(start, increment))
     straight = levels[:-1] if bending and len(levels) > 1 else levels
     if not pair.recipe.moves:
         straight = [] if bending else levels[-1:]
-    for number, level in enumerate(straight):
-        stage = Stage("affine", number, len(levels), pair.config.optimizer.max_iter)
-        with threads_for(level.work):
-            fit = fit_level(fit, level, pair, stage, LevelRules(constant_weights=number == 0), report)
+
+    def straight_fit(kind: str, held: bool = False) -> Fit:
+        increment = Increment(kind, grid.ndim, math.hypot(*Frame.of(grid).grid(grid).extent) / 2)
+        fit = Fit(torch.zeros(increment.size, dtype=torch.float32), MapSpace(start, increment))
+        for number, level in enumerate(straight):
+            stage = Stage("affine", number, len(levels), pair.config.optimizer.max_iter)
+            rules = LevelRules(constant_weights=number == 0, held=held)
+            with threads_for(level.work):
+                fit = fit_level(fit, level, pair, stage, rules, report)
+        return fit
+
+    kind = affine_kind(pair.config.transform) if pair.recipe.moves else "still"
+    fit = _worth_it(straight_fit, kind, pair)
+    fit.asked = kind
     if not bending:
         return fit
     fit.texture = fit.shared
@@ -351,7 +419,88 @@ def fit_pyramid(pair: Pair, start: Tensor, report: Report = None) -> Fit:
         finest = levels[-1]
         if shared_structure(*seen_at(fit, finest, pair.metric(finest))) < cuts.nothing:
             levels.pop()
+    if cuts is not None and cuts.following is not None and pair.followed and fit.shared < pair.recipe.counted[0]:
+        followed = _follow(fit, levels, pair, cuts, report)
+        if followed is not None:
+            return followed
     return _fit_bend(fit, levels, len(straight) - 1, pair, report)
+
+
+def _follow(fit: Fit, levels: list[Level], pair: Pair, cuts: Cuts, report: Report) -> Fit | None:
+    """The bend that follows by `fluid.follow`, after the affine fit, or the affine fit, where the judge prefers it.
+
+    None where pixels that had no say in a bend gain too little by it: there is nothing to follow then.
+    """
+    assert cuts.following is not None
+    before = dataclasses.replace(fit, history=list(fit.history), reasons=list(fit.reasons))
+    used = fluid.levels_to_follow(levels, cuts.following)
+    with threads_for(used[-1].work):
+        how, fit.held_out = fluid.chosen(used, fit.pullback, pair.followed[0], cuts.following)
+        if fit.held_out < how.least:
+            return None
+        found = fluid.follow(used, fit.pullback, pair.followed, cuts.prior, how)
+    for number, values in enumerate(found.values):
+        index = len(levels) - len(used) + number % len(used)
+        stage = Stage("following", index, len(levels), len(values))
+        for k, value in enumerate(values):
+            fit.history.append({"stage": stage.name, "level": index, "iteration": k + 1, "energy": value})
+        if values:
+            stage.tell(report, len(values), values[-1])
+    fit.n_evaluations += sum(map(len, found.values))
+    fit.maps, fit.x = MapSpace(fit.pullback, fit.increment, found.space), torch.cat([0 * fit.x, found.variables])
+    fit.following = True
+    level, stage = levels[-1], Stage("lddmm", len(levels) - 1, len(levels), 1)
+    with threads_for(level.work):
+        fit = fit_level(fit, level, pair, stage, LevelRules(held=True), report)
+        assert fit.last is not None
+        fit.history.append(
+            {"stage": stage.name, "level": stage.level, "iteration": 1, "energy": fit.last(fit.x)[0], **fit.last.parts}
+        )
+        straight = Energy(level, fit.last.metric, fit.maps.with_space(None), fit.last.weight, fit.observations)
+        straight(0 * before.x)
+        fit.bending_gain = straight.parts["matching"] - fit.last.parts["matching"]
+        return fit if pair.judge is None else _no_worse(fit, before, level, pair, pair.judge)
+
+
+def to_moving(fit: Fit, at: Tensor) -> Tensor:
+    """Positions ``[N, D]`` of the fixed frame in the moving one, under a fit."""
+    return fit.maps.points(fit.x, at, to_moving=True)
+
+
+class _Straight(Protocol):
+    """Makes the affine fit of a kind of increments, or weighs the start as it is where that is ``held``."""
+
+    def __call__(self, kind: str, held: bool = False) -> Fit: ...
+
+
+def _worth_it(fitted: _Straight, kind: str, pair: Pair) -> Fit:
+    """The fit of the asked ``kind``, or a simpler one where the judge sees no more in the richer one than chance gives.
+
+    Simpler ones, and the start itself, are looked at only where the fit has `LOST` much of what it began with, by the judge.
+    """
+    fit = fitted(kind)
+    if pair.judge is None or kind not in KINDS:
+        return fit
+    judge, start = pair.judge, fit.start
+
+    def judged(one: Fit) -> float:
+        return judge(functools.partial(to_moving, one), one.pullback) - FREE * one.increment.size
+
+    began = judge(functools.partial(carry, start), start)
+    best = judged(fit)
+    kept = best + FREE * fit.increment.size
+    if kept >= began or kept > (1 - LOST) * began:
+        return fit
+    n_evaluations, chosen = fit.n_evaluations, fit
+    for simpler in KINDS[: KINDS.index(kind)]:
+        other = fitted(simpler)
+        n_evaluations += other.n_evaluations
+        if judged(other) > best:
+            chosen, best = other, judged(other)
+    if (1 - LOST) * began > best:
+        chosen = fitted(KINDS[0], held=True)
+    chosen.n_evaluations = n_evaluations
+    return chosen
 
 
 def _fit_bend(fit: Fit, levels: list[Level], fine: int, pair: Pair, report: Report) -> Fit:
@@ -365,6 +514,7 @@ def _fit_bend(fit: Fit, levels: list[Level], fine: int, pair: Pair, report: Repo
         report: called after each step.
     """
     config = pair.config
+    before = dataclasses.replace(fit, history=list(fit.history), reasons=list(fit.reasons))
     prior = pair.recipe.prior or (PICTURES if pair.moving.grid.ndim == 2 else VOLUMES)
     if fit.sections and pair.recipe.cuts is not None:
         prior = pair.recipe.cuts.prior
@@ -381,7 +531,40 @@ def _fit_bend(fit: Fit, levels: list[Level], fine: int, pair: Pair, report: Repo
             rules = LevelRules(number == 0, number >= fine, LEAST if level is not levels[-1] else 0.0)
             fit = fit_level(fit, level, pair, stage, rules, report)
     with threads_for(levels[-1].work):
-        return simpler_if_as_good(fit, levels[-1], pair, len(levels), report)
+        fit = simpler_if_as_good(fit, levels[-1], pair, len(levels), report)
+        return fit if pair.judge is None else _no_worse(fit, before, levels[-1], pair, pair.judge)
+
+
+def _no_worse(fit: Fit, before: Fit, level: Level, pair: Pair, judge: Judge) -> Fit:
+    """A fit that was bent, or the affine one ``before`` the bend, carried to the last level, where the judge prefers it."""
+    ends = [judge(functools.partial(to_moving, one), one.pullback) for one in (fit, before)]
+    torn = 1.0 if fit.space is None else _strain(fit, level)
+    if ends[0] - ends[1] >= 0 and torn <= TORN:
+        return fit
+    stage = Stage("straight", int(fit.history[-1]["level"]) if fit.history else 0, 1, pair.config.optimizer.max_iter)
+    spent = fit.n_evaluations - before.n_evaluations
+    bending_gain, history = fit.bending_gain, fit.history
+    fit = fit_level(before, level, pair, stage, LevelRules())
+    fit.n_evaluations += spent
+    fit.bending_gain, fit.history, fit.torn = bending_gain, history, torn if torn > TORN else None
+    return fit
+
+
+def _strain(fit: Fit, level: Level) -> float:
+    """The largest change of area or volume by the bend alone, either way, of the pixels both share, but for `SINGLE`."""
+    ndim = level.fixed_grid.ndim
+    assert fit.last is not None
+    assert fit.overlap is not None
+    at = fit.last.positions(fit.x).to(torch.float64)
+    inner = tuple(slice(0, n - 1) for n in at.shape[:-1])
+    steps = [at.diff(dim=d)[inner] / level.fixed_grid.spacing[d] for d in range(ndim)]
+    area = torch.linalg.det(torch.stack(steps, dim=-1)) / determinant(fit.pullback)
+    area = area[fit.overlap[inner] > 0.5]
+    if not area.numel():
+        return 1.0
+    ordered = area.sort().values
+    few = int(SINGLE * (len(ordered) - 1))
+    return max(float(ordered[-1 - few]), 1 / max(float(ordered[few]), 1e-6))
 
 
 def simpler_if_as_good(fit: Fit, level: Level, pair: Pair, n_levels: int, report: Report = None) -> Fit:

@@ -162,6 +162,22 @@ class VelocitySpace:
         velocity: Tensor = torch.fft.irfft(spectrum, n=self.grid.shape[-1], dim=-1, norm="forward")
         return velocity if self.stiff is None else torch.einsum("ij,tj...->ti...", self.stiff, velocity)
 
+    def whitened(self, velocity: Tensor) -> Tensor:
+        """The ``u`` ``[P]`` of a velocity ``[T, D, *S]`` on the nodes of ``waves``, without the waves that these cannot hold."""
+        if self.stiff is not None or self.grid.shape != self.waves.shape:
+            raise ValueError(
+                "wanted a space without stiff directions and with one node per wave, got another; make it anew"
+            )
+        norm = self.symbol / (self._columns * math.sqrt(math.prod(self.waves.shape)))
+        spectrum = torch.fft.rfft(velocity, dim=-1, norm="forward")[..., : self._kept[-1] + 1]
+        for d in reversed(range(self.grid.ndim - 1)):
+            n, kept = self.grid.shape[d], self._kept[d]
+            spectrum = torch.fft.fft(spectrum, dim=2 + d, norm="forward")
+            spectrum = torch.cat(
+                [spectrum.narrow(2 + d, 0, kept + 1), spectrum.narrow(2 + d, n - kept, kept)], dim=2 + d
+            )
+        return torch.view_as_real(spectrum / norm).reshape(-1).clone()
+
     def adjoint(self, gradient: Tensor) -> Tensor:
         """From the gradient of ``v`` ``[T, D, *S]`` to that of ``u`` ``[P]``: the transpose of `velocity`."""
         if self.stiff is not None:

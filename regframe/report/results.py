@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from .. import verdict
 from ..data import Grid, Image, PointSet
 from ..fit.uncertainty import radius_90
 from ..io import outputs
@@ -71,11 +72,11 @@ def render(
     result: Result, fixed: Image | PointSet, moving: Image | PointSet, max_px: int = MAX_PX, quality: int = 86
 ) -> str:
     """The page as text; ``max_px`` bounds the pictures' longer side, ``quality`` is JPEG's."""
-    title, summary = MEANING.get(result.verdict, (result.verdict, ""))  # type: ignore[call-overload]
+    _, summary = MEANING.get(result.verdict, ("", ""))  # type: ignore[call-overload]
     return fill(
         "report.html",
         verdict=result.verdict,
-        title=title,
+        title=verdict.headline(result.verdict, result.confidence),
         summary=summary,
         reasons=result.reasons,
         cards=_cards(result.metrics),
@@ -374,13 +375,13 @@ def _cards(metrics: dict[str, Any]) -> list[tuple[str, str]]:
         return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
 
     wanted: tuple[tuple[str, float | None, Callable[[float], str]], ...] = (
+        ("confidence", get("confidence"), verdict.spoken),
         ("time", get("seconds"), lambda v: f"{v:.2g} s" if v < 10 else f"{v:.0f} s"),
         ("evaluations", get("n_evaluations"), lambda v: f"{v:.0f}"),
         ("round trip at most", get("roundtrip_px", "max"), lambda v: f"{v:.2g} px"),
         ("matching tissue", get("matching_fraction"), lambda v: f"{100 * v:.0f} %"),
         ("folding", get("folding_fraction"), lambda v: f"{100 * v:.2g} %"),
         ("least Jacobian", get("jacobian_min"), lambda v: f"{v:.2f}"),
-        ("start margin", get("pose_margin"), lambda v: f"{v:.2g}"),
     )
     return [(name, show(value)) for name, value, show in wanted if value is not None]
 

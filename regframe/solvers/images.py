@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 from typing import ClassVar
 
@@ -10,9 +11,9 @@ from ..contracts import Fitted, Solver, Task
 from ..data import Image, PointSet
 from ..fit.pyramid import Recipe
 from ..fit.threads import threads_for
-from ..verdict import Finding
+from ..verdict import CONFIRMED, NO_EVIDENCE, Finding
 from . import raster, recipes
-from .preparation import grey, prepare
+from .preparation import evened, grey, prepare
 from .raster import Compared
 
 
@@ -26,6 +27,9 @@ class Images(Solver):
     between_stains: ClassVar[str] = "mi"
     """Name of the metric where the user names none and both images are stained sections: mutual information, because the
     densities of two stains need not be related linearly."""
+    in_uneven_light: ClassVar[str] = "lncc"
+    """Name of the metric by which a fit is made again where the user names none and the default led away from the start, or to a
+    map that is not confirmed: light and shading that differ over the image contradict any one curve between both intensities."""
 
     def matches(self, fixed: Image | PointSet, moving: Image | PointSet) -> float:  # noqa: D102
         if not (isinstance(fixed, Image) and isinstance(moving, Image)):
@@ -51,8 +55,19 @@ class Images(Solver):
         assert isinstance(task.moving, Image)
         with threads_for(max(task.fixed.data.numel(), task.moving.data.numel())):
             pair = self.compare(task)
-            recipe = recipes.STAINED if pair.stained else Recipe()
-            return raster.fitted(pair, raster.run(pair, task, recipe), task.moving.grid)
+            done = raster.run(pair, task, _recipe(pair))
+            fitted = raster.fitted(pair, done, task.moving.grid)
+            sure = fitted.figures["confidence"]
+            if task.metric is not None or not (done.lost or (sure is not None and sure < CONFIRMED)):
+                return fitted
+            other = self.otherwise_compared(task, pair)
+            again = raster.again(done, other, task, _recipe(other))
+            instead = raster.fitted(other, again, task.moving.grid)
+            likelier = instead.figures["confidence"] or 0.0
+            found = (instead.figures["place_confidence"] or 0.0) >= NO_EVIDENCE
+            better = done.lost and not again.lost if sure is None else found and likelier > sure
+            better = better and (instead.figures["evidence"] or 0.0) >= (fitted.figures["evidence"] or 0.0)
+            return instead if better else fitted
 
     def judge(self, fitted: Fitted) -> Iterable[Finding]:  # noqa: D102
         return verdict.of_images(fitted.figures, fitted.transform.ndim)
@@ -68,6 +83,31 @@ class Images(Solver):
         if stained:
             why = "both are stained sections in transmitted light, whose densities and shading need not follow one line"
             metric = plugins.metric(self.between_stains)
-            return Compared(grey(fixed), grey(moving), (one, other), metric, why, stained)
+            followed = tuple(plugins.metric(name, **options) for name, options in recipes.FOLLOWED)
+            return Compared(grey(fixed), grey(moving), (one, other), metric, why, stained, followed=followed)
         why = "one side's intensities are taken to explain the other's"
+        if fixed.counted is not None and moving.counted is not None:
+            why = "both are densities of counted things, whose roots vary evenly"
+            looks = one, other
+            return Compared(evened(fixed), evened(moving), looks, plugins.metric(self.default), why, counted=True)
         return Compared(fixed, moving, (one, other), plugins.metric(self.default), why)
+
+    def otherwise_compared(self, task: Task, pair: Compared) -> Compared:
+        """Another comparison of the sides of ``pair``, for a fit that went astray or is not confirmed.
+
+        Densities of counted things are compared as they are, not by roots, and other images by their local correlation.
+        """
+        assert isinstance(task.fixed, Image)
+        assert isinstance(task.moving, Image)
+        said = f"a map by {type(pair.metric).name} was not confirmed"
+        if pair.counted:
+            (fixed, one), (moving, other) = prepare(task.fixed), prepare(task.moving)
+            why = f"{said} by roots of counts, and is likelier by the counts themselves"
+            return Compared(fixed, moving, (one, other), plugins.metric(self.default), why, counted=True)
+        why = f"{said}, and is likelier by local correlation, which bears uneven light and stain"
+        return dataclasses.replace(pair, metric=plugins.metric(self.in_uneven_light), why=why, followed=())
+
+
+def _recipe(pair: Compared) -> Recipe:
+    """How the fit of a pair differs from the default, by what its sides are."""
+    return recipes.STAINED if pair.stained else recipes.COUNTED if pair.counted else Recipe()

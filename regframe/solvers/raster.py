@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -13,13 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import confidence
+from ..config import Config
 from ..contracts import Fitted, Metric, Task
 from ..data import Grid, Image, unit_ratio
 from ..fit import uncertainty
-from ..fit.frames import Frame
+from ..fit.agreement import agreement, textured
+from ..fit.frames import Frame, zoom_of
 from ..fit.halvings import Halvings, Level, halve
 from ..fit.likeness import coincidence, fit_contrast
-from ..fit.pyramid import Fit, Pair, Recipe, fit_pyramid
+from ..fit.pyramid import Fit, Pair, Recipe, fit_pyramid, to_moving
 from ..fit.velocity import physical_maps
 from ..maps.affine import Affine
 from ..maps.base import Transform
@@ -27,6 +31,7 @@ from ..maps.homogeneous import compose, determinant, inverse
 from ..maps.resample import resample
 from ..reference import carry
 from ..starts import images, pose
+from ..starts.evidence import Judge
 from ..starts.landmarks import Landmarks
 from ..verdict import Finding, unknown_scale
 from .preparation import Look
@@ -107,6 +112,8 @@ class Compared:
         metric: the measure they are compared by.
         why: the reason for this metric, in words, for ``metrics.json``.
         stained: whether both are stained sections in transmitted light.
+        counted: whether both are densities of counted things.
+        followed: the measures by which a bend between two cuts follows.
     """
 
     fixed: Image
@@ -115,14 +122,21 @@ class Compared:
     metric: Metric
     why: str
     stained: bool = False
+    counted: bool = False
+    followed: tuple[Metric, ...] = ()
 
     def ready(self, level: Level) -> Metric:
         """The metric, prepared for the two images of one pyramid level."""
-        self.metric.prepare(
-            Image(level.fixed, level.fixed_grid, weight=level.fixed_weight),
-            Image(level.moving, level.moving_grid, weight=level.moving_weight),
-        )
-        return self.metric
+        return _prepared(self.metric, level)
+
+
+def _prepared(metric: Metric, level: Level) -> Metric:
+    """A metric, prepared for the two images of one pyramid level."""
+    metric.prepare(
+        Image(level.fixed, level.fixed_grid, weight=level.fixed_weight),
+        Image(level.moving, level.moving_grid, weight=level.moving_weight),
+    )
+    return metric
 
 
 @dataclass(frozen=True)
@@ -141,18 +155,49 @@ class Run:
     found: pose.Pose | None
     fit: Fit
 
+    @property
+    def lost(self) -> bool:
+        """Whether the fit led away from a start that the independent judge preferred (see `fit.pyramid.LOST`)."""
+        return self.fit.increment.kind != self.fit.asked or "held" in self.fit.reasons
+
 
 def run(pair: Compared, task: Task, recipe: Recipe) -> Run:
     """Find a start for two images, then fit their map by ``recipe``."""
     sides = Halvings(pair.fixed), Halvings(pair.moving)
-    start, found = images.begin(*sides, task.start, pair.ready, task.config)
+    start, found = images.begin(*sides, task.start, task.config)
     return Run(sides, start, found, fit(pair, sides, start, task, recipe))
+
+
+def again(done: Run, pair: Compared, task: Task, recipe: Recipe) -> Run:
+    """Fit the map of ``pair``, the same sides compared otherwise, from the start that was found for ``done``."""
+    sides = Halvings(pair.fixed), Halvings(pair.moving)
+    return dataclasses.replace(done, sides=sides, fit=fit(pair, sides, done.start, task, recipe))
 
 
 def fit(pair: Compared, sides: tuple[Halvings, Halvings], start: Tensor, task: Task, recipe: Recipe) -> Fit:
     """Fit the map of two sides by ``recipe``, from ``start``: ``A`` ``[D+1, D+1]`` in physical units."""
-    asked = Pair(*sides, pair.ready, task.config, pairs(sides, task), recipe)
-    return fit_pyramid(asked, pullback(sides, start), task.progress)
+    began = pullback(sides, start)
+    judge = None
+    if sides[0].grid.ndim == sides[1].grid.ndim and recipe.moves:
+        prior = images.prior_of(*sides)
+        if task.start != "auto":  # whoever states a pose knows the size
+            prior = dataclasses.replace(prior, size=None)
+        judge = Judge(*sides, prior, zoom_of(began))
+    landmarks = pairs(sides, task)
+    followed = tuple(functools.partial(_prepared, metric) for metric in pair.followed)
+    if landmarks is not None or _states_prior(task.config):
+        followed = ()  # only an energy can weigh landmarks, or a prior that the user states
+    asked = Pair(*sides, pair.ready, task.config, landmarks, recipe, judge, followed)
+    found = fit_pyramid(asked, began, task.progress)
+    if judge is not None:
+        found.nats = judge(functools.partial(to_moving, found), found.pullback)
+    return found
+
+
+def _states_prior(config: Config) -> bool:
+    """Whether the user has set anything of the bend's prior or of its time."""
+    stated = (config.sobolev.scale, config.sobolev.order, config.sigma_regularizer, config.n_slices, config.n_steps)
+    return any(value is not None for value in stated)
 
 
 def pullback(sides: tuple[Halvings, Halvings], start: Tensor) -> Tensor:
@@ -198,13 +243,19 @@ def fitted(pair: Compared, done: Run, moving_grid: Grid) -> Fitted:
         "affine": _explained(fixed, moving, affine),
         "final": _explained(fixed, moving, phi),
     }
-    place = _coincidence(*done.sides, affine, affine)
-    final = place if fit.space is None else _coincidence(*done.sides, affine, phi)
+    laid = _overlaid(*done.sides, affine, phi)
+    final = _coincidence(*laid)
+    place = final if fit.space is None else _coincidence(*_overlaid(*done.sides, affine, affine))
     figures["coincidence"] = {"affine": place, "final": final}
+    figures["agreement"] = _agreement(laid, fixed.grid)
     figures["preparation"] = {
         side: dataclasses.asdict(look) | _reading(image)
         for side, look, image in zip(("fixed", "moving"), pair.looks, (fixed, moving), strict=True)
     }
+    figures["confidence"] = confidence.of_images(figures, fixed.grid.shape)
+    figures["place_confidence"] = None if figures["confidence"] is None else confidence.of_place(figures)
+    figures["counted"] = pair.counted
+    figures["evidence"] = done.fit.nats
     figures["metric"] = {"name": type(pair.metric).name, "why": pair.why}
     sd, figures["position_sd"] = _position_sd(fit, fixed.grid)
     figures["threads"] = torch.get_num_threads()
@@ -250,12 +301,18 @@ def _figures(done: Run, affine: Affine, phi: Transform) -> dict[str, Any]:
         "overlap_fraction": float(inside.to(torch.float32).mean()),
         "pose_margin": None if found is None else found.margin,
         "pose_score": None if found is None else found.score,
+        "pose_decided": "" if found is None else found.decided,
+        "straight_kind": fit.increment.kind,
+        "straight_asked": fit.asked,
+        "torn": fit.torn,
         "runner_up": None
         if found is None or found.runner_up is None
         else {"matrix": found.runner_up.tolist(), "score": found.runner_up_score},
         "bending_px": {"mean": float(shift[seen].mean()), "max": float(shift[seen].max())},
         "model": "affine" if fit.space is None else "lddmm",
+        "bend": None if fit.space is None else "followed" if fit.following else "fitted",
         "bending_gain": fit.bending_gain,
+        "held_out_gain": fit.held_out,
         "energy": {
             "first": last[0]["energy"] if last else None,
             "last": last[-1]["energy"] if last else None,
@@ -293,8 +350,12 @@ def _explained(fixed: Image, moving: Image, phi: Transform) -> float:
     return float((1 - rest / spread.clamp(min=1e-12)).clamp(0, 1))
 
 
-def _coincidence(fixed: Halvings, moving: Halvings, affine: Affine, phi: Transform) -> float:
-    """The largest `likeness.coincidence` of the aligned images over all resolutions, in standard deviations."""
+def _overlaid(fixed: Halvings, moving: Halvings, affine: Affine, phi: Transform) -> tuple[Tensor, Tensor, Tensor, Grid]:
+    """Both images on the fixed side's pixels, of which there are at most about `PROBED`.
+
+    Returns:
+        The fixed one ``[C_f, *S]``, the moving one under ``phi`` ``[C_m, *S]``, where both are seen ``[*S]``, and the grid.
+    """
     times = fixed.times_until(lambda grid: math.prod(grid.shape) <= PROBED)
     zoom = float(determinant(affine.matrix).abs()) ** (1 / affine.ndim) * moving.grid.pixel / fixed.grid.pixel
     one, other = fixed.physical(times), moving.physical(max(0, round(times - math.log2(max(zoom, 1e-6)))))
@@ -303,7 +364,18 @@ def _coincidence(fixed: Halvings, moving: Halvings, affine: Affine, phi: Transfo
         inside = inside * resample(Image(other.weight[None], other.grid), phi, one.grid).data[0]
     if one.weight is not None:
         inside = inside * one.weight
-    target, warped, grid = one.data, resample(other, phi, one.grid).data, one.grid
+    return one.data, resample(other, phi, one.grid).data, inside, one.grid
+
+
+def _agreement(laid: tuple[Tensor, Tensor, Tensor, Grid], fixed: Grid) -> dict[str, float]:
+    """`agreement.agreement` of the aligned images for ``metrics.json``; ``unit`` is a pixel of theirs in those of ``fixed``."""
+    target, warped, inside, grid = laid
+    seen = min(textured(target, inside), textured(warped, inside))
+    return dataclasses.asdict(agreement(*laid)) | {"unit": grid.pixel / fixed.pixel, "textured": seen}
+
+
+def _coincidence(target: Tensor, warped: Tensor, inside: Tensor, grid: Grid) -> float:
+    """The largest `likeness.coincidence` of the aligned images over all resolutions, in standard deviations."""
     most_seen = 0.0
     while True:
         weight = (inside > 0.99).to(torch.float32)

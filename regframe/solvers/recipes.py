@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from ..data import PointSet
+from ..fit.fluid import Following
 from ..fit.prior import MARGIN_3D, Prior
 from ..fit.pyramid import Cuts, Recipe
 from .mixed.drawing import PER_POINT
@@ -30,6 +31,8 @@ SECTIONS_ORDER = 1.0
 section."""
 SECTIONS_NODES = 4
 """Velocity nodes per length a for neighbouring cuts: more than otherwise, because a velocity of lower power p has finer waves."""
+FOLLOWED: tuple[tuple[str, dict[str, int]], ...] = (("lncc", {"radius": 8}),)
+"""Metrics and their options by which the bend between neighbouring cuts follows."""
 PLANE_SCALE = 0.08
 """Length a of the Sobolev operator for a section in a volume, as a fraction of the extent of the slab around the section
 (geometric mean of the slab's two longest sides)."""
@@ -48,9 +51,16 @@ brain."""
 
 STAINED = Recipe(
     counted=ONE_SECTION,
-    cuts=Cuts(SECTIONS, Prior(SECTIONS_SCALE, SECTIONS_ORDER, SECTIONS_NODES, beyond=0.5), NOTHING_SHARED),
+    cuts=Cuts(
+        SECTIONS,
+        Prior(SECTIONS_SCALE, SECTIONS_ORDER, SECTIONS_NODES, beyond=0.5),
+        NOTHING_SHARED,
+        following=Following(),
+    ),
 )
 """Two stained sections in transmitted light; whether they are one section or two cuts is decided from their shared structure."""
+COUNTED = Recipe(sparse=True)
+"""Two densities of counted things, cells say."""
 PLANE = Recipe(
     moves=False,
     prior=Prior(

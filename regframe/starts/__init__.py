@@ -1,8 +1,9 @@
 """The starts: where a fit begins, either searched for or given by the user.
 
 ``identity`` leaves both sides as they lie; ``landmarks`` makes a start of paired points; ``images``, ``volumes``, ``section``
-and ``points`` search for one. ``views`` prepares the images that the search compares; ``pose`` defines what searches of images
-return; ``given`` reads the argument ``init``; ``scale`` reads what the units tell about the scale between the two sides.
+and ``points`` search for one. ``views`` prepares the images that the search compares, ``evidence`` compares them at many poses,
+``priors`` tells which poses are likely beforehand; ``pose`` defines what searches of images return; ``given`` reads the argument
+``init``; ``scale`` reads what the units tell about the scale between the two sides.
 
 This module names the starts without importing them, so that the command line can list them without loading torch.
 """

@@ -1,10 +1,12 @@
-"""The pose of one 2D image on another without landmarks: a search over turn, mirror, size and shift.
+"""The pose of one image on another, or of two volumes, without landmarks: a search over turn, mirror, size and shift.
 
-A pose is held as its pullback ``[2, 3]``: it takes a position of the fixed frame to the moving frame. "Nats of likeness" are
+A pose is held as its pullback ``[D, D+1]``: it takes a position of the fixed frame to the moving frame. "Nats of likeness" are
 ``-n/2 Σ log(1 - ρ²)`` over n shared pixels, ρ the correlations of intensities and of edges. Lengths in pixels refer to images in
-which a square as large as the tissue (`Views.extent`) has the stated number of pixels along its side.
+which a square or cube as large as the tissue (`Views.extent`) has the stated number of pixels along its side. Numbers that
+differ between planes and volumes are stated by the number of axes.
 
-Sources: Padfield 2012 (masked normalised cross-correlation by FFT); Golub and Pereyra 1973 (variable projection).
+Sources: Padfield 2012 (masked normalised cross-correlation by FFT); Golub and Pereyra 1973 (variable projection); Alexa 2022
+(turns of space spread evenly along a spiral, "super-Fibonacci").
 
 Where a constant names no source, neither a paper nor a calibration is recorded for it; ``benchmarks/ACCURACY.md`` (any pose,
 crops) shows what they achieve together.
@@ -12,46 +14,60 @@ crops) shows what they achieve together.
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..config import Config
 from ..data import Image
-from ..fit.energy import ImageMetric
-from ..fit.frames import Frame
-from ..fit.halvings import Halvings, Level
+from ..fit.frames import KINDS, Frame, Increment, affine_kind
+from ..fit.halvings import Halvings
 from ..fit.threads import threads_for
 from ..fit.velocity import smooth_size
 from ..maps.homogeneous import compose, inverse
+from . import priors
+from .evidence import (
+    AT_ONCE,
+    FINE_SIZE,
+    Match,
+    anywhere,
+    compare,
+    evidence,
+    lattice,
+    likeness,
+    of_quaternions,
+    overlap,
+    sample,
+    seen,
+    uniform_quaternions,
+)
 from .given import check_landmarks, given
 from .landmarks import Landmarks
 from .pose import APART, EQUAL, Pose, nearest_of_kind
 from .scale import Scale
 from .views import View, Views
-from .volumes import search_volume
 
-SCAN_SIZE = 20
-"""Pixels along the side of a square as large as the tissue, in the images on which all poses are scanned."""
-TURNS = 16
-"""Number of turns tried around the full circle, each with and without a mirror: 22.5 degrees apart; the refinement makes good
-the half of that by which the nearest one is off."""
-SIZES = 7
+SCAN_SIZE = {2: 20, 3: 10}
+"""Pixels along the side of a square or cube as large as the tissue, in the images on which all poses are scanned."""
+TURNS = {2: 16, 3: 400}
+"""Number of turns tried, each with and without a mirror. Around the full circle they are 22.5 degrees apart; those of space are
+about as far from their nearest neighbours. The refinement makes good the half of that by which the nearest one is off."""
+REACH = 0.3
+"""Largest shift tried of volumes at each turn, from the middle of one's tissue to that of the other's, over the extent of tissue;
+planes are tried at all."""
+SIZES = {2: 7, 3: 1}
 """Number of sizes tried where the size is unknown, each √2 times the one before, centred on the size at which both sides have
-tissue of equal area."""
+tissue of equal area or volume; one for volumes, beside that of equal voxels, because each takes seconds."""
 SCANNED = 28
 """Number of poses of the scan, the best ones, that are refined as similarities."""
-COARSE_SIZE = 28
-"""Pixels along the side of a square as large as the tissue, in the images on which poses are refined as similarities."""
+COARSE_SIZE = {2: 28, 3: 14}
+"""Pixels along the side of a square or cube as large as the tissue, in the images on which poses are refined as similarities."""
 FINALISTS = 6
 """Number of distinct poses that are refined as affine maps and compared with each other."""
-FINE_SIZE = 64
-"""Pixels along the side of a square as large as the tissue, in the images on which finalists are refined."""
 STEPS = 8
 """Gauss-Newton steps of one refinement."""
 UNMIRRORED = 0.3
@@ -59,24 +75,12 @@ UNMIRRORED = 0.3
 rarely, and the two halves of a brain resemble each other more than two brains do."""
 MOST = 3.0
 """Largest movement of any pixel in one Gauss-Newton step, in pixels of the image: the linearisation does not reach farther."""
-LOCAL = 9
-"""Width in pixels of the neighbourhood whose mean is subtracted to leave the fine structure by which finalists are judged."""
-COARSE_AREA = 32.0
-"""Pixels per independent observation of the images themselves, when finalists are judged; in their fine structure each pixel is
-one observation."""
-STRETCH = 0.05
-"""Prior standard deviation of the logarithm of a pose's stretch, the ratio of the two singular values of its linear part."""
 CHANCE = 60.0
 """Nats of likeness that unrelated images reach by chance: the margin of a pose is taken against this value at least, also where
 there is no second pose."""
-DULL = 0.1
-"""Variance of a part of an image, over that of the whole image, below which its correlation is not believed because it is too
-flat."""
 
 
-def begin(
-    fixed: Halvings, moving: Halvings, init: Any, metric: Callable[[Level], ImageMetric], config: Config
-) -> tuple[Tensor, Pose | None]:
+def begin(fixed: Halvings, moving: Halvings, init: Any, config: Config) -> tuple[Tensor, Pose | None]:
     """The start ``A`` ``[D+1, D+1]`` of two images, moving → fixed in physical units, and the outcome of a search, if there
     was one.
 
@@ -84,7 +88,6 @@ def begin(
         fixed: the fixed side.
         moving: the moving side.
         init: the user's argument, see `given.given`.
-        metric: function that prepares the metric for a pyramid level; used for volumes only.
         config: all settings.
     """
     if isinstance(init, Landmarks):
@@ -92,310 +95,379 @@ def begin(
     matrix = given(fixed.grid, moving.grid, init, config)
     if matrix is not None:
         return matrix, None
-    found = search(fixed, moving, metric, config)
+    found = search(fixed, moving, config)
     factor = Scale.of(fixed.grid, moving.grid).factor
     return nearest_of_kind(found.matrix, config.transform, factor, moving.grid.center), found
 
 
-def search(
-    fixed: Image | Halvings, moving: Image | Halvings, metric: Callable[[Level], ImageMetric], config: Config
-) -> Pose:
+def search(fixed: Image | Halvings, moving: Image | Halvings, config: Config) -> Pose:
     """Find the pose of ``moving`` on ``fixed``: any turn, mirror and shift, and any size where the units do not state it.
 
-    Images are compared by their intensity, of either sign, and by their edges, whatever the metric of the fit. All turns,
-    mirrors, sizes and shifts are tried at a very low resolution; the best poses are refined as similarities, the best of these as
-    affine maps. Volumes start from the identity or from their middles instead, refined with the metric (`volumes`).
+    Both are compared by their intensity, of either sign, and by their edges, whatever the metric of the fit. All turns, mirrors
+    and shifts (of planes all sizes, too) are tried at a very low resolution; the best poses are refined as similarities, the best
+    of these as affine maps.
 
     Args:
         fixed: the fixed side.
-        moving: the moving side. Its size is unknown where either side is in pixels, unless a rigid map is asked for.
-        metric: function that prepares the metric for a pyramid level; used for volumes only.
+        moving: the moving side, with as many axes. Its size is unknown where either side is in pixels, unless a rigid map is
+            asked for.
         config: ``transform`` says which model is asked for.
     """
     fixed, moving = Halvings.of(fixed), Halvings.of(moving)
-    if fixed.grid.ndim != 2:
-        return search_volume(fixed, moving, metric, config)
-    with threads_for(TURNS * SCAN_SIZE**2 * 16):
-        return search_plane(fixed, moving, config)
+    ndim = fixed.grid.ndim
+    with threads_for(TURNS[2] * SCAN_SIZE[ndim] ** ndim * 16):
+        return _search(fixed, moving, config)
 
 
-def search_plane(fixed: Halvings, moving: Halvings, config: Config) -> Pose:
-    """`search` for two 2D images."""
+def _search(fixed: Halvings, moving: Halvings, config: Config) -> Pose:
     f, m = Views(fixed), Views(moving)
-    scale, rigid = Scale.of(fixed.grid, moving.grid), config.transform == "rigid"
-    # size (fixed pixels per moving pixel) that the units give, or 1 where they do not
-    equal = 1.0 if scale.ratio is None else scale.ratio * moving.grid.pixel / fixed.grid.pixel
-    known = scale.settled(config.transform)
-    zooms = [equal] if known else _ladder(f.extent / m.extent, equal)
-    # poses are pullbacks of the normalised frames, fixed → moving, [N, 2, 3]
+    scale = Scale.of(fixed.grid, moving.grid)
+    prior = prior_of(fixed, moving)
+    equal = prior.size or f.extent / m.extent
+    # poses are pullbacks of the normalised frames, fixed → moving, [N, D, D+1]
     to_fixed, to_moving = Frame.of(fixed.grid).matrix(), Frame.of(moving.grid).matrix()
-    plain = [_scaled(zoom) for zoom in ([equal] if known else [equal, f.extent / m.extent])]  # middle on middle
-    if scale.ratio is not None:
-        stay = compose(to_moving, _scaled(scale.ratio), inverse(to_fixed))
-        if not torch.equal(stay, plain[0]):
-            plain.insert(0, stay)
-    found = [_scan(f, m, zoom) for zoom in zooms]
-    scores, poses = (torch.cat(part) for part in zip(*found, strict=True))
-    best = scores.argsort(descending=True, stable=True)[:SCANNED]
-    poses = torch.cat([torch.stack(plain)[:, :2].to(torch.float32), poses[best]])
-    favour = torch.ones(len(poses), dtype=torch.float32)
-    favour[: len(plain)] += EQUAL
-    favour[torch.linalg.det(poses[:, :, :2]) > 0] /= 1 - UNMIRRORED
-    for size, kind in ((COARSE_SIZE, "similarity"), (FINE_SIZE, "affine")):
-        poses, fit = _refine(f, m, poses, size, "rigid" if rigid else kind)
-        scores = fit.score
-        if size == FINE_SIZE:
-            sizes = torch.linalg.svdvals(poses[:, :, :2])
-            scores = fit.evidence() - 0.5 * ((sizes[:, 0] / sizes[:, 1]).log() / STRETCH) ** 2
-        chosen: list[int] = []
-        for i in (scores * favour).argsort(descending=True, stable=True).tolist():
-            if len(chosen) < FINALISTS and all(_apart(poses[i], poses[j], f, m) for j in chosen):
-                chosen.append(i)
-        poses, scores, favour = poses[chosen], scores[chosen], favour[chosen]
+    lying = compose(to_moving, _scaled(scale.factor, f.ndim), inverse(to_fixed))
+    found = _candidates(f, m, prior, lying, config)
+    unit = priors.chance(evidence(seen(f, FINE_SIZE), m, anywhere(f, equal)))
+    scores = found.evidence - unit * (prior.nats(found.poses[:, :, :-1], found.overlap) + found.richness)
+    favoured = torch.where(scores > 0, scores * found.favour, scores / found.favour)
+    order = favoured.argsort(descending=True, stable=True).tolist()
+    best, chosen = order[0], [order[0]]
+    for i in order:
+        if len(chosen) < FINALISTS and all(_apart(found.poses[i], found.poses[j], f, m) for j in chosen):
+            chosen.append(i)
 
     def physical(pose: Tensor) -> Tensor:
-        square = torch.eye(3, dtype=torch.float64)
-        square[:2] = pose
+        square = torch.eye(f.ndim + 1, dtype=torch.float64)
+        square[:-1] = pose
         return nearest_of_kind(
-            compose(inverse(to_fixed), inverse(square), to_moving),
-            "rigid" if rigid else "affine",
-            scale.factor,
-            moving.grid.center,
+            compose(inverse(to_fixed), inverse(square), to_moving), config.transform, scale.factor, moving.grid.center
         )
 
-    score, others = float(scores[0]), scores[1:]
+    score, others = float(scores[best]), scores[chosen[1:]]
     second = float(others.max()) if len(others) else 0.0
     margin = max(0.0, 1 - max(second, CHANCE) / max(score, 1e-9))
+    matrix, decided = physical(found.poses[best]), _decided(found, scores, best, chosen[1:])
     if not len(others):
-        return Pose(physical(poses[0]), score, margin)
-    return Pose(physical(poses[0]), score, margin, physical(poses[1 + int(others.argmax())]), second)
+        return Pose(matrix, score, margin, decided=decided)
+    runner_up = physical(found.poses[chosen[1 + int(others.argmax())]])
+    return Pose(matrix, score, margin, runner_up, second, decided)
 
 
-def _scaled(zoom: float) -> Tensor:
-    """The pullback ``[3, 3]`` that enlarges the moving side ``zoom``-fold."""
-    return torch.diag(torch.tensor([1 / zoom, 1 / zoom, 1.0], dtype=torch.float64))
+def prior_of(fixed: Halvings, moving: Halvings) -> priors.Prior:
+    """What the units of two sides say of poses, in pullbacks of their normalised frames; pixels are taken one for one."""
+    scale = Scale.of(fixed.grid, moving.grid)
+    size = None if scale.ratio is None else scale.ratio * moving.grid.pixel / fixed.grid.pixel
+    return priors.Prior(size, scale.physical)
 
 
-def _ladder(middle: float, equal: float) -> list[float]:
+@dataclass(frozen=True)
+class _Candidates:
+    """Refined poses of all models.
+
+    Args:
+        poses: pullbacks ``[N, D, D+1]``.
+        evidence: raw, of fine structure and all ``[N]``.
+        overlap: share of the smaller side's tissue that both show ``[N]``.
+        richness: nats that the model of each pays ``[N]``.
+        favour: what scores are multiplied by where poses are compared: plain ones, and those without a mirror ``[N]``.
+    """
+
+    poses: Tensor
+    evidence: Tensor
+    overlap: Tensor
+    richness: Tensor
+    favour: Tensor
+
+
+def _candidates(f: Views, m: Views, prior: priors.Prior, lying: Tensor, config: Config) -> _Candidates:
+    """Poses from nested models: as both lie, middle on middle, rigid at the stated size, of any size, and affine ones.
+
+    What a simpler model finds is refined as a richer one too, and stays as it was beside that.
+    """
+    known = config.transform == "rigid" or prior.physical
+    equal = prior.size or 1.0
+    alike = f.extent / m.extent
+    plain = [_scaled(zoom, f.ndim) for zoom in ([equal] if known else [equal, alike])]  # middle on middle
+    if prior.size is not None and not torch.equal(lying, plain[0]):
+        plain.insert(0, lying)
+    stated = prior.size is not None or config.transform == "rigid"
+    scans = [([equal], "rigid")] if stated else []
+    if config.transform != "rigid":
+        scans.append(([equal] if known else _ladder(alike, equal, SIZES[f.ndim]), "similarity"))
+    still = torch.stack(plain)[:, :-1].to(torch.float32)
+    fit = compare(*seen(f, FINE_SIZE), m, still)
+    shared = overlap(f, m, still, fit.count, seen(f, FINE_SIZE)[-1])
+    free = torch.full((len(still),), priors.richness("as they lie", f.ndim), dtype=torch.float32)
+    made = [_Candidates(still, fit.evidence(), shared, free, torch.full_like(free, (1 + EQUAL) / (1 - UNMIRRORED)))]
+    kinds = KINDS[: 1 + KINDS.index(affine_kind(config.transform))]
+    f_spacing = seen(f, FINE_SIZE)[-1]
+    scanned: dict[float, tuple[Tensor, Tensor]] = {}
+    for zooms, kind in scans:
+        for zoom in zooms:
+            if zoom not in scanned:
+                scanned[zoom] = _scan(f, m, zoom)
+        scores, poses = (torch.cat(part) for part in zip(*(scanned[zoom] for zoom in zooms), strict=True))
+        poses = poses[scores.argsort(descending=True, stable=True)[:SCANNED]]
+        first = plain if kind != "rigid" else [p for p in plain if abs(_zoom(p) / equal - 1) < 1e-6]
+        poses = torch.cat([torch.stack(first)[:, :-1].to(torch.float32), poses])
+        favour = torch.ones(len(poses), dtype=torch.float32)
+        favour[: len(first)] += EQUAL
+        favour[torch.linalg.det(poses[:, :, :-1]) > 0] /= 1 - UNMIRRORED
+        poses, fit = _refine(f, m, poses, COARSE_SIZE, kind)
+        chosen: list[int] = []
+        for i in (fit.score * favour).argsort(descending=True, stable=True).tolist():
+            if len(chosen) < FINALISTS and all(_apart(poses[i], poses[j], f, m) for j in chosen):
+                chosen.append(i)
+        for model in kinds[kinds.index(kind) :]:
+            refined, fit = _refine(f, m, poses[chosen], FINE_SIZE, model)
+            pays = torch.full((len(chosen),), priors.richness(model, f.ndim), dtype=torch.float32)
+            shared = overlap(f, m, refined, fit.count, f_spacing)
+            made.append(_Candidates(refined, fit.evidence(), shared, pays, favour[chosen]))
+    return _Candidates(*(torch.cat(part) for part in zip(*(vars(one).values() for one in made), strict=True)))
+
+
+def _decided(found: _Candidates, scores: Tensor, best: int, rivals: list[int]) -> str:
+    """What was decided by priors and not by the evidence, in words, or nothing."""
+    if not rivals:
+        return ""
+    rival = rivals[int(found.evidence[rivals].argmax())]
+    if not float(found.evidence[rival]) >= (1 - EQUAL) * float(found.evidence[best]):
+        return ""
+    hands = [float(torch.linalg.det(found.poses[i, :, :-1])) for i in (best, rival)]
+    if hands[0] > 0 > hands[1]:
+        return "the mirrored pose fits as well: the pose that is not mirrored, as the files lie, was taken"
+    sizes = [float(torch.linalg.svdvals(found.poses[i, :, :-1]).log().mean()) for i in (best, rival)]
+    if abs(sizes[0] - sizes[1]) > priors.SIZE * 2:
+        return f"a pose {math.exp(sizes[0] - sizes[1]):.2g} times as large fits as well: the likelier size was taken"
+    return "another pose fits as well: the likelier one, less turned, sheared or shifted, was taken"
+
+
+def _zoom(pullback: Tensor) -> float:
+    """How much larger a pullback makes the moving side."""
+    size: float = float(torch.linalg.det(pullback[:-1, :-1]).abs()) ** (-1 / (len(pullback) - 1))
+    return size
+
+
+def _scaled(zoom: float, ndim: int) -> Tensor:
+    """The pullback ``[D+1, D+1]`` that enlarges the moving side ``zoom``-fold."""
+    return torch.diag(torch.tensor([*[1 / zoom] * ndim, 1.0], dtype=torch.float64))
+
+
+def _ladder(middle: float, equal: float, sizes: int) -> list[float]:
     """Sizes to try, in fixed pixels per moving pixel.
 
     They are spread about ``middle``, at which both sides have tissue of equal area; ``equal`` is added where it is not near one.
     """
-    zooms = [middle * 2 ** (k / 2) for k in range(-(SIZES // 2), SIZES // 2 + 1)]
+    zooms = [middle * 2 ** (k / 2) for k in range(-(sizes // 2), sizes // 2 + 1)]
     if all(abs(math.log2(equal / zoom)) > 1 / 8 for zoom in zooms):
         zooms.append(equal)
     return zooms
 
 
 def _apart(a: Tensor, b: Tensor, fixed: Views, moving: Views) -> bool:
-    """Whether two pullbacks ``[2, 3]`` map the corners of the smaller side to different places (`APART`), in the mean."""
-    if fixed.extent > moving.extent * float(torch.linalg.det(a[:, :2]).abs()) ** -0.5:
+    """Whether two pullbacks ``[D, D+1]`` map the corners of the smaller side to different places (`APART`), in the mean."""
+    ndim = len(a)
+    if fixed.extent > moving.extent * float(torch.linalg.det(a[:, :-1]).abs()) ** (-1 / ndim):
         a, b = _inverted(a), _inverted(b)
         fixed, moving = moving, fixed
     half = fixed.extent / 2
-    corners = torch.tensor([[y, x, 1.0] for y in (-half, half) for x in (-half, half)], dtype=torch.float32)
-    size = float(torch.linalg.det(a[:, :2]).abs()) ** 0.5
-    return bool(float((corners @ (a - b).T).norm(dim=1).mean()) > APART * size * 2**1.5 * half)
+    corners = torch.tensor([[*at, 1.0] for at in itertools.product((-half, half), repeat=ndim)], dtype=torch.float32)
+    size = float(torch.linalg.det(a[:, :-1]).abs()) ** (1 / ndim)
+    return bool(float((corners @ (a - b).T).norm(dim=1).mean()) > APART * size * 2 * half * math.sqrt(ndim))
 
 
 def _inverted(pose: Tensor) -> Tensor:
-    linear = torch.linalg.inv(pose[:, :2])
-    return torch.cat([linear, -linear @ pose[:, 2:]], dim=1)
+    linear = torch.linalg.inv(pose[:, :-1])
+    return torch.cat([linear, -linear @ pose[:, -1:]], dim=1)
 
 
-def _lattice(shape: tuple[int, int], spacing: float) -> Tensor:
-    """Positions ``[H, W, 2]`` of a grid centred on the origin."""
-    axes = [(torch.arange(n, dtype=torch.float32) - (n - 1) / 2) * spacing for n in shape]
-    return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
-
-
-def _sample(view: View, at: Tensor) -> tuple[Tensor, Tensor]:
-    """Data ``[N, 2, H, W]`` and weight ``[N, H, W]`` of a view at positions ``[N, H, W, 2]``; weight 0 outside the view."""
-    shape = torch.tensor(view.grid.shape, dtype=torch.float32)
-    spacing, origin = (torch.tensor(v, dtype=torch.float32) for v in (view.grid.spacing, view.grid.origin))
-    unit = (2 * (at - origin) / spacing + 1) / shape - 1  # -1 and 1 at the outer borders
-    stack = torch.cat([view.data, view.weight[None]])[None].expand(len(at), -1, -1, -1)
-    out = F.grid_sample(stack, unit.flip(-1), padding_mode="border", align_corners=False)
-    return out[:, :-1], out[:, -1] * (unit.abs() < 1).all(dim=-1)
-
-
-def _likeness(
-    cross: Tensor, f_variance: Tensor, m_variance: Tensor, least: float = DULL
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Squared correlations of intensities and of edges (dimension 1), and the variances of both sides, raised to ``least``.
-
-    Intensities may be inverted. Edge strengths may not: where one side has edges the other must have edges too.
-    """
-    f_variance, m_variance = f_variance.clamp(min=least), m_variance.clamp(min=least)
-    square = cross * cross / (f_variance * m_variance)
-    square[:, 1] *= cross[:, 1] > 0
-    return square.clamp(max=0.98), f_variance, m_variance
+def turns_of(ndim: int) -> Tensor:
+    """`TURNS` turns ``[N, D, D]``, spread evenly."""
+    count = TURNS[ndim]
+    if ndim == 2:
+        angle = 2 * math.pi * torch.arange(count, dtype=torch.float32) / count
+        cos, sin = angle.cos(), angle.sin()
+        return torch.stack([cos, sin, -sin, cos], dim=1).reshape(-1, 2, 2)
+    step = (torch.arange(count, dtype=torch.float64) + 0.5) / count  # Alexa 2022: φ = √2, ψ⁴ = ψ + 4
+    first, second = count * step / math.sqrt(2), count * step / 1.533751168755204288118041
+    return of_quaternions(uniform_quaternions(step, first % 1, second % 1)).to(torch.float32)
 
 
 def _scan(fixed: Views, moving: Views, zoom: float) -> tuple[Tensor, Tensor]:
-    """Scores ``[2 TURNS]`` and pullbacks ``[2 TURNS, 2, 3]`` of the best shift at each turn, without and with a mirror.
+    """Scores ``[2 TURNS]`` and pullbacks ``[2 TURNS, D, D+1]`` of the best shift at each turn, without and with a mirror.
 
     The score of a shift is ``-n/2 Σ log(1 - ρ²)`` over n shared pixels, with ρ the weighted normalised cross-correlations.
     """
-    spacing = math.sqrt(fixed.extent * zoom * moving.extent) / SCAN_SIZE
+    ndim, size = fixed.ndim, SCAN_SIZE[fixed.ndim]
+    spacing = math.sqrt(fixed.extent * zoom * moving.extent) / size
     f, m = fixed.at(spacing), moving.at(spacing / zoom)
-    spacing = max(spacing, max(*f.grid.extent, *(zoom * e for e in m.grid.extent)) / (4 * SCAN_SIZE))
+    spacing = max(spacing, max(*f.grid.extent, *(zoom * e for e in m.grid.extent)) / (4 * size))
     f_shape = [max(4, round(e / spacing)) for e in f.grid.extent]
-    f_at = _lattice((f_shape[0], f_shape[1]), spacing)
-    image, mask = (part[0] for part in _sample(f, f_at[None]))
-    side = math.ceil(math.hypot(*(e * zoom / spacing for e in m.grid.extent)))  # pixels: the diagonal fits at any turn
-    angle = 2 * math.pi * torch.arange(TURNS, dtype=torch.float32) / TURNS
-    cos, sin = angle.cos(), angle.sin()
-    turns = torch.stack([cos, sin, -sin, cos], dim=1).reshape(-1, 2, 2)  # fixed frame → moving frame
-    turns = torch.cat([turns, turns * turns.new_tensor([[1.0], [-1.0]])]) / zoom
-    m_at = _lattice((side, side), spacing)
-    turned, covered = _sample(m, torch.einsum("hwc,ndc->nhwd", m_at, turns))  # [N, 2, ...], [N, ...]
-    shape = [smooth_size(n + side - 1) for n in f_shape]
-    a = torch.fft.rfft2(
-        torch.cat([torch.ones_like(mask)[None], image, image * image]) * mask, s=shape
-    ).conj()  # [5, ...]
-    b = torch.cat([torch.ones_like(covered)[:, None], turned, turned * turned], dim=1) * covered[:, None]
-    b = torch.fft.rfft2(b, s=shape)  # [N, 5, ...]
-    sums = torch.fft.irfft2(a[[0, 1, 2, 3, 4, 0, 0, 0, 0, 1, 2]] * b[:, [0, 0, 0, 0, 0, 1, 2, 3, 4, 1, 2]], s=shape)
-    n = sums[:, :1].clamp(min=1e-3)
-    s_f, s_ff, s_m, s_mm, s_fm = (sums[:, 1:] / n).unflatten(1, (5, 2)).unbind(dim=1)  # [N, 2, ...] each
-    square, _, _ = _likeness(s_fm - s_f * s_m, s_ff - s_f * s_f, s_mm - s_m * s_m)
-    score = -0.5 * n[:, 0] * torch.log1p(-square).sum(dim=1)
-    enough = 0.25 * torch.minimum(mask.sum(), covered.sum(dim=(1, 2)))
-    score = torch.where(n[:, 0] > enough[:, None, None], score, 0.0)
-    best, place = score.flatten(1).max(dim=1)
+    f_at = lattice(tuple(f_shape), spacing)
+    image, mask = (part[0] for part in sample(f, f_at[None]))
+    turns = turns_of(ndim)  # fixed frame → moving frame
+    flip = turns.new_tensor([*[1.0] * (ndim - 1), -1.0])
+    turns = torch.cat([turns, turns * flip[:, None]]) / zoom
+    reach = None if ndim == 2 else round(REACH * size)
+    if reach is None:
+        side = math.ceil(
+            math.hypot(*(e * zoom / spacing for e in m.grid.extent))
+        )  # pixels: the diagonal fits at any turn
+        m_at, shape = lattice((side,) * ndim, spacing), [smooth_size(n + side - 1) for n in f_shape]
+        middle = torch.zeros(ndim, dtype=torch.float32)
+    else:
+        shape, middle = [smooth_size(n + 2 * reach) for n in f_shape], _middle(m)
+        m_at = lattice(tuple(shape), spacing)
+        m_at = m_at - m_at[(0,) * ndim] + f_at[(0,) * ndim] - _middle(f) - reach * spacing
+    sums = torch.cat([torch.ones_like(mask)[None], image, image * image]) * mask
+    sums = torch.fft.rfftn(sums, s=shape, dim=list(range(1, ndim + 1))).conj()  # [5, ...]
+    few = len(turns) if reach is None else 64
+    where = _Lags(m, m_at, middle, shape, reach)
+    found = [_best_lag(sums, float(mask.sum()), where, part) for part in turns.chunk(-(-len(turns) // few))]
+    best, place = (torch.cat(part) for part in zip(*found, strict=True))
     # at lag r the fixed pixel i lies on the moving pixel i + r; lags wrap
-    lag = torch.stack([place // shape[1], place % shape[1]], dim=1)
-    size, last = torch.tensor(shape), torch.tensor(f_shape)
-    lag = torch.where(lag > size - last, lag - size, lag)
-    shift = spacing * (lag.to(torch.float32) - (side - 1) / 2) - f_at[0, 0]  # of a fixed position, before the turn
-    return best, torch.cat([turns, torch.einsum("ndc,nc->nd", turns, shift)[:, :, None]], dim=2)
+    lag = torch.stack(torch.unravel_index(place, shape), dim=1)
+    whole, last = torch.tensor(shape), torch.tensor(f_shape)
+    lag = torch.where(lag > whole - last, lag - whole, lag) if reach is None else lag
+    first = m_at[(0,) * ndim]
+    shift = spacing * lag.to(torch.float32) + first - f_at[(0,) * ndim]  # of a fixed position, before the turn
+    moved = torch.einsum("ndc,nc->nd", turns, shift) + middle
+    return best, torch.cat([turns, moved[:, :, None]], dim=2)
+
+
+def _middle(view: View) -> Tensor:
+    """The middle ``[D]`` of a side's tissue: of its edges, above their least, where it is trusted."""
+    weight = view.weight * view.outlines
+    at = view.grid.coords().to(torch.float32)
+    return (at * weight[..., None]).flatten(0, -2).sum(dim=0) / weight.sum().clamp(min=1e-6)
 
 
 @dataclass(frozen=True)
-class _Fit:
-    """N poses compared on one grid of the fixed side: the values that the next step and the score need.
+class _Lags:
+    """A moving side and the shifts at which it is tried.
 
     Args:
-        fixed: the fixed side minus its mean over the overlap ``[N, 2, H, W]``.
-        moving: the moving side at the pose minus its mean over the overlap ``[N, 2, H, W]``.
-        weight: weights of the pixels, with sum 1 ``[N, H, W]``.
-        slope: regression coefficients of the fixed on the moving side ``[N, 2]``.
-        spread: variances of the moving side ``[N, 2]``.
-        rest: variances of the fixed side that the moving side does not explain ``[N, 2]``.
-        count: number of shared pixels ``[N]``.
-        score: nats of likeness ``[N]``.
+        moving: the side.
+        at: positions ``[*S, D]`` of its lattice before the turn, about ``middle``.
+        middle: about which it is turned ``[D]``.
+        shape: of the transforms.
+        reach: lags up to twice this are tried along each axis; None for all.
     """
 
-    fixed: Tensor
-    moving: Tensor
-    weight: Tensor
-    slope: Tensor
-    spread: Tensor
-    rest: Tensor
-    count: Tensor
-    score: Tensor
-
-    def better(self, other: _Fit) -> tuple[_Fit, Tensor]:
-        """For each pose the fit with the higher score, and where (``[N]`` bool) that is the other one."""
-        wins = other.score > self.score
-        pairs = zip(vars(self).values(), vars(other).values(), strict=True)
-        return _Fit(*(torch.where(wins.reshape(-1, *(1,) * (old.ndim - 1)), new, old) for old, new in pairs)), wins
-
-    def evidence(self) -> Tensor:
-        """Nats of likeness ``[N]`` of fine structure and, at a lower weight, of the images themselves.
-
-        Fine structure decides, because different tissues can have similar outlines.
-        """
-        w = self.weight[:, None]
-        near = F.avg_pool2d(w, LOCAL, 1, LOCAL // 2).clamp(min=1e-12)
-
-        def fine(values: Tensor) -> Tensor:
-            return values - F.avg_pool2d(values * w, LOCAL, 1, LOCAL // 2) / near
-
-        f, m = fine(self.fixed), fine(self.moving)
-        f, m = (side - (side * w).sum(dim=(2, 3), keepdim=True) for side in (f, m))
-        cross, f_variance, m_variance = ((pair * w).sum(dim=(2, 3)) for pair in (f * m, f * f, m * m))
-        square, _, _ = _likeness(cross, f_variance, m_variance, DULL / 5)
-        return -0.5 * self.count * torch.log1p(-square).sum(dim=1) + self.score / COARSE_AREA
+    moving: View
+    at: Tensor
+    middle: Tensor
+    shape: list[int]
+    reach: int | None
 
 
-def _compare(image: Tensor, mask: Tensor, at: Tensor, spacing: float, moving: Views, poses: Tensor) -> _Fit:
-    """Compare the fixed ``image`` ``[2, H, W]`` at positions ``[H, W, 2]`` with the moving side, at N pullbacks ``[N, 2, 3]``."""
-    positions = torch.einsum("hwc,ndc->nhwd", at, poses[:, :, :2]) + poses[:, None, None, :, 2]
-    views = [moving.at(spacing * float(size)) for size in torch.linalg.det(poses[:, :, :2]).abs().sqrt()]
-    warped = image.new_empty((len(poses), *image.shape))
-    weight = image.new_empty((len(poses), *mask.shape))
-    for view in {id(view): view for view in views}.values():
-        those = [i for i, other in enumerate(views) if other is view]
-        warped[those], weight[those] = _sample(view, positions[those])
-    weight = weight * mask
-    n = weight.sum(dim=(1, 2)).clamp(min=1e-3)
-    weight = weight / n[:, None, None]
+def _best_lag(a: Tensor, area: float, lags: _Lags, turns: Tensor) -> tuple[Tensor, Tensor]:
+    """The best score ``[N]`` of each turn ``[N, D, D]`` and its lag, an index of the flattened lags.
 
-    def mean(values: Tensor) -> Tensor:
-        return (values * weight[:, None]).sum(dim=(2, 3))
-
-    f = image - mean(image[None])[:, :, None, None]
-    m = warped - mean(warped)[:, :, None, None]
-    cross = mean(f * m)
-    square, f_variance, m_variance = _likeness(cross, mean(f * f), mean(m * m))
-    slope = cross / m_variance
-    slope[:, 1] = slope[:, 1].clamp(min=0)
-    score = -0.5 * n * torch.log1p(-square).sum(dim=1)
-    return _Fit(f, m, weight, slope, m_variance, f_variance * (1 - square), n, score)
-
-
-def _refine(fixed: Views, moving: Views, poses: Tensor, size: int, kind: str) -> tuple[Tensor, _Fit]:
-    """Refine N pullbacks ``[N, 2, 3]`` together by `STEPS` damped Gauss-Newton steps each; returns them and their fits.
-
-    Minimises the sum of the logarithms of the two residual variances (intensity, edges). The linear regression between the
-    sides is
-    eliminated: derivatives are projected off the direction in which it changes (variable projection).
+    Args:
+        a: conjugate spectra ``[5, …]`` of the fixed side's weight, image and its square.
+        area: sum of the fixed side's weights.
+        lags: what is turned and where it is tried.
+        turns: fixed frame → moving frame.
     """
-    spacing = fixed.extent / size
-    view = fixed.at(spacing)
-    spacing = max(spacing, max(view.grid.extent) / (3 * size))
-    shape = [max(4, round(e / spacing)) for e in view.grid.extent]
-    at = _lattice((shape[0], shape[1]), spacing)
-    image, mask = (part[0] for part in _sample(view, at[None]))
-    radius = max(shape) / 2
-    y, x = at.unbind(dim=-1)
-    y, x, one, zero = y / (spacing * radius), x / (spacing * radius), torch.ones_like(y), torch.zeros_like(y)
-    fields = [(one, zero), (zero, one), (-x, y), (y, x), (y, -x), (x, y)]  # two shifts, turn, size, two stretches
-    fields = fields[: {"rigid": 3, "similarity": 4, "affine": 6}[kind]]
-    moves = torch.stack([torch.stack(field) for field in fields])  # [K, 2, H, W], pixels
-    now = _compare(image, mask, at, spacing, moving, poses)
+    ndim, shape, reach = turns.shape[-1], lags.shape, lags.reach
+    dims = list(range(2, ndim + 2))
+    at = torch.einsum("...c,ndc->n...d", lags.at, turns) + lags.middle
+    turned, covered = sample(lags.moving, at)  # [N, 2, ...], [N, ...]
+    b = torch.cat([torch.ones_like(covered)[:, None], turned, turned * turned], dim=1) * covered[:, None]
+    b = torch.fft.rfftn(b, s=shape, dim=dims)  # [N, 5, ...]
+    sums = torch.fft.irfftn(
+        a[[0, 1, 2, 3, 4, 0, 0, 0, 0, 1, 2]] * b[:, [0, 0, 0, 0, 0, 1, 2, 3, 4, 1, 2]], s=shape, dim=dims
+    )
+    n = sums[:, :1].clamp(min=1e-3)
+    s_f, s_ff, s_m, s_mm, s_fm = (sums[:, 1:] / n).unflatten(1, (5, 2)).unbind(dim=1)  # [N, 2, ...] each
+    square, _, _ = likeness(s_fm - s_f * s_m, s_ff - s_f * s_f, s_mm - s_m * s_m)
+    score = -0.5 * n[:, 0] * torch.log1p(-square).sum(dim=1)
+    enough = 0.25 * covered.flatten(1).sum(dim=1).clamp(max=area)
+    score = torch.where(n[:, 0] > enough.reshape(-1, *(1,) * ndim), score, 0.0)
+    if reach is not None:
+        for d in range(1, ndim + 1):
+            score.narrow(d, 2 * reach + 1, score.shape[d] - 2 * reach - 1).zero_()
+    best, place = score.flatten(1).max(dim=1)
+    return best, place
+
+
+def _refine(fixed: Views, moving: Views, poses: Tensor, sizes: dict[int, int], kind: str) -> tuple[Tensor, Match]:
+    """Refine N pullbacks ``[N, D, D+1]`` by `STEPS` damped Gauss-Newton steps each; returns them and how they match.
+
+    Minimises the sum of the logarithms of the two residual variances (intensity, edges). The linear regression between the sides
+    is eliminated: derivatives are projected off the direction in which it changes (variable projection).
+    """
+    on = seen(fixed, sizes)
+    few = max(1, AT_ONCE // (2 * fixed.ndim * on[0].numel()))  # as many as their derivatives take memory
+    parts = [_refine_few(on, moving, part, kind) for part in poses.chunk(-(-len(poses) // few))]
+    if len(parts) == 1:
+        return parts[0]
+    matches = zip(*(vars(match).values() for _, match in parts), strict=True)
+    return torch.cat([part for part, _ in parts]), Match(*(torch.cat(part) for part in matches))
+
+
+def _refine_few(
+    on: tuple[Tensor, Tensor, Tensor, float], moving: Views, poses: Tensor, kind: str
+) -> tuple[Tensor, Match]:
+    """`_refine` of as many poses as can be refined at once, on a lattice as `evidence.seen` gives it."""
+    image, mask, at, spacing = on
+    ndim = mask.ndim
+    radius = max(mask.shape) / 2
+    still = torch.zeros_like(at)
+    moves = [still.index_fill(ndim, torch.tensor(d), 1.0) for d in range(ndim)]  # shifts
+    ways = generators(ndim)[: Increment(kind, ndim, radius).size - ndim]
+    moves += [torch.einsum("dc,...c->...d", way, at / (spacing * radius)) for way in ways]
+    fields = torch.stack(moves).movedim(-1, 1)  # [K, D, *S], pixels
+    now = compare(image, mask, at, spacing, moving, poses)
     damping = torch.full((len(poses),), 0.01, dtype=torch.float32)
+    dims = tuple(range(3, 3 + ndim))
     for _ in range(STEPS):
-        slope = image.new_zeros((len(poses), 2, *image.shape))  # [N, 2 derivatives, 2, H, W]
-        slope[:, 0, :, 1:-1] = (now.moving[:, :, 2:] - now.moving[:, :, :-2]) / 2
-        slope[:, 1, :, :, 1:-1] = (now.moving[:, :, :, 2:] - now.moving[:, :, :, :-2]) / 2
-        change = torch.einsum("ndphw,kdhw->nkphw", slope, moves)
+        slope = image.new_zeros((len(poses), ndim, *image.shape))  # [N, D derivatives, 2, *S]
+        for d, n in enumerate(mask.shape):
+            change = now.moving.narrow(2 + d, 2, n - 2) - now.moving.narrow(2 + d, 0, n - 2)
+            slope[:, d].narrow(2 + d, 1, n - 2).copy_(change / 2)
+        change = torch.einsum("ndp...,kd...->nkp...", slope, fields)
         w = now.weight[:, None, None]
-        change = change - (change * w).sum(dim=(3, 4), keepdim=True)
-        along = (change * now.moving[:, None] * w).sum(dim=(3, 4), keepdim=True) / now.spread[:, None, :, None, None]
-        change = (change - along * now.moving[:, None]) * now.slope[:, None, :, None, None]
-        rest = now.fixed - now.slope[:, :, None, None] * now.moving
-        weighed = (change * w / now.rest[:, None, :, None, None]).flatten(2)
+        change = change - (change * w).sum(dim=dims, keepdim=True)
+        spread, gain = (part.reshape(len(poses), 1, 2, *(1,) * ndim) for part in (now.spread, now.slope))
+        along = (change * now.moving[:, None] * w).sum(dim=dims, keepdim=True) / spread
+        change = (change - along * now.moving[:, None]) * gain
+        rest = now.fixed - gain[:, 0] * now.moving
+        weighed = (change * w / now.rest.reshape(gain.shape)).flatten(2)
         hessian, descent = weighed @ change.flatten(2).mT, (weighed @ rest.flatten(1)[:, :, None])[:, :, 0]
         diagonal = hessian.diagonal(dim1=1, dim2=2)
         hessian = hessian + torch.diag_embed(damping[:, None] * diagonal + 1e-3 * diagonal.mean(1, keepdim=True) + 1e-9)
         step = torch.linalg.solve(hessian, descent)
         step = step / (step.abs().amax(dim=1, keepdim=True) / MOST).clamp(min=1)
-        trial = _stepped(poses, step, spacing, radius)
-        now, wins = now.better(_compare(image, mask, at, spacing, moving, trial))
+        trial = _stepped(poses, step, spacing, radius, kind)
+        now, wins = now.better(compare(image, mask, at, spacing, moving, trial))
         poses = torch.where(wins[:, None, None], trial, poses)
         damping = torch.where(wins, damping * 0.3, damping * 10)
     return poses, now
 
 
-def _stepped(poses: Tensor, step: Tensor, spacing: float, radius: float) -> Tensor:
-    """Pullbacks ``[N, 2, 3]`` after an increment of the fixed side ``[N, 3, 4 or 6]``, in lattice pixels at ``radius`` pixels."""
-    shift, rest = step[:, :2] * spacing, step[:, 2:] / radius
-    turn, size, a, b = F.pad(rest, (0, 4 - rest.shape[1])).unbind(dim=1)
-    linear = torch.stack([1 + size + a, b - turn, b + turn, 1 + size - a], dim=1).reshape(-1, 2, 2)
-    if rest.shape[1] == 1:  # a turn keeps the size
-        linear = linear / torch.linalg.det(linear).sqrt()[:, None, None]
-    old = poses[:, :, :2]
-    return torch.cat([old @ linear, old @ shift[:, :, None] + poses[:, :, 2:]], dim=2)
+def generators(ndim: int) -> Tensor:
+    """Small linear changes ``[D², D, D]``: turns, the size, stretches; in this order, so that the first ones are a model's."""
+    pairs = list(itertools.combinations(range(ndim), 2))
+    unit = torch.eye(ndim, dtype=torch.float32)
+    turns = [torch.outer(unit[j], unit[i]) - torch.outer(unit[i], unit[j]) for i, j in pairs]
+    stretches = [torch.diag(unit[d] - unit[d + 1]) for d in range(ndim - 1)]
+    shears = [torch.outer(unit[j], unit[i]) + torch.outer(unit[i], unit[j]) for i, j in pairs]
+    return torch.stack([*turns, unit, *stretches, *shears])
+
+
+def _stepped(poses: Tensor, step: Tensor, spacing: float, radius: float, kind: str) -> Tensor:
+    """Pullbacks ``[N, D, D+1]`` after an increment of the fixed side ``[N, K]``, in lattice pixels at ``radius`` pixels."""
+    ndim = poses.shape[1]
+    shift, rest = step[:, :ndim] * spacing, step[:, ndim:] / radius
+    ways = generators(ndim)[: rest.shape[1]]
+    linear = torch.eye(ndim, dtype=torch.float32) + torch.einsum("nk,kdc->ndc", rest, ways)
+    if kind != "affine":  # a turn, times a size
+        left, values, right = torch.linalg.svd(linear)
+        linear = left @ right
+        if kind == "similarity":
+            linear = linear * values.log().mean(dim=1).exp()[:, None, None]
+    old = poses[:, :, :-1]
+    return torch.cat([old @ linear, old @ shift[:, :, None] + poses[:, :, -1:]], dim=2)

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ..fit.closed import turn_of
 from ..fit.clouds import Floats, radius_of, thinned
+from .priors import AS_THEY_LIE, TURN
 
 TURNS_PLANE = 24
 """Number of turns tried around the full circle in 2D: 15 degrees apart, within reach of the annealing."""
@@ -39,6 +40,13 @@ ALONE = 0.1
 UNMIRRORED = 0.3
 """Share by which the score of an unmirrored pose may be lower than that of a mirrored one and still win: halves of organs
 resemble each other mirrored."""
+ALONG = (-0.75, -0.5, -0.25, 0.0, 0.25, 0.5, 0.75)
+"""Shifts along the longest axis of the fixed cloud, over its root mean square radius, from which each pose in space is tried
+again: where one side shows more than the other, the middles of both do not belong together. A quarter of the radius is about
+what the last scan can correct."""
+MIRRORED = 4.0
+"""Nats that a mirrored pose pays in space, where nothing but exchanged axes mirrors a body: one pair in fifty (stated, not
+learned)."""
 SLACK = 0.4
 """Nats per point (both sides together) by which a pose may score less than the best and still be passed on."""
 RIVALS = 8
@@ -120,6 +128,13 @@ def search(p: Floats, q: Floats, known: bool, mirror: bool) -> Found:
         score = _batch_score(ps, qs, linear, shift, scales[-1], volume)
         chosen = _distinct(ps, linear, shift, score, keep, 0.05 if number == 0 else APART)
         linear, shift, score = linear[chosen], shift[chosen], score[chosen]
+    if ndim == 3:
+        linear, shift = _slid(linear, shift, qs, (mean_p - mean_q) / unit)
+        for scale in SETTLED[1]:
+            linear, shift = _batch_step(ps, qs, linear, shift, scale, volume, not known)
+        score = _batch_score(ps, qs, linear, shift, SETTLED[1][-1], volume) - unlikely(linear) * 4 / (len(ps) + len(qs))
+        chosen = _distinct(ps, linear, shift, score, RIVALS, APART)
+        linear, shift, score = linear[chosen], shift[chosen], score[chosen]
     score = score - _broad(ps, qs)
     mirrored = torch.linalg.det(linear) < 0
     best = int(score.argmax())
@@ -146,6 +161,39 @@ def search(p: Floats, q: Floats, known: bool, mirror: bool) -> Found:
     rival = int(torch.where(apart, score, -torch.inf).argmax())
     margin = max(0.0, (top - float(score[rival])) / max(abs(top), 1e-9))
     return Found(matrix(best), top, margin, matrix(rival), float(score[rival]), rivals)
+
+
+def _slid(linear: Tensor, shift: Tensor, qs: Tensor, unmoved: Floats) -> tuple[Tensor, Tensor]:
+    """Poses in space (``linear`` ``[B, 3, 3]``, ``shift`` ``[B, 3]``) and as the files lie, each shifted by each of `ALONG`.
+
+    Args:
+        linear: linear parts, of moving places about their middle.
+        shift: shifts from the middle of the fixed places.
+        qs: fixed places ``[M, 3]`` about their middle, in units of their radius.
+        unmoved: the shift under which places stay where they lie ``[3]``.
+    """
+    size = float(torch.linalg.det(linear).abs().median()) ** (1 / 3)
+    linear = torch.cat([linear, size * torch.eye(3)[None]])
+    shift = torch.cat([shift, torch.from_numpy(unmoved).to(shift)[None]])
+    axis = torch.linalg.eigh(torch.cov(qs.T))[1][:, -1]
+    steps = torch.tensor(ALONG)[:, None] * axis  # [K, 3]
+    return linear.repeat_interleave(len(steps), dim=0), (shift[:, None] + steps).reshape(-1, 3)
+
+
+def unlikely(linear: Tensor) -> Tensor:
+    """Nats ``[B]`` by which poses with linear parts ``[B, 3, 3]`` are less likely in space than as the files lie.
+
+    Turned by at most a few `priors.TURN` about any axis, or anywhere (`priors.AS_THEY_LIE`); mirrored (`MIRRORED`).
+    """
+    handed = torch.linalg.det(linear).sign()
+    turn, _ = turn_of(linear, handed)
+    trace = (turn * handed[:, None, None]).diagonal(dim1=1, dim2=2).sum(dim=1)
+    angle = ((trace - 1) / 2).clamp(-1, 1).acos()
+    peak = AS_THEY_LIE / ((2 * math.pi) ** 1.5 * TURN**3)  # per volume of SO(3), which is 8 π²
+    flat = (1 - AS_THEY_LIE) / (8 * math.pi**2)
+    nats: Tensor = math.log(peak + flat) - (peak * (-0.5 * (angle / TURN) ** 2).exp() + flat).log()
+    nats += MIRRORED * (handed < 0)
+    return nats
 
 
 def _squares(ps: Tensor, qs: Tensor, linear: Tensor, shift: Tensor) -> Tensor:

@@ -41,12 +41,13 @@ class Pose:
 
     Args:
         matrix: ``A`` ``[D+1, D+1]``, moving → fixed, in physical units.
-        score: how well it fits, higher is better. In 2D nats of likeness between coarse images; in 3D minus the logarithm of the
-            mismatch, times the overlap; for a section in a volume the log-posterior of its plane, in nats.
+        score: how well it fits, higher is better. Nats of likeness between coarse images; for a section in a volume the
+            log-posterior of its plane, in nats.
         margin: how much lower the best different pose scores, relative to ``score``, at least 0 (for a section see
             `section.DOUBT`); None where no other pose was tried.
         runner_up: matrix of the best different pose, or None.
         runner_up_score: its score, or None.
+        decided: what was decided by what is likely and not by the data, in a sentence; empty where nothing was.
     """
 
     matrix: Tensor
@@ -54,3 +55,4 @@ class Pose:
     margin: float | None
     runner_up: Tensor | None = None
     runner_up_score: float | None = None
+    decided: str = ""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,8 +19,9 @@ from torch import Tensor
 from ..data import Grid
 from ..fit.halvings import Halvings, halve
 
-FINEST = 320
-"""Largest length of the longer side of the finest image (octave 0), in pixels: the pose search needs no more."""
+FINEST = {2: 320, 3: 128}
+"""Largest length of the longest side of the finest image (octave 0), in pixels, by the number of axes: the pose search needs no
+more."""
 COARSEST = 64
 """Pixels along the longer side at or below which an octave is used to measure how far the tissue extends."""
 EMPTY = 0.2
@@ -39,14 +41,21 @@ class View:
     """One side at one octave.
 
     Args:
-        data: intensity and edge strength ``[2, H, W]``, each with weighted mean 0 and variance 1.
-        weight: weight of each pixel ``[H, W]``, 0 … 1.
+        data: intensity and edge strength ``[2, *S]``, each with weighted mean 0 and variance 1.
+        weight: weight of each pixel ``[*S]``, 0 … 1.
         grid: the pixels' grid in the side's normalised frame.
     """
 
     data: Tensor
     weight: Tensor
     grid: Grid
+
+    @property
+    def outlines(self) -> Tensor:
+        """Edge strength ``[*S]`` above that of what has none: the least, or in a volume, of which noise outside may be the larger
+        part, the median."""
+        edges = self.data[1]
+        return (edges - (edges.min() if edges.ndim == 2 else edges.median())).clamp(min=0)
 
 
 class Views:
@@ -56,20 +65,21 @@ class Views:
     octave finer. Neither depends on a stain's colour, except for the sign of the intensity, which the comparison ignores.
 
     Args:
-        side: a 2D image; the weight of its pixels is kept.
+        side: an image or a volume; the weight of its pixels is kept.
     """
 
     def __init__(self, side: Halvings) -> None:
-        data, mask, grid = side.at(side.times_until(lambda grid: max(grid.shape) <= FINEST))
-        weight = trust(data)
+        self.ndim = ndim = side.grid.ndim
+        data, mask, grid = side.at(side.times_until(lambda grid: max(grid.shape) <= FINEST[ndim]))
+        weight = trust(data, filled=side.image.counted is None)
         if mask is not None:
             weight = weight * mask
         known = (weight > 0).to(data.dtype)  # pixels of weight 0 must not be averaged into others, on any octave
-        mean = ((data * weight).sum(dim=(1, 2)) / weight.sum().clamp(min=1e-6))[:, None, None]
+        mean = ((data * weight).flatten(1).sum(dim=1) / weight.sum().clamp(min=1e-6)).reshape(-1, *(1,) * ndim)
         stack = torch.cat([(data - mean) * known, known[None], weight[None]])
         self._stacks = [(stack, grid)]
-        while min(grid.shape) >= 16:
-            stack, grid = halve(stack, grid, [0, 1])
+        while axes := _halved(grid):
+            stack, grid = halve(stack, grid, axes)
             self._stacks.append((stack, grid))
         self._views: dict[int, View] = {}
         self._axis = _principal(data - mean, weight)
@@ -77,11 +87,11 @@ class Views:
         while octave + 1 < len(self._stacks) and max(self._stacks[octave][1].shape) > COARSEST:
             octave += 1
         view = self._view(octave)
-        energy = F.avg_pool2d((view.weight * (view.data[1] - view.data[1].min()))[None, None], 5, 1, 2)
+        energy = mean_around((view.weight * view.outlines)[None, None], 5)
         spread = float(energy.sum()) ** 2 / max(float(energy.square().sum()), 1e-12)  # pixels the edges spread over
-        spread = max(spread, float(view.weight.sum()) / 16, 4.0)
-        self.extent = math.sqrt(spread * math.prod(view.grid.spacing))
-        """Side length of a square as large as the tissue, in the side's normalised frame."""
+        spread = max(spread, float(view.weight.sum()) / 4**ndim, 4.0)
+        self.extent = (spread * math.prod(view.grid.spacing)) ** (1 / ndim)
+        """Side length of a square or cube as large as the tissue, in the side's normalised frame."""
 
     def at(self, spacing: float) -> View:
         """The coarsest view whose pixels are no larger than about ``spacing``, or the finest there is."""
@@ -95,42 +105,70 @@ class Views:
             stack, grid = self._stacks[octave]
             weight = stack[-1]
             intensity = (_clean(stack)[0] * self._axis).sum(dim=0)
-            edges = _slope(*_clean(self._stacks[max(octave - 1, 0)][0]))[None, None]
+            finer, finer_grid = self._stacks[max(octave - 1, 0)]
+            edges = _slope(*_clean(finer), finer_grid.spacing)[None, None]
             if octave > 0:
-                edges = F.adaptive_avg_pool2d(edges, (weight.shape[0], weight.shape[1]))
-            edges = F.avg_pool2d(edges, 3, 1, 1, count_include_pad=False)[0, 0]
+                shrink: Any = F.adaptive_avg_pool2d if weight.ndim == 2 else F.adaptive_avg_pool3d
+                edges = shrink(edges, tuple(weight.shape))
+            edges = mean_around(edges, 3, inside=True)[0, 0]
             data = torch.stack([intensity, edges])
-            total = weight.sum().clamp(min=1e-6)
-            data = data - (data * weight).sum(dim=(1, 2), keepdim=True) / total
-            deviation = ((data * data * weight).sum(dim=(1, 2), keepdim=True) / total).sqrt()
+            total, dims = weight.sum().clamp(min=1e-6), tuple(range(1, data.ndim))
+            data = data - (data * weight).sum(dim=dims, keepdim=True) / total
+            deviation = ((data * data * weight).sum(dim=dims, keepdim=True) / total).sqrt()
             self._views[octave] = View(data / deviation.clamp(min=1e-6), weight, grid)
         return self._views[octave]
 
 
-def trust(data: Tensor) -> Tensor:
-    """The weight of each pixel ``[H, W]`` of an image ``[C, H, W]``: `EMPTY` where it is constant, 0 where it was filled in.
+def _halved(grid: Grid) -> list[int]:
+    """The axes along which an octave has half the pixels of the one before; none where it is the last."""
+    finest = min(grid.spacing)
+    if grid.ndim == 2:
+        return [0, 1] if min(grid.shape) >= 16 else []
+    return [d for d in range(grid.ndim) if grid.spacing[d] < 1.5 * finest and grid.shape[d] >= 16]
+
+
+def mean_around(values: Tensor, width: int, inside: bool = False) -> Tensor:
+    """The mean over squares or cubes of ``width`` pixels of values ``[N, C, *S]``, beyond whose border lie zeros, or with
+    ``inside`` nothing."""
+    ndim = values.ndim - 2
+    pool: Any = F.avg_pool2d if ndim == 2 else F.avg_pool3d
+    for d in range(ndim):  # axis by axis, which is faster
+        size = tuple(width if k == d else 1 for k in range(ndim))
+        values = pool(values, size, 1, tuple(n // 2 for n in size), count_include_pad=not inside)
+    return values
+
+
+def trust(data: Tensor, filled: bool = True) -> Tensor:
+    """The weight of each pixel ``[*S]`` of an image ``[C, *S]``: `EMPTY` where it is constant, 0 where it was filled in.
 
     A constant area is background where the image fades into it. Where the image leaps to it (`LEAP`), the area lies beyond
-    what was recorded, such as the corners of a turned image.
+    what was recorded, such as the corners of a turned image. Around an organ cut out of a volume it leaps, too, but the organ's
+    surface is real: nothing of a volume is taken for filled in. Nor is anything of a density (`Image.counted`): it leaps at the
+    outline of the tissue, beyond which things were looked for and none were found.
+
+    Args:
+        data: the image ``[C, *S]``.
+        filled: whether constant areas may be canvas; False for densities.
     """
-    h, w = data.shape[1:]
-    padded = F.pad(data[None], (1, 1, 1, 1), mode="replicate")[0]
-    change = torch.maximum(
-        (padded[:, 1:-1, 2:] - padded[:, 1:-1, :-2]).abs(), (padded[:, 2:, 1:-1] - padded[:, :-2, 1:-1]).abs()
-    ).amax(dim=0)
+    shape = data.shape[1:]
+    change = torch.zeros(shape, dtype=data.dtype)
+    for d, n in enumerate(shape, start=1):
+        after = torch.cat([data.narrow(d, 1, n - 1), data.narrow(d, n - 1, 1)], dim=d)
+        before = torch.cat([data.narrow(d, 0, 1), data.narrow(d, 0, n - 1)], dim=d)
+        change = torch.maximum(change, (after - before).abs().amax(dim=0))
     constant = _shrunk(change < CONSTANT, 1)  # drop areas under 3 x 3 pixels, which may be alike by chance
     constant = _grown(constant, 1)
-    out = torch.ones((h, w), dtype=torch.float32)
+    out = torch.ones(shape, dtype=torch.float32)
     out[constant] = EMPTY
     rest = constant.clone()
-    for _ in range(3):  # at most three constant colours are examined
-        if int(rest.sum()) < 0.002 * h * w:
+    for _ in range(3 if filled and len(shape) == 2 else 0):  # at most three constant colours are examined
+        if int(rest.sum()) < 0.002 * rest.numel():
             break
         colour = data[:, rest].median(dim=1).values
-        area = rest & ((data - colour[:, None, None]).abs().amax(dim=0) < 3 * CONSTANT)
+        area = rest & ((data - colour.reshape(-1, *(1,) * len(shape))).abs().amax(dim=0) < 3 * CONSTANT)
         if not bool(area.any()):  # the median of several colours need not be one of them: take the first pixel's
             colour = data[:, rest][:, 0]
-            area = rest & ((data - colour[:, None, None]).abs().amax(dim=0) < 3 * CONSTANT)
+            area = rest & ((data - colour.reshape(-1, *(1,) * len(shape))).abs().amax(dim=0) < 3 * CONSTANT)
         ring = _grown(area, 4) & ~_grown(area, 2) & ~constant
         if bool(ring.any()):
             leap = (data[:, ring] - colour[:, None]).square().mean(dim=0).sqrt().median()
@@ -142,7 +180,11 @@ def trust(data: Tensor) -> Tensor:
 
 
 def _grown(mask: Tensor, by: int) -> Tensor:
-    return F.max_pool2d(mask[None, None].to(torch.float32), 2 * by + 1, 1, by)[0, 0] > 0
+    out = mask[None].to(torch.float32)
+    for d in range(1, out.ndim):  # axis by axis, which is faster and comes to the same
+        line = out.movedim(d, -1)
+        out = F.max_pool1d(line.reshape(1, -1, line.shape[-1]), 2 * by + 1, 1, by).reshape(line.shape).movedim(-1, d)
+    return out[0] > 0
 
 
 def _shrunk(mask: Tensor, by: int) -> Tensor:
@@ -150,21 +192,25 @@ def _shrunk(mask: Tensor, by: int) -> Tensor:
 
 
 def _principal(data: Tensor, weight: Tensor) -> Tensor:
-    """The first principal direction ``[C, 1, 1]`` of the channels of ``data`` ``[C, H, W]`` about 0."""
+    """The first principal direction ``[C, 1, …]`` of the channels of ``data`` ``[C, *S]`` about 0."""
     flat, w = data.reshape(data.shape[0], -1), weight.reshape(-1)
     directions: Tensor = torch.linalg.eigh((flat * w) @ flat.T)[1]
-    return directions[:, -1, None, None]
+    return directions[:, -1].reshape(-1, *(1,) * (data.ndim - 1))
 
 
 def _clean(stack: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean ``[C, H, W]`` of the known pixels in each pixel of an octave, and where enough of them are known ``[H, W]``."""
+    """The mean ``[C, *S]`` of the known pixels in each pixel of an octave, and where enough of them are known ``[*S]``."""
     known = stack[-2]
     enough = known > 0.25
     return torch.where(enough, stack[:-2] / known.clamp(min=0.25), 0.0), enough
 
 
-def _slope(data: Tensor, known: Tensor) -> Tensor:
-    """Gradient magnitude ``[H, W]`` over the channels of ``data`` ``[C, H, W]``; 0 beside pixels that are not known."""
-    dy = data.diff(dim=1, append=data[:, -1:]) * (known & torch.cat([known[1:], known[-1:]]))
-    dx = data.diff(dim=2, append=data[:, :, -1:]) * (known & torch.cat([known[:, 1:], known[:, -1:]], dim=1))
-    return (dy**2 + dx**2).sum(dim=0).sqrt()
+def _slope(data: Tensor, known: Tensor, spacing: tuple[float, ...]) -> Tensor:
+    """Gradient magnitude ``[*S]`` over the channels of ``data`` ``[C, *S]``, per least ``spacing``; 0 beside pixels that are not
+    known."""
+    square = torch.zeros_like(data)
+    for d, n in enumerate(known.shape):
+        beside = torch.cat([known.narrow(d, 1, n - 1), known.narrow(d, n - 1, 1)], dim=d)
+        change = data.diff(dim=d + 1, append=data.narrow(d + 1, n - 1, 1)) * (min(spacing) / spacing[d])
+        square = square + (change * (known & beside)) ** 2
+    return square.sum(dim=0).sqrt()

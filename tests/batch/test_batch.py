@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import functools
+import io
 import json
 import os
 import re
@@ -435,6 +436,19 @@ def test_a_summary_of_all_there_is(tmp_path: Path) -> None:
     ]
     assert [row["verdict"] for row in rows] == ["pass", "warn", "fail", ""]
     assert rows[0]["peak_memory_mib"] == "5"
+
+
+def test_jobs_of_one_verdict_come_in_the_order_of_their_confidence(tmp_path: Path) -> None:
+    sure = {"a": 0.9, "b": None, "c": 0.72, "d": 0.999}
+    found = {name: Outcome(name, "done", "pass", figures={"confidence": value}) for name, value in sure.items()}
+    page = summary.page(list(found.values()), tmp_path)
+    assert sorted(found, key=lambda name: page.index(f">{name}</h3>")) == ["b", "c", "a", "d"]
+    assert "confidence <b>72 %</b>" in page
+    assert "over 99 %" in page
+    with io.StringIO(summary.table(list(found.values()))) as file:
+        rows = list(csv.DictReader(file))
+    assert [row["confidence"] for row in rows] == ["0.9", "", "0.72", "0.999"]
+    assert "pose_margin" not in rows[0]
 
 
 # --------------------------------------------------------------------------------------------------- a real cluster

@@ -327,6 +327,18 @@ def test_the_other_pose_is_shown_where_it_came_close() -> None:
     assert "The other pose" not in results.render(clear, image, image)
 
 
+def test_the_headline_says_how_sure_it_is() -> None:
+    data = image(1, 40, 50)
+    sure = fake_result(data.grid, data.grid, confidence=0.87)
+    page = results.render(sure, data, data, 64, 60)
+    assert "<h1>Confirmed · confidence 87 %</h1>" in page
+    assert "start margin" not in page
+    unknown = fake_result(data.grid, data.grid, confidence=None)
+    assert "<h1>Confirmed</h1>" in results.render(unknown, data, data, 64, 60)
+    assert "confidence 0.87" in repr(sure)
+    assert "confidence" not in repr(unknown)
+
+
 def test_the_public_function_writes_the_page(tmp_path: Path) -> None:
     data = image(1, 40, 50)
     result = fake_result(data.grid, data.grid, n_nodes=13)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +15,6 @@ from torch import Tensor
 
 import regframe as rf
 from regframe import verdict
-from regframe.fit.energy import ImageMetric
-from regframe.fit.halvings import Level
 from regframe.starts import images, landmarks, pose
 
 laws = settings(max_examples=25)
@@ -247,19 +244,6 @@ def test_other_kinds_take_an_affine_start_as_it_is(kind: str) -> None:
 # ------------------------------------------------------------------------------------------------------------- search
 
 
-def _ready() -> Callable[[Level], ImageMetric]:
-    metric = rf.metric("contrast")
-
-    def prepared(level: Level) -> ImageMetric:
-        metric.prepare(
-            rf.Image(level.fixed, level.fixed_grid, weight=level.fixed_weight),
-            rf.Image(level.moving, level.moving_grid, weight=level.moving_weight),
-        )
-        return metric
-
-    return prepared
-
-
 @pytest.fixture(scope="module")
 def photograph() -> Tensor:
     """``[1, 128, 128]`` of the picture that scikit-image carries."""
@@ -307,7 +291,7 @@ def test_the_search_finds_a_copy_in_any_pose(
     data = request.getfixturevalue(picture)
     moving = rf.Image(data, rf.Grid(data.shape[1:], (0.5, 0.5), (30.0, -10.0), "µm"))
     fixed, truth = _posed(moving, angle, mirror, shift, scale)
-    found = images.search(fixed, moving, _ready(), rf.Config())
+    found = images.search(fixed, moving, rf.Config())
     x = moving.grid.coords()
     inside = fixed.grid.contains(truth.points(x))
     error = (rf.Affine(found.matrix, "µm", "µm").points(x) - truth.points(x)).norm(dim=-1)[inside] / 0.5
@@ -320,7 +304,7 @@ def test_the_search_gives_one_answer_and_knows_the_ratio_of_two_units(photograph
     moving = rf.Image(photograph, rf.Grid((128, 128), (2.0, 2.0), unit="µm"))
     fixed, truth = _posed(moving, -60, 1, (5.0, 3.0), 1.0)
     small = fixed.replace(grid=fixed.grid.to_unit("mm"))
-    found = [images.search(small, moving, _ready(), rf.Config(transform="rigid")) for _ in range(2)]
+    found = [images.search(small, moving, rf.Config(transform="rigid")) for _ in range(2)]
     assert torch.equal(found[0].matrix, found[1].matrix)
     assert found[0].score == found[1].score
     x = moving.grid.coords()
@@ -339,7 +323,7 @@ def _ring() -> rf.Image:
 
 def test_the_search_says_when_another_pose_fits_as_well() -> None:
     image = _ring()
-    found = images.search(image, image, _ready(), rf.Config())
+    found = images.search(image, image, rf.Config())
     assert found.margin is not None
     assert 0 <= found.margin < verdict.CLEAR
     middle = torch.tensor([47.5, 47.5])
@@ -400,7 +384,7 @@ def test_any_turn_mirror_and_size_is_found(angle: float, scale: float, mirror: b
     image = rf.Image(_blobs(1), rf.Grid((160, 160)))
     moving, truth = _redrawn(image, angle, mirror, scale, fill=0.0)
     for f, m, expected in ((image, moving, truth), (moving, image, torch.linalg.inv(truth))):
-        found = images.search(f, m, _ready(), rf.Config())
+        found = images.search(f, m, rf.Config())
         assert _off(found.matrix if f is image else torch.linalg.inv(found.matrix), truth, image) < 0.01
         assert (torch.linalg.det(found.matrix) < 0) == (torch.linalg.det(expected) < 0)
         assert found.margin is not None
@@ -412,7 +396,7 @@ def test_what_fills_an_enlarged_canvas_does_not_matter(section: Tensor, fill: fl
     image = rf.Image(section, rf.Grid((128, 128)))
     colour = float(section.mean()) if fill == "mean" else float(fill)
     moving, truth = _redrawn(image, 118, True, 1.6, fill=colour)
-    found = images.search(image, moving, _ready(), rf.Config())
+    found = images.search(image, moving, rf.Config())
     assert _off(found.matrix, truth, image) < 0.02
     assert found.margin is not None
     assert found.margin > verdict.CLEAR
@@ -426,7 +410,7 @@ def test_a_part_finds_its_place(section: Tensor, corner: tuple[int, int], scale:
     whole = torch.eye(3, dtype=torch.float64)
     whole[:2, 2] = -torch.tensor(corner, dtype=torch.float64)
     for f, m in ((image, moving), (moving, image)):
-        found = images.search(f, m, _ready(), rf.Config()).matrix
+        found = images.search(f, m, rf.Config()).matrix
         back = found if f is image else torch.linalg.inv(found)
         at = rf.Grid((81, 81)).coords().reshape(-1, 2) + torch.tensor(corner)
         error = (rf.Affine(back @ truth @ whole).points(at) - at).norm(dim=1).mean()
@@ -436,7 +420,7 @@ def test_a_part_finds_its_place(section: Tensor, corner: tuple[int, int], scale:
 def test_the_inside_decides_where_the_outline_does_not() -> None:
     image = rf.Image(_blobs(2), rf.Grid((160, 160)))
     moving, truth = _redrawn(image, 200, True, 0.8, fill=0.0)
-    found = images.search(image, moving, _ready(), rf.Config())
+    found = images.search(image, moving, rf.Config())
     assert _off(found.matrix, truth, image) < 0.01
     assert found.margin is not None
     assert found.margin > verdict.CLEAR
@@ -445,7 +429,7 @@ def test_the_inside_decides_where_the_outline_does_not() -> None:
 def test_a_mirror_that_the_images_cannot_decide_is_not_taken() -> None:
     image = rf.Image(_blobs(3, halves=True), rf.Grid((160, 160)))
     moving, truth = _redrawn(image, 70, True, 1.3, fill=0.0)
-    found = images.search(image, moving, _ready(), rf.Config())
+    found = images.search(image, moving, rf.Config())
     assert found.margin is not None
     assert found.margin < verdict.CLEAR
     assert float(torch.linalg.det(found.matrix)) > 0
@@ -458,7 +442,7 @@ def test_a_mirror_that_the_images_cannot_decide_is_not_taken() -> None:
 def test_what_does_not_belong_together_has_no_margin(photograph: Tensor) -> None:
     generator = torch.Generator().manual_seed(0)
     noise = rf.Image(torch.randn((1, 128, 128), generator=generator), rf.Grid((128, 128)))
-    found = images.search(rf.Image(photograph, rf.Grid((128, 128))), noise, _ready(), rf.Config())
+    found = images.search(rf.Image(photograph, rf.Grid((128, 128))), noise, rf.Config())
     assert found.margin is not None
     assert found.margin < verdict.CLEAR
 
@@ -466,7 +450,7 @@ def test_what_does_not_belong_together_has_no_margin(photograph: Tensor) -> None
 def test_the_search_gives_the_same_bytes_each_time(section: Tensor) -> None:
     image = rf.Image(section, rf.Grid((128, 128)))
     moving, _ = _redrawn(image, 250, True, 0.7, fill=0.0)
-    first, second = (images.search(image, moving, _ready(), rf.Config()) for _ in range(2))
+    first, second = (images.search(image, moving, rf.Config()) for _ in range(2))
     assert torch.equal(first.matrix, second.matrix)
     assert first.runner_up is not None
     assert second.runner_up is not None
@@ -478,7 +462,7 @@ def test_a_known_size_is_not_searched(section: Tensor) -> None:
     image = rf.Image(section, rf.Grid((128, 128), (2.0, 2.0), unit="µm"))
     turned, truth = _redrawn(rf.Image(section, rf.Grid((128, 128))), 160, False, 1.5, fill=255.0)
     moving = turned.replace(grid=rf.Grid(turned.grid.shape, (2 / 1500, 2 / 1500), unit="mm"))
-    found = images.search(image, moving, _ready(), rf.Config()).matrix
+    found = images.search(image, moving, rf.Config()).matrix
     at = rf.Grid((128, 128)).coords().reshape(-1, 2)
     there = rf.Affine(truth).points(at) * (2 / 1500)
     assert float((rf.Affine(found).points(there) - 2 * at).norm(dim=1).mean()) < 4
@@ -490,7 +474,7 @@ def test_tiny_and_thin_images_are_searched_too(data: str) -> None:
     generator = torch.Generator().manual_seed(4)
     shape = (8, 9) if data == "one" else (8, 300)
     image = rf.Image(torch.rand((2, *shape), generator=generator), rf.Grid(shape))
-    found = images.search(image, image, _ready(), rf.Config())
+    found = images.search(image, image, rf.Config())
     assert bool(torch.isfinite(found.matrix).all())
 
 
@@ -517,11 +501,11 @@ def test_consecutive_sections_are_found(data_dir: Path, angle: float, mirror: bo
         image.replace(grid=rf.Grid(image.grid.shape))
         for image in (rf.open(folder / row["fixed_image"]), rf.open(folder / row["moving_image"]))
     )
-    known = images.search(fixed, moving, _ready(), rf.Config(transform="rigid")).matrix
+    known = images.search(fixed, moving, rf.Config(transform="rigid")).matrix
     assert float((known - torch.eye(3)).abs()[:2, :2].max()) < 0.1  # they lie nearly alike, apart from a shift
     moving = moving.replace(data=moving.data.to(torch.float32))
     posed, truth = _redrawn(moving, angle, mirror, scale, fill)
-    found = images.search(fixed, posed, _ready(), rf.Config())
+    found = images.search(fixed, posed, rf.Config())
     at = moving.grid.resampled((40.0, 40.0)).coords().reshape(-1, 2)
     error = (rf.Affine(found.matrix @ truth).points(at) - rf.Affine(known).points(at)).norm(dim=1).mean()
     assert float(error) / fixed.grid.diagonal < 0.03
@@ -536,7 +520,7 @@ def test_a_volume_starts_from_where_it_is_or_from_the_middles() -> None:
     image = rf.Image(noise, grid)
     apart = rf.Grid(grid.shape, grid.spacing, (500.0, -300.0, 70.0))
     for fixed_grid in (grid, apart):
-        found = images.search(image.replace(grid=fixed_grid), image, _ready(), rf.Config())
+        found = images.search(image.replace(grid=fixed_grid), image, rf.Config())
         x = grid.coords()
         expected = x + torch.tensor(fixed_grid.origin, dtype=torch.float64)
         assert (rf.Affine(found.matrix).points(x) - expected).norm(dim=-1).max() < 0.5

@@ -25,6 +25,7 @@ import math
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ...config import Config
@@ -33,7 +34,7 @@ from ...data import Grid, PointSet
 from ...fit.clouds import SMALL, Floats, carried, distinct, match, outliers_of, radius_of, some, spacing_of, thinned
 from ...fit.frames import Frame, affine_kind
 from ...fit.steps import Report
-from ...starts.points import APART, Found, search
+from ...starts.points import APART, Found, search, unlikely
 from ...starts.scale import Scale
 from ...verdict import CONVINCING
 from .bend import (
@@ -204,16 +205,18 @@ def best_pose(found: Found, clouds: Clouds, known: bool, report: Report = None) 
         exact = math.log(len(pt)) + len(pose[:-1]) * (math.log(narrowest) + math.log(2 * math.pi) / 2)
         if one.bent is not None and one.energy < exact + EXPLAINED:
             break
-    best = min(tried, key=lambda one: one.energy)
+    best = min(tried, key=lambda one: one.cost)
+    if best.bent is not None and not best.energy < exact + EXPLAINED:
+        best = _confirmed(best, min(tried, key=lambda one: one.straight), clouds)
     reach = APART * radius_of(best.warped)
-    apart = [one.energy for one in tried if np.linalg.norm(one.warped - best.warped, axis=1).mean() > reach]
+    apart = [one.cost for one in tried if np.linalg.norm(one.warped - best.warped, axis=1).mean() > reach]
     if len(tried) == 1 and found.runner_up is not None:
         # this pose explains every point exactly, so that its rival is fitted without a bend, only to state a margin
-        apart = [-straighten(pt, qt, found.runner_up, config).value]
+        apart = [-straighten(pt, qt, found.runner_up, config).value + tried[0].cost - tried[0].energy]
     margin = None
     if apart:
-        behind = best.energy - min(apart)
-        margin = 1 - math.exp(min(behind, 0.0)) if math.isfinite(best.energy) else 0.0
+        behind = best.cost - min(apart)
+        margin = 1 - math.exp(min(behind, 0.0)) if math.isfinite(best.cost) else 0.0
     straight = straighten(ps, q, best.pose, config, report)
     whole = len(pt) == len(ps) and len(qt) == len(q)
     evaluations = sum(one.bent.n_evaluations for one in tried if one.bent is not None)
@@ -227,12 +230,16 @@ class _Tried:
     Args:
         pose: ``A`` ``[D+1, D+1]``.
         energy: energy of the map fitted from it, in nats per fixed point.
+        straight: cost of the straight map alone, in nats per fixed point.
+        cost: the energy with what the pose pays for being unusual (`starts.points.unlikely`), in nats per fixed point.
         warped: mapped positions of the moving places ``[N, D]``, in fixed pixels.
         bent: the bend, where one is asked for.
     """
 
     pose: Floats
     energy: float
+    straight: float
+    cost: float
     warped: Floats
     bent: CloudFit | None
 
@@ -260,12 +267,26 @@ def _try(pose: Floats, pt: Floats, few: Clouds, narrowest: float) -> _Tried:
     """
     qt, config = few.q, few.config
     state = straighten(pt, qt, pose, config)
+    pays = float(unlikely(torch.from_numpy(pose[None, :-1, :-1]))) / len(qt) if pt.shape[1] == 3 else 0.0
     if config.transform != "lddmm":
-        return _Tried(pose, -state.value, carried(state.matrix, pt), None)
+        cost = pays - state.value
+        return _Tried(pose, -state.value, cost, cost, carried(state.matrix, pt), None)
     fit = bent_start(state, few)
     fit.sigma = max(fit.sigma, WIDE * spacing_of(qt))
     fit = bend(few, fit, narrowest)
-    return _Tried(pose, fit.energy / len(qt), fit.warp(few.p), fit)
+    energy = fit.energy / len(qt)
+    return _Tried(pose, energy, pays - state.value, pays + energy, fit.warp(few.p), fit)
+
+
+def _confirmed(best: _Tried, plain: _Tried, clouds: Clouds) -> _Tried:
+    """The pose with the ``best`` bent map, or that with the best straight one, ``plain``, where held-out points confirm no bend.
+
+    A bend that many points have no partner under explains them from a wrong pose as well as from the right one.
+    """
+    if best is plain:
+        return best
+    held = held_out(straighten(clouds.scaled, clouds.q, best.pose, clouds.config), clouds)
+    return best if held["gain"] > CONVINCING * held["error"] else plain
 
 
 def held_out(straight: State, clouds: Clouds) -> dict[str, float]:

@@ -10,6 +10,7 @@ import torch
 from scipy.spatial import cKDTree
 from torch import Tensor
 
+from ... import confidence
 from ...contracts import Fitted
 from ...data import Grid, PointSet
 from ...fit import uncertainty
@@ -93,6 +94,7 @@ def finish(
         },
         "n_evaluations": fit.n_evaluations,
     }
+    figures["confidence"] = confidence.of_points(figures, fixed.ndim)
     grid = fixed_grid.resampled(
         tuple(max(3 * s, e / 64) for s, e in zip(fixed_grid.spacing, fixed_grid.extent, strict=True))
     )

@@ -8,8 +8,8 @@ from typing import ClassVar
 
 import torch
 
-from ... import verdict
-from ...contracts import Fitted, Solver, Task
+from ... import plugins, verdict
+from ...contracts import Fitted, Otherwise, Solver, Task
 from ...data import Image, PointSet, unit_ratio
 from ...fit import clouds
 from ...fit.threads import threads_for
@@ -24,6 +24,8 @@ class Points(Solver):
 
     name: ClassVar[str] = "points"
     models: ClassVar[tuple[str, ...]] = recipes.MODELS
+    drawn_by: ClassVar[str] = "cells"
+    """Name of the adapter that draws both sides as densities where the points themselves find nothing."""
 
     def matches(self, fixed: Image | PointSet, moving: Image | PointSet) -> float:  # noqa: D102
         return 1.0 if isinstance(fixed, PointSet) and isinstance(moving, PointSet) else 0.0
@@ -65,3 +67,25 @@ class Points(Solver):
 
     def judge(self, fitted: Fitted) -> Iterable[Finding]:  # noqa: D102
         return verdict.of_points(fitted.figures)
+
+    def otherwise(self, task: Task) -> Otherwise | None:
+        """Both sides as images of the density of their points: other individuals have other cells, but like tissue.
+
+        None in 3D, where a metric for points was asked for, and where a side cannot be drawn.
+        """
+        fixed, moving = task.fixed, task.moving
+        assert isinstance(fixed, PointSet)
+        assert isinstance(moving, PointSet)
+        if fixed.ndim != 2 or task.metric is not None:
+            return None
+        try:
+            sides = [plugins.open(_bare(points), adapter=self.drawn_by) for points in (fixed, moving)]
+        except ValueError:  # too few points, or no such adapter
+            return None
+        return Otherwise(dataclasses.replace(task, fixed=sides[0], moving=sides[1]), verdict.as_densities())
+
+
+def _bare(points: PointSet) -> PointSet:
+    """The positions of the points that count, without their table."""
+    coords = points.coords if points.weights is None else points.coords[points.weights > 0]
+    return PointSet(coords, points.unit, name=points.name)

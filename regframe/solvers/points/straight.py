@@ -137,8 +137,11 @@ def straighten(p: Floats, q: Floats, start: Floats, config: Config, report: Repo
             kinds, level = kinds[-1:], level + 1
     qs, spacing = some(q, MOST_FITTED, config.seed), spacing_of(q)
     for one in kinds:
-        wide = max(state.sigma, (AFFINE_WIDE if one == "affine" and len(kinds) > 1 else WIDE) * spacing)
-        state = anneal(one, p, qs, replace(state, sigma=wide, value=-math.inf), SHARPEST * spacing)
+        before, wide = state, max(state.sigma, (AFFINE_WIDE if one == "affine" and len(kinds) > 1 else WIDE) * spacing)
+        state = anneal(one, p, qs, replace(before, sigma=wide, value=-math.inf), SHARPEST * spacing)
+        if state.value < before.value:  # so wide a scale that all points seemed to be without a partner
+            narrow = replace(before, sigma=max(before.sigma, WIDE * spacing), value=-math.inf)
+            state = max(before, anneal(one, p, qs, narrow, SHARPEST * spacing), key=lambda each: each.value)
         stage_of("affine", level, config).tell(report, 1, -state.value)
     return state
 
