@@ -194,6 +194,7 @@ class Fit(Standing):
         sections: whether the sides are different cuts of tissue (see `Cuts`).
         nats: evidence for the map by the independent judge, in nats; None where there is no judge.
         asked: kind of the affine part that was asked for, which ``increment`` may be simpler than.
+        lost: whether the affine fit led away from a start that the judge preferred (see `LOST`).
         torn: by how much a bend that was given up for it changed areas, or None.
         following: whether the bend was found by `fluid.follow`.
         held_out: what pixels gained by a bend that followed others (`fluid.held_out`); None where that was not asked.
@@ -214,6 +215,7 @@ class Fit(Standing):
     sections: bool = False
     nats: float | None = None
     asked: str = ""
+    lost: bool = False
     torn: float | None = None
     following: bool = False
     held_out: float | None = None
@@ -499,7 +501,7 @@ def _worth_it(fitted: _Straight, kind: str, pair: Pair) -> Fit:
             chosen, best = other, judged(other)
     if (1 - LOST) * began > best:
         chosen = fitted(KINDS[0], held=True)
-    chosen.n_evaluations = n_evaluations
+    chosen.n_evaluations, chosen.lost = n_evaluations, True
     return chosen
 
 

@@ -58,14 +58,14 @@ class Images(Solver):
             done = raster.run(pair, task, _recipe(pair))
             fitted = raster.fitted(pair, done, task.moving.grid)
             sure = fitted.figures["confidence"]
-            if task.metric is not None or not (done.lost or (sure is not None and sure < CONFIRMED)):
+            if task.metric is not None or not (done.fit.lost or (sure is not None and sure < CONFIRMED)):
                 return fitted
             other = self.otherwise_compared(task, pair)
             again = raster.again(done, other, task, _recipe(other))
             instead = raster.fitted(other, again, task.moving.grid)
             likelier = instead.figures["confidence"] or 0.0
             found = (instead.figures["place_confidence"] or 0.0) >= NO_EVIDENCE
-            better = done.lost and not again.lost if sure is None else found and likelier > sure
+            better = done.fit.lost and not again.fit.lost if sure is None else found and likelier > sure
             better = better and (instead.figures["evidence"] or 0.0) >= (fitted.figures["evidence"] or 0.0)
             return instead if better else fitted
 
@@ -105,7 +105,7 @@ class Images(Solver):
             why = f"{said} by roots of counts, and is likelier by the counts themselves"
             return Compared(fixed, moving, (one, other), plugins.metric(self.default), why, counted=True)
         why = f"{said}, and is likelier by local correlation, which bears uneven light and stain"
-        return dataclasses.replace(pair, metric=plugins.metric(self.in_uneven_light), why=why, followed=())
+        return dataclasses.replace(pair, metric=plugins.metric(self.in_uneven_light), why=why)
 
 
 def _recipe(pair: Compared) -> Recipe:

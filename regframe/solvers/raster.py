@@ -155,11 +155,6 @@ class Run:
     found: pose.Pose | None
     fit: Fit
 
-    @property
-    def lost(self) -> bool:
-        """Whether the fit led away from a start that the independent judge preferred (see `fit.pyramid.LOST`)."""
-        return self.fit.increment.kind != self.fit.asked or "held" in self.fit.reasons
-
 
 def run(pair: Compared, task: Task, recipe: Recipe) -> Run:
     """Find a start for two images, then fit their map by ``recipe``."""
