@@ -73,6 +73,9 @@ STEPS = 8
 UNMIRRORED = 0.3
 """Share by which an unmirrored pose may score less than a mirrored one and still win. Slides are turned every day and flipped
 rarely, and the two halves of a brain resemble each other more than two brains do."""
+CLOSER = 100.0
+"""Nats of evidence, in the pair's own unit, under which nothing was found and both sides are scanned again, twice as close and at
+twice as many turns: right starts of made pairs have more, unrelated ones less (see `verdict.EVIDENT`)."""
 MOST = 3.0
 """Largest movement of any pixel in one Gauss-Newton step, in pixels of the image: the linearisation does not reach farther."""
 CHANCE = 60.0
@@ -127,9 +130,16 @@ def _search(fixed: Halvings, moving: Halvings, config: Config) -> Pose:
     # poses are pullbacks of the normalised frames, fixed → moving, [N, D, D+1]
     to_fixed, to_moving = Frame.of(fixed.grid).matrix(), Frame.of(moving.grid).matrix()
     lying = compose(to_moving, _scaled(scale.factor, f.ndim), inverse(to_fixed))
-    found = _candidates(f, m, prior, lying, config)
     unit = priors.chance(evidence(seen(f, FINE_SIZE), m, anywhere(f, equal)))
-    scores = found.evidence - unit * (prior.nats(found.poses[:, :, :-1], found.overlap) + found.richness)
+
+    def scored(found: _Candidates) -> Tensor:
+        return found.evidence - unit * (prior.nats(found.poses[:, :, :-1], found.overlap) + found.richness)
+
+    found = _candidates(f, m, prior, lying, config)
+    scores = scored(found)
+    if f.ndim == 2 and float(scores.max()) < CLOSER * unit:
+        found = found.and_those(_candidates(f, m, prior, lying, config, closer=2))
+        scores = scored(found)
     favoured = torch.where(scores > 0, scores * found.favour, scores / found.favour)
     order = favoured.argsort(descending=True, stable=True).tolist()
     best, chosen = order[0], [order[0]]
@@ -179,11 +189,17 @@ class _Candidates:
     richness: Tensor
     favour: Tensor
 
+    def and_those(self, other: _Candidates) -> _Candidates:
+        """Both, one after the other."""
+        pairs = zip(vars(self).values(), vars(other).values(), strict=True)
+        return _Candidates(*(torch.cat(pair) for pair in pairs))
 
-def _candidates(f: Views, m: Views, prior: priors.Prior, lying: Tensor, config: Config) -> _Candidates:
+
+def _candidates(f: Views, m: Views, prior: priors.Prior, lying: Tensor, config: Config, closer: int = 1) -> _Candidates:
     """Poses from nested models: as both lie, middle on middle, rigid at the stated size, of any size, and affine ones.
 
-    What a simpler model finds is refined as a richer one too, and stays as it was beside that.
+    What a simpler model finds is refined as a richer one too, and stays as it was beside that. Both sides are scanned ``closer``
+    times as close, at as many times more turns.
     """
     known = config.transform == "rigid" or prior.physical
     equal = prior.size or 1.0
@@ -206,7 +222,7 @@ def _candidates(f: Views, m: Views, prior: priors.Prior, lying: Tensor, config: 
     for zooms, kind in scans:
         for zoom in zooms:
             if zoom not in scanned:
-                scanned[zoom] = _scan(f, m, zoom)
+                scanned[zoom] = _scan(f, m, zoom, closer)
         scores, poses = (torch.cat(part) for part in zip(*(scanned[zoom] for zoom in zooms), strict=True))
         poses = poses[scores.argsort(descending=True, stable=True)[:SCANNED]]
         first = plain if kind != "rigid" else [p for p in plain if abs(_zoom(p) / equal - 1) < 1e-6]
@@ -282,9 +298,9 @@ def _inverted(pose: Tensor) -> Tensor:
     return torch.cat([linear, -linear @ pose[:, -1:]], dim=1)
 
 
-def turns_of(ndim: int) -> Tensor:
+def turns_of(ndim: int, closer: int = 1) -> Tensor:
     """`TURNS` turns ``[N, D, D]``, spread evenly."""
-    count = TURNS[ndim]
+    count = closer * TURNS[ndim]
     if ndim == 2:
         angle = 2 * math.pi * torch.arange(count, dtype=torch.float32) / count
         cos, sin = angle.cos(), angle.sin()
@@ -294,19 +310,19 @@ def turns_of(ndim: int) -> Tensor:
     return of_quaternions(uniform_quaternions(step, first % 1, second % 1)).to(torch.float32)
 
 
-def _scan(fixed: Views, moving: Views, zoom: float) -> tuple[Tensor, Tensor]:
+def _scan(fixed: Views, moving: Views, zoom: float, closer: int = 1) -> tuple[Tensor, Tensor]:
     """Scores ``[2 TURNS]`` and pullbacks ``[2 TURNS, D, D+1]`` of the best shift at each turn, without and with a mirror.
 
     The score of a shift is ``-n/2 Σ log(1 - ρ²)`` over n shared pixels, with ρ the weighted normalised cross-correlations.
     """
-    ndim, size = fixed.ndim, SCAN_SIZE[fixed.ndim]
+    ndim, size = fixed.ndim, SCAN_SIZE[fixed.ndim] * closer
     spacing = math.sqrt(fixed.extent * zoom * moving.extent) / size
     f, m = fixed.at(spacing), moving.at(spacing / zoom)
     spacing = max(spacing, max(*f.grid.extent, *(zoom * e for e in m.grid.extent)) / (4 * size))
     f_shape = [max(4, round(e / spacing)) for e in f.grid.extent]
     f_at = lattice(tuple(f_shape), spacing)
     image, mask = (part[0] for part in sample(f, f_at[None]))
-    turns = turns_of(ndim)  # fixed frame → moving frame
+    turns = turns_of(ndim, closer)  # fixed frame → moving frame
     flip = turns.new_tensor([*[1.0] * (ndim - 1), -1.0])
     turns = torch.cat([turns, turns * flip[:, None]]) / zoom
     reach = None if ndim == 2 else round(REACH * size)
@@ -322,7 +338,7 @@ def _scan(fixed: Views, moving: Views, zoom: float) -> tuple[Tensor, Tensor]:
         m_at = m_at - m_at[(0,) * ndim] + f_at[(0,) * ndim] - _middle(f) - reach * spacing
     sums = torch.cat([torch.ones_like(mask)[None], image, image * image]) * mask
     sums = torch.fft.rfftn(sums, s=shape, dim=list(range(1, ndim + 1))).conj()  # [5, ...]
-    few = len(turns) if reach is None else 64
+    few = 64 if closer == 1 else 16  # turns that are held at once
     where = _Lags(m, m_at, middle, shape, reach)
     found = [_best_lag(sums, float(mask.sum()), where, part) for part in turns.chunk(-(-len(turns) // few))]
     best, place = (torch.cat(part) for part in zip(*found, strict=True))
