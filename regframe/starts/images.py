@@ -74,8 +74,8 @@ UNMIRRORED = 0.3
 """Share by which an unmirrored pose may score less than a mirrored one and still win. Slides are turned every day and flipped
 rarely, and the two halves of a brain resemble each other more than two brains do."""
 CLOSER = 100.0
-"""Nats of evidence, in the pair's own unit, under which nothing was found and both sides are scanned again, twice as close and at
-twice as many turns: right starts of made pairs have more, unrelated ones less (see `verdict.EVIDENT`)."""
+"""Nats of evidence, in the pair's own unit, under which nothing counts as found and both sides are scanned again, twice as close
+and at twice as many turns. Taken over from `verdict.EVIDENT`, which was measured on finished fits; not measured on starts."""
 MOST = 3.0
 """Largest movement of any pixel in one Gauss-Newton step, in pixels of the image: the linearisation does not reach farther."""
 CHANCE = 60.0
