@@ -88,8 +88,10 @@ def test_only_what_is_counted_has_roots_taken() -> None:
 
 
 def test_empty_surroundings_do_not_hide_a_bend(monkeypatch: pytest.MonkeyPatch) -> None:
-    at, rng = tissue(0, 1500), np.random.default_rng(5)
+    at, rng = tissue(0, 1500), np.random.default_rng(6)
     fixed, moving = at[rng.random(len(at)) < 0.85], at[rng.random(len(at)) < 0.7]
+    lone = np.array([[-30.0, -30.0], [130.0, 130.0], [-30.0, 130.0], [130.0, -30.0]])  # half of the canvas is empty
+    fixed, moving = np.concatenate([fixed, lone]), np.concatenate([moving, lone])
 
     def error() -> tuple[float, str]:
         result = rf.register(cells(fixed), cells(moved(moving)))
@@ -98,9 +100,9 @@ def test_empty_surroundings_do_not_hide_a_bend(monkeypatch: pytest.MonkeyPatch) 
 
     found, verdict = error()
     assert verdict == "pass"
-    assert found < 0.3
+    assert found < 0.18
     monkeypatch.setattr(recipes, "COUNTED", Recipe())
-    assert error()[0] > found
+    assert error()[0] > 1.2 * found
 
 
 def test_clouds_of_partly_other_cells_are_compared_by_their_density(monkeypatch: pytest.MonkeyPatch) -> None:
