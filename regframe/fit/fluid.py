@@ -16,6 +16,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -50,21 +51,20 @@ class Following:
         step_reach: standard deviation of the Gaussian that smooths a step.
         reach: standard deviation of the Gaussian that smooths the velocity after each step.
         smoother: the same, for pairs whose held-out pixels ask for it (`chosen`).
-        margin: how many times the gain of held-out pixels under ``reach`` that under ``smoother`` has to be for it: half of the
-            pixels, with gaps, take a smoother velocity than all of them do.
+        margin: how many times the gain of held-out pixels under ``reach`` that under ``smoother`` has to be: up to the first
+            number ``reach`` is taken, from the second on ``smoother``, in between a reach between both. The first is above 1
+            because half of the pixels, with gaps, take a smoother velocity than all of them do.
         longest: length of a step where it is longest.
         most: pixels of the finest level at most: a bend needs no finer ones, and its boxes should hold tissue, not cells.
-        least: gain of the first metric on pixels held out (`held_out`) from which a bend is followed.
     """
 
     steps: tuple[int, ...] = (20, 15)
     step_reach: float = 5.0
     reach: float = 2.0
     smoother: float = 4.0
-    margin: float = 1.15
+    margin: tuple[float, float] = (1.1, 1.2)
     longest: float = 1.0
     most: int = 200_000
-    least: float = 0.01
 
 
 @dataclass
@@ -112,6 +112,7 @@ def follow(
     metrics: Sequence[Callable[[Level], ImageMetric]],
     prior: Prior,
     how: Following,
+    share: float = 1.0,
 ) -> Followed:
     """Follow two images from an affine map on, coarse to fine; the affine map stays as it is.
 
@@ -122,6 +123,7 @@ def follow(
             the result.
         prior: scale and order of the prior that the result is stored with, and judged by.
         how: steps and reaches.
+        share: of the velocity that was found, which is the result.
     """
     used = levels_to_follow(levels, how)
     canvases = [_Canvas(level, pullback) for level in used]
@@ -133,13 +135,28 @@ def follow(
             values.append(history)
         assert velocity is not None
         found.append(velocity)
-    space, variables = canvases[-1].stored(torch.stack(found).mean(dim=0), prior)
+    space, variables = canvases[-1].stored(share * torch.stack(found).mean(dim=0), prior)
     return Followed(space, variables, values)
 
 
-def held_out(
-    levels: Sequence[Level], pullback: Tensor, metric: Callable[[Level], ImageMetric], how: Following
-) -> float:
+class Gain(NamedTuple):
+    """By how much held-out pixels gain, in the metric's own unit.
+
+    Args:
+        mean: over all of them.
+        error: standard error of the mean, from how the fields differ.
+    """
+
+    mean: float
+    error: float
+
+    @property
+    def share(self) -> float:
+        """The share of a bend that such a gain calls for, 0 … 1: a mean of which as much may be chance is shrunk by that."""
+        return max(0.0, 1 - (self.error / self.mean) ** 2) if self.mean > 0 else 0.0
+
+
+def held_out(levels: Sequence[Level], pullback: Tensor, metric: Callable[[Level], ImageMetric], how: Following) -> Gain:
     """By how much a bend that follows half of the pixels lowers the mismatch of the other half; the mean of both ways.
 
     The halves are the fields of a checkerboard of `FIELD` pixels on the level before the finest, which takes a quarter of the
@@ -152,27 +169,60 @@ def held_out(
         how: steps and reaches.
     """
     level = levels[-2] if len(levels) > 1 else levels[-1]
-    shape = level.fixed_grid.shape
-    fields = torch.meshgrid(*(torch.arange(n) // FIELD for n in shape), indexing="ij")
-    odd = (torch.stack(fields).sum(dim=0) % 2).to(torch.float32)
-    force = force_of(metric(level))
-    gains = []
+    places = torch.meshgrid(*(torch.arange(n) // FIELD for n in level.fixed_grid.shape), indexing="ij")
+    odd = (torch.stack(places).sum(dim=0) % 2).to(torch.float32)
+    number = torch.zeros_like(places[0])
+    for place in places:
+        number = number * (int(place.max()) + 1) + place  # of the field that a pixel lies in
+    measure = metric(level)
+    force, canvas = force_of(measure), _Canvas(level, pullback)
+    gains, masses = [], []
     for half in (odd, 1 - odd):
-        canvas = _Canvas(dataclasses.replace(level, fixed_weight=level.fixed_weight * half), pullback)
-        velocity, _ = canvas.descend(None, force, how.steps[0], how)
-        other = _Canvas(dataclasses.replace(level, fixed_weight=level.fixed_weight * (1 - half)), pullback)
-        before, after = (other.seen_under(v) for v in (0 * velocity, velocity))
-        gains.append(force(before[0], level.fixed, before[1])[0] - force(after[0], level.fixed, after[1])[0])
-    return sum(gains) / len(gains)
+        seen = _Canvas(dataclasses.replace(level, fixed_weight=level.fixed_weight * half), pullback)
+        velocity, _ = seen.descend(None, force, how.steps[0], how)
+        before, after = (canvas.seen_under(v) for v in (0 * velocity, velocity))
+        for field_ in torch.unique(number[half < 0.5]):
+            inside = (number == field_).to(torch.float32)
+            with torch.no_grad():
+                values = [float(measure(image, level.fixed, weight * inside)) for image, weight in (before, after)]
+            gains.append(values[0] - values[1])
+            masses.append(float((before[1] * inside).sum()))
+    return _mean(torch.tensor(gains, dtype=torch.float64), torch.tensor(masses, dtype=torch.float64))
 
 
-def chosen(
-    levels: Sequence[Level], pullback: Tensor, metric: Callable[[Level], ImageMetric], how: Following
-) -> tuple[Following, float]:
-    """How to follow a pair, smoother where pixels held out gain more by that, and their gain; arguments as in `held_out`."""
+def _mean(values: Tensor, masses: Tensor) -> Gain:
+    """Weighted mean and its standard error of values ``[N]``; an error without end where nothing is weighed."""
+    total = float(masses.sum())
+    if total <= 0:
+        return Gain(0.0, math.inf)
+    mean = float((masses * values).sum()) / total
+    return Gain(mean, float((masses * (values - mean)).square().sum().sqrt()) / total)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How to follow one pair.
+
+    Args:
+        how: steps and reaches.
+        gain: of pixels held out (`held_out`).
+    """
+
+    how: Following
+    gain: Gain
+
+
+def chosen(levels: Sequence[Level], pullback: Tensor, metric: Callable[[Level], ImageMetric], how: Following) -> Choice:
+    """How to follow a pair, smoother where the pixels held out ask for it; arguments as in `held_out`.
+
+    The reach changes without a jump as the gains change, so that noise in the images does not make another bend.
+    """
     smoother = dataclasses.replace(how, reach=how.smoother)
-    gain, by_smoother = (held_out(levels, pullback, metric, one) for one in (how, smoother))
-    return (smoother, by_smoother) if by_smoother > how.margin * max(gain, 0.0) else (how, gain)
+    rough, smooth = (held_out(levels, pullback, metric, one) for one in (how, smoother))
+    none, all_of_it = (smooth.mean - margin * rough.mean for margin in how.margin)
+    weight = min(max(none, 0.0) / max(none - all_of_it, 1e-9), 1.0)
+    gain = Gain(*((1 - weight) * a + weight * b for a, b in zip(rough, smooth, strict=True)))
+    return Choice(dataclasses.replace(how, reach=how.reach * (how.smoother / how.reach) ** weight), gain)
 
 
 class _Canvas:

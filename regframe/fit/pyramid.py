@@ -437,10 +437,11 @@ def _follow(fit: Fit, levels: list[Level], pair: Pair, cuts: Cuts, report: Repor
     before = dataclasses.replace(fit, history=list(fit.history), reasons=list(fit.reasons))
     used = fluid.levels_to_follow(levels, cuts.following)
     with threads_for(used[-1].work):
-        how, fit.held_out = fluid.chosen(used, fit.pullback, pair.followed[0], cuts.following)
-        if fit.held_out < how.least:
+        choice = fluid.chosen(used, fit.pullback, pair.followed[0], cuts.following)
+        fit.held_out = choice.gain.mean
+        if choice.gain.share == 0:
             return None
-        found = fluid.follow(used, fit.pullback, pair.followed, cuts.prior, how)
+        found = fluid.follow(used, fit.pullback, pair.followed, cuts.prior, choice.how, choice.gain.share)
     for number, values in enumerate(found.values):
         index = len(levels) - len(used) + number % len(used)
         stage = Stage("following", index, len(levels), len(values))
