@@ -29,6 +29,7 @@ _HOME = {
     "Reading": "data",
     "Result": "result",
     "Sequence": "maps.sequence",
+    "Series": "data",
     "Shapes": "maps.shapes",
     "SlideOptions": "slides.warp",
     "SlideWarp": "slides.warp",

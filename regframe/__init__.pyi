@@ -12,6 +12,7 @@ from .data import Level as Level
 from .data import PointSet as PointSet
 from .data import Pyramid as Pyramid
 from .data import Reading as Reading
+from .data import Series as Series
 from .data import canonical_unit as canonical_unit
 from .data import unit_ratio as unit_ratio
 from .evaluation import carry_points as carry_points

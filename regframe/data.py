@@ -332,6 +332,31 @@ class Level:
 
 
 @dataclass(frozen=True)
+class Series:
+    """One of the images that a file holds.
+
+    Args:
+        number: its place in the file, from 0.
+        name: as the file gives it; empty where it gives none.
+        axes: one letter per stored axis, out of ``t c z y x s``.
+        shape: entries per axis.
+        spacing: distance of pixels along y and x at full resolution, in ``unit``, as the file states it; NaN where it does not.
+        unit: of the spacing, as the file spells it.
+        role: ``image``, ``label``, ``macro``, ``thumbnail``, or ``ids`` for a segmentation.
+        read: whether it is the one that is read.
+    """
+
+    number: int
+    name: str
+    axes: str
+    shape: tuple[int, ...]
+    spacing: tuple[float, ...] = ()
+    unit: str = "px"
+    role: str = "image"
+    read: bool = False
+
+
+@dataclass(frozen=True)
 class Pyramid:
     """A large image at several resolutions, lazy.
 
@@ -342,6 +367,8 @@ class Pyramid:
         colors: display colour ``RRGGBB`` of each channel; empty where the file states none.
         labels: True where values are ids, which are never averaged.
         name: used in messages and captions.
+        series: the images of the file, where it holds several.
+        notes: sentences on what the file declares and how it was read: what was left out, converted or could not be read.
     """
 
     levels: tuple[Level, ...]
@@ -350,6 +377,8 @@ class Pyramid:
     colors: tuple[str, ...] = ()
     labels: bool = False
     name: str = "image"
+    series: tuple[Series, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def grid(self) -> Grid:

@@ -18,10 +18,12 @@ import torch
 
 import regframe
 
+from .axes import Order
 from .counted import check_finite, masked, number, source_name, without_data
 from .ngff import is_zarr, open_zarr, write_zarr
 from .raster import open_raster, write_jpeg, write_png
 from .raw import Array, InMemory, Raw, Region, Resolution, Stamp, check_level, readable, rows, stamp
+from .series import only_series
 from .tiff import needs_stitching, open_tiff, write_tiff
 from .units import CONTRADICTION, ratio
 from .vendor import SUFFIXES as _SLIDES
@@ -61,14 +63,17 @@ class ImageAdapter(regframe.Adapter):
             ``Image.reading`` tells. Labels are never reduced unasked.
         labels: True where values are ids, which are never averaged.
         t: time point, where there are several.
-        z: one plane of a stack, which makes the image 2D.
+        z: one plane of a stack, which makes the image 2D; an axis of one entry is no axis of the image in any case.
         max_bytes: largest array to hold; above it the error asks for a coarser level. Sixteen times as much is read where
             it is averaged over blocks.
-        override: take ``spacing`` although the file declares another, which is an error otherwise.
+        override: take ``spacing`` although the file declares another, which is an error otherwise; of a NIfTI file whose two
+            orientations contradict each other take the sform.
         nodata: a value that stands for no data where all channels hold it, a number or ``"nan"``: such pixels have weight 0
             and do not count. What is not a number never counts, stated or not.
         mask: an image of the same canvas, at the same resolution or another, whose pixels of 0 do not count: whatever this
             adapter reads.
+        series: which image of a file that holds several, by number (from 0), name or path; None takes the one of most pixels
+            with a declared pixel size that is no label, macro image or thumbnail, and says so where there was a choice.
     """
 
     name = "image"
@@ -87,6 +92,7 @@ class ImageAdapter(regframe.Adapter):
         override: bool = False,
         nodata: float | str | None = None,
         mask: Any = None,
+        series: int | str | None = None,
     ) -> None:
         if isinstance(level, bool) or not (level is None or (isinstance(level, int) and level >= 0)):
             raise ValueError(f"wanted a level of 0 or more, got {level!r}")
@@ -105,6 +111,9 @@ class ImageAdapter(regframe.Adapter):
         self.override = override
         self.nodata = number(nodata)
         self.mask = mask
+        if isinstance(series, (bool, float)) or (isinstance(series, int) and series < 0):
+            raise ValueError(f"wanted a series by number, from 0, or by name, got {series!r}")
+        self.series = series
 
     def matches(self, source: Any) -> float:
         """1 for images, tensors and arrays, 0.9 for a file or folder with their content, 0.1 for their suffix alone."""
@@ -136,7 +145,8 @@ class ImageAdapter(regframe.Adapter):
         if isinstance(source, regframe.Image):
             image = self._again(source)
             array = image.data.detach().cpu().numpy()  # [C, *S]
-            read = _Window(InMemory(array), "c" + "".join(image.grid.axes), array.dtype)
+            stored = Order("c" + "".join(image.grid.axes), (), image.grid.axes, array.shape[0])
+            read = _Window(InMemory(array), stored, array.dtype)
             whole = regframe.Level(image.grid, array.shape, read)
             return regframe.Pyramid((whole,), array.dtype, image.channels, labels=image.labels, name=image.name)
         raw, name = self._raw(source)
@@ -257,15 +267,14 @@ class ImageAdapter(regframe.Adapter):
         )
 
     def _pyramid(self, raw: Raw, name: str) -> regframe.Pyramid:
-        """Every resolution of a source, with the options that were given."""
+        """Every resolution of a source, with the options that were given; what the file leaves in doubt is said."""
         check_level(Path(name), self.level or 0, len(raw.levels))
         axes = self._named_axes(raw, name)
         planes = self._planes(raw, axes, name)
-        spatial = [a for a in axes if a in "zyx" and a not in planes]
         first = raw.levels[0]
-        sizes = dict(zip(axes, first.shape, strict=True))
-        n_stored = sizes.get("c", 1) * sizes.get("s", 1)
-        n = n_stored - raw.alpha
+        order = Order.of(axes, first.shape, planes)
+        raw = _completed(raw, order, name)
+        n = (order.channels or 1) * order.samples - raw.alpha
         names = raw.channels if len(raw.channels) == n else tuple(str(i) for i in range(n))
         picks = _pick(names, self.channels, name)
         dtype = _torch_dtype(raw.dtype)
@@ -273,39 +282,44 @@ class ImageAdapter(regframe.Adapter):
         for level in raw.levels:
             here = dict(zip(axes, level.shape, strict=True))
             chunk = dict(zip(axes, level.chunk, strict=True))
-            if here.get("c", 1) * here.get("s", 1) != n_stored:
-                raise ValueError(f"wanted as many channels in every level of {name}, got {n_stored} and others")
-            spacing, origin, unit = self._geometry(raw, level, spatial, name)
-            grid = regframe.Grid(tuple(here[a] for a in spatial), spacing, origin, unit)
-            window = _Window(
-                level.read, axes, dtype, tuple(planes.items()), picks, raw.alpha, (here.get("c", 1), here.get("s", 1))
-            )
-            together = min(chunk.get("c", 1) * here.get("s", 1), n if picks is None else len(picks))
-            levels.append(regframe.Level(grid, (together, *(min(chunk[a], here[a]) for a in spatial)), window))
+            if (here.get("c", 0), here.get("s", 1)) != (order.channels, order.samples):
+                raise ValueError(f"wanted as many channels in every level of {name}, got {n + raw.alpha} and others")
+            grid = regframe.Grid(order.pick(here), *self._geometry(raw, level, order, name))
+            window = _Window(level.read, order, dtype, picks, raw.alpha, raw.premultiplied)
+            together = min(chunk.get("c", 1) * order.samples, n if picks is None else len(picks))
+            pieces = (min(c, m) for c, m in zip(order.pick(chunk), order.pick(here), strict=True))
+            levels.append(regframe.Level(grid, (together, *pieces), window))
         chosen = range(n) if picks is None else picks
         colors = tuple(raw.colors[i] for i in chosen) if len(raw.colors) == n else ()
-        return regframe.Pyramid(
-            tuple(levels), dtype, tuple(names[i] for i in chosen), colors, self.labels or raw.labels, name
-        )
+        aloud = (*raw.said, *(raw.doubts if self.spacing is None else ()))
+        for sentence in aloud:
+            warnings.warn(sentence, stacklevel=4)
+        notes = (*aloud, *raw.notes, *_left_out(order, raw, planes, self.planes, name))
+        labels = self.labels or raw.labels
+        taken = tuple(names[i] for i in chosen)
+        return regframe.Pyramid(tuple(levels), dtype, taken, colors, labels, name, raw.series, notes)
 
     def _raw(self, source: Any) -> tuple[Raw, str]:
         if isinstance(source, torch.Tensor):
             source = source.detach().cpu().numpy()
         if isinstance(source, np.ndarray):
+            only_series(self.series, "an array")
             one = Resolution(source.shape, source.shape, InMemory(source))
             return Raw(_guess(source.shape), source.dtype, (one,), format="array"), "array"
         path = Path(source).absolute()
         kind = _kind(path)
-        if kind == "TIFF":
-            return self._tiff(path), path.name
+        if kind == "TIFF" and not needs_stitching(path):
+            return open_tiff(path, self.labels, self.series), path.name
+        if kind == "Zarr":
+            return open_zarr(path, self.series), path.name
+        if kind is not None:
+            only_series(self.series, path.name)
         if kind in ("PNG", "JPEG"):
             return open_raster(path, kind, self.labels), path.name
-        if kind == "Zarr":
-            return open_zarr(path), path.name
-        if kind == "slide":
+        if kind in ("slide", "TIFF"):  # a Ventana slide, whose tiles overlap
             return open_slide(path), path.name
         if kind in ("NIfTI", "NRRD", "MetaImage"):
-            return open_volume(path, kind), path.name
+            return open_volume(path, kind, self.override), path.name
         if kind == "npy":
             with readable(path, "npy"):
                 mapped = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -316,10 +330,6 @@ class ImageAdapter(regframe.Adapter):
             f"wanted a PNG, JPEG, TIFF, Zarr, NIfTI, NRRD or npy image, got {str(source)!r}, whose content is none of these; "
             "check that the file is what its name says"
         )
-
-    def _tiff(self, path: Path) -> Raw:
-        """A TIFF, through tifffile; Ventana slides, whose tiles overlap, through OpenSlide."""
-        return open_slide(path) if needs_stitching(path) else open_tiff(path, self.labels)
 
     def _named_axes(self, raw: Raw, name: str) -> str:
         """One letter per stored axis; those that the user states take precedence over those that the file declares."""
@@ -339,8 +349,9 @@ class ImageAdapter(regframe.Adapter):
         absent = [axis for axis, index in self.planes.items() if axis not in axes and index != 0]
         if absent:
             raise ValueError(f"wanted {absent[0]} only for an image that has this axis, got axes {axes!r} of {name}")
+        sizes = dict(zip(axes, raw.levels[0].shape, strict=True))
         out: dict[str, int] = {}
-        for axis, n in zip(axes, raw.levels[0].shape, strict=True):
+        for axis, n in sizes.items():
             if axis in "zcsyx" and axis not in self.planes:
                 continue
             index = self.planes.get(axis)
@@ -351,28 +362,35 @@ class ImageAdapter(regframe.Adapter):
             if index is not None and not -n <= index < n:
                 raise ValueError(f"wanted {axis} from 0 to {n - 1} for {name}, got {index}")
             out[axis] = (index or 0) % max(n, 1)
+        if "z" in axes and "z" not in out:  # one plane is an image, whichever way it lies
+            thin = next((a for a in "zyx" if sizes[a] == 1), None)
+            out |= {} if thin is None else {thin: 0}
         return out
 
     def _geometry(
-        self, raw: Raw, level: Resolution, spatial: list[str], name: str
+        self, raw: Raw, level: Resolution, order: Order, name: str
     ) -> tuple[tuple[float, ...], tuple[float, ...], str]:
-        """Spacing and origin of a level along its spatial axes, and their unit: stated, declared, or full-size pixels."""
-        factor = [level.factor.get(a, 1.0) for a in spatial]
-        declared = raw.unit is not None and set(spatial) <= set(level.spacing)
+        """Spacing and origin of a level along the image's spatial axes, and their unit: stated, declared, or full-size pixels."""
+        factor = order.pick(level.factor, 1.0)
+        declared = raw.unit is not None and set(order.spatial) <= set(level.spacing)
         if self.spacing is not None:
-            step = self.spacing * len(spatial) if len(self.spacing) == 1 else self.spacing
-            if len(step) != len(spatial):
-                raise ValueError(f"wanted 1 or {len(spatial)} spacings for {name} (axes {spatial}), got {len(step)}")
+            step = self.spacing * len(factor) if len(self.spacing) == 1 else self.spacing
+            if len(step) != len(factor):
+                raise ValueError(
+                    f"wanted 1 or {len(factor)} spacings for {name} (axes {list(order.spatial)}), got {len(step)}"
+                )
             unit = self.unit or "µm"
-            if declared and not self.override:
-                _check_stated(step, unit, [raw.levels[0].spacing[a] for a in spatial], str(raw.unit), name)
+            if declared and raw.unit != "px" and not self.override:
+                sure = [i for i, a in enumerate(order.spatial) if a not in raw.guessed]
+                own = order.pick(raw.levels[0].spacing)
+                _check_stated([step[i] for i in sure], unit, [own[i] for i in sure], str(raw.unit), name)
             spacing = tuple(s * f for s, f in zip(step, factor, strict=True))
             origin = tuple(s * (f - 1) / 2 for s, f in zip(step, factor, strict=True))
             return spacing, origin, unit
-        if declared:
-            spacing = tuple(level.spacing[a] for a in spatial)
-            origin = tuple(level.origin.get(a, 0.0) for a in spatial)
-            grid = regframe.Grid((1,) * len(spatial), spacing, origin, str(raw.unit))
+        if declared and (raw.unit != "px" or self.unit in (None, "px")):
+            grid = regframe.Grid(
+                (1,) * len(factor), order.pick(level.spacing), order.pick(level.origin, 0.0), str(raw.unit)
+            )
             if self.unit is not None and self.unit != grid.unit:
                 grid = grid.to_unit(self.unit)
             return grid.spacing, grid.origin, grid.unit
@@ -380,7 +398,7 @@ class ImageAdapter(regframe.Adapter):
             raise ValueError(
                 f"wanted a spacing for {name}, which declares none, got only the unit {self.unit}; state spacing"
             )
-        return tuple(factor), tuple((f - 1) / 2 for f in factor), "px"
+        return factor, tuple((f - 1) / 2 for f in factor), "px"
 
     def _again(self, image: regframe.Image) -> regframe.Image:
         """An image in memory with spacing, unit, labels and channels as the options say."""
@@ -403,58 +421,41 @@ class _Window:
 
     Args:
         read: regions of the stored array.
-        axes: its axes.
+        order: of its axes.
         dtype: of the result.
-        planes: axis and entry of those that are not in the result.
         picks: which channels, None for all.
         alpha: the last stored channel is opacity.
-        sizes: entries of the axes ``c`` and ``s``, 1 where there is none.
+        premultiplied: the colours were multiplied by it.
     """
 
     read: Callable[[Region], Array]
-    axes: str
+    order: Order
     dtype: np.dtype[Any]
-    planes: tuple[tuple[str, int], ...] = ()
     picks: tuple[int, ...] | None = None
     alpha: bool = False
-    sizes: tuple[int, int] = (0, 1)
+    premultiplied: bool = False
 
     def __call__(self, region: Region) -> Array:
         return self.finished(self.stored(region))
 
     def stored(self, region: Region) -> Array:
         """``[C, *region]`` in the stored type, with opacity where there is some."""
-        planes = dict(self.planes)
-        spatial = iter(region)
-        n_channels, n_samples = self.sizes
-        fixed: dict[str, slice] = {}
-        for axis in self.axes:
-            if axis in planes:
-                fixed[axis] = slice(planes[axis], planes[axis] + 1)
-            elif axis in "zyx":
-                fixed[axis] = next(spatial)
-            elif axis == "s":
-                fixed[axis] = slice(0, n_samples)
-        if self.picks is None or self.alpha or "c" not in self.axes or not self.sizes[0]:
+        n_channels, n_samples = self.order.channels, self.order.samples
+        if self.picks is None or self.alpha or not n_channels:
             runs = [(0, n_channels)]
         else:
             runs = _runs(sorted({pick // n_samples for pick in self.picks}))
-        parts = []
-        for start, stop in runs:
-            fixed["c"] = slice(start, stop) if self.sizes[0] else slice(None)
-            array = self.read(tuple(fixed[a] for a in self.axes))
-            array = array.reshape([n for n, a in zip(array.shape, self.axes, strict=True) if a not in planes])
-            parts.append(_channels_first(array, "".join(a for a in self.axes if a not in planes)))
+        parts = [self.order.arranged(self.read(self.order.region(region, slice(*run)))) for run in runs]
         array = parts[0] if len(parts) == 1 else np.concatenate(parts)
         if self.picks is None or self.alpha:
             return array
-        read = [c * n_samples + s for start, stop in runs for c in range(start, stop) for s in range(n_samples)]
+        read = [c * n_samples + s for start, stop in runs for c in range(start, max(stop, 1)) for s in range(n_samples)]
         return array if tuple(read) == self.picks else array[[read.index(pick) for pick in self.picks]]
 
     def finished(self, array: Array) -> Array:
         """``[C, *region]`` over white, in the type of the pyramid."""
         if self.alpha:
-            array = _over_white(array)
+            array = _over_white(array, self.premultiplied)
             array = array if self.picks is None else array[list(self.picks)]
         return array.astype(self.dtype, copy=False)
 
@@ -550,8 +551,48 @@ def _kind(path: Path) -> str | None:
     return None
 
 
+def _completed(raw: Raw, order: Order, name: str) -> Raw:
+    """The image with the spacing of its plane along axes for which the file declares none, because the user named them."""
+    known = raw.levels[0].spacing
+    missing = [a for a in order.spatial if a not in known]
+    plane = next((a for a in "xy" if a in known), None)
+    if raw.unit is None or not missing or plane is None:
+        return raw
+    levels = tuple(
+        dataclasses.replace(
+            level, spacing=level.spacing | {a: known[plane] * level.factor.get(a, 1.0) for a in missing}
+        )
+        for level in raw.levels
+    )
+    doubt = (
+        f"{name} declares no spacing along {', '.join(missing)}; {known[plane]:g} {raw.unit} is taken, from the pixel size "
+        f"along {plane}; state spacing where that is wrong"
+    )
+    return dataclasses.replace(raw, levels=levels, guessed=(*raw.guessed, *missing), doubts=(*raw.doubts, doubt))
+
+
+def _left_out(order: Order, raw: Raw, planes: dict[str, int], chosen: dict[str, int], name: str) -> tuple[str, ...]:
+    """Which stored axes the image has not, for `regframe info`; said of axes of one entry, and of planes that were chosen."""
+    out = []
+    level = raw.levels[0]
+    sizes = dict(zip(order.stored, level.shape, strict=True))
+    for axis, index in planes.items():
+        if axis == "?":
+            continue
+        at = f" at {level.origin[axis]:.6g} {raw.unit}" if level.origin.get(axis) and axis not in chosen else ""
+        what = f"entry {index} of {sizes[axis]} is taken" if sizes[axis] > 1 else f"it has one entry{at} and is dropped"
+        out.append(f"{name}: axis {axis}: {what}")
+    if order.spatial not in (("y", "x"), ("z", "y", "x")):
+        out.append(f"{name}: its one plane lies along {' and '.join(order.spatial)}, which are read as y and x")
+    return tuple(out)
+
+
 def _guess(shape: tuple[int, ...]) -> str:
-    """Axes of an array that names none, where only one reading is likely."""
+    """Axes of an array that names none, where only one reading is likely; axes of one entry do not count."""
+    many = tuple(n for n in shape if n > 1)
+    if len(shape) > 2 and 2 <= len(many) < len(shape):
+        letters = iter(_guess(many))
+        return "".join(next(letters) if n > 1 else "?" for n in shape)
     if len(shape) == 2:
         return "yx"
     if len(shape) == 3 and shape[-1] in (3, 4) and min(shape[:2]) > 4:
@@ -559,24 +600,15 @@ def _guess(shape: tuple[int, ...]) -> str:
     return "?" * len(shape)
 
 
-def _channels_first(array: Array, axes: str) -> Array:
-    """``[C, *S]`` of an array with axes out of ``c s z y x``; channels and samples become one axis."""
-    for axis in "sc":
-        if axis not in axes:
-            array, axes = array[None], axis + axes
-    order = [axes.index(a) for a in ("cszyx" if "z" in axes else "csyx")]
-    array = array.transpose(order)
-    return array.reshape(-1, *array.shape[2:])
-
-
-def _over_white(array: Array) -> Array:
-    """``[C, *S]`` whose last channel is opacity, composited over white."""
+def _over_white(array: Array, premultiplied: bool = False) -> Array:
+    """``[C, *S]`` whose last channel is opacity, composited over white; colours may have been multiplied by it already."""
     colour, alpha = array[:-1], array[-1]
     top = 1.0 if array.dtype.kind == "f" else float(np.iinfo(array.dtype).max)
     if bool((alpha == array.dtype.type(top)).all()):
         return colour
     opacity = alpha.astype(np.float64) / top
-    mixed: Array = colour * opacity + top * (1 - opacity)
+    mixed: Array = colour * (1.0 if premultiplied else opacity) + top * (1 - opacity)
+    mixed = np.minimum(mixed, top)
     return (mixed if array.dtype.kind == "f" else np.rint(mixed)).astype(array.dtype)
 
 

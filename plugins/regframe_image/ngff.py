@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 import warnings
 import zipfile
@@ -17,8 +18,10 @@ from zarr.storage import LocalStore, ZipStore
 
 import regframe
 
+from .axes import letter
 from .checked import open_checked
-from .ome import from_ome
+from .colour import RGB, is_picture
+from .ome import Declared, from_ome
 from .raw import (
     FAULTS,
     Array,
@@ -35,12 +38,17 @@ from .raw import (
     reduction,
     stamp,
 )
-from .units import CONTRADICTION, one_unit, ratio
+from .series import Found, choose, listed, only_series, role_of, told
+from .units import CONTRADICTION, calibrate, ratio
 
 _ROOTS = ("zarr.json", ".zgroup", ".zattrs", ".zarray")
 """Files one of which lies at the root of a Zarr store, of format 3 or 2."""
 _XML = 16 << 20
 """Bytes of OME-XML above which it is not read: a slide's own has kilobytes, a plate of thousands of images a few megabytes."""
+_DEPTH = 3
+"""Groups within groups in which images are looked for: plates keep theirs in row/column/field."""
+_MEMBERS = 400
+"""Images of a store that are listed at most: a plate of 384 wells, each opened to learn its size."""
 _CHUNK = 1024
 """Pixels along y and x of the chunks that `write_zarr` writes: about a megabyte of 8 bits, one read of a viewer."""
 _COARSEST = 512
@@ -57,11 +65,16 @@ def is_zarr(path: Path) -> bool:
         return bool(set(_ROOTS) & set(archive.namelist()))
 
 
-def open_zarr(path: Path) -> Raw:
-    """The metadata of every resolution; positions from their coordinate transformations."""
+def open_zarr(path: Path, wanted: int | str | None = None) -> Raw:
+    """The metadata of every resolution of one image; positions from their coordinate transformations.
+
+    Args:
+        path: of the store.
+        wanted: number, name or path of the image where there are several; None takes the scan.
+    """
     with readable(path, "Zarr"):
-        node, multiscales, attributes, prefix = _multiscales(path)
-    if multiscales is None:
+        node, members = _members(path)
+    if not members:
         if not isinstance(node, zarr.Array):
             raise ValueError(
                 f"wanted an OME-Zarr image (a group with multiscales), got {str(path)!r}, whose members are "
@@ -70,57 +83,115 @@ def open_zarr(path: Path) -> Raw:
         axes = _named(node)
         one = Resolution(tuple(node.shape), _chunk(path, node), ZarrRegion(path, _stamp(path), "", 0, axes))
         return Raw(axes, np.dtype(node.dtype), (one,), format="zarr array")
+    images = _companion(path)
     with readable(path, "OME-Zarr"):
-        datasets = multiscales["datasets"]
-        check_count(path, len(datasets))
-        axes_, moves = _axes(multiscales)
-        letters = "".join(_letter(a) for a in axes_)
-        index = {a: i for i, a in enumerate(letters) if a in "zyx"}
-        arrays = [_array(node, _inside(path, dataset["path"])) for dataset in datasets]
-        if any(len(letters) != array.ndim for array in arrays):
-            raise ValueError(f"{len(letters)} axes are declared for an array of {arrays[0].ndim}")
-        if len({np.dtype(array.dtype) for array in arrays}) > 1:
-            raise ValueError(f"its levels are of several types: {sorted({str(a.dtype) for a in arrays})}")
-        placed = [
-            _placed((*dataset.get("coordinateTransformations", ()), *moves), len(letters)) for dataset in datasets
-        ]
-    at = list(index.values())
-    if not all(np.isfinite(s[at]).all() and (s[at] > 0).all() and np.isfinite(o[at]).all() for s, o in placed):
-        warnings.warn(f"{path.name} declares a spacing of {placed[0][0][at]}, which is none", stacklevel=5)
-        placed, axes_ = [], [{} for _ in axes_]
-    units = {a: str(axes_[i].get("unit") or "px") for a, i in index.items()}
-    levels, unit = [], None
+        found = [_found(path, member, images, len(members)) for member in members] if len(members) > 1 else []
+        index = choose(found, wanted, path.name) if found else only_series(wanted, path.name)
+        raw = _image(path, members[index])
+    beside = _beside(images, members[index], len(members))
+    _check_companion(path, raw, beside)
+    raw = dataclasses.replace(raw, channels=_names(raw, beside), colors=raw.colors or beside.colors)
+    if not found:
+        return raw
+    return dataclasses.replace(raw, series=listed(found, index), said=told(found, index, wanted, path.name))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Member:
+    """A multiscale image of a store.
+
+    Args:
+        group: that holds its levels.
+        prefix: path of this group in the store.
+        multiscales: its entry in the metadata.
+        attributes: that the entry stands in.
+        ids: whether it is a segmentation that lies beside an image.
+    """
+
+    group: Any
+    prefix: str
+    multiscales: dict[str, Any]
+    attributes: dict[str, Any]
+    ids: bool = False
+
+
+def _image(path: Path, member: _Member) -> Raw:
+    """The levels of one multiscale image."""
+    multiscales, node = member.multiscales, member.group
+    datasets = multiscales["datasets"]
+    check_count(path, len(datasets))
+    axes, moves = _axes(multiscales)
+    letters = "".join(letter(a["name"], str(a.get("type"))) for a in axes)
+    arrays = [_array(node, _inside(path, dataset["path"])) for dataset in datasets]
+    if any(len(letters) != array.ndim for array in arrays):
+        raise ValueError(f"{len(letters)} axes are declared for an array of {arrays[0].ndim}")
+    if len({np.dtype(array.dtype) for array in arrays}) > 1:
+        raise ValueError(f"its levels are of several types: {sorted({str(a.dtype) for a in arrays})}")
+    placed = [_placed((*dataset.get("coordinateTransformations", ()), *moves), len(letters)) for dataset in datasets]
+    bare = not moves and not any(dataset.get("coordinateTransformations") for dataset in datasets)  # before 0.4
+    spatial = {a: i for i, a in enumerate(letters) if a in "zyx"}
+    numbers = [
+        ({a: float(s[i]) for a, i in spatial.items()}, {a: float(o[i]) for a, i in spatial.items()}) for s, o in placed
+    ]
+    counted = [a for a in "zyx" if a in spatial and (a in "yx" or arrays[0].shape[spatial[a]] > 1)]
+    words = {a: None if axes[i].get("unit") is None else str(axes[i]["unit"]) for a, i in spatial.items()}
+    size = calibrate(numbers[0][0], words, counted, path.name)
+    levels = []
     for k, (array, dataset) in enumerate(zip(arrays, datasets, strict=True)):
-        spacing: dict[str, float] = {}
-        origin: dict[str, float] = {}
-        if placed:
-            spacing, unit = one_unit({a: float(placed[k][0][i]) for a, i in index.items()}, units)
-            origin, _ = one_unit({a: float(placed[k][1][i]) for a, i in index.items()}, units)
-        factor = reduction([arrays[0].shape[i] for i in at], [array.shape[i] for i in at])
-        key = f"{prefix}/{_inside(path, dataset['path'])}".strip("/")
+        sides = [[one.shape[i] for i in spatial.values()] for one in (arrays[0], array)]
+        factor = dict(zip(spatial, reduction(*sides), strict=True))
+        if bare:
+            numbers[k] = factor, {a: (f - 1) / 2 for a, f in factor.items()}
+        key = f"{member.prefix}/{_inside(path, dataset['path'])}".strip("/")
         read = ZarrRegion(path, _stamp(path, key), key, k, letters)
-        levels.append(
-            Resolution(
-                tuple(array.shape), _chunk(path, array), read, spacing, origin, dict(zip(index, factor, strict=True))
-            )
-        )
-    if unit is None:
-        levels = [dataclasses.replace(level, spacing={}, origin={}) for level in levels]
-    omero = attributes.get("omero") or {}
-    shown = [channel for channel in omero.get("channels") or () if isinstance(channel, dict)]
+        first = {a: v if np.isfinite(v) else 0.0 for a, v in size.origin(numbers[k][1], factor).items()}
+        step = size.spacing(numbers[k][0], factor)
+        levels.append(Resolution(tuple(array.shape), _chunk(path, array), read, step, first, factor))
+    shown = [c for c in (member.attributes.get("omero") or {}).get("channels") or () if isinstance(c, dict)]
     names, colors = [c.get("label") for c in shown], [str(c.get("color") or "").upper() for c in shown]
-    raw = Raw(
+    dtype = np.dtype(arrays[0].dtype)
+    return Raw(
         letters,
-        np.dtype(arrays[0].dtype),
+        dtype,
         tuple(levels),
-        unit,
+        size.unit,
         tuple(map(str, names)) if names and all(names) else (),
         tuple(colors) if colors and all(re.fullmatch("[0-9A-F]{6}", c) for c in colors) else (),
-        labels="image-label" in attributes and np.dtype(arrays[0].dtype).kind in "ui",
-        format=f"OME-Zarr {_version(multiscales, attributes)}".strip(),
+        labels=(member.ids or "image-label" in member.attributes) and dtype.kind in "ui",
+        format=f"OME-Zarr {_version(multiscales, member.attributes)}".strip(),
+        guessed=tuple(size.filled),
+        doubts=size.doubts,
+        notes=size.notes,
     )
-    _check_companion(path, raw)
-    return raw
+
+
+def _found(path: Path, member: _Member, images: list[Declared], count: int) -> Found:
+    """A multiscale image among others, from the metadata of its finest level."""
+    axes, moves = _axes(member.multiscales)
+    first = member.multiscales["datasets"][0]
+    shape = _array(member.group, _inside(path, first["path"])).shape
+    letters = [letter(a["name"], str(a.get("type"))) for a in axes]
+    scale, _ = _placed((*first.get("coordinateTransformations", ()), *moves), len(letters))
+    name = str(member.multiscales.get("name") or "").strip("/ ")
+    if name in ("", "0", member.prefix.strip("/")):  # writers repeat the path
+        name = _beside(images, member, count).name or (member.prefix.strip("/") if member.ids else name)
+    return Found(
+        name,
+        dict(zip(letters, map(int, shape), strict=True)),
+        {a: float(s) for a, s in zip(letters, scale, strict=True) if a in "zyx"},
+        {a: str(d["unit"]) for a, d in zip(letters, axes, strict=True) if a in "zyx" and d.get("unit")},
+        "ids" if member.ids else role_of(name),
+        member.prefix.strip("/"),
+    )
+
+
+def _names(raw: Raw, beside: Declared) -> tuple[str, ...]:
+    """The names of the channels; of a picture, as their display colours or the OME-XML beside tell one, its colours."""
+    names, colors = raw.channels or beside.channels, raw.colors or beside.colors
+    channels = sum(raw.levels[0].shape[i] for i, a in enumerate(raw.axes) if a in "cs")
+    if channels == 3 and (beside.samples == (3,) or is_picture(names, colors, raw.dtype)):
+        return RGB
+    return names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,15 +250,15 @@ def _chunk(path: Path, array: Any) -> tuple[int, ...]:
 def _named(array: Any) -> str:
     """One letter per axis as an array itself names them (zarr 3, or xarray's attribute); question marks where it does not."""
     names = getattr(array.metadata, "dimension_names", None) or array.attrs.get("_ARRAY_DIMENSIONS") or ()
-    letters = "".join(str(n).lower() for n in names)
-    return letters if len(letters) == array.ndim and len(names) == array.ndim else "?" * array.ndim
+    letters = "".join(letter(str(n)) for n in names)
+    return letters if len(letters) == array.ndim else "?" * array.ndim
 
 
 def _axes(multiscales: dict[str, Any]) -> tuple[list[dict[str, Any]], Sequence[Any]]:
     """The axes of the levels, and the transformations that follow those of each level.
 
-    In 0.6 a level's transformations end in a named coordinate system, whose axes these are, and nothing follows. In 0.4 and
-    0.5 the axes are the multiscale's, and so are the transformations that follow.
+    Before 0.3 the axes are always the same five. In 0.6 a level's transformations end in a named coordinate system, whose axes
+    these are, and nothing follows. In 0.4 and 0.5 the axes are the multiscale's, and so are the transformations that follow.
     """
     systems = multiscales.get("coordinateSystems")
     if systems:
@@ -196,7 +267,7 @@ def _axes(multiscales: dict[str, Any]) -> tuple[list[dict[str, Any]], Sequence[A
         name = output.get("name") if isinstance(output, dict) else output
         found = next((s for s in systems if s.get("name") == name), systems[0])
         return list(found["axes"]), ()
-    axes = [{"name": a} if isinstance(a, str) else a for a in multiscales["axes"]]
+    axes = [{"name": a} if isinstance(a, str) else a for a in multiscales.get("axes") or "tczyx"]
     return axes, multiscales.get("coordinateTransformations", ())
 
 
@@ -227,8 +298,8 @@ def _version(multiscales: dict[str, Any], attributes: dict[str, Any]) -> str:
     return str(attributes.get("version") or multiscales.get("version") or "")[:12]
 
 
-def _check_companion(path: Path, raw: Raw) -> None:
-    """ValueError where the OME-XML beside the levels (as bioformats2raw writes it) declares another pixel size."""
+def _companion(path: Path) -> list[Declared]:
+    """What the OME-XML beside the images declares, as bioformats2raw writes it; none where it cannot be read."""
     try:
         if path.is_dir():
             beside = path / "OME" / "METADATA.ome.xml"
@@ -237,21 +308,35 @@ def _check_companion(path: Path, raw: Raw) -> None:
             with zipfile.ZipFile(path) as archive:
                 found = [i for i in archive.infolist() if i.filename == "OME/METADATA.ome.xml" and i.file_size <= _XML]
                 xml = archive.read(found[0]) if found else b""
-        spacing, unit, _, _ = from_ome(xml.decode("utf-8", "replace")) if xml else ({}, None, (), ())
+        return from_ome(xml.decode("utf-8", "replace")) if xml else []
     except FAULTS:
-        return  # a companion that cannot be read declares nothing
+        return []
+
+
+def _beside(images: list[Declared], member: _Member, count: int) -> Declared:
+    """What the OME-XML beside declares of one of ``count`` images, by the number that is its path."""
+    first = member.prefix.strip("/").partition("/")[0]
+    if member.ids or not images:
+        return Declared()
+    if not first.isdecimal():
+        return images[0] if count == 1 else Declared()
+    return images[int(first)] if int(first) < len(images) else Declared()
+
+
+def _check_companion(path: Path, raw: Raw, beside: Declared) -> None:
+    """ValueError where the OME-XML beside the levels declares another pixel size."""
     for axis in "yx":
-        own = raw.levels[0].spacing.get(axis)
-        if own is None or axis not in spacing or unit is None or raw.unit is None:
+        own, other = raw.levels[0].spacing.get(axis), beside.numbers.get(axis)
+        if own is None or raw.unit in (None, "px") or not other or not math.isfinite(other):
             continue
-        factor = ratio(unit, raw.unit)
+        factor = ratio(beside.words.get(axis) or "", str(raw.unit))
         if factor is None:
             continue
-        if abs(own / (spacing[axis] * factor) - 1) > CONTRADICTION:
+        if abs(own / (abs(other) * factor) - 1) > CONTRADICTION:
             short = regframe.canonical_unit(raw.unit)
             raise ValueError(
                 f"wanted one pixel size in {str(path)!r}, got {own:.6g} {short} in its OME-Zarr metadata and "
-                f"{spacing[axis] * factor:.6g} {short} in OME/METADATA.ome.xml (axis {axis}); correct one of them"
+                f"{abs(other) * factor:.6g} {short} in OME/METADATA.ome.xml (axis {axis}); correct one of them"
             )
 
 
@@ -290,13 +375,14 @@ def write_zarr(path: Path, image: regframe.Image) -> None:
             ]
         array = array[..., ::2, ::2] if labels else _halved(array)
         step[-2:] = [s * 2 for s in step[-2:]]
+    colors = ("FF0000", "00FF00", "0000FF") if image.channels == RGB else ("FFFFFF",) * len(image.channels)
     multiscale = {"name": image.name, "axes": declared, "datasets": datasets, "type": "nearest" if labels else "mean"}
     group.attrs["ome"] = {
         "version": "0.5",
         "multiscales": [multiscale],
         "omero": {
             "channels": [
-                {"label": channel, "color": "FFFFFF", "window": _window(array, i)}
+                {"label": channel, "color": colors[i], "window": _window(array, i)}
                 for i, channel in enumerate(image.channels)
             ]
         },
@@ -317,24 +403,59 @@ def _halved(array: Array) -> Array:
     return (mean if array.dtype.kind == "f" else np.rint(mean)).astype(array.dtype)
 
 
-def _multiscales(path: Path) -> tuple[Any, dict[str, Any] | None, dict[str, Any], str]:
-    """The zarr node, its first multiscale image or None, the attributes that this stands in, and the node's path in the
-    store."""
+def _members(path: Path) -> tuple[Any, list[_Member]]:
+    """The zarr node at the root of a store, and its images: those of the root, or of the groups in it, in the order in which the
+    store lists them."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of other files beside the metadata and of formats not yet final
         node: Any = zarr.open(_store(path), mode="r")
-        prefix = ""
-        for _ in range(2):
-            if not isinstance(node, zarr.Group):
-                return node, None, {}, prefix
-            attributes: dict[str, Any] = dict(node.attrs)
-            ome = attributes.get("ome", attributes)
-            if ome.get("multiscales"):
-                return node, ome["multiscales"][0], ome, prefix
-            if "0" not in node:  # bioformats2raw keeps its images in numbered groups
-                return node, None, {}, prefix
-            node, prefix = node["0"], f"{prefix}/0"
-    return node, None, {}, prefix
+        found: list[_Member] = []
+        if isinstance(node, zarr.Group):
+            _collect(node, "", 0, found)
+    return node, found
+
+
+def _collect(node: Any, prefix: str, depth: int, found: list[_Member]) -> None:
+    """Append the images of a group and of the groups in it, down to `_DEPTH`, at most `_MEMBERS`."""
+    ome = _ome(node)
+    here = [m for m in ome.get("multiscales") or () if isinstance(m, dict)]
+    found.extend(_Member(node, prefix, one, ome) for one in here)
+    if here:
+        if depth == 0 and "labels" in node and isinstance(node["labels"], zarr.Group):
+            inside: list[_Member] = []
+            for key in _ome(node["labels"]).get("labels") or ():
+                if isinstance(key, str) and key in node["labels"]:
+                    _collect(node["labels"][key], f"labels/{key}", _DEPTH, inside)
+            found.extend(dataclasses.replace(member, ids=True) for member in inside)
+        return
+    if depth == _DEPTH:
+        return
+    for key in _children(node, ome):
+        if len(found) < _MEMBERS and isinstance(child := node.get(key), zarr.Group):
+            _collect(child, f"{prefix}/{key}", depth + key.count("/") + 1, found)
+
+
+def _ome(node: Any) -> dict[str, Any]:
+    """The OME attributes of a group, where its version keeps them."""
+    attributes: dict[str, Any] = dict(node.attrs)
+    ome = attributes.get("ome", attributes)
+    return ome if isinstance(ome, dict) else {}
+
+
+def _children(node: Any, ome: dict[str, Any]) -> list[str]:
+    """The groups that a group lists: the series of bioformats2raw, the wells of a plate, the fields of a well; else its numbered
+    members in order."""
+    if "OME" in node and isinstance(node["OME"], zarr.Group):
+        listed_ = _ome(node["OME"]).get("series")
+        if isinstance(listed_, list) and listed_:
+            return [key for key in listed_ if isinstance(key, str)]
+    for parent, member in (("plate", "wells"), ("well", "images")):
+        if isinstance(ome.get(parent), dict):
+            entries = ome[parent].get(member) or ()
+            return [
+                str(e["path"]) for e in entries if isinstance(e, dict) and "path" in e and ".." not in str(e["path"])
+            ]
+    return sorted((k for k in node.group_keys() if k.isdecimal()), key=int)
 
 
 def _array(node: Any, key: str) -> Any:
@@ -342,10 +463,3 @@ def _array(node: Any, key: str) -> Any:
     if not isinstance(array, zarr.Array):
         raise TypeError(f"{key} is not an array")
     return array
-
-
-def _letter(axis: dict[str, Any]) -> str:
-    if axis.get("type") == "channel":
-        return "c"
-    name = str(axis["name"]).lower()
-    return name if len(name) == 1 else "?"

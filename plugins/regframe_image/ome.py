@@ -1,41 +1,87 @@
-"""OME-XML, which describes an image in a TIFF or beside an OME-Zarr: pixel size, channel names and colours."""
+"""OME-XML, which describes the images in a TIFF or beside an OME-Zarr: pixel sizes, channel names and colours."""
 
 from __future__ import annotations
 
-import math
 import re
+from dataclasses import dataclass, field
 from xml.etree import ElementTree
 
-from .units import one_unit
 
-Declared = tuple[dict[str, float], str | None, tuple[str, ...], tuple[str, ...]]
-"""Spacing of full resolution by axis, its unit, channel names and colours, as far as a file declares them."""
+@dataclass(frozen=True)
+class Declared:
+    """What a file declares of one image.
+
+    Args:
+        numbers: distance of pixels at full resolution per axis, as it is written.
+        words: its unit per axis, as it is written; None where there is none.
+        channels: names of the channels, empty where one of them has none.
+        colors: ``RRGGBB`` per channel, empty where one of them has none.
+        samples: stored samples of the channels in order, such as ``(3,)`` for one channel in colour.
+        name: of the image.
+        size: entries along y and x; (0, 0) where it is not said.
+    """
+
+    numbers: dict[str, float] = field(default_factory=dict)
+    words: dict[str, str | None] = field(default_factory=dict)
+    channels: tuple[str, ...] = ()
+    colors: tuple[str, ...] = ()
+    samples: tuple[int, ...] = ()
+    name: str = ""
+    size: tuple[int, int] = (0, 0)
 
 
-def from_ome(xml: str) -> Declared:
-    """The declarations of the first image in an OME-XML text; none of a text that is no XML or describes no pixels."""
+def from_ome(xml: str) -> list[Declared]:
+    """The declarations of every image in an OME-XML text; none of a text that is no XML or describes no pixels."""
     try:
         root = ElementTree.fromstring(xml)
     except ElementTree.ParseError:
-        return {}, None, (), ()
-    pixels = [element for element in root.iter() if element.tag.rpartition("}")[2] == "Pixels"]
-    if not pixels:
-        return {}, None, (), ()
-    found = pixels[0]
-    described = [c for c in found if c.tag.rpartition("}")[2] == "Channel"]
+        return []
+    out: list[Declared] = []
+    for image in root:
+        if _tag(image) == "Image":
+            out.extend(_declared(pixels, image.get("Name") or "") for pixels in image if _tag(pixels) == "Pixels")
+    return out
+
+
+def _tag(element: ElementTree.Element) -> str:
+    return element.tag.rpartition("}")[2]
+
+
+def _declared(pixels: ElementTree.Element, name: str) -> Declared:
+    described = [c for c in pixels if _tag(c) == "Channel"]
     names, painted = [c.get("Name") for c in described], [c.get("Color") for c in described]
-    channels = tuple(str(name) for name in names) if names and all(names) else ()
     colors: tuple[str, ...] = ()
     if painted and all(c is not None and re.fullmatch(r"-?\d+", c) for c in painted):
         colors = tuple(f"{(int(str(c)) >> 8) & 0xFFFFFF:06X}" for c in painted)  # a signed RGBA
-    spacing: dict[str, float] = {}
-    units: dict[str, str] = {}
+    numbers: dict[str, float] = {}
+    words: dict[str, str | None] = {}
     for axis in "zyx":
+        text = pixels.get(f"PhysicalSize{axis.upper()}")
         try:
-            length = float(found.get(f"PhysicalSize{axis.upper()}") or 0)
+            numbers[axis] = float(str(text).replace(",", "."))
         except ValueError:
             continue
-        if math.isfinite(length) and length > 0:
-            spacing[axis] = length
-            units[axis] = found.get(f"PhysicalSize{axis.upper()}Unit", "µm")
-    return *one_unit(spacing, units), channels, colors
+        words[axis] = pixels.get(f"PhysicalSize{axis.upper()}Unit", "µm")  # the default of the schema
+    return Declared(
+        numbers,
+        words,
+        tuple(map(str, names)) if names and all(names) else (),
+        colors,
+        tuple(_whole(c.get("SamplesPerPixel"), 1) for c in described),
+        name,
+        (_whole(pixels.get("SizeY"), 0), _whole(pixels.get("SizeX"), 0)),
+    )
+
+
+def _whole(text: str | None, default: int) -> int:
+    return int(text) if text is not None and text.isdecimal() else default
+
+
+def described(images: list[Declared], index: int, count: int, name: str, size: tuple[int, int]) -> Declared:
+    """The declarations of one of ``count`` images in a file: by its place where as many are described, else by its name and size,
+    or by its size alone; empty where none fits."""
+    if len(images) == count and 0 <= index < count:
+        return images[index]
+    fits = [d for d in images if d.size == size]
+    named = [d for d in fits if d.name == name]
+    return next(iter([*named, *fits]), Declared())

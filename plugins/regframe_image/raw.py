@@ -20,6 +20,8 @@ from typing import Any
 
 import numpy as np
 
+import regframe
+
 Array = np.ndarray[Any, Any]
 Region = tuple[slice, ...]
 """One slice per stored axis, start and stop explicit."""
@@ -74,8 +76,14 @@ class Raw:
         channels: channel names, empty where the file has none.
         colors: ``RRGGBB`` per channel, empty where the file has none.
         alpha: True where the last channel is opacity.
+        premultiplied: True where the colours were multiplied by it when they were stored.
         labels: True where the file says that its values are ids.
         format: what `regframe info` calls it.
+        series: the images of the file, where it holds several.
+        guessed: axes whose spacing the file does not declare, and which got that of another axis.
+        doubts: sentences on the declared pixel size, to be said aloud unless the user states another.
+        said: sentences to be said aloud in any case.
+        notes: sentences for `regframe info` alone.
     """
 
     axes: str
@@ -85,8 +93,14 @@ class Raw:
     channels: tuple[str, ...] = ()
     colors: tuple[str, ...] = ()
     alpha: bool = False
+    premultiplied: bool = False
     labels: bool = False
     format: str = ""
+    series: tuple[regframe.Series, ...] = ()
+    guessed: tuple[str, ...] = ()
+    doubts: tuple[str, ...] = ()
+    said: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def whole(cls, shape: Sequence[int], dtype: Any, axes: str, read: Callable[[], Array], **kwargs: Any) -> Raw:

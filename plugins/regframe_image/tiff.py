@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 from xml.etree import ElementTree
@@ -15,7 +16,8 @@ from xml.etree import ElementTree
 import numpy as np
 import tifffile
 
-from .ome import Declared, from_ome
+from .colour import RGB, Scheme, is_picture, scheme
+from .ome import Declared, described, from_ome
 from .raw import (
     FAULTS,
     Array,
@@ -34,6 +36,8 @@ from .raw import (
     rows,
     stamp,
 )
+from .series import Found, choose, listed, role_of, told
+from .units import calibrate, is_step, length
 
 _SEGMENT = 1 << 31
 """Bytes that are read of one stored tile at most: 2 GiB, more than `check_chunk` lets one unpack to."""
@@ -45,50 +49,125 @@ _CENTIMETRE = 3
 """Value of the tag ResolutionUnit for pixels per centimetre; 2 is the inch, of a print."""
 
 
-def open_tiff(path: Path, labels: bool) -> Raw:
-    """The header of the main image series and its levels; spacing from OME, ImageJ or the makers' fields, never from a DPI
-    tag."""
+def open_tiff(path: Path, labels: bool, wanted: int | str | None = None) -> Raw:
+    """The header of one image of a file and its levels; spacing from OME, ImageJ or the makers' fields, never from a DPI tag.
+
+    Args:
+        path: of the file.
+        labels: whether values are ids.
+        wanted: number or name of the image where there are several; None takes the scan.
+    """
     with readable(path, "TIFF"):
         with tifffile.TiffFile(path) as file:
-            series = main_series(file)
+            images = _described(file)
+            found = [_found(s, d) for s, d in zip(file.series, images, strict=True)]
+            index = _scan(file, found) if wanted is None else choose(found, wanted, path.name)
+            series, declared, kind = file.series[index], images[index], _kind(file)
             check_count(path, len(series.levels))
-            page = series.keyframe
-            palette = page.photometric == tifffile.PHOTOMETRIC.PALETTE and page.colormap is not None and not labels
-            spacing, unit, channels, colors = _declared(file)
-            samples = series.axes.endswith("S") and series.shape[-1]
-            alpha = bool(page.extrasamples) and page.extrasamples[-1] in (1, 2) and samples in (2, 4)
-            full = {a.lower(): n for a, n in zip(series.axes, series.shape, strict=True)}
-            axes, dtype, kind = series.axes.lower(), np.dtype(series.dtype), _kind(file)
-            found = [(level.axes.lower(), tuple(level.shape), np.dtype(level.dtype)) for level in series.levels]
-            colours = samples in (3, 4) and not channels
-        if any(a != axes or d != dtype for a, _, d in found):
-            raise ValueError(f"its levels differ in axes or type: {sorted({(a, str(d)) for a, _, d in found})}")
+            sizes = {a.lower(): n for a, n in zip(series.axes, series.shape, strict=True)}
+            colours = scheme(series.keyframe, sizes.get("s", 0), labels)
+            if sizes.get("c", 1) > 1:  # the opacity of one channel is not that of the others
+                colours = replace(colours, alpha=False)
+            axes, dtype = series.axes.lower(), np.dtype(series.dtype)
+            stored = [(level.axes.lower(), tuple(level.shape), np.dtype(level.dtype)) for level in series.levels]
+        if any(a != axes or d != dtype for a, _, d in stored):
+            raise ValueError(f"its levels differ in axes or type: {sorted({(a, str(d)) for a, _, d in stored})}")
         identity = stamp(path)
-        layouts = kept(_layouts, str(path), identity)
+        layouts = kept(_layouts, str(path), identity, *([index] if index else []))
     spatial = [a for a in axes if a in "zyx"]
-    levels = []
-    for k, (_, shape, _) in enumerate(found):
+    size = calibrate(declared.numbers, declared.words, [a for a in spatial if a in "yx" or sizes[a] > 1], path.name)
+    levels, letters = [], axes + "s" * (colours.kind == "palette")
+    for k, (_, shape, _) in enumerate(stored):
         here = dict(zip(axes, shape, strict=True))
-        factor = dict(zip(spatial, reduction([full[a] for a in spatial], [here[a] for a in spatial]), strict=True))
-        step: dict[str, float] = {}
-        first: dict[str, float] = {}
-        if set(spatial) <= set(spacing):
-            first = {a: spacing[a] * (factor[a] - 1) / 2 for a in spatial}
-            step = {a: spacing[a] * factor[a] for a in spatial}
-        chunk = layouts[k].chunk
-        read = TiffRegion(path, identity, k, axes + "s" * palette, palette)
-        if palette:
-            shape, chunk = (*shape, 3), (*chunk, 3)
+        factor = dict(zip(spatial, reduction([sizes[a] for a in spatial], [here[a] for a in spatial]), strict=True))
+        step = size.spacing({a: n * factor.get(a, 1.0) for a, n in declared.numbers.items()}, factor)
+        first = {a: s / factor[a] * (factor[a] - 1) / 2 for a, s in step.items() if a in factor}
+        read = TiffRegion(path, identity, k, letters, colours, index)
+        shape, chunk = (_coloured(sides, axes, colours) for sides in (shape, layouts[k].chunk))
         levels.append(Resolution(shape, chunk, read, step, first, factor))
-    if palette:
-        axes, dtype = axes + "s", np.dtype(np.uint8)
-    if palette or colours:
-        channels = ("red", "green", "blue")
-    return Raw(axes, dtype, tuple(levels), unit if levels[0].spacing else None, channels, colors, alpha, format=kind)
+    return Raw(
+        letters,
+        colours.dtype,
+        tuple(levels),
+        size.unit,
+        _names(declared, colours, sizes.get("c", 1)),
+        declared.colors,
+        colours.alpha,
+        colours.premultiplied,
+        format=kind,
+        series=listed(found, index) if len(found) > 1 else (),
+        guessed=tuple(size.filled),
+        doubts=size.doubts,
+        said=told(found, index, wanted, path.name),
+        notes=(
+            *size.notes,
+            *((f"{path.name}: {colours.note}",) if colours.note else ()),
+            *_renamed(declared, colours, path.name),
+        ),
+    )
+
+
+def _coloured(sides: tuple[int, ...], axes: str, colours: Scheme) -> tuple[int, ...]:
+    """Pixels per axis of a level or chunk, with the samples that come out."""
+    if colours.kind == "palette":
+        return (*sides, 3)
+    return tuple(colours.samples if a == "s" and colours.mixes else n for n, a in zip(sides, axes, strict=True))
+
+
+def _names(declared: Declared, colours: Scheme, channels: int) -> tuple[str, ...]:
+    """The names of the channels that come out: a picture's colours, each channel's colours, or those that the file gives."""
+    if not colours.names:
+        names = declared.channels
+        picture = len(names) in (0, 3) and channels == 3 and colours.samples < 2 and len(declared.colors) in (0, 3)
+        return RGB if picture and is_picture(names, declared.colors, colours.dtype) else names
+    if channels == 1:
+        return colours.names
+    if len(declared.channels) == channels:
+        return tuple(f"{name} {colour}" for name in declared.channels for colour in colours.names)
+    return ()
+
+
+def _renamed(declared: Declared, colours: Scheme, name: str) -> tuple[str, ...]:
+    """That the name of a picture is not the name of its colours."""
+    if not (colours.names and declared.channels):
+        return ()
+    return (f"{name}: its channel {', '.join(declared.channels)} is in colour: red, green, blue",)
+
+
+def _described(file: tifffile.TiffFile) -> list[Declared]:
+    """What the file declares of each of its images."""
+    series = file.series
+    if file.is_ome and file.ome_metadata:
+        images = from_ome(file.ome_metadata)
+        return [described(images, i, len(series), s.name, _plane(s)) for i, s in enumerate(series)]
+    main = _declared(file)
+    chosen = series.index(main_series(file))
+    return [main if i == chosen else Declared() for i in range(len(series))]
+
+
+def _plane(series: Any) -> tuple[int, int]:
+    sizes = dict(zip(series.axes, series.shape, strict=True))
+    return sizes.get("Y", 0), sizes.get("X", 0)
+
+
+def _found(series: Any, declared: Declared) -> Found:
+    """An image of the file among others."""
+    reduced = bool(int(series.keyframe.subfiletype or 0) & 1)
+    name = series.name or declared.name
+    sizes = {a.lower(): int(n) for a, n in zip(series.axes, series.shape, strict=True)}
+    return Found(name, sizes, declared.numbers, declared.words, role_of(name, reduced))
+
+
+def _scan(file: tifffile.TiffFile, found: list[Found]) -> int:
+    """The place of the image that is read where none is named: of makers' slides the one that the maker means."""
+    if file.is_svs or file.is_ndpi or file.is_philips or file.is_qpi:
+        return 0
+    return choose(found, None, "")
 
 
 def main_series(file: tifffile.TiffFile) -> Any:
-    """The images that a file is about: its first series, of a Leica slide (which begins with an overview) the largest."""
+    """The image that a maker's metadata describe: its first series, of a Leica slide (which begins with an overview) the
+    largest."""
     if file.is_scn:
         return max(file.series, key=lambda series: math.prod(series.shape))
     return file.series[0]
@@ -117,17 +196,22 @@ class TiffRegion:
     stamp: Stamp
     level: int
     axes: str
-    palette: bool
+    colours: Scheme
+    series: int = 0
 
     def __call__(self, region: Region) -> Array:
         """The values of one region; ValueError names it where a tile is missing its end or cannot be decoded."""
         with readable(self.path, "TIFF", place(self.level, self.axes, region)):
-            layout: _Layout = kept(_layouts, str(self.path), self.stamp)[self.level]
-            if not self.palette:
-                return layout.read(region)
-            index = layout.read(region[:-1])
-            colours: Array = np.moveaxis(layout.colormap[:, index], 0, -1)[..., region[-1]]
-            return (colours >> 8).astype(np.uint8)  # a palette has 16 bits per colour
+            which = [self.series] if self.series else []
+            layout: _Layout = kept(_layouts, str(self.path), self.stamp, *which)[self.level]
+            if not self.colours.mixes:
+                return self.colours.converted(layout.read(region))
+            if self.colours.kind == "palette":
+                return self.colours.converted(layout.read(region[:-1]), layout.colormap)[..., region[-1]]
+            at = self.axes.index("s")
+            every = (*region[:at], slice(0, layout.shape[at]), *region[at + 1 :])
+            out: Array = self.colours.converted(np.moveaxis(layout.read(every), at, -1))[..., region[at]]
+            return np.moveaxis(out, -1, at)
 
 
 class _Layout(ABC):
@@ -279,10 +363,10 @@ class _Undivided(_Layout):
         return array
 
 
-def _layouts(path: str, identity: Stamp) -> list[_Layout]:
+def _layouts(path: str, identity: Stamp, series: int = 0) -> list[_Layout]:
     check_unchanged(stamp(Path(path)), identity)
     with tifffile.TiffFile(path) as file:
-        return [_layout(path, level) for level in main_series(file).levels]
+        return [_layout(path, level) for level in file.series[series].levels]
 
 
 def _layout(path: str, series: Any) -> _Layout:
@@ -350,42 +434,45 @@ def write_tiff(
 
 
 def _declared(file: tifffile.TiffFile) -> Declared:
+    """What makers' fields declare of the main image."""
     description = str(file.pages.first.description)
-    if file.is_ome and file.ome_metadata:
-        return from_ome(file.ome_metadata)
     if file.is_svs:
         found = re.search(r"\bMPP\s*=\s*([0-9.]+)", description)
         if found and float(found[1]) > 0:
-            return dict.fromkeys("yx", float(found[1])), "µm", (), ()
+            return _alike(dict.fromkeys("yx", float(found[1])), "µm")
     if file.is_philips:
         found = re.search(r'Name="DICOM_PIXEL_SPACING"[^>]*>\s*"?([0-9.eE+-]+)"?[\s&quot;"]+([0-9.eE+-]+)', description)
         if found and float(found[1]) > 0 and float(found[2]) > 0:
-            return {"y": float(found[1]), "x": float(found[2])}, "mm", (), ()
+            return _alike({"y": float(found[1]), "x": float(found[2])}, "mm")
     if file.is_ndpi:
         return _from_resolution(file.pages.first)
     if file.is_scn:
         return _from_scn(file)
     if file.is_imagej:
         return _from_imagej(file)
-    return {}, None, (), ()
+    return Declared()
+
+
+def _alike(numbers: dict[str, float], unit: str) -> Declared:
+    """A pixel size whose axes have one unit."""
+    return Declared(numbers, dict.fromkeys(numbers, unit))
 
 
 def _from_resolution(page: Any) -> Declared:
     """The resolution tags of a maker who keeps the pixel size there, in pixels per centimetre."""
     if page.tags.get("ResolutionUnit") is None or int(page.tags["ResolutionUnit"].value) != _CENTIMETRE:
-        return {}, None, (), ()
-    spacing = _from_tags(page)
-    return (spacing, "cm", (), ()) if spacing else ({}, None, (), ())
+        return Declared()
+    return _alike(_from_tags(page), "cm")
 
 
 def _from_tags(page: Any) -> dict[str, float]:
-    """Units per pixel along y and x, from the resolution tags, which hold pixels per unit as fractions; empty without."""
+    """Units per pixel along y and x, from the resolution tags, which hold pixels per unit as fractions; without a tag that is
+    missing or zero."""
     spacing: dict[str, float] = {}
     for axis, tag in (("y", "YResolution"), ("x", "XResolution")):
         value = page.tags.get(tag)
-        if value is None or not all(value.value):
-            return {}
-        spacing[axis] = value.value[1] / value.value[0]
+        if value is not None and all(value.value):
+            spacing[axis] = value.value[1] / value.value[0]
     return spacing
 
 
@@ -395,7 +482,7 @@ def _from_scn(file: tifffile.TiffFile) -> Declared:
     try:
         root = ElementTree.fromstring(str(file.scn_metadata))
     except ElementTree.ParseError:
-        return {}, None, (), ()
+        return Declared()
     for image in root.iter():
         if image.tag.rpartition("}")[2] != "image":
             continue
@@ -406,19 +493,23 @@ def _from_scn(file: tifffile.TiffFile) -> Declared:
         lengths = (parts["view"].get("sizeY"), parts["view"].get("sizeX"))
         if all(pixels) and all(lengths) and all(int(str(n)) in shape for n in pixels):
             step = [int(str(n)) / int(str(m)) for n, m in zip(lengths, pixels, strict=True)]
-            return dict(zip("yx", step, strict=True)), "nm", (), ()
-    return {}, None, (), ()
+            return _alike(dict(zip("yx", step, strict=True)), "nm")
+    return Declared()
 
 
 def _from_imagej(file: tifffile.TiffFile) -> Declared:
-    """ImageJ keeps pixels per unit in the resolution tags and names the unit beside; inches mean print size."""
+    """ImageJ keeps pixels per unit in the resolution tags and names the units beside: ``unit`` of x, ``yunit`` and ``zunit``
+    where they differ; inches mean a print size, and so do numbers without a unit."""
     metadata = file.imagej_metadata or {}
-    unit = str(metadata.get("unit", "")).replace("\\u00B5", "µ")
-    if unit.lower() not in ("micron", "microns", "um", "µm", "nm", "mm", "cm", "m"):
-        return {}, None, (), ()
-    spacing = _from_tags(file.pages.first)
-    if not spacing:
-        return {}, None, (), ()
-    if float(metadata.get("spacing", 0)) > 0:
-        spacing["z"] = float(metadata["spacing"])
-    return spacing, unit, (), ()
+    unit = str(metadata.get("unit") or "")
+    numbers = _from_tags(file.pages.first)
+    if is_step(unit) or length(unit) == length("inch"):
+        steps = [numbers.get(a, 0.0) for a in "yx"]
+        if not all(steps) or steps[0] == steps[1]:
+            return Declared()
+        words: dict[str, str | None] = dict.fromkeys("yx", "pixel")  # of unequal sides, whose ratio counts
+        return Declared({"y": steps[0] / min(steps), "x": steps[1] / min(steps)}, words)
+    words = {"y": str(metadata.get("yunit") or unit), "x": unit, "z": str(metadata.get("zunit") or unit)}
+    with contextlib.suppress(KeyError, TypeError, ValueError):
+        numbers["z"] = float(metadata["spacing"])
+    return Declared(numbers, words)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from .colour import RGB
 from .raw import (
     Array,
     Raw,
@@ -22,6 +25,7 @@ from .raw import (
     readable,
     stamp,
 )
+from .units import calibrate
 
 SUFFIXES = (".mrxs", ".vms", ".vmu", ".svslide", ".bif", ".czi", ".dcm")
 """Suffixes of the slides that OpenSlide reads and tifffile does not."""
@@ -49,15 +53,13 @@ def open_slide(path: Path) -> Raw:
         sizes, factors, said = slide.level_dimensions, slide.level_downsamples, dict(slide.properties)
         maker = openslide.OpenSlide.detect_format(str(path)) or "OpenSlide"
     check_count(path, len(sizes))
-    spacing = {}
-    for axis in "yx":
-        try:
-            spacing[axis] = float(said[f"openslide.mpp-{axis}"])
-        except (KeyError, ValueError):
-            spacing = {}
-            break
-    if maker == "generic-tiff":  # a resolution tag, which is a print size
-        spacing = {}
+    numbers: dict[str, float] = {}
+    if maker != "generic-tiff":  # whose resolution tag is a print size
+        for axis in "yx":
+            with contextlib.suppress(KeyError, ValueError):
+                numbers[axis] = float(said[f"openslide.mpp-{axis}"])
+    size = calibrate(numbers, dict.fromkeys(numbers, "µm"), "yx", path.name)
+    spacing = size.spacing(numbers, {})
     levels = []
     for k, ((width, height), factor) in enumerate(zip(sizes, factors, strict=True)):
         tile = tuple(int(said.get(f"openslide.level[{k}].tile-{side}", _TILE)) for side in ("height", "width"))
@@ -71,9 +73,24 @@ def open_slide(path: Path) -> Raw:
                 dict.fromkeys("yx", float(factor)),
             )
         )
+    beside = sorted(set(re.findall(r"openslide\.associated\.([^.]+)\.width", "\n".join(said))))
+    told = ", ".join(f"{n} ({_size(said, n)})" for n in beside)
     return Raw(
-        "yxs", np.dtype(np.uint8), tuple(levels), "µm" if spacing else None, ("red", "green", "blue"), format=maker
+        "yxs",
+        np.dtype(np.uint8),
+        tuple(levels),
+        size.unit,
+        RGB,
+        format=maker,
+        guessed=tuple(size.filled),
+        doubts=size.doubts,
+        notes=(f"{path.name} also holds pictures of the slide, which are not read: {told}",) if beside else (),
     )
+
+
+def _size(said: dict[str, str], name: str) -> str:
+    """Rows and columns of a picture beside the scan."""
+    return " × ".join(f"{said.get(f'openslide.associated.{name}.{side}', '?')}" for side in ("height", "width")) + " px"
 
 
 @dataclass(frozen=True)

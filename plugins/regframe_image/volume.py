@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import gzip
 import math
+import re
 import struct
 import warnings
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from .colour import RGB
+from .nifti import check_orientation, nearest_upright, read_header, sheared
 from .raw import Array, Raw, needed, readable, unreadable
+from .units import calibrate
 
 SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".mha")
 _TURNED = 0.02
@@ -48,61 +54,146 @@ def volume_kind(path: Path, head: bytes) -> str | None:
     return None
 
 
-def open_volume(path: Path, kind: str) -> Raw:
+def open_volume(path: Path, kind: str, insist: bool = False) -> Raw:
     """The header of a volume; positions are those of ITK's physical space (LPS), components in tensor order.
 
     Axes are permuted and flipped to run along x to the left, y to the back, z to the head; a turn that remains is left
-    out, and said so. NIfTI and MetaImage are in mm, NRRD in what ``space units`` says. ValueError for a damaged file, one
-    whose pixels lie in another file, or one of more than 3 spatial axes; ImportError names the extra where the reader is
-    missing.
+    out, and said so. NIfTI and MetaImage are in mm, NRRD in what ``space units`` says, axis by axis. Of the two orientations of
+    a NIfTI file the sform counts; where it is sheared, the qform. ValueError for a damaged file, one whose pixels lie in another
+    file, one of more than 3 spatial axes, one whose axes are sheared, or whose sform mirrors its qform; ImportError names the
+    extra where the reader is missing.
+
+    Args:
+        path: of the file.
+        kind: ``NIfTI``, ``NRRD`` or ``MetaImage``.
+        insist: whether an sform counts although it mirrors the qform.
     """
     sitk: Any = needed("SimpleITK", "itk", path, "read")
     fields = _fields(path, kind)
-    elsewhere = fields.get("data file") or fields.get("datafile") or fields.get("ElementDataFile", "LOCAL")
-    if elsewhere not in (None, "LOCAL"):
-        raise ValueError(
-            f"wanted a volume in one file, got {str(path)!r}, whose pixels lie in {elsewhere!r}; convert it to one"
-        )
+    _check_inside(path, fields)
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
+    upright, said = False, ""
+    colour = "rgb" in fields.get("kinds", "").lower() or "3-color" in fields.get("kinds", "").lower()
     with readable(path, kind):
-        reader.ReadImageInformation()
+        if kind == "NIfTI":
+            header = read_header(path)
+            said, colour = check_orientation(path, header, insist), header.colour
+            upright = header.nearly_upright
+        try:
+            with _quiet(sitk), nearest_upright(upright):
+                reader.ReadImageInformation()
+        except RuntimeError as error:
+            if "orthonormal" not in str(error):
+                raise
+            raise _sheared(path) from error
         size, spacing, origin = reader.GetSize(), reader.GetSpacing(), reader.GetOrigin()
         parts, dtype = reader.GetNumberOfComponents(), _dtype(sitk, reader.GetPixelID())
         direction = np.array(reader.GetDirection(), dtype=np.float64).reshape(len(size), len(size))
-    ndim = min(len(size), 3)
-    if len(size) > 4 or not all(math.isfinite(v) for v in (*spacing, *origin)):
+    ndim, lead = min(len(size), 3), len(size) - min(len(size), 3)
+    if any(n > 1 for n in size[4:]) or not all(math.isfinite(v) for v in (*spacing, *origin)):
         raise ValueError(f"wanted a volume of 2 to 4 axes in a finite space, got {str(path)!r} with sizes {size}")
-    axis, sign, off = _turn(direction[:ndim, :ndim])  # for each direction x, y, z of space
-    if off > _TURNED:
-        warnings.warn(
-            f"{path.name} lies obliquely in its space, by {math.degrees(math.asin(min(off, 1.0))):.0f}°; its axes are "
-            "taken for those of the space",
-            stacklevel=6,
-        )
+    axis, sign = _lying(path, direction[:ndim, :ndim])  # for each direction x, y, z of space
     corner = np.array([(size[a] - 1) * (s < 0) for a, s in zip(axis, sign, strict=True)], dtype=np.float64)
     index = np.zeros(ndim)
     index[axis] = corner
     first = np.array(origin[:ndim]) + direction[:ndim, :ndim] @ (np.array(spacing[:ndim]) * index)
     names = "xyz"[:ndim]
     shape = (*size[ndim:][::-1], *(size[a] for a in reversed(axis)))
-    axes = "t" * (len(size) - ndim) + names[::-1]
+    axes = "?" * max(lead - 1, 0) + "t" * min(lead, 1) + names[::-1]
 
-    read = _Decode(path, kind, tuple(axis), tuple(sign), len(size) - ndim, math.prod(size) * parts * dtype.itemsize)
-    unit: str | None = "mm"
-    if kind == "NRRD":
-        said = fields.get("space units", "").replace('"', " ").split()
-        unit = said[0] if said else None
+    read = _Decode(path, kind, tuple(axis), tuple(sign), lead, math.prod(size) * parts * dtype.itemsize, upright)
+    numbers = {n: float(spacing[a]) for n, a in zip(names, axis, strict=True)}
+    counted = [n for n in names[::-1] if n in "yx" or size[axis[names.index(n)]] > 1]
+    starts = {n: float(v) for n, v in zip(names, first, strict=True)}
+    words = _words(fields, kind, dict(zip(names, axis, strict=True)))
+    found = calibrate(numbers, words, counted, path.name)
+    # of numbers without a unit the ratios count: in pixels, of which the finer side in the plane is 1
+    wide = [n for n in "yx" if size[axis[names.index(n)]] > 1] or ["x"]
+    pixel = 1.0 if any(words.values()) else min(numbers[n] for n in wide)
     return Raw.whole(
         shape if parts == 1 else (*shape, parts),
         dtype,
         axes if parts == 1 else axes + "c",
         read,
-        spacing={n: float(spacing[a]) for n, a in zip(names, axis, strict=True)},
-        origin={n: float(v) for n, v in zip(names, first, strict=True)},
-        unit=unit,
+        spacing={n: v / pixel for n, v in found.spacing(numbers, {}).items()},
+        origin={n: v / pixel for n, v in found.origin(starts, {}).items()},
+        unit=found.unit,
+        channels=RGB if parts == 3 and (colour or dtype == np.uint8) else (),
+        alpha=parts == 4 and colour,
         format=kind,
+        guessed=tuple(found.filled),
+        doubts=found.doubts,
+        said=(said,) if said else (),
+        notes=found.notes,
     )
+
+
+def _lying(path: Path, direction: Array) -> tuple[list[int], list[int]]:
+    """For each axis of space the file's nearest axis and its sense; says where a turn is left out, and refuses a shear.
+
+    Args:
+        path: of the file.
+        direction: ``[D, D]``, its columns the directions of the file's axes in space, of length 1.
+    """
+    if sheared(direction):
+        raise _sheared(path)
+    axis, sign, off = _turn(direction)
+    if off > _TURNED:
+        warnings.warn(
+            f"{path.name} lies obliquely in its space, by {math.degrees(math.asin(min(off, 1.0))):.0f}°; its axes are "
+            "taken for those of the space",
+            stacklevel=7,
+        )
+    return axis, sign
+
+
+def _check_inside(path: Path, fields: dict[str, str]) -> None:
+    """ValueError where the pixels lie in another file than their header."""
+    elsewhere = fields.get("data file") or fields.get("datafile") or fields.get("ElementDataFile", "LOCAL")
+    if elsewhere not in (None, "LOCAL"):
+        raise ValueError(
+            f"wanted a volume in one file, got {str(path)!r}, whose pixels lie in {elsewhere!r}; convert it to one"
+        )
+
+
+def _sheared(path: Path) -> ValueError:
+    return ValueError(
+        f"wanted axes that stand upright on each other, got sheared ones in {str(path)!r}; resample the volume to a grid"
+    )
+
+
+def _words(fields: dict[str, str], kind: str, along: dict[str, int]) -> dict[str, str | None]:
+    """The unit of each axis of space: that of NRRD as its header spells it, None where it does not; else mm.
+
+    Args:
+        fields: of a text header.
+        kind: of the file.
+        along: the file's axis along each axis of space.
+    """
+    if kind != "NRRD":
+        return dict.fromkeys(along, "mm")
+    of_space, of_axes = (_quoted(fields.get(key, "")) for key in ("space units", "units"))
+    if of_space:
+        return {name: of_space[i] if i < len(of_space) else None for i, name in enumerate("xyz"[: len(along)])}
+    of_axes = of_axes[len(of_axes) - len(along) :]  # a first axis of components has a unit of its own
+    return {name: of_axes[a] if a < len(of_axes) else None for name, a in along.items()}
+
+
+def _quoted(text: str) -> list[str]:
+    """The units in a field of an NRRD header: quoted, with blanks inside or not, or bare words."""
+    return [quoted or bare for quoted, bare in re.findall(r'"([^"]*)"|(\S+)', text)]
+
+
+@contextmanager
+def _quiet(sitk: Any) -> Iterator[None]:
+    """Keep the library from printing what it doubts of a header; what matters is found and said here."""
+    shown = sitk.ProcessObject.GetGlobalWarningDisplay()
+    sitk.ProcessObject.SetGlobalWarningDisplay(False)
+    try:
+        yield
+    finally:
+        sitk.ProcessObject.SetGlobalWarningDisplay(shown)
 
 
 @dataclass(frozen=True)
@@ -116,6 +207,7 @@ class _Decode:
         sign: for each of these 1, or -1 where the file counts the other way.
         lead: axes before the spatial ones, 1 with time.
         nbytes: of its pixels, unpacked.
+        upright: whether axes that are nearly upright on each other are taken for such.
     """
 
     path: Path
@@ -124,12 +216,13 @@ class _Decode:
     sign: tuple[int, ...]
     lead: int
     nbytes: int
+    upright: bool = False
 
     def __call__(self) -> Array:
         sitk: Any = needed("SimpleITK", "itk", self.path, "read")
         if self.kind == "NIfTI":  # a file cut short is filled up with zeros by the library
             _check_length(self.path, self.nbytes)
-        with readable(self.path, self.kind):
+        with readable(self.path, self.kind), _quiet(sitk), nearest_upright(self.upright):
             array: Array = sitk.GetArrayFromImage(sitk.ReadImage(str(self.path)))  # (t,) z, y, x (, c)
         lead, ndim = self.lead, len(self.axis)
         order = [lead + ndim - 1 - a for a in reversed(self.axis)]

@@ -72,7 +72,7 @@ class Main(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
         with warnings.catch_warnings():
-            warnings.showwarning = _show_warning
+            warnings.showwarning = _Shown()
             try:
                 return super().invoke(ctx)
             except (click.exceptions.Exit, click.Abort, BrokenPipeError):  # BrokenPipeError: output piped into `head`
@@ -99,8 +99,16 @@ def _show_traceback(ctx: click.Context, error: BaseException | None) -> None:
         click.echo("".join(traceback.format_exception(error)), err=True, nl=False)
 
 
-def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    click.echo(f"Warning: {message}", err=True)
+class _Shown:
+    """Prints a warning on stderr, each text once: a file that is opened twice says what it says once."""
+
+    def __init__(self) -> None:
+        self._texts: set[str] = set()
+
+    def __call__(self, message: Warning | str, *_: Any, **__: Any) -> None:
+        if str(message) not in self._texts:
+            self._texts.add(str(message))
+            click.echo(f"Warning: {message}", err=True)
 
 
 def _set_verbose(ctx: click.Context, _: click.Parameter, value: bool) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,7 @@ from ._common import (
 
 if TYPE_CHECKING:
     from ..contracts import Adapter
-    from ..data import Grid, Image, PointSet, Pyramid
+    from ..data import Grid, Image, PointSet, Pyramid, Series
 
 _THUMBNAIL = 512
 """Largest number of pixels along the longer side of a thumbnail."""
@@ -74,15 +75,14 @@ def info(
             _draw(pyramid, aside)
         click.echo(f"wrote {thumbnail}", err=True)
     if pyramid is not None and pyramid.grid.unit == "px":
-        click.echo(
-            f"Warning: {path.name} declares no pixel size; its positions are in pixels until it is stated", err=True
-        )
+        what = "pixel size" if set(pyramid.grid.spacing) == {1.0} else "unit of length for its pixel size"
+        click.echo(f"Warning: {path.name} declares no {what}; its positions are in pixels until it is stated", err=True)
     if as_json:
         emit_json({"path": path, **found})
         return
     for name, value in found.items():
-        if name == "levels":
-            _print_levels(value, found["unit"])
+        if name in ("levels", "series", "notes"):
+            _LINES[name](value, found["unit"])
             continue
         if name == "no_data":
             name, value = "no data", _shares(value)
@@ -113,6 +113,35 @@ def _print_levels(levels: list[dict[str, Any]], unit: str) -> None:
         if note and max(level["averaged"]) > 1:
             note += f" averaged over {_short(level['averaged'])}"
         click.echo(f"level {k:<4} {_short(level['shape'])} px of {_short(level['spacing'])} {unit}, {share}{note}")
+
+
+def _print_series(series: list[dict[str, Any]], _: str) -> None:
+    """Print one line for each image of a file."""
+    for one in series:
+        sizes = dict(zip(one["axes"], one["shape"], strict=True))
+        size = _short([n for a, n in sizes.items() if a in "zyx" and (n > 1 or a in "yx")])
+        also = "".join(f", {n} {word}" for a, word in _MANY.items() if (n := sizes.get(a, 1)) > 1)
+        known = all(s is not None for s in one["spacing"])
+        spacing = f" of {_short(one['spacing'])} {one['unit']}" if known else ""
+        role = "" if one["role"] == "image" else f", {one['role']}"
+        mark = ", read" if one["read"] else ""
+        click.echo(f"series {one['number']:<3} {one['name'] or '(no name)'}: {size} px{spacing}{also}{role}{mark}")
+
+
+def _print_notes(notes: list[str], _: str) -> None:
+    """Print one line for each remark on how a file was read."""
+    for note in notes:
+        click.echo(f"{'note':<10} {note}")
+
+
+_LINES: dict[str, Callable[[Any, str], None]] = {
+    "levels": _print_levels,
+    "series": _print_series,
+    "notes": _print_notes,
+}
+"""How facts that take one line each are printed."""
+_MANY = {"t": "times", "c": "channels", "s": "samples"}
+"""Axes of an image that are no directions, and what their entries are."""
 
 
 def _size(n: int) -> str:
@@ -225,7 +254,15 @@ def _pyramid_facts(pyramid: Pyramid, adapter: Adapter) -> dict[str, Any]:
             }
             for k, level in enumerate(pyramid.levels)
         ],
+        **({"series": [_series_facts(one) for one in pyramid.series]} if pyramid.series else {}),
+        **({"notes": list(pyramid.notes)} if pyramid.notes else {}),
     }
+
+
+def _series_facts(one: Series) -> dict[str, Any]:
+    """The fields of a `Series`, None where its file declares no spacing along an axis."""
+    spacing = [s if math.isfinite(s) else None for s in one.spacing]
+    return dataclasses.asdict(one) | {"shape": list(one.shape), "spacing": spacing}
 
 
 def _no_data(pyramid: Pyramid, adapter: Adapter, path: Path) -> dict[str, Any]:

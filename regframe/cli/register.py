@@ -84,6 +84,7 @@ def register(ctx: click.Context, /, **options: Any) -> None:
         outputs.check_folder(out, options["overwrite"])
     fixed, fixed_adapter, fixed_run = _open("fixed", options)
     moving, moving_adapter, moving_run = _open("moving", options)
+    _say_dimensions(options["fixed"].name, fixed, options["moving"].name, moving)
     init = _init(options, fixed, moving)
     run = {
         "fixed": fixed_run,
@@ -180,6 +181,19 @@ def _open(side: str, options: dict[str, Any]) -> tuple[Image | PointSet, Adapter
     if reading is not None:
         click.echo(f"{side}: {path.name} read at {reading}: {describe(data)}", err=True)
     return data, adapter, {"path": path.resolve(), "adapter": adapter.name, "options": chosen}
+
+
+def _say_dimensions(fixed_name: str, fixed: Image | PointSet, moving_name: str, moving: Image | PointSet) -> None:
+    """Say on stderr, before a fit begins, that the fixed side is a plane and the moving one a volume."""
+    from ..data import Image
+
+    if not (isinstance(fixed, Image) and isinstance(moving, Image)) or fixed.grid.ndim >= moving.grid.ndim:
+        return
+    click.echo(
+        f"the sides differ in dimension: {fixed_name} is one plane ({describe(fixed)}), {moving_name} a volume "
+        f"({describe(moving)}), in which that plane is searched for; --moving-set z=K takes one of its planes instead",
+        err=True,
+    )
 
 
 def _init(options: dict[str, Any], fixed: Image | PointSet, moving: Image | PointSet) -> Any:

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from .. import plugins, verdict
 from ..contracts import Fitted, Solver, Task
-from ..data import Image, PointSet
+from ..data import Image, PointSet, describe_grid
 from ..fit.pyramid import Recipe
 from ..fit.threads import threads_for
 from ..verdict import CONFIRMED, NO_EVIDENCE, Finding
@@ -45,7 +45,8 @@ class Images(Solver):
         if fixed.grid.ndim > moving.grid.ndim:
             raise ValueError(
                 f"wanted the section as the fixed side and the volume as the moving one, got a {fixed.grid.ndim}D fixed and a "
-                f"{moving.grid.ndim}D moving image; swap them, or name the axes when opening them"
+                f"{moving.grid.ndim}D moving image ({fixed.name}: {describe_grid(fixed.grid)}; {moving.name}: "
+                f"{describe_grid(moving.grid)}); swap them, take one plane of the volume (z=), or name the axes when opening them"
             )
         raster.check_metric(task.metric)
         return raster.check_units(fixed.grid.unit, moving.grid.unit)
