@@ -151,6 +151,36 @@ def test_clouds_of_low_confidence_are_not_confirmed() -> None:
     assert "confidence 5 %" in finding.sentence
 
 
+def test_clouds_without_evidence_fail() -> None:
+    (finding,) = verdict.of_points(POINTS | {"confidence": 0.01})
+    assert finding.severity == "fail"
+    assert "no evidence" in finding.sentence
+
+
+def test_another_pose_of_clouds_is_a_doubt_where_it_fits_as_well_or_the_map_is_not_sure() -> None:
+    assert not list(verdict.of_points(POINTS | {"confidence": 0.95, "pose_margin": 0.15}))
+    for doubtful in ({"confidence": 0.95, "pose_margin": 0.0}, {"confidence": 0.8, "pose_margin": 0.15}):
+        (finding,) = verdict.of_points(POINTS | doubtful)
+        assert finding.severity == "warn"
+        assert "another pose" in finding.sentence
+
+
+def test_of_volumes_a_mirrored_pose_is_a_remark_and_any_other_a_doubt() -> None:
+    for mirrored, severity in ((True, "pass"), (False, "warn")):
+        close = SEEN | {"pose_margin": 0.1, "runner_up": {"mirrored": mirrored}}
+        said = [finding for finding in verdict.of_images(close, 3) if "pose" in finding.sentence]
+        assert [finding.severity for finding in said] == [severity]
+    unsure = SEEN | {"confidence": 0.5, "pose_margin": 0.1, "runner_up": {"mirrored": True}}
+    assert "another pose" in " ".join(finding.sentence for finding in verdict.of_images(unsure, 3))
+
+
+def test_evidence_counts_for_nothing_where_the_bend_tears() -> None:
+    weak = changed(SEEN, confidence=0.1, place_confidence=0.1, evidence=300.0)
+    assert verdict.conclude(verdict.of_images(weak, 2))["verdict"] == "warn"
+    assert verdict.conclude(verdict.of_images(weak | {"jacobian_min": 0.03}, 2))["verdict"] == "fail"
+    assert verdict.conclude(verdict.of_images(weak, 3))["verdict"] == "fail"  # of unlike volumes outlines give as much
+
+
 def test_confidence_in_words() -> None:
     assert [verdict.spoken(x) for x in (0.0, 0.123, 0.98, 1.0)] == ["under 1 %", "12 %", "98 %", "over 99 %"]
 

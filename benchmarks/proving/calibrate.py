@@ -1,12 +1,12 @@
 """What a confidence has to be, fitted on harvests of the proving ground and measured on others::
 
-    python -m benchmarks.proving --n 420 --seed 0 --out set.json      # seeds below 10000
-    python -m benchmarks.proving --n 210 --seed 10000 --out seen.json
-    python -m benchmarks.proving.calibrate set.json --check seen.json
+    python -m benchmarks.proving --n 420 --seed 0 --out set.jsonl     # seeds below 10000
+    python -m benchmarks.proving --n 210 --seed 10000 --out seen.jsonl
+    python -m benchmarks.proving.calibrate set.jsonl --check seen.jsonl
 
 It prints, for each kind of data: how well each figure alone tells right maps from wrong and unrelated ones; the coefficients of
-`regframe.confidence` fitted anew (cross-validated reliability beside them), to be pasted there; and what the coefficients that
-are there now do on the checked harvest. Deterministic.
+`regframe.confidence` fitted anew, to be pasted there (beside them their reliability on seeds that they were not fitted to, also
+kind by kind); and what the coefficients that are there now do on the checked harvest. Deterministic.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from .kinds import VOLUMES
 
 Array = NDArray[np.float64]
 FOLDS = 10
-"""Parts of a harvest, each judged by a model that was fitted to the others."""
+"""Parts of a harvest, each judged by a model that was fitted to the others; a seed's pairs are all in one part."""
 RIDGE = 0.3
 """Precision of a coefficient's prior, whose feature has the standard deviation 1: few wrong maps shall not make it infinite."""
 BINS = 10
@@ -67,8 +67,12 @@ def of_model(name: str, pairs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]
 
 def read(paths: Sequence[Path]) -> list[dict[str, Any]]:
     """The pairs of harvests that came to a result."""
-    pages = [json.loads(path.read_text()) for path in paths]
-    return [pair for page in pages for pair in page["pairs"] if pair["verdict"] != "error"]
+    pairs: list[dict[str, Any]] = []
+    for path in paths:
+        text = path.read_text()
+        lines = path.suffix == ".jsonl"
+        pairs += [json.loads(line) for line in text.splitlines()] if lines else json.loads(text)["pairs"]
+    return [pair for pair in pairs if pair["verdict"] != "error"]
 
 
 def separation(values: Array, right: NDArray[np.bool_]) -> float:
@@ -79,14 +83,15 @@ def separation(values: Array, right: NDArray[np.bool_]) -> float:
     return float((rankdata(values)[right].sum() - n * (n + 1) / 2) / (n * m)) if n and m else math.nan
 
 
-def fitted(features: Array, right: NDArray[np.bool_], signs: Array) -> Array:
-    """Constant and coefficients ``[1 + K]`` of the logistic of ``features`` ``[N, K]``, each of a sign (0: any)."""
+def fitted(features: Array, right: NDArray[np.bool_], signs: Array, known: Array | float = 0.0) -> Array:
+    """Constant and coefficients ``[1 + K]`` of the logistic of ``features`` ``[N, K]``, each of a sign (0: any); ``known`` are
+    log-odds ``[N]`` that other features give."""
     middle, spread = features.mean(axis=0), features.std(axis=0) + 1e-9
     x = np.column_stack([np.ones(len(features)), (features - middle) / spread])
     y = right.astype(np.float64)
 
     def loss(beta: Array) -> tuple[float, Array]:
-        z = x @ beta
+        z = x @ beta + known
         value = float(np.logaddexp(0, z).sum() - y @ z + RIDGE / 2 * beta[1:] @ beta[1:])
         slope = x.T @ (1 / (1 + np.exp(-z)) - y)
         slope[1:] += RIDGE * beta[1:]
@@ -98,20 +103,24 @@ def fitted(features: Array, right: NDArray[np.bool_], signs: Array) -> Array:
     return np.concatenate([[beta[0] - slopes @ middle], slopes])
 
 
-def predicted(beta: Array, features: Array) -> Array:
-    """Confidence ``[N]`` of maps with ``features`` ``[N, K]``."""
-    z = beta[0] + features @ beta[1:]
+def predicted(beta: Array, features: Array, known: Array | float = 0.0) -> Array:
+    """Confidence ``[N]`` of maps with ``features`` ``[N, K]``, and ``known`` log-odds by other features."""
+    z = beta[0] + features @ beta[1:] + known
     return np.asarray(1 / (1 + np.exp(-np.clip(z, -500, 500))))
 
 
-def crossed(features: Array, right: NDArray[np.bool_], signs: Array) -> Array:
-    """Confidence ``[N]`` of each map by a model that has not seen it; every `FOLDS`-th pair is left out in turn."""
+def crossed(
+    features: Array, right: NDArray[np.bool_], signs: Array, seeds: Sequence[int], known: Array | None = None
+) -> Array:
+    """Confidence ``[N]`` of each map by a model that has not seen its seed; every `FOLDS`-th seed is left out in turn."""
     out = np.empty(len(features))
-    part = np.arange(len(features)) % FOLDS
+    known = np.zeros(len(features)) if known is None else known
+    part = np.array(seeds) % FOLDS
     for fold in range(FOLDS):
         held = part == fold
         if held.any():
-            out[held] = predicted(fitted(features[~held], right[~held], signs), features[held])
+            beta = fitted(features[~held], right[~held], signs, known[~held])
+            out[held] = predicted(beta, features[held], known[held])
     return out
 
 
@@ -152,6 +161,22 @@ def table(sure: Array, right: NDArray[np.bool_], far: NDArray[np.bool_]) -> list
     return lines
 
 
+def by_kind(pairs: Sequence[Mapping[str, Any]], sure: Array, right: NDArray[np.bool_]) -> list[str]:
+    """How the confidence of each kind of pair fits the share of its maps that are right: too high or too low in the mean."""
+    lines = [
+        "| kind | maps | right | mean confidence | lowest of a right one | highest of another |",
+        "|---|---|---|---|---|---|",
+    ]
+    for kind in dict.fromkeys(pair["kind"] for pair in pairs):
+        of = np.array([pair["kind"] == kind for pair in pairs])
+        low, high = sure[of & right], sure[of & ~right]
+        ends = [f"{low.min():.2f}" if len(low) else "–", f"{high.max():.2f}" if len(high) else "–"]
+        lines.append(
+            f"| {kind} | {int(of.sum())} | {float(right[of].mean()):.2f} | {float(sure[of].mean()):.2f} | {' | '.join(ends)} |"
+        )
+    return lines
+
+
 def alone(pairs: Sequence[Mapping[str, Any]], right: NDArray[np.bool_]) -> list[str]:
     """Every figure by how well it tells right maps from others, the best first."""
     names = sorted({name for pair in pairs for name, v in pair["figures"].items() if isinstance(v, (int, float))})
@@ -178,13 +203,17 @@ def described(name: str, model: Model, pairs: list[dict[str, Any]]) -> list[str]
     lines += ["Area under the ROC of each figure alone:", *alone([pair for pair, _ in kept], right), ""]
     if right.all() or not right.any():
         return [*lines, "Nothing to fit: all are alike."]
-    names = list(model.signs)
+    names = [name for name in model.signs if name not in model.held]
     features = np.array([[found[key] for key in names] for _, found in kept], dtype=np.float64)
     signs = np.array([model.signs[key] for key in names], dtype=np.float64)
-    beta = fitted(features, right, signs)
+    known = np.array(
+        [sum(model.coefficients[key] * found[key] for key in model.held) for _, found in kept], dtype=np.float64
+    )
+    beta = fitted(features, right, signs, known)
     inner = ", ".join(f'"{key}": {value:.3g}' for key, value in zip(names, beta[1:], strict=True))
-    lines += [f"Fitted: constant {beta[0]:.3g}, coefficients {{{inner}}}", "", "Cross-validated:"]
-    return [*lines, *table(crossed(features, right, signs), right, far)]
+    lines += [f"Fitted: constant {beta[0]:.3g}, coefficients {{{inner}}}", "", "Cross-validated by seed:"]
+    sure = crossed(features, right, signs, [pair["seed"] for pair, _ in kept], known)
+    return [*lines, *table(sure, right, far), "", *by_kind([pair for pair, _ in kept], sure, right)]
 
 
 def checked(name: str, model: Model, pairs: list[dict[str, Any]]) -> list[str]:
@@ -197,7 +226,7 @@ def checked(name: str, model: Model, pairs: list[dict[str, Any]]) -> list[str]:
     sure = np.array([value for _, value in kept], dtype=np.float64)
     far = np.array([is_far(pair) for pair, _ in kept])
     lines = [f"## {name}, constants as they are: {len(kept)} pairs, {int(right.sum())} right", ""]
-    return [*lines, *table(sure, right, far)]
+    return [*lines, *table(sure, right, far), "", *by_kind([pair for pair, _ in kept], sure, right)]
 
 
 def main(argv: Sequence[str] | None = None) -> None:

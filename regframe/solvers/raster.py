@@ -247,10 +247,11 @@ def fitted(pair: Compared, done: Run, moving_grid: Grid) -> Fitted:
         side: dataclasses.asdict(look) | _reading(image)
         for side, look, image in zip(("fixed", "moving"), pair.looks, (fixed, moving), strict=True)
     }
-    figures["confidence"] = confidence.of_images(figures, fixed.grid.shape)
-    figures["place_confidence"] = None if figures["confidence"] is None else confidence.of_place(figures)
     figures["counted"] = pair.counted
     figures["evidence"] = done.fit.nats
+    figures["confidence"] = confidence.of_images(figures, fixed.grid.shape)
+    sure = figures["confidence"]
+    figures["place_confidence"] = None if sure is None else confidence.of_place(figures, fixed.grid.ndim)
     figures["metric"] = {"name": type(pair.metric).name, "why": pair.why}
     sd, figures["position_sd"] = _position_sd(fit, fixed.grid)
     figures["threads"] = torch.get_num_threads()
@@ -302,7 +303,11 @@ def _figures(done: Run, affine: Affine, phi: Transform) -> dict[str, Any]:
         "torn": fit.torn,
         "runner_up": None
         if found is None or found.runner_up is None
-        else {"matrix": found.runner_up.tolist(), "score": found.runner_up_score},
+        else {
+            "matrix": found.runner_up.tolist(),
+            "score": found.runner_up_score,
+            "mirrored": bool(determinant(found.runner_up) * determinant(done.start) < 0),
+        },
         "bending_px": {"mean": float(shift[seen].mean()), "max": float(shift[seen].max())},
         "model": "affine" if fit.space is None else "lddmm",
         "bend": None if fit.space is None else "followed" if fit.following else "fitted",
