@@ -69,9 +69,14 @@ def test_a_drift_says_nothing_of_the_place() -> None:
     assert sure(drifting) < sure(few)
 
 
-def test_neighbouring_sections_may_differ_by_a_part_of_a_pixel() -> None:
-    assert sure(windows(drift=confidence.SLACK)) == sure(IMAGES)
-    assert sure(windows(drift=confidence.SLACK + 0.1)) > verdict.CONFIRMED > sure(windows(drift=0.7))
+def test_a_drift_counts_less_where_few_windows_show_the_same() -> None:
+    alike, neighbouring = (windows(drift=0.3, agree=agree) for agree in (55, 25))
+    assert sure(alike) < verdict.CONFIRMED < sure(neighbouring)
+
+
+def test_a_drift_counts_in_pixels_of_the_coarser_side() -> None:
+    fine = windows(drift=0.3, coarse=8.0)
+    assert sure(windows(drift=0.3, unit=2.0)) < sure(windows(drift=0.3)) < sure(fine) < sure(IMAGES)
 
 
 def test_points() -> None:

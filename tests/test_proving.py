@@ -189,6 +189,7 @@ def harvest(number: int, seed: int) -> dict[str, object]:
         good = rng.random() < 0.6
         nats, sure = (rng.uniform(20, 200), rng.integers(8, 60)) if good else (rng.uniform(0, 40), rng.integers(0, 12))
         figures = {"agreement.nats": nats, "agreement.sure": float(sure), "agreement.against": 0.0, "agreement.drift": 0.0,
+                   "agreement.unit": 1.0, "agreement.agree": float(sure), "agreement.windows": 80.0,
                    "agreement.neighbours": 30.0, "jacobian_min": 0.9, "jacobian_max": 1.1, "confidence": 0.5}  # fmt: skip
         right = bool(good) if rng.random() < 0.95 else not good
         kind = "bend" if right or rng.random() < 0.5 else "unrelated"
@@ -232,14 +233,11 @@ def test_a_harvest_of_lines_goes_on_where_it_was_ended(
     assert "0 pairs" in capsys.readouterr().out
 
 
-def test_what_is_held_is_not_fitted_again() -> None:
+def test_a_model_is_described_by_kind() -> None:
     pairs: list[dict[str, Any]] = harvest(200, 3)["pairs"]  # type: ignore[assignment]
-    held = calibrate.described("images", confidence.IMAGES, pairs)
-    assert confidence.IMAGES.held == ("drift",)
-    (line,) = [line for line in held if line.startswith("Fitted")]
-    assert '"nats"' in line
-    assert '"drift"' not in line
-    assert any(line.startswith("| bend |") for line in held)
+    text = calibrate.described("images", confidence.IMAGES, pairs)
+    assert any(line.startswith("| bend |") for line in text)
+    assert any(line.startswith("| unrelated |") and "| 0.00 |" in line for line in text)
 
 
 def test_a_fitted_confidence_is_calibrated_and_keeps_its_signs() -> None:

@@ -83,15 +83,14 @@ def separation(values: Array, right: NDArray[np.bool_]) -> float:
     return float((rankdata(values)[right].sum() - n * (n + 1) / 2) / (n * m)) if n and m else math.nan
 
 
-def fitted(features: Array, right: NDArray[np.bool_], signs: Array, known: Array | float = 0.0) -> Array:
-    """Constant and coefficients ``[1 + K]`` of the logistic of ``features`` ``[N, K]``, each of a sign (0: any); ``known`` are
-    log-odds ``[N]`` that other features give."""
+def fitted(features: Array, right: NDArray[np.bool_], signs: Array) -> Array:
+    """Constant and coefficients ``[1 + K]`` of the logistic of ``features`` ``[N, K]``, each of a sign (0: any)."""
     middle, spread = features.mean(axis=0), features.std(axis=0) + 1e-9
     x = np.column_stack([np.ones(len(features)), (features - middle) / spread])
     y = right.astype(np.float64)
 
     def loss(beta: Array) -> tuple[float, Array]:
-        z = x @ beta + known
+        z = x @ beta
         value = float(np.logaddexp(0, z).sum() - y @ z + RIDGE / 2 * beta[1:] @ beta[1:])
         slope = x.T @ (1 / (1 + np.exp(-z)) - y)
         slope[1:] += RIDGE * beta[1:]
@@ -103,24 +102,20 @@ def fitted(features: Array, right: NDArray[np.bool_], signs: Array, known: Array
     return np.concatenate([[beta[0] - slopes @ middle], slopes])
 
 
-def predicted(beta: Array, features: Array, known: Array | float = 0.0) -> Array:
-    """Confidence ``[N]`` of maps with ``features`` ``[N, K]``, and ``known`` log-odds by other features."""
-    z = beta[0] + features @ beta[1:] + known
+def predicted(beta: Array, features: Array) -> Array:
+    """Confidence ``[N]`` of maps with ``features`` ``[N, K]``."""
+    z = beta[0] + features @ beta[1:]
     return np.asarray(1 / (1 + np.exp(-np.clip(z, -500, 500))))
 
 
-def crossed(
-    features: Array, right: NDArray[np.bool_], signs: Array, seeds: Sequence[int], known: Array | None = None
-) -> Array:
+def crossed(features: Array, right: NDArray[np.bool_], signs: Array, seeds: Sequence[int]) -> Array:
     """Confidence ``[N]`` of each map by a model that has not seen its seed; every `FOLDS`-th seed is left out in turn."""
     out = np.empty(len(features))
-    known = np.zeros(len(features)) if known is None else known
     part = np.array(seeds) % FOLDS
     for fold in range(FOLDS):
         held = part == fold
         if held.any():
-            beta = fitted(features[~held], right[~held], signs, known[~held])
-            out[held] = predicted(beta, features[held], known[held])
+            out[held] = predicted(fitted(features[~held], right[~held], signs), features[held])
     return out
 
 
@@ -203,16 +198,13 @@ def described(name: str, model: Model, pairs: list[dict[str, Any]]) -> list[str]
     lines += ["Area under the ROC of each figure alone:", *alone([pair for pair, _ in kept], right), ""]
     if right.all() or not right.any():
         return [*lines, "Nothing to fit: all are alike."]
-    names = [name for name in model.signs if name not in model.held]
+    names = list(model.signs)
     features = np.array([[found[key] for key in names] for _, found in kept], dtype=np.float64)
     signs = np.array([model.signs[key] for key in names], dtype=np.float64)
-    known = np.array(
-        [sum(model.coefficients[key] * found[key] for key in model.held) for _, found in kept], dtype=np.float64
-    )
-    beta = fitted(features, right, signs, known)
+    beta = fitted(features, right, signs)
     inner = ", ".join(f'"{key}": {value:.3g}' for key, value in zip(names, beta[1:], strict=True))
     lines += [f"Fitted: constant {beta[0]:.3g}, coefficients {{{inner}}}", "", "Cross-validated by seed:"]
-    sure = crossed(features, right, signs, [pair["seed"] for pair, _ in kept], known)
+    sure = crossed(features, right, signs, [pair["seed"] for pair, _ in kept])
     return [*lines, *table(sure, right, far), "", *by_kind([pair for pair, _ in kept], sure, right)]
 
 

@@ -242,7 +242,7 @@ def fitted(pair: Compared, done: Run, moving_grid: Grid) -> Fitted:
     final = _coincidence(*laid)
     place = final if fit.space is None else _coincidence(*_overlaid(*done.sides, affine, affine))
     figures["coincidence"] = {"affine": place, "final": final}
-    figures["agreement"] = _agreement(laid, fixed.grid)
+    figures["agreement"] = _agreement(laid, fixed.grid, _zoom(affine, moving.grid, fixed.grid))
     figures["preparation"] = {
         side: dataclasses.asdict(look) | _reading(image)
         for side, look, image in zip(("fixed", "moving"), pair.looks, (fixed, moving), strict=True)
@@ -357,7 +357,7 @@ def _overlaid(fixed: Halvings, moving: Halvings, affine: Affine, phi: Transform)
         The fixed one ``[C_f, *S]``, the moving one under ``phi`` ``[C_m, *S]``, where both are seen ``[*S]``, and the grid.
     """
     times = fixed.times_until(lambda grid: math.prod(grid.shape) <= PROBED)
-    zoom = float(determinant(affine.matrix).abs()) ** (1 / affine.ndim) * moving.grid.pixel / fixed.grid.pixel
+    zoom = _zoom(affine, moving.grid, fixed.grid)
     one, other = fixed.physical(times), moving.physical(max(0, round(times - math.log2(max(zoom, 1e-6)))))
     inside = moving.grid.contains(phi.inverse().points(one.grid.coords())).to(torch.float32)
     if other.weight is not None:
@@ -367,11 +367,19 @@ def _overlaid(fixed: Halvings, moving: Halvings, affine: Affine, phi: Transform)
     return one.data, resample(other, phi, one.grid).data, inside, one.grid
 
 
-def _agreement(laid: tuple[Tensor, Tensor, Tensor, Grid], fixed: Grid) -> dict[str, float]:
-    """`agreement.agreement` of the aligned images for ``metrics.json``; ``unit`` is a pixel of theirs in those of ``fixed``."""
+def _zoom(affine: Affine, moving: Grid, fixed: Grid) -> float:
+    """Size of a moving pixel in fixed pixels."""
+    zoom: float = float(determinant(affine.matrix).abs()) ** (1 / affine.ndim) * moving.pixel / fixed.pixel
+    return zoom
+
+
+def _agreement(laid: tuple[Tensor, Tensor, Tensor, Grid], fixed: Grid, zoom: float) -> dict[str, float]:
+    """`agreement.agreement` of the aligned images for ``metrics.json``; ``unit`` is a pixel of theirs in those of ``fixed``, and
+    ``coarse`` one of the coarser side, a moving one being ``zoom`` of them."""
     target, warped, inside, grid = laid
     seen = min(textured(target, inside), textured(warped, inside))
-    return dataclasses.asdict(agreement(*laid)) | {"unit": grid.pixel / fixed.pixel, "textured": seen}
+    sizes = {"unit": grid.pixel / fixed.pixel, "coarse": max(1.0, zoom)}
+    return dataclasses.asdict(agreement(*laid)) | sizes | {"textured": seen}
 
 
 def _coincidence(target: Tensor, warped: Tensor, inside: Tensor, grid: Grid) -> float:
