@@ -232,7 +232,7 @@ decided. A disc, which fits at any turn, stays below."""
 NO_EVIDENCE = 0.4
 """Confidence that the place is found at all (`confidence.of_place`), under which there is no evidence for a map of two images.
 Of its population 32 of 35 unrelated pairs are below, and none of the 63 whose place was found; of 40 unseen unrelated ones 37."""
-EVIDENT = 100.0
+EVIDENT = 300.0
 """Nats of evidence by the independent judge (`starts.evidence.Judge`), in a unit that the pair itself sets, from which a map is
 not without evidence, whatever windows say: sections of a series differ in detail, so that windows may be sure of wrong places.
 Of 24 pairs of unrelated images (proving ground, seeds 100–123) all have under 66, of 10 pairs of unrelated tables drawn as
@@ -424,13 +424,13 @@ clouds have no structure in common: the few free parameters of a pose gain as mu
 CONVINCING = 2.0
 """Standard errors by which a bend must improve the log-density of held-out points, in the mean, to count as confirmed: about
 the 95 % level of a normal distribution."""
-NO_PARTNERS = 0.05
+NO_PARTNERS = 0.2
 """Confidence under which there is no evidence for a map of two clouds. POPULATION-POINTS"""
-CLEAR_OF_POINTS = 0.05
+CLEAR_OF_POINTS = 0.03
 """Margin of a pose of two clouds (0 … 1, see `solvers.points.align.Begun`) from which, where the confidence is `DECISIVE`,
-another pose is no doubt: clouds are compared at up to 256 places, so that it is worth 13 nats where there are so many. A cloud
+another pose is no doubt: clouds are compared at up to 256 places, so that it is worth 8 nats where there are so many. A cloud
 that fits itself at another turn, such as a lattice, has a margin of 0."""
-DOUBTFUL = 0.2
+DOUBTFUL = 0.5
 """Confidence under which a map of two clouds is not confirmed. None of the right maps of `confidence.POINTS` is below; where the
 points of both sides are not the same ones, a low confidence may be wrong, so that it never fails a map."""
 PARTNERS = (0.1, 0.4)

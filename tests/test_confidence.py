@@ -19,7 +19,8 @@ WINDOWS = {
     "unit": 1.0,
 }
 IMAGES: dict[str, Any] = {"agreement": WINDOWS, "jacobian_min": 0.9, "jacobian_max": 1.1, "evidence": 1000.0}
-POINTS: dict[str, Any] = {"likeness": 2.0, "scale_px": 0.2, "matching_fraction": 0.9, "matching_fraction_moving": 0.8}
+POINTS: dict[str, Any] = {"likeness": 2.0, "scale_px": 0.2, "matching_fraction": 0.9, "matching_fraction_moving": 0.8,
+                         "jacobian_min": 0.9, "jacobian_max": 1.1}  # fmt: skip
 
 
 def windows(**changes: float) -> dict[str, Any]:
