@@ -112,7 +112,11 @@ IMAGES = Model(
     -5.9,
     {"nats": 0.85, "sure": 0.68, "against": -2.5, "evidence": 0.63, "drift": -18.0, "area": -2.2},
 )
-"""POPULATION-IMAGES"""
+"""Two images of a plane, cells drawn as densities among them. Population: 130 maps of ``benchmarks.proving`` (seeds 0–4 of 14
+kinds of images and 0–3 of 3 kinds of cells, `plane` 0–8, `serial` 0–10, 32 pairs of `unrelated`, 6 drawn ones of `strangers`),
+84 of them right, 7 near misses, 39 far off or unrelated. Cross-validated by seed: expected calibration error 0.02, area under
+the ROC 0.985; no far or unrelated one above 0.15. Right means there a median error within half a pixel or twice the best
+attainable: misses by less than a fifth of that have the same figures as right maps (3 of 4 are above 0.8)."""
 
 
 def of_place_features(figures: Figures) -> dict[str, float] | None:
@@ -128,7 +132,8 @@ PLACE = Model(
     {"nats": 0.53, "sure": 0.58, "against": -6.2, "evidence": 1.21, "area": -1.5},
     near=True,
 )
-"""POPULATION-PLACE"""
+"""Whether the place is found. Population: that of `IMAGES`, its 7 near misses among the right ones: 91 of 130. Cross-validated
+by seed: expected calibration error 0.01, area under the ROC 0.999."""
 
 
 def of_volumes_features(figures: Figures) -> dict[str, float] | None:
@@ -150,7 +155,11 @@ VOLUMES = Model(
     {"evidence": 3.35, "against": -5.1},
     near=True,
 )
-"""POPULATION-VOLUMES"""
+"""Two volumes. Population: 18 maps of ``benchmarks.proving`` (seeds 0–4 of `volume` and `turned-volume`, 0–7 of
+`strange-volumes`): MR volumes of one mouse's and one man's brain of 45–66 voxels, each with itself (10 maps, 9 right, one off by
+1.05 bars, counted as right) and with the other (8). Cross-validated by seed: area under the ROC 1.00, expected calibration error
+0.11 (too few maps to know it better). Right ones have 480 to 900 nats, unlike ones at most 195. It speaks of the place only,
+and not of two animals or two modalities, for which it may be too low."""
 
 MOST_LIKENESS = 3.0
 """Nats per point from which a greater likeness does not make a map likelier to be right."""
@@ -184,7 +193,10 @@ POINTS = Model(
     -8.8,
     {"likeness": 2.1, "scale": -2.1, "partners": 8.7, "area": -3.5},
 )
-"""POPULATION-POINTS"""
+"""Two clouds of a plane. Population: 38 maps of ``benchmarks.proving`` (seeds 0–21 of `points`, the 16 bare ones among seeds 0–21
+of `strangers`), 22 of them right: one set of cells measured twice, 100–1200 of them. Cross-validated by seed: area under the ROC
+1.00, expected calibration error 0.04, no unrelated one above 0.3, no right one under 0.8. Of clouds whose points are no longer
+the same ones, such as the cells of two sections, the confidence is too low."""
 MODELS = {"images": IMAGES, "place": PLACE, "volumes": VOLUMES, "points": POINTS}
 """Every model: of the three kinds of pairs, and ``place`` of images, too."""
 
