@@ -306,7 +306,7 @@ def _figures(done: Run, affine: Affine, phi: Transform) -> dict[str, Any]:
         else {
             "matrix": found.runner_up.tolist(),
             "score": found.runner_up_score,
-            "mirrored": bool(determinant(found.runner_up) * determinant(done.start) < 0),
+            "mirrored": bool(determinant(found.runner_up) < 0 < determinant(done.start)),
         },
         "bending_px": {"mean": float(shift[seen].mean()), "max": float(shift[seen].max())},
         "model": "affine" if fit.space is None else "lddmm",
