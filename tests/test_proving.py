@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from scipy.ndimage import gaussian_filter, map_coordinates
 from scipy.spatial import cKDTree
 
 import regframe as rf
+from regframe import confidence
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -186,6 +189,7 @@ def harvest(number: int, seed: int) -> dict[str, object]:
         good = rng.random() < 0.6
         nats, sure = (rng.uniform(20, 200), rng.integers(8, 60)) if good else (rng.uniform(0, 40), rng.integers(0, 12))
         figures = {"agreement.nats": nats, "agreement.sure": float(sure), "agreement.against": 0.0, "agreement.drift": 0.0,
+                   "agreement.unit": 1.0, "agreement.agree": float(sure), "agreement.windows": 80.0,
                    "agreement.neighbours": 30.0, "jacobian_min": 0.9, "jacobian_max": 1.1, "confidence": 0.5}  # fmt: skip
         right = bool(good) if rng.random() < 0.95 else not good
         kind = "bend" if right or rng.random() < 0.5 else "unrelated"
@@ -207,6 +211,33 @@ def test_calibration_on_a_made_up_harvest(tmp_path: Path, capsys: pytest.Capture
     assert capsys.readouterr().out == first
     with pytest.raises(SystemExit):
         calibrate.main([])
+
+
+def test_a_harvest_of_lines_goes_on_where_it_was_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done: list[tuple[str, int, str | None]] = []
+
+    def one(task: tuple[str, int, str | None]) -> judge.Judged:
+        done.append(task)
+        return dataclasses.replace(fake(True, "pass"), kind=task[0], seed=task[1])
+
+    monkeypatch.setattr(command, "one", one)
+    out = tmp_path / "set.jsonl"
+    asked = ["--kinds", "bend", "pose", "--workers", "1", "--out", str(out)]
+    command.main([*asked, "--n", "3"])
+    command.main([*asked, "--n", "5"])
+    command.main([*asked, "--n", "5"])
+    assert done == [("bend", 0, None), ("pose", 0, None), ("bend", 1, None), ("pose", 1, None), ("bend", 2, None)]
+    assert [(pair["kind"], pair["seed"]) for pair in calibrate.read([out])] == [task[:2] for task in done]
+    assert "0 pairs" in capsys.readouterr().out
+
+
+def test_a_model_is_described_by_kind() -> None:
+    pairs: list[dict[str, Any]] = harvest(200, 3)["pairs"]  # type: ignore[assignment]
+    text = calibrate.described("images", confidence.IMAGES, pairs)
+    assert any(line.startswith("| bend |") for line in text)
+    assert any(line.startswith("| unrelated |") and "| 0.00 |" in line for line in text)
 
 
 def test_a_fitted_confidence_is_calibrated_and_keeps_its_signs() -> None:

@@ -115,7 +115,7 @@ SEEN: dict[str, Any] = IMAGES | {
         ({"confidence": 0.5, "place_confidence": 0.5, "agreement__against": 7}, "warn", "7 clearly best elsewhere", "landmarks"),
         ({"confidence": 0.3, "agreement__drift": 0.8}, "warn", "together 1.6 px off", "evaluate"),
         ({"confidence": 0.1, "place_confidence": 0.1}, "fail", "no evidence", "crop both"),
-        ({"confidence": 0.1, "place_confidence": 0.1, "evidence": 101.0}, "warn", "not confirmed", "crop both"),
+        ({"confidence": 0.1, "place_confidence": 0.1, "evidence": 301.0}, "warn", "not confirmed", "crop both"),
         ({"confidence": 0.1, "place_confidence": 0.1, "counted": True, "agreement__nats": 9.0}, "warn", "not confirmed", "crop"),
         ({"confidence": 0.1, "place_confidence": 0.1, "counted": True, "agreement__nats": 7.0}, "fail", "no evidence", "crop"),
         ({"confidence": 0.1, "place_confidence": 0.1, "counted": True, "agreement__sure": 1}, "fail", "no evidence", "crop"),
@@ -146,9 +146,40 @@ def test_what_confirms_a_map_does_not_excuse_what_contradicts_it() -> None:
 
 def test_clouds_of_low_confidence_are_not_confirmed() -> None:
     assert not list(verdict.of_points(POINTS | {"confidence": 0.9}))
-    (finding,) = verdict.of_points(POINTS | {"confidence": 0.05})
+    (finding,) = verdict.of_points(POINTS | {"confidence": 0.3})
     assert finding.severity == "warn"
+    assert "confidence 30 %" in finding.sentence
+
+
+def test_clouds_without_evidence_fail() -> None:
+    (finding,) = verdict.of_points(POINTS | {"confidence": 0.05})
+    assert finding.severity == "fail"
+    assert "no evidence" in finding.sentence
     assert "confidence 5 %" in finding.sentence
+
+
+def test_another_pose_of_clouds_is_a_doubt_where_it_fits_as_well_or_the_map_is_not_sure() -> None:
+    assert not list(verdict.of_points(POINTS | {"confidence": 0.95, "pose_margin": 0.15}))
+    for doubtful in ({"confidence": 0.95, "pose_margin": 0.0}, {"confidence": 0.8, "pose_margin": 0.15}):
+        (finding,) = verdict.of_points(POINTS | doubtful)
+        assert finding.severity == "warn"
+        assert "another pose" in finding.sentence
+
+
+def test_of_volumes_a_mirrored_pose_is_a_remark_and_any_other_a_doubt() -> None:
+    for mirrored, severity in ((True, "pass"), (False, "warn")):
+        close = SEEN | {"pose_margin": 0.1, "runner_up": {"mirrored": mirrored}}
+        said = [finding for finding in verdict.of_images(close, 3) if "pose" in finding.sentence]
+        assert [finding.severity for finding in said] == [severity]
+    unsure = SEEN | {"confidence": 0.5, "pose_margin": 0.1, "runner_up": {"mirrored": True}}
+    assert "another pose" in " ".join(finding.sentence for finding in verdict.of_images(unsure, 3))
+
+
+def test_evidence_counts_for_nothing_where_the_bend_tears() -> None:
+    weak = changed(SEEN, confidence=0.1, place_confidence=0.1, evidence=500.0)
+    assert verdict.conclude(verdict.of_images(weak, 2))["verdict"] == "warn"
+    assert verdict.conclude(verdict.of_images(weak | {"jacobian_min": 0.03}, 2))["verdict"] == "fail"
+    assert verdict.conclude(verdict.of_images(weak, 3))["verdict"] == "fail"  # of unlike volumes outlines give as much
 
 
 def test_confidence_in_words() -> None:

@@ -23,6 +23,9 @@ import regframe as rf
 from . import draw, judge, kinds, sources
 from .judge import Judged
 
+LINES = ".jsonl"
+"""How the name of a file ends that gets one pair a line."""
+
 
 def one(task: tuple[str, int, str | None]) -> Judged:
     """Make, align and judge a pair; for a process of its own."""
@@ -58,7 +61,12 @@ def parsed(argv: Sequence[str] | None, names: Sequence[str]) -> argparse.Namespa
                         help=f"of {', '.join(names)}")  # fmt: skip
     parser.add_argument("--transform", help="as regframe.register has it (default: its own)")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes of one thread each")
-    parser.add_argument("--out", type=Path, help="write every pair's figures and the failing seeds to this JSON file")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="write every pair's figures and the failing seeds to this JSON file; one of JSON lines "
+        "(.jsonl) gets every pair as soon as it is judged, and a call again goes on where one was ended",
+    )
     parser.add_argument(
         "--only", action="append", metavar="KIND:SEED", help="this pair alone; may be given several times"
     )
@@ -76,6 +84,21 @@ def parsed(argv: Sequence[str] | None, names: Sequence[str]) -> argparse.Namespa
         if kind not in names or not seed.isdigit():
             parser.error(f"wanted KIND:SEED with a kind of {', '.join(names)}, got {text!r}")
     return options
+
+
+def gone_on(tasks: list[tuple[str, int, str | None]], path: Path | None) -> list[tuple[str, int, str | None]]:
+    """The tasks that a file of JSON lines does not hold yet; all where there is no such file."""
+    if path is None or path.suffix != LINES or not path.exists():
+        return tasks
+    held = [json.loads(line) for line in path.read_text().splitlines()]
+    known = {(pair["kind"], pair["seed"], pair["transform"]) for pair in held}
+    return [task for task in tasks if task not in known]
+
+
+def add(run: Judged, options: argparse.Namespace) -> None:
+    """Write a pair as one more line of the file ``--out``."""
+    with options.out.open("a") as file:
+        file.write(json.dumps(run.record() | {"transform": options.transform}, default=str) + "\n")
 
 
 def only(options: argparse.Namespace) -> list[Judged]:
@@ -113,13 +136,18 @@ def main(argv: Sequence[str] | None = None) -> list[Judged]:
             f"{len(kinds.WITHOUT_DATA)} of {len(kinds.KINDS)} kinds. Pairs of a seed are others than with it.", file=sys.stderr,
         )  # fmt: skip
     began = time.perf_counter()
+    lines = options.out is not None and options.out.suffix == LINES
     if options.only:
         done = only(options)
+        for run in done if lines else ():
+            add(run, options)
     else:
         tasks = [(kind, seed, options.transform) for kind, seed in population(options.kinds, options.n, options.seed)]
-        done = []
-        for run in runs(tasks, min(options.workers, len(tasks))):
+        tasks, done = gone_on(tasks, options.out), []
+        for run in runs(tasks, max(1, min(options.workers, len(tasks)))):
             done.append(run)
+            if lines:
+                add(run, options)
             if sys.stderr.isatty():
                 print(f"\r{len(done)} of {len(tasks)}  {run.name}        ", end="", file=sys.stderr, flush=True)
     print(f"\n{judge.tables(done)}\n")
@@ -130,7 +158,7 @@ def main(argv: Sequence[str] | None = None) -> list[Judged]:
             f"{run.name}: {error}{run.verdict}: {run.reasons[0] if run.reasons else 'no remarks'}\n    {command(options, run)}"
         )
     print(f"\n{len(done)} pairs in {time.perf_counter() - began:.0f} s, {options.workers} processes")
-    if options.out:
+    if options.out and not lines:
         page = {
             "command": shlex.join([Path(sys.argv[0]).name, *(sys.argv[1:] if argv is None else argv)]),
             "regframe": rf.__version__, "data": data is not None, "transform": options.transform,

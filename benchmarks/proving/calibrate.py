@@ -1,12 +1,12 @@
 """What a confidence has to be, fitted on harvests of the proving ground and measured on others::
 
-    python -m benchmarks.proving --n 420 --seed 0 --out set.json      # seeds below 10000
-    python -m benchmarks.proving --n 210 --seed 10000 --out seen.json
-    python -m benchmarks.proving.calibrate set.json --check seen.json
+    python -m benchmarks.proving --n 420 --seed 0 --out set.jsonl     # seeds below 10000
+    python -m benchmarks.proving --n 210 --seed 10000 --out seen.jsonl
+    python -m benchmarks.proving.calibrate set.jsonl --check seen.jsonl
 
 It prints, for each kind of data: how well each figure alone tells right maps from wrong and unrelated ones; the coefficients of
-`regframe.confidence` fitted anew (cross-validated reliability beside them), to be pasted there; and what the coefficients that
-are there now do on the checked harvest. Deterministic.
+`regframe.confidence` fitted anew, to be pasted there (beside them their reliability on seeds that they were not fitted to, also
+kind by kind); and what the coefficients that are there now do on the checked harvest. Deterministic.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from .kinds import VOLUMES
 
 Array = NDArray[np.float64]
 FOLDS = 10
-"""Parts of a harvest, each judged by a model that was fitted to the others."""
+"""Parts of a harvest, each judged by a model that was fitted to the others; a seed's pairs are all in one part."""
 RIDGE = 0.3
 """Precision of a coefficient's prior, whose feature has the standard deviation 1: few wrong maps shall not make it infinite."""
 BINS = 10
@@ -67,8 +67,12 @@ def of_model(name: str, pairs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]
 
 def read(paths: Sequence[Path]) -> list[dict[str, Any]]:
     """The pairs of harvests that came to a result."""
-    pages = [json.loads(path.read_text()) for path in paths]
-    return [pair for page in pages for pair in page["pairs"] if pair["verdict"] != "error"]
+    pairs: list[dict[str, Any]] = []
+    for path in paths:
+        text = path.read_text()
+        lines = path.suffix == ".jsonl"
+        pairs += [json.loads(line) for line in text.splitlines()] if lines else json.loads(text)["pairs"]
+    return [pair for pair in pairs if pair["verdict"] != "error"]
 
 
 def separation(values: Array, right: NDArray[np.bool_]) -> float:
@@ -104,10 +108,10 @@ def predicted(beta: Array, features: Array) -> Array:
     return np.asarray(1 / (1 + np.exp(-np.clip(z, -500, 500))))
 
 
-def crossed(features: Array, right: NDArray[np.bool_], signs: Array) -> Array:
-    """Confidence ``[N]`` of each map by a model that has not seen it; every `FOLDS`-th pair is left out in turn."""
+def crossed(features: Array, right: NDArray[np.bool_], signs: Array, seeds: Sequence[int]) -> Array:
+    """Confidence ``[N]`` of each map by a model that has not seen its seed; every `FOLDS`-th seed is left out in turn."""
     out = np.empty(len(features))
-    part = np.arange(len(features)) % FOLDS
+    part = np.array(seeds) % FOLDS
     for fold in range(FOLDS):
         held = part == fold
         if held.any():
@@ -152,6 +156,22 @@ def table(sure: Array, right: NDArray[np.bool_], far: NDArray[np.bool_]) -> list
     return lines
 
 
+def by_kind(pairs: Sequence[Mapping[str, Any]], sure: Array, right: NDArray[np.bool_]) -> list[str]:
+    """How the confidence of each kind of pair fits the share of its maps that are right: too high or too low in the mean."""
+    lines = [
+        "| kind | maps | right | mean confidence | lowest of a right one | highest of another |",
+        "|---|---|---|---|---|---|",
+    ]
+    for kind in dict.fromkeys(pair["kind"] for pair in pairs):
+        of = np.array([pair["kind"] == kind for pair in pairs])
+        low, high = sure[of & right], sure[of & ~right]
+        ends = [f"{low.min():.2f}" if len(low) else "–", f"{high.max():.2f}" if len(high) else "–"]
+        lines.append(
+            f"| {kind} | {int(of.sum())} | {float(right[of].mean()):.2f} | {float(sure[of].mean()):.2f} | {' | '.join(ends)} |"
+        )
+    return lines
+
+
 def alone(pairs: Sequence[Mapping[str, Any]], right: NDArray[np.bool_]) -> list[str]:
     """Every figure by how well it tells right maps from others, the best first."""
     names = sorted({name for pair in pairs for name, v in pair["figures"].items() if isinstance(v, (int, float))})
@@ -183,8 +203,9 @@ def described(name: str, model: Model, pairs: list[dict[str, Any]]) -> list[str]
     signs = np.array([model.signs[key] for key in names], dtype=np.float64)
     beta = fitted(features, right, signs)
     inner = ", ".join(f'"{key}": {value:.3g}' for key, value in zip(names, beta[1:], strict=True))
-    lines += [f"Fitted: constant {beta[0]:.3g}, coefficients {{{inner}}}", "", "Cross-validated:"]
-    return [*lines, *table(crossed(features, right, signs), right, far)]
+    lines += [f"Fitted: constant {beta[0]:.3g}, coefficients {{{inner}}}", "", "Cross-validated by seed:"]
+    sure = crossed(features, right, signs, [pair["seed"] for pair, _ in kept])
+    return [*lines, *table(sure, right, far), "", *by_kind([pair for pair, _ in kept], sure, right)]
 
 
 def checked(name: str, model: Model, pairs: list[dict[str, Any]]) -> list[str]:
@@ -197,7 +218,7 @@ def checked(name: str, model: Model, pairs: list[dict[str, Any]]) -> list[str]:
     sure = np.array([value for _, value in kept], dtype=np.float64)
     far = np.array([is_far(pair) for pair, _ in kept])
     lines = [f"## {name}, constants as they are: {len(kept)} pairs, {int(right.sum())} right", ""]
-    return [*lines, *table(sure, right, far)]
+    return [*lines, *table(sure, right, far), "", *by_kind([pair for pair, _ in kept], sure, right)]
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -58,7 +58,8 @@ class Images(Solver):
             pair = self.compare(task)
             done = raster.run(pair, task, _recipe(pair))
             fitted = raster.fitted(pair, done, task.moving.grid)
-            sure = fitted.figures["confidence"]
+            flat = task.fixed.grid.ndim == 2  # a volume is fitted again only where it is lost: that takes long
+            sure = fitted.figures["confidence"] if flat else None
             if task.metric is not None or not (done.fit.lost or (sure is not None and sure < CONFIRMED)):
                 return fitted
             other = self.otherwise_compared(task, pair)

@@ -242,15 +242,16 @@ def fitted(pair: Compared, done: Run, moving_grid: Grid) -> Fitted:
     final = _coincidence(*laid)
     place = final if fit.space is None else _coincidence(*_overlaid(*done.sides, affine, affine))
     figures["coincidence"] = {"affine": place, "final": final}
-    figures["agreement"] = _agreement(laid, fixed.grid)
+    figures["agreement"] = _agreement(laid, fixed.grid, _zoom(affine, moving.grid, fixed.grid))
     figures["preparation"] = {
         side: dataclasses.asdict(look) | _reading(image)
         for side, look, image in zip(("fixed", "moving"), pair.looks, (fixed, moving), strict=True)
     }
-    figures["confidence"] = confidence.of_images(figures, fixed.grid.shape)
-    figures["place_confidence"] = None if figures["confidence"] is None else confidence.of_place(figures)
     figures["counted"] = pair.counted
     figures["evidence"] = done.fit.nats
+    figures["confidence"] = confidence.of_images(figures, fixed.grid.shape)
+    sure = figures["confidence"]
+    figures["place_confidence"] = None if sure is None else confidence.of_place(figures, fixed.grid.ndim)
     figures["metric"] = {"name": type(pair.metric).name, "why": pair.why}
     sd, figures["position_sd"] = _position_sd(fit, fixed.grid)
     figures["threads"] = torch.get_num_threads()
@@ -302,7 +303,11 @@ def _figures(done: Run, affine: Affine, phi: Transform) -> dict[str, Any]:
         "torn": fit.torn,
         "runner_up": None
         if found is None or found.runner_up is None
-        else {"matrix": found.runner_up.tolist(), "score": found.runner_up_score},
+        else {
+            "matrix": found.runner_up.tolist(),
+            "score": found.runner_up_score,
+            "mirrored": bool(determinant(found.runner_up) < 0 < determinant(done.start)),
+        },
         "bending_px": {"mean": float(shift[seen].mean()), "max": float(shift[seen].max())},
         "model": "affine" if fit.space is None else "lddmm",
         "bend": None if fit.space is None else "followed" if fit.following else "fitted",
@@ -352,7 +357,7 @@ def _overlaid(fixed: Halvings, moving: Halvings, affine: Affine, phi: Transform)
         The fixed one ``[C_f, *S]``, the moving one under ``phi`` ``[C_m, *S]``, where both are seen ``[*S]``, and the grid.
     """
     times = fixed.times_until(lambda grid: math.prod(grid.shape) <= PROBED)
-    zoom = float(determinant(affine.matrix).abs()) ** (1 / affine.ndim) * moving.grid.pixel / fixed.grid.pixel
+    zoom = _zoom(affine, moving.grid, fixed.grid)
     one, other = fixed.physical(times), moving.physical(max(0, round(times - math.log2(max(zoom, 1e-6)))))
     inside = moving.grid.contains(phi.inverse().points(one.grid.coords())).to(torch.float32)
     if other.weight is not None:
@@ -362,11 +367,19 @@ def _overlaid(fixed: Halvings, moving: Halvings, affine: Affine, phi: Transform)
     return one.data, resample(other, phi, one.grid).data, inside, one.grid
 
 
-def _agreement(laid: tuple[Tensor, Tensor, Tensor, Grid], fixed: Grid) -> dict[str, float]:
-    """`agreement.agreement` of the aligned images for ``metrics.json``; ``unit`` is a pixel of theirs in those of ``fixed``."""
+def _zoom(affine: Affine, moving: Grid, fixed: Grid) -> float:
+    """Size of a moving pixel in fixed pixels."""
+    zoom: float = float(determinant(affine.matrix).abs()) ** (1 / affine.ndim) * moving.pixel / fixed.pixel
+    return zoom
+
+
+def _agreement(laid: tuple[Tensor, Tensor, Tensor, Grid], fixed: Grid, zoom: float) -> dict[str, float]:
+    """`agreement.agreement` of the aligned images for ``metrics.json``; ``unit`` is a pixel of theirs in those of ``fixed``, and
+    ``coarse`` one of the coarser side, a moving one being ``zoom`` of them."""
     target, warped, inside, grid = laid
     seen = min(textured(target, inside), textured(warped, inside))
-    return dataclasses.asdict(agreement(*laid)) | {"unit": grid.pixel / fixed.pixel, "textured": seen}
+    sizes = {"unit": grid.pixel / fixed.pixel, "coarse": max(1.0, zoom)}
+    return dataclasses.asdict(agreement(*laid)) | sizes | {"textured": seen}
 
 
 def _coincidence(target: Tensor, warped: Tensor, inside: Tensor, grid: Grid) -> float:

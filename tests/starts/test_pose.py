@@ -483,6 +483,7 @@ def test_a_result_carries_the_runner_up(section: Tensor) -> None:
     metrics = rf.register(image, image, transform="affine").metrics
     assert metrics["pose_score"] > metrics["runner_up"]["score"]
     assert np.array(metrics["runner_up"]["matrix"]).shape == (3, 3)
+    assert metrics["runner_up"]["mirrored"] in (True, False)
     metrics = rf.register(image, image, transform="affine", init="identity").metrics
     assert metrics["pose_score"] is None
     assert metrics["runner_up"] is None
