@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +24,7 @@ from regframe import confidence
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.proving import __main__ as command
-from benchmarks.proving import calibrate, judge, kinds, maps, pairs, sources
+from benchmarks.proving import calibrate, judge, kinds, maps, pairs, sources, work
 
 SEEDS = (0, 1, 2)
 WRONG = 8.0
@@ -222,7 +224,7 @@ def test_a_harvest_of_lines_goes_on_where_it_was_ended(
         done.append(task)
         return dataclasses.replace(fake(True, "pass"), kind=task[0], seed=task[1])
 
-    monkeypatch.setattr(command, "one", one)
+    monkeypatch.setattr(work, "one", one)
     out = tmp_path / "set.jsonl"
     asked = ["--kinds", "bend", "pose", "--workers", "1", "--out", str(out)]
     command.main([*asked, "--n", "3"])
@@ -273,3 +275,18 @@ def test_the_command_judges_writes_and_draws(
         command.main(["--only", "nobody:1"])
     assert "wanted KIND:SEED" in capsys.readouterr().err
     assert command.population(["a", "b"], 3, 7) == [("a", 7), ("b", 7), ("a", 8)]
+
+
+@pytest.mark.slow
+def test_the_command_runs_in_several_processes(data_dir: Path) -> None:
+    asked = ["--n", "2", "--kinds", "points", "--workers", "2", "--transform", "rigid"]
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.proving", *asked],
+        cwd=Path(__file__).parents[1],
+        env=os.environ | {"REGFRAME_DATA": str(data_dir)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "2 pairs in" in done.stdout

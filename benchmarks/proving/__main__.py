@@ -8,12 +8,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: many processes of
 
 import argparse
 import json
-import multiprocessing
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -22,32 +20,15 @@ import regframe as rf
 
 from . import draw, judge, kinds, sources
 from .judge import Judged
+from .work import runs
 
 LINES = ".jsonl"
 """How the name of a file ends that gets one pair a line."""
 
 
-def one(task: tuple[str, int, str | None]) -> Judged:
-    """Make, align and judge a pair; for a process of its own."""
-    kind, seed, transform = task
-    torch.set_num_threads(1)
-    made = kinds.made(kind, seed, sources.data_folder())
-    return judge.judge(made, transform)[0]
-
-
 def population(names: Sequence[str], number: int, seed: int) -> list[tuple[str, int]]:
     """``number`` pairs: the kinds in turn, seeds from ``seed`` on."""
     return [(names[i % len(names)], seed + i // len(names)) for i in range(number)]
-
-
-def runs(tasks: Sequence[tuple[str, int, str | None]], workers: int) -> Iterator[Judged]:
-    """The judged pairs in order."""
-    if workers == 1:
-        yield from map(one, tasks)
-        return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        yield from pool.map(one, tasks)
 
 
 def parsed(argv: Sequence[str] | None, names: Sequence[str]) -> argparse.Namespace:
