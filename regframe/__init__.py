@@ -45,6 +45,7 @@ _HOME = {
     "find_adapter": "plugins",
     "hookimpl": "hookspecs",
     "landmarks": "starts.landmarks",
+    "is_text": "io.text",
     "load": "io.store",
     "match_points": "evaluation",
     "metric": "plugins",

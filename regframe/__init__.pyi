@@ -31,6 +31,7 @@ from .io.tables import read_landmarks as read_landmarks
 from .io.tables import read_points as read_points
 from .io.tables import read_table as read_table
 from .io.tables import write_points as write_points
+from .io.text import is_text as is_text
 from .maps.affine import Affine as Affine
 from .maps.base import Transform as Transform
 from .maps.displacement import Displacement as Displacement

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import gzip
-import io
 import os
 import re
 import shutil
@@ -260,25 +257,13 @@ def _read_file(path: Path, columns: str | None, unit: str | None, scale_factor: 
         return cells if whole else dataclasses.replace(cells, file=path)
     if suffix.endswith(PARQUET):
         return _from_frame(_read_parquet(path), columns, unit, path.name)
-    known = _layout(_header(path)) if columns is None else None
+    table = regframe.read_table(path, columns)
+    known = _layout(table.names) if columns is None else None
     if known is not None:
         columns, unit = known[0], _one_unit(known[1], unit, path.name)
-    points = regframe.read_points(path, columns, unit)
+    points = regframe.read_points(table, columns, unit)
     _one_unit(points.unit, unit, path.name)
     return _plain(points)
-
-
-def _header(path: Path) -> list[str]:
-    """The names in the first line of a text table, empty where it is none."""
-    try:
-        with path.open("rb") as file:
-            packed = file.read(2) == b"\x1f\x8b"
-        with gzip.open(path, "rt", encoding="utf-8-sig") if packed else path.open(encoding="utf-8-sig") as text:
-            line = text.readline(1 << 20)
-    except (OSError, EOFError, UnicodeDecodeError):
-        return []  # whoever reads the table says what is wrong with it
-    delimiter = next((d for d in "\t,;" if d in line), ",")
-    return [name.strip() for name in next(csv.reader(io.StringIO(line), delimiter=delimiter), [])]
 
 
 def _layout(names: Sequence[str]) -> tuple[str, str] | None:
