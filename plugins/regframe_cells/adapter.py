@@ -28,8 +28,9 @@ class CellsAdapter(regframe.Adapter):
     also at the border. Cells are opened as an image; `apply` carries the table itself.
 
     Args:
-        columns: position columns where their names leave it open, ``"x=NAME,y=NAME"``; an entry of ``obsm`` (x, y) of an
-            AnnData; the order ``"x,y"`` of an array's columns.
+        columns: position columns where their names leave it open, ``"x=NAME,y=NAME"``; an entry of ``obsm`` of an AnnData, with
+            its columns by name or number where it has more than two, ``"spatial:x=0,y=1"``; the order ``"x,y"`` of an array's
+            columns.
         unit: of columns that declare none; that of the instrument where it is known, else ``px``.
         spacing: pixel size, in the unit of the positions; None: a third of the width of the room
             that a cell has, see `propose_spacing`.

@@ -222,7 +222,7 @@ def test_parquet_and_h5ad_are_sniffed_read_and_written_back(tmp_path: Path) -> N
     np.testing.assert_array_equal(back.X.toarray(), counts)
     np.testing.assert_allclose(data.obsm["spatial"][:, ::-1], coords)  # the source is as it was
     adapter.save(moved, tmp_path / "m.csv")
-    assert (tmp_path / "m.csv").read_text().startswith("kind,n,y_um,x_um\nT,0,")
+    assert (tmp_path / "m.csv").read_text().startswith("obs_names,kind,n,y_um,x_um\nc0,T,0,")
     with pytest.raises(ValueError, match="wanted genes of 'AnnData', got q"):
         image(data, genes="q", spacing=5)
     centred = data.copy()
