@@ -49,6 +49,7 @@ _HOME = {
     "load": "io.store",
     "match_points": "evaluation",
     "metric": "plugins",
+    "native_path": "io.paths",
     "move_points": "maps.resample",
     "move_shapes": "maps.edges",
     "ops": "",

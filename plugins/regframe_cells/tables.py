@@ -233,7 +233,7 @@ def write_cells(cells: Cells, path: Path, key_added: str = KEY_ADDED) -> None:
         regframe.write_points(_as_text(cells, plain), path, {name: _texts(values) for name, values in added.items()})
     elif suffix.endswith(PARQUET):
         frame = _moved_frame(cells, added)
-        _aside(path, lambda aside: frame.to_parquet(aside))
+        _aside(path, frame.to_parquet)
     elif suffix.endswith(ANNDATA):
         if not _is_anndata(cells.native):
             raise ValueError(
@@ -298,8 +298,8 @@ def _read_parquet(path: Path) -> Any:
         raise ImportError(
             f"wanted pandas and pyarrow to read {path.name!r}, got no {error.name}; install regframe[tables]"
         ) from error
-    with _readable(path, "a Parquet table"):
-        return pandas.read_parquet(path)
+    with _readable(path, "a Parquet table"), regframe.native_path(path) as native:
+        return pandas.read_parquet(native)
 
 
 @contextmanager
@@ -742,7 +742,8 @@ def _aside(path: Path, write: Any) -> None:
     """Write beside ``path`` and rename, so that a half-written file never bears the name."""
     aside = path.with_name(f".{path.name}.{os.getpid()}{path.suffix}")
     try:
-        write(aside)
+        with regframe.native_path(aside, write=True) as native:
+            write(native)
         aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import io
+import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -71,6 +73,8 @@ class Main(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
+        if isinstance(sys.stdout, io.TextIOWrapper):  # a path is printed byte by byte as it is, whatever it holds
+            sys.stdout.reconfigure(errors="surrogateescape")
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
             try:

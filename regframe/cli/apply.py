@@ -281,7 +281,7 @@ def _warp_slide(job: slides_job.SlideJob, workers: int | None, scheduler: str | 
     if not plan.pyramid.labels and len(plan.pyramid.channels) == 1:
         corner = plan.source.read(tuple(slice(0, min(n, _LOOKED_AT)) for n in plan.source.grid.shape))
         shape = corner.shape[1:]
-        _warn_of_ids(Image(torch.from_numpy(corner), Grid(shape)), Path(job.input))
+        _warn_of_ids(Image(torch.from_numpy(corner.copy()), Grid(shape)), Path(job.input))
     finest = plan.source.grid.pixel
     if job.level is None and job.spacing is None and plan.pyramid.grid.pixel < finest * 0.75:
         click.echo(
