@@ -13,7 +13,7 @@ import regframe
 
 from .components import project
 from .drawing import Drawing
-from .raster import hull
+from .raster import hull, near
 from .tables import ANNDATA, KEY_ADDED, PARQUET, Cells, read_cells, write_cells
 
 FIELDS = ("all", "hull")
@@ -128,7 +128,8 @@ class CellsAdapter(regframe.Adapter):
         """The raster with weight 0 outside the field that the cells were taken from."""
         if self.field == "all":
             return image
-        return image.replace(weight=torch.from_numpy(hull(cells.coords.numpy(), image.grid)))
+        coords = cells.coords.numpy()
+        return image.replace(weight=torch.from_numpy(hull(coords[near(coords)], image.grid)))
 
     def apply(self, source: Any, transform: regframe.Transform, grid: regframe.Grid | None = None) -> Cells:
         """The same table in the same order, positions carried by ``transform``; ``grid`` plays no part."""

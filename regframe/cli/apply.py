@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import math
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -520,7 +521,9 @@ def _as_it_is(path: Path, adapter: str, options: dict[str, Any], unit: str) -> t
     from ..data import UNITS, Image
 
     try:
-        data, reader, _ = open_side(path, adapter, options)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of how the table would be drawn; it is only carried
+            data, reader, _ = open_side(path, adapter, options)
     except BadInput:
         for known in dict.fromkeys([unit, "px", *UNITS]):
             with contextlib.suppress(ValueError, ImportError):
@@ -605,7 +608,7 @@ def shapes(
     if to == "moving":
         source, target, transform = target, source, transform.inverse()
     with bad_input():
-        given = regframe.read_shapes(order.input_file, unit=unit or "px", pixel_origin=pixel_origin)
+        given = regframe.read_shapes(order.input_file, unit=unit or "px", pixel_origin=pixel_origin, empty=True)
         before = given.to_positions(source, order.input_spacing)
         after = regframe.move_shapes(before, transform, target, tolerance, max_vertices or MAX_VERTICES)
         crossing, crossed = int(before.crossings().sum()), int(after.crossings().sum())

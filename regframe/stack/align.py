@@ -158,7 +158,7 @@ def align_stack(
             size along the stack stays), ``lddmm`` (affine, then bent onto the average of their neighbours).
         options: guide, trusted places, number of neighbours.
         config: settings of `register` for every pair.
-        progress: called before each pair or section; stages are ``pairs``, ``doubtful pairs``, ``guide``, ``turned over`` …
+        progress: called before each pair or section; stages are ``pairs``, ``doubtful pairs``, ``guide`` …
 
     Raises:
         ValueError: fewer than two sections with tissue, volumes, several units, positions that do not ascend.

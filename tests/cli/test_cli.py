@@ -611,6 +611,15 @@ def test_evaluate_says_how_it_pairs(tmp_path: Path, saved: tuple[Path, Result], 
     assert "paired row by row" in outcome.stderr
 
 
+def test_an_empty_annotation_is_no_error(tmp_path: Path, saved: tuple[Path, Result]) -> None:
+    (tmp_path / "a.geojson").write_text('{"type": "FeatureCollection", "features": []}')
+    outcome = run(
+        "apply", "shapes", saved[0], tmp_path / "a.geojson", "--to", "fixed", "-o", tmp_path / "b.geojson", "--json"
+    )
+    assert json.loads(outcome.stdout)["shapes"] == 0
+    assert json.loads((tmp_path / "b.geojson").read_text()) == {"type": "FeatureCollection", "features": []}
+
+
 def test_points_of_standard_input_to_standard_output(tmp_path: Path, saved: tuple[Path, Result]) -> None:
     text = "id;x;y\na;1,5;2\nb;3;4,25\n"
     (tmp_path / "p.csv").write_bytes(text.encode("utf-16"))
