@@ -41,6 +41,7 @@ _HOME = {
     "canonical_unit": "data",
     "carry_points": "evaluation",
     "choose_level": "slides.levels",
+    "compose": "composition",
     "displacement_of": "maps.displacement",
     "find_adapter": "plugins",
     "hookimpl": "hookspecs",

@@ -1,4 +1,5 @@
 from . import ops as ops
+from .composition import compose as compose
 from .config import Config as Config
 from .contracts import Adapter as Adapter
 from .contracts import MapFormat as MapFormat

@@ -9,20 +9,17 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import inspect
-import math
 import time
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
-import torch
-
 from .. import verdict
 from ..contracts import MapFormat, Side, Written
 from ..data import Grid, unit_ratio
+from ..evaluation import map_figures
 from ..io import outputs, store
-from ..maps import bends
 from ..maps.affine import Affine
 from ..maps.base import Transform
 from ..maps.fields import MAX_NODES
@@ -241,33 +238,14 @@ def _judged(result: Result, name: str, path: Path, began: float) -> Result:
 
     The metrics that came with the file are moved to the key ``imported``.
     """
-    phi, back, fixed, moving = result.transform, result.transform.inverse(), result.fixed_grid, result.moving_grid
-    coarse = max(1.0, (math.prod(fixed.shape) / 50_000) ** (1 / fixed.ndim))
-    grid = (
-        fixed
-        if coarse == 1
-        else fixed.resampled([s * min(coarse, n) for s, n in zip(fixed.spacing, fixed.shape, strict=True)])
-    )
-    coords = grid.coords()
-    at = back.points(coords)
-    inside = moving.contains(at)
-    seen = inside if bool(inside.any()) else torch.ones_like(inside)
-    error = ((phi.points(at) - coords).norm(dim=-1) / fixed.pixel)[seen].nan_to_num(math.inf)
-    linear = torch.linalg.det(bends.product(result.affine.parts(), fixed.ndim)[:-1, :-1])
-    area = (back.jacobian_determinant(grid) * linear)[seen]
-    folding, overlap = float((area <= 0).to(torch.float64).mean()), float(inside.to(torch.float64).mean())
-    trip = {"mean": float(error.mean()), "max": float(error.max())}
+    phi = result.transform
     kind = "affine" if all(isinstance(part, Affine) for part in phi.parts()) else "displacement"
     metrics = {
         "model": f"imported {kind}",
         "imported": {"format": name, "path": str(path), **result.metrics},
         "metric": {"name": "none", "why": "the map was imported"},
-        "roundtrip_px": trip,
-        "jacobian_min": float(area.min()),
-        "jacobian_max": float(area.max()),
-        "folding_fraction": folding,
+        **map_figures(result),
         "matching_fraction": None,
-        "overlap_fraction": overlap,
         "pose_margin": None,
         "n_evaluations": 0,
         "energy": {"first": None, "last": None},
