@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import math
 import warnings
 from collections.abc import Callable, Iterator
@@ -53,10 +52,10 @@ def write_run(
             return
         try:
             write(result, *sides, folder / outputs.REPORT)
-        except Exception as error:
+        except OSError:  # the disk is full, say: what is written beside it would not be whole either
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is no reason to lose the map
             (folder / outputs.REPORT).unlink(missing_ok=True)
-            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise  # what is written beside it would not be whole either
             reason = " ".join(str(error).split()) or type(error).__name__
             warnings.warn(
                 f"the result is written, but not its page ({type(error).__name__}: {reason}); try `regframe report {path}`",
