@@ -283,7 +283,7 @@ def _trimmed(rows: list[list[str]], lines: list[int]) -> tuple[list[list[str]], 
 
 def _without_footers(rows: list[list[str]], lines: list[int]) -> tuple[list[list[str]], list[int]]:
     """Rows without the comments between and below them: lines that begin like one and have another number of cells."""
-    if not rows:
+    if len(set(map(len, rows))) < 2:
         return rows, lines
     width = Counter(map(len, rows)).most_common(1)[0][0]
     kept = [

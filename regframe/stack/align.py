@@ -322,7 +322,7 @@ def write_files(stack: Stack, folder: Path, images: Sequence[Image] | None) -> I
             place.mkdir(parents=True)
             result.save(place / outputs.TRANSFORM)
             (place / outputs.METRICS).write_text(outputs.to_json(result.metrics, indent=2) + "\n", encoding="utf-8")
-    with (folder / "sections.csv").open("w", newline="", encoding="utf-8") as file:
+    with (folder / "sections.csv").open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
