@@ -145,7 +145,7 @@ def read_matrix(path: Path, shape_only: bool = False) -> Array:
             raise ValueError(f"wanted a matrix of numbers, got an array of {loaded.dtype}")
         numbers: Array = loaded.astype(np.float64)
     else:
-        rows = read_text(path, lambda row: False).rows
+        rows = _unnumbered(read_text(path, lambda row: False).rows)
         if not rows or len({len(row) for row in rows}) > 1 or not all(numeric(cell) for row in rows for cell in row):
             raise ValueError(f"wanted rows of as many numbers each and nothing else in {path.name!r}; leave names out")
         numbers = np.array([[float(cell.strip().replace(",", ".")) for cell in row] for row in rows])
@@ -167,6 +167,20 @@ def read_matrix(path: Path, shape_only: bool = False) -> Array:
             "transpose it"
         )
     raise ValueError(f"wanted an affine map, whose last row is 0 … 0 1, got {numbers[-1].tolist()}; it is a projection")
+
+
+def _unnumbered(rows: list[list[str]]) -> list[list[str]]:
+    """Rows without the counts that pandas writes as names of columns, and of rows with a blank before them."""
+    cells = [[cell.strip() for cell in row] for row in rows]
+    if (
+        len(cells) > 1
+        and cells[0][0] == ""
+        and [row[0] for row in cells[1:]] == [str(i) for i in range(len(cells) - 1)]
+    ):
+        cells = [row[1:] for row in cells]
+        return cells[1:] if cells[0] == [str(i) for i in range(len(cells[0]))] else cells
+    square = len(cells) == len(cells[0]) + 1 if cells else False
+    return cells[1:] if square and cells[0] == [str(i) for i in range(len(cells[0]))] else cells
 
 
 def _of_dimension(matrix: Array, ndim: int, x_first: bool) -> Array:

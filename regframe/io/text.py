@@ -37,6 +37,8 @@ _ZEROS = 0.3
 another alphabet has fewer."""
 
 _LINE = re.compile(r"[^\r\n]*(?:\r\n|\r|\n)")
+_TRANSFORMIX = re.compile(r"\s*Point\s+\d+\s*;\s*InputIndex\s*=")
+_ENTRY = re.compile(r"(\w+)\s*=\s*\[([^\]]*)\]")
 _WHOLE = re.compile(r"[+-]?\d+")
 _POINT = re.compile(r"[+-]?(\d+\.\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
 _COMMA = re.compile(
@@ -297,6 +299,8 @@ def _elastix(text: str) -> Text | None:
 
     Indices count pixels from the centre of the first one, so their columns are named ``x_px`` and ``y_px``.
     """
+    if _TRANSFORMIX.match(text):
+        return _transformix(text)
     lines = [(i, line.split()) for i, line in enumerate(text.splitlines(), 1) if line.strip()]
     words = [word for _, row in lines[:2] for word in row]
     if (
@@ -315,6 +319,18 @@ def _elastix(text: str) -> Text | None:
     suffix = "_px" if words[0].lower() == "index" else ""
     names = [f"{axis}{suffix}" for axis in "xyz"[:width]]
     return Text([names, *(row for _, row in body)], [lines[1][0], *(line for line, _ in body)], header=True)
+
+
+def _transformix(text: str) -> Text:
+    """The table that transformix writes of points, ``outputpoints.txt``, with a column per component: ``OutputPoint_x`` …"""
+    rows, lines, header = [], [], ["id"]
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.strip():
+            entries = [(name, values.split()) for name, values in _ENTRY.findall(line)]
+            header = ["id", *(f"{name}_{axis}" for name, values in entries for axis in "xyz"[: len(values)])]
+            rows.append([line.split()[1], *(value for _, values in entries for value in values)])
+            lines.append(number)
+    return Text([header, *rows], [lines[0], *lines], header=True)
 
 
 # ---- numbers ------------------------------------------------------------------------------------------------------

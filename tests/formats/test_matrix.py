@@ -59,6 +59,9 @@ WRITTEN: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "decimal commas": ("m.csv", lambda p: p.write_bytes(b"sep=;\r\n" + text(TWO, sep=";", decimal=","))),
     "utf-16": ("m.txt", lambda p: p.write_bytes(text(TWO, sep="\t").decode().encode("utf-16"))),
     "mark": ("m.csv", lambda p: p.write_bytes(b"\xef\xbb\xbf" + text(TWO))),
+    "pandas": ("m.csv", lambda p: pd.DataFrame(TWO).to_csv(p)),
+    "pandas, 2 x 3": ("m.csv", lambda p: pd.DataFrame(TWO[:2]).to_csv(p)),
+    "pandas, header": ("m.csv", lambda p: pd.DataFrame(TWO).to_csv(p, index=False)),
     "comment": ("m.csv", lambda p: p.write_bytes(b"# to the DAPI image\n" + text(TWO))),
 }
 

@@ -215,6 +215,16 @@ def test_points_of_elastix_both_ways(tmp_path: Path) -> None:
     assert len(rf.read_points(tmp_path / "none.pts")) == 0
 
 
+def test_points_of_transformix(tmp_path: Path) -> None:
+    line = "Point\t{}\t; InputIndex = [ 1 2 ]\t; InputPoint = [ {} {} ]\t; OutputPoint = [ {} {} ]\t; Deformation = [ 0 1 ]\n"
+    path = tmp_path / "outputpoints.txt"
+    path.write_text("".join(line.format(i, x, y, x + 1, y + 2) for i, (y, x) in enumerate(TRUTH.tolist())))
+    with pytest.raises(ValueError, match=r"InputPoint_x, .* say which they are with columns="):
+        rf.read_points(path)
+    np.testing.assert_allclose(rf.read_points(path, "x=OutputPoint_x,y=OutputPoint_y").coords, TRUTH + [2, 1])  # noqa: RUF005
+    assert list(rf.read_table(path).columns["id"]) == [str(i) for i in range(12)]
+
+
 def test_the_head_of_a_file_tells_text() -> None:
     for encoding in ("utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "cp1252"):
         raw = ("x;y;µm\n" * 2000).encode(encoding)
