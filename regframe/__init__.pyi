@@ -1,4 +1,5 @@
 from . import ops as ops
+from .composition import compose as compose
 from .config import Config as Config
 from .contracts import Adapter as Adapter
 from .contracts import MapFormat as MapFormat
@@ -21,6 +22,7 @@ from .evaluation import match_points as match_points
 from .formats.exchange import read_map as read_map
 from .formats.exchange import write_map as write_map
 from .hookspecs import hookimpl as hookimpl
+from .io.paths import native_path as native_path
 from .io.shapes import read_shapes as read_shapes
 from .io.shapes import write_shapes as write_shapes
 from .io.store import load as load
@@ -32,6 +34,7 @@ from .io.tables import read_landmarks as read_landmarks
 from .io.tables import read_points as read_points
 from .io.tables import read_table as read_table
 from .io.tables import write_points as write_points
+from .io.text import is_text as is_text
 from .maps.affine import Affine as Affine
 from .maps.base import Transform as Transform
 from .maps.displacement import Displacement as Displacement

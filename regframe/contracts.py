@@ -129,7 +129,7 @@ class Written:
         self_contained: whether the files hold both directions, both canvases and the units, so that reading them back needs no
             further arguments.
         resample: ``size``, ``spacing`` and ``origin`` along x, y(, z) of the canvas on which the other program has to resample
-            images, in the numbers of the file. `regframe.write_map` fills this in.
+            images, in the numbers of the file. `regframe.write_map` fills this in where the format does not.
     """
 
     format: str
@@ -151,6 +151,9 @@ class MapFormat(ABC):
     name: ClassVar[str]
     suffixes: ClassVar[tuple[str, ...]] = ()
     """Ends of file names (lower case, with the dot) by which this format is chosen where the user names none."""
+    default_unit: ClassVar[str | None] = "mm"
+    """Length unit of the numbers where the user names none; None where the user has to: ``unit`` then is ``""``, and may be
+    ``"px"``."""
 
     def write(self, result: Any, path: Path, *, to: Side, unit: str, tolerance: float) -> Written:
         """Write a map; a format that does not override this can only be read.

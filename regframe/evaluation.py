@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .data import Image, PointSet, unit_ratio
 from .fit import clouds
+from .maps import bends
 from .maps.plane import lift_points, nearest
 from .reference import sample_image
 from .result import Result
@@ -136,6 +137,32 @@ def match_points(result: Result, fixed: PointSet, moving: PointSet) -> PointMatc
     probability = torch.from_numpy(found.share.sum(axis=1))
     nearest = torch.from_numpy(found.rows[:, 0].astype("int64"))
     return PointMatch(torch.where(probability > 0.5, nearest, -1), probability)
+
+
+def map_figures(result: Result) -> dict[str, Any]:
+    """The figures that follow from a map alone: ``roundtrip_px``, ``jacobian_min`` and ``max``, ``folding_fraction``,
+    ``overlap_fraction``; on the fixed canvas, at 50 000 positions where it has more pixels."""
+    phi, back, fixed, moving = result.transform, result.transform.inverse(), result.fixed_grid, result.moving_grid
+    coarse = max(1.0, (math.prod(fixed.shape) / 50_000) ** (1 / fixed.ndim))
+    grid = (
+        fixed
+        if coarse == 1
+        else fixed.resampled([s * min(coarse, n) for s, n in zip(fixed.spacing, fixed.shape, strict=True)])
+    )
+    coords = grid.coords()
+    at = back.points(coords)
+    inside = moving.contains(at)
+    seen = inside if bool(inside.any()) else torch.ones_like(inside)
+    error = ((phi.points(at) - coords).norm(dim=-1) / fixed.pixel)[seen].nan_to_num(math.inf)
+    linear = torch.linalg.det(bends.product(result.affine.parts(), fixed.ndim)[:-1, :-1])
+    area = (back.jacobian_determinant(grid) * linear)[seen]
+    return {
+        "roundtrip_px": {"mean": float(error.mean()), "max": float(error.max())},
+        "jacobian_min": float(area.min()),
+        "jacobian_max": float(area.max()),
+        "folding_fraction": float((area <= 0).to(torch.float64).mean()),
+        "overlap_fraction": float(inside.to(torch.float64).mean()),
+    }
 
 
 def evaluate(result: Result, fixed: PointSet | Tensor, moving: PointSet | Tensor) -> dict[str, Any]:

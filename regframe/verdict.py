@@ -507,6 +507,43 @@ def of_import(figures: Mapping[str, Any], source: str) -> Iterable[Finding]:
     yield from round_trip(figures)
 
 
+# ---- chains of maps ------------------------------------------------------------------------------------------------------
+
+
+def other_canvas(step: int, share: float, threshold: float) -> Finding:
+    """The warning where result ``step`` of a chain ends on another canvas than the next begins on."""
+    sentence = (
+        f"result {step} ends and result {step + 1} begins on canvases that have {share:.0%} of their area in common: "
+        "do both show one image?"
+    )
+    return Finding("warn", sentence, share, threshold)
+
+
+def of_chain(steps: Sequence[Mapping[str, Any]], figures: Mapping[str, Any]) -> Iterable[Finding]:
+    """All findings on a map that was composed of results: theirs, and those on the whole.
+
+    Args:
+        steps: the metrics of each result.
+        figures: the metrics of the whole.
+    """
+    for i, metrics in enumerate(steps, 1):
+        told = [item for item in metrics.get("findings", ()) if item["severity"] != "pass"]
+        for item in told:
+            yield Finding(**{**item, "sentence": f"result {i}: {item['sentence']}"})
+        if not told and metrics["verdict"] != "pass":
+            reasons = "; ".join(map(str, metrics.get("reasons", ()))) or "it does not say why"
+            yield Finding(metrics["verdict"], f"result {i}: {reasons}")
+    confidence = figures.get("confidence")
+    if confidence is not None and confidence < CONFIRMED:
+        sentence = f"together the results are right with a confidence of {spoken(confidence)}"
+        yield Finding("warn", sentence, confidence, CONFIRMED, CHECK)
+    share = figures["overlap_fraction"]
+    if share < HARDLY:
+        yield Finding("fail", "the two ends hardly overlap under this map: check order and direction", share, HARDLY)
+    yield from folds(figures)
+    yield from round_trip(figures)
+
+
 # ---- refinement at full resolution ---------------------------------------------------------------------------------------
 
 GAIN = 3.0

@@ -13,7 +13,7 @@ import regframe
 
 from .components import project
 from .drawing import Drawing
-from .raster import hull
+from .raster import hull, near
 from .tables import ANNDATA, KEY_ADDED, PARQUET, Cells, read_cells, write_cells
 
 FIELDS = ("all", "hull")
@@ -28,8 +28,9 @@ class CellsAdapter(regframe.Adapter):
     also at the border. Cells are opened as an image; `apply` carries the table itself.
 
     Args:
-        columns: position columns where their names leave it open, ``"x=NAME,y=NAME"``; an entry of ``obsm`` (x, y) of an
-            AnnData; the order ``"x,y"`` of an array's columns.
+        columns: position columns where their names leave it open, ``"x=NAME,y=NAME"``; an entry of ``obsm`` of an AnnData, with
+            its columns by name or number where it has more than two, ``"spatial:x=0,y=1"``; the order ``"x,y"`` of an array's
+            columns.
         unit: of columns that declare none; that of the instrument where it is known, else ``px``.
         spacing: pixel size, in the unit of the positions; None: a third of the width of the room
             that a cell has, see `propose_spacing`.
@@ -127,7 +128,8 @@ class CellsAdapter(regframe.Adapter):
         """The raster with weight 0 outside the field that the cells were taken from."""
         if self.field == "all":
             return image
-        return image.replace(weight=torch.from_numpy(hull(cells.coords.numpy(), image.grid)))
+        coords = cells.coords.numpy()
+        return image.replace(weight=torch.from_numpy(hull(coords[near(coords)], image.grid)))
 
     def apply(self, source: Any, transform: regframe.Transform, grid: regframe.Grid | None = None) -> Cells:
         """The same table in the same order, positions carried by ``transform``; ``grid`` plays no part."""

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 import regframe
 
 from .drawing import Drawing, Weighted, gene_names, library_scale
-from .raster import MARGIN, Array, canvas, rasterize
+from .raster import MARGIN, Array, canvas, near, rasterize
 from .tables import Cells, read_cells
 
 MOST_GENES = 2000
@@ -132,7 +132,8 @@ class _Source:
         coarser = math.sqrt(max(1.0, math.prod(grid.shape) * len(names) / VALUES))
         spacing, sigma = grid.spacing[0] * coarser, min(sigmas)
         sigma = max(sigma, spacing)
-        grid = canvas(self.cells.coords.numpy(), spacing, MARGIN * sigma, grid.unit)
+        coords = self.cells.coords.numpy()
+        grid = canvas(coords[near(coords)], spacing, MARGIN * sigma, grid.unit)
         flat: NDArray[np.float32] = np.concatenate(
             [
                 rasterize(self.cells.coords.numpy(), self.weigh(part), grid, [sigma], self.drawing.threads).reshape(

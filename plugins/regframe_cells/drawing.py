@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 import regframe
 
-from .raster import MARGIN, Array, canvas, check_size, propose_spacing, rasterize
+from .raster import MARGIN, Array, canvas, check_size, near, propose_spacing, rasterize
 from .tables import Cells
 
 MOST_WEIGHTS = 1 << 28
@@ -125,8 +126,18 @@ class Drawing:
         )
 
     def grid(self, cells: Cells) -> tuple[regframe.Grid, tuple[float, ...]]:
-        """The canvas of these cells and the standard deviations, in their unit."""
+        """The canvas of these cells and the standard deviations, in their unit; warns of stray cells, which are left off it."""
         coords = cells.coords.numpy()
+        kept = near(coords)
+        if not kept.all():
+            far = np.flatnonzero(~kept)
+            y, x = coords[far[0]].tolist()
+            warnings.warn(
+                f"{len(far)} of {len(coords)} cells of {cells.name!r} lie far from all others (row {far[0] + 1} at x {x:.6g}, "
+                f"y {y:.6g} {cells.unit}) and are not drawn; they are carried like the rest",
+                stacklevel=2,
+            )
+            coords = coords[kept]
         spacing = self.spacing or propose_spacing(coords)
         sigmas = self.sigmas or (SIGMA * spacing,)
         extent = (np.ptp(coords, axis=0) + 2 * MARGIN * max(sigmas)) / spacing

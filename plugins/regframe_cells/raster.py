@@ -23,17 +23,46 @@ FINE = 1 / 3
 Not critical: on the heart spacings from 16 to 130 give a label agreement of 0.87 to 0.91 (``docs/cells.md``)."""
 ASKED = 20_000
 """Cells whose neighbours are looked up, evenly drawn from the table: the median distance then is known to within 1 %."""
+FEW = 50
+"""Positions below which none is stray: of so few, two per cent are not one."""
+STRAYED = 4.0
+"""Area of a canvas of all positions over that without stray ones from which these are left off it. Below, the side of a
+pixel grows by less than twice on their account."""
 PROPOSED_PIXELS = 4_000_000
 """Pixels of a canvas with a proposed spacing at most: 2000 × 2000, beyond what a registration needs to find a bend."""
 MOST_VALUES = 1 << 29
 """Values (pixels times channels, float32) of a raster at most: 2 GiB."""
 
 
+def near(coords: Array) -> NDArray[np.bool_]:
+    """Which positions ``[N, 2]`` a canvas is made for, ``[N]`` bool: all but stray ones far from the rest.
+
+    Near are those within the middle 98 % and half of its extent around it, and what lies within half of their extent around
+    them. The others are stray where leaving them out makes the canvas `STRAYED` times smaller or more; of fewer than `FEW`
+    positions none are.
+    """
+    everywhere = np.ones(len(coords), dtype=bool)
+    if len(coords) < FEW:
+        return everywhere
+    low, high = np.quantile(coords, (0.01, 0.99), axis=0)
+    kept = everywhere
+    for _ in range(2):
+        half = (high - low) / 2
+        kept = ((coords >= low - half) & (coords <= high + half)).all(axis=1)
+        if kept.all() or not kept.any():
+            return everywhere
+        low, high = coords[kept].min(axis=0), coords[kept].max(axis=0)
+    whole, part = (np.maximum(np.ptp(c, axis=0), np.finfo(float).tiny) for c in (coords, coords[kept]))
+    gain = float(np.log(whole / part).sum())
+    return kept if gain > math.log(STRAYED) else everywhere
+
+
 def propose_spacing(coords: Array) -> float:
     """A pixel a third as wide (`FINE`) as the room of the median cell: the square root of the area per cell where it lies.
 
     The area per cell is ``π r² / 8``, with r the distance to the eighth neighbour, so that holes, glass and stray cells do
-    not count. The answer is enlarged where the canvas would have more than `PROPOSED_PIXELS`, and rounded to two digits.
+    not count. The answer is enlarged where the canvas, which is made without stray cells (`near`), would have more than
+    `PROPOSED_PIXELS`, and rounded to two digits.
 
     Args:
         coords: positions ``[N, 2]``, in any unit of length.
@@ -55,7 +84,7 @@ def propose_spacing(coords: Array) -> float:
             f"{'of which most lie on one another' if len(coords) >= 2 * NEIGHBOURS else 'of them'}; state spacing=..."
         )
     spacing = FINE * room
-    height, width = (float(v) + 2 * MARGIN * room for v in coords.max(axis=0) - coords.min(axis=0))
+    height, width = (float(v) + 2 * MARGIN * room for v in np.ptp(coords[near(coords)], axis=0))
     return float(f"{max(spacing, math.sqrt(height * width / PROPOSED_PIXELS)):.2g}")
 
 

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import gzip
-import io
 import os
 import re
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,6 +42,8 @@ IDS = ("cell_id", "cellid", "cell", "id", "barcode", "entityid", "transcript_id"
 """Names, in lower case, of columns that number the rows and so hold no gene."""
 MISSING = ("", "na", "nan", "none", "null", "<na>")
 """Words, in lower case, that stand for no value."""
+_MOST_WORD = 4096
+"""Signs of a cell of bytes up to which it counts as text."""
 OBSM = ("spatial", "X_spatial")
 """Entries of ``obsm`` that hold positions, the first that is there: the key of scanpy and squidpy, and that with the prefix
 of embeddings."""
@@ -59,14 +58,19 @@ class Cells(regframe.PointSet):
     Args:
         native: data frame or AnnData the cells were read from, never changed; None for text tables and arrays.
         original: ``table`` as it was read, from which added columns are told.
+        index: what names the rows of a data frame or an AnnData beside its columns, values by name: written to text first. An
+            index without a name that counts rows is left out.
         key: entry of ``obsm`` that holds the positions, ``""`` where they are columns.
+        places: numbers of the columns of that entry that hold y and x.
         read_unit: unit of the positions when they were read.
         file: the h5ad file of which ``native`` holds only ``obs`` and ``obsm``, None where it holds all of it.
     """
 
     native: Any = None
     original: Mapping[str, Any] = field(default_factory=dict)
+    index: Mapping[str, Any] = field(default_factory=dict)
     key: str = ""
+    places: tuple[int, int] = (1, 0)
     read_unit: str = ""
     file: Path | None = None
 
@@ -78,11 +82,7 @@ class Cells(regframe.PointSet):
     def written(self, name: str) -> str:
         """The name of a position column in a file: where the unit is no longer the one that the cells were read in, the name
         ends in the unit."""
-        suffix = {"µm": "um"}.get(self.unit, self.unit)
-        if self.unit == self.read_unit or name not in self.columns:
-            return name
-        declared = _SUFFIX.search(name)
-        return f"{name}_{suffix}" if declared is None else name[: declared.start()] + suffix + name[declared.end() :]
+        return name if self.unit == self.read_unit or name not in self.columns else _in_unit(name, self.unit, add=True)
 
     def numbers(self, name: str, purpose: str = "numbers") -> Array:
         """The column ``name`` as ``[N]`` float64; ValueError where there is none, or it holds other things than numbers."""
@@ -175,7 +175,9 @@ def read_cells(
     Args:
         source: path of a text table, Parquet or h5ad file; a data frame, an AnnData, an array ``[N, 2]``, a `PointSet`.
         columns: which columns are the positions where their names do not say so (``"x=NAME,y=NAME"``); for an AnnData also
-            the name of an ``obsm`` entry, whose columns are x, y; for an array the order of its columns, ``"y,x"``.
+            the name of an ``obsm`` entry, and after a colon its columns by name or number, ``"spatial:x=0,y=1"`` (for the first
+            entry of `OBSM` the latter alone); without them those of a frame are told by their names, those of an array are x, y.
+            For an array the order of its columns, ``"y,x"``.
         unit: of columns without a unit suffix; where None that of the instrument whose columns these are, else ``"px"``.
         scale_factor: of an AnnData of spots, the entry of its ``scalefactors`` that the positions are multiplied by, e.g.
             ``"tissue_hires_scalef"`` for pixels of that picture; with ``"LIBRARY/"`` before it where there are several.
@@ -231,7 +233,7 @@ def write_cells(cells: Cells, path: Path, key_added: str = KEY_ADDED) -> None:
         regframe.write_points(_as_text(cells, plain), path, {name: _texts(values) for name, values in added.items()})
     elif suffix.endswith(PARQUET):
         frame = _moved_frame(cells, added)
-        _aside(path, lambda aside: frame.to_parquet(aside))
+        _aside(path, frame.to_parquet)
     elif suffix.endswith(ANNDATA):
         if not _is_anndata(cells.native):
             raise ValueError(
@@ -260,25 +262,13 @@ def _read_file(path: Path, columns: str | None, unit: str | None, scale_factor: 
         return cells if whole else dataclasses.replace(cells, file=path)
     if suffix.endswith(PARQUET):
         return _from_frame(_read_parquet(path), columns, unit, path.name)
-    known = _layout(_header(path)) if columns is None else None
+    table = regframe.read_table(path, columns)
+    known = _layout(table.names) if columns is None else None
     if known is not None:
         columns, unit = known[0], _one_unit(known[1], unit, path.name)
-    points = regframe.read_points(path, columns, unit)
+    points = regframe.read_points(table, columns, unit)
     _one_unit(points.unit, unit, path.name)
     return _plain(points)
-
-
-def _header(path: Path) -> list[str]:
-    """The names in the first line of a text table, empty where it is none."""
-    try:
-        with path.open("rb") as file:
-            packed = file.read(2) == b"\x1f\x8b"
-        with gzip.open(path, "rt", encoding="utf-8-sig") if packed else path.open(encoding="utf-8-sig") as text:
-            line = text.readline(1 << 20)
-    except (OSError, EOFError, UnicodeDecodeError):
-        return []  # whoever reads the table says what is wrong with it
-    delimiter = next((d for d in "\t,;" if d in line), ",")
-    return [name.strip() for name in next(csv.reader(io.StringIO(line), delimiter=delimiter), [])]
 
 
 def _layout(names: Sequence[str]) -> tuple[str, str] | None:
@@ -308,8 +298,8 @@ def _read_parquet(path: Path) -> Any:
         raise ImportError(
             f"wanted pandas and pyarrow to read {path.name!r}, got no {error.name}; install regframe[tables]"
         ) from error
-    with _readable(path, "a Parquet table"):
-        return pandas.read_parquet(path)
+    with _readable(path, "a Parquet table"), regframe.native_path(path) as native:
+        return pandas.read_parquet(native)
 
 
 @contextmanager
@@ -354,7 +344,7 @@ def _read_anndata(path: Path, genes: bool, scales: bool) -> tuple[Any, dict[str,
 
 
 def _from_frame(frame: Any, columns: str | None, unit: str | None, name: str) -> Cells:
-    names = [str(column) for column in frame.columns]
+    names = [_word(column) for column in frame.columns]
     twice = sorted({n for n in names if names.count(n) > 1})
     if twice:
         raise ValueError(f"wanted distinct column names in {name!r}, got {_join(twice)} more than once; rename them")
@@ -366,7 +356,14 @@ def _from_frame(frame: Any, columns: str | None, unit: str | None, name: str) ->
     coords = _finite(np.stack([_floats(table[c], c, name) for c in chosen], axis=1), chosen, name)
     unit = _one_unit(declared, unit, name) if declared else unit
     return Cells(
-        torch.from_numpy(coords), unit or "px", table=table, columns=chosen, name=name, native=frame, original=table
+        torch.from_numpy(coords),
+        unit or "px",
+        table=table,
+        columns=chosen,
+        name=name,
+        native=frame,
+        original=table,
+        index=_index(frame.index, "index"),
     )
 
 
@@ -378,17 +375,14 @@ def _from_anndata(
     scale_factor: str | None = None,
     units: Mapping[str, str] | None = None,
 ) -> Cells:
-    table: dict[str, Any] = {str(column): _values(data.obs[column]) for column in data.obs.columns}
-    keys = [key for key in OBSM if key in data.obsm] if columns is None else [columns] if columns in data.obsm else []
-    if keys:
-        spatial = np.asarray(data.obsm[keys[0]], dtype=np.float64)
-        if spatial.ndim != 2 or spatial.shape[1] != 2:
-            raise ValueError(
-                f"wanted positions [N, 2] (x, y) in obsm[{keys[0]!r}] of {name!r}, got shape {list(spatial.shape)}; "
-                "name another entry or columns of obs with columns=..."
-            )
-        coords = _finite(np.ascontiguousarray(spatial[:, ::-1]), (f"obsm[{keys[0]!r}]",), name)
-        declared = (units or {}).get(keys[0])
+    table: dict[str, Any] = {_word(column): _values(data.obs[column]) for column in data.obs.columns}
+    whole: dict[str, Any] = {"table": table, "name": name, "native": data, "original": table}
+    whole["index"] = _index(data.obs_names, "obs_names")
+    key, chosen = _entry(data, columns, list(table))
+    if key:
+        places, coords, declared = obsm_positions(data.obsm[key], chosen, f"obsm[{key!r}] of {name!r}")
+        coords = _finite(coords, (f"obsm[{key!r}]",), name)
+        declared = (units or {}).get(key) or declared
         unit = _one_unit(declared, unit, name) if declared else unit
         if scale_factor is not None:
             if (unit or "px") != "px":
@@ -396,21 +390,132 @@ def _from_anndata(
                     f"wanted positions of spots in px for {scale_factor!r}, got them in {unit}; leave one out"
                 )
             coords = coords * _scale(data, scale_factor, name)
-        return Cells(
-            torch.from_numpy(coords), unit or "px", table=table, name=name, native=data, original=table, key=keys[0]
-        )
+        return Cells(torch.from_numpy(coords), unit or "px", key=key, places=places, **whole)
     if scale_factor is not None:
         raise ValueError(
             f"wanted positions of spots in obsm for {scale_factor!r}, got {columns or 'no such entry'}; name it"
         )
     try:
-        chosen, declared = _position_columns(list(table), columns, name)
+        names, declared = _position_columns(list(table), columns, name)
     except ValueError as error:
         raise ValueError(f"{error} (obsm has {_join(data.obsm) or 'nothing'})") from error
-    coords = _finite(np.stack([_floats(table[c], c, name) for c in chosen], axis=1), chosen, name)
+    coords = _finite(np.stack([_floats(table[c], c, name) for c in names], axis=1), names, name)
     unit = _one_unit(declared, unit, name) if declared else unit
-    return Cells(
-        torch.from_numpy(coords), unit or "px", table=table, columns=chosen, name=name, native=data, original=table
+    return Cells(torch.from_numpy(coords), unit or "px", columns=names, **whole)
+
+
+def _entry(data: Any, columns: str | None, obs: Sequence[str]) -> tuple[str, str | None]:
+    """The entry of ``obsm`` with the positions, ``""`` where ``obs`` has them, and its columns where they are named."""
+    first = next((key for key in OBSM if key in data.obsm), "")
+    if columns is None:
+        return first, None
+    if columns in data.obsm:
+        return columns, None
+    key, colon, chosen = columns.rpartition(":")
+    if colon and key in data.obsm:
+        return key, chosen
+    names = [item.partition("=")[2].strip() or item.strip() for item in columns.split(",")]
+    return (first, columns) if first and not set(names) & set(obs) else ("", None)
+
+
+def obsm_positions(entry: Any, columns: str | None, what: str) -> tuple[tuple[int, int], Array, str | None]:
+    """The positions in an entry of ``obsm``.
+
+    Args:
+        entry: an array ``[N, K]`` or a data frame.
+        columns: its columns of x and y by name or number, ``"x=0,y=1"``. Where None those of a frame whose names say it, else the
+            two of an array in the order x, y; a third one, z, is passed over where it is equal in all rows.
+        what: name of the entry, for errors.
+
+    Returns:
+        The numbers of the columns of y and x, the positions ``[N, 2]`` in this order, and the unit that the names of the columns
+        state, None where they do not.
+
+    Raises:
+        ValueError: where it is open which columns they are, or one that is named is not there.
+    """
+    names = [_word(name) for name in getattr(entry, "columns", ())]
+    values = np.asarray(entry)
+    if values.ndim != 2 or values.shape[1] < 2:
+        raise ValueError(
+            f"wanted positions [N, 2] (x, y) in {what}, got shape {list(values.shape)}; "
+            "name another entry or columns of obs with columns=..."
+        )
+    count = values.shape[1]
+    told = names if names and not all(name.isdigit() for name in names) else []
+    declared: str | None = None
+    if columns is not None:
+        places = _named_places(columns, told or ["x", "y", "z"][:count], count, what)
+        if told:
+            with suppress(ValueError):  # names that state no position state no unit
+                declared = _position_columns([told[i] for i in places], None, what)[1]
+    elif told:
+        chosen, declared = _position_columns(told, None, what)
+        places = (told.index(chosen[-2]), told.index(chosen[-1]))
+        _flat(values, [told.index(name) for name in chosen[:-2]], what)
+    else:
+        places = (1, 0)
+        _flat(values, range(2, count), what)
+    coords = values[:, places]
+    try:
+        return places, np.ascontiguousarray(coords, dtype=np.float64), declared
+    except (TypeError, ValueError):
+        raise ValueError(f"wanted numbers in {what}, got {values.dtype}; name another entry") from None
+
+
+def _flat(values: NDArray[Any], others: Sequence[int], what: str) -> None:
+    """ValueError where columns beside x and y tell rows apart, so that leaving them out needs a word."""
+    if any(len(values) and (values[:, i] != values[0, i]).any() for i in others):
+        raise ValueError(
+            f"wanted positions [N, 2] (x, y) in {what}, got shape {list(values.shape)}; say which columns are x and y with "
+            "columns='x=0,y=1', by number or name (the others are carried along), or name another entry"
+        )
+
+
+def _named_places(columns: str, names: Sequence[str], count: int, what: str) -> tuple[int, int]:
+    """Numbers of the columns of y and x that ``columns`` states, such as ``x=0,y=1``, ``x=NAME,y=NAME`` or ``x,y``."""
+    places: dict[str, int] = {}
+    for item in columns.split(","):
+        axis, equals, name = (part.strip() for part in item.partition("="))
+        name = name if equals else axis
+        place = names.index(name) if name in names else int(name) if name.isdecimal() else count
+        if axis.lower() not in ("x", "y") or place >= count:
+            known = ", ".join(dict.fromkeys([*names, *map(str, range(count))]))
+            raise ValueError(
+                f"wanted columns of {what} ({known}) as 'x=NAME,y=NAME', got {columns!r}; name two of these"
+            )
+        places[axis.lower()] = place
+    if len(places) < 2 or places["x"] == places["y"]:
+        raise ValueError(f"wanted one column each for x and y of {what}, got {columns!r}; write e.g. x=0,y=1")
+    return places["y"], places["x"]
+
+
+def moved_entry(entry: Any, places: tuple[int, int], coords: Array, unit: str) -> Any:
+    """A copy of an entry of ``obsm`` with positions ``[N, 2]`` (y, x) in the columns ``places``, float64; others as they were.
+
+    Where the names of these columns state a unit, they state ``unit`` in the copy.
+    """
+    if hasattr(entry, "iloc"):
+        frame = entry.copy()
+        for d, place in enumerate(places):
+            frame[frame.columns[place]] = coords[:, d]
+        frame.columns = [_in_unit(_word(name), unit) if i in places else name for i, name in enumerate(frame.columns)]
+        return frame
+    out = np.array(entry, dtype=np.float64)
+    out[:, places] = coords
+    return out
+
+
+def _in_unit(name: str, unit: str, add: bool = False) -> str:
+    """The name of a position column that states ``unit`` instead of the unit in it, if there is one; else ``add`` appends it."""
+    suffix = {"µm": "um"}.get(unit, unit)
+    declared = _SUFFIX.search(name)
+    if declared is None:
+        return f"{name}_{suffix}" if add else name
+    return (
+        name
+        if regframe.canonical_unit(declared[0].lower()) == unit
+        else name[: declared.start()] + suffix + name[declared.end() :]
     )
 
 
@@ -449,9 +554,38 @@ def _position_columns(names: Sequence[str], columns: str | None, name: str) -> t
 
 
 def _values(series: Any) -> NDArray[Any]:
-    """A column as an array: numbers as they are, words as objects."""
+    """A column as an array: numbers as they are, words as objects; bytes that are text become words."""
     values = np.asarray(series)
-    return values if values.dtype.kind in "biuf" else np.asarray(series.astype(object))
+    if values.dtype.kind in "biuf":
+        return values
+    values = np.asarray(series.astype(object))
+    if any(isinstance(value, bytes) for value in values):
+        values = np.array([_word(value) if isinstance(value, bytes) else value for value in values], dtype=object)
+    return values
+
+
+def _word(value: Any) -> str:
+    """A name or cell as text: bytes are decoded where they are text, and written in hexadecimal digits where not."""
+    if not isinstance(value, bytes):
+        return str(value)
+    for encoding in ("utf-8", "latin-1"):
+        with suppress(UnicodeDecodeError):
+            text = value.rstrip(b"\0").decode(encoding)
+            if all(sign.isprintable() or sign in "\t\n\r" for sign in text) and len(text) <= _MOST_WORD:
+                return text
+    return value.hex()
+
+
+def _index(index: Any, default: str) -> dict[str, NDArray[Any]]:
+    """The values of an index by name, level by level; nothing for one without a name that counts rows."""
+    if index.nlevels == 1 and index.name is None and all(str(v) == str(i) for i, v in enumerate(index)):
+        return {}
+    levels = [index.get_level_values(i) for i in range(index.nlevels)]
+    names = [default if name is None else _word(name) for name in index.names]
+    return {
+        name if names.count(name) == 1 else f"{name}_{i}": _values(level.to_series())
+        for i, (name, level) in enumerate(zip(names, levels, strict=True))
+    }
 
 
 def _floats(values: NDArray[Any], column: str, name: str) -> Array:
@@ -510,16 +644,31 @@ def _check_rows(cells: Cells) -> None:
 
 
 def _as_text(cells: Cells, table: Mapping[str, Any]) -> regframe.PointSet:
-    text = {cells.written(n): _texts(v) if isinstance(v, np.ndarray) else v for n, v in table.items()}
+    """The cells as a table of text: first what names the rows, then their columns, then what ``obsm`` has beside x and y."""
+    text = {n: _texts(v) for n, v in cells.index.items() if n not in table}
+    text |= {cells.written(n): _texts(v) if isinstance(v, np.ndarray) else v for n, v in table.items()}
+    text |= {name if name not in text else f"{cells.key}_{name}": _texts(v) for name, v in _beside(cells).items()}
     columns = tuple(map(cells.written, cells.columns))
     return regframe.PointSet(cells.coords, cells.unit, None, text, columns, cells.name)
+
+
+def _beside(cells: Cells) -> dict[str, NDArray[Any]]:
+    """What the entry of ``obsm`` with the positions has beside x and y, by name: z, say."""
+    if not cells.key or not _is_anndata(cells.native):
+        return {}
+    entry = cells.native.obsm[cells.key]
+    values = np.asarray(entry)
+    names = [_word(n) for n in getattr(entry, "columns", ["x", "y", "z", *map(str, range(3, values.shape[1]))])]
+    return {names[i]: values[:, i] for i in range(values.shape[1]) if i not in cells.places}
 
 
 def _texts(values: Any) -> list[str]:
     """Values as a text table has them: numbers with all their digits, truth as words, blanks for missing values."""
     out = []
     for value in values.tolist() if hasattr(values, "tolist") else values:
-        if isinstance(value, bool):
+        if isinstance(value, bytes):
+            out.append(_word(value))
+        elif isinstance(value, bool):
             out.append("true" if value else "false")
         elif isinstance(value, float):
             out.append("" if value != value else repr(value))
@@ -529,7 +678,16 @@ def _texts(values: Any) -> list[str]:
 
 
 def _write_anndata(cells: Cells, path: Path, key: str, added: Mapping[str, Any]) -> None:
-    coords = cells.coords.numpy()[:, ::-1].copy()  # x, y
+    coords = (
+        moved_entry(cells.native.obsm[cells.key], cells.places, cells.coords.numpy(), cells.unit) if cells.key else None
+    )
+    if coords is None:
+        coords = cells.coords.numpy()[:, ::-1].copy()  # x, y
+    axes = (
+        "x,y"
+        if cells.places == (1, 0)
+        else ",".join("x" if i == cells.places[1] else "y" for i in sorted(cells.places))
+    )
     added = {name: np.asarray(values) for name, values in added.items()}
     if cells.file is None:
         data = cells.native.copy()
@@ -552,7 +710,7 @@ def _write_anndata(cells: Cells, path: Path, key: str, added: Mapping[str, Any])
                 write_elem(file["obs"], name, values)
             names += [name for name in added if name not in names]
             file["obs"].attrs["column-order"] = np.array(names, dtype=h5py.string_dtype())
-        file["obsm"][key].attrs.update({"unit": cells.unit, "axes": "x,y"})
+        file["obsm"][key].attrs.update({"unit": cells.unit, "axes": axes})
 
 
 def _moved_frame(cells: Cells, added: Mapping[str, Any]) -> Any:
@@ -565,11 +723,13 @@ def _moved_frame(cells: Cells, added: Mapping[str, Any]) -> Any:
     coords = cells.coords.numpy()
     if cells.native is not None and not _is_anndata(cells.native):
         frame = cells.native.copy()
-        frame.columns = [str(column) for column in frame.columns]
+        frame.columns = [_word(column) for column in frame.columns]
     else:
         frame = pandas.DataFrame({n: v for n, v in cells.table.items() if n not in added})
         if _is_anndata(cells.native):
             frame.index = cells.native.obs_names
+            for name, values in _beside(cells).items():
+                frame[name if name not in frame else f"{cells.key}_{name}"] = values
     for d, name in enumerate(cells.columns or cells.axes):
         frame[name] = coords[:, d]
     frame = frame.rename(columns={name: cells.written(name) for name in cells.columns})
@@ -582,7 +742,8 @@ def _aside(path: Path, write: Any) -> None:
     """Write beside ``path`` and rename, so that a half-written file never bears the name."""
     aside = path.with_name(f".{path.name}.{os.getpid()}{path.suffix}")
     try:
-        write(aside)
+        with regframe.native_path(aside, write=True) as native:
+            write(native)
         aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)

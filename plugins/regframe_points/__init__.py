@@ -15,12 +15,12 @@ from ._files import LasAdapter, PlyAdapter
 from ._metrics import Kernel, PointMixture
 
 _HEAD = 4096
-"""Bytes at the beginning of a file, unpacked, that hold no zero byte where it is text."""
-_SUFFIXES = (".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz", ".txt.gz")
+"""Bytes at the beginning of a file, unpacked, by which text is told from other data."""
+_SUFFIXES = (".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz", ".txt.gz", ".pts", ".fcsv")
 
 
 class PointsAdapter(regframe.Adapter):
-    """Positions in a table (CSV, TSV, white space; gzipped or not) with all of its other columns, or in an array.
+    """Positions in a text table (CSV, TSV, white space, elastix ``.pts``) with all of its other columns, or in an array.
 
     Args:
         columns: which columns are the positions, where their names leave it open: ``"x=NAME,y=NAME"``; for a file
@@ -53,7 +53,7 @@ class PointsAdapter(regframe.Adapter):
                     head = file.read(_HEAD)
             except (OSError, EOFError):
                 return 0.1
-        return 0.1 if b"\0" in head else 0.6
+        return 0.6 if regframe.is_text(head) else 0.1
 
     def open(self, source: Any) -> regframe.PointSet:
         """The positions with their table; ValueError where it is not clear which columns they are in."""

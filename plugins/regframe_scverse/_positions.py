@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -43,6 +44,40 @@ def ratio(unit: str | None, side: regframe.Grid, what: str) -> float:
             f"by the size of a pixel and state that unit, or register with a spacing"
         )
     return factor
+
+
+def axes_of(entry: Any, columns: str | None, ndim: int, what: str) -> tuple[list[int], str | None]:
+    """Numbers of the columns of an entry of ``obsm`` that hold x, y(, z), in this order, and the unit that their names state.
+
+    Args:
+        entry: an array ``[N, K]`` or a data frame.
+        columns: what the user names, ``"x=0,y=1"``, by number or name; None: by the names of a frame, else in order.
+        ndim: 2 or 3, of the side that the positions belong to.
+        what: name of the entry, for errors.
+
+    Raises ValueError where it is open which columns they are.
+    """
+    names = [str(name) for name in getattr(entry, "columns", ())]
+    count = int(np.shape(entry)[1]) if np.ndim(entry) == 2 else 0
+    wanted = "xyz"[:ndim]
+    if columns is None and names and not all(name.isdigit() for name in names):
+        table = regframe.PointTable(Path(what), {name: [] for name in names}, ())
+        chosen, unit = regframe.position_columns(table, None)
+        return [names.index(name) for name in reversed(chosen)], unit
+    if columns is None:
+        return list(range(count)), None
+    items = [item.partition("=") for item in columns.replace(" ", "").split(",")]
+    stated = {axis: name if equals else axis for axis, equals, name in items}
+    known = names or list("xyz"[:count])
+    places = [
+        known.index(name) if (name := stated.get(axis, "")) in known else int(name) if name.isdecimal() else -1
+        for axis in wanted
+    ]
+    if sorted(stated) != list(wanted) or not all(0 <= place < count for place in places):
+        raise ValueError(
+            f"wanted a column of {what} ({count} columns) for each of {', '.join(wanted)}, got {columns!r}; write e.g. x=0,y=1"
+        )
+    return places, None
 
 
 def points(xyz: Any, scale: float, side: regframe.Grid, what: str) -> regframe.PointSet:

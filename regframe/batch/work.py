@@ -175,7 +175,7 @@ def _folder_signature(path: Path) -> dict[str, Any]:
             file = Path(folder, name)
             found = file.stat()
             size, newest = size + found.st_size, max(newest, found.st_mtime_ns)
-            digest.update(f"{file.relative_to(path).as_posix()}\0{found.st_size}\0".encode())
+            digest.update(os.fsencode(file.relative_to(path)) + f"\0{found.st_size}\0".encode())
             if name.startswith((".z", "zarr.json")) and found.st_size < _HASHED:
                 digest.update(file.read_bytes())
     return {"size": size, "time": newest, "digest": digest.hexdigest()}
@@ -314,7 +314,7 @@ def _reasons(attempts: list[Attempt], metrics: dict[str, Any], broken: list[str]
 def _renamed(log: Path, folder: Path, final: Path) -> Path:
     """The log, with the temporary name of the folder replaced by its final name."""
     if log.stat().st_size <= _MAX_RECORD:
-        log.write_bytes(log.read_bytes().replace(str(folder).encode(), str(final).encode()))
+        log.write_bytes(log.read_bytes().replace(os.fsencode(folder), os.fsencode(final)))
     return log
 
 

@@ -1,8 +1,8 @@
 """The command line: click commands over the public API. Nothing here imports torch before a command needs it.
 
-One module per command: ``register``, ``refine``, ``apply``, ``evaluate``, ``report``, ``batch`` (each job of it: ``job``),
-``stack``, ``exchange`` (export and import), ``inspect`` (info, plugins, doctor), ``demo``, ``bench``; ``progress`` is the
-display of all.
+One module per command: ``register``, ``refine``, ``apply``, ``evaluate``, ``compose``, ``report``, ``batch`` (each job of it:
+``job``), ``stack``, ``exchange`` (export and import), ``inspect`` (info, plugins, doctor), ``demo``, ``bench``; ``progress`` is
+the display of all, ``streams`` puts standard input and output in place of files.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from ._common import Main
 from .apply import apply
 from .batch import batch
 from .bench import bench
+from .compose import compose
 from .demo import demo
 from .evaluate import evaluate
 from .exchange import export, import_
@@ -38,6 +39,7 @@ for command in (
     refine,
     apply,
     evaluate,
+    compose,
     stack,
     batch,
     batch_job,

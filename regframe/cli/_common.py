@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import io
+import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,7 +15,7 @@ import click
 
 if TYPE_CHECKING:
     from ..contracts import Adapter
-    from ..data import Image, PointSet, Pyramid
+    from ..data import Grid, Image, PointSet, Pyramid
     from ..result import Result
 
 EXIT_FAIL = 3
@@ -71,6 +73,8 @@ class Main(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
+        if isinstance(sys.stdout, io.TextIOWrapper):  # a path is printed byte by byte as it is, whatever it holds
+            sys.stdout.reconfigure(errors="surrogateescape")
         with warnings.catch_warnings():
             warnings.showwarning = _Shown()
             try:
@@ -273,6 +277,16 @@ def open_levels(path: Path, adapter: str | None, options: Mapping[str, Any]) -> 
             return reader.pyramid(path), reader
         except ImportError as error:  # a format whose reader is an extra
             raise BadInput(sentence(error)) from error
+
+
+def finest_grid(path: Path, adapter: str | None, options: Mapping[str, Any]) -> Grid | None:
+    """The grid of an image's own pixels, whatever level of it is registered; None where that is not known.
+
+    `BadInput` where the file cannot be read.
+    """
+    whole = {name: value for name, value in options.items() if name not in ("level", "mask", "nodata", "channels")}
+    pyramid, _ = open_levels(path, adapter, whole)
+    return None if pyramid is None else pyramid.levels[0].grid
 
 
 def load_result(path: Path) -> Result:

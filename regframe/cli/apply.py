@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import math
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -31,6 +32,7 @@ from ._common import (
     workers_option,
 )
 from .progress import Bars
+from .streams import STREAM, streamed
 
 if TYPE_CHECKING:
     from ..contracts import Adapter, Progress
@@ -77,8 +79,14 @@ class Order:
     overwrite: bool
 
 
-def _carries(spacing: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """The arguments and options of all three commands, passed on as an `Order`; ``spacing`` is the help of --input-spacing."""
+def _carries(spacing: str, streams: bool = False) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """The arguments and options of all three commands, passed on as an `Order`.
+
+    Args:
+        spacing: the help of --input-spacing.
+        streams: whether ``-`` stands for standard input and output.
+    """
+    also = "; - for standard {}" if streams else ""
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(command)
@@ -88,13 +96,16 @@ def _carries(spacing: str) -> Callable[[Callable[..., None]], Callable[..., None
 
             _check_spacing(input_spacing)
             with bad_input():
-                outputs.check_file(output, overwrite)
+                if not (streams and output == STREAM):
+                    outputs.check_file(output, overwrite)
             command(Order(result_folder, input_file, output, to, input_spacing, overwrite), **own)
 
         return options(
             result_argument,
             click.argument("input_file", type=path_type, metavar="INPUT"),
-            click.option("-o", "--output", type=path_type, required=True, help="File to write."),
+            click.option(
+                "-o", "--output", type=path_type, required=True, help=f"File to write{also.format('output')}."
+            ),
             click.option("--to", type=click.Choice(["fixed", "moving"]), required=True, help="Space to go to."),
             click.option("--input-spacing", type=float, metavar="S", help=spacing),
             overwrite_option,
@@ -271,7 +282,7 @@ def _warp_slide(job: slides_job.SlideJob, workers: int | None, scheduler: str | 
     if not plan.pyramid.labels and len(plan.pyramid.channels) == 1:
         corner = plan.source.read(tuple(slice(0, min(n, _LOOKED_AT)) for n in plan.source.grid.shape))
         shape = corner.shape[1:]
-        _warn_of_ids(Image(torch.from_numpy(corner), Grid(shape)), Path(job.input))
+        _warn_of_ids(Image(torch.from_numpy(corner.copy()), Grid(shape)), Path(job.input))
     finest = plan.source.grid.pixel
     if job.level is None and job.spacing is None and plan.pyramid.grid.pixel < finest * 0.75:
         click.echo(
@@ -366,7 +377,8 @@ def _region(text: str | None) -> tuple[tuple[float, float], ...] | None:
 @apply.command(short_help="Move the positions of a table.")
 @_carries(
     "Pixel size of coordinates in pixels, in the unit of the side they belong to. Coordinates count from the middle of the "
-    "first pixel, which is position 0: they are multiplied by it (those of `apply shapes` count from its corner)."
+    "first pixel, which is position 0: they are multiplied by it (those of `apply shapes` count from its corner).",
+    streams=True,
 )
 @click.option(
     "--columns", metavar="X,Y", help="Position columns, e.g. x=T_x,y=T_y, or the columns of a header-less file."
@@ -396,33 +408,33 @@ def points(
     labels_set: tuple[str, ...],
     label_names: Path | None,
 ) -> None:
-    """Move the positions of the table INPUT: same rows, same order, new columns at the end.
+    """Move the positions of the table INPUT (- for standard input): same rows, same order, new columns at the end.
 
     match_probability says how likely the position shows tissue that both sides have, position_sd how far off it may be
     (standard deviation per axis, in the unit of the destination; both blank outside the fixed canvas),
     in_canvas whether it lies on the canvas of the destination; with "regframe_" before them where the table has such
-    columns already.
+    columns already. A .pts file holds positions alone.
     """
     import regframe
 
     from ..io import outputs
 
-    output, input_file, to = order.output, order.input_file, order.to
+    to = order.to
     result = load_result(order.result_folder)
     source = result.moving_grid if to == "fixed" else result.fixed_grid
-    note = ""
-    with bad_input():
+    notes: tuple[str, ...] = ()
+    with bad_input(), streamed(order.input_file, order.output) as (input_file, output):
         unit = "px" if order.input_spacing else source.unit
         if adapter is None:
             try:
-                reader, (table, note) = None, _text_table(input_file, columns, unit)
+                reader, (table, notes) = None, _text_table(input_file, columns, unit)
             except ValueError:  # not a text table
                 adapter = _sniffed(input_file)
                 if adapter is None:
                     raise
         if adapter is not None:
             options = adapter_options(adapter_set, "--adapter-set") | ({"columns": columns} if columns else {})
-            reader, table, note = _native(input_file, adapter, options, unit)
+            reader, table, notes = _native(input_file, adapter, options, unit)
         carried = regframe.carry_points(result, in_unit(table, source, order.input_spacing), to)
         extra = {name: values.tolist() for name, values in carried.columns(table.table).items()}
         extra |= _regions(carried.points, table, labels, labels_set, label_names)
@@ -431,8 +443,8 @@ def points(
                 regframe.write_points(carried.points, path, {name: _texts(values) for name, values in extra.items()})
             else:  # formats with column types
                 reader.save(carried.points.replace(table={**carried.points.table, **extra}), path)
-    click.echo(f"wrote {output}: {len(carried.points)} points in {carried.points.unit}", err=True)
-    if note:
+    click.echo(f"wrote {order.output}: {len(carried.points)} points in {carried.points.unit}", err=True)
+    for note in notes:
         click.echo(f"Note: {note}", err=True)
 
 
@@ -463,16 +475,16 @@ def _regions(
     return out
 
 
-def _text_table(path: Path, columns: str | None, unit: str) -> tuple[PointSet, str]:
-    """The table, and a note where positions without a unit were taken to be in ``unit``, the unit of the side."""
+def _text_table(path: Path, columns: str | None, unit: str) -> tuple[PointSet, tuple[str, ...]]:
+    """The table, and notes: how its text was read, and where positions without a unit were taken in ``unit``."""
     import regframe
 
-    table = regframe.read_points(path, columns=columns, unit=unit)
-    names = regframe.PointTable(path, {name: [] for name in table.table}, ())
-    declared = regframe.position_columns(names, columns)[1]
-    return table, _undeclared(
-        unit, "a unit in the columns' names (x_um, y_um) states another"
-    ) if declared is None and unit != "px" else ""
+    table = regframe.read_table(path, columns)
+    points = regframe.read_points(table, columns, unit)
+    notes = table.notes
+    if unit != "px" and regframe.position_columns(table, columns)[1] is None:
+        notes += (_undeclared(unit, "a unit in the columns' names (x_um, y_um) states another"),)
+    return points, notes
 
 
 def _undeclared(unit: str, way: str) -> str:
@@ -509,7 +521,9 @@ def _as_it_is(path: Path, adapter: str, options: dict[str, Any], unit: str) -> t
     from ..data import UNITS, Image
 
     try:
-        data, reader, _ = open_side(path, adapter, options)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of how the table would be drawn; it is only carried
+            data, reader, _ = open_side(path, adapter, options)
     except BadInput:
         for known in dict.fromkeys([unit, "px", *UNITS]):
             with contextlib.suppress(ValueError, ImportError):
@@ -521,20 +535,20 @@ def _as_it_is(path: Path, adapter: str, options: dict[str, Any], unit: str) -> t
         return reader, reader.apply(path, regframe.Affine.identity(*at))
 
 
-def _native(path: Path, adapter: str, options: dict[str, Any], unit: str) -> tuple[Adapter, PointSet, str]:
+def _native(path: Path, adapter: str, options: dict[str, Any], unit: str) -> tuple[Adapter, PointSet, tuple[str, ...]]:
     """The adapter, the table as it carries it, and a note where positions without a unit were taken to be in ``unit``."""
 
     from ..data import PointSet
 
     reader, native = _as_it_is(path, adapter, options, unit)
-    note = ""
+    notes: tuple[str, ...] = ()
     if unit != "px" and "unit" not in options and isinstance(native, PointSet) and native.unit == "px":
         with contextlib.suppress(BadInput):  # the table states pixels: their conversion later reports what is missing
             reader, native = _as_it_is(path, adapter, {**options, "unit": unit}, unit)
-            note = _undeclared(unit, "--adapter-set unit=U states another")
+            notes = (_undeclared(unit, "--adapter-set unit=U states another"),)
     if not isinstance(native, PointSet):
         raise ValueError(f"wanted a table of positions, got an image in {path}; use `regframe apply image`")
-    return reader, native, note
+    return reader, native, notes
 
 
 @apply.command(short_help="Move the shapes of a GeoJSON file.")
@@ -594,7 +608,7 @@ def shapes(
     if to == "moving":
         source, target, transform = target, source, transform.inverse()
     with bad_input():
-        given = regframe.read_shapes(order.input_file, unit=unit or "px", pixel_origin=pixel_origin)
+        given = regframe.read_shapes(order.input_file, unit=unit or "px", pixel_origin=pixel_origin, empty=True)
         before = given.to_positions(source, order.input_spacing)
         after = regframe.move_shapes(before, transform, target, tolerance, max_vertices or MAX_VERTICES)
         crossing, crossed = int(before.crossings().sum()), int(after.crossings().sum())

@@ -47,13 +47,14 @@ def evaluate(
 ) -> None:
     """Print how far fixed landmarks, mapped to the moving space, lie from their moving partners.
 
-    Rows are joined on the index or id column where both files have one, else row by row. ``before`` is the error of the
-    identity map.
+    Rows are joined on a column that names them (id, label, name, an index) where both files have one, else row by row; which
+    it was is said. ``before`` is the error of the identity map.
     """
     import regframe
 
     from ..data import describe_grid
     from ..evaluation import evaluate as measure
+    from ..io.tables import paired
 
     result = load_result(result_folder)
     sides: list[PointSet] = []
@@ -74,8 +75,9 @@ def evaluate(
                     f"({describe_grid(grid)}); check the order of the axes, or state the spacing they are in",
                     err=True,
                 )
-        fixed, moving = regframe.pair_points(sides[0], sides[1])
-        figures = measure(result, fixed, moving)
+        pairs = paired(sides[0], sides[1])
+        figures = measure(result, pairs.fixed, pairs.moving) | {"paired_on": pairs.column}
+    click.echo(pairs.words, err=True)
     if as_json:
         emit_json(figures)
     else:

@@ -14,6 +14,7 @@ from ._common import (
     BadInput,
     bad_input,
     emit_json,
+    finest_grid,
     finish,
     json_option,
     load_result,
@@ -21,6 +22,7 @@ from ._common import (
     overwrite_option,
     parse_pairs,
     path_type,
+    recorded_run,
     require_option,
     sentence,
     side_options,
@@ -31,6 +33,7 @@ from ._common import (
 if TYPE_CHECKING:
     from ..contracts import Side, Written
     from ..data import Grid, Image, PointSet
+    from ..result import Result
 
 EXPORT_HELP = """Write the map of OUT to PATH in the format of another program.
 
@@ -49,7 +52,9 @@ _format_set_option = click.option(
     "--format-set", "settings", multiple=True, metavar="KEY=VALUE", help="An option of the format; may be repeated."
 )
 _unit_option = click.option(
-    "--unit", default="mm", show_default=True, metavar="U", help="Of the numbers, where a side has a length unit."
+    "--unit",
+    metavar="U",
+    help="Of the numbers, where a side has a length unit; mm where not given. Bare matrices need it: px, um …",
 )
 
 
@@ -94,7 +99,7 @@ def export(
     settings: tuple[str, ...],
     output: Path,
     to: Side,
-    unit: str,
+    unit: str | None,
     tolerance: float,
     points_file: Path | None,
     spacing: float | None,
@@ -107,6 +112,8 @@ def export(
     result = load_result(result_folder)
     side = result.fixed_grid if to == "moving" else result.moving_grid
     options = {"spacing": spacing, **_format_settings(settings)}
+    if unit == "px":
+        options = {**_recorded_pixels(result_folder, result), **options}
     with bad_input():
         if points_file is not None:
             options["points"] = regframe.read_points(points_file, unit=side.unit)
@@ -121,6 +128,27 @@ def export(
     for file in written.files:
         click.echo(f"wrote {file}", err=True)
     _say_numbers(written, side.ndim)
+
+
+def _recorded_pixels(folder: Path, result: Result) -> dict[str, Any]:
+    """The options of a bare matrix that state the images' own pixels, from the files that were registered.
+
+    `BadInput` where a side has a length unit and its file is not known or gone.
+    """
+    found: dict[str, Any] = {}
+    for side, grid in (("fixed", result.fixed_grid), ("moving", result.moving_grid)):
+        if grid.unit == "px":
+            continue
+        with bad_input():
+            try:
+                run = recorded_run(folder, None, None)[side]
+            except (ValueError, OSError) as error:
+                raise BadInput(
+                    f"wanted the file of the {side} side, whose pixels --unit px counts ({sentence(error)}); state their size "
+                    f"with --unit 0.25um, or --format-set {side}_unit=0.25um where the sides differ"
+                ) from error
+        found[f"{side}_pixels"] = finest_grid(Path(run["path"]), run.get("adapter"), run.get("options") or {})
+    return found
 
 
 def _say_numbers(written: Written, ndim: int) -> None:
@@ -183,6 +211,10 @@ def import_(ctx: click.Context, /, **options: Any) -> None:
         run[side] = {"path": file.resolve(), "adapter": adapter.name, "options": used}
     fixed, moving = [_canvas(data) for data in sides] or (None, None)
     own = _format_settings(options["settings"])
+    if "px" in (options["unit"], own.get("fixed_unit"), own.get("moving_unit")):
+        for side, grid in (("fixed", fixed), ("moving", moving)):
+            if grid is not None and grid.unit != "px":
+                own[f"{side}_pixels"] = finest_grid(options[side], run[side]["adapter"], run[side]["options"])
     if options["fixed_system"] or options["moving_system"]:
         own["systems"] = (options["fixed_system"] or "fixed", options["moving_system"] or "moving")
     with bad_input():
@@ -196,6 +228,9 @@ def import_(ctx: click.Context, /, **options: Any) -> None:
     if options["as_json"]:
         emit_json(result.metrics)
     trip = result.metrics["roundtrip_px"]
+    said = result.metrics.get("imported", {}).get("said")
+    if said:
+        click.echo(f"{said}; --to, --unit and --format-set axes=yx say it is otherwise", err=True)
     click.echo(f"wrote {out}: {result.verdict}, round trip {trip['mean']:.2g} px (at most {trip['max']:.2g})", err=True)
     for reason in result.reasons:
         click.echo(f"Note: {reason}", err=True)

@@ -12,6 +12,7 @@ from ._common import (
     BadInput,
     bad_input,
     emit_json,
+    finest_grid,
     finish,
     folder_option,
     json_option,
@@ -23,6 +24,7 @@ from ._common import (
     path_type,
     require_option,
     save_warped_option,
+    sentence,
     side_options,
     stated,
     verbose_option,
@@ -32,7 +34,7 @@ from .refine import levels, run_refinement, threads_option
 
 if TYPE_CHECKING:
     from ..config import Config
-    from ..contracts import Adapter
+    from ..contracts import Adapter, Side
     from ..data import Image, PointSet
     from ..result import Result
 
@@ -48,8 +50,18 @@ if TYPE_CHECKING:
     "--transform", metavar="NAME", help="rigid, similarity, affine or lddmm; the last one, the default, bends."
 )
 @click.option(
-    "--init", default="auto", metavar="auto|identity|FILE", show_default=True, help="Start; FILE: a saved result."
+    "--init",
+    default="auto",
+    metavar="auto|identity|FILE",
+    show_default=True,
+    help="Start; FILE: a saved result, or an affine map that `regframe import` reads, e.g. a bare matrix.",
 )
+@click.option(
+    "--init-to",
+    type=click.Choice(["fixed", "moving"]),
+    help="Side that the map in FILE takes positions to.  [default: fixed for a bare matrix, moving for other programs' files]",
+)
+@click.option("--init-unit", metavar="U", help="Unit of its numbers, where a side has a length unit: um, px …")
 @click.option(
     "--config", "config_file", type=path_type, metavar="F.yaml", help="Settings, e.g. a config.resolved.yaml."
 )
@@ -204,15 +216,56 @@ def _init(options: dict[str, Any], fixed: Image | PointSet, moving: Image | Poin
         if init != "auto":
             raise BadInput(f"wanted one start, got --landmarks and --init {init}; leave one out")
         with bad_input():
-            return _landmarks(landmarks, fixed, moving)
+            return _landmarks(landmarks, fixed, moving, options)
     from ..starts import NAMED
 
-    if init in ("auto", *NAMED):
-        return init
-    return load_result(Path(init))
+    stated = [name for name in ("init_to", "init_unit") if options[name] is not None]
+    if init not in ("auto", *NAMED) and Path(init).is_file():
+        return _start(Path(init), options, fixed, moving)
+    if stated:
+        raise BadInput(f"wanted --init FILE beside --{stated[0].replace('_', '-')}, got --init {init}; leave it out")
+    return init if init in ("auto", *NAMED) else load_result(Path(init))
 
 
-def _landmarks(path: Path, fixed: Image | PointSet, moving: Image | PointSet) -> Any:
+def _start(path: Path, options: dict[str, Any], fixed: Image | PointSet, moving: Image | PointSet) -> Any:
+    """The affine map of another program's file as a start, moving → fixed; says how a bare matrix was taken."""
+    from ..data import Grid, Image
+    from ..formats import exchange
+    from ..maps import bends
+
+    data = {"fixed": fixed, "moving": moving}
+    with bad_input():
+        chosen = exchange.format_of(path)
+    bare = chosen.default_unit is None
+    own: dict[str, Any] = {}
+    for side, one in data.items():
+        if bare and options["init_unit"] == "px" and isinstance(one, Image) and one.grid.unit != "px":
+            own[f"{side}_pixels"] = _own_grid(side, options)
+    fixed_grid, moving_grid = (
+        one.grid if isinstance(one, Image) else Grid((1,) * one.ndim, unit=one.unit) for one in data.values()
+    )
+    with bad_input():
+        to: Side = options["init_to"] or ("fixed" if bare else "moving")
+        try:
+            result = exchange.read_map(
+                path, fixed_grid, moving_grid, chosen.name, to=to, unit=options["init_unit"], **own
+            )
+        except ImportError as error:
+            raise BadInput(sentence(error)) from error
+        if bends.split(result.transform)[1] is not None:
+            raise ValueError(f"wanted an affine map to start from, got one that bends in {path}; import it instead")
+    said = result.metrics.get("imported", {}).get("said")
+    if said:
+        click.echo(f"start: {said}; --init-to and --init-unit say it is otherwise", err=True)
+    return result
+
+
+def _own_grid(side: str, options: dict[str, Any]) -> Any:
+    return finest_grid(options[side], options[f"{side}_adapter"], stated(side, options))
+
+
+def _landmarks(path: Path, fixed: Image | PointSet, moving: Image | PointSet, options: dict[str, Any]) -> Any:
+    """The pairs of a table; pixels of an image with a length unit are those of its finest level."""
     import regframe
 
     from ..data import Image, PointSet, describe_grid
@@ -227,7 +280,8 @@ def _landmarks(path: Path, fixed: Image | PointSet, moving: Image | PointSet) ->
         own = data.grid.unit if isinstance(data, Image) else data.unit
         points = PointSet(coords, unit or own)
         if isinstance(data, Image):
-            points = to_unit_of(points, data.grid)
+            of_file = points.unit == "px" != data.grid.unit
+            points = to_unit_of(points, (_own_grid(side, options) if of_file else None) or data.grid)
             outside = (~data.grid.contains(points.coords)).nonzero().flatten().tolist()
             if outside:
                 where = ", ".join(f"{v:.6g}" for v in points.coords[outside[0]].tolist())

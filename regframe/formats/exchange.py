@@ -9,20 +9,17 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import inspect
-import math
 import time
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
-import torch
-
 from .. import verdict
 from ..contracts import MapFormat, Side, Written
 from ..data import Grid, unit_ratio
+from ..evaluation import map_figures
 from ..io import outputs, store
-from ..maps import bends
 from ..maps.affine import Affine
 from ..maps.base import Transform
 from ..maps.fields import MAX_NODES
@@ -40,8 +37,11 @@ def known_formats() -> tuple[type[MapFormat], ...]:
     return tuple(built_in.load() for built_in in BUILT_IN)
 
 
-def format_of(path: Path, name: str | None = None) -> type[MapFormat]:
-    """The format called ``name``; without a name the one that recognises the file at ``path``, or that has its suffix."""
+def format_of(path: Path, name: str | None = None, reading: bool = True) -> type[MapFormat]:
+    """The format called ``name``; without a name the one that recognises the file at ``path``, or that has its suffix.
+
+    A file that is about to be replaced (``reading`` is False) says nothing of what is written.
+    """
     known = known_formats()
     names = ", ".join(each.name for each in known)
     if name is not None:
@@ -49,7 +49,7 @@ def format_of(path: Path, name: str | None = None) -> type[MapFormat]:
         if found is None:
             raise ValueError(f"wanted a format out of {names}, got {name!r}")
         return found
-    found = next((each for each in known if each.recognises(path)), None)
+    found = next((each for each in known if each.recognises(path)), None) if reading else None
     lower = path.name.lower()
     found = found or next((each for each in known if lower.endswith(each.suffixes)), None)
     if found is None:
@@ -71,11 +71,15 @@ def _with_options(chosen: type[MapFormat], options: Mapping[str, Any]) -> MapFor
     raise ValueError(f"wanted options of the format {chosen.name} ({', '.join(own) or 'it has none'}), got {said}")
 
 
-def _check(to: Side, unit: str) -> None:
+def _unit(chosen: type[MapFormat], to: Side, unit: str | None) -> str:
+    """The unit that a format is told; ValueError for a word that is none, and for a side that there is not."""
     if to not in get_args(Side):
         raise ValueError(f"wanted 'fixed' or 'moving' as the side to go to, got {to!r}; choose one")
-    if unit_ratio(unit, "mm") is None:
+    if unit is None:
+        return chosen.default_unit or ""
+    if chosen.default_unit is not None and unit_ratio(unit, "mm") is None:
         raise ValueError(f"wanted a length unit for the numbers of the file, got {unit!r}; take mm or um")
+    return unit
 
 
 # ------------------------------------------------------------------------------------------------------------------- out
@@ -87,7 +91,7 @@ def write_map(
     format: str | None = None,
     *,
     to: Side = "moving",
-    unit: str = "mm",
+    unit: str | None = None,
     tolerance: float = TOLERANCE_PX,
     overwrite: bool = False,
     **options: Any,
@@ -97,12 +101,12 @@ def write_map(
     Args:
         result: what `register` returned.
         path: file to write; for ``ants`` the prefix of three files, for ``ngff`` a folder.
-        format: ``itk``, ``ants``, ``nifti``, ``elastix``, ``npz``, ``ngff``, ``csv`` or ``geojson``; where None, the suffix
-            says it.
+        format: ``itk``, ``ants``, ``nifti``, ``elastix``, ``npz``, ``ngff``, ``matrix``, ``csv`` or ``geojson``; where None, the
+            suffix says it.
         to: the side that the written map takes positions to. Other programs resample the moving image on the fixed canvas with
             a map to ``moving``, the default. Formats that hold both directions ignore it.
-        unit: length unit of the numbers, for sides that have a length unit and formats that declare none; NIfTI, and with it
-            ANTs, is in mm.
+        unit: length unit of the numbers, for sides that have a length unit and formats that declare none, mm where None; NIfTI,
+            and with it ANTs, is in mm. A bare matrix has to have it stated and may be in ``px``.
         tolerance: largest error of a displacement field by interpolation, in pixels of the side ``to``.
         overwrite: replace what is at ``path``.
         options: options of the format. ``csv`` and ``geojson`` take ``points``, a `PointSet` of the side opposite to ``to``, or
@@ -114,8 +118,8 @@ def write_map(
         ImportError: SimpleITK is missing; the message has the line that installs it.
     """
     path = Path(path)
-    chosen = _with_options(format_of(path, format), options)
-    _check(to, unit)
+    chosen = _with_options(format_of(path, format, reading=False), options)
+    unit = _unit(type(chosen), to, unit)
     transform = known(result.transform, result.moving_grid, result.fixed_grid)
     result = dataclasses.replace(result, transform=transform)
     places = chosen.files(path)
@@ -130,7 +134,7 @@ def write_map(
             "itself",
             stacklevel=2,
         )
-    return dataclasses.replace(written, files=files, resample=_resample(result, written))
+    return dataclasses.replace(written, files=files, resample=written.resample or _resample(result, written))
 
 
 @contextlib.contextmanager
@@ -183,7 +187,7 @@ def read_map(
     format: str | None = None,
     *,
     to: Side = "moving",
-    unit: str = "mm",
+    unit: str | None = None,
     **options: Any,
 ) -> Result:
     """A map that another program made, as a `Result` that carries data both ways.
@@ -195,7 +199,8 @@ def read_map(
         format: name of the format; found from the file where None.
         to: the side that the file's transform takes positions to; a transform to ``moving`` is one that resamples the moving
             image on the fixed canvas.
-        unit: length unit of the file's numbers, for sides that have a length unit; NIfTI states its own.
+        unit: length unit of the file's numbers, for sides that have a length unit, mm where None; NIfTI states its own. Of a bare
+            matrix it has to be stated, or ``px``.
         options: of the format. ``ngff`` takes ``systems``, the names of the fixed and the moving coordinate system in a store
             of another program.
 
@@ -206,7 +211,7 @@ def read_map(
     began = time.perf_counter()
     path = Path(path)
     chosen = _with_options(format_of(path, format), options)
-    _check(to, unit)
+    unit = _unit(type(chosen), to, unit)
     needed = chosen.files(path)[0]
     if not needed.exists():
         raise FileNotFoundError(f"wanted a file to import, got {str(needed)!r}, which does not exist")
@@ -233,33 +238,14 @@ def _judged(result: Result, name: str, path: Path, began: float) -> Result:
 
     The metrics that came with the file are moved to the key ``imported``.
     """
-    phi, back, fixed, moving = result.transform, result.transform.inverse(), result.fixed_grid, result.moving_grid
-    coarse = max(1.0, (math.prod(fixed.shape) / 50_000) ** (1 / fixed.ndim))
-    grid = (
-        fixed
-        if coarse == 1
-        else fixed.resampled([s * min(coarse, n) for s, n in zip(fixed.spacing, fixed.shape, strict=True)])
-    )
-    coords = grid.coords()
-    at = back.points(coords)
-    inside = moving.contains(at)
-    seen = inside if bool(inside.any()) else torch.ones_like(inside)
-    error = ((phi.points(at) - coords).norm(dim=-1) / fixed.pixel)[seen].nan_to_num(math.inf)
-    linear = torch.linalg.det(bends.product(result.affine.parts(), fixed.ndim)[:-1, :-1])
-    area = (back.jacobian_determinant(grid) * linear)[seen]
-    folding, overlap = float((area <= 0).to(torch.float64).mean()), float(inside.to(torch.float64).mean())
-    trip = {"mean": float(error.mean()), "max": float(error.max())}
+    phi = result.transform
     kind = "affine" if all(isinstance(part, Affine) for part in phi.parts()) else "displacement"
     metrics = {
         "model": f"imported {kind}",
         "imported": {"format": name, "path": str(path), **result.metrics},
         "metric": {"name": "none", "why": "the map was imported"},
-        "roundtrip_px": trip,
-        "jacobian_min": float(area.min()),
-        "jacobian_max": float(area.max()),
-        "folding_fraction": folding,
+        **map_figures(result),
         "matching_fraction": None,
-        "overlap_fraction": overlap,
         "pose_margin": None,
         "n_evaluations": 0,
         "energy": {"first": None, "last": None},

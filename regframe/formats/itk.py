@@ -18,6 +18,7 @@ import numpy as np
 
 from ..contracts import MapFormat, Side, Written
 from ..data import Grid
+from ..io.paths import native_path
 from ..maps.base import Transform
 from ..result import Result
 from .steps import MOST_NODES, Array, Field, Step, both_canvases, map_of, steps_of, written_steps
@@ -94,7 +95,8 @@ def write_transform(path: Path, steps: Sequence[Step]) -> None:
     if path.suffix.lower() in (".h5", ".hdf5") and any(isinstance(step, Field) for step in steps):
         return _write_hdf5(path, steps)
     parts = [_sitk_transform(sitk, step) for step in steps]
-    sitk.WriteTransform(parts[0] if len(parts) == 1 else sitk.CompositeTransform(parts[::-1]), str(path))
+    with native_path(path, write=True) as native:
+        sitk.WriteTransform(parts[0] if len(parts) == 1 else sitk.CompositeTransform(parts[::-1]), str(native))
 
 
 def _write_hdf5(path: Path, steps: Sequence[Step]) -> None:

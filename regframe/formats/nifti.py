@@ -13,6 +13,7 @@ import numpy as np
 
 from ..contracts import MapFormat, Side, Written
 from ..data import Grid
+from ..io.paths import native_path
 from ..maps.base import Transform
 from ..result import Result
 from .itk import MAX_NUMBERS, need, sitk_field
@@ -69,7 +70,8 @@ def write_field(path: Path, field: Field, unit: str) -> None:
 
     packed = path.name.lower().endswith(".gz")
     plain = path.with_name(path.name[:-7] + ".plain.nii") if packed else path
-    sitk.WriteImage(sitk_field(sitk, field), str(plain), useCompression=False)
+    with native_path(plain, write=True) as native:
+        sitk.WriteImage(sitk_field(sitk, field), str(native), useCompression=False)
     data = bytearray(plain.read_bytes())
     if unit == "px":
         data[_UNIT_BYTE] = 0  # no unit declared
@@ -119,11 +121,12 @@ def read_field(path: Path) -> tuple[Field, str]:
     if left:
         raise ValueError(f"wanted {count * bits // 8} bytes of displacements, got a file that was cut short")
     reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
     reader.SetImageIO("NiftiImageIO")
     reader.SetOutputPixelType(sitk.sitkVectorFloat64)
     try:
-        image = reader.Execute()
+        with native_path(path) as native:
+            reader.SetFileName(str(native))
+            image = reader.Execute()
     except RuntimeError as error:
         raise ValueError("wanted a sound NIfTI file, got one that ITK cannot read") from error
     if image.GetDimension() != ndim or image.GetNumberOfComponentsPerPixel() != ndim:

@@ -165,8 +165,17 @@ def resolved_yaml(result: Result, run: dict[str, Any]) -> str:
 
 
 def to_json(value: Any, indent: int | None = None) -> str:
-    """Plain data with numbers of numpy and torch as JSON; numbers that are not finite become null, paths become text."""
-    return json.dumps(_plain(value), indent=indent, ensure_ascii=False, allow_nan=False)
+    """Plain data with numbers of numpy and torch as JSON; numbers that are not finite become null, paths become text.
+
+    Bytes of a path that are no UTF-8 are escaped as the lone surrogates by which Python holds them, so that it reads them back.
+    """
+    plain = _plain(value)
+    text = json.dumps(plain, indent=indent, ensure_ascii=False, allow_nan=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return json.dumps(plain, indent=indent, allow_nan=False)
+    return text
 
 
 def _plain(value: Any) -> Any:

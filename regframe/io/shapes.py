@@ -20,6 +20,7 @@ def read_shapes(
     unit: str = "px",
     pixel_origin: Literal["corner", "center"] = "corner",
     max_bytes: int = 1 << 30,
+    empty: bool = False,
 ) -> Shapes:
     """Read a GeoJSON file (gzipped or not): a FeatureCollection, Feature, geometry, or QuPath's list of features.
 
@@ -28,14 +29,16 @@ def read_shapes(
         unit: what its coordinates are in; GeoJSON does not say.
         pixel_origin: where coordinates in pixels count from: the outer corner of the first pixel, or its centre.
         max_bytes: largest text to read; it takes about twenty times as much memory.
+        empty: whether a document without any shape (nothing was annotated) is read too, not an error.
 
     A ring that is not closed is closed and a note says so. Raises FileNotFoundError, or ValueError with one sentence
-    where it is no JSON, no GeoJSON, too large, nested too deep, without any shape, or where a coordinate is not finite.
+    where it is no JSON, no GeoJSON, too large, nested too deep, without any shape (unless ``empty``), or where a coordinate is
+    not finite.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"wanted a GeoJSON file, got {str(path)!r}, which is not a file")
-    return Shapes.from_geojson(_parse(path, max_bytes), unit, pixel_origin, path.name)
+    return Shapes.from_geojson(_parse(path, max_bytes), unit, pixel_origin, path.name, empty)
 
 
 def write_shapes(

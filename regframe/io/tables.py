@@ -1,8 +1,9 @@
-"""Point tables: CSV or TSV, gzipped or not, read and written without losing a column or a row, or changing their order.
+"""Point tables: text, gzipped or not, read and written without losing a column or a row, or changing their order.
 
+How the text is divided into cells is the business of `regframe.io.text`.
 Position columns are found by the header: ``y`` and ``x`` (and ``z`` for 3D), in any case, or a common
 spelling of them (``x_centroid``, ``center_x``, ``pixel_x``, ``pxl_row_in_fullres`` …). A suffix such as ``_px``,
-``_um`` or ``(mm)`` states the unit of a column. Rows are joined on a blank or unnamed first column, or on one called ``id``.
+``_um`` or ``(mm)`` states the unit of a column. Rows are joined on a column that names them (``id``, ``label``, a blank index …).
 Where the header allows two readings, the file is refused and the candidates are listed: nothing is guessed.
 """
 
@@ -24,6 +25,7 @@ import torch
 from torch import Tensor
 
 from ..data import AXES, Grid, PointSet, canonical_unit, unit_ratio
+from .text import numeric, read_text, with_points
 
 _STYLES = (
     "{}", "{}_coord", "coord_{}", "{}_coordinate", "coordinate_{}", "{}_centroid", "centroid_{}", "{}_center",
@@ -35,11 +37,22 @@ _STYLES = (
 _SPECIAL = {"pxl_row_in_fullres": ("pxl", "y", "px"), "pxl_col_in_fullres": ("pxl", "x", "px")}
 """Position columns of a Visium table, by name: spelling, axis, unit."""
 
-_IDS = ("id", "index", "name", "landmark", "landmark_id", "point_id", "cell_id", "barcode", "unnamed:_0")
-"""Names, in lower case, of a column on which rows are joined; the last one is pandas' name for an index without a name."""
+_ID = re.compile(
+    r"(?:.*_)?(?:id|ids|uid|uuid|guid|label|labels|name|names|title|key|tag|code|barcode|landmark|landmarks|fiducial|keypoint|point"
+    r"|marker|pt|cell|spot|bead)|landmarkid|pointid|cellid|pointname"
+)
+"""Names, in lower case, of a column that names its rows, on which rows are joined."""
+_COUNT = re.compile(
+    r"|index|idx|row|no|nr|n|num|number|unnamed:_\d+|level_0|(?:.*_)?index|(?:point|landmark|row)_?(?:no|nr|number)"
+)
+"""Names of a column that may as well count its rows: joined on where no column names them; ``unnamed:_0`` is what pandas calls
+an index without a name."""
 
 _VISIUM = ("barcode", "in_tissue", "array_row", "array_col", "pxl_row_in_fullres", "pxl_col_in_fullres")
 """Columns of a Visium ``tissue_positions_list.csv``, a file without a header."""
+
+_EXPLORER = re.compile(r"(?P<side>fixed|alignment)(?P<axis>[xy])")
+"""Columns of the keypoints that Xenium Explorer exports, in lower case: those of the Xenium image are ``fixed``."""
 
 _UNITS = r"px|pixels?|um|µm|μm|microns?|nm|mm|cm"
 _UNIT_SUFFIX = re.compile(rf"^(?P<base>.+?)(?:_(?P<plain>{_UNITS})|_?[\[(](?P<bracketed>{_UNITS})[\])])?$")
@@ -57,12 +70,14 @@ class PointTable:
         columns: cells by column name, in the file's order; all columns are of one length.
         lines: line of the file on which each row ends, counting from 1.
         header: False where the file has no header, so that the names are made up.
+        notes: how the file was read where that is not plain to see, a few words each.
     """
 
     path: Path
     columns: dict[str, list[str]]
     lines: tuple[int, ...]
     header: bool = True
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.lines)
@@ -81,9 +96,16 @@ class PointTable:
             if not all(v is not None and math.isfinite(v) for v in row)
         ]
         if bad:
+            wrong = next((c for n in names for c in self.columns[n] if _number(c) is None and numeric(c)), None)
+            mend = (
+                "fill these in or leave them out"
+                if wrong is None
+                else f"whether the comma in {wrong!r} is a decimal one or stands between thousands is open: write decimal "
+                "points, or ; between cells"
+            )
             raise ValueError(
                 f"wanted a finite number in {_join(names)} of every row of {str(self.path)!r}, "
-                f"got {len(bad)} row(s) without (line {_join(bad)}); fill these in or leave them out"
+                f"got {len(bad)} row(s) without (line {_join(bad)}); {mend}"
             )
         return torch.tensor(values, dtype=torch.float64).reshape(len(names), len(self)).T.contiguous()
 
@@ -95,7 +117,10 @@ class _Position(NamedTuple):
 
 
 def read_table(path: str | os.PathLike[str], columns: str | None = None) -> PointTable:
-    """Read a CSV, TSV or white-space separated table, gzipped or not; the format is recognised by the content.
+    """Read a table of text, gzipped or not; encoding, delimiter, decimal sign and header are told by the content.
+
+    Lines of comment or titles before the header are left out. Numbers with decimal commas become numbers with points. The point
+    files of elastix (``.pts``) are read as well; indices of pixels get the columns ``x_px, y_px``.
 
     Args:
         path: the file.
@@ -105,43 +130,72 @@ def read_table(path: str | os.PathLike[str], columns: str | None = None) -> Poin
     Raises FileNotFoundError, or ValueError with one sentence where it is no such table.
     """
     path = Path(path)
-    if not path.is_file():
+    if path.is_dir() or not path.exists():
         raise FileNotFoundError(f"wanted a table of points, got {str(path)!r}, which is not a file")
-    rows, lines = _read_rows(path)
+    explicit = [name for _, name in _parse_columns(columns)] if columns else []
+    text = read_text(path, lambda row: _names_positions(row, explicit))
+    rows, lines = text.rows, text.lines
     if not rows:
         raise ValueError(f"wanted a table of points, got an empty file {str(path)!r}")
     first = rows[0]
-    explicit = [name for _, name in _parse_columns(columns)] if columns else []
-    lowered = {cell.strip().lower() for cell in first}
-    named = any(_position(cell) for cell in first) or bool(explicit and {e.lower() for e in explicit} <= lowered)
-    header = named or not any(_number(cell) is not None for cell in first)
-    if header:
+    header = text.header or any(_position(cell) for cell in first) or _names_positions(first, explicit)
+    if header or not any(numeric(cell) or _number(cell) is not None for cell in first):
+        header = True
         names = [cell.strip() for cell in first]
         if len(rows) > 1 and all(len(row) == len(names) + 1 for row in rows[1:]):
             names = ["", *names]  # tables written by R have no header for the column of row names
         rows, lines = rows[1:], lines[1:]
     else:
         names = _names_without_header(path, rows, explicit)
+    _check_shape(path, names, rows, lines)
+    cells: list[list[str]] = [list(column) for column in zip(*rows, strict=True)] or [[] for _ in names]
+    notes = text.notes
+    if text.preamble:
+        notes += (f"{len(text.preamble)} line(s) before the header were left out",)
+    if text.commas:
+        known = [name in explicit or _is_coordinate(name) for name in names]
+        cells, changed = with_points(cells, known, text.delimiter)
+        notes += ("decimal commas were read as points",) if changed else ()
+    return PointTable(path, dict(zip(names, cells, strict=True)), tuple(lines), header, notes)
+
+
+def _names_positions(row: Sequence[str], explicit: Sequence[str] = ()) -> bool:
+    """Whether a row of cells is a header: it has names of x and y, of the landmarks of both sides, or those asked for."""
+    lowered = {cell.strip().lower() for cell in row}
+    if explicit and {name.lower() for name in explicit} <= lowered:
+        return True
+    axes = {position.axis for position in map(_position, row) if position is not None}
+    return {"y", "x"} <= axes or sum(_of_side(cell) is not None for cell in row) >= 4
+
+
+def _is_coordinate(name: str) -> bool:
+    return _position(name) is not None or _of_side(name) is not None
+
+
+def _check_shape(path: Path, names: Sequence[str], rows: Sequence[Sequence[str]], lines: Sequence[int]) -> None:
+    """ValueError for a row with another number of cells than there are names, and for a name that occurs twice."""
     ragged = [line for line, row in zip(lines, rows, strict=True) if len(row) != len(names)]
     if ragged:
+        commas = all(len(row) > len(names) and all(map(str.isdigit, "".join(row))) for row in rows)
+        mend = "are these decimal commas without quotes? save it with ; between cells" if commas else "mend these"
         raise ValueError(
             f"wanted {len(names)} cells in every row of {str(path)!r}, "
-            f"got another number in line {_join(ragged)}; mend these"
+            f"got another number in line {_join(ragged)}; {mend}"
         )
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ValueError(
             f"wanted distinct column names in {str(path)!r}, got {_join(twice)} more than once; rename them"
         )
-    cells: list[list[str]] = [list(column) for column in zip(*rows, strict=True)] or [[] for _ in names]
-    return PointTable(path, dict(zip(names, cells, strict=True)), tuple(lines), header)
 
 
-def read_points(path: str | os.PathLike[str], columns: str | None = None, unit: str | None = None) -> PointSet:
+def read_points(
+    path: str | os.PathLike[str] | PointTable, columns: str | None = None, unit: str | None = None
+) -> PointSet:
     """Read a table of points into a `PointSet` that carries the whole table.
 
     Args:
-        path: CSV, TSV or white-space separated, gzipped or not.
+        path: a text table, gzipped or not (see `read_table`), or one that was read already.
         columns: which columns are the positions where their names do not say so (``"x=T_x,y=T_y"``, or the names
             alone where they end or begin with the axis), or the names of a header-less file's columns in order
             (``"x,y"``).
@@ -150,7 +204,7 @@ def read_points(path: str | os.PathLike[str], columns: str | None = None, unit: 
     Raises ValueError where no or more than one choice of columns is possible, or where a coordinate is no finite
     number.
     """
-    table = read_table(path, columns)
+    table = path if isinstance(path, PointTable) else read_table(path, columns)
     names, declared = position_columns(table, columns)
     coords = table.numbers(names)
     return PointSet(coords, declared or unit or "px", table=table.columns, columns=names, name=table.path.name)
@@ -184,19 +238,21 @@ def position_columns(table: PointTable, columns: str | None = None) -> tuple[tup
 def read_landmarks(path: str | os.PathLike[str]) -> tuple[Tensor, Tensor, tuple[str | None, str | None]]:
     """Read landmark pairs from one table with the columns ``fixed_y, fixed_x, moving_y, moving_x``.
 
-    Any order, ``_z`` with both or neither, other columns ignored. Returns fixed ``[N, D]``, moving ``[N, D]``
-    (float64, in the order (z,) y, x) and the unit of either side where a suffix states it (``fixed_y_um``), else
-    None: the image's own.
+    Any order, ``_z`` with both or neither, other columns ignored. Xenium Explorer's keypoints (``fixedX, fixedY, alignmentX,
+    alignmentY``) are in pixels of the images at full resolution; BigWarp's table without a header (name, active, moving x and y,
+    fixed x and y) is read as well, without the pairs that are not active.
+
+    Returns fixed ``[N, D]``, moving ``[N, D]`` (float64, in the order (z,) y, x) and the unit of either side where it is stated
+    (``fixed_y_um``), else None: the image's own. Raises ValueError where columns are missing, or units or numbers of axes differ.
     """
-    table = read_table(path)
+    table = _bigwarp(path) or read_table(path)
     sides: list[tuple[Tensor, str | None]] = []
     for side in ("fixed", "moving"):
         found: dict[str, list[tuple[str, str | None]]] = {}
         for name in table.names:
-            base, unit = _split_unit(_normal(name))
-            for axis in AXES[3]:
-                if base in (f"{side}_{axis}", f"{axis}_{side}"):
-                    found.setdefault(axis, []).append((name, unit))
+            place = _of_side(name)
+            if place is not None and place[0] == side:
+                found.setdefault(place[1], []).append((name, place[2]))
         if not {"y", "x"} <= set(found) or any(len(names) > 1 for names in found.values()):
             raise ValueError(
                 f"wanted one column each of fixed_y, fixed_x, moving_y, moving_x in {str(table.path)!r}, "
@@ -217,32 +273,157 @@ def read_landmarks(path: str | os.PathLike[str]) -> tuple[Tensor, Tensor, tuple[
     return fixed, moving, (fixed_unit, moving_unit)
 
 
-def id_column(points: PointSet) -> str | None:
-    """The column on which rows are joined, or None: a blank or unnamed first one, or ``id``, ``index``, ``name`` …"""
-    for i, name in enumerate(points.table):
-        if name not in points.columns and ((i == 0 and not name.strip()) or _normal(name) in _IDS):
-            return name
+def _of_side(name: str) -> tuple[str, str, str | None] | None:
+    """Side, axis and unit that the name of a landmark column states; None for another column."""
+    base, unit = _split_unit(_normal(name))
+    explorer = _EXPLORER.fullmatch(base)
+    if explorer is not None:
+        return "fixed" if explorer["side"] == "fixed" else "moving", explorer["axis"], "px" if unit is None else unit
+    for side in ("fixed", "moving"):
+        for axis in AXES[3]:
+            if base in (f"{side}_{axis}", f"{axis}_{side}"):
+                return side, axis, unit
     return None
 
 
-def pair_points(fixed: PointSet, moving: PointSet, strict: bool = True) -> tuple[PointSet, PointSet]:
-    """The two point sets as pairs: row i of one belongs to row i of the other, in the order of ``fixed``.
+def _bigwarp(path: str | os.PathLike[str]) -> PointTable | None:
+    """The active pairs of a table as Fiji's BigWarp saves it; None for another file."""
+    if not Path(path).is_file():
+        return None
+    rows = read_text(Path(path), _names_positions).rows
+    n = len(rows[0]) - 2 if rows else 0
+    if n not in (4, 6) or not all(len(row) == n + 2 and row[1].strip().lower() in ("true", "false") for row in rows):
+        return None
+    names = ["name", *(f"{side}_{axis}" for side in ("moving", "fixed") for axis in "xyz"[: n // 2])]
+    kept = [(i, [row[0], *row[2:]]) for i, row in enumerate(rows, 1) if row[1].strip().lower() == "true"]
+    columns = [list(column) for column in zip(*(row for _, row in kept), strict=True)] or [[] for _ in names]
+    return PointTable(Path(path), dict(zip(names, columns, strict=True)), tuple(line for line, _ in kept), False)
 
-    They are joined on the index or ``id`` column where both have one, else row by row, for which they must be of one length. A
-    point without a partner is an error, unless ``strict=False``, which leaves it out. Raises ValueError also for an id that
-    occurs twice.
+
+class Paired(NamedTuple):
+    """Two point sets as pairs.
+
+    Args:
+        fixed: the fixed points that have a partner, in their order.
+        moving: their partners, row by row.
+        column: name of the column on which rows were joined; None where they were taken in order.
     """
-    keys = id_column(fixed), id_column(moving)
-    if keys[0] is None or keys[1] is None:
+
+    fixed: PointSet
+    moving: PointSet
+    column: str | None
+
+    @property
+    def words(self) -> str:
+        """How rows were paired, in a few words."""
+        return "paired row by row" if self.column is None else f"paired on the column {self.column or '(unnamed)'!r}"
+
+
+def pair_points(fixed: PointSet, moving: PointSet, strict: bool = True) -> tuple[PointSet, PointSet]:
+    """The two point sets as pairs: row i of one belongs to row i of the other, in the order of ``fixed``; see `paired`."""
+    return paired(fixed, moving, strict)[:2]
+
+
+def paired(fixed: PointSet, moving: PointSet, strict: bool = True) -> Paired:
+    """The two point sets as pairs, and the column on which they were joined.
+
+    Rows are joined on a column that names them and that both tables have (``id``, ``label``, ``name``, ``landmark`` …), else on
+    one that may as well count them (``index``, a blank one), else on two such columns of different names that have values in
+    common; row by row where there are none. A column that names rows needs a value of its own in every row, unless both tables
+    have equal values in equal order.
+
+    Args:
+        fixed: points with their table.
+        moving: points with their table.
+        strict: whether a point without a partner is an error; it is left out otherwise.
+
+    Raises:
+        ValueError: for points without a partner, for an id that occurs twice, where two columns that name rows pair them
+            differently, and for tables of different length without such a column.
+    """
+    useful: list[_Join] = []
+    doubtful: list[_Join] = []
+    for names in _shared_ids(fixed, moving):
+        join = _Join.of(fixed, moving, names)
+        if join.pairs:
+            useful.append(join)
+        elif names[0] == names[1] or _normal(names[0]) == _normal(names[1]):
+            doubtful += (
+                [] if join.equal else [join]
+            )  # equal in equal order: classes, say, which agree with the order of rows
+    if not useful and not doubtful:
         if len(fixed) != len(moving):
             raise ValueError(
                 f"wanted as many fixed as moving points, got {len(fixed)} and {len(moving)}; "
                 "give both an id column to join on, or leave out the points that have no partner"
             )
-        return fixed, moving
+        return Paired(fixed, moving, None)
+    chosen = (useful or doubtful)[0]
+    for other in useful[1:]:
+        if chosen.firm and other.firm and other.pairs != chosen.pairs:
+            raise ValueError(
+                f"wanted one pairing of {fixed.name!r} and {moving.name!r}, got two, by the columns {chosen.names[0]!r} and "
+                f"{other.names[0]!r}; leave one of these out of either file"
+            )
+    return Paired(*_joined(fixed, moving, chosen.names, strict), chosen.names[0])
+
+
+@dataclass(frozen=True)
+class _Join:
+    """Two tables joined on a column of each.
+
+    Args:
+        names: of the columns.
+        firm: whether their names say that they name rows.
+        equal: whether both have equal values in equal order.
+        pairs: rows with equal values; empty where a value occurs twice in a table.
+    """
+
+    names: tuple[str, str]
+    firm: bool
+    equal: bool
+    pairs: tuple[tuple[int, int], ...]
+
+    @classmethod
+    def of(cls, fixed: PointSet, moving: PointSet, names: tuple[str, str]) -> _Join:
+        ids = [_ids(points, name) for points, name in zip((fixed, moving), names, strict=True)]
+        rows = {name: i for i, name in enumerate(ids[1])}
+        unique = len(rows) == len(ids[1]) and len(set(ids[0])) == len(ids[0])
+        pairs = tuple((i, rows[name]) for i, name in enumerate(ids[0]) if name in rows) if unique else ()
+        return cls(names, all(_ID.fullmatch(_normal(name)) for name in names), ids[0] == ids[1], pairs)
+
+
+def _shared_ids(fixed: PointSet, moving: PointSet) -> list[tuple[str, str]]:
+    """Columns of both tables that may name their rows, the likeliest first; of different names where none have one name."""
+    found: list[tuple[str, str]] = []
+    others: list[tuple[str, str]] = []
+    keys: list[list[str]] = [[], []]
+    for kind in (_ID, _COUNT):
+        for side, points in enumerate((fixed, moving)):
+            keys[side] += [n for n in points.table if n not in points.columns and _is_key(points, n, kind)]
+        found = [(a, b) for a in keys[0] for b in keys[1] if _normal(a) == _normal(b)]
+        others = [(a, b) for a in keys[0] for b in keys[1]]
+    return found or others
+
+
+def _is_key(points: PointSet, name: str, kind: re.Pattern[str]) -> bool:
+    """Whether a column's name is of this kind; one without a name counts only as the first."""
+    return kind.fullmatch(_normal(name)) is not None and bool(_normal(name) or name == next(iter(points.table)))
+
+
+def _ids(points: PointSet, column: str) -> list[str]:
+    """The cells of a column as ids; in a column of whole numbers 1, 01 and 1.0 are one."""
+    cells = [str(cell).strip() for cell in points.table[column]]
+    numbers = [_number(cell) for cell in cells]
+    whole = [n is not None and math.isfinite(n) and n == int(n) for n in numbers]
+    return [str(int(n)) for n in numbers if n is not None] if all(whole) else cells
+
+
+def _joined(fixed: PointSet, moving: PointSet, keys: tuple[str, str], strict: bool) -> tuple[PointSet, PointSet]:
+    """Both point sets joined on a column of each; raises as `paired` does."""
     rows: list[dict[str, int]] = []
     for points, key in zip((fixed, moving), keys, strict=True):
-        ids = [cell.strip() for cell in points.table[key or ""]]
+        ids = _ids(points, key)
         index = {name: i for i, name in enumerate(ids)}
         if len(index) < len(ids):
             twice = sorted({name for name in ids if ids.count(name) > 1})
@@ -285,11 +466,16 @@ def write_points(
     """Write the points with their table: same rows, same order, position columns replaced, columns ``extra`` appended.
 
     A unit suffix of a position column follows the points' unit; without a table the columns are the axes with the unit
-    (``y_px,x_px``). ``.tsv`` writes tabs, ``.gz`` compresses. Numbers are written so that they read back the same.
-    The file is written aside and then renamed.
+    (``y_px,x_px``). ``.tsv`` writes tabs, ``.gz`` compresses, ``.pts`` is elastix's, with positions alone. Numbers are written so
+    that they read back the same. The file is written aside and then renamed.
     """
     path = Path(path)
     coords = points.coords.detach().cpu()
+    if path.suffix.lower() == ".pts":
+        index = points.unit == "px" and any(_split_unit(_normal(name))[1] == "px" for name in points.columns)
+        places = "".join(" ".join(map(repr, row[::-1])) + "\n" for row in coords.tolist())
+        replace_file(path, f"{'index' if index else 'point'}\n{len(points)}\n{places}".encode())
+        return
     columns: dict[str, Sequence[str]] = {}
     moved = {name: [repr(v) for v in coords[:, d].tolist()] for d, name in enumerate(points.columns)}
     for name, cells in points.table.items():
@@ -320,7 +506,8 @@ def read_label_names(path: str | os.PathLike[str]) -> dict[int, str]:
     id with two names, are errors.
     """
     path = Path(path)
-    rows, lines = _read_rows(path)
+    text = read_text(path, lambda row: "id" in {cell.strip().lower() for cell in row})
+    rows, lines = text.rows, text.lines
     if not rows:
         raise ValueError(f"wanted ids and names in {path.name}, got an empty file")
     header = [cell.strip().lower() for cell in rows[0]]
@@ -345,37 +532,6 @@ def read_label_names(path: str | os.PathLike[str]) -> dict[int, str]:
 
 
 # ---- reading ------------------------------------------------------------------------------------------------------
-
-
-def _read_rows(path: Path) -> tuple[list[list[str]], list[int]]:
-    """The rows that are not blank, and the line on which each ends."""
-    try:
-        raw = path.read_bytes()
-        if raw[:2] == b"\x1f\x8b":
-            raw = gzip.decompress(raw)
-        text = raw.decode("utf-8-sig")
-        if "\0" in text:
-            raise ValueError("it holds zero bytes")
-        sample = next((line for line in text.splitlines() if line.strip()), "")
-        delimiter = next((d for d in "\t,;" if d in sample), None)
-        rows, lines = [], []
-        if delimiter is None:
-            for number, line in enumerate(text.splitlines(), 1):
-                if line.strip():
-                    rows.append(line.split())
-                    lines.append(number)
-        else:
-            reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-            for row in reader:
-                if any(cell.strip() for cell in row):
-                    rows.append(row)
-                    lines.append(reader.line_num)
-    except (OSError, EOFError, UnicodeDecodeError, ValueError, csv.Error) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(
-            f"wanted a text table of points, got {str(path)!r}, which cannot be read as one ({reason})"
-        ) from error
-    return rows, lines
 
 
 def _names_without_header(path: Path, rows: list[list[str]], explicit: list[str]) -> list[str]:
@@ -473,7 +629,7 @@ def _parse_columns(columns: str) -> list[tuple[str | None, str]]:
 
 
 def _normal(name: str) -> str:
-    return re.sub(r"[\s.\-_]+", "_", name.strip().lower()).strip("_")
+    return re.sub(r"[\s.\-_]+", "_", name.strip().lstrip("#").lower()).strip("_")
 
 
 def _split_unit(normal: str) -> tuple[str, str | None]:

@@ -89,6 +89,7 @@ class Shapes:
         unit: str = "px",
         pixel_origin: Literal["corner", "center"] = "corner",
         name: str = "shapes",
+        empty: bool = False,
     ) -> Shapes:
         """Shapes of a GeoJSON object as returned by `json.loads`, which is not modified; raises what `read_shapes` raises."""
         reader = _Reader(name)
@@ -96,10 +97,10 @@ class Shapes:
             skeleton = reader.document(document)
         except RecursionError as error:
             raise ValueError(f"wanted GeoJSON, got {name!r} nested too deep to be one") from error
-        if not len(reader.x):
+        if not len(reader.x) and not empty:
             raise ValueError(f"wanted at least one shape in {name!r}, got none; nothing there has coordinates")
         shift = _half(canonical_unit(unit), pixel_origin)
-        yx = np.stack([np.frombuffer(reader.y), np.frombuffer(reader.x)], axis=-1) - shift
+        yx = np.stack([np.array(reader.y), np.array(reader.x)], axis=-1) - shift
         return cls(
             torch.from_numpy(yx),
             torch.tensor(reader.offsets, dtype=torch.long),

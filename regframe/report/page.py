@@ -11,6 +11,7 @@ import jinja2
 import numpy as np
 import PIL.Image
 
+from ..io.paths import shown
 from .pictures import Array
 
 
@@ -34,7 +35,7 @@ def fill(template: str, **facts: Any) -> str:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("regframe", "report"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    return environment.get_template(template).render(facts)
+    return shown(environment.get_template(template).render(facts))
 
 
 def jpeg(picture: Array, quality: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,12 +43,24 @@ def write_run(
     """Write the folder of a run with its page ``report.html``, complete or not at all.
 
     ``sides`` are the fixed and the moving data, which the page shows; without them no page is written. ``extras`` are called
-    before the page is written. The other arguments, and what is raised, are those of `regframe.io.outputs.write`.
+    before the page is written. A page that cannot be drawn is a warning: the result is kept without it. The other arguments, and
+    what is raised, are those of `regframe.io.outputs.write`.
     """
 
     def page(folder: Path) -> None:
-        if sides is not None:
+        if sides is None:
+            return
+        try:
             write(result, *sides, folder / outputs.REPORT)
+        except OSError:  # the disk is full, say: what is written beside it would not be whole either
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is no reason to lose the map
+            (folder / outputs.REPORT).unlink(missing_ok=True)
+            reason = " ".join(str(error).split()) or type(error).__name__
+            warnings.warn(
+                f"the result is written, but not its page ({type(error).__name__}: {reason}); try `regframe report {path}`",
+                stacklevel=2,
+            )
 
     outputs.write(path, result, run, overwrite, *extras, page)
 

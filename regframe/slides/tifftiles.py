@@ -20,6 +20,7 @@ import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
 
+from ..io.paths import shown
 from .shards import RGB, Array, ShardStore
 
 DTYPES = ("u1", "u2", "u4", "i1", "i2", "i4", "f4", "f8")
@@ -80,7 +81,7 @@ class TileStore(ShardStore):
         import tifffile
 
         grid = self.levels[0]
-        metadata: dict[str, Any] = {"axes": "YXS" if self.rgb else "CYX", "Name": name}
+        metadata: dict[str, Any] = {"axes": "YXS" if self.rgb else "CYX", "Name": shown(name)}
         if not (grid.unit == "px" and all(s == 1 for s in grid.spacing)):
             for axis, step in zip("YX", grid.spacing, strict=True):
                 metadata[f"PhysicalSize{axis}"] = step

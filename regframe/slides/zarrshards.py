@@ -20,6 +20,7 @@ from zarr.codecs import BloscCodec
 from zarr.storage import LocalStore
 
 from ..data import ome_unit
+from ..io.paths import shown
 from .shards import Array, ShardStore
 
 _COLOURS = ("FF0000", "00FF00", "0000FF")
@@ -89,7 +90,7 @@ class ZarrStore(ShardStore):
             }
             for i, level in enumerate(self.levels)
         ]
-        return {"name": name, "axes": axes, "datasets": datasets, "type": "nearest" if self.labels else "mean"}
+        return {"name": shown(name), "axes": axes, "datasets": datasets, "type": "nearest" if self.labels else "mean"}
 
     def _windows(self, colors: Sequence[str]) -> list[dict[str, Any]]:
         """Display range of each channel: its range in the coarsest level, or the full range for 8-bit colour images."""

@@ -158,7 +158,7 @@ def align_stack(
             size along the stack stays), ``lddmm`` (affine, then bent onto the average of their neighbours).
         options: guide, trusted places, number of neighbours.
         config: settings of `register` for every pair.
-        progress: called before each pair or section; stages are ``pairs``, ``doubtful pairs``, ``guide``, ``turned over`` …
+        progress: called before each pair or section; stages are ``pairs``, ``doubtful pairs``, ``guide`` …
 
     Raises:
         ValueError: fewer than two sections with tissue, volumes, several units, positions that do not ascend.
@@ -322,7 +322,7 @@ def write_files(stack: Stack, folder: Path, images: Sequence[Image] | None) -> I
             place.mkdir(parents=True)
             result.save(place / outputs.TRANSFORM)
             (place / outputs.METRICS).write_text(outputs.to_json(result.metrics, indent=2) + "\n", encoding="utf-8")
-    with (folder / "sections.csv").open("w", newline="", encoding="utf-8") as file:
+    with (folder / "sections.csv").open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)

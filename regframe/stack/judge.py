@@ -68,7 +68,7 @@ class Judge:
         grid = self.after.grid
         usual = float(np.median([self.after.ncc(a, b) for a, b in itertools.pairwise(self.order)] or [1.0]))
         for i, k in enumerate(self.order):
-            work.tell("turned over", i, len(self.order))
+            work.tell("checked for turning over", i + 1, len(self.order))
             near = [
                 self.order[j] for j in (i - 1, i + 1) if 0 <= j < len(self.order) and self.order[j] not in self.poor
             ]

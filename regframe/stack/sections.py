@@ -71,7 +71,7 @@ def sort_sections(paths: Sequence[Path], order: str | Path = "natural") -> tuple
 
 
 def _from_csv(paths: Sequence[Path], table: Path) -> tuple[list[Path], list[int] | None]:
-    with table.open(newline="", encoding="utf-8-sig") as file:
+    with table.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
         reader = csv.DictReader(file)
         if not reader.fieldnames or "section" not in reader.fieldnames:
             raise ValueError(f"wanted a column 'section' in {table}, got {reader.fieldnames or 'nothing'}; name it so")

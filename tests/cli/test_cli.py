@@ -595,6 +595,55 @@ def test_evaluate(tmp_path: Path, saved: tuple[Path, Result]) -> None:
     assert "after, px" in text
 
 
+@pytest.mark.parametrize("column", ["label", "Name", "landmark_id"])
+def test_evaluate_says_how_it_pairs(tmp_path: Path, saved: tuple[Path, Result], column: str) -> None:
+    fixed, moving = landmark_files(tmp_path, saved[1], error=0.5)
+    for path in (fixed, moving):
+        path.write_text(path.read_text().replace("id,", f"{column},"))
+    outcome = run("evaluate", saved[0], "--fixed-landmarks", fixed, "--moving-landmarks", moving, "--json")
+    assert json.loads(outcome.stdout)["paired_on"] == column
+    assert json.loads(outcome.stdout)["tre_px"]["max"] == pytest.approx(0.5, abs=1e-6)
+    assert f"paired on the column {column!r}" in outcome.stderr
+    for path in (fixed, moving):
+        path.write_text("".join(line.partition(",")[2] for line in path.read_text().splitlines(keepends=True)))
+    outcome = run("evaluate", saved[0], "--fixed-landmarks", fixed, "--moving-landmarks", moving, "--json")
+    assert json.loads(outcome.stdout)["paired_on"] is None
+    assert "paired row by row" in outcome.stderr
+
+
+def test_an_empty_annotation_is_no_error(tmp_path: Path, saved: tuple[Path, Result]) -> None:
+    (tmp_path / "a.geojson").write_text('{"type": "FeatureCollection", "features": []}')
+    outcome = run(
+        "apply", "shapes", saved[0], tmp_path / "a.geojson", "--to", "fixed", "-o", tmp_path / "b.geojson", "--json"
+    )
+    assert json.loads(outcome.stdout)["shapes"] == 0
+    assert json.loads((tmp_path / "b.geojson").read_text()) == {"type": "FeatureCollection", "features": []}
+
+
+def test_points_of_standard_input_to_standard_output(tmp_path: Path, saved: tuple[Path, Result]) -> None:
+    text = "id;x;y\na;1,5;2\nb;3;4,25\n"
+    (tmp_path / "p.csv").write_bytes(text.encode("utf-16"))
+    said = run("apply", "points", saved[0], tmp_path / "p.csv", "--to", "fixed", "-o", tmp_path / "o.csv")
+    assert "Note: decimal commas were read as points" in said.stderr
+    for source, raw, target in (
+        ("-", text.encode("utf-16"), "-"),
+        (tmp_path / "p.csv", b"", "-"),
+        ("-", text.encode(), tmp_path / "q.csv"),
+    ):
+        runner = click.testing.CliRunner()
+        arguments = ["apply", "points", str(saved[0]), str(source), "--to", "fixed", "-o", str(target)]
+        outcome = runner.invoke(main, arguments, input=raw)
+        assert outcome.exit_code == 0, outcome.output
+        found = outcome.stdout_bytes if target == "-" else Path(target).read_bytes()
+        assert found == (tmp_path / "o.csv").read_bytes()
+    outcome = click.testing.CliRunner().invoke(
+        main, ["apply", "points", str(saved[0]), "-", "--to", "fixed", "-o", "-"], input=b""
+    )
+    assert (outcome.exit_code, outcome.stdout) == (2, "")
+    assert "wanted a table on standard input, got nothing" in outcome.stderr
+    assert not Path("-").exists()
+
+
 def test_evaluate_in_physical_units(tmp_path: Path) -> None:
     fixed, moving = Grid((60, 70), 0.002, (), "mm"), Grid((64, 50), 0.5, (), "µm")
     result = fake_result(fixed, moving, torch.diag(torch.tensor([1e-3, 1e-3, 1.0], dtype=torch.float64)), bend=1.0)

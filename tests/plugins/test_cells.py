@@ -178,6 +178,25 @@ def test_layouts_of_instruments(tmp_path: Path, header: str, unit: str, kind: st
     assert len(cells.table) == len(names)  # nothing is lost
 
 
+@pytest.mark.parametrize("where", [(5e5, 5e5), (-5e5, 100.0), (300.0, 9e6)])
+@pytest.mark.parametrize("how", [{}, {"spacing": 5}, {"field": "hull"}, {"types": "kind"}])
+def test_a_stray_cell_does_not_make_giant_pixels(where: tuple[float, float], how: dict[str, Any]) -> None:
+    pd = pytest.importorskip("pandas", reason="needs the extra tables")
+    random = np.random.default_rng(4)
+    frame = pd.DataFrame(random.uniform(0, 1000, (400, 2)), columns=["x_um", "y_um"]).assign(kind="a")
+    plain = image(frame, **how)
+    frame.loc[400] = [*where, "a"]
+    with pytest.warns(UserWarning, match=r"1 of 401 cells of 'data frame' lie far from all others \(row 401 at x"):
+        stray = image(frame, **how)
+    assert stray.grid == plain.grid
+    torch.testing.assert_close(stray.data, plain.data)
+    assert (stray.weight is None) == (plain.weight is None)
+    moved = rf.adapter("cells").apply(frame, rf.Affine.identity(2, "µm"))
+    assert moved.coords[-1].tolist() == [where[1], where[0]]  # it is carried all the same
+    frame.loc[400] = [1400.0, 1500.0, "a"]  # no stray: another piece, or a cell at the rim
+    assert image(frame, **how).grid.extent[0] > plain.grid.extent[0]
+
+
 def test_parquet_and_h5ad_are_sniffed_read_and_written_back(tmp_path: Path) -> None:
     pandas = pytest.importorskip("pandas")
     anndata = pytest.importorskip("anndata")
@@ -222,7 +241,7 @@ def test_parquet_and_h5ad_are_sniffed_read_and_written_back(tmp_path: Path) -> N
     np.testing.assert_array_equal(back.X.toarray(), counts)
     np.testing.assert_allclose(data.obsm["spatial"][:, ::-1], coords)  # the source is as it was
     adapter.save(moved, tmp_path / "m.csv")
-    assert (tmp_path / "m.csv").read_text().startswith("kind,n,y_um,x_um\nT,0,")
+    assert (tmp_path / "m.csv").read_text().startswith("obs_names,kind,n,y_um,x_um\nc0,T,0,")
     with pytest.raises(ValueError, match="wanted genes of 'AnnData', got q"):
         image(data, genes="q", spacing=5)
     centred = data.copy()
