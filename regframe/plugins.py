@@ -27,6 +27,7 @@ from . import hookspecs
 from .contracts import Adapter, Metric
 from .data import Image, PointSet, Pyramid
 from .remote.address import Remote, is_address, locate
+from .remote.errors import RemoteError
 
 GROUP = "regframe"
 """Name of the entry-point group of plug-ins, of the pluggy project, and of the distribution that is regframe itself."""
@@ -253,6 +254,8 @@ def _confidence(entry: Entry, source: Any, options: dict[str, Any]) -> float:
         return 0.0  # a required option is missing: such an adapter is only used when it is named
     try:
         score = float(instance.matches(source))
+    except RemoteError:  # no fault of the adapter
+        raise
     except Exception as error:  # noqa: BLE001 - third-party code must not take the other plug-ins down
         _warn(f"the adapter {entry.name!r} of {entry.provider} failed to look at {_describe(source)}: {_reason(error)}")
         return 0.0

@@ -81,7 +81,7 @@ def plan(folder: str, path: str, delay: float = 0.0, **options: Any) -> SlideWar
     pyramid = on_disk(Path(folder), data, delay=delay)
     grid = rf.Grid((310, 350))
     cut = SlideOptions(**({"chunk": 16, "shard": 64} | options))
-    return SlideWarp(pyramid, bent(pyramid.grid), grid, Path(path), cut)
+    return SlideWarp(pyramid, bent(pyramid.grid), grid, rf.locate(path), cut)
 
 
 if __name__ == "__main__":  # folder, output, seconds per read, workers, shard

@@ -129,7 +129,8 @@ class ImageAdapter(regframe.Adapter):
         path = regframe.locate(source)
         if _kind(path) is not None:
             return 0.9
-        return 0.1 if path.name.lower().endswith(_SUFFIXES) else 0.0
+        far = isinstance(path, regframe.Remote)  # `open` says what is read under an address
+        return 0.1 if far or path.name.lower().endswith(_SUFFIXES) else 0.0
 
     def open(self, source: Any) -> regframe.Image:
         """Read the pixels, of a large image as many as a registration needs (see ``level``); ValueError with one sentence

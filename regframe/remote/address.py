@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from . import credentials
-from .errors import RemoteError
+from .errors import RemoteError, RemoteMissing
 
 SCHEMES = ("s3", "gs", "https", "http")
 """What an address may begin with."""
@@ -174,7 +174,7 @@ class Remote:
         self._ask(
             "read", lambda obs, store: obs.get(store, self.key)
         )  # says whether the bucket or the object is missing
-        raise RemoteError(f"cannot read {self}: there is nothing of this name", "missing")
+        raise RemoteMissing(f"cannot read {self}: there is nothing of this name")
 
     # ---- reading ----------------------------------------------------------------------------------------------------
 
@@ -205,7 +205,7 @@ class Remote:
         """The `Stamp` of the object; RemoteError where there is none."""
         found = self._facts()
         if found is None:
-            raise RemoteError(f"cannot read {self}: there is nothing of this name", "missing")
+            raise RemoteMissing(f"cannot read {self}: there is nothing of this name")
         tag = zlib.crc32(str(found.get("e_tag") or "").encode())
         return tag, int(found["size"]), int(found["last_modified"].timestamp() * 1e9)
 
@@ -219,12 +219,14 @@ class Remote:
 
         return self._ask("read", whole)
 
-    def read_ranges(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
-        """The bytes of several ranges (start, stop), neighbours by one request; RemoteError where the object ends before."""
+    def read_ranges(self, ranges: Sequence[tuple[int, int]], gap: int = 0) -> list[bytes]:
+        """The bytes of several ranges (start, stop); RemoteError where the object ends before.
+
+        Neighbours are read by one request: where there are up to ``gap`` bytes between them, or a small part of their own."""
         wanted = sorted({r for r in ranges if r[1] > r[0]})
         runs: list[list[int]] = []
         for start, stop in wanted:
-            if runs and start - runs[-1][1] <= _GAP * (stop - start):
+            if runs and start - runs[-1][1] <= max(gap, _GAP * (stop - start)):
                 runs[-1][1] = max(runs[-1][1], stop)
             else:
                 runs.append([start, stop])
@@ -332,7 +334,7 @@ class Remote:
         if isinstance(error, FileNotFoundError):
             gone = "NoSuchBucket" in text or "The specified bucket does not exist" in text
             reason = f"there is no bucket {self.host!r}" if gone else "there is nothing of this name"
-            return RemoteError(start + reason, "missing"), False
+            return RemoteMissing(start + reason), False
         if kind in ("PermissionDeniedError", "UnauthenticatedError") or (status and status[1] in ("401", "403")):
             return RemoteError(start + self._denied(), "denied"), False
         if "LOCATION" in text or (status and status[1] in ("301", "307")):
@@ -343,6 +345,9 @@ class Remote:
             return RemoteError(start + reason), False
         if status and status[1] == "416":
             return RemoteError(start + "it is shorter than it says"), False
+        if status and status[1] == "404":
+            reason = f"there is no bucket {self.host!r}" if what == "list" else "there is nothing of this name"
+            return RemoteMissing(start + reason), False
         if status:
             return RemoteError(f"{start}the server answers with status {status[1]}", "network"), False
         if "error sending request" in text or "dns" in text.lower() or "Connect" in text:

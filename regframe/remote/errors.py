@@ -14,3 +14,10 @@ class RemoteError(OSError):
     def __init__(self, sentence: str, kind: str = "other") -> None:
         super().__init__(sentence)
         self.kind = kind
+
+
+class RemoteMissing(RemoteError, FileNotFoundError):
+    """There is nothing of this name in a remote store."""
+
+    def __init__(self, sentence: str, kind: str = "missing") -> None:
+        super().__init__(sentence, kind)

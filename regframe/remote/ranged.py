@@ -10,9 +10,9 @@ from typing import Any
 
 from .address import Remote, Stamp
 
-_BLOCK = 1 << 15
+_BLOCK = 1 << 14
 """Bytes that are read at once for a small read: the directory of a TIFF with its tags, which lie close together."""
-_KEPT = 128
+_KEPT = 256
 """Blocks of one file that are kept: 4 MiB, the directories of a large pyramid."""
 
 

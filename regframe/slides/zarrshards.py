@@ -107,9 +107,13 @@ class ZarrStore(ShardStore):
         ]
         return {"name": shown(name), "axes": axes, "datasets": datasets, "type": "nearest" if self.labels else "mean"}
 
+    def coarsest(self) -> Array:
+        """All pixels ``[C, y, x]`` of the coarsest level."""
+        return np.asarray(self._arrays[-1][...])
+
     def _windows(self, colors: Sequence[str]) -> list[dict[str, Any]]:
         """Display range of each channel: its range in the coarsest level, or the full range for 8-bit colour images."""
-        coarsest = np.asarray(self._arrays[-1][...])
+        coarsest = self.coarsest()
         channels = []
         for i, (name, color) in enumerate(zip(self.channels, colors, strict=True)):
             window = (float(coarsest[i].min()), float(coarsest[i].max()))
