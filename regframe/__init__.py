@@ -15,6 +15,7 @@ _HOME = {
     "Displacement": "maps.displacement",
     "Flow": "maps.flow",
     "Grid": "data",
+    "Held": "remote.held",
     "Image": "data",
     "Level": "data",
     "MapFormat": "contracts",

@@ -56,6 +56,7 @@ from .registration import register as register
 from .remote.address import Remote as Remote
 from .remote.address import locate as locate
 from .remote.errors import RemoteError as RemoteError
+from .remote.held import Held as Held
 from .remote.ranged import RangedFile as RangedFile
 from .remote.zarrstore import RemoteZarr as RemoteZarr
 from .report import write_report as write_report

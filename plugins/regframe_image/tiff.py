@@ -340,6 +340,7 @@ class _TiledPages(_Pages):
         samples = page.samplesperpixel if page.planarconfig == _TOGETHER else 1
         check_chunk(path, "a tile", (height, width, samples), self.inner, self.dtype.itemsize)
         self.tile: tuple[int, int] = (height, width)
+        self.held = regframe.Held()
         sizes = {"Y": height, "X": width, "S": samples}
         self.chunk = (*(1 for _ in self.outer), *(sizes[a] for a in page.axes))
 
@@ -358,7 +359,7 @@ class _TiledPages(_Pages):
                 for plane, sample in zip(out, planes, strict=True)
                 for tile in self._touched(sample, y, x)
             ]
-            stored = _segments(self.paths[page], segments, [tile[1:] for tile in touched])
+            stored = _segments(self.paths[page], segments, [tile[1:] for tile in touched], self.held)
             for (plane, _, _, index), data in zip(touched, stored, strict=True):
                 if data is not None:
                     tile, (_, _, top, left, _), _ = self.page.decode(data, index, **self.arguments[page])
@@ -444,9 +445,18 @@ def _run(path: Place, dtype: np.dtype[Any], offset: int, shape: tuple[int, ...],
     return np.frombuffer(b"".join(data), dtype).reshape(sides)
 
 
-def _segments(path: Place, segments: tuple[Any, Any], tiles: list[tuple[int, int, int]]) -> Iterator[bytes | None]:
+def _segments(
+    path: Place, segments: tuple[Any, Any], tiles: list[tuple[int, int, int]], held: regframe.Held
+) -> Iterator[bytes | None]:
     """The stored bytes of tiles, each by its row, column and number; None where a sparse file has no such tile, so that it is all
-    nodata."""
+    nodata.
+
+    Args:
+        path: of the file.
+        segments: offsets and sizes of all tiles.
+        tiles: row, column and number of those that are wanted.
+        held: tiles of a remote file that were read before.
+    """
     places = [(int(segments[0][index]), int(segments[1][index])) for _, _, index in tiles]
     if not isinstance(path, regframe.Remote):
         with path.open("rb") as file:
@@ -460,8 +470,13 @@ def _segments(path: Place, segments: tuple[Any, Any], tiles: list[tuple[int, int
             _whole(range(max(0, min(count, size - offset, _SEGMENT))), count, row, column)
     for first in range(0, len(places), _TOGETHER_READ):
         part = places[first : first + _TOGETHER_READ]
-        held = iter(path.read_ranges([(offset, offset + count) for offset, count in part if offset and count]))
-        yield from (next(held) if offset and count else None for offset, count in part)
+        wanted = {(offset, offset + count) for offset, count in part if offset and count}
+        found = {key: data for key in wanted if (data := held.get(key)) is not None}
+        missing = sorted(wanted - set(found))
+        found |= dict(zip(missing, path.read_ranges(missing), strict=True))
+        for key in missing:
+            held.keep(key, found[key])
+        yield from (found.get((offset, offset + count)) if offset and count else None for offset, count in part)
 
 
 def _whole(data: Any, count: int, row: int, column: int) -> Any:

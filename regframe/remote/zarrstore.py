@@ -10,6 +10,7 @@ from zarr.abc.store import OffsetByteRequest, RangeByteRequest, Store, SuffixByt
 
 from .address import ATTEMPTS, Remote, check_size
 from .errors import RemoteError
+from .held import Held
 
 _METADATA = ("zarr.json", ".zarray", ".zgroup", ".zattrs", ".zmetadata")
 _XML = 16 << 20
@@ -27,6 +28,7 @@ class RemoteZarr(Store):
     def __init__(self, root: Remote, most: int = 1 << 31) -> None:
         super().__init__(read_only=True)
         self.root, self.most = root, most
+        self._held = Held()
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, RemoteZarr) and self.root == other.root
@@ -60,6 +62,9 @@ class RemoteZarr(Store):
             options = {"range": {"offset": byte_range.offset}}
         elif isinstance(byte_range, SuffixByteRequest):
             options = {"range": {"suffix": byte_range.suffix}}
+        kept = self._held.get((key, byte_range))
+        if kept is not None:
+            return prototype.buffer.from_bytes(kept)
         for attempt in range(ATTEMPTS):
             try:
                 answer = await obs.get_async(store, where.key, **({"options": options} if options else {}))
@@ -80,6 +85,8 @@ class RemoteZarr(Store):
                 await asyncio.sleep(0.2 * 2**attempt)
         if len(data) != last - first:
             raise RemoteError(f"cannot read {where}: it ends after {len(data)} of {last - first} bytes")
+        if not metadata:
+            self._held.keep((key, byte_range), data)
         return prototype.buffer.from_bytes(data)
 
     async def get_partial_values(self, prototype: Any, key_ranges: Iterable[tuple[str, Any]]) -> list[Any]:
