@@ -357,12 +357,12 @@ def test_google_buckets(web: Web, folder: Path, monkeypatch: pytest.MonkeyPatch)
 def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with an image ``s`` and with ``o.zarr``, that image carried to the disk."""
     folder = tmp_path_factory.mktemp("reference")
-    slides.plan(str(folder / "s"), str(folder / "o.zarr"), shard=128).write(1)
+    slides.plan(str(folder / "s"), str(folder / "o.zarr"), shard=128, chunk=64).write(1)
     return folder
 
 
 def test_what_is_written_to_a_bucket_is_what_is_written_to_the_disk(s3: Web, reference: Path) -> None:
-    plan = slides.plan(str(reference / "s"), "s3://slides/out/o.zarr", shard=128)
+    plan = slides.plan(str(reference / "s"), "s3://slides/out/o.zarr", shard=128, chunk=64)
     assert isinstance(plan.path, rf.Remote)
     seen: list[int] = []
     plan.write(2, progress=lambda step: seen.append(step.done))
@@ -377,7 +377,7 @@ def test_what_is_written_to_a_bucket_is_what_is_written_to_the_disk(s3: Web, ref
 
 
 def test_what_is_not_whole_is_no_image_and_goes_on(s3: Web, reference: Path) -> None:
-    plan = slides.plan(str(reference / "s"), "s3://slides/part/o.zarr", shard=128)
+    plan = slides.plan(str(reference / "s"), "s3://slides/part/o.zarr", shard=128, chunk=64)
     with plan.started():
         for index in (0, 3, 4):
             plan.run(index)
@@ -398,18 +398,18 @@ def test_what_is_not_whole_is_no_image_and_goes_on(s3: Web, reference: Path) -> 
 
 def test_other_things_are_left_alone(s3: Web, reference: Path) -> None:
     rf.Remote.of("s3://slides/thesis.zarr/chapter.tex").write_bytes(b"years")
-    plan = slides.plan(str(reference / "s"), "s3://slides/thesis.zarr", shard=128)
+    plan = slides.plan(str(reference / "s"), "s3://slides/thesis.zarr", shard=128, chunk=64)
     with pytest.raises(FileExistsError, match="no Zarr store; it is left alone"):
         plan.write(1, overwrite=True)
     assert objects("s3://slides/thesis.zarr") == {"chapter.tex": b"years"}
     rf.Remote.of("s3://slides/other.zarr.partial/plan.json").write_bytes(b'{"hash": "x", "what": "another slide"}')
     with pytest.raises(ValueError, match=r"other inputs or settings than it was begun with \(another slide\)"):
-        slides.plan(str(reference / "s"), "s3://slides/other.zarr", shard=128).write(1)
+        slides.plan(str(reference / "s"), "s3://slides/other.zarr", shard=128, chunk=64).write(1)
 
 
 @pytest.mark.usefixtures("fast")
 def test_a_store_that_fails_while_it_is_written_is_said_and_goes_on(s3: Web, reference: Path) -> None:
-    plan = slides.plan(str(reference / "s"), "s3://slides/fails/o.zarr", shard=128)
+    plan = slides.plan(str(reference / "s"), "s3://slides/fails/o.zarr", shard=128, chunk=64)
     s3[1].status = {"0/c/0/2": 500}
     with pytest.raises(
         rf.RemoteError, match=r"status 500; \d+ of \d+ shards are kept in o.zarr.partial: run the same again"
@@ -422,8 +422,8 @@ def test_a_store_that_fails_while_it_is_written_is_said_and_goes_on(s3: Web, ref
 
 def test_a_killed_run_goes_on(s3: Web, reference: Path) -> None:
     where = "s3://slides/killed/o.zarr"
-    plan = slides.plan(str(reference / "s"), where, shard=128)
-    command = [sys.executable, str(HERE / "fake_slides.py"), str(reference / "s"), where, "0.2", "1", "128"]
+    plan = slides.plan(str(reference / "s"), where, shard=128, chunk=64)
+    command = [sys.executable, str(HERE / "fake_slides.py"), str(reference / "s"), where, "0.2", "1", "128", "64"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{HERE}:{os.environ.get('PYTHONPATH', '')}"}
     process = subprocess.Popen(command, env=environment)
     deadline = time.monotonic() + 60
@@ -441,7 +441,7 @@ def test_a_killed_run_goes_on(s3: Web, reference: Path) -> None:
 
 
 def test_a_lock_of_another_machine_counts_for_two_minutes(s3: Web, reference: Path) -> None:
-    plan = slides.plan(str(reference / "s"), "s3://slides/lock/o.zarr", shard=128)
+    plan = slides.plan(str(reference / "s"), "s3://slides/lock/o.zarr", shard=128, chunk=64)
     assert isinstance(plan.partial, rf.Remote)
     lease = {"host": "elsewhere", "pid": 1, "time": time.time() - 60}
     (plan.partial / "lock").write_bytes(json.dumps(lease).encode())
