@@ -62,7 +62,7 @@ class RemoteZarr(Store):
             options = {"range": {"offset": byte_range.offset}}
         elif isinstance(byte_range, SuffixByteRequest):
             options = {"range": {"suffix": byte_range.suffix}}
-        kept = self._held.get((key, byte_range))
+        kept = self._kept(key, byte_range)
         if kept is not None:
             return prototype.buffer.from_bytes(kept)
         for attempt in range(ATTEMPTS):
@@ -88,6 +88,20 @@ class RemoteZarr(Store):
         if not metadata:
             self._held.keep((key, byte_range), data)
         return prototype.buffer.from_bytes(data)
+
+    def _kept(self, key: str, byte_range: Any) -> bytes | None:
+        """What was read before: the part itself, or the object that it is part of."""
+        part = self._held.get((key, byte_range))
+        if part is not None or byte_range is None:
+            return part
+        whole = self._held.get((key, None))
+        if whole is None:
+            return None
+        if isinstance(byte_range, RangeByteRequest):
+            return whole[byte_range.start : byte_range.end]
+        if isinstance(byte_range, SuffixByteRequest):
+            return whole[-byte_range.suffix :]
+        return None
 
     async def get_partial_values(self, prototype: Any, key_ranges: Iterable[tuple[str, Any]]) -> list[Any]:
         """The parts under several keys, at the same time."""
