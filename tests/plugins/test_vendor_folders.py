@@ -17,6 +17,7 @@ import torch
 import vendor_folders as made
 from click.testing import CliRunner, Result
 from regframe_vendor import VendorAdapter
+from scipy.ndimage import gaussian_filter
 
 import regframe as rf
 from regframe import plugins
@@ -49,18 +50,18 @@ POSITIONS = {
 """The maker's columns of the cells or spots, x and y, and the µm in one of their units."""
 
 
-@pytest.fixture(autouse=True)
-def _installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+@pytest.fixture(autouse=True, scope="module")
+def _installed() -> Iterator[None]:
     """The adapter, also in an environment that was installed before there was its entry point."""
-    if "vendor" not in {entry.name for entry in plugins.adapters()}:
-        points = (*plugins._entry_points(), EntryPoint("vendor", "regframe_vendor", "regframe"))
-        monkeypatch.setattr(plugins, "_entry_points", lambda: points)
+    if "vendor" in {entry.name for entry in plugins.adapters()}:
+        yield
+        return
+    points = (*plugins._entry_points(), EntryPoint("vendor", "regframe_vendor", "regframe"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plugins, "_entry_points", lambda: points)
         plugins.refresh()
         yield
-        monkeypatch.undo()
-        plugins.refresh()
-    else:
-        yield
+    plugins.refresh()
 
 
 @pytest.fixture
@@ -389,12 +390,10 @@ def test_from_folder_to_aligned_table(folder: Path, tmp_path: Path, monkeypatch:
     source = made.xenium(folder)
     cos, sin = np.cos(np.deg2rad(20)), np.sin(np.deg2rad(20))
     truth = xy @ np.array([[cos, sin], [-sin, cos]]) + [70, 20]
-    drawn = np.zeros((240, 290))
-    np.add.at(drawn, tuple(truth.round().astype(int).T[::-1]), 1)
-    from scipy.ndimage import gaussian_filter
-
-    smooth = gaussian_filter(drawn, 1.5)
-    made.write_ome(tmp_path / "he.ome.tif", (255 * smooth / smooth.max()).astype(np.uint8), 1.0)
+    drawn = np.zeros((120, 145))
+    np.add.at(drawn, tuple((truth / 2).round().astype(int).T[::-1]), 1)
+    smooth = gaussian_filter(drawn, 0.8)
+    made.write_ome(tmp_path / "he.ome.tif", (255 * smooth / smooth.max()).astype(np.uint8), 2.0)
     out, table = tmp_path / "run", tmp_path / "aligned.csv"
     outcome = run("register", tmp_path / "he.ome.tif", source, "-o", out, "--transform", "rigid", "--save-warped")
     assert (
@@ -402,7 +401,7 @@ def test_from_folder_to_aligned_table(folder: Path, tmp_path: Path, monkeypatch:
     )
     run("apply", "points", out, source, "-o", table, "--to", "fixed")
     written = pd.read_csv(table)
-    assert np.hypot(*(aligned(written) - truth).T).max() < 0.5  # µm, half a pixel of the image
+    assert np.hypot(*(aligned(written) - truth).T).max() < 1  # µm, half a pixel of the image
     cells = pd.read_parquet(source / "cells.parquet")
     pd.testing.assert_frame_equal(written[cells.columns], cells, check_dtype=False)
     assert list(written.columns[-5:]) == [

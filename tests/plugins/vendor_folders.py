@@ -138,8 +138,9 @@ def array() -> pd.DataFrame:
 
 def pictures(folder: Path, shape: tuple[int, int] = (250, 280)) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(picture((*shape, 3))).save(folder / "tissue_hires_image.png")
-    Image.fromarray(picture((shape[0] // 5, shape[1] // 5, 3))).save(folder / "tissue_lowres_image.png")
+    for name, divisor in (("hires", 1), ("lowres", 5)):
+        colours = picture((shape[0] // divisor, shape[1] // divisor, 3))
+        Image.fromarray(colours).save(folder / f"tissue_{name}_image.png", compress_level=0)
 
 
 def visium(folder: Path, table: str = "tissue_positions.csv", **scales: Any) -> Path:
