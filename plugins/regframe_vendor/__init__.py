@@ -5,8 +5,9 @@ from __future__ import annotations
 import regframe
 
 from .adapter import VendorAdapter
+from .offset import Offset, offset
 
-__all__ = ["VendorAdapter", "regframe_adapters"]
+__all__ = ["Offset", "VendorAdapter", "offset", "regframe_adapters"]
 
 
 @regframe.hookimpl

@@ -12,6 +12,7 @@ from typing import Any, cast
 import regframe
 
 from .cosmx import CosMx
+from .counts import weighed
 from .folder import Folder
 from .layouts import PIXEL, Choice, Found, Layout, Picture, Use
 from .merscope import Merscope
@@ -50,6 +51,8 @@ class VendorAdapter(regframe.Adapter):
         spacing: micrometres per pixel, where the folder does not state them (CosMx, Visium).
         unit: of ``spacing``, µm where None.
         override: read a version that is not known.
+        counts: True: spots and bins of Visium weigh the sum of their transcripts instead of 1, so that their density shows the
+            tissue's own structure (needs h5py).
     """
 
     name = "vendor"
@@ -67,6 +70,7 @@ class VendorAdapter(regframe.Adapter):
         spacing: float | None = None,
         unit: str | None = None,
         override: bool = False,
+        counts: bool = False,
     ) -> None:
         if use is not None and use not in USES:
             raise ValueError(f"wanted use to be one of {', '.join(USES)}, got {use!r}")
@@ -76,10 +80,11 @@ class VendorAdapter(regframe.Adapter):
         for what, value in (("z", z), ("level", level)):
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
                 raise ValueError(f"wanted {what} as a whole number from 0, got {value!r}")
-        if not isinstance(override, bool):
-            raise ValueError(f"wanted override to be true or false, got {override!r}")
+        for what, flag in (("override", override), ("counts", counts)):
+            if not isinstance(flag, bool):
+                raise ValueError(f"wanted {what} to be true or false, got {flag!r}")
         self.use = None if use is None else USES[use]
-        self.vendor, self.channels, self.level = vendor, channels, level
+        self.vendor, self.channels, self.level, self.counts = vendor, channels, level, counts
         self.choice = Choice(
             None if region is None else str(region),
             None if image is None else str(image),
@@ -111,7 +116,8 @@ class VendorAdapter(regframe.Adapter):
         folder, found = self._found(source)
         use = self._use(folder, found)
         if use != "image":
-            return points(folder, found.tables[use])
+            table = found.tables[use]
+            return weighed(points(folder, table), table.matrix, folder) if self.counts else points(folder, table)
         reader, picture = self._picture(folder, found)
         image = reader.open(picture.path)
         assert isinstance(image, regframe.Image)

@@ -60,7 +60,7 @@ class CosMx(Layout):
             ("transcripts", "tx_file", ("x_global_px", "y_global_px")),
         ):
             if kind in files:
-                tables[use] = Table(folder.root / files[kind], columns, "px", pixel, rows=use)
+                tables[use] = Table(folder.root / files[kind], columns, "px", pixel)
         missing = {
             "cells": f"no {name}_metadata_file.csv; export the flat files anew",
             "transcripts": f"no {name}_tx_file.csv; export the flat files anew",

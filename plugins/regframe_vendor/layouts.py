@@ -48,7 +48,7 @@ class Table:
         unit: that the columns are in.
         scale: micrometres in one such unit.
         counts: column of 0 and 1 that says which rows lie on tissue; None: all do.
-        rows: what the rows are, for messages.
+        matrix: counts of genes by barcode (10x HDF5); None: none there.
     """
 
     path: Path
@@ -56,7 +56,7 @@ class Table:
     unit: str = "µm"
     scale: float = 1.0
     counts: str | None = None
-    rows: str = "cells"
+    matrix: Path | None = None
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,7 @@ class Merscope(Layout):
             tables["cells"] = Table(folder.root / cells, ("center_x", "center_y"))
         transcripts = folder.first(*parquet_first("detected_transcripts"))
         if transcripts is not None:
-            tables["transcripts"] = Table(folder.root / transcripts, ("global_x", "global_y"), rows="transcripts")
+            tables["transcripts"] = Table(folder.root / transcripts, ("global_x", "global_y"))
         images, why, said = _mosaics(folder, choice)
         missing = {
             "cells": "no cell_metadata.csv; segment the region, or take use=transcripts",

@@ -20,6 +20,8 @@ from .tables import COUNTS, read
 
 POSITIONS = ("tissue_positions.parquet", "tissue_positions.csv", "tissue_positions_list.csv")
 """Tables of spots or bins, the newest first."""
+MATRICES = ("filtered_feature_bc_matrix.h5", "raw_feature_bc_matrix.h5")
+"""Files of the counts, by barcode."""
 SCALES = "scalefactors_json.json"
 """The file of the scale factors."""
 PITCH = 100.0
@@ -67,7 +69,7 @@ class Visium(Layout):
         if table is not None:
             bare = table.name == POSITIONS[-1] and not _headed(table)
             columns = None if bare else (_NAMES[5], _NAMES[4])
-            tables["cells"] = Table(table, columns, "px", pixel, COUNTS, "bins" if "HD" in vendor else "spots")
+            tables["cells"] = Table(table, columns, "px", pixel, COUNTS, _matrix(root, spatial))
         images = {}
         for name, file in _PICTURES.items():
             path = root.path(place + file) or root.path(f"spatial/{file}")
@@ -83,6 +85,8 @@ class Visium(Layout):
             "transcripts": "no transcripts, which this assay does not locate; take use=cells",
             "image": f"no {' or '.join(_PICTURES.values())} in {place or './'} with its scale factor; copy the folder whole",
         }
+        if vendor == "Visium" and tables and images:
+            note += "; spots show little more than an outline: use=image registers the tissue, and its map carries them"
         return Found(vendor, "", tables, images, missing, (*notes, note))
 
 
@@ -121,6 +125,13 @@ def _chosen(root: Folder, choice: Choice) -> tuple[str, str, tuple[str, ...]]:
     if root.folders("segmented_outputs"):
         notes.append("its segmented_outputs (cells as polygons) are not read")
     return f"{bins[size]}/spatial", "Visium HD", tuple(notes)
+
+
+def _matrix(root: Folder, spatial: str) -> Path | None:
+    """The matrix of counts beside the folder of the scale factors, of what lies on tissue or of all."""
+    place = spatial.rpartition("/")[0]
+    name = root.first(*(f"{place}/{file}".lstrip("/") for file in MATRICES))
+    return None if name is None else root.root / name
 
 
 def _headed(path: Path) -> bool:

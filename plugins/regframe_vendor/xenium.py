@@ -49,7 +49,7 @@ class Xenium(Layout):
         ):
             name = folder.first(*parquet_first(stem))
             if name is not None:
-                tables[use] = Table(folder.root / name, columns, rows=use)
+                tables[use] = Table(folder.root / name, columns)
         missing = {
             use: f"neither {use}.parquet nor {use}.csv.gz; copy the folder whole" for use in ("cells", "transcripts")
         }

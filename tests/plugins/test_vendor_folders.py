@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pandas as pd
 import pytest
+import regframe_vendor
 import torch
 import vendor_folders as made
 from click.testing import CliRunner, Result
@@ -432,6 +433,41 @@ def test_from_folder_to_aligned_table(folder: Path, tmp_path: Path, monkeypatch:
     )
     assert "got an image" in wrong.stderr
     assert not run("register", tmp_path / "he.ome.tif", tmp_path, "-o", tmp_path / "r2", code=2).stdout
+
+
+# ---- counts, and the offset of bins ---------------------------------------------------------------------------------------
+
+
+def test_the_offset_of_bins_is_measured_and_mended(folder: Path) -> None:
+    """Transcripts diffuse around the nuclei of a made H&E, and every bin is said to lie 3 µm below and 5 µm left of its place."""
+    off = np.array([3.0, -5.0])
+    picture, frame, sums = made.counted_tissue(off)
+    made.write_bins(folder, frame, sums)
+    bins = rf.open(folder, bin=2, counts=True)
+    assert isinstance(bins, rf.PointSet)
+    assert bins.weights is not None
+    assert bins.weights.tolist() == sums.tolist()
+    he = rf.Image.from_array(picture, "cyx", 1.0, unit="µm", channels=("red", "green", "blue"))
+    found = regframe_vendor.offset(folder, he)
+    assert found.shift == pytest.approx(off, abs=0.5)  # µm
+    assert abs(found.turn) < 0.2
+    mended = VendorAdapter(bin=2).apply(folder, found.result.transform)
+    assert mended.coords.numpy() == pytest.approx(bins.coords.numpy() + off, abs=1)
+
+
+def test_counts_that_are_none(folder: Path) -> None:
+    made.visium_hd(folder, (8,))
+    with pytest.raises(
+        ValueError, match=r"wanted a matrix of counts by barcode in .* for counts=true, got none; copy filtered"
+    ):
+        rf.open(folder, counts=True)
+    matrix = folder / "binned_outputs/square_008um/filtered_feature_bc_matrix.h5"
+    matrix.write_bytes(b"none")
+    with pytest.raises(ValueError, match=r"wanted a matrix of counts \(10x HDF5\) in .*, got something else"):
+        rf.open(folder, counts=True)
+    made.write_matrix(matrix, ["other-1"], np.array([2]))
+    with pytest.raises(ValueError, match=r"wanted counts of the barcodes of .*, got none of them"):
+        rf.open(folder, counts=True)
 
 
 # ---- conformance ------------------------------------------------------------------------------------------------------

@@ -6,10 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pandas as pd
 import tifffile
 from PIL import Image
+from scipy.ndimage import gaussian_filter, map_coordinates
 
 MPP = 0.5
 """Micrometres per pixel of the full image of the Visium folders."""
@@ -174,3 +176,44 @@ def visium_hd(folder: Path, bins: tuple[int, ...] = (2, 8, 16), **scales: Any) -
                   "fiducial_diameter_fullres": 800.0}  # fmt: skip
         (spatial / "scalefactors_json.json").write_text(json.dumps(fields | scales))
     return folder
+
+
+def counted_tissue(off: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], pd.DataFrame, np.ndarray[Any, Any]]:
+    """An H&E of 240 × 240 µm and as many pixels, bins of 2 µm, and their counts of RNA, which truly lies ``off`` µm (y, x) on."""
+    generator, side = np.random.default_rng(0), 240
+    field = gaussian_filter(generator.normal(size=(side, side)), 20)
+    field = (field - field.min()) / np.ptp(field)
+    nuclei = gaussian_filter((generator.uniform(size=field.shape) < 0.03 * field**2).astype(float), 2.5)
+    dark = np.clip(nuclei * 30, 0, 1)
+    picture = np.stack([230 - 130 * dark, 200 - 150 * dark - 20 * field, 225 - 80 * dark]).astype(np.uint8)
+    row, column = np.mgrid[: side // 2, : side // 2].reshape(2, -1)
+    rna = gaussian_filter(nuclei, 4.0)
+    level = map_coordinates(rna, [2 * row + off[0], 2 * column + off[1]], order=1, mode="nearest")
+    frame = pd.DataFrame(
+        {
+            "barcode": [f"s_002um_{r:05}_{c:05}-1" for r, c in zip(row, column, strict=True)],
+            "in_tissue": 1, "array_row": row, "array_col": column,
+            "pxl_row_in_fullres": 2 * row / MPP, "pxl_col_in_fullres": 2 * column / MPP,
+        }
+    )  # fmt: skip
+    return picture, frame, generator.poisson(2 * level / level.mean()).astype(float)
+
+
+def write_matrix(path: Path, barcodes: list[str], sums: np.ndarray[Any, Any]) -> None:
+    """The counts as Space Ranger writes them, of one gene."""
+    with h5py.File(path, "w") as file:
+        group = file.create_group("matrix")
+        group["barcodes"] = np.array(barcodes, dtype="S")
+        group["data"] = sums.astype(np.int32)
+        group["indices"] = np.zeros(len(sums), dtype=np.int64)
+        group["indptr"] = np.arange(len(sums) + 1, dtype=np.int64)
+        group["shape"] = np.array([1, len(sums)], dtype=np.int32)
+
+
+def write_bins(folder: Path, frame: pd.DataFrame, sums: np.ndarray[Any, Any]) -> None:
+    """A folder of Visium HD with bins of 2 µm and their counts."""
+    visium_hd(folder, (2,))
+    place = folder / "binned_outputs" / "square_002um"
+    frame.to_parquet(place / "spatial" / "tissue_positions.parquet", index=False)
+    order = np.random.default_rng(1).permutation(len(sums))  # the matrix has an order of its own
+    write_matrix(place / "filtered_feature_bc_matrix.h5", frame.barcode.iloc[order].tolist(), sums[order])
