@@ -152,7 +152,8 @@ class VendorAdapter(regframe.Adapter):
 
     def notes(self, source: Any) -> tuple[str, ...]:
         """What was found in the folder, what of it is read, and how to choose something else."""
-        if Path(source).is_file() and Path(source).name != MANIFEST:
+        path = _path(source)
+        if path.is_file() and path.name != MANIFEST:
             return ()
         folder, found = self._found(source)
         use = self._use(folder, found)
@@ -193,7 +194,7 @@ class VendorAdapter(regframe.Adapter):
 
     def _found(self, source: Any) -> tuple[Folder, Found]:
         """What the folder holds by the layout that is surest of it."""
-        path = Path(source)
+        path = _path(source)
         if path.name == MANIFEST and path.is_file():
             path = path.parent
         if not path.exists():
@@ -272,7 +273,7 @@ class VendorAdapter(regframe.Adapter):
 
     def _again(self, source: Any) -> regframe.PointSet | None:
         """A table with aligned columns, None where the source is something else."""
-        path = Path(source)
+        path = _path(source)
         if not path.is_file() or path.name == MANIFEST:
             return None
         columns = aligned(header_of(path))
@@ -287,6 +288,15 @@ class _Named(Picture):
     """A picture with the name by which it is chosen."""
 
     name: str = ""
+
+
+def _path(source: Any) -> Path:
+    """The path of a source; ValueError for anything else."""
+    if not isinstance(source, (str, os.PathLike)):
+        raise ValueError(
+            f"wanted the path of an instrument's output folder, got {type(source).__name__}; regframe.open reads other objects"
+        )
+    return Path(source)
 
 
 def _shifted(grid: regframe.Grid, origin: tuple[float, float]) -> regframe.Grid:

@@ -92,7 +92,7 @@ class Visium(Layout):
 
 def _root(folder: Folder) -> Folder | None:
     """The folder that holds ``spatial`` or ``binned_outputs``, or is ``spatial`` itself."""
-    for place in (folder, folder.below("outs")):
+    for place in (folder, *([folder.below("outs")] if folder.inside("outs") else [])):
         if place.folders("square_*um", "binned_outputs") or any(
             (place.root / sub / name).is_file() for sub in ("spatial", ".") for name in (*POSITIONS, SCALES)
         ):

@@ -338,6 +338,10 @@ def test_a_folder_of_something_else(folder: Path, tmp_path: Path) -> None:
         ValueError, match=r"wanted the output folder of an instrument, or a table with aligned_x_um .*the file"
     ):
         rf.open(folder / "notes.txt", adapter="vendor")
+    with pytest.raises(ValueError, match=r"wanted the path of an instrument's output folder, got int"):
+        rf.open(3, adapter="vendor")
+    with pytest.raises(FileNotFoundError, match=r"wanted the output folder of an instrument, got .*gone"):
+        VendorAdapter().open(tmp_path / "gone")
     made.visium(tmp_path / "two")
     made.cosmx(tmp_path / "two")
     with pytest.raises(ValueError, match=r"files of cosmx and visium; choose with vendor=NAME"):
@@ -345,8 +349,10 @@ def test_a_folder_of_something_else(folder: Path, tmp_path: Path) -> None:
     assert len(rf.open(tmp_path / "two", vendor="cosmx")) == 60  # type: ignore[arg-type]
 
 
-def test_links_within_the_folder_are_followed(folder: Path) -> None:
+def test_links_within_the_folder_are_followed(folder: Path, tmp_path: Path) -> None:
     made.xenium(folder)
+    made.visium(tmp_path / "other")
+    (folder / "outs").symlink_to(tmp_path / "other")  # leads out: not looked into
     (folder / "data").mkdir()
     (folder / "cells.parquet").rename(folder / "data" / "c.parquet")
     (folder / "cells.parquet").symlink_to("data/c.parquet")
