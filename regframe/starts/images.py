@@ -33,6 +33,7 @@ from . import priors
 from .evidence import (
     AT_ONCE,
     FINE_SIZE,
+    LOCAL,
     Match,
     anywhere,
     compare,
@@ -49,7 +50,7 @@ from .given import check_landmarks, given
 from .landmarks import Landmarks
 from .pose import APART, EQUAL, Pose, nearest_of_kind
 from .scale import Scale
-from .views import View, Views
+from .views import Fine, View, Views
 
 SCAN_SIZE = {2: 20, 3: 10}
 """Pixels along the side of a square or cube as large as the tissue, in the images on which all poses are scanned."""
@@ -73,9 +74,15 @@ STEPS = 8
 UNMIRRORED = 0.3
 """Share by which an unmirrored pose may score less than a mirrored one and still win. Slides are turned every day and flipped
 rarely, and the two halves of a brain resemble each other more than two brains do."""
-CLOSER = 100.0
-"""Nats of evidence, in the pair's own unit, under which nothing counts as found and both sides are scanned again, twice as close
-and at twice as many turns. Taken over from `verdict.EVIDENT`, which was measured on finished fits; not measured on starts."""
+DOUBTED = 100.0
+"""Nats of evidence, in the pair's own unit, under which nothing counts as found and both sides are scanned again, by their fine
+structure. Taken over from `verdict.EVIDENT`, which was measured on finished fits."""
+CLOSER = 2
+"""Times as close as at first that the fine structure is scanned, at as many times more turns: neighbourhoods of `LOCAL` pixels are
+recognised a third of that, 3 pixels, off, which is what half a step between two turns moves the border of the tissue by."""
+CLOSE_SIZE = {2: 40}
+"""Pixels along the side of a square as large as the tissue, in the images on which poses are refined as similarities by their fine
+structure: as in the scan."""
 MOST = 3.0
 """Largest movement of any pixel in one Gauss-Newton step, in pixels of the image: the linearisation does not reach farther."""
 CHANCE = 60.0
@@ -137,8 +144,8 @@ def _search(fixed: Halvings, moving: Halvings, config: Config) -> Pose:
 
     found = _candidates(f, m, prior, lying, config)
     scores = scored(found)
-    if f.ndim == 2 and float(scores.max()) < CLOSER * unit:
-        found = found.and_those(_candidates(f, m, prior, lying, config, closer=2))
+    if f.ndim == 2 and float(scores.max()) < DOUBTED * unit:
+        found = found.and_those(_candidates(f, m, prior, lying, config, fine=True))
         scores = scored(found)
     favoured = torch.where(scores > 0, scores * found.favour, scores / found.favour)
     order = favoured.argsort(descending=True, stable=True).tolist()
@@ -195,12 +202,15 @@ class _Candidates:
         return _Candidates(*(torch.cat(pair) for pair in pairs))
 
 
-def _candidates(f: Views, m: Views, prior: priors.Prior, lying: Tensor, config: Config, closer: int = 1) -> _Candidates:
+def _candidates(
+    f: Views, m: Views, prior: priors.Prior, lying: Tensor, config: Config, fine: bool = False
+) -> _Candidates:
     """Poses from nested models: as both lie, middle on middle, rigid at the stated size, of any size, and affine ones.
 
-    What a simpler model finds is refined as a richer one too, and stays as it was beside that. Both sides are scanned ``closer``
-    times as close, at as many times more turns.
+    What a simpler model finds is refined as a richer one too, and stays as it was beside that. With ``fine`` both planes are
+    scanned and refined by their fine structure alone, closer (`CLOSE_SIZE`) and at more turns.
     """
+    by, onto = (Fine(f, LOCAL[f.ndim]), Fine(m, LOCAL[f.ndim])) if fine else (f, m)
     known = config.transform == "rigid" or prior.physical
     equal = prior.size or 1.0
     alike = f.extent / m.extent
@@ -222,7 +232,7 @@ def _candidates(f: Views, m: Views, prior: priors.Prior, lying: Tensor, config: 
     for zooms, kind in scans:
         for zoom in zooms:
             if zoom not in scanned:
-                scanned[zoom] = _scan(f, m, zoom, closer)
+                scanned[zoom] = _scan(by, onto, zoom, CLOSER if fine else 1)
         scores, poses = (torch.cat(part) for part in zip(*(scanned[zoom] for zoom in zooms), strict=True))
         poses = poses[scores.argsort(descending=True, stable=True)[:SCANNED]]
         first = plain if kind != "rigid" else [p for p in plain if abs(_zoom(p) / equal - 1) < 1e-6]
@@ -230,13 +240,14 @@ def _candidates(f: Views, m: Views, prior: priors.Prior, lying: Tensor, config: 
         favour = torch.ones(len(poses), dtype=torch.float32)
         favour[: len(first)] += EQUAL
         favour[torch.linalg.det(poses[:, :, :-1]) > 0] /= 1 - UNMIRRORED
-        poses, fit = _refine(f, m, poses, COARSE_SIZE, kind)
+        poses, fit = _refine(by, onto, poses, CLOSE_SIZE if fine else COARSE_SIZE, kind)
         chosen: list[int] = []
         for i in (fit.score * favour).argsort(descending=True, stable=True).tolist():
             if len(chosen) < FINALISTS and all(_apart(poses[i], poses[j], f, m) for j in chosen):
                 chosen.append(i)
         for model in kinds[kinds.index(kind) :]:
-            refined, fit = _refine(f, m, poses[chosen], FINE_SIZE, model)
+            refined, fit = _refine(by, onto, poses[chosen], FINE_SIZE, model)
+            fit = compare(*seen(f, FINE_SIZE), m, refined) if fine else fit
             pays = torch.full((len(chosen),), priors.richness(model, f.ndim), dtype=torch.float32)
             shared = overlap(f, m, refined, fit.count, f_spacing)
             made.append(_Candidates(refined, fit.evidence(), shared, pays, favour[chosen]))
