@@ -14,8 +14,10 @@ crops) shows what they achieve together.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,11 +80,11 @@ DOUBTED = 100.0
 """Nats of evidence, in the pair's own unit, under which nothing counts as found and both sides are scanned again, by their fine
 structure. Taken over from `verdict.EVIDENT`, which was measured on finished fits."""
 CLOSER = 2
-"""Times as close as at first that the fine structure is scanned, at as many times more turns: neighbourhoods of `LOCAL` pixels are
-recognised a third of that, 3 pixels, off, which is what half a step between two turns moves the border of the tissue by."""
+"""Times as close as at first that the fine structure is scanned, at as many times more turns. Half a step between two turns moves
+the border of the tissue by 2 pixels, and neighbourhoods of `LOCAL` pixels that lie so far apart are still alike."""
 CLOSE_SIZE = {2: 40}
-"""Pixels along the side of a square as large as the tissue, in the images on which poses are refined as similarities by their fine
-structure: as in the scan."""
+"""Pixels along the side of a square as large as the tissue, in the images on which poses are refined by their fine structure
+first: as in the scan."""
 MOST = 3.0
 """Largest movement of any pixel in one Gauss-Newton step, in pixels of the image: the linearisation does not reach farther."""
 CHANCE = 60.0
@@ -142,11 +144,15 @@ def _search(fixed: Halvings, moving: Halvings, config: Config) -> Pose:
     def scored(found: _Candidates) -> Tensor:
         return found.evidence - unit * (prior.nats(found.poses[:, :, :-1], found.overlap) + found.richness)
 
-    found = _candidates(f, m, prior, lying, config)
+    pair = _Pair(f, m, prior, lying, config.transform)
+    found = functools.reduce(_Candidates.and_those, _candidates(pair), _unmoved(pair))
     scores = scored(found)
     if f.ndim == 2 and float(scores.max()) < DOUBTED * unit:
-        found = found.and_those(_candidates(f, m, prior, lying, config, fine=True))
-        scores = scored(found)
+        for more in _candidates(pair, fine=True):
+            found = found.and_those(more)
+            scores = scored(found)
+            if float(scores.max()) >= DOUBTED * unit:
+                break  # at the stated size: other sizes need not be scanned
     favoured = torch.where(scores > 0, scores * found.favour, scores / found.favour)
     order = favoured.argsort(descending=True, stable=True).tolist()
     best, chosen = order[0], [order[0]]
@@ -202,40 +208,83 @@ class _Candidates:
         return _Candidates(*(torch.cat(pair) for pair in pairs))
 
 
-def _candidates(
-    f: Views, m: Views, prior: priors.Prior, lying: Tensor, config: Config, fine: bool = False
-) -> _Candidates:
-    """Poses from nested models: as both lie, middle on middle, rigid at the stated size, of any size, and affine ones.
+@dataclass(frozen=True)
+class _Pair:
+    """Two sides between which poses are looked for.
 
-    What a simpler model finds is refined as a richer one too, and stays as it was beside that. With ``fine`` both planes are
-    scanned and refined by their fine structure alone, closer (`CLOSE_SIZE`) and at more turns.
+    Args:
+        fixed: stays where it is.
+        moving: is brought onto it.
+        prior: of poses.
+        lying: the pullback ``[D+1, D+1]`` under which both stay as they lie.
+        transform: the model that is asked for.
     """
+
+    fixed: Views
+    moving: Views
+    prior: priors.Prior
+    lying: Tensor
+    transform: str
+
+    @property
+    def equal(self) -> float:
+        """The stated size, or 1."""
+        return self.prior.size or 1.0
+
+    @property
+    def known(self) -> bool:
+        """Whether the size is not looked for."""
+        return self.transform == "rigid" or self.prior.physical
+
+    def plain(self) -> list[Tensor]:
+        """Pullbacks ``[D+1, D+1]``: as both lie, and middle on middle."""
+        ndim, alike = self.fixed.ndim, self.fixed.extent / self.moving.extent
+        out = [_scaled(zoom, ndim) for zoom in ([self.equal] if self.known else [self.equal, alike])]
+        if self.prior.size is not None and not torch.equal(self.lying, out[0]):
+            out.insert(0, self.lying)
+        return out
+
+    def scans(self) -> list[tuple[list[float], str]]:
+        """Sizes to try and as what their poses are refined first: rigid at the stated size, similarities of any."""
+        out = [([self.equal], "rigid")] if self.prior.size is not None or self.transform == "rigid" else []
+        if self.transform != "rigid":
+            alike = self.fixed.extent / self.moving.extent
+            sizes = [self.equal] if self.known else _ladder(alike, self.equal, SIZES[self.fixed.ndim])
+            out.append((sizes, "similarity"))
+        return out
+
+    def weighed(self, poses: Tensor, fit: Match, model: str, favour: Tensor) -> _Candidates:
+        """Poses ``[N, D, D+1]`` of a model as candidates, given how they match at `FINE_SIZE`."""
+        pays = torch.full((len(poses),), priors.richness(model, self.fixed.ndim), dtype=torch.float32)
+        shared = overlap(self.fixed, self.moving, poses, fit.count, seen(self.fixed, FINE_SIZE)[-1])
+        return _Candidates(poses, fit.evidence(), shared, pays, favour)
+
+
+def _unmoved(pair: _Pair) -> _Candidates:
+    """The pair as it lies, and middle on middle."""
+    poses = torch.stack(pair.plain())[:, :-1].to(torch.float32)
+    fit = compare(*seen(pair.fixed, FINE_SIZE), pair.moving, poses)
+    favour = torch.full((len(poses),), (1 + EQUAL) / (1 - UNMIRRORED), dtype=torch.float32)
+    return pair.weighed(poses, fit, "as they lie", favour)
+
+
+def _candidates(pair: _Pair, fine: bool = False) -> Iterator[_Candidates]:
+    """Poses from nested models: rigid at the stated size, then of any size, each refined as affine ones, too.
+
+    What a simpler model finds is refined as a richer one, and stays as it was beside that. With ``fine`` both planes are scanned
+    and refined by their fine structure alone, closer (`CLOSE_SIZE`) and at more turns.
+    """
+    f, m = pair.fixed, pair.moving
     by, onto = (Fine(f, LOCAL[f.ndim]), Fine(m, LOCAL[f.ndim])) if fine else (f, m)
-    known = config.transform == "rigid" or prior.physical
-    equal = prior.size or 1.0
-    alike = f.extent / m.extent
-    plain = [_scaled(zoom, f.ndim) for zoom in ([equal] if known else [equal, alike])]  # middle on middle
-    if prior.size is not None and not torch.equal(lying, plain[0]):
-        plain.insert(0, lying)
-    stated = prior.size is not None or config.transform == "rigid"
-    scans = [([equal], "rigid")] if stated else []
-    if config.transform != "rigid":
-        scans.append(([equal] if known else _ladder(alike, equal, SIZES[f.ndim]), "similarity"))
-    still = torch.stack(plain)[:, :-1].to(torch.float32)
-    fit = compare(*seen(f, FINE_SIZE), m, still)
-    shared = overlap(f, m, still, fit.count, seen(f, FINE_SIZE)[-1])
-    free = torch.full((len(still),), priors.richness("as they lie", f.ndim), dtype=torch.float32)
-    made = [_Candidates(still, fit.evidence(), shared, free, torch.full_like(free, (1 + EQUAL) / (1 - UNMIRRORED)))]
-    kinds = KINDS[: 1 + KINDS.index(affine_kind(config.transform))]
-    f_spacing = seen(f, FINE_SIZE)[-1]
     scanned: dict[float, tuple[Tensor, Tensor]] = {}
-    for zooms, kind in scans:
+    kinds = KINDS[: 1 + KINDS.index(affine_kind(pair.transform))]
+    for zooms, kind in pair.scans():
         for zoom in zooms:
             if zoom not in scanned:
                 scanned[zoom] = _scan(by, onto, zoom, CLOSER if fine else 1)
         scores, poses = (torch.cat(part) for part in zip(*(scanned[zoom] for zoom in zooms), strict=True))
         poses = poses[scores.argsort(descending=True, stable=True)[:SCANNED]]
-        first = plain if kind != "rigid" else [p for p in plain if abs(_zoom(p) / equal - 1) < 1e-6]
+        first = [p for p in pair.plain() if kind != "rigid" or abs(_zoom(p) / pair.equal - 1) < 1e-6]
         poses = torch.cat([torch.stack(first)[:, :-1].to(torch.float32), poses])
         favour = torch.ones(len(poses), dtype=torch.float32)
         favour[: len(first)] += EQUAL
@@ -245,13 +294,12 @@ def _candidates(
         for i in (fit.score * favour).argsort(descending=True, stable=True).tolist():
             if len(chosen) < FINALISTS and all(_apart(poses[i], poses[j], f, m) for j in chosen):
                 chosen.append(i)
+        made = []
         for model in kinds[kinds.index(kind) :]:
             refined, fit = _refine(by, onto, poses[chosen], FINE_SIZE, model)
             fit = compare(*seen(f, FINE_SIZE), m, refined) if fine else fit
-            pays = torch.full((len(chosen),), priors.richness(model, f.ndim), dtype=torch.float32)
-            shared = overlap(f, m, refined, fit.count, f_spacing)
-            made.append(_Candidates(refined, fit.evidence(), shared, pays, favour[chosen]))
-    return _Candidates(*(torch.cat(part) for part in zip(*(vars(one).values() for one in made), strict=True)))
+            made.append(pair.weighed(refined, fit, model, favour[chosen]))
+        yield functools.reduce(_Candidates.and_those, made)
 
 
 def _decided(found: _Candidates, scores: Tensor, best: int, rivals: list[int]) -> str:

@@ -124,7 +124,7 @@ class Views:
 
 
 class Fine(Views):
-    """The fine structure of one side: what `Views` shows, less its mean over neighbourhoods, at about the same contrast everywhere.
+    """The fine structure of one side: `Views` less their means over neighbourhoods, at about the same contrast everywhere.
 
     Outlines and shades, which fit at many wrong poses, are gone; what is left fits at the right one alone, and only near it.
 
