@@ -76,15 +76,12 @@ STEPS = 8
 UNMIRRORED = 0.3
 """Share by which an unmirrored pose may score less than a mirrored one and still win. Slides are turned every day and flipped
 rarely, and the two halves of a brain resemble each other more than two brains do."""
-DOUBTED = 100.0
-"""Nats of evidence, in the pair's own unit, under which nothing counts as found and both sides are scanned again, by their fine
-structure. Taken over from `verdict.EVIDENT`, which was measured on finished fits."""
-CLOSER = 2
-"""Times as close as at first that the fine structure is scanned, at as many times more turns. Half a step between two turns moves
-the border of the tissue by 2 pixels, and neighbourhoods of `LOCAL` pixels that lie so far apart are still alike."""
-CLOSE_SIZE = {2: 40}
-"""Pixels along the side of a square as large as the tissue, in the images on which poses are refined by their fine structure
-first: as in the scan."""
+DOUBTED = {2: 100.0, 3: 50.0}
+"""Nats of evidence, in the pair's own unit, under which nothing counts as found in a plane and both sides are scanned again, by
+their fine structure and so many times as close, at as many times more turns; the closest of all sizes but the stated one costs too
+much. Half a step between two turns then moves the border of the tissue by 2 pixels, and neighbourhoods of `LOCAL` pixels that lie so
+far apart are still alike. Of 58 made pairs of `benchmarks.proving` (crop, mixture, block; seeds 300 to 321) the first scan lost 7
+with under 45 nats, all that follow 1."""
 MOST = 3.0
 """Largest movement of any pixel in one Gauss-Newton step, in pixels of the image: the linearisation does not reach farther."""
 CHANCE = 60.0
@@ -147,12 +144,11 @@ def _search(fixed: Halvings, moving: Halvings, config: Config) -> Pose:
     pair = _Pair(f, m, prior, lying, config.transform)
     found = functools.reduce(_Candidates.and_those, _candidates(pair), _unmoved(pair))
     scores = scored(found)
-    if f.ndim == 2 and float(scores.max()) < DOUBTED * unit:
-        for more in _candidates(pair, fine=True):
-            found = found.and_those(more)
+    for closer, enough in (DOUBTED if f.ndim == 2 else {}).items():
+        more = _candidates(pair, closer)
+        while float(scores.max()) < enough * unit and (those := next(more, None)) is not None:
+            found = found.and_those(those)
             scores = scored(found)
-            if float(scores.max()) >= DOUBTED * unit:
-                break  # at the stated size: other sizes need not be scanned
     favoured = torch.where(scores > 0, scores * found.favour, scores / found.favour)
     order = favoured.argsort(descending=True, stable=True).tolist()
     best, chosen = order[0], [order[0]]
@@ -268,20 +264,24 @@ def _unmoved(pair: _Pair) -> _Candidates:
     return pair.weighed(poses, fit, "as they lie", favour)
 
 
-def _candidates(pair: _Pair, fine: bool = False) -> Iterator[_Candidates]:
+def _candidates(pair: _Pair, closer: int = 1) -> Iterator[_Candidates]:
     """Poses from nested models: rigid at the stated size, then of any size, each refined as affine ones, too.
 
-    What a simpler model finds is refined as a richer one, and stays as it was beside that. With ``fine`` both planes are scanned
-    and refined by their fine structure alone, closer (`CLOSE_SIZE`) and at more turns.
+    What a simpler model finds is refined as a richer one, and stays as it was beside that. ``closer`` than once both planes are
+    scanned and refined by their fine structure alone, that many times as close and at as many times more turns (`DOUBTED`).
     """
-    f, m = pair.fixed, pair.moving
+    f, m, fine = pair.fixed, pair.moving, closer > 1
+    sizes = {f.ndim: closer * SCAN_SIZE[f.ndim]} if fine else COARSE_SIZE
     by, onto = (Fine(f, LOCAL[f.ndim]), Fine(m, LOCAL[f.ndim])) if fine else (f, m)
+    scans = pair.scans()
+    if closer == max(DOUBTED):
+        scans = [scan for scan in scans if scan[0] == [pair.equal]][:1]
     scanned: dict[float, tuple[Tensor, Tensor]] = {}
     kinds = KINDS[: 1 + KINDS.index(affine_kind(pair.transform))]
-    for zooms, kind in pair.scans():
+    for zooms, kind in scans:
         for zoom in zooms:
             if zoom not in scanned:
-                scanned[zoom] = _scan(by, onto, zoom, CLOSER if fine else 1)
+                scanned[zoom] = _scan(by, onto, zoom, closer)
         scores, poses = (torch.cat(part) for part in zip(*(scanned[zoom] for zoom in zooms), strict=True))
         poses = poses[scores.argsort(descending=True, stable=True)[:SCANNED]]
         first = [p for p in pair.plain() if kind != "rigid" or abs(_zoom(p) / pair.equal - 1) < 1e-6]
@@ -289,7 +289,7 @@ def _candidates(pair: _Pair, fine: bool = False) -> Iterator[_Candidates]:
         favour = torch.ones(len(poses), dtype=torch.float32)
         favour[: len(first)] += EQUAL
         favour[torch.linalg.det(poses[:, :, :-1]) > 0] /= 1 - UNMIRRORED
-        poses, fit = _refine(by, onto, poses, CLOSE_SIZE if fine else COARSE_SIZE, kind)
+        poses, fit = _refine(by, onto, poses, sizes, kind)
         chosen: list[int] = []
         for i in (fit.score * favour).argsort(descending=True, stable=True).tolist():
             if len(chosen) < FINALISTS and all(_apart(poses[i], poses[j], f, m) for j in chosen):
@@ -397,7 +397,7 @@ def _scan(fixed: Views, moving: Views, zoom: float, closer: int = 1) -> tuple[Te
         m_at = m_at - m_at[(0,) * ndim] + f_at[(0,) * ndim] - _middle(f) - reach * spacing
     sums = torch.cat([torch.ones_like(mask)[None], image, image * image]) * mask
     sums = torch.fft.rfftn(sums, s=shape, dim=list(range(1, ndim + 1))).conj()  # [5, ...]
-    few = 64 if closer == 1 else 16  # turns that are held at once
+    few = 64 // closer**2  # turns that are held at once
     where = _Lags(m, m_at, middle, shape, reach)
     found = [_best_lag(sums, float(mask.sum()), where, part) for part in turns.chunk(-(-len(turns) // few))]
     best, place = (torch.cat(part) for part in zip(*found, strict=True))
