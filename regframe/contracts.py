@@ -63,6 +63,13 @@ class Adapter(ABC):
         """Every resolution of a large image, read lazily, or None where the modality has no such thing; optional."""
         return None
 
+    def notes(self, source: Any) -> tuple[str, ...]:
+        """Sentences on what was found in ``source`` and what of it is read, where there was a choice; optional.
+
+        ``regframe info`` and ``regframe register`` print them. Raises what `open` raises, but reads no pixels.
+        """
+        return ()
+
     @classmethod
     def sample(cls, folder: Path) -> Any:
         """Write a small source of this modality into ``folder`` and return what `open` takes, or None; optional.

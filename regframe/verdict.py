@@ -342,7 +342,9 @@ def _evidence(figures: Mapping[str, Any], confidence: float, ndim: int) -> Itera
     agree, windows, against, drift = (found[key] for key in ("agree", "windows", "against", "drift"))
     seen = f"{agree} of {windows} windows of the overlap fit best where the map puts them"
     if not windows:
-        seen = "the overlap is too small for its fine structure to be compared"
+        nats = figures.get("evidence")
+        seen = "the overlap is too small for windows of it to be compared"
+        seen = seen if nats is None else f"{nats:.0f} nats of evidence over the whole, but {seen}"
     elsewhere = f", {against} clearly best elsewhere" if against else ""
     percent = spoken(confidence)
     place = figures["place_confidence"]

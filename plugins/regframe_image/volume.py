@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+import regframe
+
 from .colour import RGB
 from .nifti import check_orientation, nearest_upright, read_header, sheared
 from .raw import Array, Raw, needed, readable, unreadable
@@ -72,7 +74,6 @@ def open_volume(path: Path, kind: str, insist: bool = False) -> Raw:
     fields = _fields(path, kind)
     _check_inside(path, fields)
     reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
     upright, said = False, ""
     colour = "rgb" in fields.get("kinds", "").lower() or "3-color" in fields.get("kinds", "").lower()
     with readable(path, kind):
@@ -81,7 +82,8 @@ def open_volume(path: Path, kind: str, insist: bool = False) -> Raw:
             said, colour = check_orientation(path, header, insist), header.colour
             upright = header.nearly_upright
         try:
-            with _quiet(sitk), nearest_upright(upright):
+            with _quiet(sitk), nearest_upright(upright), regframe.native_path(path) as native:
+                reader.SetFileName(str(native))
                 reader.ReadImageInformation()
         except RuntimeError as error:
             if "orthonormal" not in str(error):
@@ -222,8 +224,13 @@ class _Decode:
         sitk: Any = needed("SimpleITK", "itk", self.path, "read")
         if self.kind == "NIfTI":  # a file cut short is filled up with zeros by the library
             _check_length(self.path, self.nbytes)
-        with readable(self.path, self.kind), _quiet(sitk), nearest_upright(self.upright):
-            array: Array = sitk.GetArrayFromImage(sitk.ReadImage(str(self.path)))  # (t,) z, y, x (, c)
+        with (
+            readable(self.path, self.kind),
+            _quiet(sitk),
+            nearest_upright(self.upright),
+            regframe.native_path(self.path) as native,
+        ):
+            array: Array = sitk.GetArrayFromImage(sitk.ReadImage(str(native)))  # (t,) z, y, x (, c)
         lead, ndim = self.lead, len(self.axis)
         order = [lead + ndim - 1 - a for a in reversed(self.axis)]
         array = array.transpose(*range(lead), *order, *range(lead + ndim, array.ndim))
@@ -241,7 +248,8 @@ def write_volume(path: Path, array: Array, spacing: tuple[float, ...], origin: t
     image = sitk.GetImageFromArray(moved, isVector=many)
     image.SetSpacing([float(v) for v in reversed(spacing)])
     image.SetOrigin([float(v) for v in reversed(origin)])
-    sitk.WriteImage(image, str(path), useCompression=True)
+    with regframe.native_path(path, write=True) as native:
+        sitk.WriteImage(image, str(native), useCompression=True)
     if path.suffix.lower() == ".nrrd" and unit != "px":  # the library leaves the unit out
         written = path.read_bytes()
         line = ("space units:" + f' "{unit}"' * len(spacing) + "\n").encode()

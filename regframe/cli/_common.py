@@ -286,6 +286,13 @@ def open_side(
             raise BadInput(sentence(error)) from error
 
 
+def say_notes(reader: Adapter, path: Path | Remote, side: str) -> None:
+    """Say on stderr what an adapter took of a source that holds several things."""
+    with bad_input():
+        for note in reader.notes(path):
+            click.echo(f"{side}: {note}", err=True)
+
+
 def open_levels(path: Path | Remote, adapter: str | None, options: Mapping[str, Any]) -> tuple[Pyramid | None, Adapter]:
     """Every resolution of an image, lazy (None where the file is no image), and the adapter.
 

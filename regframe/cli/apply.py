@@ -28,6 +28,7 @@ from ._common import (
     overwrite_option,
     place_type,
     result_argument,
+    say_notes,
     sentence,
     verbose_option,
     workers_option,
@@ -48,6 +49,8 @@ _LOOKED_AT = 2048
 _FEW = 16
 """Number of different values up to which an image counts as a mask even where neighbouring values differ by 1 or 2: classes,
 not grey levels."""
+_BY_CONTENT = 0.9
+"""Confidence from which an adapter has recognised content, not just a text table (`Adapter.matches`)."""
 _WORTH_SPREADING = 4
 """Number of shards from which they are sent to a cluster; fewer are computed here before a cluster has answered."""
 
@@ -444,6 +447,7 @@ def points(
         streamed(on_disk(order.input_file, "an input"), on_disk(order.output, "an output")) as (input_file, output),
     ):
         unit = "px" if order.input_spacing else source.unit
+        adapter = adapter or _own_reader(input_file)
         if adapter is None:
             try:
                 reader, (table, notes) = None, _text_table(input_file, columns, unit)
@@ -454,6 +458,7 @@ def points(
         if adapter is not None:
             options = adapter_options(adapter_set, "--adapter-set") | ({"columns": columns} if columns else {})
             reader, table, notes = _native(input_file, adapter, options, unit)
+            say_notes(reader, input_file, "input")
         carried = regframe.carry_points(result, in_unit(table, source, order.input_spacing), to)
         extra = {name: values.tolist() for name, values in carried.columns(table.table).items()}
         extra |= _regions(carried.points, table, labels, labels_set, label_names)
@@ -516,6 +521,18 @@ def _sniffed(path: Path) -> str | None:
 
     with contextlib.suppress(ValueError):
         return regframe.find_adapter(path).name
+    return None
+
+
+def _own_reader(path: Path) -> str | None:
+    """Name of the adapter that recognises ``path`` by its content, or by the files of a folder, and is not just one for any text
+    table; None where none does."""
+    import regframe
+
+    with contextlib.suppress(ValueError, OSError):
+        reader = regframe.find_adapter(path)
+        if path.is_dir() or reader.matches(path) >= _BY_CONTENT:
+            return reader.name
     return None
 
 

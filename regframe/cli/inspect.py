@@ -75,6 +75,8 @@ def info(
             found = _pyramid_facts(pyramid, reader) | _no_data(pyramid, reader, path)
         else:
             found = facts(open_side(path, adapter, options)[0], reader)
+            with bad_input():
+                found |= {"notes": list(notes)} if (notes := reader.notes(path)) else {}
     if thumbnail is not None:
         if pyramid is None:
             raise BadInput(f"wanted an image for --thumbnail, got {found['kind']} in {path}")

@@ -25,6 +25,7 @@ from ._common import (
     place_type,
     require_option,
     save_warped_option,
+    say_notes,
     sentence,
     side_options,
     stated,
@@ -191,6 +192,7 @@ def _open(side: str, options: dict[str, Any]) -> tuple[Image | PointSet, Adapter
     path: Path | Remote = options[side]
     name = options[f"{side}_adapter"]
     data, adapter, chosen = open_side(path, name, stated(side, options), options["level"])
+    say_notes(adapter, path, side)
     reading = getattr(data, "reading", None)
     if reading is not None:
         click.echo(f"{side}: {path.name} read at {reading}: {describe(data)}", err=True)
@@ -300,7 +302,8 @@ def _saver(adapter: Adapter, source: Path | Remote, result: Result) -> Any:
         from ..data import Image
 
         data = adapter.apply(source, result.transform, result.fixed_grid)
-        name = "warped.ome.zarr" if isinstance(data, Image) else "warped" + "".join(source.suffixes[-2:])
+        suffix = ".csv" if source.is_dir() else "".join(source.suffixes[-2:])
+        name = "warped.ome.zarr" if isinstance(data, Image) else "warped" + suffix
         adapter.save(data, folder / name)
 
     return save

@@ -17,7 +17,6 @@ import torch
 from scipy import ndimage
 from scipy.spatial import ConvexHull, cKDTree
 from skimage.filters import threshold_otsu
-from skimage.measure import approximate_polygon
 from torch import Tensor
 
 from ..data import Image
@@ -354,6 +353,8 @@ def _cut_straight(mask: Tensor) -> bool:
 
 def _polygonal(mask: Tensor) -> bool:
     """Whether the pixels of a mask ``[H, W]`` fill a convex polygon of few sides."""
+    from skimage.measure import approximate_polygon  # here: it takes half a second to load
+
     rows = mask.nonzero().numpy().astype(np.float64)
     if len(rows) < 16 or np.ptp(rows, axis=0).min() < 2:
         return False

@@ -14,8 +14,10 @@ crops) shows what they achieve together.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +35,7 @@ from . import priors
 from .evidence import (
     AT_ONCE,
     FINE_SIZE,
+    LOCAL,
     Match,
     anywhere,
     compare,
@@ -49,7 +52,7 @@ from .given import check_landmarks, given
 from .landmarks import Landmarks
 from .pose import APART, EQUAL, Pose, nearest_of_kind
 from .scale import Scale
-from .views import View, Views
+from .views import Fine, View, Views
 
 SCAN_SIZE = {2: 20, 3: 10}
 """Pixels along the side of a square or cube as large as the tissue, in the images on which all poses are scanned."""
@@ -73,9 +76,12 @@ STEPS = 8
 UNMIRRORED = 0.3
 """Share by which an unmirrored pose may score less than a mirrored one and still win. Slides are turned every day and flipped
 rarely, and the two halves of a brain resemble each other more than two brains do."""
-CLOSER = 100.0
-"""Nats of evidence, in the pair's own unit, under which nothing counts as found and both sides are scanned again, twice as close
-and at twice as many turns. Taken over from `verdict.EVIDENT`, which was measured on finished fits; not measured on starts."""
+DOUBTED = {2: 100.0, 3: 50.0}
+"""Nats of evidence, in the pair's own unit, under which nothing counts as found in a plane and both sides are scanned again, by
+their fine structure, that many times as close and at as many times more turns; three times as close at the stated size alone,
+because it takes long. Half a step between two turns then moves the border of the tissue by 2 pixels, and neighbourhoods of
+`LOCAL` pixels that lie so far apart are still alike. Of 30 made pairs of `benchmarks.proving` (crop, mixture, block; seeds 300 to
+309) two scans of coarse structure lost 7, each with under 21 nats; with those of fine structure 1 is lost."""
 MOST = 3.0
 """Largest movement of any pixel in one Gauss-Newton step, in pixels of the image: the linearisation does not reach farther."""
 CHANCE = 60.0
@@ -135,11 +141,14 @@ def _search(fixed: Halvings, moving: Halvings, config: Config) -> Pose:
     def scored(found: _Candidates) -> Tensor:
         return found.evidence - unit * (prior.nats(found.poses[:, :, :-1], found.overlap) + found.richness)
 
-    found = _candidates(f, m, prior, lying, config)
+    pair = _Pair(f, m, prior, lying, config.transform)
+    found = functools.reduce(_Candidates.and_those, _candidates(pair), _unmoved(pair))
     scores = scored(found)
-    if f.ndim == 2 and float(scores.max()) < CLOSER * unit:
-        found = found.and_those(_candidates(f, m, prior, lying, config, closer=2))
-        scores = scored(found)
+    for closer, enough in (DOUBTED if f.ndim == 2 else {}).items():
+        more = _candidates(pair, closer)
+        while float(scores.max()) < enough * unit and (those := next(more, None)) is not None:
+            found = found.and_those(those)
+            scores = scored(found)
     favoured = torch.where(scores > 0, scores * found.favour, scores / found.favour)
     order = favoured.argsort(descending=True, stable=True).tolist()
     best, chosen = order[0], [order[0]]
@@ -195,52 +204,102 @@ class _Candidates:
         return _Candidates(*(torch.cat(pair) for pair in pairs))
 
 
-def _candidates(f: Views, m: Views, prior: priors.Prior, lying: Tensor, config: Config, closer: int = 1) -> _Candidates:
-    """Poses from nested models: as both lie, middle on middle, rigid at the stated size, of any size, and affine ones.
+@dataclass(frozen=True)
+class _Pair:
+    """Two sides between which poses are looked for.
 
-    What a simpler model finds is refined as a richer one too, and stays as it was beside that. Both sides are scanned ``closer``
-    times as close, at as many times more turns.
+    Args:
+        fixed: stays where it is.
+        moving: is brought onto it.
+        prior: of poses.
+        lying: the pullback ``[D+1, D+1]`` under which both stay as they lie.
+        transform: the model that is asked for.
     """
-    known = config.transform == "rigid" or prior.physical
-    equal = prior.size or 1.0
-    alike = f.extent / m.extent
-    plain = [_scaled(zoom, f.ndim) for zoom in ([equal] if known else [equal, alike])]  # middle on middle
-    if prior.size is not None and not torch.equal(lying, plain[0]):
-        plain.insert(0, lying)
-    stated = prior.size is not None or config.transform == "rigid"
-    scans = [([equal], "rigid")] if stated else []
-    if config.transform != "rigid":
-        scans.append(([equal] if known else _ladder(alike, equal, SIZES[f.ndim]), "similarity"))
-    still = torch.stack(plain)[:, :-1].to(torch.float32)
-    fit = compare(*seen(f, FINE_SIZE), m, still)
-    shared = overlap(f, m, still, fit.count, seen(f, FINE_SIZE)[-1])
-    free = torch.full((len(still),), priors.richness("as they lie", f.ndim), dtype=torch.float32)
-    made = [_Candidates(still, fit.evidence(), shared, free, torch.full_like(free, (1 + EQUAL) / (1 - UNMIRRORED)))]
-    kinds = KINDS[: 1 + KINDS.index(affine_kind(config.transform))]
-    f_spacing = seen(f, FINE_SIZE)[-1]
+
+    fixed: Views
+    moving: Views
+    prior: priors.Prior
+    lying: Tensor
+    transform: str
+
+    @property
+    def equal(self) -> float:
+        """The stated size, or 1."""
+        return self.prior.size or 1.0
+
+    @property
+    def known(self) -> bool:
+        """Whether the size is not looked for."""
+        return self.transform == "rigid" or self.prior.physical
+
+    def plain(self) -> list[Tensor]:
+        """Pullbacks ``[D+1, D+1]``: as both lie, and middle on middle."""
+        ndim, alike = self.fixed.ndim, self.fixed.extent / self.moving.extent
+        out = [_scaled(zoom, ndim) for zoom in ([self.equal] if self.known else [self.equal, alike])]
+        if self.prior.size is not None and not torch.equal(self.lying, out[0]):
+            out.insert(0, self.lying)
+        return out
+
+    def scans(self) -> list[tuple[list[float], str]]:
+        """Sizes to try and as what their poses are refined first: rigid at the stated size, similarities of any."""
+        out = [([self.equal], "rigid")] if self.prior.size is not None or self.transform == "rigid" else []
+        if self.transform != "rigid":
+            alike = self.fixed.extent / self.moving.extent
+            sizes = [self.equal] if self.known else _ladder(alike, self.equal, SIZES[self.fixed.ndim])
+            out.append((sizes, "similarity"))
+        return out
+
+    def weighed(self, poses: Tensor, fit: Match, model: str, favour: Tensor) -> _Candidates:
+        """Poses ``[N, D, D+1]`` of a model as candidates, given how they match at `FINE_SIZE`."""
+        pays = torch.full((len(poses),), priors.richness(model, self.fixed.ndim), dtype=torch.float32)
+        shared = overlap(self.fixed, self.moving, poses, fit.count, seen(self.fixed, FINE_SIZE)[-1])
+        return _Candidates(poses, fit.evidence(), shared, pays, favour)
+
+
+def _unmoved(pair: _Pair) -> _Candidates:
+    """The pair as it lies, and middle on middle."""
+    poses = torch.stack(pair.plain())[:, :-1].to(torch.float32)
+    fit = compare(*seen(pair.fixed, FINE_SIZE), pair.moving, poses)
+    favour = torch.full((len(poses),), (1 + EQUAL) / (1 - UNMIRRORED), dtype=torch.float32)
+    return pair.weighed(poses, fit, "as they lie", favour)
+
+
+def _candidates(pair: _Pair, closer: int = 1) -> Iterator[_Candidates]:
+    """Poses from nested models: rigid at the stated size, then of any size, each refined as affine ones, too.
+
+    What a simpler model finds is refined as a richer one, and stays as it was beside that. ``closer`` than once both planes are
+    scanned and refined by their fine structure alone, that many times as close and at as many times more turns (`DOUBTED`).
+    """
+    f, m, fine = pair.fixed, pair.moving, closer > 1
+    sizes = {f.ndim: closer * SCAN_SIZE[f.ndim]} if fine else COARSE_SIZE
+    by, onto = (Fine(f, LOCAL[f.ndim]), Fine(m, LOCAL[f.ndim])) if fine else (f, m)
+    scans = pair.scans()
+    if closer == max(DOUBTED):
+        scans = [scan for scan in scans if scan[0] == [pair.equal]][:1]
     scanned: dict[float, tuple[Tensor, Tensor]] = {}
+    kinds = KINDS[: 1 + KINDS.index(affine_kind(pair.transform))]
     for zooms, kind in scans:
         for zoom in zooms:
             if zoom not in scanned:
-                scanned[zoom] = _scan(f, m, zoom, closer)
+                scanned[zoom] = _scan(by, onto, zoom, closer)
         scores, poses = (torch.cat(part) for part in zip(*(scanned[zoom] for zoom in zooms), strict=True))
         poses = poses[scores.argsort(descending=True, stable=True)[:SCANNED]]
-        first = plain if kind != "rigid" else [p for p in plain if abs(_zoom(p) / equal - 1) < 1e-6]
+        first = [p for p in pair.plain() if kind != "rigid" or abs(_zoom(p) / pair.equal - 1) < 1e-6]
         poses = torch.cat([torch.stack(first)[:, :-1].to(torch.float32), poses])
         favour = torch.ones(len(poses), dtype=torch.float32)
         favour[: len(first)] += EQUAL
         favour[torch.linalg.det(poses[:, :, :-1]) > 0] /= 1 - UNMIRRORED
-        poses, fit = _refine(f, m, poses, COARSE_SIZE, kind)
+        poses, fit = _refine(by, onto, poses, sizes, kind)
         chosen: list[int] = []
         for i in (fit.score * favour).argsort(descending=True, stable=True).tolist():
             if len(chosen) < FINALISTS and all(_apart(poses[i], poses[j], f, m) for j in chosen):
                 chosen.append(i)
+        made = []
         for model in kinds[kinds.index(kind) :]:
-            refined, fit = _refine(f, m, poses[chosen], FINE_SIZE, model)
-            pays = torch.full((len(chosen),), priors.richness(model, f.ndim), dtype=torch.float32)
-            shared = overlap(f, m, refined, fit.count, f_spacing)
-            made.append(_Candidates(refined, fit.evidence(), shared, pays, favour[chosen]))
-    return _Candidates(*(torch.cat(part) for part in zip(*(vars(one).values() for one in made), strict=True)))
+            refined, fit = _refine(by, onto, poses[chosen], FINE_SIZE, model)
+            fit = compare(*seen(f, FINE_SIZE), m, refined) if fine else fit
+            made.append(pair.weighed(refined, fit, model, favour[chosen]))
+        yield functools.reduce(_Candidates.and_those, made)
 
 
 def _decided(found: _Candidates, scores: Tensor, best: int, rivals: list[int]) -> str:
@@ -338,7 +397,7 @@ def _scan(fixed: Views, moving: Views, zoom: float, closer: int = 1) -> tuple[Te
         m_at = m_at - m_at[(0,) * ndim] + f_at[(0,) * ndim] - _middle(f) - reach * spacing
     sums = torch.cat([torch.ones_like(mask)[None], image, image * image]) * mask
     sums = torch.fft.rfftn(sums, s=shape, dim=list(range(1, ndim + 1))).conj()  # [5, ...]
-    few = 64 if closer == 1 else 16  # turns that are held at once
+    few = 64 // closer**2  # turns that are held at once
     where = _Lags(m, m_at, middle, shape, reach)
     found = [_best_lag(sums, float(mask.sum()), where, part) for part in turns.chunk(-(-len(turns) // few))]
     best, place = (torch.cat(part) for part in zip(*found, strict=True))

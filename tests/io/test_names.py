@@ -17,6 +17,7 @@ import torch
 import yaml
 from click.testing import CliRunner, Result
 from fake_result import fake_result
+from regframe_image.volume import write_volume
 
 import regframe as rf
 from regframe.cli import main
@@ -91,6 +92,7 @@ import dataclasses, sys, torch, regframe as rf
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from fake_result import fake_result
+from regframe_image.volume import write_volume
 folder, matrix, grid = Path(sys.argv[1]), torch.tensor(eval(sys.argv[3]), dtype=torch.float64), rf.Grid((20, 24))
 bent, affine = fake_result(grid, grid, matrix, 0.5), rf.Affine(matrix)
 straight = dataclasses.replace(bent, transform=affine, affine=affine)
@@ -193,3 +195,16 @@ def test_names_are_shown_and_handed_on() -> None:
     assert paths.shown(os.fsdecode(b"caf\xe9\xff")) == "caf\\xe9\\xff"
     with paths.native_path(Path("a.csv")) as path:
         assert path == Path("a.csv")
+
+
+@pytest.mark.parametrize("suffix", [".nii.gz", ".nrrd", ".mha"])
+def test_volumes_of_any_name_are_read_and_written(tmp_path: Path, suffix: str) -> None:
+    pytest.importorskip("SimpleITK")
+    values = np.random.default_rng(0).integers(0, 255, (9, 10, 11)).astype(np.uint8)
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9" + suffix.encode()))
+    write_volume(path, values[None], (2.0, 1.0, 1.5), (3.0, 2.0, 1.0), "mm")
+    assert [one.name for one in tmp_path.iterdir()] == [path.name]
+    image = rf.open(path)
+    assert isinstance(image, rf.Image)
+    assert np.array_equal(image.data[0].numpy(), values)
+    assert image.grid.spacing == pytest.approx((2.0, 1.0, 1.5))

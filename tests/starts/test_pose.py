@@ -426,6 +426,28 @@ def test_the_inside_decides_where_the_outline_does_not() -> None:
     assert found.margin > verdict.CLEAR
 
 
+@pytest.mark.parametrize(("number", "angle"), [(0, 20), (1, 130), (2, 260)])
+def test_fine_structure_decides_where_shades_contradict(number: int, angle: float) -> None:
+    """Two windows that share a part of one field of small spots, each under a shade of its own, stronger than the spots."""
+    rng = np.random.default_rng(number)
+    index = np.stack(np.meshgrid(*[np.arange(260.0)] * 2, indexing="ij"))
+    field = np.zeros(index.shape[1:])
+    for at in rng.uniform(0, 260, (700, 2)):
+        field += rng.uniform(0.3, 1) * np.exp(-((index - at[:, None, None]) ** 2).sum(axis=0) / (2 * 2.5**2))
+    shades = [
+        sum(2 * np.sin((index * rng.normal(0, 0.03, (2, 1, 1))).sum(axis=0) + rng.uniform(0, 6)) for _ in range(4))
+        for _ in range(2)
+    ]
+    one, other = (torch.from_numpy((field + shade)[None]).to(torch.float32) for shade in shades)
+    fixed = rf.Image(one[:, :180, :180].contiguous(), rf.Grid((180, 180)))
+    moving, truth = _redrawn(rf.Image(other, rf.Grid((260, 260))), angle, False, 1.0, 0.0, (180, 180))
+    found = images.search(fixed, moving, rf.Config()).matrix
+    at = moving.grid.coords().reshape(-1, 2)
+    back = rf.Affine(torch.linalg.inv(truth)).points(at)
+    error = (rf.Affine(found).points(at) - back).norm(dim=1)[fixed.grid.contains(back)]
+    assert float(error.median()) < 2
+
+
 def test_a_mirror_that_the_images_cannot_decide_is_not_taken() -> None:
     image = rf.Image(_blobs(3, halves=True), rf.Grid((160, 160)))
     moving, truth = _redrawn(image, 70, True, 1.3, fill=0.0)
