@@ -53,6 +53,12 @@ from .plugins import metric as metric
 from .plugins import open as open
 from .plugins import open_pyramid as open_pyramid
 from .registration import register as register
+from .remote.address import Remote as Remote
+from .remote.address import locate as locate
+from .remote.errors import RemoteError as RemoteError
+from .remote.held import Held as Held
+from .remote.ranged import RangedFile as RangedFile
+from .remote.zarrstore import RemoteZarr as RemoteZarr
 from .report import write_report as write_report
 from .result import Result as Result
 from .slides.levels import choose_level as choose_level

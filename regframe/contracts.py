@@ -29,6 +29,8 @@ class Adapter(ABC):
     """One modality. An instance holds its options, which are the keyword arguments of ``__init__``, validated there."""
 
     name: ClassVar[str]
+    remote: ClassVar[bool] = False
+    """Whether it reads addresses (``s3://``, ``https://`` …), which it then gets as texts or as `regframe.Remote`."""
 
     @abstractmethod
     def matches(self, source: Any) -> float:

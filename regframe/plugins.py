@@ -26,6 +26,8 @@ import pluggy
 from . import hookspecs
 from .contracts import Adapter, Metric
 from .data import Image, PointSet, Pyramid
+from .remote.address import Remote, is_address, locate
+from .remote.errors import RemoteError
 
 GROUP = "regframe"
 """Name of the entry-point group of plug-ins, of the pluggy project, and of the distribution that is regframe itself."""
@@ -184,7 +186,11 @@ def find_adapter(source: Any, adapter: str | None = None, **options: Any) -> Ada
     Its ``apply`` and ``save`` map and write data in the source's own format. Raises what `open` raises before it reads the
     source; also PermissionError for a path that may not be read, and ValueError for an output that regframe left unfinished.
     """
-    if isinstance(source, (str, os.PathLike)) and "://" not in str(source):
+    far = is_address(source)
+    if far:
+        source = locate(source)
+        _check_remote(source)
+    elif isinstance(source, (str, os.PathLike)) and "://" not in str(source):
         path = Path(source)
         if not path.exists():
             raise FileNotFoundError(f"wanted an existing file or folder, got {str(path)!r}, which does not exist")
@@ -196,8 +202,13 @@ def find_adapter(source: Any, adapter: str | None = None, **options: Any) -> Ada
                 "again, which goes on from there"
             )
     if adapter is not None:
-        return _build(_lookup("adapter", adapter), options)  # type: ignore[no-any-return]
-    found = adapters()
+        named = _lookup("adapter", adapter)
+        if far and not getattr(named.cls, "remote", False):
+            raise PluginError(
+                f"wanted a file on this disk for the adapter {adapter!r}, got {str(source)!r}; download it"
+            )
+        return _build(named, options)  # type: ignore[no-any-return]
+    found = tuple(entry for entry in adapters() if not far or getattr(entry.cls, "remote", False))
     scores = sorted(((_confidence(entry, source, options), entry) for entry in found), key=lambda pair: -pair[0])
     if not scores or scores[0][0] <= 0:
         raise PluginError(
@@ -213,8 +224,19 @@ def find_adapter(source: Any, adapter: str | None = None, **options: Any) -> Ada
     return _build(_lookup("adapter", best[0].name), options)  # type: ignore[no-any-return]
 
 
+def _check_remote(where: Remote) -> None:
+    """RemoteError where there is nothing that may be read under an address, ValueError for an output that is not finished."""
+    begun = where.with_name(where.name + PARTIAL) / PLAN
+    if where.name.endswith(".zarr") and where.lists and not (where / "zarr.json").is_file() and begun.is_file():
+        raise ValueError(
+            f"wanted a finished image, got {str(where)!r}, which a run of regframe left unfinished; run the same command again, "
+            "which goes on from there"
+        )
+    where.check()
+
+
 def _describe(source: Any) -> str:
-    if isinstance(source, (str, os.PathLike)):
+    if isinstance(source, (str, os.PathLike, Remote)):
         return repr(str(source))
     return f"an object of type {type(source).__name__}"
 
@@ -232,6 +254,8 @@ def _confidence(entry: Entry, source: Any, options: dict[str, Any]) -> float:
         return 0.0  # a required option is missing: such an adapter is only used when it is named
     try:
         score = float(instance.matches(source))
+    except RemoteError:  # no fault of the adapter
+        raise
     except Exception as error:  # noqa: BLE001 - third-party code must not take the other plug-ins down
         _warn(f"the adapter {entry.name!r} of {entry.provider} failed to look at {_describe(source)}: {_reason(error)}")
         return 0.0

@@ -81,8 +81,9 @@ def plan(folder: str, path: str, delay: float = 0.0, **options: Any) -> SlideWar
     pyramid = on_disk(Path(folder), data, delay=delay)
     grid = rf.Grid((310, 350))
     cut = SlideOptions(**({"chunk": 16, "shard": 64} | options))
-    return SlideWarp(pyramid, bent(pyramid.grid), grid, Path(path), cut)
+    return SlideWarp(pyramid, bent(pyramid.grid), grid, rf.locate(path), cut)
 
 
-if __name__ == "__main__":  # folder, output, seconds per read, workers, shard
-    plan(sys.argv[1], sys.argv[2], float(sys.argv[3]), shard=int(sys.argv[5])).write(int(sys.argv[4]))
+if __name__ == "__main__":  # folder, output, seconds per read, workers, shard, chunk where it is not the usual one
+    cut = dict(zip(("shard", "chunk"), map(int, sys.argv[5:]), strict=False))
+    plan(sys.argv[1], sys.argv[2], float(sys.argv[3]), **cut).write(int(sys.argv[4]))

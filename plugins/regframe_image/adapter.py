@@ -22,7 +22,7 @@ from .axes import Order
 from .counted import check_finite, masked, number, source_name, without_data
 from .ngff import is_zarr, open_zarr, write_zarr
 from .raster import open_raster, write_jpeg, write_png
-from .raw import Array, InMemory, Raw, Region, Resolution, Stamp, check_level, readable, rows, stamp
+from .raw import Array, InMemory, Place, Raw, Region, Resolution, Stamp, check_level, readable, rows, stamp
 from .series import only_series
 from .tiff import needs_stitching, open_tiff, write_tiff
 from .units import CONTRADICTION, ratio
@@ -35,6 +35,10 @@ _SUFFIXES = (
     ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".svs", ".ndpi", ".scn", ".npy", ".zarr", ".zarr.zip", *_SLIDES, *_VOLUMES,
 )  # fmt: skip
 """Suffixes by which a file whose content tells nothing is still taken for a damaged image."""
+_TIFFS = (".tif", ".tiff", ".svs", ".ndpi", ".scn")
+"""Suffixes under which a TIFF is looked for before a Zarr store, in a remote store where each look costs a request."""
+_TIFF_MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+"""First bytes of TIFF and BigTIFF in both byte orders."""
 _STREAMED = 16
 """How many times ``max_bytes`` may be read where it is averaged over blocks on the way, so that no more than that is held:
 blocks of 4 × 4 pixels, the two halvings by which the levels of most slides differ."""
@@ -77,6 +81,7 @@ class ImageAdapter(regframe.Adapter):
     """
 
     name = "image"
+    remote = True
 
     def __init__(
         self,
@@ -119,12 +124,13 @@ class ImageAdapter(regframe.Adapter):
         """1 for images, tensors and arrays, 0.9 for a file or folder with their content, 0.1 for their suffix alone."""
         if isinstance(source, (regframe.Image, torch.Tensor, np.ndarray)):
             return 1.0
-        if not isinstance(source, (str, os.PathLike)):
+        if not isinstance(source, (str, os.PathLike, regframe.Remote)):
             return 0.0
-        path = Path(source)
+        path = regframe.locate(source)
         if _kind(path) is not None:
             return 0.9
-        return 0.1 if path.name.lower().endswith(_SUFFIXES) else 0.0
+        far = isinstance(path, regframe.Remote)  # `open` says what is read under an address
+        return 0.1 if far or path.name.lower().endswith(_SUFFIXES) else 0.0
 
     def open(self, source: Any) -> regframe.Image:
         """Read the pixels, of a large image as many as a registration needs (see ``level``); ValueError with one sentence
@@ -306,12 +312,17 @@ class ImageAdapter(regframe.Adapter):
             only_series(self.series, "an array")
             one = Resolution(source.shape, source.shape, InMemory(source))
             return Raw(_guess(source.shape), source.dtype, (one,), format="array"), "array"
-        path = Path(source).absolute()
+        path = regframe.locate(source).absolute()
         kind = _kind(path)
-        if kind == "TIFF" and not needs_stitching(path):
+        if isinstance(path, regframe.Remote) and (kind is None or (kind == "TIFF" and needs_stitching(path))):
+            raise ValueError(
+                f"wanted an OME-Zarr store or a TIFF under an address, got {str(path)!r}, which is neither; download it"
+            )
+        if kind == "TIFF" and (isinstance(path, regframe.Remote) or not needs_stitching(path)):
             return open_tiff(path, self.labels, self.series), path.name
         if kind == "Zarr":
             return open_zarr(path, self.series), path.name
+        assert isinstance(path, Path)
         if kind is not None:
             only_series(self.series, path.name)
         if kind in ("PNG", "JPEG"):
@@ -524,8 +535,10 @@ def _check_stated(stated: Sequence[float], unit: str, declared: Sequence[float],
             )
 
 
-def _kind(path: Path) -> str | None:
+def _kind(path: Place) -> str | None:
     """The format of a file or folder, from its first bytes or members; None where it is none that is read here."""
+    if isinstance(path, regframe.Remote):
+        return _remote_kind(path)
     try:
         if path.is_dir():
             return "Zarr" if is_zarr(path) else None
@@ -535,7 +548,7 @@ def _kind(path: Path) -> str | None:
             return "PNG"
         if head[:3] == b"\xff\xd8\xff":
             return "JPEG"
-        if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+        if head[:4] in _TIFF_MARKS:
             return "TIFF"
         if head[:6] == b"\x93NUMPY":
             return "npy"
@@ -549,6 +562,16 @@ def _kind(path: Path) -> str | None:
     except OSError:
         return None
     return None
+
+
+def _remote_kind(where: regframe.Remote) -> str | None:
+    """The format of what lies under an address: a Zarr store or a TIFF."""
+    if not where.name.lower().endswith(_TIFFS) and is_zarr(where):
+        return "Zarr"
+    if where.is_file():
+        with regframe.RangedFile(where, where.stamp()) as file:
+            return "TIFF" if file.read(4) in _TIFF_MARKS else None
+    return "Zarr" if is_zarr(where) else None
 
 
 def _completed(raw: Raw, order: Order, name: str) -> Raw:

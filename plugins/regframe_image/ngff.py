@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import itertools
 import math
 import re
 import warnings
@@ -25,6 +27,7 @@ from .ome import Declared, from_ome
 from .raw import (
     FAULTS,
     Array,
+    Place,
     Raw,
     Region,
     Resolution,
@@ -49,14 +52,20 @@ _DEPTH = 3
 """Groups within groups in which images are looked for: plates keep theirs in row/column/field."""
 _MEMBERS = 400
 """Images of a store that are listed at most: a plate of 384 wells, each opened to learn its size."""
+_AT_ONCE = 16
+"""Chunks of a remote store that are asked for at the same time: an answer takes tens of milliseconds, whatever its size."""
+_OVERHEAD = 1 << 20
+"""Bytes that a chunk of a remote store may have beside twice its pixels: headers, and the index of a shard."""
 _CHUNK = 1024
 """Pixels along y and x of the chunks that `write_zarr` writes: about a megabyte of 8 bits, one read of a viewer."""
 _COARSEST = 512
 """Pixels along y and x within which the coarsest level that `write_zarr` writes lies, a thumbnail's size."""
 
 
-def is_zarr(path: Path) -> bool:
-    """Whether a folder or a zip file holds zarr metadata at its root."""
+def is_zarr(path: Place) -> bool:
+    """Whether a folder, a zip file or what lies under an address holds zarr metadata at its root."""
+    if isinstance(path, regframe.Remote):
+        return any((path / name).is_file() for name in _ROOTS)
     if path.is_dir():
         return any((path / name).is_file() for name in _ROOTS)
     if not zipfile.is_zipfile(path):
@@ -65,7 +74,7 @@ def is_zarr(path: Path) -> bool:
         return bool(set(_ROOTS) & set(archive.namelist()))
 
 
-def open_zarr(path: Path, wanted: int | str | None = None) -> Raw:
+def open_zarr(path: Place, wanted: int | str | None = None) -> Raw:
     """The metadata of every resolution of one image; positions from their coordinate transformations.
 
     Args:
@@ -78,7 +87,7 @@ def open_zarr(path: Path, wanted: int | str | None = None) -> Raw:
         if not isinstance(node, zarr.Array):
             raise ValueError(
                 f"wanted an OME-Zarr image (a group with multiscales), got {str(path)!r}, whose members are "
-                f"{', '.join(sorted(node.keys())) or 'none'}; name the folder of one image"
+                f"{_names_in(path, node)}; name the folder of one image"
             )
         axes = _named(node)
         one = Resolution(tuple(node.shape), _chunk(path, node), ZarrRegion(path, _stamp(path), "", 0, axes))
@@ -115,7 +124,7 @@ class _Member:
     ids: bool = False
 
 
-def _image(path: Path, member: _Member) -> Raw:
+def _image(path: Place, member: _Member) -> Raw:
     """The levels of one multiscale image."""
     multiscales, node = member.multiscales, member.group
     datasets = multiscales["datasets"]
@@ -165,7 +174,7 @@ def _image(path: Path, member: _Member) -> Raw:
     )
 
 
-def _found(path: Path, member: _Member, images: list[Declared], count: int) -> Found:
+def _found(path: Place, member: _Member, images: list[Declared], count: int) -> Found:
     """A multiscale image among others, from the metadata of its finest level."""
     axes, moves = _axes(member.multiscales)
     first = member.multiscales["datasets"][0]
@@ -201,7 +210,7 @@ class ZarrRegion:
     A chunk that is not there holds the fill value, as zarr says; one that is cut short or cannot be decoded is an error.
     """
 
-    path: Path
+    path: Place
     stamp: Stamp
     key: str
     level: int
@@ -209,27 +218,43 @@ class ZarrRegion:
 
     def __call__(self, region: Region) -> Array:
         """The values of one region."""
-        with readable(self.path, "Zarr", place(self.level, self.axes, region)):
+        far = isinstance(self.path, regframe.Remote)
+        together = zarr.config.set({"async.concurrency": _AT_ONCE}) if far else contextlib.nullcontext()
+        with readable(self.path, "Zarr", place(self.level, self.axes, region)), together:
             return np.asarray(kept(_opened, self.path, self.stamp, self.key)[region])
 
 
-def _opened(path: Path, identity: Stamp, key: str) -> Any:
-    """One array of a store."""
+def _opened(path: Place, identity: Stamp, key: str) -> Any:
+    """One array of a store; of a remote one no chunk is taken that is larger than it can be."""
     check_unchanged(_stamp(path, key), identity, "store")
-    return open_checked(_store(path), key)
+    array = open_checked(_store(path), key)
+    if not isinstance(path, regframe.Remote):
+        return array
+    nbytes = math.prod(array.shards or array.chunks) * np.dtype(array.dtype).itemsize
+    return open_checked(regframe.RemoteZarr(path, 2 * nbytes + _OVERHEAD), key)
 
 
-def _store(path: Path) -> Any:
+def _store(path: Place) -> Any:
+    if isinstance(path, regframe.Remote):
+        return regframe.RemoteZarr(path)
     return LocalStore(path, read_only=True) if path.is_dir() else ZipStore(path, mode="r", read_only=True)
 
 
-def _stamp(path: Path, key: str = "") -> Stamp:
+def _names_in(path: Place, node: Any) -> str:
+    """Names of the members of a group, where the store lists them."""
+    listed_ = not isinstance(path, regframe.Remote) or path.lists
+    return ", ".join(sorted(node.keys()) if listed_ else ()) or "none"
+
+
+def _stamp(path: Place, key: str = "") -> Stamp:
     """The stamp of a zipped store; of a folder that of one node's metadata, for other nodes may change without harm."""
     node = path / key
+    if isinstance(node, regframe.Remote):
+        return stamp(next((node / name for name in _ROOTS if (node / name).is_file()), node))
     return stamp(next((node / name for name in _ROOTS if (node / name).is_file()), node) if path.is_dir() else path)
 
 
-def _inside(path: Path, key: Any) -> str:
+def _inside(path: Place, key: Any) -> str:
     """A path of the metadata, which may not leave the store; ValueError where it would."""
     parts = str(key).split("/")
     if not isinstance(key, str) or not key or ".." in parts or key.startswith("/") or "\\" in key or ":" in key:
@@ -240,7 +265,7 @@ def _inside(path: Path, key: Any) -> str:
     return key.strip("/")
 
 
-def _chunk(path: Path, array: Any) -> tuple[int, ...]:
+def _chunk(path: Place, array: Any) -> tuple[int, ...]:
     """Pixels per axis that are decoded together: an inner chunk where there are shards."""
     chunk = tuple(int(n) for n in array.chunks)
     check_chunk(path, "a chunk", chunk, array.shape, np.dtype(array.dtype).itemsize)
@@ -298,10 +323,13 @@ def _version(multiscales: dict[str, Any], attributes: dict[str, Any]) -> str:
     return str(attributes.get("version") or multiscales.get("version") or "")[:12]
 
 
-def _companion(path: Path) -> list[Declared]:
+def _companion(path: Place) -> list[Declared]:
     """What the OME-XML beside the images declares, as bioformats2raw writes it; none where it cannot be read."""
     try:
-        if path.is_dir():
+        if isinstance(path, regframe.Remote):
+            far = path / "OME" / "METADATA.ome.xml"
+            xml = far.read_bytes(_XML) if far.is_file() else b""
+        elif path.is_dir():
             beside = path / "OME" / "METADATA.ome.xml"
             xml = beside.read_bytes() if beside.is_file() and beside.stat().st_size <= _XML else b""
         else:
@@ -309,6 +337,10 @@ def _companion(path: Path) -> list[Declared]:
                 found = [i for i in archive.infolist() if i.filename == "OME/METADATA.ome.xml" and i.file_size <= _XML]
                 xml = archive.read(found[0]) if found else b""
         return from_ome(xml.decode("utf-8", "replace")) if xml else []
+    except regframe.RemoteError as error:
+        if error.kind in ("network", "extra"):
+            raise
+        return []
     except FAULTS:
         return []
 
@@ -323,7 +355,7 @@ def _beside(images: list[Declared], member: _Member, count: int) -> Declared:
     return images[int(first)] if int(first) < len(images) else Declared()
 
 
-def _check_companion(path: Path, raw: Raw, beside: Declared) -> None:
+def _check_companion(path: Place, raw: Raw, beside: Declared) -> None:
     """ValueError where the OME-XML beside the levels declares another pixel size."""
     for axis in "yx":
         own, other = raw.levels[0].spacing.get(axis), beside.numbers.get(axis)
@@ -403,7 +435,7 @@ def _halved(array: Array) -> Array:
     return (mean if array.dtype.kind == "f" else np.rint(mean)).astype(array.dtype)
 
 
-def _members(path: Path) -> tuple[Any, list[_Member]]:
+def _members(path: Place) -> tuple[Any, list[_Member]]:
     """The zarr node at the root of a store, and its images: those of the root, or of the groups in it, in the order in which the
     store lists them."""
     with warnings.catch_warnings():
@@ -455,6 +487,8 @@ def _children(node: Any, ome: dict[str, Any]) -> list[str]:
             return [
                 str(e["path"]) for e in entries if isinstance(e, dict) and "path" in e and ".." not in str(e["path"])
             ]
+    if not node.store.supports_listing:
+        return list(itertools.takewhile(lambda k: isinstance(node.get(k), zarr.Group), map(str, range(_MEMBERS))))
     return sorted((k for k in node.group_keys() if k.isdecimal()), key=int)
 
 

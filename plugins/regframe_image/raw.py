@@ -147,8 +147,14 @@ Stamp = tuple[int, int, int]
 """Inode, size in bytes and time of change in ns of a file."""
 
 
-def stamp(path: Path) -> Stamp:
+Place = Path | regframe.Remote
+"""Where a file or store lies: on this disk, or under an address."""
+
+
+def stamp(path: Place) -> Stamp:
     """The `Stamp` of a file: another file in its place, or a change, has another one."""
+    if isinstance(path, regframe.Remote):
+        return path.stamp()
     found = path.stat()
     return (found.st_ino, found.st_size, found.st_mtime_ns)
 
@@ -174,7 +180,7 @@ def _kept(_: int, build: Callable[..., Any], *arguments: Any) -> Any:
     return build(*arguments)
 
 
-def unreadable(path: Path, kind: str, error: BaseException, where: str = "") -> ValueError:
+def unreadable(path: Place, kind: str, error: BaseException, where: str = "") -> ValueError:
     """The one sentence for a file that is damaged or not what it seems."""
     reason = " ".join(str(error).split()) or type(error).__name__
     return ValueError(
@@ -183,15 +189,18 @@ def unreadable(path: Path, kind: str, error: BaseException, where: str = "") -> 
 
 
 @contextmanager
-def readable(path: Path, kind: str, where: str = "", also: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+def readable(path: Place, kind: str, where: str = "", also: tuple[type[Exception], ...] = ()) -> Iterator[None]:
     """Turn the `FAULTS` of a library, and ``also`` its own exceptions, into the one sentence of `unreadable`.
 
-    A ValueError that begins with "wanted" is a sentence of ours already and passes as it is.
+    A ValueError that begins with "wanted" is a sentence of ours already and passes as it is, and so does what went wrong on the
+    way to a remote store.
     """
     try:
         yield
     except (*FAULTS, *also) as error:
-        if isinstance(error, ValueError) and str(error).startswith("wanted"):
+        if isinstance(error, regframe.RemoteError) or (
+            isinstance(error, ValueError) and str(error).startswith("wanted")
+        ):
             raise
         raise unreadable(path, kind, error, where) from error
 
@@ -214,7 +223,7 @@ def place(level: int, axes: str, region: Region) -> str:
     return f" in level {level} at {spots}"
 
 
-def check_level(path: Path, level: int, levels: int) -> None:
+def check_level(path: Place, level: int, levels: int) -> None:
     """ValueError where a file has no such resolution."""
     if not 0 <= level < levels:
         raise ValueError(
@@ -222,13 +231,13 @@ def check_level(path: Path, level: int, levels: int) -> None:
         )
 
 
-def check_count(path: Path, levels: int) -> None:
+def check_count(path: Place, levels: int) -> None:
     """ValueError for a number of levels that no image has."""
     if not 1 <= levels <= MAX_LEVELS:
         raise ValueError(f"wanted 1 to {MAX_LEVELS} resolutions, got {levels} declared by {str(path)!r}; write it anew")
 
 
-def check_chunk(path: Path, what: str, chunk: Sequence[int], shape: Sequence[int], itemsize: int) -> None:
+def check_chunk(path: Place, what: str, chunk: Sequence[int], shape: Sequence[int], itemsize: int) -> None:
     """ValueError where one chunk would unpack to much more than the image it is part of."""
     one, image = math.prod(chunk) * itemsize, math.prod(shape) * itemsize
     if any(n < 1 for n in chunk) or one > max(_SMALL_CHUNK, _PADDING * image):

@@ -10,17 +10,20 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, cast
 from xml.etree import ElementTree
 
 import numpy as np
 import tifffile
+
+import regframe
 
 from .colour import RGB, Scheme, is_picture, scheme
 from .ome import Declared, described, from_ome
 from .raw import (
     FAULTS,
     Array,
+    Place,
     Raw,
     Region,
     Resolution,
@@ -41,6 +44,10 @@ from .units import calibrate, is_step, length
 
 _SEGMENT = 1 << 31
 """Bytes that are read of one stored tile at most: 2 GiB, more than `check_chunk` lets one unpack to."""
+_SKIPPED = 1 << 15
+"""Bytes between two rows of a region that are read with them from a remote store: 32 KiB cost less time than one more request."""
+_TOGETHER_READ = 64
+"""Tiles that are fetched from a remote store before they are decoded: 50 MB of 512 × 512 pixels in colour."""
 _JPEG = (6, 7, 33007, 34892)
 """Values of the tag Compression that mean JPEG, whose tables may stand once for all tiles: TIFF 6.0 and two makers' own."""
 _TOGETHER, _APART = 1, 2
@@ -49,7 +56,7 @@ _CENTIMETRE = 3
 """Value of the tag ResolutionUnit for pixels per centimetre; 2 is the inch, of a print."""
 
 
-def open_tiff(path: Path, labels: bool, wanted: int | str | None = None) -> Raw:
+def open_tiff(path: Place, labels: bool, wanted: int | str | None = None) -> Raw:
     """The header of one image of a file and its levels; spacing from OME, ImageJ or the makers' fields, never from a DPI tag.
 
     Args:
@@ -58,7 +65,8 @@ def open_tiff(path: Path, labels: bool, wanted: int | str | None = None) -> Raw:
         wanted: number or name of the image where there are several; None takes the scan.
     """
     with readable(path, "TIFF"):
-        with tifffile.TiffFile(path) as file:
+        with opened(path) as file:
+            _check_alone(path, file)
             images = _described(file)
             found = [_found(s, d) for s, d in zip(file.series, images, strict=True)]
             index = _scan(file, found) if wanted is None else choose(found, wanted, path.name)
@@ -73,7 +81,7 @@ def open_tiff(path: Path, labels: bool, wanted: int | str | None = None) -> Raw:
         if any(a != axes or d != dtype for a, _, d in stored):
             raise ValueError(f"its levels differ in axes or type: {sorted({(a, str(d)) for a, _, d in stored})}")
         identity = stamp(path)
-        layouts = kept(_layouts, str(path), identity, *([index] if index else []))
+        layouts = kept(_layouts, path, identity, *([index] if index else []))
     spatial = [a for a in axes if a in "zyx"]
     size = calibrate(declared.numbers, declared.words, [a for a in spatial if a in "yx" or sizes[a] > 1], path.name)
     levels, letters = [], axes + "s" * (colours.kind == "palette")
@@ -173,11 +181,35 @@ def main_series(file: tifffile.TiffFile) -> Any:
     return file.series[0]
 
 
-def needs_stitching(path: Path) -> bool:
+@contextlib.contextmanager
+def opened(path: Place) -> Iterator[tifffile.TiffFile]:
+    """A TIFF on this disk, or under an address, of which only what is needed is read."""
+    if not isinstance(path, regframe.Remote):
+        with tifffile.TiffFile(path) as file:
+            yield file
+        return
+    with (
+        regframe.RangedFile(path, path.stamp()) as stream,
+        tifffile.TiffFile(cast("IO[bytes]", stream), name=path.name, _multifile=False) as file,
+    ):
+        yield file
+
+
+def _check_alone(path: Place, file: tifffile.TiffFile) -> None:
+    """ValueError for a file under an address whose pages lie in other files: names in it are not followed."""
+    if isinstance(path, regframe.Remote) and file.is_ome and file.series[0].kind.lower() != "ome":
+        raise ValueError(
+            f"wanted a TIFF with all its pages in one file, got {str(path)!r}, whose OME-XML names others; download all of them"
+        )
+
+
+def needs_stitching(path: Place) -> bool:
     """Whether the tiles of a TIFF overlap, as in Ventana's slides."""
     try:
-        with tifffile.TiffFile(path) as file:
+        with opened(path) as file:
             return bool(file.is_bif)
+    except regframe.RemoteError:
+        raise
     except FAULTS:
         return False  # `open_tiff` says what is wrong
 
@@ -192,7 +224,7 @@ def _kind(file: tifffile.TiffFile) -> str:
 class TiffRegion:
     """Regions of one level of a TIFF: only the tiles or strips that they touch are read and decoded."""
 
-    path: Path
+    path: Place
     stamp: Stamp
     level: int
     axes: str
@@ -203,7 +235,7 @@ class TiffRegion:
         """The values of one region; ValueError names it where a tile is missing its end or cannot be decoded."""
         with readable(self.path, "TIFF", place(self.level, self.axes, region)):
             which = [self.series] if self.series else []
-            layout: _Layout = kept(_layouts, str(self.path), self.stamp, *which)[self.level]
+            layout: _Layout = kept(_layouts, self.path, self.stamp, *which)[self.level]
             if not self.colours.mixes:
                 return self.colours.converted(layout.read(region))
             if self.colours.kind == "palette":
@@ -222,7 +254,7 @@ class _Layout(ABC):
 
     chunk: tuple[int, ...]
 
-    def __init__(self, path: str, series: Any) -> None:
+    def __init__(self, path: Place, series: Any) -> None:
         self.path = path
         self.page = series.keyframe
         self.shape: tuple[int, ...] = tuple(series.shape)
@@ -238,14 +270,13 @@ class _Layout(ABC):
 class _OneRun(_Layout):
     """All values lie one after another, uncompressed."""
 
-    def __init__(self, path: str, series: Any) -> None:
+    def __init__(self, path: Place, series: Any) -> None:
         super().__init__(path, series)
         self.offset = int(series.dataoffset)
         self.chunk = rows(self.shape, _row_axis(series.axes), self.dtype.itemsize)
 
     def read(self, region: Region) -> Array:
-        mapped = np.memmap(self.path, self.stored, "r", self.offset, self.shape)
-        return np.array(mapped[region], dtype=self.dtype)
+        return _run(self.path, self.stored, self.offset, self.shape, region).astype(self.dtype)
 
 
 class _Pages(_Layout):
@@ -258,7 +289,7 @@ class _Pages(_Layout):
         paths: the file that each page lies in.
     """
 
-    def __init__(self, path: str, series: Any, pages: list[Any], paths: list[str]) -> None:
+    def __init__(self, path: Place, series: Any, pages: list[Any], paths: list[Place]) -> None:
         super().__init__(path, series)
         self.paths = paths
         self.inner: tuple[int, ...] = tuple(self.page.shape)
@@ -279,7 +310,7 @@ class _Pages(_Layout):
 class _PlainPages(_Pages):
     """The values of each page lie one after another, uncompressed."""
 
-    def __init__(self, path: str, series: Any, pages: list[Any], paths: list[str]) -> None:
+    def __init__(self, path: Place, series: Any, pages: list[Any], paths: list[Place]) -> None:
         super().__init__(path, series, pages, paths)
         self.offsets = [None if page is None else int(page.dataoffsets[0]) for page in pages]
         self.chunk = (*(1 for _ in self.outer), *rows(self.inner, _row_axis(self.page.axes), self.dtype.itemsize))
@@ -288,14 +319,13 @@ class _PlainPages(_Pages):
         offset = self.offsets[page]
         if offset is None:  # a page that the file leaves out
             return np.full(self.inner, self.page.nodata, self.dtype)[region]
-        mapped = np.memmap(self.paths[page], self.stored, "r", offset, self.inner)
-        return np.array(mapped[region], dtype=self.dtype)
+        return _run(self.paths[page], self.stored, offset, self.inner, region).astype(self.dtype)
 
 
 class _TiledPages(_Pages):
     """Each page is made of tiles, or of strips, which are tiles as wide as the page."""
 
-    def __init__(self, path: str, series: Any, pages: list[Any], paths: list[str]) -> None:
+    def __init__(self, path: Place, series: Any, pages: list[Any], paths: list[Place]) -> None:
         super().__init__(path, series, pages, paths)
         page = self.page
         jpeg = page.compression in _JPEG
@@ -308,8 +338,9 @@ class _TiledPages(_Pages):
         if not page.is_tiled:
             height = min(height, page.imagelength)
         samples = page.samplesperpixel if page.planarconfig == _TOGETHER else 1
-        check_chunk(Path(path), "a tile", (height, width, samples), self.inner, self.dtype.itemsize)
+        check_chunk(path, "a tile", (height, width, samples), self.inner, self.dtype.itemsize)
         self.tile: tuple[int, int] = (height, width)
+        self.held = regframe.Held()
         sizes = {"Y": height, "X": width, "S": samples}
         self.chunk = (*(1 for _ in self.outer), *(sizes[a] for a in page.axes))
 
@@ -323,13 +354,16 @@ class _TiledPages(_Pages):
         out = np.full((len(planes), y.stop - y.start, x.stop - x.start, across), self.page.nodata, self.dtype)
         segments = self.segments[page]
         if segments is not None:
-            with Path(self.paths[page]).open("rb") as file:
-                for plane, sample in zip(out, planes, strict=True):
-                    for row, column, index in self._touched(sample, y, x):
-                        data = _segment(file, segments, index, row, column)
-                        if data is not None:
-                            tile, (_, _, top, left, _), _ = self.page.decode(data, index, **self.arguments[page])
-                            _paste(plane, tile[0], y.start, x.start, top, left)
+            touched = [
+                (plane, *tile)
+                for plane, sample in zip(out, planes, strict=True)
+                for tile in self._touched(sample, y, x)
+            ]
+            stored = _segments(self.paths[page], segments, [tile[1:] for tile in touched], self.held)
+            for (plane, _, _, index), data in zip(touched, stored, strict=True):
+                if data is not None:
+                    tile, (_, _, top, left, _), _ = self.page.decode(data, index, **self.arguments[page])
+                    _paste(plane, tile[0], y.start, x.start, top, left)
         if planar:
             return out[..., 0]  # [S, h, w]
         return out[0][..., samples] if "S" in axes else out[0, ..., 0]
@@ -346,7 +380,7 @@ class _TiledPages(_Pages):
 class _Undivided(_Layout):
     """A level that is decoded as a whole, by the library."""
 
-    def __init__(self, path: str, series: Any) -> None:
+    def __init__(self, path: Place, series: Any) -> None:
         super().__init__(path, series)
         every = self.page.parent.series
         self.series = next(i for i, s in enumerate(every) if any(v is series for v in s.levels))
@@ -358,28 +392,31 @@ class _Undivided(_Layout):
         return self._whole(region)
 
     def _decoded(self) -> Array:
-        with tifffile.TiffFile(self.path) as file:
+        with opened(self.path) as file:
             array: Array = file.series[self.series].levels[self.level].asarray(maxworkers=1)
         return array
 
 
-def _layouts(path: str, identity: Stamp, series: int = 0) -> list[_Layout]:
-    check_unchanged(stamp(Path(path)), identity)
-    with tifffile.TiffFile(path) as file:
+def _layouts(path: Place, identity: Stamp, series: int = 0) -> list[_Layout]:
+    check_unchanged(stamp(path), identity)
+    with opened(path) as file:
         return [_layout(path, level) for level in file.series[series].levels]
 
 
-def _layout(path: str, series: Any) -> _Layout:
+def _layout(path: Place, series: Any) -> _Layout:
     """The simplest layout that describes a level; ValueError where its pages lie in other folders than the file."""
     page = series.keyframe
     shape, inner = tuple(series.shape), tuple(page.shape)
     outer = shape[: len(shape) - len(inner)]
     pages = list(series.pages)
-    paths = [path if p is None else str(p.parent.filehandle.path) for p in pages]
-    elsewhere = sorted({p for p in paths if Path(p).resolve().parent != Path(path).resolve().parent})
+    if isinstance(path, regframe.Remote):
+        paths: list[Place] = [path] * len(pages)
+    else:
+        paths = [path if p is None else Path(p.parent.filehandle.path) for p in pages]
+    elsewhere = sorted({str(p) for p in paths if p.resolve().parent != path.resolve().parent})
     if elsewhere:
         raise ValueError(f"its pages lie in other folders ({elsewhere[0]})")
-    alone = len({Path(p).name for p in paths}) == 1
+    alone = len({p.name for p in paths}) == 1
     if page.is_final and alone and series.dataoffset is not None:
         return _OneRun(path, series)
     if (*outer, *inner) != shape or len(pages) != math.prod(outer) or page.imagedepth != 1:
@@ -391,13 +428,59 @@ def _row_axis(axes: str) -> int:
     return axes.index("Y") if "Y" in axes else len(axes) - 1
 
 
-def _segment(file: BinaryIO, segments: tuple[Any, Any], index: int, row: int, column: int) -> bytes | None:
-    """The stored bytes of one tile; None where a sparse file has no such tile, so that it is all nodata."""
-    offset, count = int(segments[0][index]), int(segments[1][index])
-    if offset == 0 or count == 0:
-        return None
-    file.seek(offset)
-    data = file.read(min(count, _SEGMENT))
+def _run(path: Place, dtype: np.dtype[Any], offset: int, shape: tuple[int, ...], region: Region) -> Array:
+    """A region of values that lie one after another from ``offset`` on, in their stored type."""
+    if not isinstance(path, regframe.Remote):
+        return np.array(np.memmap(path, dtype, "r", offset, shape)[region])
+    sides = [s.stop - s.start for s in region]
+    inner = len(shape)  # the axes from here on are read whole: their values are neighbours
+    while inner > 1 and sides[inner - 1] == shape[inner - 1]:
+        inner -= 1
+    length = math.prod(sides[inner - 1 :]) * dtype.itemsize
+    strides = [math.prod(shape[i + 1 :]) * dtype.itemsize for i in range(len(shape))]
+    outer = itertools.product(*(range(s.start, s.stop) for s in region[: inner - 1]))
+    last = offset + region[inner - 1].start * strides[inner - 1]
+    starts = [last + sum(i * n for i, n in zip(index, strides, strict=False)) for index in outer]
+    data = path.read_ranges([(start, start + length) for start in starts], _SKIPPED)
+    return np.frombuffer(b"".join(data), dtype).reshape(sides)
+
+
+def _segments(
+    path: Place, segments: tuple[Any, Any], tiles: list[tuple[int, int, int]], held: regframe.Held
+) -> Iterator[bytes | None]:
+    """The stored bytes of tiles, each by its row, column and number; None where a sparse file has no such tile, so that it is all
+    nodata.
+
+    Args:
+        path: of the file.
+        segments: offsets and sizes of all tiles.
+        tiles: row, column and number of those that are wanted.
+        held: tiles of a remote file that were read before.
+    """
+    places = [(int(segments[0][index]), int(segments[1][index])) for _, _, index in tiles]
+    if not isinstance(path, regframe.Remote):
+        with path.open("rb") as file:
+            for (offset, count), (row, column, _) in zip(places, tiles, strict=True):
+                file.seek(offset)
+                yield _whole(file.read(min(count, _SEGMENT)), count, row, column) if offset and count else None
+        return
+    size = path.size()
+    for (offset, count), (row, column, _) in zip(places, tiles, strict=True):
+        if offset and count:
+            _whole(range(max(0, min(count, size - offset, _SEGMENT))), count, row, column)
+    for first in range(0, len(places), _TOGETHER_READ):
+        part = places[first : first + _TOGETHER_READ]
+        wanted = {(offset, offset + count) for offset, count in part if offset and count}
+        found = {key: data for key in wanted if (data := held.get(key)) is not None}
+        missing = sorted(wanted - set(found))
+        found |= dict(zip(missing, path.read_ranges(missing), strict=True))
+        for key in missing:
+            held.keep(key, found[key])
+        yield from (found.get((offset, offset + count)) if offset and count else None for offset, count in part)
+
+
+def _whole(data: Any, count: int, row: int, column: int) -> Any:
+    """What there is of a tile; ValueError where that is not all."""
     if len(data) != count:
         raise ValueError(f"the tile in row {row}, column {column} ends after {len(data)} of {count} bytes")
     return data

@@ -16,6 +16,7 @@ import click
 if TYPE_CHECKING:
     from ..contracts import Adapter
     from ..data import Grid, Image, PointSet, Pyramid
+    from ..remote.address import Remote
     from ..result import Result
 
 EXIT_FAIL = 3
@@ -130,6 +131,27 @@ overwrite_option = click.option("--overwrite", is_flag=True, help="Replace the o
 path_type = click.Path(path_type=Path)
 
 
+class _PlaceType(click.Path):
+    """A path, or the address of a store that is not on this disk."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """A `pathlib.Path` or a `regframe.Remote`."""
+        from ..remote.address import locate
+
+        with bad_input():
+            return locate(value)
+
+
+place_type = _PlaceType(path_type=Path)
+
+
+def on_disk(path: Path | Remote, what: str) -> Path:
+    """The path; `BadInput` for an address, where a command reads or writes ``what`` on this disk alone."""
+    if not isinstance(path, Path):
+        raise BadInput(f"wanted {what} on this disk, got {str(path)!r}; copy it")
+    return path
+
+
 def emit_json(value: Any) -> None:
     """Print one JSON object on stdout."""
     from ..io.outputs import to_json
@@ -241,7 +263,7 @@ def adapter_options(
 
 
 def open_side(
-    path: Path, adapter: str | None, options: Mapping[str, Any], level: int | None = None
+    path: Path | Remote, adapter: str | None, options: Mapping[str, Any], level: int | None = None
 ) -> tuple[Image | PointSet, Adapter, dict[str, Any]]:
     """Open a file; returns its data, the adapter that read it and the adapter's options; `BadInput` where it cannot be read.
 
@@ -264,14 +286,14 @@ def open_side(
             raise BadInput(sentence(error)) from error
 
 
-def say_notes(reader: Adapter, path: Path, side: str) -> None:
+def say_notes(reader: Adapter, path: Path | Remote, side: str) -> None:
     """Say on stderr what an adapter took of a source that holds several things."""
     with bad_input():
         for note in reader.notes(path):
             click.echo(f"{side}: {note}", err=True)
 
 
-def open_levels(path: Path, adapter: str | None, options: Mapping[str, Any]) -> tuple[Pyramid | None, Adapter]:
+def open_levels(path: Path | Remote, adapter: str | None, options: Mapping[str, Any]) -> tuple[Pyramid | None, Adapter]:
     """Every resolution of an image, lazy (None where the file is no image), and the adapter.
 
     `BadInput` where it cannot be read.
@@ -286,7 +308,7 @@ def open_levels(path: Path, adapter: str | None, options: Mapping[str, Any]) -> 
             raise BadInput(sentence(error)) from error
 
 
-def finest_grid(path: Path, adapter: str | None, options: Mapping[str, Any]) -> Grid | None:
+def finest_grid(path: Path | Remote, adapter: str | None, options: Mapping[str, Any]) -> Grid | None:
     """The grid of an image's own pixels, whatever level of it is registered; None where that is not known.
 
     `BadInput` where the file cannot be read.
@@ -317,6 +339,7 @@ def recorded_run(folder: Path, fixed: Path | None, moving: Path | None) -> dict[
     import yaml
 
     from ..io import outputs
+    from ..remote.address import locate
 
     if not outputs.is_output(folder):
         raise ValueError(f"wanted a folder that `regframe register` wrote, got {folder}")
@@ -328,7 +351,7 @@ def recorded_run(folder: Path, fixed: Path | None, moving: Path | None) -> dict[
             how["path"] = str(given.resolve())
         if not how.get("path"):
             raise ValueError(f"wanted the {side} file, which {outputs.CONFIG} does not name; pass --{side} FILE")
-        if not Path(how["path"]).exists():
+        if not locate(how["path"]).exists():
             raise FileNotFoundError(
                 f"wanted the {side} file at {how['path']}, which does not exist; pass --{side} FILE"
             )
@@ -337,8 +360,10 @@ def recorded_run(folder: Path, fixed: Path | None, moving: Path | None) -> dict[
 
 def open_recorded(run: Mapping[str, Any]) -> tuple[Image | PointSet, Image | PointSet]:
     """The fixed and the moving data of a `recorded_run`, opened in the same way as for that run."""
+    from ..remote.address import locate
+
     fixed, moving = (
-        open_side(Path(run[side]["path"]), run[side].get("adapter"), run[side].get("options") or {})[0]
+        open_side(locate(run[side]["path"]), run[side].get("adapter"), run[side].get("options") or {})[0]
         for side in ("fixed", "moving")
     )
     return fixed, moving

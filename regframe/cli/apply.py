@@ -22,10 +22,11 @@ from ._common import (
     json_option,
     level_option,
     load_result,
+    on_disk,
     open_side,
     options,
     overwrite_option,
-    path_type,
+    place_type,
     result_argument,
     say_notes,
     sentence,
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from ..contracts import Adapter, Progress
     from ..data import Grid, Image, PointSet
     from ..maps.shapes import Shapes
+    from ..remote.address import Remote
     from ..slides import job as slides_job
     from ..slides import warp
 
@@ -75,39 +77,48 @@ class Order:
     """
 
     result_folder: Path
-    input_file: Path
-    output: Path
+    input_file: Path | Remote
+    output: Path | Remote
     to: Literal["fixed", "moving"]
     input_spacing: float | None
     overwrite: bool
 
 
-def _carries(spacing: str, streams: bool = False) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def _carries(
+    spacing: str, streams: bool = False, remote: bool = False
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """The arguments and options of all three commands, passed on as an `Order`.
 
     Args:
         spacing: the help of --input-spacing.
         streams: whether ``-`` stands for standard input and output.
+        remote: whether addresses are taken, beside paths.
     """
     also = "; - for standard {}" if streams else ""
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(command)
-        def run(*, result_folder: Path, input_file: Path, output: Path, to: Any, input_spacing: float | None,
+        def run(*, result_folder: Path, input_file: Path | Remote, output: Path | Remote, to: Any, input_spacing: float | None,
                 overwrite: bool, **own: Any) -> None:  # fmt: skip
             from ..io import outputs
 
             _check_spacing(input_spacing)
             with bad_input():
-                if not (streams and output == STREAM):
+                if not remote:
+                    input_file, output = on_disk(input_file, "an input"), on_disk(output, "an output")
+                if not isinstance(output, Path):
+                    if output.suffix.lower() != ".zarr":
+                        raise ValueError(f"wanted an output ending in .zarr in a remote store, got {output.name!r}")
+                    output.check_writable()
+                elif not (streams and output == STREAM):
                     outputs.check_file(output, overwrite)
             command(Order(result_folder, input_file, output, to, input_spacing, overwrite), **own)
 
         return options(
             result_argument,
-            click.argument("input_file", type=path_type, metavar="INPUT"),
+            click.argument("input_file", type=place_type, metavar="INPUT"),
             click.option(
-                "-o", "--output", type=path_type, required=True, help=f"File to write{also.format('output')}."
+                "-o", "--output", type=place_type, required=True, help=f"File to write{also.format('output')}."
             ),
             click.option("--to", type=click.Choice(["fixed", "moving"]), required=True, help="Space to go to."),
             click.option("--input-spacing", type=float, metavar="S", help=spacing),
@@ -120,7 +131,8 @@ def _carries(spacing: str, streams: bool = False) -> Callable[[Callable[..., Non
 
 @apply.command(short_help="Resample an image on the other side's canvas.")
 @_carries(
-    "Pixel size of the input, in the unit of the side it belongs to; its outer corner is put on that of the side's first pixel."
+    "Pixel size of the input, in the unit of the side it belongs to; its outer corner is put on that of the side's first pixel.",
+    remote=True,
 )
 @input_options("Adapter of the input; sniffed otherwise.", "Option of the adapter, e.g. axes=cyx.")
 @click.option("--labels", is_flag=True, help="Values are ids (a segmentation, a mask): the nearest, never a mean.")
@@ -174,6 +186,7 @@ def image(
 
     from ..data import Image, describe_grid
     from ..io import outputs
+    from ..remote.address import address_of
     from ..slides import job as slides_job
     from ..slides import levels, place, warp
 
@@ -186,7 +199,7 @@ def image(
         raise BadInput(f"wanted an output ending in .zarr or .tif for --scheduler, got {output.name!r}")
     options = adapter_options(adapter_set, "--adapter-set") | ({"labels": True} if labels else {})
     job = slides_job.SlideJob(
-        str(order.result_folder.absolute()), str(order.input_file.absolute()), str(output.absolute()), to, adapter,
+        str(order.result_folder.absolute()), address_of(order.input_file), address_of(output), to, adapter,
         tuple(options.items()), order.input_spacing, canvas, spacing, part, level, fill,
     )  # fmt: skip
     if tiled:
@@ -196,6 +209,7 @@ def image(
             click.echo(f"Note: {order.input_file.name} is read as a whole, and carried here", err=True)
     elif _warp_small(job, order.overwrite):
         return
+    output = on_disk(output, "an output for an image that is read as a whole")
     result = load_result(order.result_folder)
     data, reader, _ = open_side(order.input_file, adapter, options, level or 0)
     if not isinstance(data, Image):
@@ -215,7 +229,7 @@ def image(
         _warn_of_ids(data, order.input_file)
 
 
-def _warn_of_ids(image: Image, path: Path) -> None:
+def _warn_of_ids(image: Image, path: Path | Remote) -> None:
     ids = _id_like(image)
     if ids:
         click.echo(
@@ -261,6 +275,7 @@ def _warp_slide(job: slides_job.SlideJob, workers: int | None, scheduler: str | 
     import torch
 
     from ..data import Grid, Image, describe_grid
+    from ..remote.address import locate
 
     with bad_input():
         if not Path(job.result).exists():
@@ -281,11 +296,11 @@ def _warp_slide(job: slides_job.SlideJob, workers: int | None, scheduler: str | 
         kept = f"{len(plan.done())} of {plan.shards} shards are kept in {plan.partial}"
         click.echo(f"interrupted; {kept}: run the same command again to go on", err=True)
         click.get_current_context().exit(130)
-    click.echo(f"wrote {job.output}: {describe_grid(plan.grid)}, {len(plan.levels)} levels", err=True)
+    click.echo(f"wrote {plan.path}: {describe_grid(plan.grid)}, {len(plan.levels)} levels", err=True)
     if not plan.pyramid.labels and len(plan.pyramid.channels) == 1:
         corner = plan.source.read(tuple(slice(0, min(n, _LOOKED_AT)) for n in plan.source.grid.shape))
         shape = corner.shape[1:]
-        _warn_of_ids(Image(torch.from_numpy(corner.copy()), Grid(shape)), Path(job.input))
+        _warn_of_ids(Image(torch.from_numpy(corner.copy()), Grid(shape)), locate(job.input))
     finest = plan.source.grid.pixel
     if job.level is None and job.spacing is None and plan.pyramid.grid.pixel < finest * 0.75:
         click.echo(
@@ -301,6 +316,7 @@ def _warp_small(job: slides_job.SlideJob, overwrite: bool) -> bool:
     from .. import plugins
     from ..data import describe_grid
     from ..io import outputs
+    from ..remote.address import locate
     from ..slides.levels import WHOLE
 
     with bad_input():
@@ -318,7 +334,7 @@ def _warp_small(job: slides_job.SlideJob, overwrite: bool) -> bool:
             reader.save(moved, path)
     click.echo(f"wrote {job.output}: {describe_grid(plan.grid)}", err=True)
     if not plan.pyramid.labels:
-        _warn_of_ids(moved, Path(job.input))
+        _warn_of_ids(moved, locate(job.input))
     return True
 
 
@@ -426,7 +442,10 @@ def points(
     result = load_result(order.result_folder)
     source = result.moving_grid if to == "fixed" else result.fixed_grid
     notes: tuple[str, ...] = ()
-    with bad_input(), streamed(order.input_file, order.output) as (input_file, output):
+    with (
+        bad_input(),
+        streamed(on_disk(order.input_file, "an input"), on_disk(order.output, "an output")) as (input_file, output),
+    ):
         unit = "px" if order.input_spacing else source.unit
         adapter = adapter or _own_reader(input_file)
         if adapter is None:
@@ -619,13 +638,15 @@ def shapes(
     from ..maps.shapes import MAX_VERTICES
 
     _check_spacing(output_spacing, "--output-spacing")
-    output, to = order.output, order.to
+    output, to = on_disk(order.output, "an output"), order.to
     result = load_result(order.result_folder)
     source, target, transform = result.moving_grid, result.fixed_grid, result.transform
     if to == "moving":
         source, target, transform = target, source, transform.inverse()
     with bad_input():
-        given = regframe.read_shapes(order.input_file, unit=unit or "px", pixel_origin=pixel_origin, empty=True)
+        given = regframe.read_shapes(
+            on_disk(order.input_file, "an input"), unit=unit or "px", pixel_origin=pixel_origin, empty=True
+        )
         before = given.to_positions(source, order.input_spacing)
         after = regframe.move_shapes(before, transform, target, tolerance, max_vertices or MAX_VERTICES)
         crossing, crossed = int(before.crossings().sum()), int(after.crossings().sum())

@@ -135,6 +135,8 @@ def _recorded_pixels(folder: Path, result: Result) -> dict[str, Any]:
 
     `BadInput` where a side has a length unit and its file is not known or gone.
     """
+    from ..remote.address import locate
+
     found: dict[str, Any] = {}
     for side, grid in (("fixed", result.fixed_grid), ("moving", result.moving_grid)):
         if grid.unit == "px":
@@ -147,7 +149,7 @@ def _recorded_pixels(folder: Path, result: Result) -> dict[str, Any]:
                     f"wanted the file of the {side} side, whose pixels --unit px counts ({sentence(error)}); state their size "
                     f"with --unit 0.25um, or --format-set {side}_unit=0.25um where the sides differ"
                 ) from error
-        found[f"{side}_pixels"] = finest_grid(Path(run["path"]), run.get("adapter"), run.get("options") or {})
+        found[f"{side}_pixels"] = finest_grid(locate(run["path"]), run.get("adapter"), run.get("options") or {})
     return found
 
 

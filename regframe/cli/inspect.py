@@ -21,12 +21,14 @@ from ._common import (
     open_side,
     overwrite_option,
     path_type,
+    place_type,
     verbose_option,
 )
 
 if TYPE_CHECKING:
     from ..contracts import Adapter
     from ..data import Grid, Image, PointSet, Pyramid, Series
+    from ..remote.address import Remote
 
 _THUMBNAIL = 512
 """Largest number of pixels along the longer side of a thumbnail."""
@@ -35,7 +37,7 @@ _READ = 64 << 30
 
 
 @click.command(short_help="Say what a file or a result is.")
-@click.argument("path", type=path_type)
+@click.argument("path", type=place_type)
 @click.option("--adapter", metavar="NAME", help="Adapter; sniffed otherwise.")
 @click.option("--set", "pairs", metavar="K=V", multiple=True, help="Option of the adapter.")
 @click.option("--thumbnail", type=path_type, metavar="FILE.png", help="Write a small picture of an image.")
@@ -43,7 +45,12 @@ _READ = 64 << 30
 @json_option
 @verbose_option
 def info(
-    path: Path, adapter: str | None, pairs: tuple[str, ...], thumbnail: Path | None, overwrite: bool, as_json: bool
+    path: Path | Remote,
+    adapter: str | None,
+    pairs: tuple[str, ...],
+    thumbnail: Path | None,
+    overwrite: bool,
+    as_json: bool,
 ) -> None:
     """Say how regframe reads PATH: levels, size, spacing, channels, adapter; or what a result holds.
 
@@ -53,13 +60,13 @@ def info(
     from ..io import outputs
 
     with bad_input():
-        if not path.exists():
+        if isinstance(path, Path) and not path.exists():
             raise FileNotFoundError(f"wanted an existing file or folder, got {str(path)!r}, which does not exist")
         if thumbnail is not None:
             if thumbnail.suffix.lower() != ".png":
                 raise ValueError(f"wanted a thumbnail ending in .png, got {str(thumbnail)!r}; change its name")
             outputs.check_file(thumbnail, overwrite)
-    if outputs.is_output(path) or path.name == outputs.TRANSFORM:
+    if isinstance(path, Path) and (outputs.is_output(path) or path.name == outputs.TRANSFORM):
         found, pyramid = _result_facts(path), None
     else:
         options = adapter_options(pairs, "--set")
@@ -267,7 +274,7 @@ def _series_facts(one: Series) -> dict[str, Any]:
     return dataclasses.asdict(one) | {"shape": list(one.shape), "spacing": spacing}
 
 
-def _no_data(pyramid: Pyramid, adapter: Adapter, path: Path) -> dict[str, Any]:
+def _no_data(pyramid: Pyramid, adapter: Adapter, path: Path | Remote) -> dict[str, Any]:
     """Shares of the canvas that hold no data, as a registration finds them; nothing for labels, for what is too large to be read
     for this, and for what cannot be registered."""
     from ..data import Image

@@ -94,11 +94,12 @@ def refine(
 def levels(run: Mapping[str, Mapping[str, Any]]) -> tuple[Pyramid, Pyramid]:
     """Every resolution of both sides of a run; `BadInput` where a side has no pixels or is a volume."""
     from ..data import Image
+    from ..remote.address import locate
     from ..slides.levels import pyramid_of
 
     found = []
     for side in ("fixed", "moving"):
-        path = Path(run[side]["path"])
+        path = locate(run[side]["path"])
         options = {k: v for k, v in (run[side].get("options") or {}).items() if k != "level"}
         pyramid, _ = open_levels(path, run[side].get("adapter"), options)
         if pyramid is None:

@@ -22,6 +22,7 @@ from ._common import (
     overwrite_option,
     parse_pairs,
     path_type,
+    place_type,
     require_option,
     save_warped_option,
     say_notes,
@@ -37,12 +38,13 @@ if TYPE_CHECKING:
     from ..config import Config
     from ..contracts import Adapter, Side
     from ..data import Image, PointSet
+    from ..remote.address import Remote
     from ..result import Result
 
 
 @click.command(short_help="Align a moving file to a fixed one.")
-@click.argument("fixed", type=path_type)
-@click.argument("moving", type=path_type)
+@click.argument("fixed", type=place_type)
+@click.argument("moving", type=place_type)
 @folder_option()
 @click.option("--landmarks", type=path_type, metavar="P.csv", help="Pairs: fixed_y, fixed_x, moving_y, moving_x.")
 @click.option("--metric", metavar="NAME", help="Similarity metric; `regframe plugins` lists them.")
@@ -187,7 +189,7 @@ def _metric(config: Config) -> Any:
 
 
 def _open(side: str, options: dict[str, Any]) -> tuple[Image | PointSet, Adapter, dict[str, Any]]:
-    path: Path = options[side]
+    path: Path | Remote = options[side]
     name = options[f"{side}_adapter"]
     data, adapter, chosen = open_side(path, name, stated(side, options), options["level"])
     say_notes(adapter, path, side)
@@ -295,7 +297,7 @@ def _landmarks(path: Path, fixed: Image | PointSet, moving: Image | PointSet, op
     return regframe.landmarks(pairs[1], pairs[0])
 
 
-def _saver(adapter: Adapter, source: Path, result: Result) -> Any:
+def _saver(adapter: Adapter, source: Path | Remote, result: Result) -> Any:
     def save(folder: Path) -> None:
         from ..data import Image
 

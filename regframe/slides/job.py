@@ -11,9 +11,13 @@ from typing import Any, Literal
 from .. import plugins
 from ..fit.threads import on_threads
 from ..io.store import load
+from ..remote.address import Remote, locate
 from .place import Canvas, canvas_grid, place_pyramid
 from .warp import Background, SlideOptions, SlideWarp
 from .zarrshards import quiet_zarr
+
+_METADATA = ("zarr.json", ".zattrs", ".zgroup", ".zarray")
+"""Files at the root of a Zarr store, of format 3 or 2."""
 
 # ------------------------------------------------------------------------------------------------------ paths for tasks
 
@@ -76,9 +80,9 @@ class SlideJob:
             placed,
             transform,
             grid,
-            Path(self.output),
+            locate(self.output),
             SlideOptions(self.level, self.background),
-            _identity(Path(self.input)),
+            _identity(locate(self.input)),
         )
 
 
@@ -100,8 +104,11 @@ def run_shard(job: SlideJob, index: int) -> int:
 # ------------------------------------------------------------------------------------------------------------- helpers
 
 
-def _identity(path: Path) -> str:
-    """Size and modification time of a file; of a folder, those of its metadata files."""
-    files = [path] if path.is_file() else [path / name for name in ("zarr.json", ".zattrs", ".zgroup", ".zarray")]
+def _identity(path: Path | Remote) -> str:
+    """Size and modification time of a file; of a folder or a remote store, those of its metadata files."""
+    if isinstance(path, Remote):
+        objects = [path] if path.is_file() else [f for f in (path / name for name in _METADATA) if f.is_file()]
+        return repr((str(path), [(f.name, f.stamp()) for f in objects]))
+    files = [path] if path.is_file() else [path / name for name in _METADATA]
     facts = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files if f.is_file()]
     return repr((os.path.realpath(path), facts))

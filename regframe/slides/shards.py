@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..data import Grid
+from ..remote.address import Remote
 
 Array = NDArray[Any]
 
@@ -24,7 +25,7 @@ class ShardStore(ABC):
     """Pixels of a pyramid, shard by shard, in a folder to which several processes write at once.
 
     Args:
-        folder: the folder of the unfinished output.
+        folder: the folder of the unfinished output; in a remote store the output itself.
         levels: grids of the levels, finest first.
         shards: pixels per axis of a shard, by level.
         tile: pixels per axis that are compressed together.
@@ -34,7 +35,7 @@ class ShardStore(ABC):
         labels: whether values are ids; coarser levels then take every second pixel instead of means.
     """
 
-    folder: Path
+    folder: Path | Remote
     levels: tuple[Grid, ...]
     shards: tuple[int, ...]
     tile: int
@@ -42,6 +43,12 @@ class ShardStore(ABC):
     channels: tuple[str, ...]
     fill: float
     labels: bool = False
+
+    @property
+    def disk(self) -> Path:
+        """The folder, of a store that lies on this disk."""
+        assert isinstance(self.folder, Path)
+        return self.folder
 
     @abstractmethod
     def create(self) -> None:

@@ -42,7 +42,7 @@ class TileStore(ShardStore):
         return self.channels == RGB and self.dtype in (np.uint8, np.uint16)
 
     def create(self) -> None:  # noqa: D102
-        self.folder.mkdir()
+        self.disk.mkdir()
 
     def write(self, level: int, place: tuple[int, ...], pixels: Array | None) -> list[str]:  # noqa: D102
         if pixels is None:
@@ -50,7 +50,7 @@ class TileStore(ShardStore):
         tiles = [self._encode(tile) for tile in _cut(pixels, self.tile, self.rgb)]
         ends = np.cumsum([len(tile) for tile in tiles], dtype="<u8")
         name = f"{level}/{place[0]}.{place[1]}"
-        file = self.folder / name
+        file = self.disk / name
         file.parent.mkdir(parents=True, exist_ok=True)
         aside = file.with_name(f"{file.name}.{os.getpid()}.{threading.get_ident()}.partial")
         with aside.open("wb") as out:
@@ -130,7 +130,7 @@ class TileStore(ShardStore):
     def _bytes(self, level: int, channel: int, row: int, column: int) -> bytes | None:
         """The encoded tile at a place of a level; None where it is background."""
         per = self.shards[level] // self.tile
-        file = self.folder / str(level) / f"{row // per}.{column // per}"
+        file = self.disk / str(level) / f"{row // per}.{column // per}"
         try:
             stat = file.stat()
         except FileNotFoundError:

@@ -10,16 +10,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import functools
 import hashlib
-import json
 import math
-import os
-import shutil
-import socket
-import tempfile
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,11 +26,15 @@ from ..data import Grid, Image, Level, Pyramid, describe_grid
 from ..fit.threads import on_threads, run_each, workers_of
 from ..maps.base import Transform
 from ..maps.known import known
-from ..plugins import PARTIAL, PLAN
+from ..plugins import PARTIAL
+from ..remote.address import Remote, locate
+from ..remote.errors import RemoteError
 from ..versions import version
 from . import tiles
+from .remoteshards import InStore, RemoteShards
 from .shards import RGB, Array, ShardStore
 from .tifftiles import DTYPES, TileStore
+from .unfinished import STORE, OnDisk, Unfinished
 from .zarrshards import ZarrStore, quiet_zarr
 
 CHUNK = 512
@@ -52,7 +49,6 @@ WHOLE_BYTES = 4 << 30
 """Largest image that `SlideWarp.image` returns in memory, in bytes of its pixels."""
 _FORMAT = 2
 """Version of the layout of an unfinished output; one with another version is started again from the beginning."""
-_DONE, _LOCK, _STORE = "done", "lock", "store"
 
 Background = float | Literal["auto", "border"]
 
@@ -103,20 +99,20 @@ def warp_slide(
     pyramid: Pyramid,
     transform: Transform,
     grid: Grid,
-    path: str | Path,
+    path: str | Path | Remote,
     *,
     options: SlideOptions | None = None,
     workers: int | None = None,
     overwrite: bool = False,
     progress: Callable[[Progress], object] | None = None,
-) -> Path:
+) -> Path | Remote:
     """Carry a large image by ``transform`` onto ``grid`` and write it, with its pyramid, to ``path``.
 
     Args:
         pyramid: the image, in the map's source space and unit.
         transform: from the image's space to that of ``grid``.
         grid: the canvas to fill, 2D, in the map's target unit.
-        path: ``NAME.zarr`` (OME-Zarr 0.5, sharded) or ``NAME.ome.tif`` (tiled, with a pyramid).
+        path: ``NAME.zarr`` (OME-Zarr 0.5, sharded), also ``s3://`` or ``gs://``, or ``NAME.ome.tif`` (tiled, with a pyramid).
         options: which level is read, what lies beyond the image, how the output is cut.
         workers: threads; None takes one per core.
         overwrite: replace the output if it exists, and drop an unfinished one that was begun from something else.
@@ -131,7 +127,7 @@ def warp_slide(
         BlockingIOError: another process is writing the same output.
         OSError: the output cannot be written; what was done stays, and a second call goes on from there.
     """
-    plan = SlideWarp(pyramid, transform, grid, Path(path), options or SlideOptions())
+    plan = SlideWarp(pyramid, transform, grid, locate(path), options or SlideOptions())
     return plan.write(workers, overwrite, progress)
 
 
@@ -149,7 +145,7 @@ class SlideWarp:
         pyramid: the image, in the map's source space and unit.
         transform: from the image's space to that of ``grid``.
         grid: the canvas to fill, 2D, in the map's target unit.
-        path: the output, ``NAME.zarr`` or ``NAME.ome.tif``.
+        path: the output, ``NAME.zarr`` or ``NAME.ome.tif``; ``NAME.zarr`` also under an address.
         options: which level is read, the background, how the output is cut.
         identity: text that distinguishes two runs with equal arguments but other input (a file's size and time, say), so that
             neither continues the other's output.
@@ -160,7 +156,7 @@ class SlideWarp:
     pyramid: Pyramid
     transform: Transform
     grid: Grid
-    path: Path
+    path: Path | Remote
     options: SlideOptions = field(default_factory=SlideOptions)
     identity: str = ""
 
@@ -182,7 +178,11 @@ class SlideWarp:
             raise ValueError(
                 f"wanted a level from 0 to {len(self.pyramid.levels) - 1} of {self.pyramid.name}, got {level}"
             )
-        object.__setattr__(self, "path", Path(self.path))
+        object.__setattr__(self, "path", locate(self.path))
+        if isinstance(self.path, Remote):
+            self.path.check_writable()
+        if isinstance(self.path, Remote) and self._tiff:
+            raise ValueError(f"wanted an output ending in .zarr in a remote store, got {self.path.name!r}")
         if not self._tiff and self.path.suffix.lower() != ".zarr":
             raise ValueError(
                 f"wanted an output ending in .zarr or .ome.tif, got {self.path.name!r}; choose one of these"
@@ -193,9 +193,16 @@ class SlideWarp:
     # ---- the plan ---------------------------------------------------------------------------------------------------
 
     @property
-    def partial(self) -> Path:
-        """The folder of the unfinished output."""
+    def partial(self) -> Path | Remote:
+        """The folder, or in a remote store the beginning of the names, of the unfinished output."""
         return self.path.with_name(self.path.name + PARTIAL)
+
+    @functools.cached_property
+    def place(self) -> Unfinished:
+        """The marks of the unfinished output, on this disk or in a remote store."""
+        if isinstance(self.path, Remote):
+            return InStore(self.path, self.path.with_name(self.path.name + PARTIAL))
+        return OnDisk(self.path, self.path.with_name(self.path.name + PARTIAL))
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -251,8 +258,7 @@ class SlideWarp:
 
     def done(self) -> set[int]:
         """Shards that are marked as written."""
-        folder = self.partial / _DONE
-        return {int(p.name) for p in folder.iterdir() if p.name.isdecimal()} if folder.is_dir() else set()
+        return self.place.done()
 
     # ---- running ----------------------------------------------------------------------------------------------------
 
@@ -261,7 +267,7 @@ class SlideWarp:
         workers: int | None = None,
         overwrite: bool = False,
         progress: Callable[[Progress], object] | None = None,
-    ) -> Path:
+    ) -> Path | Remote:
         """Compute every missing shard on ``workers`` threads, then finish; see `warp_slide`."""
         workers = workers_of(workers)
         with self.started(overwrite), quiet_zarr():
@@ -298,23 +304,17 @@ class SlideWarp:
     @contextlib.contextmanager
     def started(self, overwrite: bool = False) -> Iterator[SlideWarp]:
         """Open the output for writing, new or as an earlier run of this plan left it, and lock it against other processes."""
-        if not overwrite and (self.path.exists() or self.path.is_symlink()):
-            raise FileExistsError(f"output {self.path} exists; choose another name, or pass --overwrite to replace it")
-        if self.path.is_dir() and not _is_store(self.path):
-            raise FileExistsError(
-                f"output {self.path} is a folder and no Zarr store; it is left alone: choose another name"
-            )
         with self._explained():
-            self.partial.parent.mkdir(parents=True, exist_ok=True)
-            self.partial.mkdir(exist_ok=True)
-        with _locked(self.partial):
+            self.place.check_target(overwrite)
+        with self.place.locked():
             with self._explained():
-                self._prepare(overwrite)
+                what = f"{self.pyramid.name} onto {describe_grid(self.grid)}"
+                self.place.prepare(overwrite, self._fingerprint(), what, self._store.create)
             yield self
 
     def run(self, index: int) -> None:
         """Compute one shard: its pixels, and its part of the coarser levels."""
-        if (self.partial / _DONE / str(index)).exists():
+        if self.place.is_done(index):
             return
         order = next((i for i, batch in enumerate(self.rounds) if index in batch), None)
         if order is None:
@@ -339,31 +339,19 @@ class SlideWarp:
             for level in range(base + 1, min(base + self._depth, len(self.levels) - 1) + 1):
                 pixels = None if pixels is None else tiles.halved(pixels, self.pyramid.labels)
                 written += self._store.write(level, place, pixels)
-            aside = self.partial / f"tmp-{index}-{os.getpid()}-{threading.get_ident()}"
-            aside.write_text("\n".join(written), encoding="utf-8")
-            aside.rename(self.partial / _DONE / str(index))
+            self.place.mark(index, written)
 
     def finish(self, overwrite: bool = False) -> None:
         """Complete the metadata and rename the output to its final name, once every shard is written."""
         with self._explained():
-            for index in self._lost():
-                (self.partial / _DONE / str(index)).unlink(missing_ok=True)
+            self.place.drop_lost()
         missing = self.shards - len(self.done())
         if missing:
             raise ValueError(f"wanted all {self.shards} shards of {self.path.name}, got {missing} less; run them first")
         with self._explained():
-            for stray in (self.partial / _STORE).rglob("*.partial"):  # left by writers that were killed
-                stray.unlink()
-            ready = self._store.finish(self.partial / self.path.name, self.pyramid.name, self._colors(), version())
-            with tempfile.TemporaryDirectory(dir=self.partial) as bin_:
-                if self.path.exists() or self.path.is_symlink():
-                    if not overwrite:
-                        raise FileExistsError(
-                            f"output {self.path} appeared while this ran; remove it and run again, or pass --overwrite"
-                        )
-                    self.path.rename(Path(bin_) / "replaced")
-                ready.rename(self.path)
-            shutil.rmtree(self.partial, ignore_errors=True)
+            self.place.complete(
+                overwrite, lambda target: self._store.finish(target, self.pyramid.name, self._colors(), version())
+            )
 
     # ---- inside -----------------------------------------------------------------------------------------------------
 
@@ -392,8 +380,12 @@ class SlideWarp:
     @functools.cached_property
     def _store(self) -> ShardStore:
         """The store of the shards, in the format that the output's name asks for."""
-        return (TileStore if self._tiff else ZarrStore)(
-            self.partial / _STORE,
+        kind: type[ShardStore] = TileStore if self._tiff else ZarrStore
+        folder: Path | Remote = self.partial / STORE
+        if isinstance(self.path, Remote):
+            kind, folder = RemoteShards, self.path
+        return kind(
+            folder,
             self.levels,
             tuple(self._shard_of(i) for i in range(len(self.levels))),
             self.options.chunk,
@@ -402,48 +394,6 @@ class SlideWarp:
             self.fill or 0.0,
             self.pyramid.labels,
         )
-
-    def _lost(self) -> list[int]:
-        """Shards that are marked as done but whose files are missing; a reader would take them for background."""
-        store, lost = self.partial / _STORE, []
-        for index in sorted(self.done()):
-            names = (self.partial / _DONE / str(index)).read_text(encoding="utf-8").split()
-            if not all((store / name).is_file() for name in names):
-                lost.append(index)
-        return lost
-
-    def _prepare(self, overwrite: bool) -> None:
-        """Prepare the folder of the unfinished output: as an earlier run of this plan left it, or empty."""
-        plan, store = self.partial / PLAN, self.partial / _STORE
-        wanted = self._fingerprint()
-        if plan.is_file():
-            try:
-                found = json.loads(plan.read_text(encoding="utf-8"))
-                same, told = found["hash"] == wanted, str(found["what"])
-            except (ValueError, KeyError, TypeError):
-                same, told = False, "unreadable"
-            if same and store.is_dir():
-                return
-            if not same and not overwrite:
-                raise ValueError(
-                    f"wanted to go on with {self.partial}, got other inputs or settings than it was begun with ({told}); "
-                    "run those to the end, pass --overwrite to begin anew, or choose another name"
-                )
-        strangers = {p.name for p in self.partial.iterdir()} - {PLAN, _DONE, _LOCK, _STORE, self.path.name}
-        strangers = {name for name in strangers if not name.startswith("tmp")}
-        if strangers:
-            raise FileExistsError(f"{self.partial} holds {sorted(strangers)[0]}, which is not ours; move it away")
-        for item in self.partial.iterdir():
-            if item.is_dir():
-                shutil.rmtree(item)
-            elif item.name != _LOCK:
-                item.unlink()
-        self._store.create()
-        (self.partial / _DONE).mkdir()
-        text = json.dumps({"hash": wanted, "what": f"{self.pyramid.name} onto {describe_grid(self.grid)}"})
-        aside = self.partial / "tmp-plan"
-        aside.write_text(text, encoding="utf-8")
-        aside.rename(plan)  # last, because a folder without this file is started again from the beginning
 
     def _fingerprint(self) -> str:
         """Hash of everything that the pixels and their place in the store depend on."""
@@ -503,6 +453,8 @@ class SlideWarp:
             with contextlib.suppress(OSError):
                 if n := len(self.done()):
                     kept = f"; {n} of {self.shards} shards are kept in {self.partial.name}: run the same again to go on"
+            if isinstance(error, RemoteError):
+                raise RemoteError(f"{error}{kept}", error.kind) from error
             raise type(error)(
                 f"cannot write {self.path}: {error.strerror or error}{kept or '; choose another output'}"
             ) from error
@@ -521,31 +473,3 @@ def backdrop(pyramid: Pyramid) -> float:
     top = float(np.iinfo(dtype).max)
     bright = [float(np.median(np.concatenate([f[c].ravel() for f in frame]))) > top / 2 for c in range(3)]
     return top if all(bright) else 0.0
-
-
-def _is_store(path: Path) -> bool:
-    return (path / "zarr.json").is_file() or (path / ".zgroup").is_file()
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock; BlockingIOError where another process has it. The system releases it when a process dies."""
-    path = folder / _LOCK
-    with path.open("a+", encoding="utf-8") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            lost = not path.exists() or os.fstat(lock.fileno()).st_ino != path.stat().st_ino
-        except BlockingIOError:
-            lost = True
-        if lost:
-            lock.seek(0)
-            who = lock.read().strip() or "another process"
-            raise BlockingIOError(
-                f"wanted {folder.with_suffix('').name} for this process alone, got one that is written by {who}; wait for "
-                "it, or choose another name"
-            )
-        lock.seek(0)
-        lock.truncate()
-        lock.write(f"process {os.getpid()} on {socket.gethostname()}")
-        lock.flush()
-        yield

@@ -33,45 +33,60 @@ class ZarrStore(ShardStore):
     """A sharded OME-Zarr group that becomes the output as it is."""
 
     def create(self) -> None:  # noqa: D102
-        root = zarr.create_group(store=LocalStore(self.folder), zarr_format=3)
+        self.create_in(LocalStore(self.disk))
+
+    def create_in(self, store: Any) -> Any:
+        """The group with all its levels, empty, in a Zarr store."""
+        root = zarr.create_group(store=store, zarr_format=3)
         root.update_attributes({"regframe": {"complete": False}})
-        for i, (grid, shard) in enumerate(zip(self.levels, self.shards, strict=True)):
-            root.create_array(
-                str(i),
-                shape=(len(self.channels), *grid.shape),
-                dtype=self.dtype,
-                chunks=(1, self.tile, self.tile),
-                shards=(len(self.channels), shard, shard),
-                compressors=BloscCodec(
-                    cname="zstd", clevel=_EFFORT, shuffle="bitshuffle", typesize=self.dtype.itemsize
-                ),
-                fill_value=self.fill if self.dtype.kind == "f" else int(self.fill),
-                dimension_names=["c", "y", "x"],
-            )
+        for level in range(len(self.levels)):
+            self.create_level(root, level)
+        return root
+
+    def create_level(self, root: Any, level: int) -> Any:
+        """The array of one level, empty, in a group."""
+        shard = self.shards[level]
+        return root.create_array(
+            str(level),
+            shape=(len(self.channels), *self.levels[level].shape),
+            dtype=self.dtype,
+            chunks=(1, self.tile, self.tile),
+            shards=(len(self.channels), shard, shard),
+            compressors=BloscCodec(cname="zstd", clevel=_EFFORT, shuffle="bitshuffle", typesize=self.dtype.itemsize),
+            fill_value=self.fill if self.dtype.kind == "f" else int(self.fill),
+            dimension_names=["c", "y", "x"],
+        )
+
+    def region_of(self, level: int, place: tuple[int, ...], pixels: Array) -> tuple[slice, ...]:
+        """The region of a level that the pixels ``[C, y, x]`` of a shard fill."""
+        shard = self.shards[level]
+        return slice(None), *(slice(i * shard, i * shard + n) for i, n in zip(place, pixels.shape[1:], strict=True))
 
     def write(self, level: int, place: tuple[int, ...], pixels: Array | None) -> list[str]:  # noqa: D102
         name = f"{level}/c/0/{place[0]}/{place[1]}"
-        file = self.folder / name
+        file = self.disk / name
         # delete what a killed writer may have left: zarr would merge it with the new pixels
         file.unlink(missing_ok=True)
         if pixels is not None:
-            shard = self.shards[level]
-            region = (slice(i * shard, i * shard + n) for i, n in zip(place, pixels.shape[1:], strict=True))
-            _alone(self._arrays[level].async_array.setitem((slice(None), *region), pixels))
+            alone(self._arrays[level].async_array.setitem(self.region_of(level, place, pixels), pixels))
         return [name] if pixels is not None and file.exists() else []
 
     def read(self, level: int, region: Sequence[slice]) -> Array:  # noqa: D102
-        return np.asarray(_alone(self._arrays[level].async_array.getitem((slice(None), *region))))
+        return np.asarray(alone(self._arrays[level].async_array.getitem((slice(None), *region))))
 
     def finish(self, target: Path, name: str, colors: Sequence[str], version: str) -> Path:  # noqa: D102
-        root = zarr.open_group(LocalStore(self.folder), mode="r+")
+        root = zarr.open_group(LocalStore(self.disk), mode="r+")
+        root.update_attributes(self.described(name, colors, version))
+        return self.disk
+
+    def described(self, name: str, colors: Sequence[str], version: str) -> dict[str, Any]:
+        """The attributes of the group once every shard is written."""
         ome = {"version": "0.5", "multiscales": [self._multiscale(name)], "omero": {"channels": self._windows(colors)}}
-        root.update_attributes({"ome": ome, "regframe": {"complete": True, "version": version}})
-        return self.folder
+        return {"ome": ome, "regframe": {"complete": True, "version": version}}
 
     @functools.cached_property
     def _arrays(self) -> list[Any]:
-        root = zarr.open_group(LocalStore(self.folder), mode="r+")
+        root = zarr.open_group(LocalStore(self.disk), mode="r+")
         return [root[str(i)] for i in range(len(self.levels))]
 
     def _multiscale(self, name: str) -> dict[str, Any]:
@@ -92,9 +107,13 @@ class ZarrStore(ShardStore):
         ]
         return {"name": shown(name), "axes": axes, "datasets": datasets, "type": "nearest" if self.labels else "mean"}
 
+    def coarsest(self) -> Array:
+        """All pixels ``[C, y, x]`` of the coarsest level."""
+        return np.asarray(self._arrays[-1][...])
+
     def _windows(self, colors: Sequence[str]) -> list[dict[str, Any]]:
         """Display range of each channel: its range in the coarsest level, or the full range for 8-bit colour images."""
-        coarsest = np.asarray(self._arrays[-1][...])
+        coarsest = self.coarsest()
         channels = []
         for i, (name, color) in enumerate(zip(self.channels, colors, strict=True)):
             window = (float(coarsest[i].min()), float(coarsest[i].max()))
@@ -116,13 +135,13 @@ def quiet_zarr() -> Iterator[None]:
 _own = threading.local()
 
 
-def _alone(work: Coroutine[Any, Any, Any]) -> Any:
+def alone(work: Coroutine[Any, Any, Any]) -> Any:
     """Run a coroutine of zarr on an event loop of this thread; on zarr's single loop all workers would wait for each other."""
     if (
         asyncio._get_running_loop() is not None
     ):  # a notebook's thread has a loop that runs, and a thread has one at most
         with ThreadPoolExecutor(1) as pool:
-            return pool.submit(_alone, work).result()
+            return pool.submit(alone, work).result()
     if not hasattr(_own, "loop"):
         _own.loop = asyncio.new_event_loop()
         _own.loop.set_default_executor(ThreadPoolExecutor(1, "slide-codec"))
