@@ -12,6 +12,7 @@ import csv
 import dataclasses
 import gzip
 import io
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -25,6 +26,9 @@ DELIMITERS = ("\t", ";", ",", "|")
 
 _SEP = re.compile(r'^"?sep=(?P<sign>\\t|.)"?\s*$', re.IGNORECASE)
 """The line with which a spreadsheet is told the delimiter."""
+_CLEARLY = 0.1
+"""By how much more of the cells have to be numbers for white space to divide lines that a sign divides as well: words in a cell
+have blanks between them."""
 _SAMPLE = 200
 """Lines from which the delimiter is told."""
 _PREAMBLE = 50
@@ -195,9 +199,9 @@ def _before(text: str) -> tuple[int, int, list[str], str | None]:
 
 def _delimiter(body: str) -> str | None:
     """The delimiter of a table, None for white space: the one by which most lines have equally many cells, of these the one by
-    which most cells are numbers."""
+    which most cells are numbers (`_CLEARLY`)."""
     sample = [line for line in body[: 1 << 20].splitlines()[:_SAMPLE] if line.strip()]
-    best: tuple[tuple[float, float], str | None] = ((0.0, 0.0), None)
+    best: tuple[tuple[float, float], str | None] = ((0.0, -math.inf), None)
     for delimiter in (*DELIMITERS, None):
         split = [_split(line, delimiter) for line in sample]
         counts = Counter(map(len, split))
@@ -206,7 +210,7 @@ def _delimiter(body: str) -> str | None:
             continue
         cells = [cell for row in split for cell in row]
         numbers = sum(_looks_like_a_number(cell) for cell in cells) / len(cells)
-        rank = (round(often / len(sample), 1), numbers)
+        rank = (round(often / len(sample), 1), numbers - (0 if delimiter else _CLEARLY))
         if rank > best[0]:
             best = (rank, delimiter)
     return best[1]

@@ -340,3 +340,12 @@ def test_keypoints_of_xenium_explorer_and_bigwarp(tmp_path: Path) -> None:
         [[2.0, 1.0], [6.0, 5.0]],
         (None, None),
     )
+
+
+def test_words_in_a_cell_do_not_divide_it(tmp_path: Path) -> None:
+    rows = [f"c{i},{3.5 * (i % 7)},{i / 3:.4f},type {i % 4}" for i in range(40)]
+    (tmp_path / "a.csv").write_text("id,x_um,y_um,kind\n" + "\n".join(rows) + "\n")
+    points = rf.open(tmp_path / "a.csv", adapter="points")
+    assert isinstance(points, rf.PointSet)
+    assert len(points) == 40
+    assert list(points.table["kind"][:2]) == ["type 0", "type 1"]

@@ -376,7 +376,7 @@ def test_a_region_decodes_its_tiles_alone(tmp_path: Path, monkeypatch: pytest.Mo
     tifffile.imwrite(tmp_path / "a.tif", RGB, tile=(32, 32), compression="zlib", photometric="rgb")
     level = rf.open_pyramid(tmp_path / "a.tif").levels[0]
     stored: Any = level.read.read  # type: ignore[attr-defined]
-    layout = raw_module.kept(stored.__call__.__globals__["_layouts"], str(stored.path), stored.stamp)[0]
+    layout = raw_module.kept(stored.__call__.__globals__["_layouts"], stored.path, stored.stamp)[0]
     decode, seen = layout.page.decode, []
 
     def counted(data: bytes, index: int, **kwargs: Any) -> Any:

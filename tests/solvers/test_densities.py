@@ -90,7 +90,9 @@ def test_only_what_is_counted_has_roots_taken() -> None:
 def test_empty_surroundings_do_not_hide_a_bend(monkeypatch: pytest.MonkeyPatch) -> None:
     at, rng = tissue(0, 1500), np.random.default_rng(6)
     fixed, moving = at[rng.random(len(at)) < 0.85], at[rng.random(len(at)) < 0.7]
-    lone = np.array([[-30.0, -30.0], [130.0, 130.0], [-30.0, 130.0], [130.0, -30.0]])  # half of the canvas is empty
+    side = np.linspace(-30.0, 130.0, 9)
+    frame = [(y, x) for y in side for x in side if {y, x} & {side[0], side[-1]}]
+    lone = np.array(frame)  # half of the canvas is empty but for these
     fixed, moving = np.concatenate([fixed, lone]), np.concatenate([moving, lone])
 
     def error() -> tuple[float, str]:
