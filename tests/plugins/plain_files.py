@@ -8,10 +8,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
+
+CASES = Path(__file__).parents[3] / "shared" / "cases"
+"""The small inputs that were once misread, beside the checkout."""
 
 Array = np.ndarray[Any, Any]
 
 KINDS = {"t": "time", "c": "channel"}
+
+
+def case(name: str) -> Path:
+    """A file of the cases; skips the test where it is absent."""
+    path = CASES / name
+    if not path.exists():
+        pytest.skip(f"needs the case {name}")
+    return path
 
 
 def axes_of(letters: str, units: Mapping[str, str | None]) -> list[dict[str, str]]:

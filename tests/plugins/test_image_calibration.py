@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import os
 import struct
 import warnings
 from fractions import Fraction
@@ -23,18 +22,10 @@ from hypothesis import strategies as st
 import regframe as rf
 from regframe.cli import main
 
-CASES = Path(os.environ.get("REGFRAME_CASES", "/work/shared/cases"))
 RNG = np.random.default_rng(6)
 PLANE = RNG.integers(0, 255, (6, 9), dtype=np.uint8)
 STACK = RNG.integers(0, 255, (4, 6, 9), dtype=np.uint8)
 UM = dict.fromkeys("zyx", "micrometer")
-
-
-def case(name: str) -> Path:
-    path = CASES / name
-    if not path.exists():
-        pytest.skip(f"needs {path}")
-    return path
 
 
 def said(path: Path, **options: Any) -> tuple[rf.Grid, str]:
@@ -149,7 +140,7 @@ def test_axes_that_are_words(tmp_path: Path) -> None:
 
 
 def test_the_cases_of_stored_order() -> None:
-    folder = case("09")
+    folder = plain.case("09")
     zyx = np.load(folder / "zyx.npy")
     opened = rf.open(folder / "xyz.ome.zarr")
     assert np.array_equal(opened.data[0].numpy(), zyx)
@@ -349,7 +340,7 @@ def test_units_of_nrrd(tmp_path: Path) -> None:
     ],
 )
 def test_the_cases_of_units(name: str, spacing: tuple[float, ...]) -> None:
-    grid, words = said(case(f"04/{name}"))
+    grid, words = said(plain.case(f"04/{name}"))
     assert grid.unit == "µm"
     assert grid.spacing == pytest.approx(spacing)
     assert ("-3" in words) is (name == "negz.tif")

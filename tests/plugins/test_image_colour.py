@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,6 @@ from PIL import ImageCms
 import regframe as rf
 from regframe.cli import main
 
-CASES = Path(os.environ.get("REGFRAME_CASES", "/work/shared/cases"))
 RNG = np.random.default_rng(7)
 RGB = np.asarray(
     Pillow.fromarray(RNG.integers(0, 255, (8, 10, 3), dtype=np.uint8)).resize((40, 32), Pillow.Resampling.BICUBIC)
@@ -29,13 +27,6 @@ PLANES = np.ascontiguousarray(np.moveaxis(RGB, -1, 0))
 GREY = np.ascontiguousarray(RGB[..., 0])
 COLOURS = ("red", "green", "blue")
 UM = dict.fromkeys("zyx", "micrometer")
-
-
-def case(name: str) -> Path:
-    path = CASES / name
-    if not path.exists():
-        pytest.skip(f"needs {path}")
-    return path
 
 
 def pixels(path: Path, **options: Any) -> np.ndarray:  # type: ignore[type-arg]
@@ -319,7 +310,7 @@ def test_a_picture_is_written_as_one(tmp_path: Path, suffix: str) -> None:
 
 
 def test_the_cases_of_colour(tmp_path: Path) -> None:
-    folder = case("34")
+    folder = plain.case("34")
     rgb = np.asarray(Pillow.open(folder / "rgb.png"))
 
     def run(*words: Any) -> None:

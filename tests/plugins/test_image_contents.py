@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import warnings
 from pathlib import Path
@@ -19,18 +18,10 @@ from PIL import Image as Pillow
 import regframe as rf
 from regframe.cli import main
 
-CASES = Path(os.environ.get("REGFRAME_CASES", "/work/shared/cases"))
 RNG = np.random.default_rng(5)
 SCAN = RNG.integers(0, 255, (30, 40, 3), dtype=np.uint8)
 LABEL = RNG.integers(0, 255, (20, 24, 3), dtype=np.uint8)
 UM = dict.fromkeys("zyx", "micrometer")
-
-
-def case(name: str) -> Path:
-    path = CASES / name
-    if not path.exists():
-        pytest.skip(f"needs {path}")
-    return path
 
 
 def command(*words: str) -> Any:
@@ -232,7 +223,7 @@ def test_a_segmentation_beside_an_image_is_no_rival(tmp_path: Path) -> None:
     ("name", "shape"), [("label_first.ome.tif", (60, 80)), ("two_scenes.ome.tif", (60, 50)), ("bf2raw.zarr", (60, 80))]
 )
 def test_the_cases_of_several_images(name: str, shape: tuple[int, ...]) -> None:
-    found = info(case(f"06/{name}"))
+    found = info(plain.case(f"06/{name}"))
     assert tuple(found["shape"]) == shape
     assert found["spacing"] == [0.5, 0.5]
     assert len(found["series"]) == 2
@@ -344,7 +335,7 @@ def test_two_sides_of_different_dimension_are_named(tmp_path: Path) -> None:
 
 
 def test_the_case_of_one_plane(tmp_path: Path) -> None:
-    folder = case("07")
+    folder = plain.case("07")
     found = info(folder / "moving.ome.zarr")
     assert (found["axes"], found["shape"]) == ("yx", [165, 223])
     truth = np.load(folder / "m.npy")
