@@ -64,6 +64,7 @@ def _normal(word: str) -> str:
 _KNOWN = {unit: regframe.unit_ratio(unit, "m") or 1.0 for unit in regframe.OME_UNITS}
 """Length in metres of the units that regframe computes in."""
 _METRES = {_normal(word): metres for word, metres in _table().items()}
+"""Length in metres of every unit that is read, by its spelling."""
 _FOLDED = {word.lower(): metres for word, metres in _METRES.items() if word.lower() not in _METRES}
 """Spellings in capitals (``NM``, ``MICRON``), where no other unit has the same letters."""
 

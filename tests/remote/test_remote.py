@@ -281,7 +281,7 @@ def test_an_address_is_printed_and_kept_apart_from_its_query() -> None:
     assert str(where) == "https://host:1/a b/c.ome.tif"
     assert "SECRET" not in repr(where)
     assert (where.name, where.suffixes, where.parent.name) == ("c.ome.tif", [".ome", ".tif"], "a b")
-    assert pickle.loads(pickle.dumps(where)).address.endswith("?token=SECRET")  # noqa: S301
+    assert pickle.loads(pickle.dumps(where)).address.endswith("?token=SECRET")  # noqa: S301 - made above
     assert rf.locate("a/b.tif") == Path("a/b.tif")
 
 
