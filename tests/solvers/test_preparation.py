@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -231,3 +233,31 @@ def test_sections_are_bent_with_mutual_information() -> None:
 def test_options_without_a_metric_are_refused() -> None:
     with pytest.raises(ValueError, match="wanted a metric by name for the options \\['radius'\\]"):
         rf.register(image(slide()), image(slide()), config=rf.Config(metric_options={"radius": 3}))
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_straight_pieces_are_those_of_an_independent_implementation(seed: int) -> None:
+    from scipy.spatial import ConvexHull
+    from skimage.measure import approximate_polygon
+
+    from regframe.solvers.preparation import _straight_pieces
+
+    rng = np.random.default_rng(seed)
+    points = rng.normal(size=(40, 2)) * 20
+    if seed % 2:
+        points = points.round()
+    corners = points[ConvexHull(points).vertices]
+    ring, tolerance = np.vstack([corners, corners[:1]]), float(rng.uniform(0.05, 3))
+    assert _straight_pieces(ring, tolerance) == len(approximate_polygon(ring, tolerance)) - 1
+
+
+def test_a_registration_does_not_load_what_takes_half_a_second() -> None:
+    """Libraries that one call of theirs would load: symbolic algebra, signals, statistics."""
+    code = (
+        "import sys, torch, regframe as rf; rng = torch.Generator().manual_seed(0); "
+        "a = rf.Image(torch.rand((1, 64, 64), generator=rng), rf.Grid((64, 64), (1.0, 1.0))); "
+        "rf.register(a, a); slow = 'sympy', 'scipy.signal', 'scipy.stats', 'pandas', 'matplotlib'; "
+        "print([name for name in slow if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
