@@ -53,7 +53,8 @@ _HEAD = 132
 
 
 class ImageAdapter(regframe.Adapter):
-    """Raster images and slides: PNG, JPEG, TIFF, OME-TIFF, SVS, OpenSlide's, OME-Zarr, NIfTI, NRRD, npy, arrays, tensors.
+    """Raster images and slides: PNG, JPEG, TIFF, OME-TIFF, SVS, OpenSlide's, ND2, LIF, CZI, VSI, OME-Zarr, NIfTI, NRRD, npy,
+    arrays, tensors.
 
     The format of a file is told by its content, not by its suffix. Positions count the pixels as they are stored (an EXIF
     orientation is not applied, and said so); pixels of a coarser level lie where the full resolution has them. A

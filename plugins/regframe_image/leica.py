@@ -70,7 +70,7 @@ def open_lif(path: Path, wanted: int | str | None = None) -> Raw:
         wanted: number or name of the image where there are several; None takes the largest with a pixel size.
     """
     needed("liffile", "lif", path, "read")
-    with readable(path, "LIF"):
+    with readable(path, "LIF", also=(SyntaxError,)):  # of damaged XML
         identity = stamp(path)
         images = kept(_images, path, identity)
     if not images:

@@ -36,8 +36,9 @@ def open_vsi(path: Path, wanted: int | str | None = None) -> Raw:
     package: Any = needed("bioio_vsi", "vsi", path, "read")
     only_series(wanted, path.name)
     try:
-        identity = stamp(path)
-        image = kept(_opened, path, identity)
+        with readable(path, "VSI"):
+            identity = stamp(path)
+            image = kept(_opened, path, identity)
     except package.VsiError as error:
         reason = " ".join(str(getattr(error, "detail", error)).split())
         raise ValueError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import logging
 import math
 import re
 from abc import ABC, abstractmethod
@@ -54,6 +55,14 @@ _TOGETHER, _APART = 1, 2
 """Values of the tag PlanarConfiguration: the samples of a pixel lie side by side, or in a plane each."""
 _CENTIMETRE = 3
 """Value of the tag ResolutionUnit for pixels per centimetre; 2 is the inch, of a print."""
+
+
+def _not_zeroed(record: logging.LogRecord) -> bool:
+    """Whether a message of tifffile is passed on: not that it fills planes of missing files with 0, which are refused here."""
+    return "Missing data are zeroed" not in record.getMessage()
+
+
+logging.getLogger("tifffile").addFilter(_not_zeroed)
 
 
 def open_tiff(path: Place, labels: bool, wanted: int | str | None = None) -> Raw:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,14 @@ _TYPES = {
     "Bgr96Float": ("f4", 3),
 }  # fmt: skip
 """Pixel types of CZI that the library reads: type and samples of a pixel."""
+_ALSO = (MemoryError,)
+"""What the library raises beside the usual over sizes that are damaged."""
+_FINEST = 1.5
+"""Canvas pixels per pixel from which on a tile belongs to the pyramid, whose reductions are 2 and more."""
+_Where = tuple[tuple[str, int], ...]
+"""Index along every axis but y and x."""
+_Tile = tuple[int | None, int, int, int, int, int]
+"""Scene, reduction, left, top, width and height on the canvas of a tile of the pyramid."""
 _WHOLE = 0.02
 """Largest difference of a tile's reduction from a whole number: sizes of 1000 pixels and more are rounded by less than 1."""
 
@@ -55,14 +63,16 @@ class _Document:
     Args:
         reader: of the library, which closes with this.
         scenes: in the order of their numbers.
-        sizes: entries per axis but y and x, those of one entry too.
+        entries: indices that occur along each axis but y and x; they may begin after 0, and have gaps.
+        planes: scene and place of every plane that has pixels.
         types: pixel type of every channel, as the library names it.
         xml: the metadata.
     """
 
     reader: Any
     scenes: tuple[_Scene, ...]
-    sizes: dict[str, int]
+    entries: dict[str, tuple[int, ...]]
+    planes: frozenset[tuple[int | None, _Where]]
     types: tuple[str, ...]
     xml: str
 
@@ -81,7 +91,7 @@ def open_czi(path: Path, wanted: int | str | None = None) -> Raw:
         wanted: number or name of the scene where there are several; None takes the largest.
     """
     needed("pylibCZIrw", "czi", path, "read")
-    with readable(path, "CZI"):
+    with readable(path, "CZI", also=_ALSO):
         identity = stamp(path)
         document = kept(_opened, path, identity)
         declared = _Declared.of(document.xml)
@@ -105,7 +115,7 @@ def open_czi(path: Path, wanted: int | str | None = None) -> Raw:
     for k, ratio in enumerate(scene.ratios):
         shape = tuple(math.ceil(sizes[a] / ratio) if a in "yx" else sizes[a] for a in axes)
         chunk = tuple(min(n, TILE) if a in "yx" else n if a == "s" else 1 for a, n in zip(axes, shape, strict=True))
-        read = PlanesRegion(path, identity, "CZI", index, k, axes, _window)
+        read = PlanesRegion(path, identity, "CZI", index, k, axes, _window, _ALSO)
         step = {a: s * ratio if a in "yx" else s for a, s in spacing.items()}
         first = {a: s * (ratio - 1) / 2 for a, s in spacing.items() if a in "yx"}
         levels.append(Resolution(shape, chunk, read, step, first, dict.fromkeys("yx", float(ratio))))
@@ -128,7 +138,11 @@ def open_czi(path: Path, wanted: int | str | None = None) -> Raw:
 
 
 def _sizes(document: _Document, scene: _Scene, samples: int) -> dict[str, int]:
-    return document.sizes | {"y": scene.box[3], "x": scene.box[2]} | ({"s": samples} if samples > 1 else {})
+    return (
+        {a: len(e) for a, e in document.entries.items()}
+        | {"y": scene.box[3], "x": scene.box[2]}
+        | ({"s": samples} if samples > 1 else {})
+    )
 
 
 @dataclass(frozen=True)
@@ -172,13 +186,17 @@ def _opened(path: Path, identity: Stamp) -> _Document:
     named = _Declared.of(reader.raw_metadata).scenes
     boxes: dict[int | None, Any] = dict(reader.scenes_bounding_rectangle_no_pyramid)
     boxes = boxes or {None: reader.total_bounding_rectangle_no_pyramid}
-    tiles: list[tuple[int, int, int, int, int]] = []
+    tiles: list[_Tile] = []
+    planes: set[tuple[int | None, _Where]] = set()
 
     def note(_: int, info: Any) -> bool:
         where, stored = info.logicalRect, info.physicalSize
-        ratio = where.w / max(stored.w, 1)
-        if ratio > 1.5 and abs(ratio - round(ratio)) < _WHOLE * ratio:
-            tiles.append((round(ratio), where.x, where.y, where.w, where.h))
+        ratio, place = where.w / max(stored.w, 1), {"C": 0} | dict(info.coordinate.to_dict())
+        scene = place.pop("S", None)
+        if ratio < _FINEST:
+            planes.add((scene if scene in boxes else None, _where({a.lower(): i for a, i in place.items()})))
+        elif abs(ratio - round(ratio)) < _WHOLE * ratio:
+            tiles.append((scene, round(ratio), where.x, where.y, where.w, where.h))
         return True
 
     reader.enumerate_subblocks(note)
@@ -186,22 +204,29 @@ def _opened(path: Path, identity: Stamp) -> _Document:
     for number, box in boxes.items():
         field = (int(box.x), int(box.y), int(box.w), int(box.h))
         name = named.get(number, "") if number is not None else ""
-        scenes.append(_Scene(number, name, field, (1, *_covering(tiles, field))))
-    sizes = {
-        a.lower(): int(stop - start)
-        for a, (start, stop) in reader.total_bounding_box_no_pyramid.items()
-        if a not in "XY"
-    }
-    ordered = {a: sizes[a] for a in sorted(sizes, key="vihrbtzc".find)}
-    types = tuple(str(reader.get_channel_pixel_type(c)) for c in range(sizes["c"]))
-    return _Document(reader, tuple(scenes), ordered, types, reader.raw_metadata)
+        scenes.append(_Scene(number, name, field, (1, *_covering(tiles, number, field))))
+    found: dict[str, set[int]] = {}
+    for _, where in planes:
+        for axis, index in where:
+            found.setdefault(axis, set()).add(index)
+    if not found:
+        raise ValueError("no tile lies in it")
+    entries = {a: tuple(sorted(found[a])) for a in sorted(found, key="vihrbtzc".find)}
+    types = tuple(str(reader.get_channel_pixel_type(c)) for c in entries["c"])
+    return _Document(reader, tuple(scenes), entries, frozenset(planes), types, reader.raw_metadata)
 
 
-def _covering(tiles: Iterable[tuple[int, int, int, int, int]], field: tuple[int, int, int, int]) -> tuple[int, ...]:
-    """The reductions whose tiles reach over a whole field, the finest first."""
+def _where(place: Mapping[str, int]) -> _Where:
+    return tuple(sorted(place.items()))
+
+
+def _covering(tiles: Iterable[_Tile], scene: int | None, field: tuple[int, int, int, int]) -> tuple[int, ...]:
+    """The reductions whose tiles reach over the whole field of a scene, the finest first."""
     x, y, width, height = field
     spans: dict[int, list[int]] = {}
-    for ratio, left, top, w, h in tiles:
+    for number, ratio, left, top, w, h in tiles:
+        if number not in (None, scene) and scene is not None:
+            continue
         if left < x + width and left + w > x and top < y + height and top + h > y:
             s = spans.setdefault(ratio, [left, top, left + w, top + h])
             s[:] = [min(s[0], left), min(s[1], top), max(s[2], left + w), max(s[3], top + h)]
@@ -220,10 +245,13 @@ def _window(read: PlanesRegion, plane: Plane, y: slice, x: slice) -> Array:
     document: _Document = kept(_opened, read.path, read.stamp)
     scene = document.scenes[read.series]
     ratio = scene.ratios[read.level]
-    at = {a: i for a, i in zip(read.axes, plane, strict=False) if a not in "yxs"}
+    chosen = {a: i for a, i in zip(read.axes, plane, strict=False) if a not in "yxs"}
+    at = {a: entries[chosen.get(a, 0)] for a, entries in document.entries.items()}
+    if (scene.number, _where(at)) not in document.planes:
+        raise ValueError(f"its plane {', '.join(f'{a} {i}' for a, i in at.items())} was never recorded")
     left, top = scene.box[0] + x.start * ratio, scene.box[1] + y.start * ratio
     height, width = y.stop - y.start, x.stop - x.start
-    kind = document.types[at.get("c", 0)]
+    kind = document.types[chosen.get("c", 0)]
     colour = _TYPES[kind][1] > 1
     found = document.reader.read(
         roi=(left, top, width * ratio, height * ratio),

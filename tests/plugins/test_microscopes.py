@@ -208,6 +208,12 @@ def test_czi_planes_types_and_axes(tmp_path: Path) -> None:
     array, _ = read(files.write_czi(tmp_path / "b.czi", mixed))
     assert array.dtype == np.uint16
     assert np.array_equal(array[1], mixed[1]["data"])
+    later = [{"data": data[z, 0], "dims": {"C": 0, "Z": z + 5}} for z in range(2)]  # as a part of a file is saved
+    assert np.array_equal(read(files.write_czi(tmp_path / "d.czi", later))[0][0], data[:2, 0])
+    gaps = [{"data": data[z, c], "dims": {"C": c, "Z": z}} for z in range(3) for c in range(2)][:-1]
+    files.write_czi(tmp_path / "e.czi", gaps)
+    with pytest.raises(ValueError, match=r"its plane .*z 2, c 1 was never recorded"):
+        read(tmp_path / "e.czi")
     lit = [{"data": pixels(12, 14), "dims": {"C": 0, "I": i}} for i in range(2)]
     with pytest.raises(ValueError, match="got 2 entries of i; convert it to OME-Zarr"):
         read(files.write_czi(tmp_path / "c.czi", lit))
@@ -231,6 +237,43 @@ def test_czi_of_the_makers_own_writer(tmp_path: Path) -> None:
     (tmp_path / "b.czi").write_bytes(content)
     with pytest.raises(ValueError, match="wanted a readable CZI image"):
         read(tmp_path / "b.czi")
+
+
+def damaged(content: bytes, seed: int) -> bytes:
+    """A file cut short, or with a few bytes changed anywhere, at its beginning or at its end."""
+    rng = np.random.default_rng(seed)
+    kind, n = seed % 4, len(content)
+    if kind == 0:
+        return content[: int(rng.integers(0, n))]
+    out, reach = bytearray(content), min(n, 3000)
+    for _ in range(int(rng.integers(1, 6))):
+        at = int(rng.integers(0, n if kind == 1 else reach))
+        out[n - 1 - at if kind == 3 else at] = int(rng.integers(0, 256))
+    return bytes(out)
+
+
+@pytest.mark.parametrize(
+    "kind", [pytest.param("nd2", marks=nd2), pytest.param("lif", marks=lif), pytest.param("czi", marks=czi)]
+)
+@pytest.mark.filterwarnings("ignore")
+def test_damaged_files_are_one_sentence(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / f"a.{kind}"
+    if kind == "nd2":
+        files.write_nd2(path, pixels(4, 8, 9, 2), [("p", 2, 0.0), ("z", 2, 2.0)], [("DAPI", 1), ("Cy5", 2)])
+    elif kind == "lif":
+        files.write_lif(path, [{"name": n, "data": pixels(2, 8, 9), "axes": "cyx"} for n in "ab"])
+    else:
+        two_scenes(path)
+    content, refused = path.read_bytes(), []
+    for seed in range(40):
+        other = tmp_path / f"{seed}.{kind}"
+        other.write_bytes(damaged(content, seed))
+        try:
+            read(other, series=seed % 2, max_bytes=1 << 22)
+        except ValueError as error:
+            refused.append(str(error))
+    assert len(refused) >= 5
+    assert all(sentence.startswith("wanted") for sentence in refused)
 
 
 @vsi
