@@ -327,7 +327,7 @@ class ImageAdapter(regframe.Adapter):
         if kind == "Zarr":
             return open_zarr(path, self.series), path.name
         assert isinstance(path, Path)
-        if kind in ("ND2", "LIF", "CZI", "VSI"):
+        if kind in ("ND2", "LIF", "CZI", "VSI", "OIB"):
             return open_microscope(path, kind, self.series), path.name
         if kind is not None:
             only_series(self.series, path.name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
+from .fluoview import is_fluoview, open_fluoview
 from .leica import is_lif, open_lif
 from .nikon import is_nd2, open_nd2
 from .olympus import is_olympus, open_vsi
@@ -13,7 +14,7 @@ from .series import only_series
 from .vendor import open_slide
 from .zeiss import is_czi, open_czi
 
-SUFFIXES = (".nd2", ".lif", ".lof", ".vsi", ".oir")
+SUFFIXES = (".nd2", ".lif", ".lof", ".vsi", ".oir", ".oib", ".oif")
 """Suffixes of these files."""
 
 
@@ -24,6 +25,8 @@ def microscope_kind(path: Path, head: bytes) -> str | None:
         path: of the file.
         head: its first bytes.
     """
+    if is_fluoview(path, head):
+        return "OIB"
     if is_olympus(path):
         return "VSI"
     if is_czi(head):
@@ -46,4 +49,6 @@ def open_microscope(path: Path, kind: str, wanted: int | str | None) -> Raw:
     if kind == "CZI" and importlib.util.find_spec("pylibCZIrw") is None and importlib.util.find_spec("openslide"):
         only_series(wanted, path.name)
         return open_slide(path)
-    return {"CZI": open_czi, "ND2": open_nd2, "LIF": open_lif, "VSI": open_vsi}[kind](path, wanted)
+    return {"CZI": open_czi, "ND2": open_nd2, "LIF": open_lif, "VSI": open_vsi, "OIB": open_fluoview}[kind](
+        path, wanted
+    )

@@ -28,6 +28,7 @@ def needs(package: str) -> pytest.MarkDecorator:
 
 
 nd2, lif, czi, vsi = needs("nd2"), needs("liffile"), needs("pylibCZIrw"), needs("bioio_vsi")
+oib = needs("oiffile")
 
 
 def read(path: Path, **options: Any) -> Any:
@@ -239,6 +240,39 @@ def test_czi_of_the_makers_own_writer(tmp_path: Path) -> None:
         read(tmp_path / "b.czi")
 
 
+@oib
+def test_oif_planes_by_channel_and_depth(tmp_path: Path) -> None:
+    data = pixels(2, 3, 12, 14)
+    path, folder = tmp_path / "a.oif", tmp_path / "a.oif.files"
+    folder.mkdir()
+    for c in range(2):
+        for z in range(3):
+            tifffile.imwrite(folder / f"s_C{c + 1:03}Z{z + 1:03}.tif", data[c, z])
+    sections = {
+        "ProfileSaveInfo": {"Name": '"OIF"', "Version": '"1.0"'},
+        "Axis 3 Parameters Common": {
+            "AxisCode": '"Z"', "StartPosition": 4000.0, "EndPosition": 0.0, "MaxSize": 3, "UnitName": '"nm"',
+        },
+        "Channel 1 Parameters": {"CH Name": '"CH1"', "DyeName": '"DAPI"'},
+        "Channel 2 Parameters": {"CH Name": '"CH2"', "DyeName": '"Cy5"'},
+        "Reference Image Parameter": {
+            "WidthConvertValue": 0.5, "WidthUnit": '"um"', "HeightConvertValue": 0.25, "HeightUnit": '"um"',
+        },
+    }  # fmt: skip
+    text = "".join(f"[{k}]\r\n" + "".join(f"{a}={b}\r\n" for a, b in v.items()) for k, v in sections.items())
+    path.write_bytes(text.encode("utf-16"))
+    array, image = read(path)
+    assert np.array_equal(array, data)
+    assert image.grid.spacing == (2.0, 0.25, 0.5)
+    assert image.grid.unit == "µm"
+    assert image.channels == ("DAPI", "Cy5")
+    assert np.array_equal(read(path, z=2, channels="Cy5")[0][0], data[1, 2])
+    (folder / "s_C002Z002.tif").unlink()
+    path.write_bytes(path.read_bytes() + "\r\n".encode("utf-16-le"))
+    with pytest.raises(ValueError, match=r"5 of its 6 planes are there"):
+        read(path)
+
+
 def damaged(content: bytes, seed: int) -> bytes:
     """A file cut short, or with a few bytes changed anywhere, at its beginning or at its end."""
     rng = np.random.default_rng(seed)
@@ -317,6 +351,7 @@ def test_a_vsi_is_never_its_preview(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         ("a.nd2", b"\xda\xce\xbe\x0a", "nd2"),
         ("a.lif", b"\x70\0\0\0\x05\0\0\0\x2a", "lif"),
         ("a.czi", b"ZISRAWFILE", "czi"),
+        ("a.oib", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "oib"),
     ],
 )
 def test_what_to_install_is_said(
