@@ -20,6 +20,8 @@ import regframe
 
 from .axes import Order
 from .counted import check_finite, masked, number, source_name, without_data
+from .microscopes import SUFFIXES as _MICROSCOPES
+from .microscopes import microscope_kind, open_microscope
 from .ngff import is_zarr, open_zarr, write_zarr
 from .raster import open_raster, write_jpeg, write_png
 from .raw import Array, InMemory, Place, Raw, Region, Resolution, Stamp, check_level, readable, rows, stamp
@@ -32,7 +34,8 @@ from .volume import SUFFIXES as _VOLUMES
 from .volume import open_volume, volume_kind, write_volume
 
 _SUFFIXES = (
-    ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".svs", ".ndpi", ".scn", ".npy", ".zarr", ".zarr.zip", *_SLIDES, *_VOLUMES,
+    ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".svs", ".ndpi", ".scn", ".npy", ".zarr", ".zarr.zip", *_SLIDES, *_MICROSCOPES,
+    *_VOLUMES,
 )  # fmt: skip
 """Suffixes by which a file whose content tells nothing is still taken for a damaged image."""
 _TIFFS = (".tif", ".tiff", ".svs", ".ndpi", ".scn")
@@ -50,7 +53,8 @@ _HEAD = 132
 
 
 class ImageAdapter(regframe.Adapter):
-    """Raster images and slides: PNG, JPEG, TIFF, OME-TIFF, SVS, OpenSlide's, OME-Zarr, NIfTI, NRRD, npy, arrays, tensors.
+    """Raster images and slides: PNG, JPEG, TIFF, OME-TIFF, SVS, OpenSlide's, ND2, LIF, CZI, VSI, OME-Zarr, NIfTI, NRRD, npy,
+    arrays, tensors.
 
     The format of a file is told by its content, not by its suffix. Positions count the pixels as they are stored (an EXIF
     orientation is not applied, and said so); pixels of a coarser level lie where the full resolution has them. A
@@ -323,6 +327,8 @@ class ImageAdapter(regframe.Adapter):
         if kind == "Zarr":
             return open_zarr(path, self.series), path.name
         assert isinstance(path, Path)
+        if kind in ("ND2", "LIF", "CZI", "VSI", "OIB"):
+            return open_microscope(path, kind, self.series), path.name
         if kind is not None:
             only_series(self.series, path.name)
         if kind in ("PNG", "JPEG"):
@@ -544,6 +550,8 @@ def _kind(path: Place) -> str | None:
             return "Zarr" if is_zarr(path) else None
         with path.open("rb") as file:
             head = file.read(_HEAD)
+        if (kind := microscope_kind(path, head)) is not None:
+            return kind
         if head[:8] == b"\x89PNG\r\n\x1a\n":
             return "PNG"
         if head[:3] == b"\xff\xd8\xff":

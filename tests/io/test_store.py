@@ -414,8 +414,8 @@ def test_other_transformations_of_the_standard_are_read(tmp_path: Path) -> None:
     wanted = torch.tensor([[-3.0 + 1, 2.0 + 10], [-15.0 + 1, 4.0 + 10]], dtype=torch.float64)
     assert torch.allclose(store.read_standard(path).points(x), wanted)
     assert torch.allclose(store.read_standard(path, to="moving").points(wanted), x)
-    edit(path, "", set_at(*where, [{"type": "mapAxis", "mapAxis": [1, 0], **ends}]))
-    with pytest.raises(ValueError, match="got the transformation 'mapAxis'"):
+    edit(path, "", set_at(*where, [{"type": "coordinates", "path": "field", **ends}]))
+    with pytest.raises(ValueError, match="got the transformation 'coordinates'"):
         store.read_standard(path)
 
 
