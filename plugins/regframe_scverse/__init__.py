@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from .anndata_door import align
-from .spatialdata_door import align_elements, open_element
+from .spatialdata_door import align_elements, load_map, open_element
 
-__all__ = ["align", "align_elements", "open_element"]
+__all__ = ["align", "align_elements", "load_map", "open_element"]

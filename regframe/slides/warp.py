@@ -290,16 +290,33 @@ class SlideWarp:
                 f"wanted at most {most / 2**30:.3g} GiB of pixels at once, got {size / 2**30:.3g} GiB for "
                 f"{describe_grid(self.grid)}; write .zarr or .tif, a part of it (--region), or larger pixels (--spacing)"
             )
-        out = np.full(shape, self.fill or 0, self.dtype)
+        out = np.empty(shape, self.dtype)
         for start in range(0, self.grid.shape[0], self._edge):
             region = (slice(start, min(start + self._edge, self.grid.shape[0])), slice(0, self.grid.shape[1]))
-            with self._reading(region):
-                part = tiles.warp_tile(self.source, self._pull, self.grid, region, self.pyramid.labels, self.fill)
-            if part is not None:
-                out[:, region[0]] = part
+            out[:, region[0]] = self.pixels(region)
         return Image(
             torch.from_numpy(out), self.grid, self.pyramid.channels, self.pyramid.labels, name=self.pyramid.name
         )
+
+    def pixels(self, region: tuple[slice, ...]) -> Array:
+        """The output's pixels ``[C, *region]`` at full resolution, computed now; nothing is written, so ``path`` plays no part.
+
+        Args:
+            region: one slice per axis, with start and stop inside the canvas and no step. For about five times its pixels
+                memory is needed.
+
+        Raises ValueError where the image's pixels cannot be read.
+        """
+        part = self._warped(region)
+        if part is None:
+            sides = (r.stop - r.start for r in region)
+            return np.full((len(self.pyramid.channels), *sides), self.fill or 0, self.dtype)
+        return part
+
+    def _warped(self, region: tuple[slice, ...]) -> Array | None:
+        """Pixels of a region, None where all of them are background."""
+        with self._reading(region):
+            return tiles.warp_tile(self.source, self._pull, self.grid, region, self.pyramid.labels, self.fill)
 
     @contextlib.contextmanager
     def started(self, overwrite: bool = False) -> Iterator[SlideWarp]:
@@ -328,8 +345,7 @@ class SlideWarp:
         )
         pixels: Array | None
         if order == 0:
-            with self._reading(region):
-                pixels = tiles.warp_tile(self.source, self._pull, self.grid, region, self.pyramid.labels, self.fill)
+            pixels = self._warped(region)
         else:
             pixels = self._store.read(base, region)
         written = []
