@@ -63,6 +63,8 @@ class RemoteZarr(Store):
         elif isinstance(byte_range, SuffixByteRequest):
             options = {"range": {"suffix": byte_range.suffix}}
         kept = self._kept(key, byte_range)
+        if kept is None and byte_range is None and not metadata:
+            kept = await asyncio.to_thread(self._completed, key)
         if kept is not None:
             return prototype.buffer.from_bytes(kept)
         for attempt in range(ATTEMPTS):
@@ -102,6 +104,35 @@ class RemoteZarr(Store):
         if isinstance(byte_range, SuffixByteRequest):
             return whole[-byte_range.suffix :]
         return None
+
+    def _completed(self, key: str) -> bytes | None:
+        """The whole of an object, some parts of which were read before: only the rest is read. None where none were."""
+        parts = {
+            (part.start, part.end): data
+            for name, part in self._held.keys()  # noqa: SIM118 - no dict
+            if name == key and isinstance(part, RangeByteRequest) and (data := self._held.get((name, part))) is not None
+        }
+        if not parts:
+            return None
+        where = self.root / key
+        size = where.size()
+        check_size(where, size, self.most)
+        gaps, at = [], 0
+        for start, end in sorted(parts):
+            if start > at:
+                gaps.append((at, start))
+            at = max(at, end)
+        if size > at:
+            gaps.append((at, size))
+        whole = bytearray(size)
+        for (start, end), data in [*parts.items(), *zip(gaps, where.read_ranges(gaps), strict=True)]:
+            whole[start:end] = data
+        if len(whole) != size:  # another object under this name by now
+            return None
+        self._held.keep((key, None), bytes(whole))
+        for part in parts:
+            self._held.drop((key, RangeByteRequest(*part)))
+        return bytes(whole)
 
     async def get_partial_values(self, prototype: Any, key_ranges: Iterable[tuple[str, Any]]) -> list[Any]:
         """The parts under several keys, at the same time."""

@@ -45,6 +45,9 @@ SHARD_BYTES = 64 << 20
 """Largest shard, in bytes of its pixels (all channels). A worker needs about five times as much memory (docs/slides.md)."""
 LARGEST_SHARD = 4096
 """Largest number of pixels per axis of a shard, however few bytes a pixel has."""
+FEWEST = 16
+"""Number of shards of the finest level from which they are as large as the limits allow; those of a smaller image are smaller,
+down to two chunks per axis. What is in hand when a run is killed is read again: with two workers an eighth at most."""
 WHOLE_BYTES = 4 << 30
 """Largest image that `SlideWarp.image` returns in memory, in bytes of its pixels."""
 _FORMAT = 2
@@ -64,7 +67,7 @@ class SlideOptions:
             brightfield image (three channels of whole numbers, bright along its edges), else 0.
         chunk: pixels per axis that are compressed together, a power of two from 16.
         shard: pixels per axis of a shard of the finest level, ``chunk`` times a power of two (2 or more); None takes the
-            largest within `SHARD_BYTES` and `LARGEST_SHARD`.
+            largest within `SHARD_BYTES` and `LARGEST_SHARD` of which there are `FEWEST` or more.
 
     Raises ValueError for a chunk, shard or background that is none of these.
     """
@@ -85,12 +88,17 @@ class SlideOptions:
         if isinstance(self.background, str) and self.background not in ("auto", "border"):
             raise ValueError(f"wanted a background of auto, border or a number, got {self.background!r}")
 
-    def edge(self, pixel_bytes: int) -> int:
-        """Pixels per axis of a shard of the finest level, for pixels of so many bytes in all channels."""
+    def edge(self, pixel_bytes: int, shape: tuple[int, ...] | None = None) -> int:
+        """Pixels per axis of a shard of the finest level, for pixels of so many bytes in all channels.
+
+        ``shape`` is that of the output, in pixels; None where the number of shards plays no part.
+        """
         if self.shard is not None:
             return self.shard
         edge = 2 * self.chunk
         while edge < LARGEST_SHARD and pixel_bytes * (2 * edge) ** 2 <= SHARD_BYTES:
+            if shape is not None and math.prod(-(-n // (2 * edge)) for n in shape) < FEWEST:
+                break
             edge *= 2
         return edge
 
@@ -382,7 +390,7 @@ class SlideWarp:
     @property
     def _edge(self) -> int:
         """Pixels per axis of a shard of the finest level."""
-        return self.options.edge(len(self.pyramid.channels) * self.dtype.itemsize)
+        return self.options.edge(len(self.pyramid.channels) * self.dtype.itemsize, self.grid.shape)
 
     @property
     def _depth(self) -> int:
