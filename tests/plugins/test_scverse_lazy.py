@@ -17,8 +17,8 @@ from regframe.slides import warp
 
 pytestmark = pytest.mark.filterwarnings("default")
 
-SIZE, CHUNK = 4096, 256
-MOVING = rf.Grid((SIZE, SIZE), 0.5, (0.25, 0.25), "µm")
+SIZE, CHUNK = 2048, 128
+MOVING = rf.Grid((SIZE, SIZE), 1.0, (0.5, 0.5), "µm")
 TURN = torch.tensor([[0.9, -0.3, 300.0], [0.4, 1.1, -100.0], [0, 0, 1]], dtype=torch.float64)
 
 
@@ -93,7 +93,7 @@ def test_a_large_image_is_carried_block_by_block(monkeypatch: pytest.MonkeyPatch
     counted = Counted()
     data = scales(counted, 3)
     whole = SIZE * SIZE * 3
-    rs.align_elements(data, result, unit="um", spacing=0.5)
+    rs.align_elements(data, result, unit="um", spacing=0.5, map_path=tmp_path / "map.ome.zarr")
     assert counted.bytes == 0  # nothing is computed before somebody asks
     twin = data["he_aligned"]
     assert [dict(node.sizes)["x"] for node in twin.children.values()] == [2600, 1300, 650, 325]
