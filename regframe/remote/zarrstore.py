@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import zlib
 from collections.abc import AsyncIterator, Iterable
 from typing import Any
 
@@ -29,6 +30,7 @@ class RemoteZarr(Store):
         super().__init__(read_only=True)
         self.root, self.most = root, most
         self._held = Held()
+        self._tags: dict[str, int] = {}
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, RemoteZarr) and self.root == other.root
@@ -89,6 +91,7 @@ class RemoteZarr(Store):
             raise RemoteError(f"cannot read {where}: it ends after {len(data)} of {last - first} bytes")
         if not metadata:
             self._held.keep((key, byte_range), data)
+            self._tags[key] = zlib.crc32(str(answer.meta.get("e_tag") or "").encode())
         return prototype.buffer.from_bytes(data)
 
     def _kept(self, key: str, byte_range: Any) -> bytes | None:
@@ -106,7 +109,8 @@ class RemoteZarr(Store):
         return None
 
     def _completed(self, key: str) -> bytes | None:
-        """The whole of an object, some parts of which were read before: only the rest is read. None where none were."""
+        """The whole of an object, some parts of which were read before: only the rest is read. None where none were, and where
+        another object has come under its name since."""
         parts = {
             (part.start, part.end): data
             for name, part in self._held.keys()  # noqa: SIM118 - no dict
@@ -115,7 +119,9 @@ class RemoteZarr(Store):
         if not parts:
             return None
         where = self.root / key
-        size = where.size()
+        tag, size, _ = where.stamp()
+        if tag != self._tags.get(key):
+            return None
         check_size(where, size, self.most)
         gaps, at = [], 0
         for start, end in sorted(parts):
@@ -127,8 +133,6 @@ class RemoteZarr(Store):
         whole = bytearray(size)
         for (start, end), data in [*parts.items(), *zip(gaps, where.read_ranges(gaps), strict=True)]:
             whole[start:end] = data
-        if len(whole) != size:  # another object under this name by now
-            return None
         self._held.keep((key, None), bytes(whole))
         for part in parts:
             self._held.drop((key, RangeByteRequest(*part)))
