@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import zlib
 from collections.abc import AsyncIterator, Iterable
+from concurrent.futures import Future
 from typing import Any
 
 from zarr.abc.store import OffsetByteRequest, RangeByteRequest, Store, SuffixByteRequest
@@ -31,6 +32,7 @@ class RemoteZarr(Store):
         self.root, self.most = root, most
         self._held = Held()
         self._tags: dict[str, int] = {}
+        self._coming: dict[str, Future[None]] = {}  # objects that are being read as a whole
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, RemoteZarr) and self.root == other.root
@@ -54,6 +56,22 @@ class RemoteZarr(Store):
 
     async def get(self, key: str, prototype: Any, byte_range: Any = None) -> Any:
         """The bytes under a key, or part of them; None where there are none."""
+        if key.rpartition("/")[2] in _METADATA:
+            return await self._got(key, prototype, byte_range)
+        coming = self._coming.get(key)
+        if coming is not None:  # another thread reads the whole: what it holds then need not be read twice
+            await asyncio.wrap_future(coming)
+        if byte_range is not None or key in self._coming:
+            return await self._got(key, prototype, byte_range)
+        mine: Future[None] = Future()
+        self._coming[key] = mine
+        try:
+            return await self._got(key, prototype, None)
+        finally:
+            del self._coming[key]
+            mine.set_result(None)
+
+    async def _got(self, key: str, prototype: Any, byte_range: Any) -> Any:
         metadata = key.rpartition("/")[2] in _METADATA
         where = self.root / key
         obs, store = where.store()

@@ -47,7 +47,10 @@ LARGEST_SHARD = 4096
 """Largest number of pixels per axis of a shard, however few bytes a pixel has."""
 FEWEST = 16
 """Number of shards of the finest level from which they are as large as the limits allow; those of a smaller image are smaller,
-down to two chunks per axis. What is in hand when a run is killed is read again: with two workers an eighth at most."""
+down to `_WIDE` chunks per axis. What is in hand when a run is killed is read again: with two workers an eighth at most."""
+_WIDE = 4
+"""Chunks per axis of a shard, down to which it is made smaller to have `FEWEST`: below, most of what a shard reads would be the
+neighbours' chunks around it."""
 WHOLE_BYTES = 4 << 30
 """Largest image that `SlideWarp.image` returns in memory, in bytes of its pixels."""
 _FORMAT = 2
@@ -97,7 +100,11 @@ class SlideOptions:
             return self.shard
         edge = 2 * self.chunk
         while edge < LARGEST_SHARD and pixel_bytes * (2 * edge) ** 2 <= SHARD_BYTES:
-            if shape is not None and math.prod(-(-n // (2 * edge)) for n in shape) < FEWEST:
+            if (
+                shape is not None
+                and edge >= _WIDE * self.chunk
+                and math.prod(-(-n // (2 * edge)) for n in shape) < FEWEST
+            ):
                 break
             edge *= 2
         return edge
