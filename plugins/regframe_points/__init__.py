@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ class PointsAdapter(regframe.Adapter):
             try:
                 with gzip.open(path) as file:
                     head = file.read(_HEAD)
-            except (OSError, EOFError):
+            except (OSError, EOFError, zlib.error):
                 return 0.1
         return 0.6 if regframe.is_text(head) else 0.1
 

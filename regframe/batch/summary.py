@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 from .. import verdict
 from ..io import outputs
+from ..io.paths import shown
 from . import work
 from .work import Outcome
 
@@ -36,15 +37,15 @@ _WORDS = {
 def write(outcomes: Sequence[Outcome], out: Path) -> None:
     """Write both files, each of them complete or not at all."""
     with outputs.staged(out / TABLE, overwrite=True) as path:
-        path.write_text(table(outcomes), encoding="utf-8")
+        path.write_text(shown(table(outcomes)), encoding="utf-8")
     with outputs.staged(out / PAGE, overwrite=True) as path:
-        path.write_text(page(outcomes, out), encoding="utf-8")
+        path.write_text(shown(page(outcomes, out)), encoding="utf-8")
 
 
 def is_written(out: Path, outcomes: Sequence[Outcome]) -> bool:
     """Whether both files exist with the content for these outcomes."""
     try:
-        return (out / PAGE).is_file() and (out / TABLE).read_text(encoding="utf-8") == table(outcomes)
+        return (out / PAGE).is_file() and (out / TABLE).read_text(encoding="utf-8") == shown(table(outcomes))
     except (OSError, UnicodeDecodeError):
         return False
 

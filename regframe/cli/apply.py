@@ -33,6 +33,7 @@ from ._common import (
     verbose_option,
     workers_option,
 )
+from .asread import as_read
 from .progress import Bars
 from .streams import STREAM, streamed
 
@@ -176,7 +177,8 @@ def image(
 ) -> None:
     """Resample INPUT on the canvas of the side named by --to; the suffix of the output says its format.
 
-    INPUT belongs to the other side: it is the file that was registered, or the same field at another resolution. Its
+    INPUT belongs to the other side: it is the file that was registered, which then is read with the options of that
+    run (series, axes, a pixel size by hand), or the same field at another resolution. Its
     channels and its type are kept; of labels every id comes through exactly, and 0 lies where INPUT has nothing.
 
     What is written to .zarr or .tif is carried tile by tile, with a pyramid, and never held in memory as a whole; run
@@ -198,6 +200,8 @@ def image(
     if scheduler is not None and not tiled:
         raise BadInput(f"wanted an output ending in .zarr or .tif for --scheduler, got {output.name!r}")
     options = adapter_options(adapter_set, "--adapter-set") | ({"labels": True} if labels else {})
+    spaced, away = order.input_spacing is not None, "moving" if to == "fixed" else "fixed"
+    adapter, options = as_read(order.result_folder, away, order.input_file, adapter, options, spaced)
     job = slides_job.SlideJob(
         str(order.result_folder.absolute()), address_of(order.input_file), address_of(output), to, adapter,
         tuple(options.items()), order.input_spacing, canvas, spacing, part, level, fill,

@@ -184,14 +184,21 @@ def _plan(
 
 
 def _dry_run(jobs: tuple[Job, ...], out: Path, limits: Limits, retry_failed: bool, as_json: bool) -> None:
+    from ..batch import places
     from ..batch.work import finished
+    from ..io.paths import shown
 
     kept = [
         job
         for job in jobs
         if (found := finished(job, out / job.id, limits)) and not (retry_failed and found.status == "failed")
     ]
-    absent = [f"{job.id}: {path}" for job in jobs for path in job.inputs.values() if not path.exists()]
+    absent = [
+        shown(f"{job.id}: {place}{f' ({why})' if why else ''}")
+        for job in jobs
+        for place in job.inputs.values()
+        if (why := places.absent(place)) is not None
+    ]
     if as_json:
         todo = [job.id for job in jobs if job not in kept]
         emit_json({"dry_run": True, "output": out, "jobs": len(jobs), "run": todo, "absent": absent})
