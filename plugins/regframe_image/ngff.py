@@ -409,6 +409,7 @@ def write_zarr(path: Path, image: regframe.Image) -> None:
         step[-2:] = [s * 2 for s in step[-2:]]
     colors = ("FF0000", "00FF00", "0000FF") if image.channels == RGB else ("FFFFFF",) * len(image.channels)
     multiscale = {"name": image.name, "axes": declared, "datasets": datasets, "type": "nearest" if labels else "mean"}
+    group.attrs["regframe"] = {"complete": True, "version": regframe.__version__}  # a folder that may be replaced
     group.attrs["ome"] = {
         "version": "0.5",
         "multiscales": [multiscale],
