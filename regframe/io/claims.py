@@ -22,6 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from .paths import shown
+from .replacing import FULL, not_written
+
 OWNER, MOVES = ".owner.json", ".moves.json"
 """Files in such a folder: who made it; which of its files get which names. Neither is part of an output."""
 SUFFIX = ".partial"
@@ -64,17 +67,17 @@ def claimed(target: Path) -> Iterator[Path]:
     made = [folder for folder in (target.parent, *target.parent.parents) if not folder.exists()]  # deepest first
     target.parent.mkdir(parents=True, exist_ok=True)
     heal(target)
-    own = f"{_machine()}-{os.getpid()}-{_start_of(os.getpid())}-"
     folder: Path | None = None
     try:
-        folder = Path(tempfile.mkdtemp(prefix=f".{_stem(target.name)}.{own}", suffix=SUFFIX, dir=target.parent))
-        live.add(folder)
-        facts = {
-            "process": os.getpid(),
-            "host": socket.gethostname(),
-            "writes": os.fsencode(target.name).decode(errors="replace"),
-        }
-        (folder / OWNER).write_text(json.dumps(facts), encoding="utf-8")
+        try:
+            folder = hidden(target.parent, target.name)
+            live.add(folder)
+            facts = {"process": os.getpid(), "host": socket.gethostname(), "writes": shown(target.name)}
+            (folder / OWNER).write_text(json.dumps(facts), encoding="utf-8")
+        except OSError as error:
+            if error.errno in FULL:
+                raise not_written(target, error.errno) from error
+            raise
         yield folder
         made = []
     finally:
@@ -84,6 +87,12 @@ def claimed(target: Path) -> Iterator[Path]:
         for empty in made:
             with contextlib.suppress(OSError):
                 empty.rmdir()
+
+
+def hidden(parent: Path, name: str) -> Path:
+    """Make a hidden folder of this process in ``parent``, for an output called ``name``."""
+    own = f"{_machine()}-{os.getpid()}-{_start_of(os.getpid())}-"
+    return Path(tempfile.mkdtemp(prefix=f".{_stem(name)}.{own}", suffix=SUFFIX, dir=parent))
 
 
 def remove(folder: Path) -> None:

@@ -11,7 +11,6 @@ import json
 import math
 import os
 import shutil
-import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -119,7 +118,8 @@ def check_writable(folder: Path, name: str = "") -> None:
     if not place.is_dir():
         raise NotADirectoryError(f"cannot write into {folder}: {place} is not a folder")
     try:
-        probe = Path(tempfile.mkdtemp(prefix=".regframe-", dir=place))
+        claims.heal(place / (name or "output"))
+        probe = claims.hidden(place, name or "output")
     except OSError as error:
         raise PermissionError(f"cannot write into {place}: {error.strerror or error}; choose another output") from error
     try:

@@ -150,11 +150,15 @@ def _metaimage(path: Path) -> str:
         return _short(left, math.prod(sizes) * channels * _META_BYTES[kind])
 
 
+_ITK_HEADER = b"#Insight Transform File"
+
+
 def _itk_text(path: Path) -> str:
     """A transform in ITK's text format: each has its parameters, then its fixed parameters, and the last line an end."""
     data = path.read_bytes()
-    if not data.startswith(b"#Insight Transform File"):  # elastix writes .txt too
-        return "" if path.suffix.lower() == ".txt" and data else "its header is missing"
+    if not data.startswith(_ITK_HEADER):  # elastix writes .txt too
+        other = path.suffix.lower() == ".txt" and not _ITK_HEADER.startswith(data)
+        return "" if other else "its header is missing"
     kinds = len(re.findall(rb"^Transform: (?!Composite)", data, re.M))
     if not kinds:
         return "it holds no transform"

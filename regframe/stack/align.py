@@ -291,7 +291,7 @@ def _volume(stack: Stack, images: Sequence[Image]) -> Image:
     data = torch.zeros((len(first.channels), *stack.grid.shape), dtype=first.data.dtype)
     if background is not None:
         colour = background.round() if not first.data.dtype.is_floating_point else background
-        data += colour.to(first.data.dtype)[:, None, None, None]
+        data[:] = colour.to(first.data.dtype)[:, None, None, None]  # torch cannot add uint16
     for image, result, plane in zip(images, stack.results, stack.planes, strict=True):
         if result is not None:
             own = None if image.labels else Section.of(image).background
