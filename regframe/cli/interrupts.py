@@ -54,6 +54,8 @@ def handled() -> Iterator[None]:
             os.close(writing)
             watch.join()
             os.close(reading)
+        else:
+            _end_children()
 
 
 def code_of(stop: BaseException) -> int:
@@ -90,13 +92,17 @@ def _watch(reading: int) -> None:
 def _end(code: int) -> None:
     from ..io import claims
 
-    for child in children_of(os.getpid()):
-        with contextlib.suppress(OSError):
-            os.kill(child, signal.SIGKILL)
+    _end_children()
     for folder in list(claims.live):
         claims.remove(folder)
     say("interrupted; nothing that lay there before was changed: run the same command again")
     os._exit(code)
+
+
+def _end_children() -> None:
+    for child in children_of(os.getpid()):
+        with contextlib.suppress(OSError):
+            os.kill(child, signal.SIGKILL)
 
 
 def children_of(process: int) -> list[int]:
