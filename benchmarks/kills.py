@@ -34,6 +34,7 @@ PLAIN = {
     "job.json",
     "summary.csv",
     "summary.html",
+    ".regframe-batch.lock",  # names the process
 }
 """Files that hold the time which a run took, or pictures drawn from such: their bytes differ from run to run."""
 
