@@ -4,8 +4,8 @@
     python benchmarks/bench_endurance.py --jobs 1000 --kills 20
 
 Wanted: memory flat (at most 2 % more than after the first ten), open files flat, the same bytes at the end as at the beginning;
-of a batch with 3 % bad jobs, nothing lost and nothing done twice. Run by pytest it takes small numbers, and no bound of time or memory
-is asserted.
+of a batch with 3 % bad jobs, nothing lost and nothing done twice. Run by pytest it takes small numbers, and no bound of time or
+memory is asserted.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def resident() -> int:
 
 def open_files() -> int:
     """Number of files that this process holds open."""
-    return len(os.listdir("/proc/self/fd"))
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
 
 
 def small_pair(seed: int = 17, side: int = 64) -> tuple[rf.Image, rf.Image]:
