@@ -49,7 +49,8 @@ def sentence(error: BaseException) -> str:
         return "; ".join(_setting_problem(item) for item in error.errors())
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
-    return " ".join(str(error).split()) or type(error).__name__
+    text = str(error.args[1]) if isinstance(error, OSError) and len(error.args) > 1 else str(error)
+    return " ".join(text.split()) or type(error).__name__
 
 
 def _setting_problem(item: Mapping[str, Any]) -> str:

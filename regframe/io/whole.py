@@ -33,7 +33,8 @@ def check_whole(path: Path, final: Path) -> None:
     """Raise `NotWritten`, in the name of ``final``, where the file ``path`` is cut short; other kinds of files pass."""
     name = path.name.lower()
     check = next((check for suffixes, check in _CHECKS if name.endswith(suffixes)), None)
-    if check is None:
+    begins = next((begins for suffix, begins in _BEGINS.items() if name.endswith(suffix)), ())
+    if check is None or (begins and _is_other(path, begins)):
         return
     try:
         lack = check(path)
@@ -41,6 +42,13 @@ def check_whole(path: Path, final: Path) -> None:
         lack = f"it cannot be read back ({' '.join(str(error).split())[:120]})"
     if lack:
         raise not_written(final, None, f"what was written is cut short: {lack}")
+
+
+def _is_other(path: Path, begins: tuple[bytes, ...]) -> bool:
+    """Whether a file begins as none of its format does, not even cut short: a table, say, that was given such a name."""
+    with path.open("rb") as file:
+        head = file.read(max(map(len, begins)))
+    return bool(head) and not any(head.startswith(one) or one.startswith(head) for one in begins)
 
 
 def _length(path: Path) -> int:
@@ -271,6 +279,16 @@ _CHECKS: tuple[tuple[tuple[str, ...], Callable[[Path], str]], ...] = (
     ((".gz",), _gzip),
 )
 """Checks by suffix; the first that fits is taken."""
+_BEGINS = {
+    (".tif", ".tiff"): (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
+    (".png",): (b"\x89PNG",),
+    (".jpg", ".jpeg"): (b"\xff\xd8",),
+    (".parquet",): (b"PAR1",),
+    (".h5", ".hdf5", ".h5ad"): (b"\x89HDF",),
+    (".npz", ".zip"): (b"PK",),
+    (".nrrd",): (b"NRRD",),
+}
+"""First bytes of these formats, by suffix."""
 
 
 def disk_full(folder: Path) -> int | None:

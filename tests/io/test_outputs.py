@@ -131,6 +131,12 @@ def test_a_file_that_is_cut_short_is_told(tmp_path: Path, name: str) -> None:
             whole.check_whole(tmp_path / name, tmp_path / name)
 
 
+def test_another_content_under_such_a_name_is_not_judged(tmp_path: Path) -> None:
+    for name in ("cells.tif", "cells.h5", "cells.parquet", "cells.png"):
+        put(tmp_path / name, "x,y\n1,2\n", False)
+    assert len(list(tmp_path.iterdir())) == 4
+
+
 def test_a_library_that_does_not_say_why_it_failed(tmp_path: Path) -> None:
     def write() -> None:
         with outputs.staged(tmp_path / "a.bin") as path:
