@@ -28,7 +28,7 @@ from pathlib import Path
 PLAIN = {
     "metrics.json",
     "log.jsonl",
-    "log.txt",
+    "job.log",
     "report.html",
     "config.resolved.yaml",
     "job.json",
@@ -226,9 +226,17 @@ class Trial:
 
 
 def run(
-    kills: int, seed: int, number: signal.Signals, names: list[str], tell: Callable[[str], object] = print
-) -> list[Outcome]:
-    """End ``kills`` commands, in turn those whose name begins with one of ``names`` (all, where there is none)."""
+    kills: int,
+    seed: int,
+    number: signal.Signals,
+    names: list[str],
+    found: list[Outcome],
+    tell: Callable[[str], object] = print,
+) -> None:
+    """End ``kills`` commands and append to ``found`` what became of each.
+
+    In turn those whose name begins with one of ``names``; all, where there is none.
+    """
     with tempfile.TemporaryDirectory(prefix="regframe-kills-") as name:
         inputs = Path(name) / "inputs"
         inputs.mkdir()
@@ -237,7 +245,7 @@ def run(
         assert ended(begun(("register", *images, "-o", str(inputs / "run")), inputs)) in (0, 3)
         chosen = [c for c in commands(inputs) if not names or c.name.startswith(tuple(names))]
         trials = [Trial(command, inputs, Path(name) / "place") for command in chosen]
-        rng, found = random.Random(seed), []
+        rng = random.Random(seed)
         for k in range(kills):
             trial = trials[k % len(trials)]
             share = rng.uniform(0.0, 1.0) if rng.random() < 0.5 else rng.uniform(0.67, 1.02)
@@ -245,7 +253,6 @@ def run(
             found.append(outcome)
             for fault in outcome.faults:
                 tell(f"{outcome.command} at {outcome.after:.2f} of {trial.takes:.2f} s: {fault}")
-        return found
 
 
 def table(found: list[Outcome]) -> str:
@@ -273,11 +280,15 @@ def main() -> int:
     options = parser.parse_args()
     import torch
 
-    import regframe.report.results  # noqa: F401 - loaded once, for all forks
+    import regframe.cli
+    import regframe.report.results  # noqa: F401 - both are loaded once, for all forks
 
     torch.set_num_threads(1)
-    found = run(options.kills, options.seed, signal.Signals[f"SIG{options.signal}"], options.commands)
-    print(table(found))
+    found: list[Outcome] = []
+    try:
+        run(options.kills, options.seed, signal.Signals[f"SIG{options.signal}"], options.commands, found)
+    finally:  # what was found until Ctrl-C counts
+        print(table(found), flush=True)
     return int(any(o.faults for o in found))
 
 
