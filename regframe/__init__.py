@@ -76,6 +76,7 @@ _HOME = {
     "refine": "slides.refine",
     "register": "registration",
     "resample": "maps.resample",
+    "staged": "io.outputs",
     "unit_ratio": "data",
     "write_map": "formats.exchange",
     "warp_slide": "slides.warp",

@@ -22,6 +22,7 @@ from .evaluation import match_points as match_points
 from .formats.exchange import read_map as read_map
 from .formats.exchange import write_map as write_map
 from .hookspecs import hookimpl as hookimpl
+from .io.outputs import staged as staged
 from .io.paths import native_path as native_path
 from .io.shapes import read_shapes as read_shapes
 from .io.shapes import write_shapes as write_shapes

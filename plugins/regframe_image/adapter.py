@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-import shutil
-import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -748,13 +746,5 @@ def _save_tiff(path: Path, data: regframe.Image, array: Array) -> None:
 
 def _aside(path: Path, write: Callable[[Path], None]) -> None:
     """Let ``write`` fill a path of the same folder, then give it the name; nothing half-written ever bears it."""
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-        aside = Path(folder) / path.name
+    with regframe.staged(path, overwrite=True) as aside:
         write(aside)
-        if path.is_dir():
-            old = Path(folder) / "replaced"
-            path.rename(old)
-            aside.rename(path)
-            shutil.rmtree(old)
-        else:
-            aside.replace(path)

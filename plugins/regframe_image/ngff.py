@@ -467,6 +467,7 @@ def write_zarr(path: Path, image: regframe.Image) -> None:
     made = {"description": method, "method": "regframe", "version": regframe.__version__}
     kind = "nearest" if labels else "mean"
     multiscale = {"name": image.name, "axes": declared, "datasets": datasets, "type": kind, "metadata": made}
+    group.attrs["regframe"] = {"complete": True, "version": regframe.__version__}  # a folder that may be replaced
     group.attrs["ome"] = {
         "version": "0.5",
         "multiscales": [multiscale],

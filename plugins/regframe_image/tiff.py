@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import itertools
 import logging
 import math
 import re
+import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -550,7 +552,11 @@ def write_tiff(
     rgb: bool,
 ) -> None:
     """One OME-TIFF, axes out of ``CZYX`` (or ``YXS`` where ``rgb``), with its physical spacing and channel names."""
-    metadata: dict[str, Any] = {"axes": axes}
+    told = repr((array.shape, array.dtype.str, axes, spacing, unit, channels, rgb)).encode()
+    digest = hashlib.blake2b(told, digest_size=16)
+    digest.update(np.ascontiguousarray(array).data.cast("B") if array.size else b"")
+    # an id of the content: the library would take one of the time and of this machine's network address
+    metadata: dict[str, Any] = {"axes": axes, "UUID": f"urn:uuid:{uuid.uuid5(uuid.NAMESPACE_OID, digest.hexdigest())}"}
     for axis, step in (spacing or {}).items():
         metadata[f"PhysicalSize{axis.upper()}"] = step
         metadata[f"PhysicalSize{axis.upper()}Unit"] = unit

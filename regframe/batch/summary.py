@@ -14,6 +14,7 @@ from urllib.parse import quote
 from .. import verdict
 from ..io import outputs
 from ..io.paths import shown
+from ..io.spreadsheet import text_cell
 from . import work
 from .work import Outcome
 
@@ -93,9 +94,7 @@ def table(outcomes: Sequence[Outcome]) -> str:
 def _cell(value: Any) -> Any:
     if isinstance(value, float):
         return f"{value:.6g}"
-    if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")):
-        return f"'{value}"  # quoted, or a spreadsheet would run it as a formula
-    return value
+    return text_cell(value)
 
 
 def page(outcomes: Sequence[Outcome], out: Path) -> str:

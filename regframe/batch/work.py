@@ -349,6 +349,7 @@ def _attempt(job: Job, folder: Path, log: Path, limits: Limits, model: str) -> t
         "folder": str(folder),
         "answer": str(answer),
         "scheduler": pools.scheduler(),  # the cluster on which shards of large images may run as tasks
+        "credentials": pools.credentials(),  # sent through a pipe: others can read arguments and environment
         "waits": str(waits),
         "memory": limits.memory,
         "simpler": _simpler(job) if model == SIMPLER else [],

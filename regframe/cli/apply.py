@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from . import interrupts
 from ._common import (
     BadInput,
     adapter_options,
@@ -101,7 +102,7 @@ def _carries(
         @functools.wraps(command)
         def run(*, result_folder: Path, input_file: Path | Remote, output: Path | Remote, to: Any, input_spacing: float | None,
                 overwrite: bool, **own: Any) -> None:  # fmt: skip
-            from ..io import outputs
+            from ..io import inputs, outputs
 
             _check_spacing(input_spacing)
             with bad_input():
@@ -112,7 +113,8 @@ def _carries(
                         raise ValueError(f"wanted an output ending in .zarr in a remote store, got {output.name!r}")
                     output.check_writable()
                 elif not (streams and output == STREAM):
-                    outputs.check_file(output, overwrite)
+                    outputs.check_file(output, overwrite, (input_file, result_folder / outputs.TRANSFORM))
+                inputs.note(input_file)
             command(Order(result_folder, input_file, output, to, input_spacing, overwrite), **own)
 
         return options(
@@ -296,10 +298,10 @@ def _warp_slide(job: slides_job.SlideJob, workers: int | None, scheduler: str | 
                 plan.write(workers, overwrite, progress)
             else:
                 _spread(plan, job, scheduler, workers, overwrite, progress)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         kept = f"{len(plan.done())} of {plan.shards} shards are kept in {plan.partial}"
-        click.echo(f"interrupted; {kept}: run the same command again to go on", err=True)
-        click.get_current_context().exit(130)
+        interrupts.say(f"interrupted; {kept}: run the same command again to go on")
+        click.get_current_context().exit(interrupts.code_of(stop))
     click.echo(f"wrote {plan.path}: {describe_grid(plan.grid)}, {len(plan.levels)} levels", err=True)
     if not plan.pyramid.labels and len(plan.pyramid.channels) == 1:
         corner = plan.source.read(tuple(slice(0, min(n, _LOOKED_AT)) for n in plan.source.grid.shape))

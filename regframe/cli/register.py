@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -96,7 +97,7 @@ def register(ctx: click.Context, /, **options: Any) -> None:
     with bad_input():
         from ..io import outputs
 
-        outputs.check_folder(out, options["overwrite"])
+        outputs.check_folder(out, options["overwrite"], _read(options))
     fixed, fixed_adapter, fixed_run = _open("fixed", options)
     moving, moving_adapter, moving_run = _open("moving", options)
     _say_dimensions(options["fixed"].name, fixed, options["moving"].name, moving)
@@ -132,6 +133,12 @@ def register(ctx: click.Context, /, **options: Any) -> None:
     else:
         _summary(result, out)
     finish(result.metrics, ctx, options["require"])
+
+
+def _read(options: Mapping[str, Any]) -> list[Any]:
+    """Every file that the options name to be read."""
+    names = ("fixed", "moving", "landmarks", "config_file", "fixed_mask", "moving_mask")
+    return [options[name] for name in names if options.get(name) is not None]
 
 
 def resolved_config(options: dict[str, Any]) -> Config:
