@@ -68,8 +68,8 @@ class ImageAdapter(regframe.Adapter):
         labels: True where values are ids, which are never averaged.
         t: time point, where there are several.
         z: one plane of a stack, which makes the image 2D; an axis of one entry is no axis of the image in any case.
-        max_bytes: largest array to hold; above it the error asks for a coarser level. Sixteen times as much is read where
-            it is averaged over blocks.
+        max_bytes: largest array to hold, 4 GiB or what ``REGFRAME_MAX_BYTES`` says where None; above it the error asks for a
+            coarser level. Sixteen times as much is read where it is averaged over blocks.
         override: take ``spacing`` although the file declares another, which is an error otherwise; of a NIfTI file whose two
             orientations contradict each other take the sform.
         nodata: a value that stands for no data where all channels hold it, a number or ``"nan"``: such pixels have weight 0
@@ -93,7 +93,7 @@ class ImageAdapter(regframe.Adapter):
         labels: bool = False,
         t: int | None = None,
         z: int | None = None,
-        max_bytes: int = 4 << 30,
+        max_bytes: int | None = None,
         override: bool = False,
         nodata: float | str | None = None,
         mask: Any = None,
@@ -110,7 +110,7 @@ class ImageAdapter(regframe.Adapter):
         self.level = level
         self.labels = labels
         self.planes = {axis: index for axis, index in (("t", t), ("z", z)) if index is not None}
-        self.max_bytes = int(max_bytes)
+        self.max_bytes = regframe.gate.most_bytes() if max_bytes is None else int(max_bytes)
         if not isinstance(override, bool):
             raise ValueError(f"wanted override to be true or false, got {override!r}")
         self.override = override

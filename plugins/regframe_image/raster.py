@@ -13,6 +13,8 @@ import imagecodecs
 import numpy as np
 from PIL import Image as Pillow
 
+import regframe
+
 from .raw import Array, Raw, readable
 
 _LIMIT_LOCK = threading.Lock()
@@ -22,6 +24,10 @@ _ORIENTATION = 0x0112
 """The EXIF tag that says how a camera was held: 1 is upright."""
 _JPEG_QUALITY = 95
 """The highest that Pillow's documentation recommends: above it files grow with hardly any gain."""
+
+_DENSEST = {"PNG": 1032, "JPEG": 1500}
+"""Bytes of pixels that one byte of a file can hold at most: deflate's limit; of JPEG a block of 8 × 8 pixels that is blank, whose
+colours have a quarter of its resolution, in about a bit."""
 
 _KEPT = {
     "L": "yx", "I;16": "yx", "I;16B": "yx", "I;16L": "yx", "I": "yx", "F": "yx", "RGB": "yxs",
@@ -36,6 +42,7 @@ def open_raster(path: Path, kind: str, labels: bool) -> Raw:
         with _own_limit(), Pillow.open(path, formats=(kind,)) as image:
             mode, size = image.mode, image.size
             transparent = "transparency" in image.info
+            progressive = bool(image.info.get("progressive"))
             # of a PNG, Pillow looks for it behind the pixels, which it would decode first
             orientation = image.getexif().get(_ORIENTATION, 1) if kind == "JPEG" else 1
         deep = _png_sample_layout(path) if kind == "PNG" else None
@@ -59,6 +66,10 @@ def open_raster(path: Path, kind: str, labels: bool) -> Raw:
         dtype = np.asarray(Pillow.new(target, (1, 1))).dtype
 
     shape = (size[1], size[0]) + ((channels,) if channels > 1 else ())
+    nbytes = size[0] * size[1] * channels * dtype.itemsize
+    # a progressive JPEG is held as coefficients of 16 bits beside its pixels
+    held = nbytes * (1 + 2 * progressive)
+    regframe.gate.check_declared(path.name, f"{size[0]} x {size[1]} pixels", held, path.stat().st_size, _DENSEST[kind])
     names = ("red", "green", "blue") if channels in (3, 4) else ()
     read = _Decode(path, kind, deep is not None, "" if deep is not None else target)
     return Raw.whole(shape, dtype, axes, read, channels=names, alpha=channels in (2, 4), format=kind)

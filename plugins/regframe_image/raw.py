@@ -37,8 +37,8 @@ _PADDING = 4
 a coarse level is smaller than one tile."""
 
 FAULTS: tuple[type[Exception], ...] = (
-    OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, RuntimeError, EOFError, struct.error, zlib.error,
-    zipfile.BadZipFile,
+    OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, RuntimeError, ArithmeticError, EOFError, struct.error,
+    zlib.error, zipfile.BadZipFile,
 )  # fmt: skip
 """Exceptions that libraries raise over a file that is damaged, cut short or not of the format that its name says."""
 
@@ -190,17 +190,20 @@ def unreadable(path: Place, kind: str, error: BaseException, where: str = "") ->
 
 @contextmanager
 def readable(path: Place, kind: str, where: str = "", also: tuple[type[Exception], ...] = ()) -> Iterator[None]:
-    """Turn the `FAULTS` of a library, and ``also`` its own exceptions, into the one sentence of `unreadable`.
+    """Turn what a library raises over a file into the one sentence of `unreadable`: `FAULTS`, ``also`` its own exceptions, and
+    whatever else `regframe.gate` takes for the file's fault.
 
     A ValueError that begins with "wanted" is a sentence of ours already and passes as it is, and so does what went wrong on the
     way to a remote store.
     """
     try:
         yield
-    except (*FAULTS, *also) as error:
-        if isinstance(error, regframe.RemoteError) or (
-            isinstance(error, ValueError) and str(error).startswith("wanted")
-        ):
+    except MemoryError as error:
+        raise unreadable(path, kind, error, where) from error
+    except Exception as error:
+        ours = isinstance(error, ValueError) and str(error).startswith("wanted")
+        known = isinstance(error, (*FAULTS, *also)) and not isinstance(error, regframe.RemoteError)
+        if ours or (not known and regframe.gate.passes(error)):
             raise
         raise unreadable(path, kind, error, where) from error
 

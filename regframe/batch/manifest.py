@@ -13,6 +13,8 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from .. import gate
+
 MAX_BYTES = 64 << 20
 """Largest manifest that is read, in bytes: some 100 000 jobs."""
 RESERVED = ("summary.csv", "summary.html", "con", "prn", "aux", "nul")
@@ -234,6 +236,7 @@ def read_manifest(path: Path, defaults: dict[str, Any] | None = None) -> tuple[J
         ManifestError: names every problem and its line. A missing input file is not a problem here: its job fails later.
         OSError: the manifest cannot be read.
     """
+    gate.check_file(path, folder=False)
     if path.stat().st_size > MAX_BYTES:
         raise ManifestError(
             f"wanted a manifest of at most {MAX_BYTES >> 20} MiB, got {path}, which is larger; split it"
