@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import struct
 import threading
@@ -39,21 +38,12 @@ class Header:
         qform: the other statement of the same.
         steps: distance of pixels along each axis of the file (``pixdim``), in its unit; NaN along axes of one entry.
         colour: whether pixels are red, green and blue.
-        sizes: the field ``dim``: the number of axes, and the entries along each.
-        bits: of one pixel (``bitpix``).
     """
 
     sform: Array | None
     qform: Array | None
     steps: Array
     colour: bool
-    sizes: tuple[int, ...] = ()
-    bits: int = 0
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the pixels that it declares."""
-        return math.prod(self.sizes[1:]) * max(self.bits, 8) // 8
 
     @property
     def nearly_upright(self) -> bool:
@@ -72,7 +62,6 @@ def read_header(path: Path) -> Header:
     sizes = struct.unpack_from(order + ("8q" if second else "8h"), head, dim)
     if not 1 <= sizes[0] <= 7 or min(sizes[1 : 1 + sizes[0]]) < 1:
         raise ValueError(f"dim is {list(sizes)}, not the number of axes and their sizes")
-    bits = struct.unpack_from(order + "h", head, datatype + 2)[0]
     thin = np.array([i >= sizes[0] or sizes[i + 1] <= 1 for i in range(3)])
     qcode, scode = struct.unpack_from(order + ("2i" if second else "2h"), head, codes)
     steps = struct.unpack_from(f"{order}4{kind}", head, pixdim)

@@ -66,12 +66,10 @@ def open_raster(path: Path, kind: str, labels: bool) -> Raw:
         dtype = np.asarray(Pillow.new(target, (1, 1))).dtype
 
     shape = (size[1], size[0]) + ((channels,) if channels > 1 else ())
-    nbytes = size[0] * size[1] * channels * dtype.itemsize
     # a progressive JPEG is held as coefficients of 16 bits beside its pixels
-    held = nbytes * (1 + 2 * progressive)
-    regframe.gate.check_declared(path.name, f"{size[0]} x {size[1]} pixels", held, path.stat().st_size, _DENSEST[kind])
+    held = size[0] * size[1] * channels * dtype.itemsize * (1 + 2 * progressive)
     names = ("red", "green", "blue") if channels in (3, 4) else ()
-    read = _Decode(path, kind, deep is not None, "" if deep is not None else target)
+    read = _Decode(path, kind, deep is not None, "" if deep is not None else target, size, held)
     return Raw.whole(shape, dtype, axes, read, channels=names, alpha=channels in (2, 4), format=kind)
 
 
@@ -84,15 +82,21 @@ class _Decode:
         kind: its format, in Pillow's words.
         deep: True for several channels of 16 bits, which Pillow would cut to 8.
         mode: Pillow's mode to convert to, chosen from the header.
+        size: columns and rows that the header declares.
+        held: bytes that decoding takes.
     """
 
     path: Path
     kind: str
     deep: bool
     mode: str
+    size: tuple[int, int]
+    held: int
 
     def __call__(self) -> Array:
         with readable(self.path, self.kind, also=_PILLOW):
+            there, what = self.path.stat().st_size, f"{self.size[0]} x {self.size[1]} pixels"
+            regframe.gate.check_declared(self.path.name, what, self.held, there, _DENSEST[self.kind])
             if self.deep:
                 return np.asarray(imagecodecs.png_decode(self.path.read_bytes()))
             with _own_limit(), Pillow.open(self.path, formats=(self.kind,)) as image:

@@ -72,8 +72,6 @@ def open_volume(path: Path, kind: str, insist: bool = False) -> Raw:
     with readable(path, kind):
         if kind == "NIfTI":
             header = read_header(path)
-            _check_length(path, header.nbytes)
-            regframe.gate.check_declared(path.name, f"dim {header.sizes}", header.nbytes, path.stat().st_size)
             said, colour = check_orientation(path, header, insist), header.colour
             upright = header.nearly_upright
         try:

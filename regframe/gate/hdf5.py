@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import os
 import subprocess
 import sys
@@ -133,8 +134,8 @@ def _walk(group: Any, file: Any, name: str, seen: set[Any], size: int) -> None:
 def _attributes(node: Any, where: str) -> None:
     for key in node.attrs:
         declared = node.attrs.get_id(key)
-        if declared.get_storage_size() > FREE:
-            raise ValueError(f"the attribute {key!r} of {where} has {declared.get_storage_size()} bytes")
+        if math.prod(declared.shape or ()) * declared.dtype.itemsize > FREE:
+            raise ValueError(f"the attribute {key!r} of {where} declares shape {declared.shape}")
         try:
             node.attrs[key]
         except (TypeError, NotImplementedError):  # of a type that h5py does not know, which its readers pass over
@@ -150,9 +151,7 @@ def _data(data: Any, where: str, size: int) -> None:
     if declared > max(FREE, _RATIO * size):
         raise ValueError(f"its data set {where} of shape {data.shape} declares {declared} bytes in a file of {size}")
     if data.chunks is not None:
-        chunk = data.dtype.itemsize
-        for n in data.chunks:
-            chunk *= n
+        chunk = math.prod(data.chunks) * data.dtype.itemsize
         if chunk > max(FREE, 4 * declared):
             raise ValueError(f"its data set {where} has chunks of {chunk} bytes for {declared} bytes of data")
     if declared > FREE and not data.id.get_storage_size():
