@@ -73,9 +73,7 @@ def read_header(path: Path) -> Header:
         sform[:, 2] = np.cross(sform[:, 0], sform[:, 1])
     lengths = np.where(thin, np.nan, lengths)
     colour = struct.unpack_from(order + "h", head, datatype)[0] in _COLOUR
-    return Header(
-        sform if scode > 0 else None, qform if qcode > 0 else None, lengths, colour, sizes[: 1 + sizes[0]], bits
-    )
+    return Header(sform if scode > 0 else None, qform if qcode > 0 else None, lengths, colour)
 
 
 def _rotation(b: float, c: float, d: float) -> Array:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parent.parent)]
 
-from fuzz_run import BAD, Bench, Outcome, in_children, table
-from fuzz_seeds import SEEDS
+from fuzz_run import BAD, Bench, Outcome, in_children, table  # noqa: E402 - they lie beside this file
+from fuzz_seeds import SEEDS  # noqa: E402
 
 
 def main() -> int:
