@@ -22,7 +22,7 @@ from .axes import Order
 from .counted import check_finite, masked, number, source_name, without_data
 from .ngff import is_zarr, open_zarr, write_zarr
 from .raster import open_raster, write_jpeg, write_png
-from .raw import Array, InMemory, Place, Raw, Region, Resolution, Stamp, check_level, readable, rows, stamp
+from .raw import Array, InMemory, Place, Raw, Region, Resolution, Stamp, check_level, check_npy, readable, rows, stamp
 from .series import only_series
 from .tiff import needs_stitching, open_tiff, write_tiff
 from .units import CONTRADICTION, ratio
@@ -333,6 +333,7 @@ class ImageAdapter(regframe.Adapter):
             return open_volume(path, kind, self.override), path.name
         if kind == "npy":
             with readable(path, "npy"):
+                check_npy(path)
                 mapped = np.load(path, mmap_mode="r", allow_pickle=False)
             chunk = rows(mapped.shape, 0, mapped.dtype.itemsize) if mapped.ndim else ()
             one = Resolution(mapped.shape, chunk, _Npy(path, stamp(path)))

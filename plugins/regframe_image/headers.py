@@ -72,6 +72,22 @@ _NRRD_FIELDS = frozenset(
         "max",
     ]
 )
+_NUMBERS = re.compile(r"[\d\s.+\-eEainfNIF]{0,400}")
+_VECTORS = re.compile(r"[\d\s.,()+\-eEnoaifNIF]{0,1000}")
+_WORD = re.compile(r"[\w\s?-]{1,200}")
+_TEXT = re.compile(r"[^\x00-\x1f\x7f]{0,400}")
+_NRRD_VALUES = {
+    **dict.fromkeys(
+        ("spacings", "thicknesses", "axis mins", "axismins", "axis maxs", "axismaxs", "old min", "oldmin"), _NUMBERS
+    ),
+    **dict.fromkeys(("old max", "oldmax", "min", "max", "number"), _NUMBERS),
+    **dict.fromkeys(("space directions", "space origin", "measurement frame"), _VECTORS),
+    **dict.fromkeys(("space", "kinds", "centers", "centerings", "type", "endian", "encoding"), _WORD),
+}
+"""What the values of fields may look like, `_TEXT` where not listed: the library copies some into buffers that are too small."""
+_MOST_LINE = 4096
+"""Characters of a comment, or of a pair of a key and its value."""
+
 _NRRD_ENCODINGS = {"raw": "raw", "gzip": "gzip", "gz": "gzip", "ascii": "text", "text": "text", "txt": "text"}
 
 _META_TYPES = {
@@ -155,12 +171,16 @@ def _nrrd(path: Path, head: bytes) -> tuple[dict[str, str], int]:
     fields: dict[str, str] = {}
     for line in lines[1:]:
         if line.startswith("#") or re.match(r"[^:]+:=", line):
+            if len(line) > _MOST_LINE:
+                raise _refused(path, "NRRD", f"a line of {len(line)} characters")
             continue
         key, mark, value = line.partition(": ")
         key = key.strip().lower()
         if not mark or key in fields or (key not in _NRRD_FIELDS and key not in ("data file", "datafile")):
             raise _refused(path, "NRRD", f"the header line {line[:60]!r}")
         fields[key] = value.strip()
+        if not _NRRD_VALUES.get(key, _TEXT).fullmatch(fields[key]):
+            raise _refused(path, "NRRD", f"the header line {line[:60]!r}")
     return fields, end.end()
 
 
@@ -205,7 +225,7 @@ def _meta(path: Path, head: bytes) -> tuple[dict[str, str], int]:
         key = key.strip()
         if not line:
             continue
-        if not mark or key in fields or key not in _META_FIELDS:
+        if not mark or key in fields or key not in _META_FIELDS or not _TEXT.fullmatch(value.strip()):
             raise _refused(path, "MetaImage", f"the header line {line[:60]!r}")
         fields[key] = value.strip()
     return fields, at

@@ -268,3 +268,14 @@ def reduction(full: Sequence[int], level: Sequence[int]) -> tuple[float, ...]:
         whole = max(1, round(n / m))
         factors.append(float(whole) if abs(n / whole - m) < 1 else n / m)
     return tuple(factors)
+
+
+def check_npy(path: Path) -> None:
+    """ValueError, half a sentence, where an npy file is shorter than the array that its header declares."""
+    with path.open("rb") as file:
+        version = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(file)
+        there = path.stat().st_size - file.tell()
+    if any(n < 0 for n in shape) or math.prod(shape) * dtype.itemsize > there:
+        raise ValueError(f"its header declares shape {shape} of {dtype}, and {there} bytes follow")

@@ -48,11 +48,12 @@ def reading(source: Any, reader: str) -> Iterator[None]:
         source: what is read. Errors over objects in memory pass unchanged: there is no file to blame.
         reader: what reads it, for the message: ``the adapter image``.
     """
-    if not isinstance(source, (str, os.PathLike)) or _inside.get():
+    named = isinstance(source, (str, os.PathLike))
+    if named and "://" not in str(source):
+        check_file(source)
+    if not named or _inside.get():
         yield
         return
-    if "://" not in str(source):
-        check_file(source)
     token = _inside.set(True)
     try:
         yield

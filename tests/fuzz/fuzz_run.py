@@ -13,12 +13,14 @@ import signal
 import sys
 import tempfile
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from fuzz_damage import damage
 from fuzz_seeds import SEEDS, make
 
@@ -99,6 +101,22 @@ class Bench:
             return ["import", str(path), "-o", out, "--fixed", png, "--moving", png]
         return ["apply", "points", str(path), str(self.sound["csv"]), "-o", out + ".csv", "--to", "fixed"]
 
+    def unsound(self) -> list[str]:
+        """Kinds whose sound file is not read.
+
+        What the commands import is then loaded, once for all children; those that compute run in a child of their own, for the
+        threads of torch do not live on in children.
+        """
+        child = os.fork()
+        if not child:
+            code = 1
+            with contextlib.suppress(BaseException):
+                torch.set_num_threads(1)
+                code = sum(run(self.command(kind, self.sound[kind]))[0] for kind in self.kinds if _computes(kind))
+            os._exit(min(code, 1))
+        wrong = ["shapes, map or result"] * bool(os.waitpid(child, 0)[1])
+        return wrong + [k for k in self.kinds if not _computes(k) and run(self.command(k, self.sound[k]))[0]]
+
     def damaged(self, kind: str, seed: int) -> tuple[Path, str]:
         """A damaged copy of a sound file, and what was done to it."""
         place = Path(tempfile.mkdtemp(dir=self.folder))
@@ -107,11 +125,17 @@ class Bench:
         return path, damage(path, seed)
 
 
+def _computes(kind: str) -> bool:
+    """Whether the command that reads a kind of file carries positions by a map."""
+    return SEEDS[kind][0] in ("shapes", "map", "result")
+
+
 def run(arguments: Sequence[str]) -> tuple[int, str]:
     """A command in this process: its exit code, and what it said on stderr, libraries in C included."""
     from regframe.cli import main
 
-    with tempfile.TemporaryFile() as kept, contextlib.redirect_stdout(io.StringIO()):
+    with tempfile.TemporaryFile() as kept, contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("default")  # as on a command line
         saved, shown = os.dup(2), sys.stderr
         os.dup2(kept.fileno(), 2)
         sys.stderr = io.TextIOWrapper(io.FileIO(2, "w", closefd=False), write_through=True)
@@ -196,6 +220,7 @@ def _one_child(bench: Bench, cases: Sequence[tuple[str, int]], tell: Callable[[O
 
 def _work(bench: Bench, cases: Sequence[tuple[str, int]], writer: int) -> None:
     """What a child does."""
+    torch.set_num_threads(1)
     used = _memory("VmSize")
     resource.setrlimit(resource.RLIMIT_AS, (used + _SPACE, used + _SPACE))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
