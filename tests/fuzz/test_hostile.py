@@ -418,7 +418,8 @@ def test_codecs_that_run_code_or_make_objects(tmp_path: Path, codec: str) -> Non
 
 @pytest.mark.parametrize(
     "header",
-    ["{'descr': '<u1', 'fortran_order': False, 'shape': (-1, 20), }", "{'descr': '|u1', 'fortran_order': False, 'shape': (10**12, ), }",
+    ["{'descr': '<u1', 'fortran_order': False, 'shape': (-1, 20), }",
+     "{'descr': '|u1', 'fortran_order': False, 'shape': (10**12, ), }",
      "{'descr': '|u1', 'fortran_order': False, 'shape': (99999999999, 99999999), }", "{'descr': '<f16', 'fortran_order': False, "
      "'shape': (2, 2), }", "{'descr': ((((", "{'descr': '|O', 'fortran_order': False, 'shape': (2, 2), }"],
 )  # fmt: skip
