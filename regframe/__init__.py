@@ -50,6 +50,7 @@ _HOME = {
     "compose": "composition",
     "displacement_of": "maps.displacement",
     "find_adapter": "plugins",
+    "gate": "",
     "hookimpl": "hookspecs",
     "landmarks": "starts.landmarks",
     "is_text": "io.text",
