@@ -204,7 +204,8 @@ def test_unwritable_output(place: Path) -> None:
     (place / "file").write_text("x")
     register_with(place, out=place / "file" / "out", says="not a folder")
     register_with(place, out=place / "file" / "deep" / "out", says="not a folder")
-    register_with(place, out=place / "fixed.png", says="exists")
+    register_with(place, out=place / "file", says="exists")
+    register_with(place, out=place / "fixed.png", says="which is an input itself")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
