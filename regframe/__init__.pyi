@@ -2,9 +2,14 @@ from . import ops as ops
 from .composition import compose as compose
 from .config import Config as Config
 from .contracts import Adapter as Adapter
+from .contracts import Candidate as Candidate
+from .contracts import Fitted as Fitted
 from .contracts import MapFormat as MapFormat
 from .contracts import Metric as Metric
 from .contracts import Progress as Progress
+from .contracts import Solver as Solver
+from .contracts import Start as Start
+from .contracts import Task as Task
 from .contracts import Written as Written
 from .data import OME_UNITS as OME_UNITS
 from .data import Grid as Grid
@@ -71,5 +76,6 @@ from .stack.align import Stack as Stack
 from .stack.align import StackOptions as StackOptions
 from .stack.align import align_stack as align_stack
 from .starts.landmarks import landmarks as landmarks
+from .verdict import Finding as Finding
 
 __version__: str

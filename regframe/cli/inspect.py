@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,7 @@ from ._common import (
 if TYPE_CHECKING:
     from ..contracts import Adapter
     from ..data import Grid, Image, PointSet, Pyramid, Series
+    from ..plugins import Entry
     from ..remote.address import Remote
 
 _THUMBNAIL = 512
@@ -361,7 +362,7 @@ def plugins(ctx: click.Context, names: tuple[str, ...], check: bool, new: str | 
                     {"name": e.name, "provider": e.provider, "summary": e.summary, "options": list(e.options)}
                     for e in entries
                 ]
-                for kind, entries in (("adapters", found.adapters()), ("metrics", found.metrics()))
+                for kind, entries in _provided()
             }
             | {
                 "plugins": [
@@ -371,7 +372,7 @@ def plugins(ctx: click.Context, names: tuple[str, ...], check: bool, new: str | 
             }
         )
         return
-    for title, entries in (("adapters", found.adapters()), ("metrics", found.metrics())):
+    for title, entries in _provided():
         click.echo(f"{title}:")
         if not entries:
             click.echo("  none")
@@ -384,6 +385,14 @@ def plugins(ctx: click.Context, names: tuple[str, ...], check: bool, new: str | 
             click.echo(f"left out: {provider.name} of {provider.distribution} ({provider.status})")
             for problem in provider.problems:
                 click.echo(f"  {problem}")
+
+
+def _provided() -> Iterator[tuple[str, tuple[Entry, ...]]]:
+    """Every kind of class that plug-ins provide, in the plural, and the classes."""
+    from .. import plugins as found
+
+    for kind in found.KINDS:
+        yield f"{kind}s", found.entries(kind)
 
 
 def _new(name: str, as_json: bool) -> None:
@@ -470,8 +479,7 @@ def doctor(ctx: click.Context, as_json: bool) -> None:
             "available": torch.cuda.is_available(),
             "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         },
-        "adapters": sorted({e.name for e in found.adapters()}),
-        "metrics": sorted({e.name for e in found.metrics()}),
+        **{kind: sorted({e.name for e in entries}) for kind, entries in _provided()},
         "broken_plugins": [f"{p.name} of {p.distribution}: {'; '.join(p.problems)}" for p in broken],
         "check": check,
     }
