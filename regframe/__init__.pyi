@@ -27,6 +27,7 @@ from .evaluation import match_points as match_points
 from .formats.exchange import read_map as read_map
 from .formats.exchange import write_map as write_map
 from .hookspecs import hookimpl as hookimpl
+from .io.outputs import staged as staged
 from .io.paths import native_path as native_path
 from .io.shapes import read_shapes as read_shapes
 from .io.shapes import write_shapes as write_shapes
@@ -68,6 +69,7 @@ from .report import write_report as write_report
 from .result import Result as Result
 from .slides.levels import choose_level as choose_level
 from .slides.levels import read_level as read_level
+from .slides.reader import PyramidAdapter as PyramidAdapter
 from .slides.refine import refine as refine
 from .slides.warp import SlideOptions as SlideOptions
 from .slides.warp import SlideWarp as SlideWarp

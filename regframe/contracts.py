@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -48,6 +48,10 @@ class Configured(ABC):
 class Adapter(Configured):
     """One modality. An instance holds its options, which are the keyword arguments of ``__init__``, validated there."""
 
+    writes: ClassVar[Mapping[type, tuple[str, ...]]] = {}
+    """Ends of file names (small letters, with the dot) under which `save` writes an `Image` or a `PointSet`. What goes to a file
+    with another end is written by the adapter that states it; an adapter that states none writes only under the end of its own
+    sources."""
     remote: ClassVar[bool] = False
     """Whether it reads addresses (``s3://``, ``https://`` …), which it then gets as texts or as `regframe.Remote`."""
 

@@ -357,6 +357,42 @@ def find_adapter(source: Any, adapter: str | None = None, **options: Any) -> Ada
     return _build(best[0], options)  # type: ignore[no-any-return]
 
 
+def find_writer(reader: Adapter, data: Image | PointSet, path: Path, source: Any) -> Adapter:
+    """The adapter that writes what ``reader`` read: itself, or, where the name of the file is not its own, the one that states it.
+
+    Args:
+        reader: the adapter that read and carried the data.
+        data: what is to be written.
+        path: the name to write under.
+        source: what the reader read.
+
+    Raises PluginError where the end of the name belongs to another kind of data, or nobody states it.
+    """
+    kind: type[Image] | type[PointSet] = Image if isinstance(data, Image) else PointSet
+    name = path.name.lower()
+    found = adapters()
+    if any(entry.cls is type(reader) and entry.shipped for entry in found) or _states(type(reader), kind, name):
+        return reader
+    for entry in chosen_by_default("adapter"):
+        if entry.cls is not type(reader) and _states(entry.cls, kind, name) and not required_options(entry):
+            return _build(entry, {})  # type: ignore[no-any-return]
+    suffix = "".join(Path(str(source)).suffixes[-1:]).lower() if isinstance(source, (str, os.PathLike)) else ""
+    if not type(reader).writes and suffix and name.endswith(suffix):
+        return reader
+    stated = {end for entry in found for end in getattr(entry.cls, "writes", {}).get(kind, ())}
+    ends = sorted(stated | ({suffix} if suffix else set()))
+    word = "images" if kind is Image else "points"
+    raise PluginError(
+        f"wanted a name that {word} are written under ({', '.join(ends)}), got {path.name!r}; take one of these"
+    )
+
+
+def _states(cls: type, kind: type, name: str) -> bool:
+    """Whether an adapter states that it writes this kind of data under this name."""
+    ends = getattr(cls, "writes", {}).get(kind, ())
+    return bool(ends) and name.endswith(tuple(ends))
+
+
 def _check_remote(where: Remote) -> None:
     """RemoteError where there is nothing that may be read under an address, ValueError for an output that is not finished."""
     begun = where.with_name(where.name + PARTIAL) / PLAN

@@ -740,13 +740,8 @@ def _moved_frame(cells: Cells, added: Mapping[str, Any]) -> Any:
 
 def _aside(path: Path, write: Any) -> None:
     """Write beside ``path`` and rename, so that a half-written file never bears the name."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}{path.suffix}")
-    try:
-        with regframe.native_path(aside, write=True) as native:
-            write(native)
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
+    with regframe.staged(path, overwrite=True) as aside, regframe.native_path(aside, write=True) as native:
+        write(native)
 
 
 def _is_anndata(value: Any) -> bool:

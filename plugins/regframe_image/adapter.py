@@ -5,13 +5,11 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-import shutil
-import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -20,6 +18,8 @@ import regframe
 
 from .axes import Order
 from .counted import check_finite, masked, number, source_name, without_data
+from .microscopes import SUFFIXES as _MICROSCOPES
+from .microscopes import microscope_kind, open_microscope
 from .ngff import is_zarr, open_zarr, write_zarr
 from .raster import open_raster, write_jpeg, write_png
 from .raw import Array, InMemory, Place, Raw, Region, Resolution, Stamp, check_level, readable, rows, stamp
@@ -32,9 +32,12 @@ from .volume import SUFFIXES as _VOLUMES
 from .volume import open_volume, volume_kind, write_volume
 
 _SUFFIXES = (
-    ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".svs", ".ndpi", ".scn", ".npy", ".zarr", ".zarr.zip", *_SLIDES, *_VOLUMES,
+    ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".svs", ".ndpi", ".scn", ".npy", ".zarr", ".zarr.zip", *_SLIDES, *_MICROSCOPES,
+    *_VOLUMES,
 )  # fmt: skip
 """Suffixes by which a file whose content tells nothing is still taken for a damaged image."""
+_WRITTEN = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".zarr", *_VOLUMES)
+"""Suffixes under which images are written."""
 _TIFFS = (".tif", ".tiff", ".svs", ".ndpi", ".scn")
 """Suffixes under which a TIFF is looked for before a Zarr store, in a remote store where each look costs a request."""
 _TIFF_MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -50,7 +53,8 @@ _HEAD = 132
 
 
 class ImageAdapter(regframe.Adapter):
-    """Raster images and slides: PNG, JPEG, TIFF, OME-TIFF, SVS, OpenSlide's, OME-Zarr, NIfTI, NRRD, npy, arrays, tensors.
+    """Raster images and slides: PNG, JPEG, TIFF, OME-TIFF, SVS, OpenSlide's, ND2, LIF, CZI, VSI, OME-Zarr, NIfTI, NRRD, npy,
+    arrays, tensors.
 
     The format of a file is told by its content, not by its suffix. Positions count the pixels as they are stored (an EXIF
     orientation is not applied, and said so); pixels of a coarser level lie where the full resolution has them. A
@@ -81,6 +85,7 @@ class ImageAdapter(regframe.Adapter):
     """
 
     name = "image"
+    writes: ClassVar[Mapping[type, tuple[str, ...]]] = {regframe.Image: _WRITTEN}
     remote = True
 
     def __init__(
@@ -323,6 +328,8 @@ class ImageAdapter(regframe.Adapter):
         if kind == "Zarr":
             return open_zarr(path, self.series), path.name
         assert isinstance(path, Path)
+        if kind in ("ND2", "LIF", "CZI", "VSI", "OIB"):
+            return open_microscope(path, kind, self.series), path.name
         if kind is not None:
             only_series(self.series, path.name)
         if kind in ("PNG", "JPEG"):
@@ -544,6 +551,8 @@ def _kind(path: Place) -> str | None:
             return "Zarr" if is_zarr(path) else None
         with path.open("rb") as file:
             head = file.read(_HEAD)
+        if (kind := microscope_kind(path, head)) is not None:
+            return kind
         if head[:8] == b"\x89PNG\r\n\x1a\n":
             return "PNG"
         if head[:3] == b"\xff\xd8\xff":
@@ -740,13 +749,5 @@ def _save_tiff(path: Path, data: regframe.Image, array: Array) -> None:
 
 def _aside(path: Path, write: Callable[[Path], None]) -> None:
     """Let ``write`` fill a path of the same folder, then give it the name; nothing half-written ever bears it."""
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-        aside = Path(folder) / path.name
+    with regframe.staged(path, overwrite=True) as aside:
         write(aside)
-        if path.is_dir():
-            old = Path(folder) / "replaced"
-            path.rename(old)
-            aside.rename(path)
-            shutil.rmtree(old)
-        else:
-            aside.replace(path)

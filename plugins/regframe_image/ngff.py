@@ -61,6 +61,9 @@ _CHUNK = 1024
 _COARSEST = 512
 """Pixels along y and x within which the coarsest level that `write_zarr` writes lies, a thumbnail's size."""
 
+_LPS = {"x": "right-to-left", "y": "anterior-to-posterior", "z": "inferior-to-superior"}
+"""Orientations of the axes (RFC 4) in which volumes of other formats are read."""
+
 
 def is_zarr(path: Place) -> bool:
     """Whether a folder, a zip file or what lies under an address holds zarr metadata at its root."""
@@ -99,10 +102,13 @@ def open_zarr(path: Place, wanted: int | str | None = None) -> Raw:
         raw = _image(path, members[index])
     beside = _beside(images, members[index], len(members))
     _check_companion(path, raw, beside)
+    raw = _calibrated(path, raw, beside)
     raw = dataclasses.replace(raw, channels=_names(raw, beside), colors=raw.colors or beside.colors)
     if not found:
         return raw
-    return dataclasses.replace(raw, series=listed(found, index), said=told(found, index, wanted, path.name))
+    return dataclasses.replace(
+        raw, series=listed(found, index), said=(*raw.said, *told(found, index, wanted, path.name))
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,6 +121,7 @@ class _Member:
         multiscales: its entry in the metadata.
         attributes: that the entry stands in.
         ids: whether it is a segmentation that lies beside an image.
+        number: its place among the images that the OME-XML beside describes, None where only its path tells.
     """
 
     group: Any
@@ -122,6 +129,7 @@ class _Member:
     multiscales: dict[str, Any]
     attributes: dict[str, Any]
     ids: bool = False
+    number: int | None = None
 
 
 def _image(path: Place, member: _Member) -> Raw:
@@ -170,7 +178,25 @@ def _image(path: Place, member: _Member) -> Raw:
         format=f"OME-Zarr {_version(multiscales, member.attributes)}".strip(),
         guessed=tuple(size.filled),
         doubts=size.doubts,
+        said=_turned(axes, path.name) if "z" in counted else (),
         notes=size.notes,
+    )
+
+
+def _turned(axes: list[dict[str, Any]], name: str) -> tuple[str, ...]:
+    """That a volume's axes run otherwise through the body (RFC 4) than those of NIfTI and NRRD, which are turned to LPS."""
+    runs = {}
+    for axis in axes:
+        said = axis.get("orientation")
+        value = said.get("value") if isinstance(said, dict) else said
+        if isinstance(value, str) and str(axis.get("name")).lower() in _LPS:
+            runs[str(axis["name"]).lower()] = value.strip().lower()
+    if not runs or runs.items() <= _LPS.items():
+        return ()
+    told = ", ".join(f"{a} {value}" for a, value in runs.items())
+    return (
+        f"{name} declares that its axes run {told}; its pixels are taken as they are stored, while NIfTI and NRRD volumes are "
+        "turned so that x runs to the left, y to the back and z upwards",
     )
 
 
@@ -350,6 +376,8 @@ def _beside(images: list[Declared], member: _Member, count: int) -> Declared:
     first = member.prefix.strip("/").partition("/")[0]
     if member.ids or not images:
         return Declared()
+    if member.number is not None:
+        return images[member.number] if member.number < len(images) else Declared()
     if not first.isdecimal():
         return images[0] if count == 1 else Declared()
     return images[int(first)] if int(first) < len(images) else Declared()
@@ -370,6 +398,33 @@ def _check_companion(path: Place, raw: Raw, beside: Declared) -> None:
                 f"wanted one pixel size in {str(path)!r}, got {own:.6g} {short} in its OME-Zarr metadata and "
                 f"{abs(other) * factor:.6g} {short} in OME/METADATA.ome.xml (axis {axis}); correct one of them"
             )
+
+
+def _calibrated(path: Place, raw: Raw, beside: Declared) -> Raw:
+    """The image with the pixel size of the OME-XML beside where its own metadata declare none, as programs before OME-Zarr 0.4
+    left it."""
+    first = raw.levels[0]
+    if raw.unit not in (None, "px") or any(first.spacing.get(a, 1.0) != 1.0 for a in "yx"):
+        return raw
+    sizes = dict(zip(raw.axes, first.shape, strict=True))
+    counted = [a for a in "zyx" if a in sizes and (a in "yx" or sizes[a] > 1)]
+    size = calibrate(beside.numbers, beside.words, counted, path.name)
+    if size.unit in (None, "px"):
+        return raw
+    one = size.spacing(beside.numbers, {})
+    levels = tuple(
+        dataclasses.replace(
+            level,
+            spacing={a: s * level.factor.get(a, 1.0) for a, s in one.items()},
+            origin={a: s * (level.factor.get(a, 1.0) - 1) / 2 for a, s in one.items()},
+        )
+        for level in raw.levels
+    )
+    note = f"{path.name}: its pixel size is that of OME/METADATA.ome.xml, since its OME-Zarr metadata declare none"
+    notes = (*raw.notes, *size.notes, note)
+    return dataclasses.replace(
+        raw, levels=levels, unit=size.unit, guessed=tuple(size.filled), doubts=(*raw.doubts, *size.doubts), notes=notes
+    )
 
 
 def write_zarr(path: Path, image: regframe.Image) -> None:
@@ -408,7 +463,11 @@ def write_zarr(path: Path, image: regframe.Image) -> None:
         array = array[..., ::2, ::2] if labels else _halved(array)
         step[-2:] = [s * 2 for s in step[-2:]]
     colors = ("FF0000", "00FF00", "0000FF") if image.channels == RGB else ("FFFFFF",) * len(image.channels)
-    multiscale = {"name": image.name, "axes": declared, "datasets": datasets, "type": "nearest" if labels else "mean"}
+    method = "every second pixel along y and x" if labels else "mean over 2 × 2 pixels in y and x"
+    made = {"description": method, "method": "regframe", "version": regframe.__version__}
+    kind = "nearest" if labels else "mean"
+    multiscale = {"name": image.name, "axes": declared, "datasets": datasets, "type": kind, "metadata": made}
+    group.attrs["regframe"] = {"complete": True, "version": regframe.__version__}  # a folder that may be replaced
     group.attrs["ome"] = {
         "version": "0.5",
         "multiscales": [multiscale],
@@ -462,9 +521,13 @@ def _collect(node: Any, prefix: str, depth: int, found: list[_Member]) -> None:
         return
     if depth == _DEPTH:
         return
-    for key in _children(node, ome):
+    keys, told = _children(node, ome)
+    for number, key in enumerate(keys):
         if len(found) < _MEMBERS and isinstance(child := node.get(key), zarr.Group):
+            before = len(found)
             _collect(child, f"{prefix}/{key}", depth + key.count("/") + 1, found)
+            if told:  # in the order of the images in the OME-XML beside
+                found[before:] = [dataclasses.replace(member, number=number) for member in found[before:]]
 
 
 def _ome(node: Any) -> dict[str, Any]:
@@ -474,22 +537,22 @@ def _ome(node: Any) -> dict[str, Any]:
     return ome if isinstance(ome, dict) else {}
 
 
-def _children(node: Any, ome: dict[str, Any]) -> list[str]:
+def _children(node: Any, ome: dict[str, Any]) -> tuple[list[str], bool]:
     """The groups that a group lists: the series of bioformats2raw, the wells of a plate, the fields of a well; else its numbered
-    members in order."""
+    members in order. With them whether they are series, in the order of the OME-XML beside."""
     if "OME" in node and isinstance(node["OME"], zarr.Group):
         listed_ = _ome(node["OME"]).get("series")
-        if isinstance(listed_, list) and listed_:
-            return [key for key in listed_ if isinstance(key, str)]
+        if isinstance(listed_, list) and listed_ and all(isinstance(key, str) and ".." not in key for key in listed_):
+            return listed_, True
     for parent, member in (("plate", "wells"), ("well", "images")):
         if isinstance(ome.get(parent), dict):
             entries = ome[parent].get(member) or ()
-            return [
-                str(e["path"]) for e in entries if isinstance(e, dict) and "path" in e and ".." not in str(e["path"])
-            ]
+            paths = [str(e["path"]) for e in entries if isinstance(e, dict) and "path" in e]
+            return [path for path in paths if ".." not in path], False
     if not node.store.supports_listing:
-        return list(itertools.takewhile(lambda k: isinstance(node.get(k), zarr.Group), map(str, range(_MEMBERS))))
-    return sorted((k for k in node.group_keys() if k.isdecimal()), key=int)
+        numbers = map(str, range(_MEMBERS))
+        return list(itertools.takewhile(lambda k: isinstance(node.get(k), zarr.Group), numbers)), False
+    return sorted((k for k in node.group_keys() if k.isdecimal()), key=int), False
 
 
 def _array(node: Any, key: str) -> Any:

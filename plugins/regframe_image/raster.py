@@ -13,6 +13,7 @@ import imagecodecs
 import numpy as np
 from PIL import Image as Pillow
 
+from .makers import profile_note
 from .raw import Array, Raw, readable
 
 _LIMIT_LOCK = threading.Lock()
@@ -36,6 +37,7 @@ def open_raster(path: Path, kind: str, labels: bool) -> Raw:
         with _own_limit(), Pillow.open(path, formats=(kind,)) as image:
             mode, size = image.mode, image.size
             transparent = "transparency" in image.info
+            profile = image.info.get("icc_profile")
             # of a PNG, Pillow looks for it behind the pixels, which it would decode first
             orientation = image.getexif().get(_ORIENTATION, 1) if kind == "JPEG" else 1
         deep = _png_sample_layout(path) if kind == "PNG" else None
@@ -61,7 +63,16 @@ def open_raster(path: Path, kind: str, labels: bool) -> Raw:
     shape = (size[1], size[0]) + ((channels,) if channels > 1 else ())
     names = ("red", "green", "blue") if channels in (3, 4) else ()
     read = _Decode(path, kind, deep is not None, "" if deep is not None else target)
-    return Raw.whole(shape, dtype, axes, read, channels=names, alpha=channels in (2, 4), format=kind)
+    return Raw.whole(
+        shape,
+        dtype,
+        axes,
+        read,
+        channels=names,
+        alpha=channels in (2, 4),
+        format=kind,
+        notes=profile_note(path, profile),
+    )
 
 
 @dataclass(frozen=True)

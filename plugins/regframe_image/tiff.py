@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import itertools
+import logging
 import math
 import re
+import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, cast
-from xml.etree import ElementTree
 
 import numpy as np
 import tifffile
@@ -19,6 +21,7 @@ import tifffile
 import regframe
 
 from .colour import RGB, Scheme, is_picture, scheme
+from .makers import absent_files, check_planes, metadata_elsewhere, profile_note, qpi_channels, scn_images
 from .ome import Declared, described, from_ome
 from .raw import (
     FAULTS,
@@ -56,6 +59,14 @@ _CENTIMETRE = 3
 """Value of the tag ResolutionUnit for pixels per centimetre; 2 is the inch, of a print."""
 
 
+def _not_zeroed(record: logging.LogRecord) -> bool:
+    """Whether a message of tifffile is passed on: not that it fills planes of missing files with 0, which are refused here."""
+    return "Missing data are zeroed" not in record.getMessage()
+
+
+logging.getLogger("tifffile").addFilter(_not_zeroed)
+
+
 def open_tiff(path: Place, labels: bool, wanted: int | str | None = None) -> Raw:
     """The header of one image of a file and its levels; spacing from OME, ImageJ or the makers' fields, never from a DPI tag.
 
@@ -77,6 +88,7 @@ def open_tiff(path: Place, labels: bool, wanted: int | str | None = None) -> Raw
             if sizes.get("c", 1) > 1:  # the opacity of one channel is not that of the others
                 colours = replace(colours, alpha=False)
             axes, dtype = series.axes.lower(), np.dtype(series.dtype)
+            aloud, profile = _aloud(path, file, series), series.keyframe.iccprofile
             stored = [(level.axes.lower(), tuple(level.shape), np.dtype(level.dtype)) for level in series.levels]
         if any(a != axes or d != dtype for a, _, d in stored):
             raise ValueError(f"its levels differ in axes or type: {sorted({(a, str(d)) for a, _, d in stored})}")
@@ -106,9 +118,10 @@ def open_tiff(path: Place, labels: bool, wanted: int | str | None = None) -> Raw
         series=listed(found, index) if len(found) > 1 else (),
         guessed=tuple(size.filled),
         doubts=size.doubts,
-        said=told(found, index, wanted, path.name),
+        said=(*told(found, index, wanted, path.name), *aloud),
         notes=(
             *size.notes,
+            *profile_note(path, profile),
             *((f"{path.name}: {colours.note}",) if colours.note else ()),
             *_renamed(declared, colours, path.name),
         ),
@@ -148,9 +161,27 @@ def _described(file: tifffile.TiffFile) -> list[Declared]:
     if file.is_ome and file.ome_metadata:
         images = from_ome(file.ome_metadata)
         return [described(images, i, len(series), s.name, _plane(s)) for i, s in enumerate(series)]
+    if file.is_scn and len(images := scn_images(file)) == len(series):
+        return images
     main = _declared(file)
     chosen = series.index(main_series(file))
     return [main if i == chosen else Declared() for i in range(len(series))]
+
+
+def _aloud(path: Place, file: tifffile.TiffFile, series: Any) -> tuple[str, ...]:
+    """What has to be said of an OME-TIFF whose parts lie in other files, or nowhere."""
+    if isinstance(path, regframe.Remote) or not file.is_ome:
+        return ()
+    gone = sum(page is None for page in series.pages)
+    absent = absent_files(path, file)
+    if gone and absent:
+        said = f"{path.name}: {gone} of its {len(series.pages)} planes lie in files that are missing ({', '.join(absent[:3])})"
+        return (f"{said}; reading one of them is an error",)
+    if gone:
+        return (
+            f"{path.name}: {gone} of the {len(series.pages)} planes that it declares are not stored; they are all 0",
+        )
+    return metadata_elsewhere(path, file)
 
 
 def _plane(series: Any) -> tuple[int, int]:
@@ -287,11 +318,14 @@ class _Pages(_Layout):
         series: of the level.
         pages: of the level, None for one that the file leaves out.
         paths: the file that each page lies in.
+
+    ``absent`` names the files in which pages lie that are not there.
     """
 
     def __init__(self, path: Place, series: Any, pages: list[Any], paths: list[Place]) -> None:
         super().__init__(path, series)
         self.paths = paths
+        self.absent: tuple[str, ...] = ()
         self.inner: tuple[int, ...] = tuple(self.page.shape)
         self.outer = self.shape[: len(self.shape) - len(self.inner)]
 
@@ -318,6 +352,7 @@ class _PlainPages(_Pages):
     def read_page(self, page: int, region: Region) -> Array:
         offset = self.offsets[page]
         if offset is None:  # a page that the file leaves out
+            check_planes(self.absent)
             return np.full(self.inner, self.page.nodata, self.dtype)[region]
         return _run(self.paths[page], self.stored, offset, self.inner, region).astype(self.dtype)
 
@@ -353,7 +388,9 @@ class _TiledPages(_Pages):
         across = 1 if planar else self.page.samplesperpixel
         out = np.full((len(planes), y.stop - y.start, x.stop - x.start, across), self.page.nodata, self.dtype)
         segments = self.segments[page]
-        if segments is not None:
+        if segments is None:
+            check_planes(self.absent)
+        else:
             touched = [
                 (plane, *tile)
                 for plane, sample in zip(out, planes, strict=True)
@@ -400,11 +437,18 @@ class _Undivided(_Layout):
 def _layouts(path: Place, identity: Stamp, series: int = 0) -> list[_Layout]:
     check_unchanged(stamp(path), identity)
     with opened(path) as file:
-        return [_layout(path, level) for level in file.series[series].levels]
+        absent = () if isinstance(path, regframe.Remote) else absent_files(path, file)
+        return [_layout(path, level, absent) for level in file.series[series].levels]
 
 
-def _layout(path: Place, series: Any) -> _Layout:
-    """The simplest layout that describes a level; ValueError where its pages lie in other folders than the file."""
+def _layout(path: Place, series: Any, absent: tuple[str, ...] = ()) -> _Layout:
+    """The simplest layout that describes a level; ValueError where its pages lie in other folders than the file.
+
+    Args:
+        path: of the file that was opened.
+        series: of the level.
+        absent: files beside it that it names and that are missing.
+    """
     page = series.keyframe
     shape, inner = tuple(series.shape), tuple(page.shape)
     outer = shape[: len(shape) - len(inner)]
@@ -420,8 +464,12 @@ def _layout(path: Place, series: Any) -> _Layout:
     if page.is_final and alone and series.dataoffset is not None:
         return _OneRun(path, series)
     if (*outer, *inner) != shape or len(pages) != math.prod(outer) or page.imagedepth != 1:
+        if None in pages:
+            check_planes(absent)
         return _Undivided(path, series)
-    return (_PlainPages if page.is_final else _TiledPages)(path, series, pages, paths)
+    found = (_PlainPages if page.is_final else _TiledPages)(path, series, pages, paths)
+    found.absent = absent
+    return found
 
 
 def _row_axis(axes: str) -> int:
@@ -504,7 +552,11 @@ def write_tiff(
     rgb: bool,
 ) -> None:
     """One OME-TIFF, axes out of ``CZYX`` (or ``YXS`` where ``rgb``), with its physical spacing and channel names."""
-    metadata: dict[str, Any] = {"axes": axes}
+    told = repr((array.shape, array.dtype.str, axes, spacing, unit, channels, rgb)).encode()
+    digest = hashlib.blake2b(told, digest_size=16)
+    digest.update(np.ascontiguousarray(array).data.cast("B") if array.size else b"")
+    # an id of the content: the library would take one of the time and of this machine's network address
+    metadata: dict[str, Any] = {"axes": axes, "UUID": f"urn:uuid:{uuid.uuid5(uuid.NAMESPACE_OID, digest.hexdigest())}"}
     for axis, step in (spacing or {}).items():
         metadata[f"PhysicalSize{axis.upper()}"] = step
         metadata[f"PhysicalSize{axis.upper()}Unit"] = unit
@@ -529,8 +581,9 @@ def _declared(file: tifffile.TiffFile) -> Declared:
             return _alike({"y": float(found[1]), "x": float(found[2])}, "mm")
     if file.is_ndpi:
         return _from_resolution(file.pages.first)
-    if file.is_scn:
-        return _from_scn(file)
+    if file.is_qpi:
+        names, colours = qpi_channels(file.series[0])
+        return replace(_from_resolution(file.pages.first), channels=names, colors=colours)
     if file.is_imagej:
         return _from_imagej(file)
     return Declared()
@@ -557,27 +610,6 @@ def _from_tags(page: Any) -> dict[str, float]:
         if value is not None and all(value.value):
             spacing[axis] = value.value[1] / value.value[0]
     return spacing
-
-
-def _from_scn(file: tifffile.TiffFile) -> Declared:
-    """Leica's pixel size in nm: the size of the view of the main image over its number of pixels."""
-    shape = main_series(file).shape
-    try:
-        root = ElementTree.fromstring(str(file.scn_metadata))
-    except ElementTree.ParseError:
-        return Declared()
-    for image in root.iter():
-        if image.tag.rpartition("}")[2] != "image":
-            continue
-        parts = {child.tag.rpartition("}")[2]: child for child in image}
-        if "pixels" not in parts or "view" not in parts:
-            continue
-        pixels = (parts["pixels"].get("sizeY"), parts["pixels"].get("sizeX"))
-        lengths = (parts["view"].get("sizeY"), parts["view"].get("sizeX"))
-        if all(pixels) and all(lengths) and all(int(str(n)) in shape for n in pixels):
-            step = [int(str(n)) / int(str(m)) for n, m in zip(lengths, pixels, strict=True)]
-            return _alike(dict(zip("yx", step, strict=True)), "nm")
-    return Declared()
 
 
 def _from_imagej(file: tifffile.TiffFile) -> Declared:

@@ -34,11 +34,9 @@ _TILE = 512
 
 
 def is_slide(path: Path, head: bytes) -> bool:
-    """Whether a file's first bytes (DICOM, CZI), or its suffix where the format has no mark of its own, are a slide's."""
+    """Whether a file's first bytes (DICOM), or its suffix where the format has no mark of its own, are a slide's."""
     name = path.name.lower()
-    return (
-        head[128:132] == b"DICM" or head[:10] == b"ZISRAWFILE" or name.endswith((".mrxs", ".vms", ".vmu", ".svslide"))
-    )
+    return head[128:132] == b"DICM" or name.endswith((".mrxs", ".vms", ".vmu", ".svslide"))
 
 
 def open_slide(path: Path) -> Raw:

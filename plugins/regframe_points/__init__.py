@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gzip
+import zlib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -29,6 +31,9 @@ class PointsAdapter(regframe.Adapter):
     """
 
     name = "points"
+    writes: ClassVar[Mapping[type, tuple[str, ...]]] = {
+        regframe.PointSet: (".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz")
+    }
 
     def __init__(self, columns: str | None = None, unit: str | None = None) -> None:
         if columns is not None and not isinstance(columns, str):
@@ -51,7 +56,7 @@ class PointsAdapter(regframe.Adapter):
             try:
                 with gzip.open(path) as file:
                     head = file.read(_HEAD)
-            except (OSError, EOFError):
+            except (OSError, EOFError, zlib.error):
                 return 0.1
         return 0.6 if regframe.is_text(head) else 0.1
 

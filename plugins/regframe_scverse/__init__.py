@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from . import tl
 from .anndata_door import align
-from .spatialdata_door import align_elements, open_element
+from .spatialdata_door import align_elements, load_map, open_element
 
-__all__ = ["align", "align_elements", "open_element"]
+__all__ = ["align", "align_elements", "load_map", "open_element", "tl"]

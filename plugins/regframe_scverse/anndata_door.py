@@ -50,15 +50,7 @@ def align(
         ValueError: where there is no such entry, it has another shape, its unit is needed and not stated, or ``adata`` is a view.
     """
     side, _, _ = sides(result, to)
-    if not all(hasattr(adata, name) for name in ("obs", "obsm", "uns")):
-        raise TypeError(f"wanted an AnnData, got {type(adata).__name__}; read one with anndata.read_h5ad")
-    key, _, columns = (key, "", "") if key in adata.obsm else key.partition(":")
-    if key not in adata.obsm:
-        raise ValueError(f"wanted positions in obsm[{key!r}], got obsm with {_join(adata.obsm)}; name one with key=...")
-    if key_added == key:
-        raise ValueError(f"wanted another entry than {key!r} for the new positions, got the same; change key_added")
-    if getattr(adata, "is_view", False) and not copy:
-        raise ValueError("wanted an AnnData of its own, got a view of another; .copy() it first, or pass copy=True")
+    key, columns = check(adata, key, key_added, copy)
     what = f"obsm[{key!r}]"
     entry = adata.obsm[key]
     places, declared = axes_of(entry, columns or None, side.ndim, what)
@@ -78,6 +70,20 @@ def align(
         out.obs[name] = values.numpy()
     out.obsm[key_added] = _like(entry, places, carried.points, declared)
     return out if copy else None
+
+
+def check(adata: Any, key: str, key_added: str, copy: bool) -> tuple[str, str]:
+    """The entry of ``obsm`` that ``key`` names, and what it says of its columns; errors as of `align`."""
+    if not all(hasattr(adata, name) for name in ("obs", "obsm", "uns")):
+        raise TypeError(f"wanted an AnnData, got {type(adata).__name__}; read one with anndata.read_h5ad")
+    key, _, columns = (key, "", "") if key in adata.obsm else key.partition(":")
+    if key not in adata.obsm:
+        raise ValueError(f"wanted positions in obsm[{key!r}], got obsm with {_join(adata.obsm)}; name one with key=...")
+    if key_added == key:
+        raise ValueError(f"wanted another entry than {key!r} for the new positions, got the same; change key_added")
+    if getattr(adata, "is_view", False) and not copy:
+        raise ValueError("wanted an AnnData of its own, got a view of another; .copy() it first, or pass copy=True")
+    return key, columns
 
 
 def _like(entry: Any, places: list[int], moved: regframe.PointSet, declared: str | None) -> Any:

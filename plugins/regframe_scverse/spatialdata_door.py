@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,10 +14,10 @@ import torch
 
 import regframe
 
+from ._elements import XY, element_of, mapped, module, names_of, placed_in
 from ._positions import Array, Side, ratio, sides, turned
+from ._raster import carried, pyramid_of, upright
 
-XY = ("x", "y")
-"""The axes of a plane in SpatialData's order."""
 _LEAST_RADIUS = 1e-9
 """Half the distance over which the map's derivative at a circle's centre is taken where its radius is smaller, in the unit of the
 coordinate system: a circle of radius 0 stays one, without a division by 0."""
@@ -27,7 +28,7 @@ def open_element(
     name: str,
     coordinate_system: str = "global",
     unit: str | None = None,
-    scale: int = 0,
+    scale: int | None = None,
 ) -> regframe.Image | regframe.PointSet:
     """An element as `regframe.register` takes it, positions those of ``coordinate_system``.
 
@@ -39,16 +40,17 @@ def open_element(
         name: of the element.
         coordinate_system: the one whose positions the result has; all that is placed in it should be in one unit.
         unit: of the coordinate system, which SpatialData does not record; None: ``px``.
-        scale: level of a multiscale image, 0 the finest.
+        scale: level of a multiscale image to read as a whole, 0 the finest; None takes the one that a registration needs,
+            averaged where it is large, as of image files.
 
     Raises:
         ValueError: for an element that is not there, is 3D, or is not placed in the coordinate system by an affine map; for an
             image whose map turns or mirrors it.
         ImportError: without spatialdata.
     """
-    sd = _spatialdata()
-    kind, element = _element(sdata, name)
-    placed = _placed(sd, element, name, coordinate_system)
+    sd = module()
+    kind, element = element_of(sdata, name)
+    placed = placed_in(sd, element, name, coordinate_system)
     if kind in ("points", "shapes"):
         if kind == "points":
             frame = element[list(XY)].compute()
@@ -56,10 +58,16 @@ def open_element(
         else:
             centroids = element.geometry.centroid
             xy = np.stack([centroids.x.to_numpy(), centroids.y.to_numpy()], axis=1)
-        coords = np.ascontiguousarray(_mapped(placed, xy)[:, ::-1])
+        coords = np.ascontiguousarray(mapped(placed, xy)[:, ::-1])
         return regframe.PointSet(torch.from_numpy(coords), unit or "px", name=name)
-    image, placed = _image(sd, element, kind, name, coordinate_system, scale)
-    grid = _grid(image.grid.shape, placed, unit or "px")
+    pyramid, placed = pyramid_of(sd, element, kind, name, coordinate_system)
+    if scale is None:
+        image = regframe.read_level(pyramid, *regframe.choose_level(pyramid))
+    elif 0 <= scale < len(pyramid.levels):
+        image = pyramid.image(scale)
+    else:
+        raise ValueError(f"wanted a scale of {name!r} from 0 to {len(pyramid.levels) - 1}, got {scale}; choose one")
+    grid = upright(image.grid, placed, unit or "px")
     if grid is None:
         raise ValueError(
             f"wanted an image that {coordinate_system!r} neither turns nor mirrors, got {name!r}; rasterize it first, or "
@@ -89,12 +97,14 @@ def align_elements(
       ``position_sd`` and ``in_canvas``; other columns unchanged;
     * shapes: polygons vertex by vertex, with new vertices where the map bends an edge; circles by their centre, the radius
       scaled as the area around it; index and columns as they were;
-    * images and labels: the finest level resampled on the canvas of the destination, in their dtype; ids stay ids.
+    * images and labels: on the canvas of the destination, in their dtype, block by block and only when computed, from the
+      level that is fine enough; with coarser levels where they had some; white around brightfield, else 0; ids stay ids.
 
     The elements themselves stay as they are but for one more transformation, to ``to_coordinate_system + "_affine"``: the
     affine part of the map, which every scverse tool can use. SpatialData has no class for the nonlinear map: it is saved at
-    ``map_path`` as OME-Zarr, and ``sdata.attrs["regframe"]`` says where it is, its unit and verdict. All this happens in
-    memory; write the new elements, transformations and attributes with SpatialData's own methods.
+    ``map_path`` as a scene of OME-Zarr 0.6 (RFC-5), which may lie within the store, and ``sdata.attrs["regframe"]`` says where
+    it is, its unit and verdict; `load_map` reads it. All else happens in memory; write the new elements, transformations and
+    attributes with SpatialData's own methods.
 
     Args:
         sdata: holds elements of the side that they are carried from.
@@ -118,11 +128,11 @@ def align_elements(
         ValueError: where an element cannot be carried, a name is taken or a unit is needed; nothing has been changed then.
         ImportError: without spatialdata.
     """
-    sd = _spatialdata()
+    sd = module()
     if pixel_origin not in (None, "corner", "center"):
         raise ValueError(f"wanted pixel_origin 'corner' or 'center', got {pixel_origin!r}; choose one")
     crossing = _crossing(result, to, coordinate_system, to_coordinate_system, unit, pixel_origin == "corner")
-    names = _names(sd, sdata, elements, coordinate_system)
+    names = names_of(sd, sdata, elements, coordinate_system)
     new = {name: f"{name}{suffix}" for name in names}
     taken = [n for n in new.values() if n in sdata]
     if taken:
@@ -130,20 +140,61 @@ def align_elements(
             f"wanted new names for the carried elements, got {', '.join(taken)}, which are there; change suffix"
         )
     door = _Door(sd, crossing, spacing)
-    carried = {name: door.carried(name, *_element(sdata, name)) for name in names}  # before anything is changed
-    about = crossing.about() | {"map": None if map_path is None else Path(map_path).name}
+    twins = {name: door.carried(name, *element_of(sdata, name)) for name in names}  # before anything is changed
+    about = crossing.about() | {"map": None if map_path is None else _reference(sdata, Path(map_path))}
     matrix = sd.transformations.Affine(crossing.affine(), XY, XY)
     if map_path is not None:
         result.save(Path(map_path))
-    for name, element in carried.items():
+    for name, element in twins.items():
+        if map_path is not None:
+            element.attrs["regframe"] = {"coordinate_system": to_coordinate_system, "map": about["map"]}
         sdata[new[name]] = element
-        own = _element(sdata, name)[1]
+        own = element_of(sdata, name)[1]
         first = sd.transformations.get_transformation(own, to_coordinate_system=coordinate_system)
         both = sd.transformations.Sequence([first, matrix])
         sd.transformations.set_transformation(own, both, to_coordinate_system=about["affine"])
     held = dict(sdata.attrs.get("regframe", {}))
     sdata.attrs["regframe"] = {**held, to_coordinate_system: about}
     return new
+
+
+def load_map(sdata: Any, coordinate_system: str = "aligned", folder: str | Path | None = None) -> regframe.Result:
+    """The result whose map `align_elements` saved and named in ``sdata.attrs``.
+
+    Args:
+        sdata: a SpatialData with carried elements.
+        coordinate_system: the one that they were carried to.
+        folder: where the map lies; None: in the store of ``sdata``, or beside it.
+
+    Raises:
+        ValueError: nothing was carried to ``coordinate_system``, or no map was saved.
+        FileNotFoundError: the map is in none of these places.
+    """
+    held = dict(sdata.attrs.get("regframe", {}))
+    if coordinate_system not in held:
+        raise ValueError(
+            f"wanted a coordinate system that elements were carried to ({', '.join(held) or 'none'}), got "
+            f"{coordinate_system!r}; name one"
+        )
+    name = held[coordinate_system].get("map")
+    if name is None:
+        raise ValueError(
+            f"wanted the map to {coordinate_system!r}, got none saved; run align_elements with map_path=..."
+        )
+    store = None if sdata.path is None else Path(sdata.path)
+    places = [Path(folder)] if folder is not None else [] if store is None else [store, store.parent]
+    found = next((place / name for place in places if (place / name).exists()), None)
+    if found is None:
+        looked = " or ".join(str(place) for place in places) or "memory, where no folder is"
+        raise FileNotFoundError(f"wanted the map {name} in {looked}, got none; say where it lies with folder=...")
+    return regframe.load(found)
+
+
+def _reference(sdata: Any, map_path: Path) -> str:
+    """How a map is named in a SpatialData: from the store on where it lies within, else by its name alone."""
+    store, map_path = None if sdata.path is None else Path(sdata.path).resolve(), map_path.resolve()
+    inside = store is not None and map_path.is_relative_to(store)
+    return map_path.relative_to(store).as_posix() if inside and store is not None else map_path.name
 
 
 @dataclass(frozen=True)
@@ -210,7 +261,7 @@ class _Door:
 
     def carried(self, name: str, kind: str, element: Any) -> Any:
         """The warped twin of an element."""
-        placed = _placed(self.sd, element, name, self.way.source)
+        placed = placed_in(self.sd, element, name, self.way.source)
         if kind == "points":
             return self._points(element, placed)
         if kind == "shapes":
@@ -220,9 +271,9 @@ class _Door:
     def _carry(self, placed: Array, xy: Array) -> tuple[Array, dict[str, torch.Tensor]]:
         """Own coordinates ``[N, 2]`` (x, y) in the new system, and the columns that say how far to trust them."""
         way = self.way
-        at = _mapped(way.into @ placed, xy)  # (y, x)
+        at = mapped(way.into @ placed, xy)  # (y, x)
         carried = regframe.carry_points(way.result, regframe.PointSet(torch.from_numpy(at), way.side.unit), way.to)
-        return _mapped(way.out, carried.points.coords.numpy()), carried.columns()
+        return mapped(way.out, carried.points.coords.numpy()), carried.columns()
 
     def _points(self, element: Any, placed: Array) -> Any:
         columns = [str(c) for c in element.columns]
@@ -271,121 +322,37 @@ class _Door:
         flat = shapely.force_2d(geometries)
         features = [{"type": "Feature", "properties": {}, "geometry": json.loads(g)} for g in shapely.to_geojson(flat)]
         shapes = regframe.Shapes.from_geojson({"type": "FeatureCollection", "features": features}, "px", "center", name)
-        at = _mapped(self.way.into @ placed, turned(shapes.coords))
+        at = mapped(self.way.into @ placed, turned(shapes.coords))
         shapes = shapes.replace(coords=torch.from_numpy(at), unit=self.way.side.unit)
         moved = regframe.move_shapes(shapes, self.way.transform, self.way.canvas)
-        xy = _mapped(self.way.out, moved.coords.numpy())
+        xy = mapped(self.way.out, moved.coords.numpy())
         back = moved.replace(coords=torch.from_numpy(np.ascontiguousarray(xy[:, ::-1])), unit="px").to_geojson("center")
         return np.array([shapely.from_geojson(json.dumps(f["geometry"])) for f in back["features"]], dtype=object)
 
     def _raster(self, element: Any, kind: str, name: str) -> Any:
         way = self.way
-        image, placed = _image(self.sd, element, kind, name, way.source, 0)
-        lies = way.into @ placed  # (x, y) of its pixels -> position
+        pyramid, placed = pyramid_of(self.sd, element, kind, name, way.source)
         flip = np.array([[0, 1.0, 0], [1, 0, 0], [0, 0, 1]])
-        grid = _grid(image.grid.shape, flip @ lies, way.side.unit)
-        transform = way.transform
-        if grid is None:  # turned: through its own pixels
-            grid = image.grid
+        lies, transform = way.into @ placed, way.transform
+        grids = [upright(level.grid, flip @ lies, way.side.unit) for level in pyramid.levels]
+        turned = not all(grids)
+        if not turned:
+            levels = [
+                dataclasses.replace(level, grid=grid or level.grid)
+                for level, grid in zip(pyramid.levels, grids, strict=True)
+            ]
+            pyramid = dataclasses.replace(pyramid, levels=tuple(levels))
+        else:  # through its own pixels
             own = regframe.Affine(torch.from_numpy(lies @ flip), "px", way.side.unit)
             transform = regframe.Sequence((own, transform))
         target = way.canvas if self.spacing is None else way.canvas.resampled(self.spacing)
-        moved = regframe.resample(image.replace(grid=grid), transform, target)
         (sy, sx), (oy, ox) = target.spacing, target.origin
-        corner = _mapped(way.out, np.array([[oy - sy / 2, ox - sx / 2]]))[0]
+        corner = mapped(way.out, np.array([[oy - sy / 2, ox - sx / 2]]))[0]
         tf = self.sd.transformations
         where = {way.target: tf.Sequence([tf.Scale([sx, sy], XY), tf.Translation(corner.tolist(), XY)])}
-        data = moved.data.numpy()
-        if kind == "labels":
-            return self.sd.models.Labels2DModel.parse(data[0], dims=("y", "x"), transformations=where)
-        return self.sd.models.Image2DModel.parse(
-            data, dims=("c", "y", "x"), c_coords=list(moved.channels), transformations=where
-        )
+        return carried(self.sd, pyramid, transform, target, where, turned)
 
     def _place(self, element: Any) -> None:
         """Say of an element whose positions are those of the target system that it lies there, and nowhere else."""
         identity = {self.way.target: self.sd.transformations.Identity()}
         self.sd.transformations.set_transformation(element, identity, set_all=True)
-
-
-def _spatialdata() -> Any:
-    try:
-        import spatialdata
-        import spatialdata.models
-        import spatialdata.transformations
-    except ImportError as error:
-        raise ImportError(
-            f"wanted spatialdata for elements of SpatialData, got no {error.name}; install regframe[spatialdata]"
-        ) from error
-    return spatialdata
-
-
-def _element(sdata: Any, name: str) -> tuple[str, Any]:
-    for kind in ("images", "labels", "points", "shapes"):
-        held: Mapping[str, Any] = getattr(sdata, kind)
-        if name in held:
-            return kind, held[name]
-    there = [n for kind in ("images", "labels", "points", "shapes") for n in getattr(sdata, kind)]
-    raise ValueError(f"wanted an element of this SpatialData ({', '.join(there) or 'none'}), got {name!r}; name one")
-
-
-def _names(sd: Any, sdata: Any, elements: Iterable[str] | None, system: str) -> list[str]:
-    if elements is not None:
-        names = [elements] if isinstance(elements, str) else list(elements)
-    else:
-        everything = [n for kind in ("images", "labels", "points", "shapes") for n in getattr(sdata, kind)]
-        held = sd.transformations.get_transformation
-        names = [n for n in everything if system in held(_element(sdata, n)[1], get_all=True)]
-    if not names:
-        raise ValueError(f"wanted elements placed in the coordinate system {system!r}, got none; name it")
-    return names
-
-
-def _placed(sd: Any, element: Any, name: str, system: str) -> Array:
-    """``[3, 3]`` from an element's own (x, y) to those of the coordinate system."""
-    held = sd.transformations.get_transformation(element, get_all=True)
-    if system not in held:
-        raise ValueError(f"wanted {name!r} placed in the coordinate system {system!r}, got {', '.join(held)}; name one")
-    axes = sd.models.get_axes_names(element)
-    if "z" in axes and sd.models.get_model(element) is not sd.models.PointsModel:
-        raise ValueError(
-            f"wanted an element in a plane, got {name!r} with the axes {', '.join(axes)}; take a section of it"
-        )
-    matrix: Array = np.asarray(held[system].to_affine_matrix(XY, XY), dtype=np.float64)
-    if not np.isfinite(matrix).all() or abs(np.linalg.det(matrix)) == 0:
-        raise ValueError(f"wanted an invertible map from {name!r} to {system!r}, got {matrix.tolist()}; mend it")
-    return matrix
-
-
-def _image(sd: Any, element: Any, kind: str, name: str, system: str, scale: int) -> tuple[regframe.Image, Array]:
-    """A level on the grid of its own pixels, whose corner is 0, and where (x, y) of them lie."""
-    if hasattr(element, "dims") and not hasattr(element, "children"):
-        levels = [element]
-    else:
-        levels = list(sd.get_pyramid_levels(element))
-    if not 0 <= scale < len(levels):
-        raise ValueError(f"wanted a scale of {name!r} from 0 to {len(levels) - 1}, got {scale}; choose one")
-    level = levels[scale]
-    placed = _placed(sd, level, name, system)
-    labels = kind == "labels"
-    level = level.transpose("y", "x") if labels else level.transpose("c", "y", "x")
-    channels = () if labels else tuple(str(c) for c in level.coords["c"].values)
-    image = regframe.Image.from_array(
-        level.to_numpy(), "yx" if labels else "cyx", 1.0, (0.5, 0.5), labels=labels, channels=channels, name=name
-    )
-    return image, placed
-
-
-def _grid(shape: tuple[int, ...], placed: Array, unit: str) -> regframe.Grid | None:
-    """The grid of pixels that (x, y) of the matrix place, None where it turns or mirrors them."""
-    if placed[0, 1] != 0 or placed[1, 0] != 0 or placed[0, 0] <= 0 or placed[1, 1] <= 0:
-        return None
-    sx, sy = float(placed[0, 0]), float(placed[1, 1])
-    origin = (float(placed[1, 2]) + sy / 2, float(placed[0, 2]) + sx / 2)
-    return regframe.Grid(shape, (sy, sx), origin, unit)
-
-
-def _mapped(matrix: Array, xy: Array) -> Array:
-    """``[N, 2]`` through a homogeneous ``[3, 3]``."""
-    moved: Array = xy @ matrix[:2, :2].T + matrix[:2, 2]
-    return np.ascontiguousarray(moved)

@@ -8,10 +8,15 @@ import math
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from ..io.paths import shown
+from ..io.text import decoded
+from ..remote.address import Remote
+from .places import File, Files, Place, Places, Start, argument, named, said, several
 
 MAX_BYTES = 64 << 20
 """Largest manifest that is read, in bytes: some 100 000 jobs."""
@@ -22,6 +27,7 @@ _ID = re.compile(r"\w(?:[\w.+=@ -]{0,98}[\w+=@-])?")
 _SHOWN = 10
 """Number of problems that are listed; the rest is counted."""
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", re.IGNORECASE)
+_SEPARATOR = re.compile(r"sep=([\t,;|])", re.IGNORECASE)
 _KINDS = ("image", "labels", "points", "shapes")
 
 
@@ -67,7 +73,6 @@ def _finite(value: float) -> float:
 
 
 List = Annotated[tuple[str, ...], BeforeValidator(_list)]
-Files = Annotated[tuple[Path, ...], BeforeValidator(_list)]
 Size = Annotated[int, BeforeValidator(_size), Field(gt=0)]
 Length = Annotated[float, AfterValidator(_finite), Field(gt=0)]
 
@@ -82,15 +87,15 @@ class Job(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
     id: Annotated[str, AfterValidator(_job_id)]
-    fixed: Path
-    moving: Path
-    landmarks: Path | None = None
-    config: Path | None = None
+    fixed: Place
+    moving: Place
+    landmarks: File | None = None
+    config: File | None = None
     settings: List = Field((), alias="set")
     metric: str | None = None
     metric_set: List = ()
     transform: str | None = None
-    init: str = "auto"
+    init: Start = "auto"
     level: Annotated[int, Field(ge=0)] | None = None
     device: str | None = None
     seed: Annotated[int, Field(ge=0)] | None = None
@@ -99,21 +104,21 @@ class Job(BaseModel):
     fixed_mpp: Length | None = None
     fixed_channel: str | None = None
     fixed_nodata: str | None = None
-    fixed_mask: Path | None = None
+    fixed_mask: File | None = None
     moving_adapter: str | None = None
     moving_set: List = ()
     moving_mpp: Length | None = None
     moving_channel: str | None = None
     moving_nodata: str | None = None
-    moving_mask: Path | None = None
-    fixed_landmarks: Path | None = None
+    moving_mask: File | None = None
+    fixed_landmarks: File | None = None
     fixed_landmarks_spacing: Length | None = None
-    moving_landmarks: Path | None = None
+    moving_landmarks: File | None = None
     moving_landmarks_spacing: Length | None = None
-    apply_image: Files = ()
+    apply_image: Places = ()
     apply_image_spacing: Length | None = None
     apply_image_level: Annotated[int, Field(ge=0)] | None = None
-    apply_labels: Files = ()
+    apply_labels: Places = ()
     apply_labels_spacing: Length | None = None
     apply_labels_level: Annotated[int, Field(ge=0)] | None = None
     apply_points: Files = ()
@@ -131,17 +136,21 @@ class Job(BaseModel):
     def _whole(self) -> Job:
         if (self.fixed_landmarks is None) != (self.moving_landmarks is None):
             raise ValueError("fixed_landmarks and moving_landmarks together, got one of them; fill in both or neither")
-        names: dict[str, Path] = {}
+        names: dict[str, Path | Remote] = {}
         for _, path, name in self.applied():
             other = names.setdefault(name.lower(), path)
             if other is not path:
-                raise ValueError(f"files to apply that are named apart, got {other} and {path}, both written as {name}")
+                raise ValueError(
+                    f"files to apply that are named apart, got {shown(str(other))} and {shown(str(path))}, both written as {name}"
+                )
         return self
 
     @property
-    def inputs(self) -> dict[str, Path]:
+    def inputs(self) -> dict[str, Path | Remote]:
         """Every file that the job reads, by column."""
-        named = {name: getattr(self, name) for name in ("fixed", "moving", "landmarks", "config")}
+        named: dict[str, Path | Remote | None] = {
+            name: getattr(self, name) for name in ("fixed", "moving", "landmarks", "config")
+        }
         named |= {name: getattr(self, name) for name in ("fixed_landmarks", "moving_landmarks")}
         named |= {name: getattr(self, name) for name in ("fixed_mask", "moving_mask")}
         named["init"] = Path(self.init) if Path(self.init).is_absolute() else None
@@ -149,13 +158,14 @@ class Job(BaseModel):
             named[f"apply_{kind}:{i}"] = path
         return {name: path for name, path in named.items() if path is not None}
 
-    def applied(self) -> Iterator[tuple[str, Path, str]]:
+    def applied(self) -> Iterator[tuple[str, Path | Remote, str]]:
         """Files to carry to the fixed side: the name of the command, the file, and the name of the output."""
         for kind in _KINDS:
             for path in getattr(self, f"apply_{kind}"):
                 raster = kind in ("image", "labels")
                 stem = re.sub(r"(\.ome)?(\.tiff?|\.zarr(\.zip)?)$", "", path.name, flags=re.IGNORECASE)
-                yield kind, path, f"{stem if stem != path.name else path.stem}.ome.zarr" if raster else path.name
+                stem = stem if stem != path.name else PurePosixPath(path.name).stem
+                yield kind, path, f"{stem}.ome.zarr" if raster else path.name
 
     @property
     def options(self) -> dict[str, Any]:
@@ -175,8 +185,8 @@ class Job(BaseModel):
             *(["--refine", f"--workers={threads}"] if self.refine else []),
             f"--output={out}",
             "--",
-            str(self.fixed),
-            str(self.moving),
+            argument(self.fixed),
+            argument(self.moving),
         ]
 
     def later_arguments(self, out: Path, threads: int = 1) -> Iterator[tuple[str, list[str]]]:
@@ -201,8 +211,8 @@ class Job(BaseModel):
             command = "image" if kind == "labels" else kind
             target = out / "applied" / name
             yield (
-                f"apply {kind} {path.name}",
-                ["apply", command, "--to=fixed", *options, f"--output={target}", "--", str(out), str(path)],
+                f"apply {kind} {shown(path.name)}",
+                ["apply", command, "--to=fixed", *options, f"--output={target}", "--", str(out), argument(path)],
             )
 
 
@@ -227,7 +237,7 @@ def read_manifest(path: Path, defaults: dict[str, Any] | None = None) -> tuple[J
     """The jobs of a CSV, TSV or semicolon-separated file with a header; blank lines are skipped.
 
     Args:
-        path: the file, UTF-8; relative paths in it are relative to its folder.
+        path: the file, UTF-8, UTF-16 or an older encoding of text; relative paths in it are relative to its folder.
         defaults: values for cells that a row leaves blank; for ``set``, entries that come before the row's own.
 
     Raises:
@@ -239,15 +249,10 @@ def read_manifest(path: Path, defaults: dict[str, Any] | None = None) -> tuple[J
             f"wanted a manifest of at most {MAX_BYTES >> 20} MiB, got {path}, which is larger; split it"
         )
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ManifestError(f"wanted a table in UTF-8, got {path}: {error.reason}; save it as CSV UTF-8") from error
-    first = next((line for line in text.splitlines() if line.strip()), "")
-    delimiter = max("\t,;", key=first.count)
-    try:
-        rows = list(_rows(text, delimiter))
-    except csv.Error as error:
-        raise ManifestError(f"wanted a CSV table in {path}, got: {error}") from error
+        text, encoding = decoded(path.read_bytes())
+    except ValueError as error:
+        raise ManifestError(f"wanted a table as text, got {path}: {error}; save it as CSV UTF-8") from error
+    rows, delimiter = _table(text, path)
     if not rows:
         raise ManifestError(f"wanted a header and one job per line in {path}, got an empty file")
     (_, header), *body = rows
@@ -267,7 +272,7 @@ def read_manifest(path: Path, defaults: dict[str, Any] | None = None) -> tuple[J
             continue
         try:
             job = Job.model_validate(
-                _values(dict(zip(header, cells, strict=True)), path.resolve().parent, defaults or {})
+                _values(dict(zip(header, cells, strict=True)), path.resolve().parent, defaults or {}, encoding)
             )
         except ValidationError as error:
             problems += [f"line {line}: {_problem(item)}" for item in error.errors()]
@@ -285,11 +290,30 @@ def read_manifest(path: Path, defaults: dict[str, Any] | None = None) -> tuple[J
     return tuple(jobs)
 
 
-def _rows(text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    reader = csv.reader(text.splitlines(keepends=True), delimiter=delimiter, strict=True)
-    for cells in reader:
-        if any(cell.strip() for cell in cells):
-            yield reader.line_num, cells
+def _table(text: str, path: Path) -> tuple[list[tuple[int, list[str]]], str]:
+    """Rows of cells that are not blank, each with the line on which it ends, and what divides the cells.
+
+    A first line ``sep=;``, which spreadsheets write, says the latter; else the first row does.
+    """
+    lines = text.splitlines(keepends=True)
+    start = next((i for i, line in enumerate(lines) if line.strip()), 0)
+    stated = _SEPARATOR.fullmatch(lines[start].strip("\ufeff \r\n")) if lines else None
+    if stated:
+        start += 1
+    first = lines[start] if start < len(lines) else ""
+    delimiter = stated[1] if stated else max("\t,;", key=first.count)
+    reader = csv.reader(lines[start:], delimiter=delimiter, strict=True)
+    rows = []
+    try:
+        for cells in reader:
+            if any(cell.strip() for cell in cells):
+                rows.append((reader.line_num + start, cells))
+    except csv.Error as error:
+        raise ManifestError(
+            f"wanted a CSV table in {path}, got on line {reader.line_num + start}: {error}; a cell with quotes is written "
+            'in quotes, and each of its own twice: "a ""b"" c"'
+        ) from error
+    return rows, delimiter
 
 
 def _check_header(header: list[str], path: Path) -> None:
@@ -306,14 +330,14 @@ def _check_header(header: list[str], path: Path) -> None:
         raise ManifestError(f"wanted the columns id, fixed and moving in {path}, got no {_join(absent)}")
 
 
-def _values(row: dict[str, str], folder: Path, defaults: dict[str, Any]) -> dict[str, Any]:
+def _values(row: dict[str, str], folder: Path, defaults: dict[str, Any], encoding: str) -> dict[str, Any]:
     """The cells of a row that are not blank, with absolute paths."""
     values: dict[str, Any] = {name: cell.strip() for name, cell in row.items() if cell.strip()}
     for name, value in values.items():
         if name in _PATHS or (name == "init" and not _names_start(folder, value)):
-            values[name] = _absolute(folder, value)
+            values[name] = named(folder, row[name], encoding)
         elif name in _PATH_LISTS:
-            values[name] = tuple(_absolute(folder, part) for part in _list(value))
+            values[name] = several(folder, row[name], encoding)
     own = _list(values.get("set", ""))
     return {**defaults, **values, "set": (*defaults.get("set", ()), *own)}
 
@@ -321,10 +345,6 @@ def _values(row: dict[str, str], folder: Path, defaults: dict[str, Any]) -> dict
 def _names_start(folder: Path, value: str) -> bool:
     """Whether a value of ``init`` is the name of a start, as ``regframe register`` will look up, and no file."""
     return re.fullmatch(r"[\w-]+", value) is not None and not (folder / value).exists()
-
-
-def _absolute(folder: Path, value: str) -> str:
-    return str((folder / Path(value).expanduser()).absolute())
 
 
 def _problem(item: Any) -> str:
@@ -335,7 +355,7 @@ def _problem(item: Any) -> str:
     if not column:  # a rule about several columns; its message states the values
         return f"wanted {wanted}"
     wanted = wanted.removeprefix("wanted ").partition(", got")[0]
-    return f"wanted in the column {column!r} {wanted}, got {item['input']!r}"
+    return f"wanted in the column {column!r} {wanted}, got {said(item['input'])}"
 
 
 def _join(names: Iterable[str]) -> str:

@@ -9,12 +9,14 @@ import contextlib
 import importlib
 import importlib.util
 import logging
+import multiprocessing
 import os
 import pickle
 import queue
 import sys
+import threading
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -28,6 +30,8 @@ worker, because a job runs in a process of its own."""
 TASK_BYTES = 1 << 16
 """Largest task in bytes: paths, options and numbers fit, an array does not."""
 
+ANSWER = 20
+"""Seconds that a scheduler has to answer: ten times what one over a slow line takes."""
 _FIRST = 1 << 30
 """Priority of tasks that go before all others, larger than the priorities of jobs, which count down from 0."""
 
@@ -233,7 +237,9 @@ class Cluster:
                     n_workers=self.workers,
                     threads_per_worker=1,
                     memory_limit=0,
+                    host="127.0.0.1",
                     dashboard_address="127.0.0.1:0",
+                    security=_encrypts() or None,
                     silence_logs=logging.CRITICAL,
                 )
                 self._open.callback(_close, cluster)
@@ -251,13 +257,31 @@ class Cluster:
         return self
 
     def _connect(self, client: Any) -> Any:
+        """A client of the scheduler; ValueError where none answers in time.
+
+        The client is made in a thread: it waits without end for a program that takes the connection and says nothing.
+        """
+        made: queue.SimpleQueue[Any] = queue.SimpleQueue()
         file = Path(str(self.address))
+        place = {"scheduler_file": str(file)} if file.is_file() else {"address": self.address}
+
+        def make() -> None:
+            try:
+                made.put(client(**place, timeout=f"{ANSWER} s", security=_own_security(str(self.address))))
+            except (OSError, ValueError, TypeError) as error:
+                made.put(error)
+
+        threading.Thread(target=make, name="regframe-connect", daemon=True).start()
         try:
-            return client(scheduler_file=str(file)) if file.is_file() else client(self.address, timeout="20s")
-        except (OSError, ValueError, TypeError) as error:
+            found = made.get(timeout=ANSWER + 5)
+        except queue.Empty:
+            found = TimeoutError(f"nothing within {ANSWER + 5} s")
+        if isinstance(found, BaseException):
             raise ValueError(
-                f"wanted a Dask scheduler at {self.address}, got no answer ({str(error).splitlines()[0]}); check the address"
-            ) from error
+                f"wanted a Dask scheduler at {self.address}, got no answer ({(str(found) or repr(found)).splitlines()[0]}); "
+                "check the address"
+            ) from found
+        return found
 
     def _check_versions(self) -> None:
         for address, there in self._client.run(version, on_error="return").items():
@@ -267,7 +291,12 @@ class Cluster:
                     f"wanted regframe {version()} on every worker, got {found} at {address}; install that one"
                 )
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        if kind is not None and issubclass(kind, KeyboardInterrupt):  # at once: closing in good order takes seconds
+            for process in multiprocessing.active_children():
+                process.kill()
+            if self.address is None:
+                return
         self._open.close()
 
     def run(
@@ -322,6 +351,38 @@ class Cluster:
             if started is not None:
                 with contextlib.suppress(Exception):
                     client.unsubscribe_topic(topic)
+
+
+_trusted: dict[str, str] = {}
+"""Certificates and key of the cluster to which this process's worker belongs, as the worker's process handed them on."""
+_TLS = ("tls_ca_file", "tls_client_cert", "tls_client_key")
+
+
+def credentials() -> dict[str, str]:
+    """What a process needs beside the address to speak with this worker's cluster.
+
+    Empty where that is not encrypted, or where Dask's own settings name files.
+    """
+    worker = _worker()
+    found = {} if worker is None else {name: getattr(worker.security, name, None) for name in _TLS}
+    return {name: text for name, text in found.items() if isinstance(text, str) and "\n" in text}
+
+
+def trust(given: Mapping[str, str]) -> None:
+    """Take the `credentials` that the worker's process handed on."""
+    _trusted.update(given)
+
+
+def _own_security(address: str) -> Any:
+    """What a client needs for an encrypted cluster started by a batch; None where Dask's own settings say it."""
+    if not _trusted or not address.startswith("tls://"):
+        return None
+    return importlib.import_module("distributed").Security(require_encryption=True, **_trusted)
+
+
+def _encrypts() -> bool:
+    """Whether a cluster on this machine can ask for a certificate; without one, any user of this machine may send it code."""
+    return importlib.util.find_spec("cryptography") is not None
 
 
 def available() -> bool:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from ..io import outputs
+from ..io.inputs import check_apart
 from . import summary
 from .manifest import Job
 from .pools import Pool
@@ -74,6 +75,8 @@ def run_batch(
     out = out.absolute()
     outputs.check_writable(out)
     out.mkdir(parents=True, exist_ok=True)
+    for job in jobs:
+        check_apart(out / job.id, job.inputs.values())
     with _locked(out):
         _sweep(out)
         _check_foreign(jobs, out)

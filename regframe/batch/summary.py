@@ -13,6 +13,8 @@ from urllib.parse import quote
 
 from .. import verdict
 from ..io import outputs
+from ..io.paths import shown
+from ..io.spreadsheet import text_cell
 from . import work
 from .work import Outcome
 
@@ -36,15 +38,15 @@ _WORDS = {
 def write(outcomes: Sequence[Outcome], out: Path) -> None:
     """Write both files, each of them complete or not at all."""
     with outputs.staged(out / TABLE, overwrite=True) as path:
-        path.write_text(table(outcomes), encoding="utf-8")
+        path.write_text(shown(table(outcomes)), encoding="utf-8")
     with outputs.staged(out / PAGE, overwrite=True) as path:
-        path.write_text(page(outcomes, out), encoding="utf-8")
+        path.write_text(shown(page(outcomes, out)), encoding="utf-8")
 
 
 def is_written(out: Path, outcomes: Sequence[Outcome]) -> bool:
     """Whether both files exist with the content for these outcomes."""
     try:
-        return (out / PAGE).is_file() and (out / TABLE).read_text(encoding="utf-8") == table(outcomes)
+        return (out / PAGE).is_file() and (out / TABLE).read_text(encoding="utf-8") == shown(table(outcomes))
     except (OSError, UnicodeDecodeError):
         return False
 
@@ -92,9 +94,7 @@ def table(outcomes: Sequence[Outcome]) -> str:
 def _cell(value: Any) -> Any:
     if isinstance(value, float):
         return f"{value:.6g}"
-    if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")):
-        return f"'{value}"  # quoted, or a spreadsheet would run it as a formula
-    return value
+    return text_cell(value)
 
 
 def page(outcomes: Sequence[Outcome], out: Path) -> str:

@@ -25,8 +25,10 @@ from typing import Any
 import regframe
 
 from ..io import outputs
+from ..remote.address import Remote
 from . import pools
 from .manifest import Job
+from .places import absent, argument, remote_signature
 
 RECORD = "job.json"
 LOG = "job.log"
@@ -146,12 +148,14 @@ class Outcome:
 # ------------------------------------------------------------------------------------------------------- finished jobs
 
 
-def signature(path: Path) -> dict[str, Any] | None:
+def signature(path: Path | Remote) -> dict[str, Any] | None:
     """Size, time and digest of a file, or of a folder's content; None where it does not exist.
 
     For a file the digest covers the first and the last 8 MiB; for a folder, names and sizes of its files and the text of its
-    metadata.
+    metadata; under an address, what the store states of the object or of the metadata.
     """
+    if isinstance(path, Remote):
+        return remote_signature(path)
     try:
         if path.is_dir():
             return _folder_signature(path)
@@ -181,12 +185,12 @@ def _folder_signature(path: Path) -> dict[str, Any]:
     return {"size": size, "time": newest, "digest": digest.hexdigest()}
 
 
-def _unchanged(path: Path, before: Any) -> bool:
+def _unchanged(path: Path | Remote, before: Any) -> bool:
     """Whether a file is unchanged: same size and time, or the same content where only its time differs."""
     if not isinstance(before, dict):
-        return before is None and not path.exists()
+        return before is None and absent(path) is not None
     with contextlib.suppress(OSError):
-        if path.is_file():
+        if isinstance(path, Path) and path.is_file():
             found = path.stat()
             if found.st_size != before.get("size"):
                 return False
@@ -345,6 +349,7 @@ def _attempt(job: Job, folder: Path, log: Path, limits: Limits, model: str) -> t
         "folder": str(folder),
         "answer": str(answer),
         "scheduler": pools.scheduler(),  # the cluster on which shards of large images may run as tasks
+        "credentials": pools.credentials(),  # sent through a pipe: others can read arguments and environment
         "waits": str(waits),
         "memory": limits.memory,
         "simpler": _simpler(job) if model == SIMPLER else [],
@@ -439,7 +444,7 @@ def _sides(job: Job) -> dict[str, Any]:
     """Path and adapter options of each side, for opening it one level coarser."""
     return {
         side: {
-            "path": str(getattr(job, side)),
+            "path": argument(getattr(job, side)),
             "adapter": getattr(job, f"{side}_adapter"),
             "options": list(getattr(job, f"{side}_set")),
             "level": job.level,

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from . import interrupts
+
 if TYPE_CHECKING:
     from ..contracts import Adapter
     from ..data import Grid, Image, PointSet, Pyramid
@@ -47,7 +49,8 @@ def sentence(error: BaseException) -> str:
         return "; ".join(_setting_problem(item) for item in error.errors())
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
-    return " ".join(str(error).split()) or type(error).__name__
+    text = str(error.args[1]) if isinstance(error, OSError) and len(error.args) > 1 else str(error)
+    return " ".join(text.split()) or type(error).__name__
 
 
 def _setting_problem(item: Mapping[str, Any]) -> str:
@@ -73,30 +76,50 @@ class Main(click.Group):
     """The group of all commands; an unforeseen exception becomes one line and exit code 1 (with ``-v`` a traceback)."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command."""
+        """Run the command; what it opens is noted, so that nothing is made of an input that is replaced meanwhile."""
+        from ..io.inputs import watched
+
         if isinstance(sys.stdout, io.TextIOWrapper):  # a path is printed byte by byte as it is, whatever it holds
             sys.stdout.reconfigure(errors="surrogateescape")
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), watched():
             warnings.showwarning = _Shown()
             try:
-                return super().invoke(ctx)
+                found = super().invoke(ctx)
+                sys.stdout.flush()
+                return found
             except (click.exceptions.Exit, click.Abort, BrokenPipeError):  # BrokenPipeError: output piped into `head`
                 raise
             except click.ClickException as error:
                 _show_traceback(ctx, error.__cause__)
                 raise
-            except KeyboardInterrupt:
-                click.echo("interrupted; nothing was written", err=True)
-                ctx.exit(130)
+            except KeyboardInterrupt as stop:
+                interrupts.say("interrupted; nothing was written")
+                ctx.exit(interrupts.code_of(stop))
+            except OSError as error:
+                from ..io.replacing import FULL
+
+                if error.errno not in FULL:
+                    return self._defect(ctx, error)
+                _show_traceback(ctx, error)
+                click.echo(f"Error: {sentence(error)}; make room, and run the same again", err=True)
+                ctx.exit(2)
             except MemoryError as error:
                 _show_traceback(ctx, error)
                 click.echo("Error: not enough memory; take a coarser level with --level", err=True)
                 ctx.exit(1)
             except Exception as error:  # noqa: BLE001 - the last line: users get a sentence, not a stack
-                _show_traceback(ctx, error)
-                hint = "" if ctx.meta.get(_VERBOSE) else "; run again with -v for the traceback"
-                click.echo(f"Defect: {type(error).__name__}: {sentence(error)}{hint}, and please report it", err=True)
-                ctx.exit(1)
+                self._defect(ctx, error)
+
+    def main(self, *args: Any, **options: Any) -> Any:
+        """Run the command line; signals that ask it to end are handled (`regframe.cli.interrupts`)."""
+        with interrupts.handled():
+            return super().main(*args, **options)
+
+    def _defect(self, ctx: click.Context, error: Exception) -> None:
+        _show_traceback(ctx, error)
+        hint = "" if ctx.meta.get(_VERBOSE) else "; run again with -v for the traceback"
+        click.echo(f"Defect: {type(error).__name__}: {sentence(error)}{hint}, and please report it", err=True)
+        ctx.exit(1)
 
 
 def _show_traceback(ctx: click.Context, error: BaseException | None) -> None:
@@ -272,8 +295,10 @@ def open_side(
     import regframe
 
     from .. import plugins
+    from ..io import inputs
 
     with bad_input():
+        inputs.note(path)
         reader = regframe.find_adapter(path, adapter, **options)
         if level is not None and "level" not in options:
             known = {entry.name: entry.options for entry in plugins.adapters()}
@@ -300,7 +325,10 @@ def open_levels(path: Path | Remote, adapter: str | None, options: Mapping[str, 
     """
     import regframe
 
+    from ..io import inputs
+
     with bad_input():
+        inputs.note(path)
         reader = regframe.find_adapter(path, adapter, **options)
         try:
             return reader.pyramid(path), reader
@@ -322,12 +350,17 @@ def load_result(path: Path) -> Result:
     """A saved result; `BadInput` where there is none."""
     import regframe
 
+    from ..io.claims import heal
+    from ..io.inputs import steady
+
     with bad_input():
+        if not path.exists():
+            heal(path)  # a process may have died between two renames
         if not path.exists():
             raise FileNotFoundError(
                 f"wanted a folder that `regframe register` wrote, got {str(path)!r}, which does not exist"
             )
-        return regframe.load(path)
+        return steady(path, regframe.load)
 
 
 def recorded_run(folder: Path, fixed: Path | None, moving: Path | None) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from . import interrupts
 from ._common import (
     BadInput,
     adapter_options,
@@ -33,6 +34,7 @@ from ._common import (
     verbose_option,
     workers_option,
 )
+from .asread import as_read
 from .progress import Bars
 from .streams import STREAM, streamed
 
@@ -100,7 +102,7 @@ def _carries(
         @functools.wraps(command)
         def run(*, result_folder: Path, input_file: Path | Remote, output: Path | Remote, to: Any, input_spacing: float | None,
                 overwrite: bool, **own: Any) -> None:  # fmt: skip
-            from ..io import outputs
+            from ..io import inputs, outputs
 
             _check_spacing(input_spacing)
             with bad_input():
@@ -111,7 +113,8 @@ def _carries(
                         raise ValueError(f"wanted an output ending in .zarr in a remote store, got {output.name!r}")
                     output.check_writable()
                 elif not (streams and output == STREAM):
-                    outputs.check_file(output, overwrite)
+                    outputs.check_file(output, overwrite, (input_file, result_folder / outputs.TRANSFORM))
+                inputs.note(input_file)
             command(Order(result_folder, input_file, output, to, input_spacing, overwrite), **own)
 
         return options(
@@ -176,7 +179,8 @@ def image(
 ) -> None:
     """Resample INPUT on the canvas of the side named by --to; the suffix of the output says its format.
 
-    INPUT belongs to the other side: it is the file that was registered, or the same field at another resolution. Its
+    INPUT belongs to the other side: it is the file that was registered, which then is read with the options of that
+    run (series, axes, a pixel size by hand), or the same field at another resolution. Its
     channels and its type are kept; of labels every id comes through exactly, and 0 lies where INPUT has nothing.
 
     What is written to .zarr or .tif is carried tile by tile, with a pyramid, and never held in memory as a whole; run
@@ -184,6 +188,7 @@ def image(
     """
     import regframe
 
+    from .. import plugins
     from ..data import Image, describe_grid
     from ..io import outputs
     from ..remote.address import address_of
@@ -198,6 +203,8 @@ def image(
     if scheduler is not None and not tiled:
         raise BadInput(f"wanted an output ending in .zarr or .tif for --scheduler, got {output.name!r}")
     options = adapter_options(adapter_set, "--adapter-set") | ({"labels": True} if labels else {})
+    spaced, away = order.input_spacing is not None, "moving" if to == "fixed" else "fixed"
+    adapter, options = as_read(order.result_folder, away, order.input_file, adapter, options, spaced)
     job = slides_job.SlideJob(
         str(order.result_folder.absolute()), address_of(order.input_file), address_of(output), to, adapter,
         tuple(options.items()), order.input_spacing, canvas, spacing, part, level, fill,
@@ -222,8 +229,9 @@ def image(
         number = warp.backdrop(whole) if fill == "auto" else None if fill == "border" else float(fill)
         transform = result.transform if to == "fixed" else result.transform.inverse()
         moved = regframe.resample(placed, transform, grid, number)
+        writer = plugins.find_writer(reader, moved, output, order.input_file)
         with outputs.staged(output, order.overwrite) as path:
-            reader.save(moved, path)
+            writer.save(moved, path)
     click.echo(f"wrote {output}: {describe_grid(moved.grid)}", err=True)
     if not labels and not data.labels:
         _warn_of_ids(data, order.input_file)
@@ -292,10 +300,10 @@ def _warp_slide(job: slides_job.SlideJob, workers: int | None, scheduler: str | 
                 plan.write(workers, overwrite, progress)
             else:
                 _spread(plan, job, scheduler, workers, overwrite, progress)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         kept = f"{len(plan.done())} of {plan.shards} shards are kept in {plan.partial}"
-        click.echo(f"interrupted; {kept}: run the same command again to go on", err=True)
-        click.get_current_context().exit(130)
+        interrupts.say(f"interrupted; {kept}: run the same command again to go on")
+        click.get_current_context().exit(interrupts.code_of(stop))
     click.echo(f"wrote {plan.path}: {describe_grid(plan.grid)}, {len(plan.levels)} levels", err=True)
     if not plan.pyramid.labels and len(plan.pyramid.channels) == 1:
         corner = plan.source.read(tuple(slice(0, min(n, _LOOKED_AT)) for n in plan.source.grid.shape))
@@ -330,8 +338,9 @@ def _warp_small(job: slides_job.SlideJob, overwrite: bool) -> bool:
             return False
         reader = plugins.find_adapter(job.input, job.adapter, **dict(job.options))
         moved = plan.image()
+        writer = plugins.find_writer(reader, moved, Path(job.output), job.input)
         with outputs.staged(Path(job.output), overwrite) as path:
-            reader.save(moved, path)
+            writer.save(moved, path)
     click.echo(f"wrote {job.output}: {describe_grid(plan.grid)}", err=True)
     if not plan.pyramid.labels:
         _warn_of_ids(moved, locate(job.input))
@@ -436,6 +445,7 @@ def points(
     """
     import regframe
 
+    from .. import plugins
     from ..io import outputs
 
     to = order.to
@@ -462,11 +472,12 @@ def points(
         carried = regframe.carry_points(result, in_unit(table, source, order.input_spacing), to)
         extra = {name: values.tolist() for name, values in carried.columns(table.table).items()}
         extra |= _regions(carried.points, table, labels, labels_set, label_names)
+        writer = None if reader is None else plugins.find_writer(reader, carried.points, output, input_file)
         with outputs.staged(output, order.overwrite) as path:
-            if reader is None:
+            if writer is None:
                 regframe.write_points(carried.points, path, {name: _texts(values) for name, values in extra.items()})
             else:  # formats with column types
-                reader.save(carried.points.replace(table={**carried.points.table, **extra}), path)
+                writer.save(carried.points.replace(table={**carried.points.table, **extra}), path)
     click.echo(f"wrote {order.output}: {len(carried.points)} points in {carried.points.unit}", err=True)
     for note in notes:
         click.echo(f"Note: {note}", err=True)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from . import interrupts
 from ._common import (
     EXIT_FAIL,
     BadInput,
@@ -108,7 +107,7 @@ def batch(
     if dry_run:
         _dry_run(jobs, out, limits, retry_failed, as_json)
         return
-    with bad_input(), _terminated(), JobTable(len(jobs)) as board:
+    with bad_input(), JobTable(len(jobs)) as board:
 
         def opened(n: int) -> contextlib.AbstractContextManager[Pool]:
             return board.said(pool(n))
@@ -120,10 +119,8 @@ def batch(
         except KeyboardInterrupt as stop:
             board.close()
             done = sum(1 for job in jobs if (out / job.id / "job.json").is_file())
-            click.echo(
-                f"interrupted; {done} of {len(jobs)} jobs are done: the same command goes on from there", err=True
-            )
-            ctx.exit(stop.args[0] if stop.args else 130)
+            interrupts.say(f"interrupted; {done} of {len(jobs)} jobs are done: the same command goes on from there")
+            ctx.exit(interrupts.code_of(stop))
     _finish(outcomes, out, as_json)
     if not all(outcome.state in ("pass", require) for outcome in outcomes):
         ctx.exit(EXIT_FAIL)
@@ -184,14 +181,21 @@ def _plan(
 
 
 def _dry_run(jobs: tuple[Job, ...], out: Path, limits: Limits, retry_failed: bool, as_json: bool) -> None:
+    from ..batch import places
     from ..batch.work import finished
+    from ..io.paths import shown
 
     kept = [
         job
         for job in jobs
         if (found := finished(job, out / job.id, limits)) and not (retry_failed and found.status == "failed")
     ]
-    absent = [f"{job.id}: {path}" for job in jobs for path in job.inputs.values() if not path.exists()]
+    absent = [
+        shown(f"{job.id}: {place}{f' ({why})' if why else ''}")
+        for job in jobs
+        for place in job.inputs.values()
+        if (why := places.absent(place)) is not None
+    ]
     if as_json:
         todo = [job.id for job in jobs if job not in kept]
         emit_json({"dry_run": True, "output": out, "jobs": len(jobs), "run": todo, "absent": absent})
@@ -216,21 +220,3 @@ def _finish(outcomes: tuple[Outcome, ...], out: Path, as_json: bool) -> None:
             if outcome.state in ("failed", "fail"):
                 click.echo(f"  {outcome.id}: {outcome.state}: {'; '.join(outcome.reasons)}")
         click.echo(f"wrote {out / PAGE}")
-
-
-@contextlib.contextmanager
-def _terminated() -> Iterator[None]:
-    """Makes SIGTERM, which the schedulers of clusters send, end a batch as Ctrl-C does."""
-
-    def stop(number: int, _: Any) -> None:
-        raise KeyboardInterrupt(128 + number)
-
-    try:
-        before = signal.signal(signal.SIGTERM, stop)
-    except ValueError:  # signals can only be handled in the main thread
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

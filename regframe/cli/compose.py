@@ -64,7 +64,7 @@ def compose(
     from ..report import results as pages
 
     with bad_input():
-        outputs.check_folder(out, overwrite)
+        outputs.check_folder(out, overwrite, [path / outputs.TRANSFORM for path in results])
     steps = [load_result(path) for path in results]
     runs = [_run(path, i in backwards) for i, path in enumerate(results, 1)]
     with bad_input():

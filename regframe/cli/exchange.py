@@ -109,12 +109,16 @@ def export(
     """Write the map of OUT to PATH; the help text for users is `EXPORT_HELP`."""
     import regframe
 
+    from ..io.inputs import check_apart
+    from ..io.outputs import TRANSFORM
+
     result = load_result(result_folder)
     side = result.fixed_grid if to == "moving" else result.moving_grid
     options = {"spacing": spacing, **_format_settings(settings)}
     if unit == "px":
         options = {**_recorded_pixels(result_folder, result), **options}
     with bad_input():
+        check_apart(output, [result_folder / TRANSFORM, points_file])
         if points_file is not None:
             options["points"] = regframe.read_points(points_file, unit=side.unit)
         try:
@@ -194,14 +198,16 @@ def import_(ctx: click.Context, /, **options: Any) -> None:
     """
     import regframe
 
-    from ..io import outputs
+    from ..io import inputs, outputs
     from ..report import results
 
     path, out = options["path"], options["out"]
     with bad_input():
         if (options["fixed"] is None) != (options["moving"] is None):
             raise ValueError("wanted both --fixed and --moving, or neither, got one of them")
-        outputs.check_folder(out, options["overwrite"])
+        read = [path, options["fixed"], options["moving"]]
+        outputs.check_folder(out, options["overwrite"], read)
+        inputs.note(path)
     sides: list[Image | PointSet] = []
     run: dict[str, Any] = {"imported": path.resolve()}
     for side in ("fixed", "moving"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,6 +25,7 @@ from ._common import (
     place_type,
     verbose_option,
 )
+from .leftovers import extras, left_over
 
 if TYPE_CHECKING:
     from ..contracts import Adapter
@@ -66,7 +68,7 @@ def info(
         if thumbnail is not None:
             if thumbnail.suffix.lower() != ".png":
                 raise ValueError(f"wanted a thumbnail ending in .png, got {str(thumbnail)!r}; change its name")
-            outputs.check_file(thumbnail, overwrite)
+            outputs.check_file(thumbnail, overwrite, [path])
     if isinstance(path, Path) and (outputs.is_output(path) or path.name == outputs.TRANSFORM):
         found, pyramid = _result_facts(path), None
     else:
@@ -455,11 +457,17 @@ def _check(ctx: click.Context, names: tuple[str, ...], as_json: bool) -> None:
 
 
 @click.command(short_help="Check the installation.")
+@click.argument("folder", type=path_type, required=False)
+@click.option("--clean", is_flag=True, help="Remove what interrupted runs left in FOLDER (here, where not given).")
 @json_option
 @verbose_option
 @click.pass_context
-def doctor(ctx: click.Context, as_json: bool) -> None:
-    """Say which versions run, whether the compiled ops are there and right, and what the plug-ins are."""
+def doctor(ctx: click.Context, as_json: bool, folder: Path | None, clean: bool) -> None:
+    """Say which versions run, whether the compiled ops are there and right, and what the plug-ins are.
+
+    Also named is what interrupted runs left in FOLDER; --clean removes what no process writes to any more. An unfinished
+    slide (NAME.partial) is named, and kept: the command that began it goes on with it.
+    """
     import torch
 
     from .. import ops
@@ -482,7 +490,11 @@ def doctor(ctx: click.Context, as_json: bool) -> None:
         **{kind: sorted({e.name for e in entries}) for kind, entries in _provided()},
         "broken_plugins": [f"{p.name} of {p.distribution}: {'; '.join(p.problems)}" for p in broken],
         "check": check,
+        "extras": extras(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
     }
+    with bad_input():
+        state["left_over"] = left_over(folder or Path(), clean)
     healthy = check["ok"] and not broken and ops.is_built()
     if as_json:
         emit_json({"healthy": healthy, **state})
@@ -546,12 +558,18 @@ def _print_state(state: dict[str, Any]) -> None:
         click.echo(f"ops        compiled, {kernels}")
     else:
         click.echo(f"ops        not compiled, the slow reference runs; build them with `{ops.BUILD_COMMAND}`")
-    click.echo(f"host       {'compiled' if state['host'] else 'not compiled'}, {state['threads']} threads")
+    click.echo(
+        f"host       {'compiled' if state['host'] else 'not compiled'}, {state['threads']} threads on {state['cores']} cores"
+    )
     cuda = state["cuda"]
     device = ", ".join(cuda["devices"]) if cuda["available"] else "none"
     click.echo(f"cuda       {device} (torch built for {cuda['torch'] or 'the CPU only'})")
     click.echo(f"adapters   {', '.join(state['adapters']) or 'none'}")
     click.echo(f"metrics    {', '.join(state['metrics']) or 'none'}")
+    click.echo(f"extras     {', '.join(name for name, there in state['extras'].items() if there) or 'none'}")
+    for one in state["left_over"]:
+        owner = f" of {one['owner']}" if one["owner"] else ""
+        click.echo(f"left over  {one['path']}: {one['state']}{owner}, {one['action']}")
     for line in state["broken_plugins"]:
         click.echo(f"broken     {line}")
     check = state["check"]

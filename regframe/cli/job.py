@@ -28,11 +28,12 @@ def batch_job(folder: str) -> None:
     FOLDER is for whoever looks at the list of processes.
     """
     del folder
-    from ..batch import work
+    from ..batch import pools, work
 
     order: dict[str, Any] = json.loads(_line())
     work.end_with_parent()
     work.obey(order["memory"])
+    pools.trust(order["credentials"])
     arguments = list(order["register"])
     extra = [*order["simpler"], *(option for side in order["sides"] for option in _coarser(side, order["sides"][side]))]
     arguments[arguments.index("--") : arguments.index("--")] = extra  # of an option given twice the last one counts

@@ -64,6 +64,7 @@ def refine(
     warped data left out, which another map made.
     """
     from ..io import outputs
+    from ..remote.address import locate
     from ..report import results
 
     out = output or result_folder
@@ -79,7 +80,10 @@ def refine(
                 f"wanted a folder with nothing but a run to replace it, got {strangers[0]!r} in {result_folder}; "
                 "move it away, or write elsewhere with -o"
             )
-        outputs.check_folder(out, overwrite or output is None)
+        read = [locate(run[side]["path"]) for side in ("fixed", "moving")]
+        if out.resolve() != result_folder.resolve():
+            read.append(result_folder / outputs.TRANSFORM)
+        outputs.check_folder(out, overwrite or output is None, read)
     refined = run_refinement(result, levels(run), workers)
     sides = open_recorded(run)
     with bad_input():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -98,7 +99,7 @@ def register(ctx: click.Context, /, **options: Any) -> None:
     with bad_input():
         from ..io import outputs
 
-        outputs.check_folder(out, options["overwrite"])
+        outputs.check_folder(out, options["overwrite"], _read(options))
     fixed, fixed_adapter, fixed_run = _open("fixed", options)
     moving, moving_adapter, moving_run = _open("moving", options)
     _say_dimensions(options["fixed"].name, fixed, options["moving"].name, moving)
@@ -134,6 +135,12 @@ def register(ctx: click.Context, /, **options: Any) -> None:
     else:
         _summary(result, out)
     finish(result.metrics, ctx, options["require"])
+
+
+def _read(options: Mapping[str, Any]) -> list[Any]:
+    """Every file that the options name to be read."""
+    names = ("fixed", "moving", "landmarks", "config_file", "fixed_mask", "moving_mask")
+    return [options[name] for name in names if options.get(name) is not None]
 
 
 def resolved_config(options: dict[str, Any]) -> Config:
@@ -315,12 +322,13 @@ def _landmarks(path: Path, fixed: Image | PointSet, moving: Image | PointSet, op
 
 def _saver(adapter: Adapter, source: Path | Remote, result: Result) -> Any:
     def save(folder: Path) -> None:
+        from .. import plugins
         from ..data import Image
 
         data = adapter.apply(source, result.transform, result.fixed_grid)
         suffix = ".csv" if source.is_dir() else "".join(source.suffixes[-2:])
         name = "warped.ome.zarr" if isinstance(data, Image) else "warped" + suffix
-        adapter.save(data, folder / name)
+        plugins.find_writer(adapter, data, folder / name, source).save(data, folder / name)
 
     return save
 

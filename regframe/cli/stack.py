@@ -86,11 +86,11 @@ def stack(ctx: click.Context, /, **options: Any) -> None:
         from ..report import stacks
         from ..stack import align, sections
 
-        align.check_output(out, options["overwrite"])
         order = options["order"]
         paths, positions = sections.sort_sections(
             _files(options["sections"]), order if order in ORDERS else _table(order)
         )
+        align.check_output(out, options["overwrite"], [*paths, options["guide"]])
     chosen = adapter_options(options["adapter_set"], "--adapter-set", options["mpp"], options["channel"])
     images = [_open(path, options, chosen) for path in paths]
     guide = None

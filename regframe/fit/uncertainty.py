@@ -81,7 +81,7 @@ def position_sd(energy: Energy, x: Tensor, sections: bool) -> Tensor:
         variance = variance + zoom**2 * bending_variance(rho * zoom ** (2 + grid.ndim), maps.space)
     if sections:
         variance = variance * NEIGHBOURS**2
-    return (_on_pixels(variance, grid) + FLOOR**2).sqrt().to(torch.float32)
+    return (on_pixels(variance, grid) + FLOOR**2).sqrt().to(torch.float32)
 
 
 def position_sd_of_points(
@@ -291,7 +291,7 @@ def radius_90(ndim: int) -> float:
     return RADIUS_90_3D if ndim == 3 else RADIUS_90
 
 
-def _on_pixels(values: Array, grid: Grid) -> Tensor:
+def on_pixels(values: Array, grid: Grid) -> Tensor:
     """Values of blocks ``[*B]``, interpolated linearly between the blocks' middles to pixels ``[*S]``."""
     sizes = [min(BLOCK, n) for n in grid.shape]
     whole = [b * n for b, n in zip(sizes, values.shape, strict=True)]

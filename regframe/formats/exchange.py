@@ -144,15 +144,8 @@ def _aside(places: tuple[Path, ...], overwrite: bool) -> Iterator[Path]:
         outputs.check_file(place, overwrite)
         if place.is_dir():  # a Zarr store: it may hold other images; only a store of regframe may be replaced
             store.check_target(place, overwrite)
-    missing = [folder for folder in places[0].parents if not folder.exists()]  # deepest first
-    try:
-        with outputs.staged(places[0], overwrite) as aside:
-            yield aside
-    except BaseException:
-        for folder in missing:
-            with contextlib.suppress(OSError):
-                folder.rmdir()
-        raise
+    with outputs.staged(places[0], overwrite) as aside:
+        yield aside
 
 
 def _check_left(places: tuple[Path, ...], files: tuple[Path, ...]) -> None:

@@ -7,6 +7,7 @@ before memory is allocated; SimpleITK only turns the parameters of the rarer kin
 from __future__ import annotations
 
 import importlib.util
+import io
 import math
 import re
 import struct
@@ -92,7 +93,7 @@ def write_transform(path: Path, steps: Sequence[Step]) -> None:
 
     if path.suffix.lower() == ".mat" and any(isinstance(step, Field) for step in steps):
         raise ValueError("wanted an affine map for .mat, which holds no displacement field; write .h5 or .tfm")
-    if path.suffix.lower() in (".h5", ".hdf5") and any(isinstance(step, Field) for step in steps):
+    if path.suffix.lower() in (".h5", ".hdf5"):
         return _write_hdf5(path, steps)
     parts = [_sitk_transform(sitk, step) for step in steps]
     with native_path(path, write=True) as native:
@@ -100,16 +101,22 @@ def write_transform(path: Path, steps: Sequence[Step]) -> None:
 
 
 def _write_hdf5(path: Path, steps: Sequence[Step]) -> None:
-    """Write steps as ITK's HDF5 file, compressed; a field that is applied several times is written once."""
+    """Write steps as ITK's HDF5 file, compressed; a field that is applied several times is written once.
+
+    The file is made in memory: where the disk is full, the HDF5 library takes the process down with it.
+    """
     h5py = need("h5py", path, "write")
 
     ndim = len(steps[0].spacing) if isinstance(steps[0], Field) else len(steps[0]) - 1
     kind = f"double_{ndim}_{ndim}"
-    with h5py.File(path, "w", libver="earliest") as file:
+    memory = io.BytesIO()
+    with h5py.File(memory, "w", libver="earliest") as file:
         group = file.create_group("TransformGroup")
-        group.create_group("0").create_dataset("TransformType", data=[f"CompositeTransform_{kind}".encode()])
+        alone = len(steps) == 1 and not isinstance(steps[0], Field)
+        if not alone:
+            group.create_group("0").create_dataset("TransformType", data=[f"CompositeTransform_{kind}".encode()])
         written: dict[int, Any] = {}
-        for i, step in enumerate(reversed(steps), 1):
+        for i, step in enumerate(reversed(steps), 0 if alone else 1):
             if id(step) in written:
                 group[str(i)] = written[id(step)]  # hard link to the field that was written before
                 continue
@@ -135,6 +142,7 @@ def _write_hdf5(path: Path, steps: Sequence[Step]) -> None:
                     "TransformParameters", data=np.concatenate([step[:-1, :-1].ravel(), step[:-1, -1]])
                 )
             entry.create_dataset("TransformFixedParameters", data=fixed)
+    path.write_bytes(memory.getbuffer())
 
 
 def _sitk_transform(sitk: Any, step: Step) -> Any:

@@ -11,13 +11,17 @@ import json
 import math
 import os
 import shutil
-import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..versions import MAIN, versions
+from . import claims
+from .inputs import check_apart, check_untouched
+from .paths import shown
+from .replacing import FULL, InTwoSteps, NotWritten, check_kind, files_of, not_written, put, settle, settle_name
+from .whole import check_whole, disk_full
 
 if TYPE_CHECKING:
     from ..result import Result
@@ -27,6 +31,7 @@ METRICS = "metrics.json"
 CONFIG = "config.resolved.yaml"
 LOG = "log.jsonl"
 REPORT = "report.html"
+_OURS = (claims.OWNER, claims.MOVES, f"{claims.MOVES}.new")
 VERSIONS = (*MAIN, "scipy", "zarr")
 """Packages whose versions are recorded in a folder: those on which the numbers of the fit and the bytes of its files depend."""
 
@@ -36,11 +41,23 @@ def is_output(path: Path) -> bool:
     return (path / TRANSFORM).is_dir() and (path / METRICS).is_file()
 
 
-def check_folder(path: Path, overwrite: bool) -> None:
+def check_folder(path: Path, overwrite: bool, inputs: Iterable[object] = ()) -> None:
     """Refuse an output folder that could not be written, before anything is computed.
 
-    Raises FileExistsError where ``path`` exists and may not be replaced, OSError where its parent cannot be written.
+    Args:
+        path: the folder.
+        overwrite: whether a folder that regframe wrote may be replaced.
+        inputs: what is read: the output may not be one of them, lie in one, or hold one. What is no path of this disk is passed
+            over.
+
+    Raises:
+        FileExistsError: ``path`` exists and may not be replaced.
+        ValueError: it is an input, lies in one, holds one, or has a name that no file can have.
+        OSError: its parent cannot be written.
     """
+    check_apart(path, inputs)
+    _check_dots(path)
+    claims.heal(path)
     if path.exists() or path.is_symlink():
         if not overwrite:
             raise FileExistsError(f"output {path} exists; choose another name, or pass --overwrite to replace it")
@@ -48,34 +65,76 @@ def check_folder(path: Path, overwrite: bool) -> None:
             raise FileExistsError(
                 f"output {path} exists and is not a folder written by regframe; it is left alone: choose another name"
             )
-    check_writable(path.parent)
+    check_writable(path.parent, path.name)
 
 
-def check_file(path: Path, overwrite: bool) -> None:
+def check_file(path: Path, overwrite: bool, inputs: Iterable[object] = ()) -> None:
     """Refuse an output file that could not be written, before anything is computed.
 
-    A folder (``.ome.zarr``) is only replaced if it is a Zarr store. Raises what `check_folder` raises.
+    A folder (``.ome.zarr``) is only replaced if it is a Zarr store. Arguments and what is raised are those of `check_folder`.
     """
+    check_apart(path, inputs)
+    _check_dots(path)
+    claims.heal(path)
     if path.exists() or path.is_symlink():
         if not overwrite:
             raise FileExistsError(f"output {path} exists; choose another name, or pass --overwrite to replace it")
-        if path.is_dir() and not ((path / "zarr.json").is_file() or (path / ".zgroup").is_file()):
-            raise FileExistsError(f"output {path} is a folder and no Zarr store; it is left alone: choose another name")
-    check_writable(path.parent)
+        check_kind(path)
+        check_own(path)
+    check_writable(path.parent, path.name)
 
 
-def check_writable(folder: Path) -> None:
-    """Raise OSError, in one sentence, unless files can be created in ``folder`` (or in its nearest existing parent)."""
-    place = folder
+def check_own(path: Path) -> None:
+    """FileExistsError, in one sentence, where ``path`` is a folder, but no Zarr store, or one that regframe did not write."""
+    if not path.is_dir():
+        return
+    if not any((path / name).is_file() for name in ("zarr.json", ".zgroup")):
+        raise FileExistsError(f"output {path} is a folder and no Zarr store; it is left alone: choose another name")
+    try:
+        header = json.loads((path / "zarr.json").read_text(encoding="utf-8"))
+        own = "regframe" in header["attributes"]
+    except (OSError, ValueError, KeyError, TypeError):
+        own = False
+    if not own:
+        raise FileExistsError(
+            f"output {path} is a Zarr store that regframe did not write; it is left alone: remove it, or choose another name"
+        )
+
+
+def _check_dots(path: Path) -> None:
+    if path.name in ("", "..") or "\0" in str(path):
+        raise ValueError(f"wanted a name for the output, got {str(path)!r}; choose one that ends in a name")
+
+
+def check_writable(folder: Path, name: str = "") -> None:
+    """Raise OSError, in one sentence, unless files can be created in ``folder`` (or in its nearest existing parent).
+
+    ``name`` is that of the output: it is tried whether a file can bear it; ValueError where not.
+    """
+    place, names = folder, [name]
     while not place.exists() and place != place.parent:
+        names.append(place.name)
         place = place.parent
     if not place.is_dir():
         raise NotADirectoryError(f"cannot write into {folder}: {place} is not a folder")
     try:
-        probe = tempfile.mkdtemp(prefix=".regframe-", dir=place)
+        claims.heal(place / (name or "output"))
+        probe = claims.hidden(place, name or "output")
     except OSError as error:
         raise PermissionError(f"cannot write into {place}: {error.strerror or error}; choose another output") from error
-    Path(probe).rmdir()
+    try:
+        for one in filter(None, names):
+            (probe / one).mkdir()
+            (probe / one).rmdir()
+    except OSError as error:
+        if error.errno in FULL:
+            raise not_written(folder / name, error.errno) from error
+        raise ValueError(
+            f"wanted an output with a name that can lie in {place}, got {shown(one)!r} of {len(os.fsencode(one))} bytes "
+            f"({error.strerror}); choose another name"
+        ) from error
+    finally:
+        shutil.rmtree(probe, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -83,38 +142,72 @@ def staged(path: Path, overwrite: bool = False) -> Iterator[Path]:
     """A temporary path to write to; what was written is moved to ``path`` when the block succeeds, and removed when it fails.
 
     Other files written beside it (for a format of several files) are moved too. Existing files stay until the new ones are
-    complete. FileExistsError where a file appeared at a target meanwhile.
+    complete: read back as far as their formats tell (`regframe.io.whole`), on the disk, and then named in one step each.
+
+    Raises:
+        FileExistsError: a file appeared at a target meanwhile, or something that is neither file nor folder lies there.
+        ValueError: an input that this command noted was replaced or changed meanwhile, or lies at a target.
+        NotWritten: the disk is full, or what was written is not whole.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{path.name}-", suffix=".partial", dir=path.parent))
-    # for each file: where it was written, where it belongs, where the file it replaces is kept meanwhile
-    plan: list[tuple[Path, Path, Path]] = []
-    try:
-        yield aside / path.name
+    with claims.claimed(path) as aside:
+        try:
+            yield aside / path.name
+        except NotWritten as error:
+            told = str(error).replace(str(aside / path.name), str(path))
+            raise NotWritten(error.errno, told) from error
+        except OSError as error:
+            if error.errno in FULL:
+                raise not_written(path, error.errno) from error
+            raise
+        except Exception as error:  # a library of others need not say why it failed
+            number = disk_full(aside)
+            if number in FULL:
+                raise not_written(path, number) from error
+            raise
         if not (aside / path.name).exists():
             raise FileNotFoundError(
                 f"wanted {path.name} to be written, got nothing; report it to whoever made the adapter"
             )
-        plan = [(item, path.parent / item.name, aside / f"{item.name}.replaced") for item in sorted(aside.iterdir())]
-        plan.sort(key=lambda step: step[1] == path)
-        taken = [target for _, target, _ in plan if target.exists()]
-        if taken and not overwrite:
-            raise FileExistsError(
-                f"output {taken[0]} appeared while this ran or lay beside it; choose another name or pass --overwrite"
-            )
-        for item, target, old in plan:
-            if target.exists():
-                target.rename(old)
-            item.rename(target)
+        moves = [(item, path.parent / item.name) for item in sorted(aside.iterdir()) if item.name not in _OURS]
+        moves.sort(key=lambda move: move[1] == path)
+        for item, target in moves:
+            for file in files_of(item):
+                check_whole(file, target)
+            settle(item, target)
+        for _, target in moves:
+            check_untouched(target)
+        _commit(aside, moves, overwrite)
+        settle_name(path.parent)
+
+
+def _commit(aside: Path, moves: list[tuple[Path, Path]], overwrite: bool) -> None:
+    """Give all items their names, or none: what was done is undone where one fails."""
+    taken = [target for _, target in moves if os.path.lexists(target)]
+    if taken and not overwrite:
+        raise FileExistsError(
+            f"output {taken[0]} appeared while this ran or lay beside it; choose another name or pass --overwrite"
+        )
+    if len(moves) > 1:
+        claims.write_moves(aside, moves)
+    done: list[tuple[Path, Path, bool]] = []
+    try:
+        for item, target in moves:
+            try:
+                exchanged = put(item, target, overwrite)
+            except InTwoSteps:
+                claims.write_moves(aside, moves)
+                claims.complete(aside)
+                continue
+            done.append((item, target, exchanged))
     except BaseException:  # also after an interrupt: put the earlier files back
-        for item, target, old in plan:
-            if target.exists() and not item.exists():
+        claims.drop_moves(aside)
+        for item, target, exchanged in reversed(done):
+            if exchanged:
+                put(item, target, overwrite=True)
+            else:
                 target.rename(item)
-            if old.exists():
-                old.rename(target)
         raise
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    claims.drop_moves(aside)
 
 
 def write(

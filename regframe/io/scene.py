@@ -23,6 +23,7 @@ from ..maps.displacement import Displacement
 from ..maps.sequence import in_a_row
 from ..result import Result
 from .fields import as_fields
+from .graph import by_dimension, permutation, way
 from .nodes import Json, find_store, item, mapping, matrix_of, named, numbers_of, read_array, read_node, write_array
 
 OME_VERSION = "0.6"
@@ -188,21 +189,13 @@ def read_standard(
         for name in (source, target):
             if name not in known:
                 raise ValueError(f"wanted a coordinate system named {name!r} in the scene, got {sorted(known)}")
-        for entry in item(scene, "coordinateTransformations", list):
-            entry = mapping(entry, "coordinateTransformations")
-            ends = tuple(item(item(entry, side, dict), "name", str) for side in ("input", "output"))
-            chosen = None
-            if ends == (source, target):
-                chosen = item(entry, "forward", dict) if entry.get("type") == "bijection" else entry
-            elif ends == (target, source) and entry.get("type") == "bijection":
-                chosen = item(entry, "inverse", dict)
-            if chosen is not None:
-                return _from_standard(folder, chosen, known[source], known[target])
-            if ends == (target, source):
-                return _from_standard(folder, entry, known[target], known[source]).inverse()
-        raise ValueError(
-            f"wanted a transformation between {source} and {target} in the scene, got none that leads to {target!r}"
-        )
+        parts: list[Transform] = []
+        for entry, first, last, backwards in way(item(scene, "coordinateTransformations", list), source, target):
+            if not {first, last} <= known.keys():
+                raise ValueError(f"wanted coordinate systems of the scene on the way, got {first!r} and {last!r}")
+            part = _from_standard(folder, entry, known[first], known[last])
+            parts.append(part.inverse() if backwards else part)
+        return parts[0] if len(parts) == 1 else in_a_row(parts)
 
 
 def _from_standard(folder: Path, entry: Json, source: tuple[int, str], target: tuple[int, str]) -> Transform:
@@ -266,14 +259,29 @@ def _step_from_standard(folder: Path, step: Json, ndim: int) -> Tensor | Displac
             raise ValueError(f"wanted a matrix [{ndim}, {columns}] of {kind!r}, got {tuple(found.shape)}")
         matrix[:-1, :columns] = found
         return matrix
+    if kind == "mapAxis":
+        return permutation(step, ndim)
+    if kind == "byDimension":
+        return by_dimension(step, ndim, lambda part, n: _linear(folder, part, n))
     if kind == "displacements":
         if step.get("interpolation", "linear") != "linear":
             raise ValueError(f"wanted a displacement field to be interpolated linearly, got {step['interpolation']!r}")
         return _read_field(folder, item(step, "path", str), ndim)
     raise ValueError(
-        "wanted identity, scale, translation, rotation, affine, displacements, sequence or bijection, "
+        "wanted identity, scale, translation, rotation, affine, mapAxis, byDimension, displacements, sequence or bijection, "
         f"got the transformation {kind!r}; read it with a program that knows it"
     )
+
+
+def _linear(folder: Path, entry: Json, ndim: int) -> Tensor | None:
+    """The matrix ``[D+1, D+1]`` of a transformation of some axes; None where it bends."""
+    matrix = torch.eye(ndim + 1, dtype=torch.float64)
+    for step in _flattened(entry):
+        found = None if step["type"] == "displacements" else _step_from_standard(folder, step, ndim)
+        if not isinstance(found, Tensor):
+            return None
+        matrix = found @ matrix
+    return matrix
 
 
 def _read_field(folder: Path, path: str, ndim: int) -> Displacement:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -68,7 +69,7 @@ def _parse(path: Path, max_bytes: int) -> Any:
             return json.loads(raw.decode("utf-8-sig"))
     except RecursionError as error:
         raise ValueError(f"wanted GeoJSON, got {str(path)!r} nested too deep to be one") from error
-    except (OSError, EOFError, ValueError) as error:
+    except (OSError, EOFError, zlib.error, ValueError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(
             f"wanted a GeoJSON file, got {str(path)!r}, which cannot be read as JSON ({reason})"

@@ -16,8 +16,6 @@ from __future__ import annotations
 import math
 import os
 import re
-import shutil
-import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -43,9 +41,11 @@ from ..maps.known import known
 from ..maps.sequence import in_a_row
 from ..result import Result
 from ..versions import versions
+from .claims import claimed, drop_moves, write_moves
 from .fields import TOLERANCE_PX as TOLERANCE_PX
 from .nodes import STORE_NAME as STORE_NAME
 from .nodes import Json, find_store, item, mapping, matrix_of, named, numbers_of, read_array, read_node, write_array
+from .replacing import FULL, InTwoSteps, NotWritten, not_written, put, settle, settle_name
 from .scene import FIELDS, OME_VERSION, write_scene
 from .scene import FieldReport as FieldReport
 from .scene import read_standard as read_standard
@@ -147,34 +147,42 @@ def _is_own_store(folder: Path) -> bool:
 @contextmanager
 def _written_aside(target: Path) -> Iterator[Path]:
     """A new folder beside ``target`` that replaces it when the block succeeds, and is removed when it fails."""
-    created = [p for p in (target.parent, *target.parent.parents) if not p.exists()]  # deepest first
-    aside: Path | None = None
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        # the folder that mkdtemp makes is private; the store inside it gets the usual permissions
-        aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
-        fresh, old = aside / "new", aside / "old"
-        fresh.mkdir()
-        yield fresh
-        if target.exists():
-            target.rename(old)
-        fresh.rename(target)
-        created = []
+        with claimed(target) as aside:
+            # the folder that is claimed is private; the store inside it gets the usual permissions
+            fresh = aside / "new"
+            fresh.mkdir()
+            yield fresh
+            settle(fresh, target)
+            try:
+                put(fresh, target, overwrite=True)
+            except InTwoSteps:
+                _in_two_steps(fresh, target, aside / "old")
+            settle_name(target.parent)
+    except NotWritten:
+        raise
     except OSError as error:
         blocker = next((p for p in (target.parent, *target.parent.parents) if p.exists() and not p.is_dir()), None)
         if blocker is not None:
             message = f"cannot write {target}: {blocker} is a file, not a folder; pass another path"
             raise NotADirectoryError(message) from error
+        if error.errno in FULL:
+            raise not_written(target, error.errno) from error
         reason = error.strerror or str(error)
         raise type(error)(f"cannot write {target}: {reason}; nothing was left behind, pass another path") from error
-    finally:
-        if aside is not None:
-            if (aside / "old").exists() and not target.exists():  # an interrupt too leaves the earlier store in place
-                (aside / "old").rename(target)
-            shutil.rmtree(aside, ignore_errors=True)
-        for folder in created:
-            if folder.is_dir() and not any(folder.iterdir()):
-                folder.rmdir()
+
+
+def _in_two_steps(fresh: Path, target: Path, old: Path) -> None:
+    """Replace a folder where names cannot be exchanged; the earlier one comes back where the second rename fails."""
+    write_moves(old.parent, [(fresh, target)])
+    target.rename(old)
+    try:
+        fresh.rename(target)
+    except BaseException:
+        drop_moves(old.parent)
+        old.rename(target)
+        raise
+    drop_moves(old.parent)
 
 
 # ------------------------------------------------------------------------------------------------------- our own group

@@ -14,6 +14,7 @@ import gzip
 import io
 import math
 import re
+import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -143,7 +144,7 @@ def read_text(path: Path, names_rows: Callable[[Sequence[str]], bool]) -> Text:
             raw = gzip.decompress(raw)
         text, encoding = decoded(raw)
         found = _parsed(text, names_rows)
-    except (OSError, EOFError, UnicodeDecodeError, ValueError, csv.Error) as error:
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError, ValueError, csv.Error) as error:
         reason = " ".join(str(error).split())
         raise ValueError(
             f"wanted a text table of points, got {str(path)!r}, which cannot be read as one ({reason})"

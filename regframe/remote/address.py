@@ -7,6 +7,7 @@ usual files alone. A request that fails on the way is repeated; what still fails
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import importlib.util
@@ -271,7 +272,12 @@ class Remote:
 
         def remove(obs: Any, store: Any) -> None:
             for at in range(0, len(keys), 1000):  # what one request of S3 deletes at most
-                obs.delete(store, keys[at : at + 1000])
+                try:
+                    obs.delete(store, keys[at : at + 1000])
+                except FileNotFoundError:  # Google's, which stops there
+                    for key in keys[at : at + 1000]:
+                        with contextlib.suppress(FileNotFoundError):
+                            obs.delete(store, key)
 
         self._ask("delete", remove)
 

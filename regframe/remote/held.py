@@ -29,6 +29,16 @@ class Held:
                 self._values.move_to_end(key)
             return self._values.get(key)
 
+    def keys(self) -> list[Any]:
+        """What there is something under, now."""
+        with self._lock:
+            return list(self._values)
+
+    def drop(self, key: Any) -> None:
+        """Keep nothing under a key any more."""
+        with self._lock:
+            self.size -= len(self._values.pop(key, b""))
+
     def keep(self, key: Any, value: bytes) -> None:
         """Keep the bytes, and drop what was not used for longest."""
         with self._lock:

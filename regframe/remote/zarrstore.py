@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import zlib
 from collections.abc import AsyncIterator, Iterable
+from concurrent.futures import Future
 from typing import Any
 
 from zarr.abc.store import OffsetByteRequest, RangeByteRequest, Store, SuffixByteRequest
@@ -29,6 +31,8 @@ class RemoteZarr(Store):
         super().__init__(read_only=True)
         self.root, self.most = root, most
         self._held = Held()
+        self._tags: dict[str, int] = {}
+        self._coming: dict[str, Future[None]] = {}  # objects that are being read as a whole
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, RemoteZarr) and self.root == other.root
@@ -52,6 +56,22 @@ class RemoteZarr(Store):
 
     async def get(self, key: str, prototype: Any, byte_range: Any = None) -> Any:
         """The bytes under a key, or part of them; None where there are none."""
+        if key.rpartition("/")[2] in _METADATA:
+            return await self._got(key, prototype, byte_range)
+        coming = self._coming.get(key)
+        if coming is not None:  # another thread reads the whole: what it holds then need not be read twice
+            await asyncio.wrap_future(coming)
+        if byte_range is not None or key in self._coming:
+            return await self._got(key, prototype, byte_range)
+        mine: Future[None] = Future()
+        self._coming[key] = mine
+        try:
+            return await self._got(key, prototype, None)
+        finally:
+            del self._coming[key]
+            mine.set_result(None)
+
+    async def _got(self, key: str, prototype: Any, byte_range: Any) -> Any:
         metadata = key.rpartition("/")[2] in _METADATA
         where = self.root / key
         obs, store = where.store()
@@ -63,6 +83,8 @@ class RemoteZarr(Store):
         elif isinstance(byte_range, SuffixByteRequest):
             options = {"range": {"suffix": byte_range.suffix}}
         kept = self._kept(key, byte_range)
+        if kept is None and byte_range is None and not metadata:
+            kept = await asyncio.to_thread(self._completed, key)
         if kept is not None:
             return prototype.buffer.from_bytes(kept)
         for attempt in range(ATTEMPTS):
@@ -87,6 +109,7 @@ class RemoteZarr(Store):
             raise RemoteError(f"cannot read {where}: it ends after {len(data)} of {last - first} bytes")
         if not metadata:
             self._held.keep((key, byte_range), data)
+            self._tags[key] = zlib.crc32(str(answer.meta.get("e_tag") or "").encode())
         return prototype.buffer.from_bytes(data)
 
     def _kept(self, key: str, byte_range: Any) -> bytes | None:
@@ -102,6 +125,36 @@ class RemoteZarr(Store):
         if isinstance(byte_range, SuffixByteRequest):
             return whole[-byte_range.suffix :]
         return None
+
+    def _completed(self, key: str) -> bytes | None:
+        """The whole of an object, some parts of which were read before: only the rest is read. None where none were, and where
+        another object has come under its name since."""
+        parts = {
+            (part.start, part.end): data
+            for name, part in self._held.keys()  # noqa: SIM118 - no dict
+            if name == key and isinstance(part, RangeByteRequest) and (data := self._held.get((name, part))) is not None
+        }
+        if not parts:
+            return None
+        where = self.root / key
+        tag, size, _ = where.stamp()
+        if tag != self._tags.get(key):
+            return None
+        check_size(where, size, self.most)
+        gaps, at = [], 0
+        for start, end in sorted(parts):
+            if start > at:
+                gaps.append((at, start))
+            at = max(at, end)
+        if size > at:
+            gaps.append((at, size))
+        whole = bytearray(size)
+        for (start, end), data in [*parts.items(), *zip(gaps, where.read_ranges(gaps), strict=True)]:
+            whole[start:end] = data
+        self._held.keep((key, None), bytes(whole))
+        for part in parts:
+            self._held.drop((key, RangeByteRequest(*part)))
+        return bytes(whole)
 
     async def get_partial_values(self, prototype: Any, key_ranges: Iterable[tuple[str, Any]]) -> list[Any]:
         """The parts under several keys, at the same time."""

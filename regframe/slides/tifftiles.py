@@ -7,10 +7,12 @@ encoded as in the TIFF, in a file of its own. At the end their bytes are copied 
 from __future__ import annotations
 
 import functools
+import hashlib
 import math
 import os
 import struct
 import threading
+import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +29,11 @@ DTYPES = ("u1", "u2", "u4", "i1", "i2", "i4", "f4", "f8")
 """Pixel types that a TIFF can hold."""
 _EFFORT = 1
 """Compression level of deflate: three times as fast as the usual level 6, for 2 % more bytes on stained tissue."""
+_NO_ID = f"urn:uuid:{uuid.UUID(int=0)}"
+"""What stands for the id of an OME-TIFF until its content is known. Without one the library would take an id of the time and of
+this machine's network address."""
+_DESCRIPTION = 270
+"""Number of the tag of a TIFF that holds its description, from its specification."""
 _BIG = 3 << 30
 """Bytes of pixels from which 64-bit offsets are used. 32-bit offsets reach 4 GiB; incompressible data take slightly more bytes
 than their pixels."""
@@ -81,7 +88,7 @@ class TileStore(ShardStore):
         import tifffile
 
         grid = self.levels[0]
-        metadata: dict[str, Any] = {"axes": "YXS" if self.rgb else "CYX", "Name": shown(name)}
+        metadata: dict[str, Any] = {"axes": "YXS" if self.rgb else "CYX", "Name": shown(name), "UUID": _NO_ID}
         if not (grid.unit == "px" and all(s == 1 for s in grid.spacing)):
             for axis, step in zip("YX", grid.spacing, strict=True):
                 metadata[f"PhysicalSize{axis}"] = step
@@ -98,13 +105,15 @@ class TileStore(ShardStore):
             "dtype": self.dtype,
         }
         total = sum(math.prod(level.shape) for level in self.levels) * len(self.channels) * self.dtype.itemsize
+        digest = hashlib.blake2b(repr((metadata, self.dtype.str, self.levels)).encode(), digest_size=16)
         with tifffile.TiffWriter(target, bigtiff=total > _BIG, ome=True) as tif:
             for i, level in enumerate(self.levels):
                 shape = (*level.shape, 3) if self.rgb else (len(self.channels), *level.shape)
                 extra: dict[str, Any] = {"subifds": len(self.levels) - 1, "metadata": metadata}
                 if i:
                     extra = {"subfiletype": 1, "metadata": None}
-                tif.write(self._all(i), shape=shape, **options, **extra)
+                tif.write(_counted(self._all(i), digest), shape=shape, **options, **extra)
+        _put_id(target, uuid.uuid5(uuid.NAMESPACE_OID, digest.hexdigest()))
         return target
 
     # ---- inside -----------------------------------------------------------------------------------------------------
@@ -164,6 +173,27 @@ def _ends(file: str, *stamp: int) -> NDArray[np.uint64]:
     with Path(file).open("rb") as source:
         (count,) = struct.unpack("<Q", source.read(8))
         return np.frombuffer(source.read(8 * count), "<u8")
+
+
+def _counted(tiles: Iterator[bytes], digest: Any) -> Iterator[bytes]:
+    """The tiles, each added to a hash on its way."""
+    for tile in tiles:
+        digest.update(tile)
+        yield tile
+
+
+def _put_id(path: Path, identity: uuid.UUID) -> None:
+    """Put the id of the content in place of `_NO_ID`, which is as long."""
+    import tifffile
+
+    with tifffile.TiffFile(path) as file:
+        tag = file.pages.first.tags[_DESCRIPTION]
+        at, count = tag.valueoffset, tag.count
+    with path.open("r+b") as out:
+        out.seek(at)
+        text = out.read(count)
+        out.seek(at)
+        out.write(text.replace(_NO_ID.encode(), f"urn:uuid:{identity}".encode()))
 
 
 def _cut(pixels: Array, size: int, rgb: bool) -> Iterator[Array]:

@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 import socket
-import tempfile
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..io.claims import claimed, complete, write_moves
+from ..io.inputs import check_untouched
+from ..io.outputs import check_own
+from ..io.replacing import InTwoSteps, check_kind, put, settle, settle_name
+from ..io.whole import check_whole
 from ..plugins import PLAN
 
 DONE, LOCK, STORE = "done", "lock", "store"
@@ -98,10 +102,8 @@ class OnDisk(Unfinished):
     def check_target(self, overwrite: bool) -> None:  # noqa: D102
         if not overwrite and (self.path.exists() or self.path.is_symlink()):
             raise FileExistsError(f"output {self.path} exists; choose another name, or pass --overwrite to replace it")
-        if self.path.is_dir() and not _is_store(self.path):
-            raise FileExistsError(
-                f"output {self.path} is a folder and no Zarr store; it is left alone: choose another name"
-            )
+        check_kind(self.path)
+        check_own(self.path)
         self.partial.parent.mkdir(parents=True, exist_ok=True)
         self.partial.mkdir(exist_ok=True)
 
@@ -157,19 +159,25 @@ class OnDisk(Unfinished):
         for stray in (self.partial / STORE).rglob("*.partial"):  # left by writers that were killed
             stray.unlink()
         ready = finish(self.partial / self.path.name)
-        with tempfile.TemporaryDirectory(dir=self.partial) as bin_:
-            if self.path.exists() or self.path.is_symlink():
-                if not overwrite:
-                    raise FileExistsError(
-                        f"output {self.path} appeared while this ran; remove it and run again, or pass --overwrite"
-                    )
-                self.path.rename(Path(bin_) / "replaced")
-            ready.rename(self.path)
+        for file in [ready] if ready.is_file() else []:
+            check_whole(file, self.path)
+        settle(ready, self.path)
+        check_untouched(self.path)
+        try:
+            put(ready, self.path, overwrite)
+        except FileExistsError as error:
+            if overwrite:
+                raise
+            raise FileExistsError(
+                f"output {self.path} appeared while this ran; remove it and run again, or pass --overwrite"
+            ) from error
+        except InTwoSteps:
+            with claimed(self.path) as aside:
+                ready.rename(aside / self.path.name)
+                write_moves(aside, [(aside / self.path.name, self.path)])
+                complete(aside)
+        settle_name(self.path.parent)
         shutil.rmtree(self.partial, ignore_errors=True)
-
-
-def _is_store(path: Path) -> bool:
-    return (path / "zarr.json").is_file() or (path / ".zgroup").is_file()
 
 
 @contextlib.contextmanager

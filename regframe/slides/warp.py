@@ -45,6 +45,12 @@ SHARD_BYTES = 64 << 20
 """Largest shard, in bytes of its pixels (all channels). A worker needs about five times as much memory (docs/slides.md)."""
 LARGEST_SHARD = 4096
 """Largest number of pixels per axis of a shard, however few bytes a pixel has."""
+FEWEST = 16
+"""Number of shards of the finest level from which they are as large as the limits allow; those of a smaller image are smaller,
+down to `_WIDE` chunks per axis. What is in hand when a run is killed is read again: with two workers an eighth at most."""
+_WIDE = 4
+"""Chunks per axis of a shard, down to which it is made smaller to have `FEWEST`: below, most of what a shard reads would be the
+neighbours' chunks around it."""
 WHOLE_BYTES = 4 << 30
 """Largest image that `SlideWarp.image` returns in memory, in bytes of its pixels."""
 _FORMAT = 2
@@ -64,7 +70,7 @@ class SlideOptions:
             brightfield image (three channels of whole numbers, bright along its edges), else 0.
         chunk: pixels per axis that are compressed together, a power of two from 16.
         shard: pixels per axis of a shard of the finest level, ``chunk`` times a power of two (2 or more); None takes the
-            largest within `SHARD_BYTES` and `LARGEST_SHARD`.
+            largest within `SHARD_BYTES` and `LARGEST_SHARD` of which there are `FEWEST` or more.
 
     Raises ValueError for a chunk, shard or background that is none of these.
     """
@@ -85,12 +91,21 @@ class SlideOptions:
         if isinstance(self.background, str) and self.background not in ("auto", "border"):
             raise ValueError(f"wanted a background of auto, border or a number, got {self.background!r}")
 
-    def edge(self, pixel_bytes: int) -> int:
-        """Pixels per axis of a shard of the finest level, for pixels of so many bytes in all channels."""
+    def edge(self, pixel_bytes: int, shape: tuple[int, ...] | None = None) -> int:
+        """Pixels per axis of a shard of the finest level, for pixels of so many bytes in all channels.
+
+        ``shape`` is that of the output, in pixels; None where the number of shards plays no part.
+        """
         if self.shard is not None:
             return self.shard
         edge = 2 * self.chunk
         while edge < LARGEST_SHARD and pixel_bytes * (2 * edge) ** 2 <= SHARD_BYTES:
+            if (
+                shape is not None
+                and edge >= _WIDE * self.chunk
+                and math.prod(-(-n // (2 * edge)) for n in shape) < FEWEST
+            ):
+                break
             edge *= 2
         return edge
 
@@ -290,16 +305,33 @@ class SlideWarp:
                 f"wanted at most {most / 2**30:.3g} GiB of pixels at once, got {size / 2**30:.3g} GiB for "
                 f"{describe_grid(self.grid)}; write .zarr or .tif, a part of it (--region), or larger pixels (--spacing)"
             )
-        out = np.full(shape, self.fill or 0, self.dtype)
+        out = np.empty(shape, self.dtype)
         for start in range(0, self.grid.shape[0], self._edge):
             region = (slice(start, min(start + self._edge, self.grid.shape[0])), slice(0, self.grid.shape[1]))
-            with self._reading(region):
-                part = tiles.warp_tile(self.source, self._pull, self.grid, region, self.pyramid.labels, self.fill)
-            if part is not None:
-                out[:, region[0]] = part
+            out[:, region[0]] = self.pixels(region)
         return Image(
             torch.from_numpy(out), self.grid, self.pyramid.channels, self.pyramid.labels, name=self.pyramid.name
         )
+
+    def pixels(self, region: tuple[slice, ...]) -> Array:
+        """The output's pixels ``[C, *region]`` at full resolution, computed now; nothing is written, so ``path`` plays no part.
+
+        Args:
+            region: one slice per axis, with start and stop inside the canvas and no step. For about five times its pixels
+                memory is needed.
+
+        Raises ValueError where the image's pixels cannot be read.
+        """
+        part = self._warped(region)
+        if part is None:
+            sides = (r.stop - r.start for r in region)
+            return np.full((len(self.pyramid.channels), *sides), self.fill or 0, self.dtype)
+        return part
+
+    def _warped(self, region: tuple[slice, ...]) -> Array | None:
+        """Pixels of a region, None where all of them are background."""
+        with self._reading(region):
+            return tiles.warp_tile(self.source, self._pull, self.grid, region, self.pyramid.labels, self.fill)
 
     @contextlib.contextmanager
     def started(self, overwrite: bool = False) -> Iterator[SlideWarp]:
@@ -328,8 +360,7 @@ class SlideWarp:
         )
         pixels: Array | None
         if order == 0:
-            with self._reading(region):
-                pixels = tiles.warp_tile(self.source, self._pull, self.grid, region, self.pyramid.labels, self.fill)
+            pixels = self._warped(region)
         else:
             pixels = self._store.read(base, region)
         written = []
@@ -366,7 +397,7 @@ class SlideWarp:
     @property
     def _edge(self) -> int:
         """Pixels per axis of a shard of the finest level."""
-        return self.options.edge(len(self.pyramid.channels) * self.dtype.itemsize)
+        return self.options.edge(len(self.pyramid.channels) * self.dtype.itemsize, self.grid.shape)
 
     @property
     def _depth(self) -> int:

@@ -81,7 +81,11 @@ class ZarrStore(ShardStore):
 
     def described(self, name: str, colors: Sequence[str], version: str) -> dict[str, Any]:
         """The attributes of the group once every shard is written."""
-        ome = {"version": "0.5", "multiscales": [self._multiscale(name)], "omero": {"channels": self._windows(colors)}}
+        ome = {
+            "version": "0.5",
+            "multiscales": [self._multiscale(name, version)],
+            "omero": {"channels": self._windows(colors)},
+        }
         return {"ome": ome, "regframe": {"complete": True, "version": version}}
 
     @functools.cached_property
@@ -89,7 +93,7 @@ class ZarrStore(ShardStore):
         root = zarr.open_group(LocalStore(self.disk), mode="r+")
         return [root[str(i)] for i in range(len(self.levels))]
 
-    def _multiscale(self, name: str) -> dict[str, Any]:
+    def _multiscale(self, name: str, version: str) -> dict[str, Any]:
         """Axes, and the scale and translation of every level."""
         grid = self.levels[0]
         unit = {} if grid.unit == "px" else {"unit": ome_unit(grid.unit)}
@@ -105,7 +109,10 @@ class ZarrStore(ShardStore):
             }
             for i, level in enumerate(self.levels)
         ]
-        return {"name": shown(name), "axes": axes, "datasets": datasets, "type": "nearest" if self.labels else "mean"}
+        kind = "nearest" if self.labels else "mean"
+        method = "every second pixel along y and x" if self.labels else "mean over 2 × 2 pixels in y and x"
+        made = {"description": method, "method": "regframe", "version": version}
+        return {"name": shown(name), "axes": axes, "datasets": datasets, "type": kind, "metadata": made}
 
     def coarsest(self) -> Array:
         """All pixels ``[C, y, x]`` of the coarsest level."""

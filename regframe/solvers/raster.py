@@ -21,6 +21,7 @@ from ..data import Grid, Image, unit_ratio
 from ..fit import uncertainty
 from ..fit.agreement import agreement, textured
 from ..fit.frames import Frame, zoom_of
+from ..fit.further import still_to_move
 from ..fit.halvings import Halvings, Level, halve
 from ..fit.likeness import coincidence, fit_contrast
 from ..fit.pyramid import Fit, Pair, Recipe, fit_pyramid, to_moving
@@ -403,10 +404,17 @@ def _position_sd(fit: Fit, fixed: Grid) -> tuple[Tensor, dict[str, Any]]:
     assert fit.last is not None
     assert fit.overlap is not None
     sd = uncertainty.position_sd(fit.last, fit.x, fit.sections) * fixed.pixel
+    further: dict[str, float] = {}
+    if (
+        fit.reasons and fit.reasons[-1] == "max_iter"
+    ):  # it was still moving: where it would have ended is less sure than that
+        move = still_to_move(fit.last, fit.x) * fixed.pixel
+        sd = (sd.square() + move.square()).sqrt().to(sd.dtype)
+        further = {"still_to_move": float(move.median())}
     seen = sd[fit.overlap > 0.5] if bool((fit.overlap > 0.5).any()) else sd.flatten()
     ordered = seen.sort().values
     median, p90 = (float(ordered[int(q * (len(ordered) - 1))]) for q in (0.5, 0.9))
-    return sd, {"median": median, "p90": p90, "unit": fixed.unit}
+    return sd, {"median": median, "p90": p90, "unit": fixed.unit, **further}
 
 
 def _level_grid(fixed: Grid, fit: Fit) -> Grid:

@@ -21,7 +21,9 @@ from .. import plugins
 from ..config import Config
 from ..contracts import Progress
 from ..data import Grid, Image
-from ..io import outputs
+from ..io import claims, outputs
+from ..io.inputs import check_apart
+from ..io.spreadsheet import text_cell
 from ..maps.affine import Affine
 from ..maps.base import Transform
 from ..result import Result
@@ -289,7 +291,7 @@ def _volume(stack: Stack, images: Sequence[Image]) -> Image:
     data = torch.zeros((len(first.channels), *stack.grid.shape), dtype=first.data.dtype)
     if background is not None:
         colour = background.round() if not first.data.dtype.is_floating_point else background
-        data += colour.to(first.data.dtype)[:, None, None, None]
+        data[:] = colour.to(first.data.dtype)[:, None, None, None]  # torch cannot add uint16
     for image, result, plane in zip(images, stack.results, stack.planes, strict=True):
         if result is not None:
             own = None if image.labels else Section.of(image).background
@@ -325,7 +327,7 @@ def write_files(stack: Stack, folder: Path, images: Sequence[Image] | None) -> I
     with (folder / "sections.csv").open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows({key: text_cell(value) for key, value in row.items()} for row in rows)
     if images is None:
         return None
     volume = stack.volume(images)
@@ -339,8 +341,13 @@ def section_folder(stack: Stack, k: int) -> str:
     return f"{k:04d}_{plain}" if plain else f"{k:04d}"
 
 
-def check_output(path: Path, overwrite: bool) -> None:
-    """Refuse an output folder that could not be written, in advance; only the folder of a stack may be replaced."""
+def check_output(path: Path, overwrite: bool, inputs: Iterable[object] = ()) -> None:
+    """Refuse an output folder that could not be written, in advance; only the folder of a stack may be replaced.
+
+    The output may not be one of ``inputs``, lie in one, or hold one (ValueError).
+    """
+    check_apart(path, inputs)
+    claims.heal(path)
     if path.is_symlink() or path.exists():
         if not overwrite:
             raise FileExistsError(f"output {path} exists; choose another name, or pass --overwrite to replace it")
@@ -351,4 +358,4 @@ def check_output(path: Path, overwrite: bool) -> None:
             raise FileExistsError(
                 f"output {path} exists and is not a stack written by regframe; it is left alone: choose another name"
             )
-    outputs.check_writable(path.parent)
+    outputs.check_writable(path.parent, path.name)

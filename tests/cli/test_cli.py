@@ -765,15 +765,15 @@ def test_staging_of_a_format_of_two_files(tmp_path: Path, monkeypatch: pytest.Mo
         write("two", False)
     assert not target.exists()
     target.write_text("one")
-    rename = Path.rename
+    put = outputs.put
 
-    def failing(self: Path, to: Path) -> Path:
-        if to == target and self.read_text() == "two":
+    def failing(item: Path, to: Path, overwrite: bool) -> bool:
+        if to == target and item.read_text() == "two":
             raise OSError("the disk is gone")
-        return rename(self, to)
+        return put(item, to, overwrite)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Path, "rename", failing)
+        patched.setattr(outputs, "put", failing)
         with pytest.raises(OSError, match="the disk is gone"):
             write("two", True)
     assert [target.read_text(), beside.read_text()] == ["one", "one"]

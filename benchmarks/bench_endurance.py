@@ -1,0 +1,230 @@
+"""Long runs: one process that registers and carries points over and over, and a batch whose workers are killed at random.
+
+    python benchmarks/bench_endurance.py --registrations 200 --points 2000
+    python benchmarks/bench_endurance.py --jobs 1000 --kills 20
+
+Wanted: memory flat (at most 2 % more than after the first ten), open files flat, the same bytes at the end as at the beginning;
+of a batch with 3 % bad jobs, nothing lost and nothing done twice. Run by pytest it takes small numbers, and no bound of time or
+memory is asserted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import gc
+import hashlib
+import json
+import multiprocessing
+import os
+import random
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import records
+import torch
+
+import regframe as rf
+from regframe.batch import Job, Limits, pools, run_batch
+from regframe.cli import main as regframe_main
+
+FIRST = 10
+"""Runs after which memory counts as what a run needs: caches are filled, and the allocator has what it keeps."""
+
+
+def resident() -> int:
+    """Resident memory of this process in bytes."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def open_files() -> int:
+    """Number of files that this process holds open."""
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+
+def small_pair(seed: int = 17, side: int = 64) -> tuple[rf.Image, rf.Image]:
+    """Two images of one texture, 2 and 3 pixels apart."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand((1, 1, side // 6, side // 6), generator=generator)
+    wide = torch.nn.functional.interpolate(coarse, size=(side + 8, side + 8), mode="bicubic")[0]
+    grid = rf.Grid((side, side))
+    return rf.Image(wide[:, 4 : side + 4, 4 : side + 4].clone(), grid), rf.Image(
+        wide[:, 2 : side + 2, 1 : side + 1].clone(), grid
+    )
+
+
+def over_and_over(count: int, once: Callable[[], bytes]) -> dict[str, Any]:
+    """Call ``once`` so many times: memory and open files on the way, and whether its bytes stay the same."""
+    memory, files, marks = [], [], set()
+    first = min(FIRST, max(1, count // 2))
+    for k in range(count):
+        marks.add(hashlib.sha256(once()).hexdigest())
+        if k % max(1, count // 100) == 0 or k < 2 * first:
+            gc.collect()
+        memory.append(resident())
+        files.append(open_files())
+    early, late = statistics.median(memory[first : 2 * first]), statistics.median(memory[-first:])
+    return {
+        "runs": count,
+        "memory_mib": [round(v / 2**20, 1) for v in (early, late)],
+        "growth_percent": round(100 * (late / early - 1), 2),
+        "open_files": [files[min(first, count - 1)], files[-1]],
+        "same_bytes": len(marks) == 1,
+    }
+
+
+def registrations(count: int) -> dict[str, Any]:
+    """Register one small pair over and over."""
+    fixed, moving = small_pair()
+    config = rf.Config.model_validate({"transform": "lddmm", "optimizer": {"max_iter": 20}})
+
+    def once() -> bytes:
+        result = rf.register(fixed, moving, config=config)
+        points = torch.rand((200, 2), dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 60
+        return bytes(result.to_fixed(points).numpy().tobytes())
+
+    return over_and_over(count, once)
+
+
+def carried(count: int, folder: Path) -> dict[str, Any]:
+    """``regframe apply points`` over and over in this process: a stored result is read, a table read, carried and written."""
+    fixed, moving = small_pair()
+    run, table, out = folder / "run.ome.zarr", folder / "cells.csv", folder / "out.csv"
+    rf.register(fixed, moving, transform="affine").save(run)
+    rows = np.random.default_rng(3).random((500, 2)) * 60
+    table.write_text("y,x\n" + "".join(f"{y:.3f},{x:.3f}\n" for y, x in rows))
+    line = ["apply", "points", str(run), str(table), "--to", "fixed", "-o", str(out), "--overwrite"]
+    stderr = sys.stderr
+
+    def once() -> bytes:
+        with open(os.devnull, "w") as nowhere:  # noqa: PTH123 - a device
+            sys.stderr = nowhere
+            try:
+                regframe_main(line, standalone_mode=False)
+            finally:
+                sys.stderr = stderr
+        return out.read_bytes()
+
+    found = over_and_over(count, once)
+    found["left"] = sorted(p.name for p in folder.iterdir() if p.name.endswith(".partial"))
+    return found
+
+
+def cohort(jobs: int, kills: int, folder: Path, seed: int = 0, bad: float = 0.03) -> dict[str, Any]:
+    """A batch of small jobs, some of them bad, on two workers that are killed at random: what was lost or done twice."""
+    import tifffile
+
+    rng = random.Random(seed)
+    for name, image in zip(("fixed", "moving"), small_pair(), strict=True):
+        tifffile.imwrite(folder / f"{name}.tif", (image.data[0].numpy() * 255).clip(0, 255).astype(np.uint8))
+    (folder / "bad.tif").write_bytes((folder / "fixed.tif").read_bytes()[:200])
+    wrong = set(rng.sample(range(jobs), max(1, round(bad * jobs))))
+    fast = ("transform=affine", "optimizer.max_iter=4")
+    rows = [
+        Job(
+            id=f"j{k:04d}",
+            fixed=folder / "fixed.tif",
+            moving=folder / ("bad.tif" if k in wrong else "moving.tif"),
+            settings=fast,
+        )
+        for k in range(jobs)
+    ]
+    events: list[str] = []
+    stop = threading.Event()
+    killed = 0
+
+    def kill() -> None:
+        nonlocal killed
+        while killed < kills and not stop.wait(rng.uniform(1.0, 8.0)):
+            workers = [p for p in multiprocessing.active_children() if p.is_alive()]
+            if workers and len(events) > 0:
+                rng.choice(workers).kill()
+                killed += 1
+
+    killer = threading.Thread(target=kill)
+    began = time.monotonic()
+    killer.start()
+    try:
+        with pools.Cluster(workers=2) as pool:
+            outcomes = run_batch(
+                rows, folder / "out", pool, Limits(threads=1), progress=lambda e: events.append(f"{e.kind} {e.id}")
+            )
+    finally:
+        stop.set()
+        killer.join()
+    seconds = time.monotonic() - began
+    again = run_batch(rows, folder / "out", pools.InTurn(), Limits(threads=1))  # all is kept: nothing runs
+    with (folder / "out" / "summary.csv").open(encoding="utf-8") as file:
+        listed = [row["id"] for row in csv.DictReader(file)]
+    ended = [e for e in events if e.startswith("ended")]
+    maps = {hash_of(folder / "out" / row.id / "transform.ome.zarr") for k, row in enumerate(rows) if k not in wrong}
+    return {
+        "jobs": jobs,
+        "bad": len(wrong),
+        "killed_workers": killed,
+        "seconds": round(seconds, 1),
+        "done": sum(o.status == "done" for o in outcomes),
+        "failed_as_wanted": sum(o.status == "failed" for k, o in enumerate(outcomes) if k in wrong),
+        "lost": len({row.id for row in rows} - set(listed)) + sum(o.state == "pending" for o in outcomes),
+        "twice": len(ended) - len(set(ended)) + len(listed) - len(set(listed)),
+        "run_again": sum(not o.kept for o in again),
+        "different_maps": len(maps) - 1,
+        "left": sorted(p.name for p in (folder / "out").iterdir() if p.name.endswith((".partial", ".swept"))),
+    }
+
+
+def hash_of(folder: Path) -> str:
+    """A hash of the arrays of a stored map; its figures hold the time that the fit took."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.name != "zarr.json":
+            digest.update(str(path.relative_to(folder)).encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+# --------------------------------------------------------------------------------------------------- small, as tests
+
+
+def test_registrations_leave_nothing_behind() -> None:
+    found = registrations(3)
+    assert found["same_bytes"]
+    assert found["open_files"][1] <= found["open_files"][0] + 2  # the loop of zarr is opened once
+    records.record(benchmark="endurance registrations", **found)
+
+
+def test_carried_points_leave_nothing_behind(tmp_path: Path) -> None:
+    found = carried(6, tmp_path)
+    assert found["same_bytes"]
+    assert found["open_files"][1] <= found["open_files"][0]
+    assert found["left"] == []
+    records.record(benchmark="endurance points", **found)
+
+
+def main() -> int:
+    """The script."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--registrations", type=int, default=0)
+    parser.add_argument("--points", type=int, default=0)
+    parser.add_argument("--jobs", type=int, default=0)
+    parser.add_argument("--kills", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="regframe-endurance-") as name:
+        if options.registrations:
+            print(json.dumps({"registrations": registrations(options.registrations)}), flush=True)
+        if options.points:
+            print(json.dumps({"apply points": carried(options.points, Path(name))}), flush=True)
+        if options.jobs:
+            print(json.dumps({"batch": cohort(options.jobs, options.kills, Path(name), options.seed)}), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
