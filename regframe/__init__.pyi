@@ -4,6 +4,7 @@ from .config import Config as Config
 from .contracts import Adapter as Adapter
 from .contracts import Candidate as Candidate
 from .contracts import Fitted as Fitted
+from .contracts import Known as Known
 from .contracts import MapFormat as MapFormat
 from .contracts import Metric as Metric
 from .contracts import Progress as Progress
@@ -24,6 +25,9 @@ from .data import unit_ratio as unit_ratio
 from .evaluation import carry_points as carry_points
 from .evaluation import labels_at as labels_at
 from .evaluation import match_points as match_points
+from .fit.clouds import canvas as canvas
+from .fit.lbfgs import Descent as Descent
+from .fit.lbfgs import minimize as minimize
 from .formats.exchange import read_map as read_map
 from .formats.exchange import write_map as write_map
 from .hookspecs import hookimpl as hookimpl

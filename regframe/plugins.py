@@ -358,7 +358,7 @@ def find_adapter(source: Any, adapter: str | None = None, **options: Any) -> Ada
 
 
 def find_writer(reader: Adapter, data: Image | PointSet, path: Path, source: Any) -> Adapter:
-    """The adapter that writes what ``reader`` read: itself, or, where the name of the file is not its own, the one that states it.
+    """The adapter that writes what ``reader`` read: itself, or, where the file's name is not its own, the one that states it.
 
     Args:
         reader: the adapter that read and carried the data.

@@ -37,8 +37,8 @@ class _Region:
         wanted = (self.channels, *(r.stop - r.start for r in region))
         if array.shape != wanted or array.dtype != self.dtype:
             raise ValueError(
-                f"wanted pixels {wanted} of {self.dtype} from the adapter {self.adapter.name!r} for a region of level {self.level}, "
-                f"got {array.shape} of {array.dtype}"
+                f"wanted pixels {wanted} of {self.dtype} from the adapter {self.adapter.name!r} for a region of level "
+                f"{self.level}, got {array.shape} of {array.dtype}"
             )
         return array
 

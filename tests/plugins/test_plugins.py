@@ -19,6 +19,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -192,10 +193,11 @@ def test_hook_regframe_formats(install: Install) -> None:
 def test_every_hook_is_tested_and_documented() -> None:
     hooks = [name for name, f in vars(hookspecs).items() if hasattr(f, "regframe_spec")]
     assert set(hooks) == {hook for hook, _ in plugins._HOOKS.values()}
-    guide = (ROOT / "docs" / "plugins.md").read_text(encoding="utf-8")
+    guide, doors = ((ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8") for page in ("plugins", "doors"))
     for hook in hooks:
         assert f"test_hook_{hook}" in globals(), f"no test of {hook}"
         assert hook in guide, f"docs/plugins.md does not mention {hook}"
+        assert hook in ("regframe_adapters", "regframe_metrics", "regframe_formats") or f"def {hook}" in doors
 
 
 def test_the_guide_shows_the_example() -> None:
@@ -209,7 +211,7 @@ def test_the_guide_shows_the_example() -> None:
 
 
 def test_the_code_of_the_guide_runs(tmp_path: Path) -> None:
-    guide = (ROOT / "docs" / "plugins.md").read_text(encoding="utf-8")
+    guide = "".join((ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8") for page in ("plugins", "doors"))
     blocks = [block.partition("```")[0] for block in guide.split("```python\n")[1:]]
     space: dict[str, Any] = {}
     for block in blocks:
@@ -228,15 +230,51 @@ def test_the_code_of_the_guide_runs(tmp_path: Path) -> None:
     assert path.read_text() == "grains 1\n1.5 2.5\n3.0 4.0\n"
     for tests in (space["TestMyMetric"], space["TestGrains"]):  # the guide's own code passes what the guide demands
         assert not [(name, said) for name, status, said, _ in testing.run(tests) if status == "failed"]
+    assert space["regframe_solvers"]() == [space["ByMiddle"]]
+    assert space["regframe_starts"]() == [space["Turned"]]
+    failed = [kit_of_the_guide(space, kind, tmp_path) for kind in ("solver", "start", "slide")]
+    assert failed == [[], [], []]
+
+
+def kit_of_the_guide(space: dict[str, Any], kind: str, folder: Path) -> list[tuple[str, str]]:
+    """The checks that the guide's solver, start or slide reader fails."""
+    moving = rf.PointSet(
+        torch.rand((60, 2), dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 30, "um"
+    )
+    shift = rf.Affine(torch.tensor([[1.0, 0, 5], [0, 1, -3], [0, 0, 1]], dtype=torch.float64), "um", "um")
+    image = rf.Image(torch.rand((1, 20, 24)), rf.Grid((20, 24)))
+    turned = torch.tensor([[0.0, -1, 21], [1, 0, 2], [0, 0, 1]], dtype=torch.float64)
+
+    def sample(self: Any, place: Path) -> Path:
+        fine = np.random.default_rng(0).integers(0, 255, (2, 40, 50), dtype=np.uint8)
+        np.savez(place / "a.slide.npz", level_0=fine, level_1=fine[:, ::2, ::2])
+        return place / "a.slide.npz"
+
+    kit: dict[str, tuple[type, type, dict[str, Any]]] = {
+        "solver": (
+            testing.SolverTests,
+            space["ByMiddle"],
+            {"pair": lambda self: rf.Known(rf.move_points(moving, shift), moving, shift)},
+        ),
+        "start": (
+            testing.StartTests,
+            space["Turned"],
+            {"pair": lambda self: rf.Known(image, image, rf.Affine(turned))},
+        ),
+        "slide": (testing.AdapterTests, space["Tiles"], {"sample": sample, "sniffed": False}),
+    }
+    base, cls, members = kit[kind]
+    tests = type("Guide", (base,), {"make": lambda self: cls(), **members})
+    return [(name, said) for name, status, said, _ in testing.run(tests) if status == "failed"]
 
 
 def test_the_guide_names_every_check() -> None:
-    guide = (ROOT / "docs" / "plugins.md").read_text(encoding="utf-8")
-    kits = (testing.MetricTests, testing.AdapterTests)
+    guide, doors = ((ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8") for page in ("plugins", "doors"))
+    kits = (testing.MetricTests, testing.AdapterTests, testing.SolverTests, testing.StartTests, testing.FormatTests)
     checks = {name.removeprefix("test_") for kit in kits for name in dir(kit) if name.startswith("test_")}
     listed = {
         word
-        for line in guide.splitlines()
+        for line in (guide + doors).splitlines()
         if line.startswith("| `")
         for word in re.findall(r"`(\w+)`", line.split(" | ")[0])
     }
