@@ -60,6 +60,7 @@ _HOME = {
     "compose": "composition",
     "displacement_of": "maps.displacement",
     "find_adapter": "plugins",
+    "gate": "",
     "hookimpl": "hookspecs",
     "is_text": "io.text",
     "labels_at": "evaluation",

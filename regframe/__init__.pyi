@@ -1,3 +1,4 @@
+from . import gate as gate
 from . import ops as ops
 from .composition import compose as compose
 from .config import Config as Config

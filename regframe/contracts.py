@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
-from . import ops
+from . import gate, ops
 from .config import Config
 from .data import Grid, Image, PointSet, Pyramid
 from .maps.affine import Affine
@@ -54,6 +54,14 @@ class Adapter(Configured):
     sources."""
     remote: ClassVar[bool] = False
     """Whether it reads addresses (``s3://``, ``https://`` …), which it then gets as texts or as `regframe.Remote`."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Put what reads a source behind the gate: only regular files are opened, and whatever a library raises over a damaged
+        one becomes a `regframe.gate.FileError` in one sentence. Errors over objects in memory pass as they are."""
+        super().__init_subclass__(**options)
+        for name in ("open", "pyramid", "notes", "apply"):
+            if name in cls.__dict__:
+                setattr(cls, name, gate.guarded(cls.__dict__[name]))
 
     @abstractmethod
     def matches(self, source: Any) -> float:

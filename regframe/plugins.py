@@ -25,7 +25,7 @@ from typing import Any, Literal
 
 import pluggy
 
-from . import hookspecs
+from . import gate, hookspecs
 from .contracts import Adapter, Configured, MapFormat, Metric, Solver, Start
 from .data import Image, PointSet, Pyramid
 from .remote.address import Remote, is_address, locate
@@ -329,6 +329,7 @@ def find_adapter(source: Any, adapter: str | None = None, **options: Any) -> Ada
             raise FileNotFoundError(f"wanted an existing file or folder, got {str(path)!r}, which does not exist")
         if not os.access(path, os.R_OK):
             raise PermissionError(f"wanted a readable file or folder, got {str(path)!r}, which may not be read")
+        gate.check_file(path)
         if any(p.name.endswith(PARTIAL) and (p / PLAN).is_file() for p in (path, path.parent)):
             raise ValueError(
                 f"wanted a finished image, got {str(path)!r}, which a run of regframe left unfinished; run the same command "
@@ -425,7 +426,7 @@ def _confidence(entry: Entry, source: Any, options: dict[str, Any]) -> float:
         score = float(instance.matches(source))
     except RemoteError:  # no fault of the adapter
         raise
-    except Exception as error:  # noqa: BLE001 - third-party code must not take the other plug-ins down
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - third-party code must not take the other plug-ins down
         _warn(f"the adapter {entry.name!r} of {entry.provider} failed to look at {_describe(source)}: {_reason(error)}")
         return 0.0
     if not 0 <= score <= 1:

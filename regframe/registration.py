@@ -16,6 +16,7 @@ from .contracts import Fitted, Metric, Progress, Solver, Task
 from .data import Image, PointSet
 from .maps.affine import Affine
 from .result import Result
+from .solvers.far import brought_near, check_place
 from .starts.given import first_pose
 from .starts.landmarks import Landmarks
 from .verdict import Finding
@@ -78,12 +79,15 @@ def register(
     doubts = solver.check(task)
     for doubt in doubts:
         warnings.warn(f"regframe: {doubt.words}", UserWarning, stacklevel=2)
+    for side, data in (("fixed", task.fixed), ("moving", task.moving)):
+        check_place(data, side)
+    near, back = brought_near(task)
     # the caller may be inside torch.no_grad() or inference_mode(); the fit needs gradients all the same
     with torch.inference_mode(False), torch.enable_grad():
-        fitted, found = _fitted(solver, task)
+        fitted, found = _fitted(solver, near)
         if verdict.worst(found) == "fail":
-            fitted, found = _otherwise(solver, task, fitted, found)
-    return assembled(fitted, task, [*doubts, *found], time.perf_counter() - began)
+            fitted, found = _otherwise(solver, near, fitted, found)
+    return assembled(back(fitted), task, [*doubts, *found], time.perf_counter() - began)
 
 
 def _fitted(solver: Solver, task: Task) -> tuple[Fitted, list[Finding]]:

@@ -22,7 +22,7 @@ from .microscopes import SUFFIXES as _MICROSCOPES
 from .microscopes import microscope_kind, open_microscope
 from .ngff import is_zarr, open_zarr, write_zarr
 from .raster import open_raster, write_jpeg, write_png
-from .raw import Array, InMemory, Place, Raw, Region, Resolution, Stamp, check_level, readable, rows, stamp
+from .raw import Array, InMemory, Place, Raw, Region, Resolution, Stamp, check_level, check_npy, readable, rows, stamp
 from .series import only_series
 from .tiff import needs_stitching, open_tiff, write_tiff
 from .units import CONTRADICTION, ratio
@@ -72,8 +72,8 @@ class ImageAdapter(regframe.Adapter):
         labels: True where values are ids, which are never averaged.
         t: time point, where there are several.
         z: one plane of a stack, which makes the image 2D; an axis of one entry is no axis of the image in any case.
-        max_bytes: largest array to hold; above it the error asks for a coarser level. Sixteen times as much is read where
-            it is averaged over blocks.
+        max_bytes: largest array to hold, 4 GiB or what ``REGFRAME_MAX_BYTES`` says where None; above it the error asks for a
+            coarser level. Sixteen times as much is read where it is averaged over blocks.
         override: take ``spacing`` although the file declares another, which is an error otherwise; of a NIfTI file whose two
             orientations contradict each other take the sform.
         nodata: a value that stands for no data where all channels hold it, a number or ``"nan"``: such pixels have weight 0
@@ -98,7 +98,7 @@ class ImageAdapter(regframe.Adapter):
         labels: bool = False,
         t: int | None = None,
         z: int | None = None,
-        max_bytes: int = 4 << 30,
+        max_bytes: int | None = None,
         override: bool = False,
         nodata: float | str | None = None,
         mask: Any = None,
@@ -115,7 +115,7 @@ class ImageAdapter(regframe.Adapter):
         self.level = level
         self.labels = labels
         self.planes = {axis: index for axis, index in (("t", t), ("z", z)) if index is not None}
-        self.max_bytes = int(max_bytes)
+        self.max_bytes = regframe.gate.most_bytes() if max_bytes is None else int(max_bytes)
         if not isinstance(override, bool):
             raise ValueError(f"wanted override to be true or false, got {override!r}")
         self.override = override
@@ -340,6 +340,7 @@ class ImageAdapter(regframe.Adapter):
             return open_volume(path, kind, self.override), path.name
         if kind == "npy":
             with readable(path, "npy"):
+                check_npy(path)
                 mapped = np.load(path, mmap_mode="r", allow_pickle=False)
             chunk = rows(mapped.shape, 0, mapped.dtype.itemsize) if mapped.ndim else ()
             one = Resolution(mapped.shape, chunk, _Npy(path, stamp(path)))

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from .. import gate
 from ..io.paths import shown
 from ..io.text import decoded
 from ..remote.address import Remote
@@ -244,6 +245,7 @@ def read_manifest(path: Path, defaults: dict[str, Any] | None = None) -> tuple[J
         ManifestError: names every problem and its line. A missing input file is not a problem here: its job fails later.
         OSError: the manifest cannot be read.
     """
+    gate.check_file(path, folder=False)
     if path.stat().st_size > MAX_BYTES:
         raise ManifestError(
             f"wanted a manifest of at most {MAX_BYTES >> 20} MiB, got {path}, which is larger; split it"

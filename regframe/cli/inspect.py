@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..gate.screen import printable
 from ._common import (
     BadInput,
     adapter_options,
@@ -102,7 +103,12 @@ def info(
             value = ", ".join(f"{k} {_short(v)}" for k, v in value.items())
         elif isinstance(value, (list, tuple)):
             value = ", ".join(_short(v) for v in value)
-        click.echo(f"{name:<10} {value}")
+        _say(f"{name:<10} {value}")
+
+
+def _say(line: str) -> None:
+    """Print a line with words out of a file, which may not move the terminal's cursor."""
+    click.echo(printable(line))
 
 
 def _shares(found: dict[str, float]) -> str:
@@ -124,7 +130,7 @@ def _print_levels(levels: list[dict[str, Any]], unit: str) -> None:
         note = ", registered on" if level["registered_on"] else ""
         if note and max(level["averaged"]) > 1:
             note += f" averaged over {_short(level['averaged'])}"
-        click.echo(f"level {k:<4} {_short(level['shape'])} px of {_short(level['spacing'])} {unit}, {share}{note}")
+        _say(f"level {k:<4} {_short(level['shape'])} px of {_short(level['spacing'])} {unit}, {share}{note}")
 
 
 def _print_series(series: list[dict[str, Any]], _: str) -> None:
@@ -137,13 +143,13 @@ def _print_series(series: list[dict[str, Any]], _: str) -> None:
         spacing = f" of {_short(one['spacing'])} {one['unit']}" if known else ""
         role = "" if one["role"] == "image" else f", {one['role']}"
         mark = ", read" if one["read"] else ""
-        click.echo(f"series {one['number']:<3} {one['name'] or '(no name)'}: {size} px{spacing}{also}{role}{mark}")
+        _say(f"series {one['number']:<3} {one['name'] or '(no name)'}: {size} px{spacing}{also}{role}{mark}")
 
 
 def _print_notes(notes: list[str], _: str) -> None:
     """Print one line for each remark on how a file was read."""
     for note in notes:
-        click.echo(f"{'note':<10} {note}")
+        _say(f"{'note':<10} {note}")
 
 
 _LINES: dict[str, Callable[[Any, str], None]] = {

@@ -145,16 +145,13 @@ def _read(options: Mapping[str, Any]) -> list[Any]:
 
 def resolved_config(options: dict[str, Any]) -> Config:
     """The settings from the file, overridden by ``--set``, overridden by the options that have names of their own."""
-    import yaml
+    from .. import gate
 
     values: dict[str, Any] = {}
     path: Path | None = options["config_file"]
     if path is not None:
         with bad_input():
-            try:
-                values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-            except (yaml.YAMLError, UnicodeDecodeError) as error:
-                raise ValueError(f"wanted YAML in {path}, got: {error}") from error
+            values = gate.read_yaml(path) or {}
             if not isinstance(values, dict):
                 raise BadInput(f"wanted settings by name in {path}, got {type(values).__name__}")
         for extra in ("versions", "run"):  # entries of config.resolved.yaml that are not settings

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
-from .. import plugins, verdict
+from .. import gate, plugins, verdict
 from ..contracts import MapFormat, Side, Written
 from ..data import Grid, unit_ratio
 from ..evaluation import map_figures
@@ -205,6 +205,8 @@ def read_map(
     needed = chosen.files(path)[0]
     if not needed.exists():
         raise FileNotFoundError(f"wanted a file to import, got {str(needed)!r}, which does not exist")
+    for part in chosen.files(path):
+        gate.check_file(part)
     with _named(path):
         found = chosen.read(path, fixed, moving, to=to, unit=unit)
         if isinstance(found, Transform):

@@ -1,7 +1,8 @@
 """The solvers, one file or folder per kind of pair: ``images``, ``section`` (in a volume), ``points``, ``mixed`` (points, image).
 
 ``raster`` holds what all solvers that compare images share; ``preparation`` finds background, padding, printed marks and ink,
-``unseen`` what holds no data; ``recipes`` states, for each kind of pair, how its fit differs from the default.
+``unseen`` what holds no data; ``recipes`` states, for each kind of pair, how its fit differs from the default; ``far`` brings
+data near their origin.
 """
 
 from __future__ import annotations
