@@ -343,19 +343,27 @@ def _result_facts(path: Path) -> dict[str, Any]:
 @click.option(
     "--new", "new", metavar="NAME", help="Write a package with a metric, an adapter and their tests into ./NAME."
 )
+@click.option(
+    "--kind", "kinds", metavar="KIND", multiple=True,
+    help="What --new writes instead: metric, adapter, solver, start or format; may be repeated.",
+)  # fmt: skip
 @json_option
 @verbose_option
 @click.pass_context
-def plugins(ctx: click.Context, names: tuple[str, ...], check: bool, new: str | None, as_json: bool) -> None:
-    """List the adapters and metrics that are installed, and what is wrong with the plug-ins that are left out.
+def plugins(
+    ctx: click.Context, names: tuple[str, ...], check: bool, new: str | None, kinds: tuple[str, ...], as_json: bool
+) -> None:
+    """List what plug-ins provide: adapters, metrics, solvers, starts, formats of maps; and what is wrong with those left out.
 
-    With --check the kit of `regframe.testing` is run on them: on all, or on those of the NAMEs, each an adapter, a metric, an
+    With --check the kits of `regframe.testing` are run on them: on all, or on those of the NAMEs, each of a class, an
     entry point or a package. With --new a package to start from is written, which passes these checks.
     """
     if (check and new is not None) or (names and not check):
         raise BadInput("wanted either --check, with names or without, or --new NAME, got something else; see --help")
+    if kinds and new is None:
+        raise BadInput("wanted --new NAME beside --kind, got --kind alone; name the package to write")
     if new is not None:
-        _new(new, as_json)
+        _new(new, kinds, as_json)
         return
     if check:
         _check(ctx, names, as_json)
@@ -403,12 +411,12 @@ def _provided() -> Iterator[tuple[str, tuple[Entry, ...]]]:
         yield f"{kind}s", found.entries(kind)
 
 
-def _new(name: str, as_json: bool) -> None:
+def _new(name: str, kinds: tuple[str, ...], as_json: bool) -> None:
     """Write a new plug-in package and print what to do with it."""
     from ..testing import scaffold
 
     with bad_input():
-        folder = scaffold.new_plugin(name, Path.cwd())
+        folder = scaffold.new_plugin(name, Path.cwd(), kinds or scaffold.DEFAULT)
     files = sorted(str(path.relative_to(folder.parent)) for path in folder.rglob("*") if path.is_file())
     if as_json:
         emit_json({"folder": folder, "files": files})

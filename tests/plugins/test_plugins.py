@@ -261,7 +261,7 @@ def kit_of_the_guide(space: dict[str, Any], kind: str, folder: Path) -> list[tup
             space["Turned"],
             {"pair": lambda self: rf.Known(image, image, rf.Affine(turned))},
         ),
-        "slide": (testing.AdapterTests, space["Tiles"], {"sample": sample, "sniffed": False}),
+        "slide": (testing.AdapterTests, space["Tiles"], {"sample": sample}),
     }
     base, cls, members = kit[kind]
     tests = type("Guide", (base,), {"make": lambda self: cls(), **members})
