@@ -108,7 +108,7 @@ def check_installed(only: Collection[str] = ()) -> Iterator[Outcome]:
     """Run the kits on what plug-ins provide, each with its default options.
 
     Args:
-        only: names of adapters, metrics, entry points or packages to check; all where empty. ValueError for one that is
+        only: names of classes, entry points or packages to check; all where empty. ValueError for one that is
             not installed.
 
     A plug-in that is left out because it is broken is a failed check ``loads``. An adapter without a ``sample`` of its own
@@ -120,7 +120,7 @@ def check_installed(only: Collection[str] = ()) -> Iterator[Outcome]:
     unknown = sorted(set(only) - known)
     if unknown:
         raise ValueError(
-            f"wanted names of adapters, metrics or plug-ins that are installed ({', '.join(sorted(known)) or 'none'}), "
+            f"wanted names of classes or plug-ins that are installed ({', '.join(sorted(known)) or 'none'}), "
             f"got {', '.join(unknown)}"
         )
     return _outcomes(entries, providers, set(only))

@@ -66,7 +66,7 @@ def new_plugin(name: str, parent: Path, kinds: Sequence[str] = DEFAULT) -> Path:
     }
     aside = Path(tempfile.mkdtemp(prefix=f".{name}-", suffix=".partial", dir=parent))
     try:
-        for path, text in _files([kind for kind in PARTS if kind in kinds]).items():
+        for path, text in files([kind for kind in PARTS if kind in kinds]).items():
             file = aside / name / Template(path).substitute(words)
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(Template(text).substitute(words), encoding="utf-8")
@@ -115,7 +115,7 @@ def _imports(lines: Iterable[str]) -> str:
     return "".join("\n".join(block) + "\n\n" for block in blocks)
 
 
-def _files(kinds: Sequence[str]) -> dict[str, str]:
+def files(kinds: Sequence[str]) -> dict[str, str]:
     """Contents of the files of a package with classes of these kinds, by path."""
     parts = [PARTS[kind] for kind in kinds]
     what = " and ".join(part.what for part in parts)
