@@ -6,10 +6,10 @@ import dataclasses
 import math
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -36,6 +36,8 @@ _SUFFIXES = (
     *_VOLUMES,
 )  # fmt: skip
 """Suffixes by which a file whose content tells nothing is still taken for a damaged image."""
+_WRITTEN = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".zarr", *_VOLUMES)
+"""Suffixes under which images are written."""
 _TIFFS = (".tif", ".tiff", ".svs", ".ndpi", ".scn")
 """Suffixes under which a TIFF is looked for before a Zarr store, in a remote store where each look costs a request."""
 _TIFF_MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -83,6 +85,7 @@ class ImageAdapter(regframe.Adapter):
     """
 
     name = "image"
+    writes: ClassVar[Mapping[type, tuple[str, ...]]] = {regframe.Image: _WRITTEN}
     remote = True
 
     def __init__(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -28,6 +29,9 @@ class PointsAdapter(regframe.Adapter):
     """
 
     name = "points"
+    writes: ClassVar[Mapping[type, tuple[str, ...]]] = {
+        regframe.PointSet: (".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz")
+    }
 
     def __init__(self, columns: str | None = None, unit: str | None = None) -> None:
         if columns is not None and not isinstance(columns, str):

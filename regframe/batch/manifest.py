@@ -154,7 +154,7 @@ class Job(BaseModel):
         }
         named |= {name: getattr(self, name) for name in ("fixed_landmarks", "moving_landmarks")}
         named |= {name: getattr(self, name) for name in ("fixed_mask", "moving_mask")}
-        named["init"] = None if self.init in ("auto", "identity") else Path(self.init)
+        named["init"] = Path(self.init) if Path(self.init).is_absolute() else None
         for i, (kind, path, _) in enumerate(self.applied()):
             named[f"apply_{kind}:{i}"] = path
         return {name: path for name, path in named.items() if path is not None}
@@ -336,12 +336,17 @@ def _values(row: dict[str, str], folder: Path, defaults: dict[str, Any], encodin
     """The cells of a row that are not blank, with absolute paths."""
     values: dict[str, Any] = {name: cell.strip() for name, cell in row.items() if cell.strip()}
     for name, value in values.items():
-        if name in _PATHS or (name == "init" and value not in ("auto", "identity")):
+        if name in _PATHS or (name == "init" and not _names_start(folder, value)):
             values[name] = named(folder, row[name], encoding)
         elif name in _PATH_LISTS:
             values[name] = several(folder, row[name], encoding)
     own = _list(values.get("set", ""))
     return {**defaults, **values, "set": (*defaults.get("set", ()), *own)}
+
+
+def _names_start(folder: Path, value: str) -> bool:
+    """Whether a value of ``init`` is the name of a start, as ``regframe register`` will look up, and no file."""
+    return re.fullmatch(r"[\w-]+", value) is not None and not (folder / value).exists()
 
 
 def _problem(item: Any) -> str:
