@@ -22,7 +22,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 FITS := tests/fit tests/starts tests/solvers tests/stack tests/test_register.py tests/plugins/test_cells.py tests/plugins/test_volumes.py
 
 # tests that run the compiled code, for `make test-sanitized`: with memory watched, and with threads watched
-SANITIZED := tests/test_ops.py tests/test_host.py tests/test_bounds.py tests/fit tests/maps
+SANITIZED := tests/test_ops.py tests/test_host.py tests/fit tests/maps
 RACES := tests/test_host.py tests/test_ops.py
 
 .PHONY: install demo test test-slow test-isa test-sanitized lint bench clean distclean
