@@ -11,7 +11,11 @@ ROOT = Path(__file__).resolve().parent
 STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020a000000000000"
 # sanitizers of gcc to build with, e.g. address,undefined or thread: for `make test-sanitized`, which loads their runtime first
 SANITIZE = os.environ.get("REGFRAME_SANITIZE", "")
-CHECKED = [f"-fsanitize={SANITIZE}", "-fno-omit-frame-pointer", "-fno-sanitize-recover=undefined", "-O1", "-g1"] if SANITIZE else []
+CHECKED = (
+    [f"-fsanitize={SANITIZE}", "-fno-omit-frame-pointer", "-fno-sanitize-recover=undefined", "-O1", "-g1"]
+    if SANITIZE
+    else []
+)
 if "thread" in SANITIZE:
     CHECKED.append("-DREGFRAME_JOINED_THREADS")  # see csrc/cpu/velocity.h
 PREFIX = f"-ffile-prefix-map={ROOT}/="  # keeps build paths out of error messages
