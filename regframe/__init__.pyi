@@ -1,10 +1,17 @@
+from . import gate as gate
 from . import ops as ops
 from .composition import compose as compose
 from .config import Config as Config
 from .contracts import Adapter as Adapter
+from .contracts import Candidate as Candidate
+from .contracts import Fitted as Fitted
+from .contracts import Known as Known
 from .contracts import MapFormat as MapFormat
 from .contracts import Metric as Metric
 from .contracts import Progress as Progress
+from .contracts import Solver as Solver
+from .contracts import Start as Start
+from .contracts import Task as Task
 from .contracts import Written as Written
 from .data import OME_UNITS as OME_UNITS
 from .data import Grid as Grid
@@ -19,6 +26,9 @@ from .data import unit_ratio as unit_ratio
 from .evaluation import carry_points as carry_points
 from .evaluation import labels_at as labels_at
 from .evaluation import match_points as match_points
+from .fit.clouds import canvas as canvas
+from .fit.lbfgs import Descent as Descent
+from .fit.lbfgs import minimize as minimize
 from .formats.exchange import read_map as read_map
 from .formats.exchange import write_map as write_map
 from .hookspecs import hookimpl as hookimpl
@@ -64,6 +74,7 @@ from .report import write_report as write_report
 from .result import Result as Result
 from .slides.levels import choose_level as choose_level
 from .slides.levels import read_level as read_level
+from .slides.reader import PyramidAdapter as PyramidAdapter
 from .slides.refine import refine as refine
 from .slides.warp import SlideOptions as SlideOptions
 from .slides.warp import SlideWarp as SlideWarp
@@ -72,5 +83,6 @@ from .stack.align import Stack as Stack
 from .stack.align import StackOptions as StackOptions
 from .stack.align import align_stack as align_stack
 from .starts.landmarks import landmarks as landmarks
+from .verdict import Finding as Finding
 
 __version__: str

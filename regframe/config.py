@@ -55,6 +55,10 @@ class Config(Section):
     transform: str = Field("lddmm", description="model of the map: one that the solver of the pair offers")
     metric: str = "auto"
     metric_options: dict[str, Any] = Field(default_factory=dict)
+    init: str = Field("auto", description="where the fit begins: auto (a search), or the name of a start")
+    init_options: dict[str, Any] = Field(default_factory=dict)
+    solver: str = Field("auto", description="which solver registers the pair: auto (the surest), or the name of one")
+    solver_options: dict[str, Any] = Field(default_factory=dict)
     device: str = "cpu"
     seed: int = Field(0, ge=0)
     n_slices: int | None = Field(

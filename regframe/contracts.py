@@ -1,20 +1,22 @@
 """The abstract classes that a plug-in implements, and the records that are passed to and returned by them.
 
 `Adapter` reads, moves and writes one modality; `Metric` compares two sides; `MapFormat` reads and writes a map in another
-program's file; `Solver` registers one kind of pair. ``docs/plugins.md`` leads from an empty folder to an installed plug-in.
+program's file; `Solver` registers one kind of pair; `Start` says where a fit begins. ``docs/plugins.md`` leads from an empty
+folder to an installed plug-in.
 """
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
-from . import ops
+from . import gate, ops
 from .config import Config
 from .data import Grid, Image, PointSet, Pyramid
 from .maps.affine import Affine
@@ -25,12 +27,41 @@ Side = Literal["fixed", "moving"]
 """Name of one side of a pair. Where an argument is called ``to``, it is the side whose space positions are mapped into."""
 
 
-class Adapter(ABC):
-    """One modality. An instance holds its options, which are the keyword arguments of ``__init__``, validated there."""
+class Configured(ABC):
+    """What every class of a plug-in has: a name, and options, which are the keyword arguments of its ``__init__``."""
 
     name: ClassVar[str]
+    """The word that users type."""
+
+    def options(self) -> dict[str, Any]:
+        """Keyword arguments that make an equal instance; they are recorded in results.
+
+        Here: the attributes that are named as the parameters of ``__init__`` are. Override it where options are kept otherwise.
+        """
+        try:
+            named = inspect.signature(type(self)).parameters
+        except (TypeError, ValueError):  # a class without a signature
+            return {}
+        return {name: getattr(self, name) for name in named if hasattr(self, name)}
+
+
+class Adapter(Configured):
+    """One modality. An instance holds its options, which are the keyword arguments of ``__init__``, validated there."""
+
+    writes: ClassVar[Mapping[type, tuple[str, ...]]] = {}
+    """Ends of file names (small letters, with the dot) under which `save` writes an `Image` or a `PointSet`. What goes to a file
+    with another end is written by the adapter that states it; an adapter that states none writes only under the end of its own
+    sources."""
     remote: ClassVar[bool] = False
     """Whether it reads addresses (``s3://``, ``https://`` …), which it then gets as texts or as `regframe.Remote`."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Put what reads a source behind the gate: only regular files are opened, and whatever a library raises over a damaged
+        one becomes a `regframe.gate.FileError` in one sentence. Errors over objects in memory pass as they are."""
+        super().__init_subclass__(**options)
+        for name in ("open", "pyramid", "notes", "apply"):
+            if name in cls.__dict__:
+                setattr(cls, name, gate.guarded(cls.__dict__[name]))
 
     @abstractmethod
     def matches(self, source: Any) -> float:
@@ -79,17 +110,16 @@ class Adapter(ABC):
         return None
 
 
-class Metric(ABC):
+class Metric(Configured):
     """A scalar measure of mismatch between two sides: lower is better, differentiable in the warped side."""
 
-    name: ClassVar[str]
     accepts: ClassVar[tuple[type, type]] = (Image, Image)
     likelihood: ClassVar[bool] = False
     """True where the value already is a mean negative log-likelihood per unit weight, in nats (minus mutual information, say):
     the solver then multiplies it by the number of observations and estimates no noise level. False where the scale of the value
     is arbitrary."""
 
-    def prepare(self, fixed: Image | PointSet, moving: Image | PointSet) -> None:  # noqa: B027 - optional, not abstract
+    def prepare(self, fixed: Image | PointSet, moving: Image | PointSet) -> None:
         """Precompute what depends on the two sides alone (scales, features); called once per pyramid level; optional."""
 
     @abstractmethod
@@ -150,14 +180,13 @@ class Written:
     resample: dict[str, list[float]] = field(default_factory=dict)
 
 
-class MapFormat(ABC):
+class MapFormat(Configured):
     """A map in the file of another program.
 
     The keyword arguments of ``__init__`` are the format's own options; each has a default, and ``__init__`` validates them. The
     first line of a subclass's docstring names the files and the programs that read them; it is shown in the command line's help.
     """
 
-    name: ClassVar[str]
     suffixes: ClassVar[tuple[str, ...]] = ()
     """Ends of file names (lower case, with the dot) by which this format is chosen where the user names none."""
     default_unit: ClassVar[str | None] = "mm"
@@ -239,8 +268,8 @@ class Task:
         fixed: the side that stays where it is.
         moving: the side that is mapped onto ``fixed``.
         metric: the measure to compare by; None leaves the choice to the solver.
-        start: where the fit begins, as the argument ``init`` of `regframe.register` takes it (an earlier `Result` already
-            replaced by its affine map).
+        start: where the fit begins: ``"auto"`` where the solver is to search, `regframe.landmarks`, or an affine `Transform`, the
+            first pose of a `Start` or the affine map of an earlier `Result`.
         config: all settings.
         progress: called after every step, or None.
     """
@@ -302,10 +331,26 @@ class Otherwise:
     finding: Finding
 
 
-class Solver(ABC):
+@dataclass(frozen=True)
+class Known:
+    """A small pair whose map is known, by which ``regframe plugins --check`` and `regframe.testing` test.
+
+    Args:
+        fixed: the side that stays where it is.
+        moving: the side that is mapped onto ``fixed``.
+        transform: the map that is right, moving → fixed, between the units of the two sides.
+        tolerance: largest error, as a share of the diagonal of the fixed side's canvas, that a right map may have.
+    """
+
+    fixed: Image | PointSet
+    moving: Image | PointSet
+    transform: Transform
+    tolerance: float = 0.005
+
+
+class Solver(Configured):
     """One kind of pair: what is compared, where the fit begins, what is minimised, and when the resulting map is trusted."""
 
-    name: ClassVar[str]
     models: ClassVar[tuple[str, ...]]
     """Models of a map that this solver can fit: the words that ``transform`` accepts for a pair of this kind."""
 
@@ -330,4 +375,47 @@ class Solver(ABC):
 
     def otherwise(self, task: Task) -> Otherwise | None:
         """The pair in another form, which is tried where the verdict on this one is ``fail``, or None; optional."""
+        return None
+
+    @classmethod
+    def sample(cls) -> Known | None:
+        """A small pair of this kind and its map, which ``regframe plugins --check`` has it find, or None; optional."""
+        return None
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A pose from which a fit may begin.
+
+    Args:
+        matrix: ``A`` ``[D+1, D+1]`` float64, moving → fixed, between the physical units of the two sides; components in the
+            order (z,) y, x. None where ``landmarks`` say it.
+        evidence: nats by which it is better than a pose taken by chance, or None where that is not known.
+        landmarks: moving and fixed positions ``[N, D]`` each that the pose was made of, or None. The pose then is their
+            least-squares map of the model that is asked for, and with ``config.sigma_landmarks`` the fit is held to them.
+        words: what is to be said of it, in a sentence, or empty.
+    """
+
+    matrix: Tensor | None = None
+    evidence: float | None = None
+    landmarks: tuple[Tensor, Tensor] | None = None
+    words: str = ""
+
+
+class Start(Configured):
+    """Where a fit begins: what ``init`` takes by name, beside ``auto``, which leaves the search to the solver."""
+
+    @abstractmethod
+    def find(self, task: Task) -> list[Candidate]:
+        """Poses for a pair, best first; the fit begins at the first one, made the nearest one of the model asked for.
+
+        ``task.start`` is ``"auto"`` here. Raises ValueError, in one sentence, where there is none.
+        """
+
+    @classmethod
+    def sample(cls, folder: Path) -> tuple[dict[str, Any], Known] | None:
+        """Options and a small pair for which they give the right start, with files in ``folder``, or None; optional.
+
+        ``regframe plugins --check`` has it found; ``Known.tolerance`` is that of the start.
+        """
         return None

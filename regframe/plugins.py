@@ -1,8 +1,9 @@
 """Finds installed plug-ins, looks their classes up by name, and names the packages that clash; `open`, `open_pyramid`, `metric`.
 
-A plug-in is a module named by an entry point of the group ``regframe`` (see `regframe.hookspecs`). The adapters and metrics that
-ship with regframe are plug-ins too. All modules are imported when a name is first looked up. A module that cannot be imported,
-whose hook raises, or whose hook returns something other than classes is left out with a `PluginWarning` that names it.
+A plug-in is a module named by an entry point of the group ``regframe`` (see `regframe.hookspecs`). What ships with regframe,
+the adapters, metrics, solvers, starts and formats, are plug-ins too. All modules are imported when a name is first looked
+up. A module that cannot be imported, whose hook raises, or whose hook returns something other than classes is left out with
+a `PluginWarning` that names it. A class whose name regframe has already is used only as ``DISTRIBUTION/NAME``.
 
 ``REGFRAME_DISABLE_PLUGINS`` holds a comma-separated list of entry-point names to leave out; ``all`` stands for every
 plug-in that another distribution than regframe provides.
@@ -11,6 +12,7 @@ plug-in that another distribution than regframe provides.
 from __future__ import annotations
 
 import functools
+import importlib
 import inspect
 import os
 import warnings
@@ -23,8 +25,8 @@ from typing import Any, Literal
 
 import pluggy
 
-from . import hookspecs
-from .contracts import Adapter, Metric
+from . import gate, hookspecs
+from .contracts import Adapter, Configured, MapFormat, Metric, Solver, Start
 from .data import Image, PointSet, Pyramid
 from .remote.address import Remote, is_address, locate
 from .remote.errors import RemoteError
@@ -42,12 +44,19 @@ PARTIAL, PLAN = ".partial", "plan.json"
 """Suffix of the folder of an unfinished output (see `regframe.slides.warp`), and the file in it by which such a folder is
 recognised."""
 
-Kind = Literal["adapter", "metric"]
+Kind = Literal["adapter", "metric", "solver", "start", "format"]
 
 _HOOKS: dict[Kind, tuple[str, type]] = {
     "adapter": ("regframe_adapters", Adapter),
     "metric": ("regframe_metrics", Metric),
+    "solver": ("regframe_solvers", Solver),
+    "start": ("regframe_starts", Start),
+    "format": ("regframe_formats", MapFormat),
 }
+KINDS: tuple[Kind, ...] = tuple(_HOOKS)
+"""Kinds of classes that plug-ins provide, each through a hook of its own."""
+_LATER: frozenset[Kind] = frozenset({"solver", "start", "format"})
+"""Kinds whose hooks regframe's own modules are only asked when one is looked up: they import the engine, and formats of files."""
 
 
 _options: weakref.WeakKeyDictionary[Any, dict[str, Any]] = (
@@ -68,7 +77,7 @@ class Entry:
     """One class that a plug-in provides.
 
     Args:
-        kind: ``"adapter"`` or ``"metric"``.
+        kind: ``"adapter"``, ``"metric"``, ``"solver"``, ``"start"`` or ``"format"``.
         name: what users type.
         cls: the class.
         provider: ``"distribution version (entry point)"``.
@@ -78,6 +87,16 @@ class Entry:
     name: str
     cls: type
     provider: str
+
+    @property
+    def distribution(self) -> str:
+        """Name of the package that provides it."""
+        return self.provider.partition(" ")[0]
+
+    @property
+    def shipped(self) -> bool:
+        """Whether it comes with regframe."""
+        return self.distribution == GROUP
 
     @property
     def summary(self) -> str:
@@ -102,6 +121,9 @@ class Provider:
         problems: one sentence for each fault; not empty for ``"broken"``.
         adapters: names of the adapters it provides.
         metrics: names of the metrics it provides.
+        solvers: names of the solvers it provides.
+        starts: names of the starts it provides.
+        formats: names of the formats it provides.
     """
 
     name: str
@@ -111,21 +133,61 @@ class Provider:
     problems: tuple[str, ...] = ()
     adapters: tuple[str, ...] = ()
     metrics: tuple[str, ...] = ()
+    solvers: tuple[str, ...] = ()
+    starts: tuple[str, ...] = ()
+    formats: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of all the classes it provides."""
+        return (*self.adapters, *self.metrics, *self.solvers, *self.starts, *self.formats)
 
 
 def providers() -> tuple[Provider, ...]:
     """Every installed plug-in, disabled and broken ones included."""
-    return _discover()[0]
+    found: list[Provider] = []
+    asked = [entry for kind in _HOOKS for entry in entries(kind)]
+    for provider in _discover().providers:
+        whole = f"{provider.distribution} ({provider.name})"
+        names = {f"{kind}s": tuple(e.name for e in asked if e.provider == whole and e.kind == kind) for kind in _HOOKS}
+        problems = (*provider.problems, *_later_problems().get(whole, ()))
+        found.append(replace(provider, **names, problems=problems, status="broken" if problems else provider.status))  # type: ignore[arg-type]
+    return tuple(found)
+
+
+def entries(kind: Kind) -> tuple[Entry, ...]:
+    """Every class of a kind that was found, sorted by name; a name that two packages provide has two entries."""
+    found = [entry for entry in _discover().entries if entry.kind == kind]
+    if kind in _LATER:
+        found += _own(kind)[1]
+    return tuple(sorted(found, key=lambda e: (e.name, e.provider)))
 
 
 def adapters() -> tuple[Entry, ...]:
     """Every adapter that was found, sorted by name; a name that two packages provide has two entries."""
-    return tuple(entry for entry in _discover()[1] if entry.kind == "adapter")
+    return entries("adapter")
 
 
 def metrics() -> tuple[Entry, ...]:
     """Every metric that was found, sorted by name; a name that two packages provide has two entries."""
-    return tuple(entry for entry in _discover()[1] if entry.kind == "metric")
+    return entries("metric")
+
+
+def chosen_by_default(kind: Kind) -> tuple[Entry, ...]:
+    """The classes of a kind that are used without being named: none whose name belongs to another one.
+
+    Those that ship with regframe come first, in the order in which its hooks return them; strangers' follow by name.
+    """
+    found = [entry for entry in entries(kind) if _owner(entry) is entry]
+    order = [entry.cls for entry in (_own(kind)[1] if kind in _LATER else _discover().entries)]
+    return tuple(
+        sorted(found, key=lambda e: (not e.shipped, order.index(e.cls) if e.shipped and e.cls in order else 0, e.name))
+    )
+
+
+def _owner(entry: Entry) -> Entry:
+    """The one of all classes of this kind and name that the name alone stands for: the one that ships with regframe, if any."""
+    return next((e for e in entries(entry.kind) if e.name == entry.name and e.shipped), entry)
 
 
 def store() -> Any:
@@ -143,7 +205,9 @@ def store() -> Any:
 
 def refresh() -> None:
     """Forget all plug-ins, so that the next look-up searches again (for packages installed while the process runs)."""
+    importlib.invalidate_caches()  # folders are listed anew, even where they changed within the clock's grain
     _discover.cache_clear()
+    _own.cache_clear()
 
 
 def adapter(name: str, **options: Any) -> Adapter:
@@ -154,6 +218,75 @@ def adapter(name: str, **options: Any) -> Adapter:
 def metric(name: str, **options: Any) -> Metric:
     """The metric called ``name`` with these options; PluginError where there is no such metric or option."""
     return _build(_lookup("metric", name), options)  # type: ignore[no-any-return]
+
+
+def start(name: str, **options: Any) -> Start:
+    """The start called ``name`` with these options; PluginError where there is no such start or option."""
+    return _build(_lookup("start", name), options)  # type: ignore[no-any-return]
+
+
+def solver(name: str, **options: Any) -> Solver:
+    """The solver called ``name`` with these options; PluginError where there is no such solver or option."""
+    return _build(_lookup("solver", name), options)  # type: ignore[no-any-return]
+
+
+def format_named(name: str) -> type[MapFormat]:
+    """The class of the format of maps called ``name``; PluginError where there is no such format."""
+    return _lookup("format", name).cls
+
+
+def find_solver(fixed: Image | PointSet, moving: Image | PointSet, **options: Any) -> Solver:
+    """The solver that is surest a pair is of its kind; of equally sure ones the one that ships with regframe.
+
+    Args:
+        fixed: the side that stays where it is.
+        moving: the side that is mapped onto ``fixed``.
+        options: of the solver.
+
+    Raises PluginError where no solver takes the pair, or strangers' solvers are equally sure of it.
+    """
+    rated = [(_rated(entry, fixed, moving), entry) for entry in chosen_by_default("solver")]
+    best = max((score for score, _ in rated), default=0.0)
+    pair = f"{_described(fixed)} as fixed and {_described(moving)} as moving side"
+    if best <= 0:
+        left_out = [p for p in providers() if p.status != "ok"]
+        out = "".join(f"; left out is {p.name} of {p.distribution} ({p.status})" for p in left_out)
+        raise PluginError(
+            f"wanted a pair that a solver registers, got {pair}; there is {_listing(entry for _, entry in rated)}{out}: "
+            "install or enable a package that provides one for this kind of pair, or open a side in another form"
+        )
+    surest = [entry for score, entry in rated if score == best]
+    surest = [entry for entry in surest if entry.shipped] or surest
+    if len(surest) > 1 and not surest[0].shipped:
+        raise PluginError(
+            f"wanted one solver for {pair}, but {_listing(surest)} are equally sure of it; name one with solver=..."
+        )
+    return _build(surest[0], options)  # type: ignore[no-any-return]
+
+
+def _rated(entry: Entry, fixed: Image | PointSet, moving: Image | PointSet) -> float:
+    """How sure a solver is of a pair, 0 … 1; 0, with a warning, where it fails to say or cannot be built without options."""
+    if required_options(entry):
+        return 0.0
+    try:
+        score = float(entry.cls().matches(fixed, moving))
+    except (Exception, SystemExit) as error:
+        if entry.shipped:
+            raise
+        _warn(f"the solver {entry.name!r} of {entry.provider} failed to look at a pair: {_reason(error)}")
+        return 0.0
+    if not 0 <= score <= 1:
+        _warn(f"the solver {entry.name!r} of {entry.provider} rates its confidence {score}, not from 0 to 1")
+        return 0.0
+    return score
+
+
+def _described(side: Image | PointSet) -> str:
+    """One side of a pair in a word or two."""
+    if isinstance(side, Image):
+        return f"{side.grid.ndim}D image"
+    word = "points" if type(side) is PointSet else f"points ({type(side).__name__})"
+    return f"{side.ndim}D {word}"
 
 
 def open(source: Any, adapter: str | None = None, **options: Any) -> Image | PointSet:
@@ -196,6 +329,7 @@ def find_adapter(source: Any, adapter: str | None = None, **options: Any) -> Ada
             raise FileNotFoundError(f"wanted an existing file or folder, got {str(path)!r}, which does not exist")
         if not os.access(path, os.R_OK):
             raise PermissionError(f"wanted a readable file or folder, got {str(path)!r}, which may not be read")
+        gate.check_file(path)
         if any(p.name.endswith(PARTIAL) and (p / PLAN).is_file() for p in (path, path.parent)):
             raise ValueError(
                 f"wanted a finished image, got {str(path)!r}, which a run of regframe left unfinished; run the same command "
@@ -208,7 +342,7 @@ def find_adapter(source: Any, adapter: str | None = None, **options: Any) -> Ada
                 f"wanted a file on this disk for the adapter {adapter!r}, got {str(source)!r}; download it"
             )
         return _build(named, options)  # type: ignore[no-any-return]
-    found = tuple(entry for entry in adapters() if not far or getattr(entry.cls, "remote", False))
+    found = tuple(entry for entry in chosen_by_default("adapter") if not far or getattr(entry.cls, "remote", False))
     scores = sorted(((_confidence(entry, source, options), entry) for entry in found), key=lambda pair: -pair[0])
     if not scores or scores[0][0] <= 0:
         raise PluginError(
@@ -221,7 +355,43 @@ def find_adapter(source: Any, adapter: str | None = None, **options: Any) -> Ada
             f"wanted one adapter for {_describe(source)}, but {_listing(best)} are equally sure of it; "
             "name one with adapter=..."
         )
-    return _build(_lookup("adapter", best[0].name), options)  # type: ignore[no-any-return]
+    return _build(best[0], options)  # type: ignore[no-any-return]
+
+
+def find_writer(reader: Adapter, data: Image | PointSet, path: Path, source: Any) -> Adapter:
+    """The adapter that writes what ``reader`` read: itself, or, where the file's name is not its own, the one that states it.
+
+    Args:
+        reader: the adapter that read and carried the data.
+        data: what is to be written.
+        path: the name to write under.
+        source: what the reader read.
+
+    Raises PluginError where the end of the name belongs to another kind of data, or nobody states it.
+    """
+    kind: type[Image] | type[PointSet] = Image if isinstance(data, Image) else PointSet
+    name = path.name.lower()
+    found = adapters()
+    if any(entry.cls is type(reader) and entry.shipped for entry in found) or _states(type(reader), kind, name):
+        return reader
+    for entry in chosen_by_default("adapter"):
+        if entry.cls is not type(reader) and _states(entry.cls, kind, name) and not required_options(entry):
+            return _build(entry, {})  # type: ignore[no-any-return]
+    suffix = "".join(Path(str(source)).suffixes[-1:]).lower() if isinstance(source, (str, os.PathLike)) else ""
+    if not type(reader).writes and suffix and name.endswith(suffix):
+        return reader
+    stated = {end for entry in found for end in getattr(entry.cls, "writes", {}).get(kind, ())}
+    ends = sorted(stated | ({suffix} if suffix else set()))
+    word = "images" if kind is Image else "points"
+    raise PluginError(
+        f"wanted a name that {word} are written under ({', '.join(ends)}), got {path.name!r}; take one of these"
+    )
+
+
+def _states(cls: type, kind: type, name: str) -> bool:
+    """Whether an adapter states that it writes this kind of data under this name."""
+    ends = getattr(cls, "writes", {}).get(kind, ())
+    return bool(ends) and name.endswith(tuple(ends))
 
 
 def _check_remote(where: Remote) -> None:
@@ -256,7 +426,7 @@ def _confidence(entry: Entry, source: Any, options: dict[str, Any]) -> float:
         score = float(instance.matches(source))
     except RemoteError:  # no fault of the adapter
         raise
-    except Exception as error:  # noqa: BLE001 - third-party code must not take the other plug-ins down
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - third-party code must not take the other plug-ins down
         _warn(f"the adapter {entry.name!r} of {entry.provider} failed to look at {_describe(source)}: {_reason(error)}")
         return 0.0
     if not 0 <= score <= 1:
@@ -266,8 +436,10 @@ def _confidence(entry: Entry, source: Any, options: dict[str, Any]) -> float:
 
 
 def _lookup(kind: Kind, name: str) -> Entry:
-    entries = [entry for entry in _discover()[1] if entry.kind == kind]
-    found = [entry for entry in entries if entry.name == name]
+    """The class called ``name`` or ``DISTRIBUTION/NAME``; PluginError where there is none, or several have that name."""
+    known = entries(kind)
+    package, _, word = name.rpartition("/")
+    found = [entry for entry in known if entry.name == word and (not package or entry.distribution == package)]
     if not found:
         left_out = [p for p in providers() if p.status != "ok"]
         also = (
@@ -275,18 +447,20 @@ def _lookup(kind: Kind, name: str) -> Entry:
             if left_out
             else ""
         )
-        raise PluginError(f"wanted the name of {_article(kind)}, got {name!r}; there is {_listing(entries)}{also}")
-    if len({entry.cls for entry in found}) > 1:
+        raise PluginError(f"wanted the name of {_article(kind)}, got {name!r}; there is {_listing(known)}{also}")
+    own = [entry for entry in found if entry.shipped]
+    if not own and len({entry.cls for entry in found}) > 1:
         culprits = " and ".join(entry.provider for entry in found)
+        either = " or ".join(f"{entry.distribution}/{entry.name}" for entry in found)
         raise PluginError(
-            f"wanted one {kind} called {name!r}, but {culprits} each provide one; "
-            f"leave one out with {DISABLE}=ENTRY_POINT (there is {_listing(entries)})"
+            f"wanted one {kind} called {name!r}, but {culprits} each provide one; take {either}, or "
+            f"leave one out with {DISABLE}=ENTRY_POINT (there is {_listing(known)})"
         )
-    return found[0]
+    return (own or found)[0]
 
 
 def _article(kind: Kind) -> str:
-    return "an adapter" if kind == "adapter" else "a metric"
+    return f"an {kind}" if kind == "adapter" else f"a {kind}"
 
 
 def _listing(entries: Iterable[Entry]) -> str:
@@ -330,8 +504,11 @@ def _build(entry: Entry, options: dict[str, Any]) -> Any:
 
 
 def options_of(instance: Any) -> dict[str, Any]:
-    """The options with which `adapter` or `metric` built this instance; empty for an instance made in another way."""
-    return dict(_options.get(instance, {}))
+    """The options with which this instance was built here; for one made in another way those that it says itself."""
+    if instance in _options:
+        return dict(_options[instance])
+    said = instance.options() if isinstance(instance, Configured) and callable(instance.options) else {}
+    return dict(said) if isinstance(said, dict) else {}
 
 
 # ---- discovery ----------------------------------------------------------------------------------------------------
@@ -342,12 +519,30 @@ def _entry_points() -> tuple[EntryPoint, ...]:
     return tuple(entry_points(group=GROUP))
 
 
+@dataclass(frozen=True)
+class _Found:
+    """What one search found.
+
+    Args:
+        providers: every entry point, without the names of the classes that are looked up later.
+        entries: the classes, without those of regframe's own `_LATER` kinds.
+        modules: regframe's own modules and the names of the hooks that they implement, with their provider.
+        manager: the pluggy manager that all modules are registered with.
+    """
+
+    providers: tuple[Provider, ...]
+    entries: tuple[Entry, ...]
+    modules: tuple[tuple[Any, frozenset[str], str], ...]
+    manager: pluggy.PluginManager
+
+
 @functools.cache
-def _discover() -> tuple[tuple[Provider, ...], tuple[Entry, ...]]:
+def _discover() -> _Found:
     manager = pluggy.PluginManager(GROUP)
     manager.add_hookspecs(hookspecs)
     found: list[Provider] = []
     entries: list[Entry] = []
+    own: list[tuple[Any, frozenset[str], str]] = []
     disabled = {name.strip() for name in os.environ.get(DISABLE, "").split(",") if name.strip()}
     seen: set[str] = {"all"}
     for point in sorted(_entry_points(), key=lambda p: (_package(p), p.name)):
@@ -356,17 +551,17 @@ def _discover() -> tuple[tuple[Provider, ...], tuple[Entry, ...]]:
         if point.name in disabled or ("all" in disabled and _package(point) != GROUP):
             found.append(replace(provider, status="disabled"))
             continue
-        problems, provided = _load(manager, point)
-        entries += provided
-        found.append(
-            replace(
-                provider,
-                status="broken" if problems else "ok",
-                problems=tuple(problems),
-                adapters=tuple(e.name for e in provided if e.kind == "adapter"),
-                metrics=tuple(e.name for e in provided if e.kind == "metric"),
-            )
-        )
+        module, hooks, problems = _load(manager, point)
+        whole = f"{provider.distribution} ({provider.name})"
+        ours = _package(point) == GROUP
+        if ours and module is not None:
+            own.append((module, hooks, whole))
+        for kind, (hook, _) in _HOOKS.items():
+            if hook in hooks and not (ours and kind in _LATER):
+                faults, provided = _ask(manager, module, kind, whole)
+                problems += faults
+                entries += provided
+        found.append(replace(provider, status="broken" if problems else "ok", problems=tuple(problems)))
     # warnings come last: where a filter turns the first one into an exception, the search is complete nevertheless
     messages = [
         f"the plug-in {p.name!r} of {p.distribution} is left out in part or in whole: {problem}"
@@ -377,26 +572,74 @@ def _discover() -> tuple[tuple[Provider, ...], tuple[Entry, ...]]:
     if unknown:
         names = ", ".join(sorted(seen - {"all"})) or "none"
         messages.append(f"{DISABLE} names {', '.join(unknown)}, but the plug-ins installed are {names}")
+    messages += _taken(
+        entries, [e for kind in _LATER if _strange(entries, kind) for e in _asked(manager, own, kind)[1]]
+    )
     for message in messages:
         _warn(message)
-    return tuple(found), tuple(sorted(entries, key=lambda e: (e.kind, e.name, e.provider)))
+    return _Found(tuple(found), tuple(entries), tuple(own), manager)
 
 
-def _load(manager: pluggy.PluginManager, point: EntryPoint) -> tuple[list[str], list[Entry]]:
-    """Import one plug-in and call its hooks; returns its faults, one sentence each, and the classes that it provides."""
-    provider = f"{_distribution(point)} ({point.name})"
-    problems: list[str] = []
+def _strange(entries: Iterable[Entry], kind: Kind) -> bool:
+    """Whether a stranger provides a class of this kind."""
+    return any(entry.kind == kind and not entry.shipped for entry in entries)
+
+
+def _taken(entries: Iterable[Entry], more: Iterable[Entry]) -> list[str]:
+    """A sentence for every stranger's class that has the name of one of regframe's."""
+    own = {(entry.kind, entry.name): entry for entry in (*entries, *more) if entry.shipped}
+    return [
+        f"the {one.kind} {one.name!r} of {one.provider} has the name of one of {own[one.kind, one.name].provider}, which is used;"
+        f" {one.distribution}/{one.name} picks the other"
+        for one in entries
+        if not one.shipped and (one.kind, one.name) in own
+    ]
+
+
+def _asked(
+    manager: pluggy.PluginManager, modules: Iterable[tuple[Any, frozenset[str], str]], kind: Kind
+) -> tuple[dict[str, list[str]], list[Entry]]:
+    """What modules provide of a kind: faults by provider, and the classes in the order in which the hooks return them."""
+    faults: dict[str, list[str]] = {}
     provided: list[Entry] = []
+    for module, hooks, whole in modules:
+        if _HOOKS[kind][0] in hooks:
+            problems, classes = _ask(manager, module, kind, whole)
+            provided += classes
+            if problems:
+                faults[whole] = problems
+    return faults, provided
+
+
+@functools.cache
+def _own(kind: Kind) -> tuple[dict[str, list[str]], list[Entry]]:
+    """What regframe's own modules provide of a `_LATER` kind (see `_asked`)."""
+    found = _discover()
+    return _asked(found.manager, found.modules, kind)
+
+
+def _later_problems() -> dict[str, tuple[str, ...]]:
+    """Faults of regframe's own modules that only show when a `_LATER` kind is looked up, by provider."""
+    out: dict[str, tuple[str, ...]] = {}
+    for kind in _LATER:
+        for whole, problems in _own(kind)[0].items():
+            out[whole] = (*out.get(whole, ()), *problems)
+    return out
+
+
+def _load(manager: pluggy.PluginManager, point: EntryPoint) -> tuple[Any, frozenset[str], list[str]]:
+    """Import one plug-in: its module or None, the hooks that it implements, and its faults, one sentence each."""
     try:
         module = point.load()
     except (Exception, SystemExit) as error:  # noqa: BLE001 - third-party code must not take the other plug-ins down
-        return [f"it cannot be imported: {_reason(error)}"], []
+        return None, frozenset(), [f"it cannot be imported: {_reason(error)}"]
     hooks = {hook for hook, _ in _HOOKS.values()}
     try:
         implemented = {name for name in dir(module) if manager.parse_hookimpl_opts(module, name) is not None}
         manager.register(module, name=f"{_package(point)}:{point.name}")
     except Exception as error:  # noqa: BLE001 - as above
-        return [f"it cannot be registered: {_reason(error)}"], []
+        return None, frozenset(), [f"it cannot be registered: {_reason(error)}"]
+    problems: list[str] = []
     if implemented - hooks:
         problems.append(
             f"it implements {', '.join(sorted(implemented - hooks))}, which no hook is called; "
@@ -404,25 +647,29 @@ def _load(manager: pluggy.PluginManager, point: EntryPoint) -> tuple[list[str], 
         )
     if not implemented:
         problems.append(f"it implements no hook: mark {' or '.join(sorted(hooks))} with @regframe.hookimpl")
+    return module, frozenset(implemented & hooks), problems
+
+
+def _ask(manager: pluggy.PluginManager, module: Any, kind: Kind, provider: str) -> tuple[list[str], list[Entry]]:
+    """Call one hook of one module: its faults, one sentence each, and the classes that it returns."""
+    hook, base = _HOOKS[kind]
     others = [plugin for plugin in manager.get_plugins() if plugin is not module]
-    for kind, (hook, base) in _HOOKS.items():
-        if hook not in implemented:
+    try:
+        answers = manager.subset_hook_caller(hook, others)()
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - third-party code must not take the other plug-ins down
+        return [f"its hook {hook} raised: {_reason(error)}"], []
+    problems: list[str] = []
+    provided: list[Entry] = []
+    for answer in answers:
+        if not isinstance(answer, (list, tuple)):
+            problems.append(f"its hook {hook} returned {_short(answer)}, not a list of classes")
             continue
-        try:
-            answers = manager.subset_hook_caller(hook, others)()
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - as above
-            problems.append(f"its hook {hook} raised: {_reason(error)}")
-            continue
-        for answer in answers:
-            if not isinstance(answer, (list, tuple)):
-                problems.append(f"its hook {hook} returned {_short(answer)}, not a list of classes")
-                continue
-            for cls in answer:
-                fault = _fault(cls, base)
-                if fault:
-                    problems.append(f"its hook {hook} returned {_short(cls)}, {fault}")
-                else:
-                    provided.append(Entry(kind, cls.name, cls, provider))
+        for cls in answer:
+            fault = _fault(cls, base)
+            if fault:
+                problems.append(f"its hook {hook} returned {_short(cls)}, {fault}")
+            else:
+                provided.append(Entry(kind, cls.name, cls, provider))
     return problems, provided
 
 
@@ -434,7 +681,7 @@ def _fault(cls: Any, base: type) -> str | None:
     if missing:
         return f"which lacks {', '.join(sorted(missing))}"
     name = getattr(cls, "name", None)
-    if not isinstance(name, str) or not name or any(c.isspace() or c in "=,:" for c in name):
+    if not isinstance(name, str) or not name or any(c.isspace() or c in "=,:/" for c in name):
         return f"whose name is {name!r} instead of one word"
     accepts = getattr(cls, "accepts", None)
     if base is Metric and accepts not in ((Image, Image), (PointSet, PointSet)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 import warnings
 from collections.abc import Callable, Iterable
@@ -13,8 +14,10 @@ from . import plugins, verdict
 from .config import Config
 from .contracts import Fitted, Metric, Progress, Solver, Task
 from .data import Image, PointSet
+from .maps.affine import Affine
 from .result import Result
-from .solvers import BUILT_IN
+from .solvers.far import brought_near, check_place
+from .starts.given import first_pose
 from .starts.landmarks import Landmarks
 from .verdict import Finding
 from .versions import versions
@@ -26,7 +29,7 @@ def register(
     *,
     metric: Metric | str | None = None,
     transform: str | None = None,
-    init: Any = "auto",
+    init: Any = None,
     config: Config | None = None,
     device: str | None = None,
     progress: Callable[[Progress], None] | None = None,
@@ -42,8 +45,9 @@ def register(
             ``metrics["metric"]`` of the result says which metric was used and why.
         transform: model of the map, simplest first: ``rigid``, ``similarity``, ``affine`` or ``lddmm`` (affine plus a smooth
             bend); ``config.transform`` where None.
-        init: where the fit begins: ``"auto"`` (a search over turn, mirror and shift), ``"identity"``, `regframe.landmarks`, an
-            affine `Transform` from moving to fixed, or an earlier `Result`, of which only the affine part is used.
+        init: where the fit begins: ``"auto"`` (a search over turn, mirror and shift), the name of a start (``"identity"`` …),
+            `regframe.landmarks`, an affine `Transform` from moving to fixed, or an earlier `Result`, of which only the affine
+            part is used; ``config.init`` where None. The settings of the result state it, so that they repeat the run.
         config: all settings that have no argument here; the defaults where None.
         device: where the fit runs; only ``cpu`` today; ``config.device`` where None.
         progress: called with a `Progress` after every step of the fit.
@@ -53,14 +57,19 @@ def register(
     """
     began = time.perf_counter()
     config = settled(config, metric, transform=transform, device=device)
+    config, start = _started(config, init)
     task = Task(
         fixed=_opened(fixed),
         moving=_opened(moving),
         metric=_measure(metric, config),
-        start=init.affine if isinstance(init, Result) else init,
+        start=start,
         config=config,
         progress=progress,
     )
+    if isinstance(start, str) and start != "auto":
+        task = dataclasses.replace(
+            task, start=first_pose(start, config.init_options, dataclasses.replace(task, start="auto"))
+        )
     solver = _solver(task)
     if config.transform not in solver.models:
         raise ValueError(
@@ -70,12 +79,15 @@ def register(
     doubts = solver.check(task)
     for doubt in doubts:
         warnings.warn(f"regframe: {doubt.words}", UserWarning, stacklevel=2)
+    for side, data in (("fixed", task.fixed), ("moving", task.moving)):
+        check_place(data, side)
+    near, back = brought_near(task)
     # the caller may be inside torch.no_grad() or inference_mode(); the fit needs gradients all the same
     with torch.inference_mode(False), torch.enable_grad():
-        fitted, found = _fitted(solver, task)
+        fitted, found = _fitted(solver, near)
         if verdict.worst(found) == "fail":
-            fitted, found = _otherwise(solver, task, fitted, found)
-    return assembled(fitted, task, [*doubts, *found], time.perf_counter() - began)
+            fitted, found = _otherwise(solver, near, fitted, found)
+    return assembled(back(fitted), task, [*doubts, *found], time.perf_counter() - began)
 
 
 def _fitted(solver: Solver, task: Task) -> tuple[Fitted, list[Finding]]:
@@ -133,7 +145,7 @@ def settled(config: Config | None, metric: Metric | str | None, **changes: str |
 
 def models() -> tuple[str, ...]:
     """Every model of a map that at least one solver offers: the words that ``transform`` accepts."""
-    return tuple(dict.fromkeys(model for solver in BUILT_IN for model in solver.models))
+    return tuple(dict.fromkeys(model for entry in plugins.chosen_by_default("solver") for model in entry.cls.models))  # type: ignore[attr-defined]
 
 
 def _measure(metric: Metric | str | None, config: Config) -> Metric | None:
@@ -154,10 +166,30 @@ def _opened(source: Any) -> Image | PointSet:
 
 
 def _solver(task: Task) -> Solver:
-    """The solver whose `matches` returns the highest confidence for this pair; of equal ones the first in `BUILT_IN`."""
-    solvers = [cls() for cls in BUILT_IN]
-    sure = [solver.matches(task.fixed, task.moving) for solver in solvers]
-    return solvers[sure.index(max(sure))]
+    """The solver that the settings name, or the one that is surest this is its kind of pair."""
+    options = task.config.solver_options
+    if task.config.solver != "auto":
+        return plugins.solver(task.config.solver, **options)
+    return plugins.find_solver(task.fixed, task.moving, **options)
+
+
+def _started(config: Config, init: Any) -> tuple[Config, Any]:
+    """The settings with the argument ``init`` written into them, and the start as `Task` has it, or the name of one.
+
+    What a file of settings cannot name is written into them as numbers: an affine map, and pairs of landmarks.
+    """
+    if init is None:
+        return config, config.init
+    if isinstance(init, Result):
+        init = init.affine
+    said: dict[str, Any] = {"init": init if isinstance(init, str) else "given", "init_options": {}}
+    if isinstance(init, str):
+        said["init_options"] = config.init_options if init == config.init else {}
+    elif isinstance(init, Landmarks):
+        said = {"init": "landmarks", "init_options": {"moving": init.moving.tolist(), "fixed": init.fixed.tolist()}}
+    elif isinstance(init, Affine):
+        said = {"init": "matrix", "init_options": {"rows": init.matrix.tolist()}}
+    return Config.model_validate(config.model_dump() | said), init
 
 
 def assembled(fitted: Fitted, task: Task, findings: Iterable[Finding], seconds: float) -> Result:

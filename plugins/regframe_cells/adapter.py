@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -52,6 +52,7 @@ class CellsAdapter(regframe.Adapter):
     """
 
     name = "cells"
+    writes: ClassVar[Mapping[type, tuple[str, ...]]] = {regframe.PointSet: (".parquet", ".h5ad")}
 
     def __init__(
         self,

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -18,6 +19,8 @@ import torch
 from numpy.typing import NDArray
 
 import regframe
+
+from .sizes import check_parquet
 
 Array = NDArray[np.float64]
 
@@ -299,6 +302,7 @@ def _read_parquet(path: Path) -> Any:
             f"wanted pandas and pyarrow to read {path.name!r}, got no {error.name}; install regframe[tables]"
         ) from error
     with _readable(path, "a Parquet table"), regframe.native_path(path) as native:
+        check_parquet(path, native)
         return pandas.read_parquet(native)
 
 
@@ -310,6 +314,8 @@ def _readable(path: Path, kind: str) -> Iterator[None]:
     except FileNotFoundError:
         raise
     except Exception as error:  # the readers document no exceptions
+        if str(error).startswith("wanted "):
+            raise
         raise ValueError(f"wanted {kind}, got {str(path)!r}, which cannot be read as one ({_reason(error)})") from error
 
 
@@ -323,6 +329,7 @@ def _read_anndata(path: Path, genes: bool, scales: bool) -> tuple[Any, dict[str,
         raise ImportError(
             f"wanted anndata to read {path.name!r}, got no {error.name}; install regframe[anndata]"
         ) from error
+    regframe.gate.check_hdf5(path)
     with _readable(path, "an AnnData file"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of files in an older format: whoever reads them cannot help it
         with h5py.File(path, "r") as file:
@@ -345,7 +352,7 @@ def _read_anndata(path: Path, genes: bool, scales: bool) -> tuple[Any, dict[str,
 
 def _from_frame(frame: Any, columns: str | None, unit: str | None, name: str) -> Cells:
     names = [_word(column) for column in frame.columns]
-    twice = sorted({n for n in names if names.count(n) > 1})
+    twice = sorted(n for n, count in Counter(names).items() if count > 1)
     if twice:
         raise ValueError(f"wanted distinct column names in {name!r}, got {_join(twice)} more than once; rename them")
     known = _layout(names) if columns is None else None

@@ -6,10 +6,10 @@ import dataclasses
 import math
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from .microscopes import SUFFIXES as _MICROSCOPES
 from .microscopes import microscope_kind, open_microscope
 from .ngff import is_zarr, open_zarr, write_zarr
 from .raster import open_raster, write_jpeg, write_png
-from .raw import Array, InMemory, Place, Raw, Region, Resolution, Stamp, check_level, readable, rows, stamp
+from .raw import Array, InMemory, Place, Raw, Region, Resolution, Stamp, check_level, check_npy, readable, rows, stamp
 from .series import only_series
 from .tiff import needs_stitching, open_tiff, write_tiff
 from .units import CONTRADICTION, ratio
@@ -36,6 +36,8 @@ _SUFFIXES = (
     *_VOLUMES,
 )  # fmt: skip
 """Suffixes by which a file whose content tells nothing is still taken for a damaged image."""
+_WRITTEN = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".zarr", *_VOLUMES)
+"""Suffixes under which images are written."""
 _TIFFS = (".tif", ".tiff", ".svs", ".ndpi", ".scn")
 """Suffixes under which a TIFF is looked for before a Zarr store, in a remote store where each look costs a request."""
 _TIFF_MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -70,8 +72,8 @@ class ImageAdapter(regframe.Adapter):
         labels: True where values are ids, which are never averaged.
         t: time point, where there are several.
         z: one plane of a stack, which makes the image 2D; an axis of one entry is no axis of the image in any case.
-        max_bytes: largest array to hold; above it the error asks for a coarser level. Sixteen times as much is read where
-            it is averaged over blocks.
+        max_bytes: largest array to hold, 4 GiB or what ``REGFRAME_MAX_BYTES`` says where None; above it the error asks for a
+            coarser level. Sixteen times as much is read where it is averaged over blocks.
         override: take ``spacing`` although the file declares another, which is an error otherwise; of a NIfTI file whose two
             orientations contradict each other take the sform.
         nodata: a value that stands for no data where all channels hold it, a number or ``"nan"``: such pixels have weight 0
@@ -83,6 +85,7 @@ class ImageAdapter(regframe.Adapter):
     """
 
     name = "image"
+    writes: ClassVar[Mapping[type, tuple[str, ...]]] = {regframe.Image: _WRITTEN}
     remote = True
 
     def __init__(
@@ -95,7 +98,7 @@ class ImageAdapter(regframe.Adapter):
         labels: bool = False,
         t: int | None = None,
         z: int | None = None,
-        max_bytes: int = 4 << 30,
+        max_bytes: int | None = None,
         override: bool = False,
         nodata: float | str | None = None,
         mask: Any = None,
@@ -112,7 +115,7 @@ class ImageAdapter(regframe.Adapter):
         self.level = level
         self.labels = labels
         self.planes = {axis: index for axis, index in (("t", t), ("z", z)) if index is not None}
-        self.max_bytes = int(max_bytes)
+        self.max_bytes = regframe.gate.most_bytes() if max_bytes is None else int(max_bytes)
         if not isinstance(override, bool):
             raise ValueError(f"wanted override to be true or false, got {override!r}")
         self.override = override
@@ -337,6 +340,7 @@ class ImageAdapter(regframe.Adapter):
             return open_volume(path, kind, self.override), path.name
         if kind == "npy":
             with readable(path, "npy"):
+                check_npy(path)
                 mapped = np.load(path, mmap_mode="r", allow_pickle=False)
             chunk = rows(mapped.shape, 0, mapped.dtype.itemsize) if mapped.ndim else ()
             one = Resolution(mapped.shape, chunk, _Npy(path, stamp(path)))

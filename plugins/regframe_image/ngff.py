@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 import zarr
 from zarr.codecs import BloscCodec
-from zarr.storage import LocalStore, ZipStore
+from zarr.storage import LocalStore
 
 import regframe
+from regframe.gate.zarrs import check_array, open_gated, store_at
 
 from .axes import letter
-from .checked import open_checked
 from .colour import RGB, is_picture
 from .ome import Declared, from_ome
 from .raw import (
@@ -55,7 +55,7 @@ _MEMBERS = 400
 _AT_ONCE = 16
 """Chunks of a remote store that are asked for at the same time: an answer takes tens of milliseconds, whatever its size."""
 _OVERHEAD = 1 << 20
-"""Bytes that a chunk of a remote store may have beside twice its pixels: headers, and the index of a shard."""
+"""Bytes that a chunk may have beside twice its pixels: headers, and the index of a shard."""
 _CHUNK = 1024
 """Pixels along y and x of the chunks that `write_zarr` writes: about a megabyte of 8 bits, one read of a viewer."""
 _COARSEST = 512
@@ -164,7 +164,9 @@ def _image(path: Place, member: _Member) -> Raw:
         first = {a: v if np.isfinite(v) else 0.0 for a, v in size.origin(numbers[k][1], factor).items()}
         step = size.spacing(numbers[k][0], factor)
         levels.append(Resolution(tuple(array.shape), _chunk(path, array), read, step, first, factor))
-    shown = [c for c in (member.attributes.get("omero") or {}).get("channels") or () if isinstance(c, dict)]
+    omero = member.attributes.get("omero")
+    listed_ = omero.get("channels") if isinstance(omero, dict) else ()
+    shown = [c for c in (listed_ if isinstance(listed_, list) else ()) if isinstance(c, dict)]
     names, colors = [c.get("label") for c in shown], [str(c.get("color") or "").upper() for c in shown]
     dtype = np.dtype(arrays[0].dtype)
     return Raw(
@@ -251,19 +253,19 @@ class ZarrRegion:
 
 
 def _opened(path: Place, identity: Stamp, key: str) -> Any:
-    """One array of a store; of a remote one no chunk is taken that is larger than it can be."""
+    """One array of a store, of which no chunk is taken that is larger than it can be."""
     check_unchanged(_stamp(path, key), identity, "store")
-    array = open_checked(_store(path), key)
-    if not isinstance(path, regframe.Remote):
-        return array
-    nbytes = math.prod(array.shards or array.chunks) * np.dtype(array.dtype).itemsize
-    return open_checked(regframe.RemoteZarr(path, 2 * nbytes + _OVERHEAD), key)
+    array = open_gated(_store(path), key)
+    most = 2 * math.prod(array.shards or array.chunks) * np.dtype(array.dtype).itemsize + _OVERHEAD
+    return open_gated(
+        regframe.RemoteZarr(path, most) if isinstance(path, regframe.Remote) else store_at(path, most), key
+    )
 
 
 def _store(path: Place) -> Any:
     if isinstance(path, regframe.Remote):
         return regframe.RemoteZarr(path)
-    return LocalStore(path, read_only=True) if path.is_dir() else ZipStore(path, mode="r", read_only=True)
+    return store_at(path)
 
 
 def _names_in(path: Place, node: Any) -> str:
@@ -294,6 +296,8 @@ def _inside(path: Place, key: Any) -> str:
 def _chunk(path: Place, array: Any) -> tuple[int, ...]:
     """Pixels per axis that are decoded together: an inner chunk where there are shards."""
     chunk = tuple(int(n) for n in array.chunks)
+    with readable(path, "Zarr"):
+        check_array(array)
     check_chunk(path, "a chunk", chunk, array.shape, np.dtype(array.dtype).itemsize)
     return tuple(min(n, max(m, 1)) for n, m in zip(chunk, array.shape, strict=True))
 
@@ -357,6 +361,7 @@ def _companion(path: Place) -> list[Declared]:
             xml = far.read_bytes(_XML) if far.is_file() else b""
         elif path.is_dir():
             beside = path / "OME" / "METADATA.ome.xml"
+            regframe.gate.check_inside(beside, path)
             xml = beside.read_bytes() if beside.is_file() and beside.stat().st_size <= _XML else b""
         else:
             with zipfile.ZipFile(path) as archive:

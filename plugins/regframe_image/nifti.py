@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import os
 import struct
 import threading
@@ -12,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
+import regframe
 
 from .raw import Array
 from .units import CONTRADICTION
@@ -52,16 +53,15 @@ class Header:
 
 def read_header(path: Path) -> Header:
     """The orientation in the header of a NIfTI-1 or NIfTI-2 file, plain or gzipped; FAULTS where there is none."""
-    with path.open("rb") as plain:
-        packed = plain.read(2) == b"\x1f\x8b"
-    with gzip.open(path) if packed else path.open("rb") as file:
-        head = file.read(540)
+    head = regframe.gate.head_of(path, 540)
     order = "<" if struct.unpack_from("<i", head)[0] in (348, 540) else ">"
     second = struct.unpack_from(order + "i", head)[0] == 540
     dim, datatype, codes, quatern, rows, pixdim, kind = (
         (16, 12, 344, 352, 400, 104, "d") if second else (40, 70, 252, 256, 280, 76, "f")
     )
     sizes = struct.unpack_from(order + ("8q" if second else "8h"), head, dim)
+    if not 1 <= sizes[0] <= 7 or min(sizes[1 : 1 + sizes[0]]) < 1:
+        raise ValueError(f"dim is {list(sizes)}, not the number of axes and their sizes")
     thin = np.array([i >= sizes[0] or sizes[i + 1] <= 1 for i in range(3)])
     qcode, scode = struct.unpack_from(order + ("2i" if second else "2h"), head, codes)
     steps = struct.unpack_from(f"{order}4{kind}", head, pixdim)

@@ -13,6 +13,8 @@ import imagecodecs
 import numpy as np
 from PIL import Image as Pillow
 
+import regframe
+
 from .makers import profile_note
 from .raw import Array, Raw, readable
 
@@ -23,6 +25,10 @@ _ORIENTATION = 0x0112
 """The EXIF tag that says how a camera was held: 1 is upright."""
 _JPEG_QUALITY = 95
 """The highest that Pillow's documentation recommends: above it files grow with hardly any gain."""
+
+_DENSEST = {"PNG": 1032, "JPEG": 1500}
+"""Bytes of pixels that one byte of a file can hold at most: deflate's limit; of JPEG a block of 8 × 8 pixels that is blank, whose
+colours have a quarter of its resolution, in about a bit."""
 
 _KEPT = {
     "L": "yx", "I;16": "yx", "I;16B": "yx", "I;16L": "yx", "I": "yx", "F": "yx", "RGB": "yxs",
@@ -38,6 +44,7 @@ def open_raster(path: Path, kind: str, labels: bool) -> Raw:
             mode, size = image.mode, image.size
             transparent = "transparency" in image.info
             profile = image.info.get("icc_profile")
+            progressive = bool(image.info.get("progressive"))
             # of a PNG, Pillow looks for it behind the pixels, which it would decode first
             orientation = image.getexif().get(_ORIENTATION, 1) if kind == "JPEG" else 1
         deep = _png_sample_layout(path) if kind == "PNG" else None
@@ -61,8 +68,10 @@ def open_raster(path: Path, kind: str, labels: bool) -> Raw:
         dtype = np.asarray(Pillow.new(target, (1, 1))).dtype
 
     shape = (size[1], size[0]) + ((channels,) if channels > 1 else ())
+    # a progressive JPEG is held as coefficients of 16 bits beside its pixels
+    held = size[0] * size[1] * channels * dtype.itemsize * (1 + 2 * progressive)
     names = ("red", "green", "blue") if channels in (3, 4) else ()
-    read = _Decode(path, kind, deep is not None, "" if deep is not None else target)
+    read = _Decode(path, kind, deep is not None, "" if deep is not None else target, size, held)
     return Raw.whole(
         shape,
         dtype,
@@ -84,15 +93,21 @@ class _Decode:
         kind: its format, in Pillow's words.
         deep: True for several channels of 16 bits, which Pillow would cut to 8.
         mode: Pillow's mode to convert to, chosen from the header.
+        size: columns and rows that the header declares.
+        held: bytes that decoding takes.
     """
 
     path: Path
     kind: str
     deep: bool
     mode: str
+    size: tuple[int, int]
+    held: int
 
     def __call__(self) -> Array:
         with readable(self.path, self.kind, also=_PILLOW):
+            there, what = self.path.stat().st_size, f"{self.size[0]} x {self.size[1]} pixels"
+            regframe.gate.check_declared(self.path.name, what, self.held, there, _DENSEST[self.kind])
             if self.deep:
                 return np.asarray(imagecodecs.png_decode(self.path.read_bytes()))
             with _own_limit(), Pillow.open(self.path, formats=(self.kind,)) as image:

@@ -37,8 +37,8 @@ _PADDING = 4
 a coarse level is smaller than one tile."""
 
 FAULTS: tuple[type[Exception], ...] = (
-    OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, RuntimeError, EOFError, struct.error, zlib.error,
-    zipfile.BadZipFile,
+    OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, RuntimeError, ArithmeticError, EOFError, struct.error,
+    zlib.error, zipfile.BadZipFile,
 )  # fmt: skip
 """Exceptions that libraries raise over a file that is damaged, cut short or not of the format that its name says."""
 
@@ -190,17 +190,20 @@ def unreadable(path: Place, kind: str, error: BaseException, where: str = "") ->
 
 @contextmanager
 def readable(path: Place, kind: str, where: str = "", also: tuple[type[Exception], ...] = ()) -> Iterator[None]:
-    """Turn the `FAULTS` of a library, and ``also`` its own exceptions, into the one sentence of `unreadable`.
+    """Turn what a library raises over a file into the one sentence of `unreadable`: `FAULTS`, ``also`` its own exceptions, and
+    whatever else `regframe.gate` takes for the file's fault.
 
     A ValueError that begins with "wanted" is a sentence of ours already and passes as it is, and so does what went wrong on the
     way to a remote store.
     """
     try:
         yield
-    except (*FAULTS, *also) as error:
-        if isinstance(error, regframe.RemoteError) or (
-            isinstance(error, ValueError) and str(error).startswith("wanted")
-        ):
+    except MemoryError as error:
+        raise unreadable(path, kind, error, where) from error
+    except Exception as error:
+        ours = isinstance(error, ValueError) and str(error).startswith("wanted")
+        known = isinstance(error, (*FAULTS, *also)) and not isinstance(error, regframe.RemoteError)
+        if ours or (not known and regframe.gate.passes(error)):
             raise
         raise unreadable(path, kind, error, where) from error
 
@@ -265,3 +268,14 @@ def reduction(full: Sequence[int], level: Sequence[int]) -> tuple[float, ...]:
         whole = max(1, round(n / m))
         factors.append(float(whole) if abs(n / whole - m) < 1 else n / m)
     return tuple(factors)
+
+
+def check_npy(path: Path) -> None:
+    """ValueError, half a sentence, where an npy file is shorter than the array that its header declares."""
+    with path.open("rb") as file:
+        version = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(file)
+        there = path.stat().st_size - file.tell()
+    if any(n < 0 for n in shape) or math.prod(shape) * dtype.itemsize > there:
+        raise ValueError(f"its header declares shape {shape} of {dtype}, and {there} bytes follow")

@@ -43,6 +43,7 @@ from .raw import (
     stamp,
 )
 from .series import Found, choose, listed, role_of, told
+from .tiffcheck import check_tiff
 from .units import calibrate, is_step, length
 
 _SEGMENT = 1 << 31
@@ -217,6 +218,7 @@ def opened(path: Place) -> Iterator[tifffile.TiffFile]:
     """A TIFF on this disk, or under an address, of which only what is needed is read."""
     if not isinstance(path, regframe.Remote):
         with tifffile.TiffFile(path) as file:
+            check_tiff(path, file)
             yield file
         return
     with (

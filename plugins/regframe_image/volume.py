@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import gzip
 import math
 import re
 import struct
 import warnings
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +17,8 @@ import numpy as np
 import regframe
 
 from .colour import RGB
+from .headers import HEADER as _HEADER
+from .headers import fields_of
 from .nifti import check_orientation, nearest_upright, read_header, sheared
 from .raw import Array, Raw, needed, readable, unreadable
 from .units import calibrate
@@ -27,8 +27,6 @@ SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".mha")
 _TURNED = 0.02
 """Sine of the angle between an axis of the file and its axis of space above which the reader says that it leaves the turn
 out: 0.02, about 1°, moves the ends of a volume of 100 pixels by one pixel from its middle."""
-_HEADER = 1 << 16
-"""Bytes within which the text header of NRRD and MetaImage ends, and which a NIfTI file may have beside its pixels."""
 _NIFTI_1_HEADER = 348
 """Bytes of a NIfTI-1 header, its first number; a NIfTI-2 header has `_NIFTI_2_HEADER`."""
 _NIFTI_2_HEADER = 540
@@ -41,11 +39,7 @@ def volume_kind(path: Path, head: bytes) -> str | None:
     if head[:10] in (b"ObjectType", b"NDims = 2\n", b"NDims = 3\n"):
         return "MetaImage"
     if head[:2] == b"\x1f\x8b":
-        try:
-            with gzip.open(path) as file:
-                head = file.read(_NIFTI_1_HEADER)
-        except (OSError, EOFError):
-            return None
+        head = regframe.gate.head_of(path, _NIFTI_1_HEADER)
     else:
         with path.open("rb") as file:
             head = file.read(_NIFTI_1_HEADER)
@@ -71,8 +65,7 @@ def open_volume(path: Path, kind: str, insist: bool = False) -> Raw:
         insist: whether an sform counts although it mirrors the qform.
     """
     sitk: Any = needed("SimpleITK", "itk", path, "read")
-    fields = _fields(path, kind)
-    _check_inside(path, fields)
+    fields = fields_of(path, kind)
     reader = sitk.ImageFileReader()
     upright, said = False, ""
     colour = "rgb" in fields.get("kinds", "").lower() or "3-color" in fields.get("kinds", "").lower()
@@ -150,15 +143,6 @@ def _lying(path: Path, direction: Array) -> tuple[list[int], list[int]]:
     return axis, sign
 
 
-def _check_inside(path: Path, fields: dict[str, str]) -> None:
-    """ValueError where the pixels lie in another file than their header."""
-    elsewhere = fields.get("data file") or fields.get("datafile") or fields.get("ElementDataFile", "LOCAL")
-    if elsewhere not in (None, "LOCAL"):
-        raise ValueError(
-            f"wanted a volume in one file, got {str(path)!r}, whose pixels lie in {elsewhere!r}; convert it to one"
-        )
-
-
 def _sheared(path: Path) -> ValueError:
     return ValueError(
         f"wanted axes that stand upright on each other, got sheared ones in {str(path)!r}; resample the volume to a grid"
@@ -193,7 +177,8 @@ def _quiet(sitk: Any) -> Iterator[None]:
     shown = sitk.ProcessObject.GetGlobalWarningDisplay()
     sitk.ProcessObject.SetGlobalWarningDisplay(False)
     try:
-        yield
+        with regframe.gate.muted():
+            yield
     finally:
         sitk.ProcessObject.SetGlobalWarningDisplay(shown)
 
@@ -258,16 +243,9 @@ def write_volume(path: Path, array: Array, spacing: tuple[float, ...], origin: t
 
 def _check_length(path: Path, wanted: int) -> None:
     """ValueError where a NIfTI file, unpacked, is shorter than its pixels."""
-    found = 0
     try:
-        with path.open("rb") as plain:
-            packed = plain.read(2) == b"\x1f\x8b"
-        with gzip.open(path) if packed else path.open("rb") as file:
-            while block := file.read(1 << 22):
-                found += len(block)
-                if found > wanted + _HEADER:
-                    return
-    except (OSError, EOFError, zlib.error) as error:
+        found = regframe.gate.unpacked_size(path, wanted + _HEADER)
+    except (OSError, ValueError) as error:
         raise unreadable(path, "NIfTI", error) from error
     if found < wanted + _NIFTI_1_HEADER:
         raise unreadable(path, "NIfTI", ValueError(f"{found} bytes for {wanted} bytes of pixels"))
@@ -289,24 +267,6 @@ def _turn(direction: Array) -> tuple[list[int], list[int], float]:
     for row, (column, sense) in enumerate(zip(axis, sign, strict=True)):
         plain[row, column] = sense
     return axis, sign, float(np.abs(direction - plain).max())
-
-
-def _fields(path: Path, kind: str) -> dict[str, str]:
-    """The header of a text format, key by key; empty for NIfTI."""
-    if kind == "NIfTI":
-        return {}
-    with path.open("rb") as file:
-        text = file.read(_HEADER).decode("latin-1")
-    out = {}
-    for line in text.splitlines():
-        if kind == "NRRD" and not line:
-            break
-        key, mark, value = line.partition(":" if kind == "NRRD" else "=")
-        if mark:
-            out[key.strip()] = value.strip().lstrip("=").strip()
-        if kind == "MetaImage" and key.strip() == "ElementDataFile":
-            break
-    return out
 
 
 def _dtype(sitk: Any, pixel: int) -> np.dtype[Any]:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import gzip
-import zlib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -30,6 +29,9 @@ class PointsAdapter(regframe.Adapter):
     """
 
     name = "points"
+    writes: ClassVar[Mapping[type, tuple[str, ...]]] = {
+        regframe.PointSet: (".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz")
+    }
 
     def __init__(self, columns: str | None = None, unit: str | None = None) -> None:
         if columns is not None and not isinstance(columns, str):
@@ -46,14 +48,7 @@ class PointsAdapter(regframe.Adapter):
         path = Path(source)
         if not path.is_file():
             return 0.0
-        with path.open("rb") as file:
-            head = file.read(_HEAD)
-        if head[:2] == b"\x1f\x8b":
-            try:
-                with gzip.open(path) as file:
-                    head = file.read(_HEAD)
-            except (OSError, EOFError, zlib.error):
-                return 0.1
+        head = regframe.gate.head_of(path, _HEAD)
         return 0.6 if regframe.is_text(head) else 0.1
 
     def open(self, source: Any) -> regframe.PointSet:

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from .. import gate
 from ..io.paths import shown
 from ..io.text import decoded
 from ..remote.address import Remote
@@ -153,7 +154,7 @@ class Job(BaseModel):
         }
         named |= {name: getattr(self, name) for name in ("fixed_landmarks", "moving_landmarks")}
         named |= {name: getattr(self, name) for name in ("fixed_mask", "moving_mask")}
-        named["init"] = None if self.init in ("auto", "identity") else Path(self.init)
+        named["init"] = Path(self.init) if Path(self.init).is_absolute() else None
         for i, (kind, path, _) in enumerate(self.applied()):
             named[f"apply_{kind}:{i}"] = path
         return {name: path for name, path in named.items() if path is not None}
@@ -244,6 +245,7 @@ def read_manifest(path: Path, defaults: dict[str, Any] | None = None) -> tuple[J
         ManifestError: names every problem and its line. A missing input file is not a problem here: its job fails later.
         OSError: the manifest cannot be read.
     """
+    gate.check_file(path, folder=False)
     if path.stat().st_size > MAX_BYTES:
         raise ManifestError(
             f"wanted a manifest of at most {MAX_BYTES >> 20} MiB, got {path}, which is larger; split it"
@@ -334,12 +336,17 @@ def _values(row: dict[str, str], folder: Path, defaults: dict[str, Any], encodin
     """The cells of a row that are not blank, with absolute paths."""
     values: dict[str, Any] = {name: cell.strip() for name, cell in row.items() if cell.strip()}
     for name, value in values.items():
-        if name in _PATHS or (name == "init" and value not in ("auto", "identity")):
+        if name in _PATHS or (name == "init" and not _names_start(folder, value)):
             values[name] = named(folder, row[name], encoding)
         elif name in _PATH_LISTS:
             values[name] = several(folder, row[name], encoding)
     own = _list(values.get("set", ""))
     return {**defaults, **values, "set": (*defaults.get("set", ()), *own)}
+
+
+def _names_start(folder: Path, value: str) -> bool:
+    """Whether a value of ``init`` is the name of a start, as ``regframe register`` will look up, and no file."""
+    return re.fullmatch(r"[\w-]+", value) is not None and not (folder / value).exists()
 
 
 def _problem(item: Any) -> str:

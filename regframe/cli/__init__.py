@@ -14,7 +14,7 @@ import os
 # as long. OpenMP reads the variable once, when torch loads it; a value that the user has set is kept.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from ._common import Main
+from ._common import Main, max_bytes_option
 from .apply import apply
 from .batch import batch
 from .bench import bench
@@ -34,7 +34,9 @@ HELP = """Align images and point tables of tissue: one verb, one map, in both di
 Exit codes: 0 done, 3 done but the verdict is worse than --require asks (fail, if nothing is asked), 2 bad input, 1 a defect.
 """
 
-main = Main(name="regframe", help=HELP, context_settings={"help_option_names": ["-h", "--help"]})
+main = Main(
+    name="regframe", help=HELP, params=[max_bytes_option], context_settings={"help_option_names": ["-h", "--help"]}
+)
 for command in (
     register,
     refine,

@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from ..gate.boundary import chatter
+from ..gate.limits import parse_size, set_most_bytes
+from ..gate.screen import printable
 from . import interrupts
 
 if TYPE_CHECKING:
@@ -48,9 +51,9 @@ def sentence(error: BaseException) -> str:
     if hasattr(error, "errors") and type(error).__name__ == "ValidationError":
         return "; ".join(_setting_problem(item) for item in error.errors())
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
-        return f"{error.filename}: {error.strerror}"
+        return printable(f"{error.filename}: {error.strerror}")
     text = str(error.args[1]) if isinstance(error, OSError) and len(error.args) > 1 else str(error)
-    return " ".join(text.split()) or type(error).__name__
+    return printable(" ".join(text.split())) or type(error).__name__
 
 
 def _setting_problem(item: Mapping[str, Any]) -> str:
@@ -81,8 +84,9 @@ class Main(click.Group):
 
         if isinstance(sys.stdout, io.TextIOWrapper):  # a path is printed byte by byte as it is, whatever it holds
             sys.stdout.reconfigure(errors="surrogateescape")
-        with warnings.catch_warnings(), watched():
-            warnings.showwarning = _Shown()
+        with warnings.catch_warnings(), watched(), chatter() as said:
+            warnings.showwarning = _Shown(said)
+            ctx.call_on_close(lambda: _show_chatter(ctx, said))
             try:
                 found = super().invoke(ctx)
                 sys.stdout.flush()
@@ -107,6 +111,13 @@ class Main(click.Group):
                 _show_traceback(ctx, error)
                 click.echo("Error: not enough memory; take a coarser level with --level", err=True)
                 ctx.exit(1)
+            except SystemExit as error:  # click ends a command by exceptions of its own
+                _show_traceback(ctx, error)
+                where = _raised_in(error)
+                click.echo(
+                    f"Error: {where} ended the program (sys.exit({error.code!r})); leave it out, or report it", err=True
+                )
+                ctx.exit(1)
             except Exception as error:  # noqa: BLE001 - the last line: users get a sentence, not a stack
                 self._defect(ctx, error)
 
@@ -127,16 +138,53 @@ def _show_traceback(ctx: click.Context, error: BaseException | None) -> None:
         click.echo("".join(traceback.format_exception(error)), err=True, nl=False)
 
 
+def _show_chatter(ctx: click.Context, said: Sequence[str]) -> None:
+    """With ``-v``, what libraries logged."""
+    if ctx.meta.get(_VERBOSE):
+        for line in said:
+            click.echo(printable(line), err=True)
+
+
+def _raised_in(error: BaseException) -> str:
+    """The module that an exception comes from, in words: that of a plug-in rather than of what it called."""
+    trace, modules = error.__traceback__, []
+    while trace is not None:
+        modules.append(str(trace.tb_frame.f_globals.get("__name__", "?")))
+        trace = trace.tb_next
+    return f"the module {modules[-1] if modules else '?'}"
+
+
+_OF_LIBRARIES = (
+    DeprecationWarning,
+    PendingDeprecationWarning,
+    FutureWarning,
+    RuntimeWarning,
+    ImportWarning,
+    ResourceWarning,
+)
+"""Warnings that are for who writes programs: ours are none of these."""
+
+
 class _Shown:
-    """Prints a warning on stderr, each text once: a file that is opened twice says what it says once."""
+    """Prints a warning on stderr, each text once: a file that is opened twice says what it says once.
 
-    def __init__(self) -> None:
+    Args:
+        said: gets those of libraries, which are not printed.
+    """
+
+    def __init__(self, said: list[str]) -> None:
         self._texts: set[str] = set()
+        self._said = said
 
-    def __call__(self, message: Warning | str, *_: Any, **__: Any) -> None:
+    def __call__(self, message: Warning | str, category: Any = UserWarning, *_: Any, **__: Any) -> None:
+        """Print one warning."""
+        of_library = not type(message).__module__.startswith(("builtins", "regframe"))
+        if of_library or (isinstance(category, type) and issubclass(category, _OF_LIBRARIES)):
+            self._said.append(f"{getattr(category, '__name__', category)}: {message}")
+            return
         if str(message) not in self._texts:
             self._texts.add(str(message))
-            click.echo(f"Warning: {message}", err=True)
+            click.echo(printable(f"Warning: {message}"), err=True)
 
 
 def _set_verbose(ctx: click.Context, _: click.Parameter, value: bool) -> None:
@@ -144,6 +192,20 @@ def _set_verbose(ctx: click.Context, _: click.Parameter, value: bool) -> None:
         ctx.meta[_VERBOSE] = True
 
 
+def _set_most_bytes(_: click.Context, __: click.Parameter, value: str | None) -> None:
+    if value is not None:
+        with bad_input():
+            parse_size(value)
+            set_most_bytes(value)
+
+
+max_bytes_option = click.Option(
+    ["--max-bytes"],
+    metavar="SIZE",
+    expose_value=False,
+    callback=_set_most_bytes,
+    help="Most bytes that one file may unpack to, such as 8G (REGFRAME_MAX_BYTES); 4G where not stated.",
+)
 verbose_option = click.option(
     "-v", "--verbose", is_flag=True, expose_value=False, callback=_set_verbose, help="Show the traceback of an error."
 )
@@ -315,7 +377,7 @@ def say_notes(reader: Adapter, path: Path | Remote, side: str) -> None:
     """Say on stderr what an adapter took of a source that holds several things."""
     with bad_input():
         for note in reader.notes(path):
-            click.echo(f"{side}: {note}", err=True)
+            click.echo(printable(f"{side}: {note}"), err=True)
 
 
 def open_levels(path: Path | Remote, adapter: str | None, options: Mapping[str, Any]) -> tuple[Pyramid | None, Adapter]:
@@ -369,14 +431,13 @@ def recorded_run(folder: Path, fixed: Path | None, moving: Path | None) -> dict[
     ``fixed`` and ``moving`` are the current paths of these files, if they were moved. Raises ValueError where ``folder`` is
     not the folder of a run or names no input, FileNotFoundError where an input is missing.
     """
-    import yaml
-
+    from .. import gate
     from ..io import outputs
     from ..remote.address import locate
 
     if not outputs.is_output(folder):
         raise ValueError(f"wanted a folder that `regframe register` wrote, got {folder}")
-    written = yaml.safe_load((folder / outputs.CONFIG).read_text(encoding="utf-8")) or {}
+    written = gate.read_yaml(folder / outputs.CONFIG) or {}
     run: dict[str, Any] = written.get("run") or {}
     for side, given in (("fixed", fixed), ("moving", moving)):
         how = run.setdefault(side, {})

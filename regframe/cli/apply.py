@@ -188,6 +188,7 @@ def image(
     """
     import regframe
 
+    from .. import plugins
     from ..data import Image, describe_grid
     from ..io import outputs
     from ..remote.address import address_of
@@ -228,8 +229,9 @@ def image(
         number = warp.backdrop(whole) if fill == "auto" else None if fill == "border" else float(fill)
         transform = result.transform if to == "fixed" else result.transform.inverse()
         moved = regframe.resample(placed, transform, grid, number)
+        writer = plugins.find_writer(reader, moved, output, order.input_file)
         with outputs.staged(output, order.overwrite) as path:
-            reader.save(moved, path)
+            writer.save(moved, path)
     click.echo(f"wrote {output}: {describe_grid(moved.grid)}", err=True)
     if not labels and not data.labels:
         _warn_of_ids(data, order.input_file)
@@ -336,8 +338,9 @@ def _warp_small(job: slides_job.SlideJob, overwrite: bool) -> bool:
             return False
         reader = plugins.find_adapter(job.input, job.adapter, **dict(job.options))
         moved = plan.image()
+        writer = plugins.find_writer(reader, moved, Path(job.output), job.input)
         with outputs.staged(Path(job.output), overwrite) as path:
-            reader.save(moved, path)
+            writer.save(moved, path)
     click.echo(f"wrote {job.output}: {describe_grid(plan.grid)}", err=True)
     if not plan.pyramid.labels:
         _warn_of_ids(moved, locate(job.input))
@@ -442,6 +445,7 @@ def points(
     """
     import regframe
 
+    from .. import plugins
     from ..io import outputs
 
     to = order.to
@@ -468,11 +472,12 @@ def points(
         carried = regframe.carry_points(result, in_unit(table, source, order.input_spacing), to)
         extra = {name: values.tolist() for name, values in carried.columns(table.table).items()}
         extra |= _regions(carried.points, table, labels, labels_set, label_names)
+        writer = None if reader is None else plugins.find_writer(reader, carried.points, output, input_file)
         with outputs.staged(output, order.overwrite) as path:
-            if reader is None:
+            if writer is None:
                 regframe.write_points(carried.points, path, {name: _texts(values) for name, values in extra.items()})
             else:  # formats with column types
-                reader.save(carried.points.replace(table={**carried.points.table, **extra}), path)
+                writer.save(carried.points.replace(table={**carried.points.table, **extra}), path)
     click.echo(f"wrote {order.output}: {len(carried.points)} points in {carried.points.unit}", err=True)
     for note in notes:
         click.echo(f"Note: {note}", err=True)

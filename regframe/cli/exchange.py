@@ -45,8 +45,8 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 _format_option = click.option(
     "--format",
     "name",
-    metavar="|".join(each.name for each in BUILT_IN),
-    help="Format of the file; its suffix says it otherwise.",
+    metavar="NAME",
+    help="Format of the file, one of those that `regframe export --help` lists; its suffix says it otherwise.",
 )
 _format_set_option = click.option(
     "--format-set", "settings", multiple=True, metavar="KEY=VALUE", help="An option of the format; may be repeated."

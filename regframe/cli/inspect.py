@@ -6,12 +6,13 @@ import dataclasses
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..gate.screen import printable
 from ._common import (
     BadInput,
     adapter_options,
@@ -30,6 +31,7 @@ from .leftovers import extras, left_over
 if TYPE_CHECKING:
     from ..contracts import Adapter
     from ..data import Grid, Image, PointSet, Pyramid, Series
+    from ..plugins import Entry
     from ..remote.address import Remote
 
 _THUMBNAIL = 512
@@ -101,7 +103,12 @@ def info(
             value = ", ".join(f"{k} {_short(v)}" for k, v in value.items())
         elif isinstance(value, (list, tuple)):
             value = ", ".join(_short(v) for v in value)
-        click.echo(f"{name:<10} {value}")
+        _say(f"{name:<10} {value}")
+
+
+def _say(line: str) -> None:
+    """Print a line with words out of a file, which may not move the terminal's cursor."""
+    click.echo(printable(line))
 
 
 def _shares(found: dict[str, float]) -> str:
@@ -123,7 +130,7 @@ def _print_levels(levels: list[dict[str, Any]], unit: str) -> None:
         note = ", registered on" if level["registered_on"] else ""
         if note and max(level["averaged"]) > 1:
             note += f" averaged over {_short(level['averaged'])}"
-        click.echo(f"level {k:<4} {_short(level['shape'])} px of {_short(level['spacing'])} {unit}, {share}{note}")
+        _say(f"level {k:<4} {_short(level['shape'])} px of {_short(level['spacing'])} {unit}, {share}{note}")
 
 
 def _print_series(series: list[dict[str, Any]], _: str) -> None:
@@ -136,13 +143,13 @@ def _print_series(series: list[dict[str, Any]], _: str) -> None:
         spacing = f" of {_short(one['spacing'])} {one['unit']}" if known else ""
         role = "" if one["role"] == "image" else f", {one['role']}"
         mark = ", read" if one["read"] else ""
-        click.echo(f"series {one['number']:<3} {one['name'] or '(no name)'}: {size} px{spacing}{also}{role}{mark}")
+        _say(f"series {one['number']:<3} {one['name'] or '(no name)'}: {size} px{spacing}{also}{role}{mark}")
 
 
 def _print_notes(notes: list[str], _: str) -> None:
     """Print one line for each remark on how a file was read."""
     for note in notes:
-        click.echo(f"{'note':<10} {note}")
+        _say(f"{'note':<10} {note}")
 
 
 _LINES: dict[str, Callable[[Any, str], None]] = {
@@ -336,19 +343,27 @@ def _result_facts(path: Path) -> dict[str, Any]:
 @click.option(
     "--new", "new", metavar="NAME", help="Write a package with a metric, an adapter and their tests into ./NAME."
 )
+@click.option(
+    "--kind", "kinds", metavar="KIND", multiple=True,
+    help="What --new writes instead: metric, adapter, solver, start or format; may be repeated.",
+)  # fmt: skip
 @json_option
 @verbose_option
 @click.pass_context
-def plugins(ctx: click.Context, names: tuple[str, ...], check: bool, new: str | None, as_json: bool) -> None:
-    """List the adapters and metrics that are installed, and what is wrong with the plug-ins that are left out.
+def plugins(
+    ctx: click.Context, names: tuple[str, ...], check: bool, new: str | None, kinds: tuple[str, ...], as_json: bool
+) -> None:
+    """List what plug-ins provide: adapters, metrics, solvers, starts, formats of maps; and what is wrong with those left out.
 
-    With --check the kit of `regframe.testing` is run on them: on all, or on those of the NAMEs, each an adapter, a metric, an
+    With --check the kits of `regframe.testing` are run on them: on all, or on those of the NAMEs, each of a class, an
     entry point or a package. With --new a package to start from is written, which passes these checks.
     """
     if (check and new is not None) or (names and not check):
         raise BadInput("wanted either --check, with names or without, or --new NAME, got something else; see --help")
+    if kinds and new is None:
+        raise BadInput("wanted --new NAME beside --kind, got --kind alone; name the package to write")
     if new is not None:
-        _new(new, as_json)
+        _new(new, kinds, as_json)
         return
     if check:
         _check(ctx, names, as_json)
@@ -363,7 +378,7 @@ def plugins(ctx: click.Context, names: tuple[str, ...], check: bool, new: str | 
                     {"name": e.name, "provider": e.provider, "summary": e.summary, "options": list(e.options)}
                     for e in entries
                 ]
-                for kind, entries in (("adapters", found.adapters()), ("metrics", found.metrics()))
+                for kind, entries in _provided()
             }
             | {
                 "plugins": [
@@ -373,7 +388,7 @@ def plugins(ctx: click.Context, names: tuple[str, ...], check: bool, new: str | 
             }
         )
         return
-    for title, entries in (("adapters", found.adapters()), ("metrics", found.metrics())):
+    for title, entries in _provided():
         click.echo(f"{title}:")
         if not entries:
             click.echo("  none")
@@ -388,12 +403,20 @@ def plugins(ctx: click.Context, names: tuple[str, ...], check: bool, new: str | 
                 click.echo(f"  {problem}")
 
 
-def _new(name: str, as_json: bool) -> None:
+def _provided() -> Iterator[tuple[str, tuple[Entry, ...]]]:
+    """Every kind of class that plug-ins provide, in the plural, and the classes."""
+    from .. import plugins as found
+
+    for kind in found.KINDS:
+        yield f"{kind}s", found.entries(kind)
+
+
+def _new(name: str, kinds: tuple[str, ...], as_json: bool) -> None:
     """Write a new plug-in package and print what to do with it."""
     from ..testing import scaffold
 
     with bad_input():
-        folder = scaffold.new_plugin(name, Path.cwd())
+        folder = scaffold.new_plugin(name, Path.cwd(), kinds or scaffold.DEFAULT)
     files = sorted(str(path.relative_to(folder.parent)) for path in folder.rglob("*") if path.is_file())
     if as_json:
         emit_json({"folder": folder, "files": files})
@@ -478,8 +501,7 @@ def doctor(ctx: click.Context, as_json: bool, folder: Path | None, clean: bool) 
             "available": torch.cuda.is_available(),
             "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         },
-        "adapters": sorted({e.name for e in found.adapters()}),
-        "metrics": sorted({e.name for e in found.metrics()}),
+        **{kind: sorted({e.name for e in entries}) for kind, entries in _provided()},
         "broken_plugins": [f"{p.name} of {p.distribution}: {'; '.join(p.problems)}" for p in broken],
         "check": check,
         "extras": extras(),

@@ -53,13 +53,15 @@ if TYPE_CHECKING:
 @click.option(
     "--transform", metavar="NAME", help="rigid, similarity, affine or lddmm; the last one, the default, bends."
 )
+@click.option("--solver", metavar="NAME", help="What registers this kind of pair; chosen by the data otherwise.")
+@click.option("--solver-set", metavar="K=V", multiple=True, help="Option of the solver.")
 @click.option(
     "--init",
-    default="auto",
-    metavar="auto|identity|FILE",
-    show_default=True,
-    help="Start; FILE: a saved result, or an affine map that `regframe import` reads, e.g. a bare matrix.",
+    metavar="auto|NAME|FILE",
+    help="Start: auto searches, identity or another NAME is a start that `regframe plugins` lists; FILE is a saved result, or an "
+    "affine map that `regframe import` reads, e.g. a bare matrix.  [default: auto]",
 )
+@click.option("--init-set", metavar="K=V", multiple=True, help="Option of the start.")
 @click.option(
     "--init-to",
     type=click.Choice(["fixed", "moving"]),
@@ -102,11 +104,11 @@ def register(ctx: click.Context, /, **options: Any) -> None:
     moving, moving_adapter, moving_run = _open("moving", options)
     _say_dimensions(options["fixed"].name, fixed, options["moving"].name, moving)
     init = _init(options, fixed, moving)
-    run = {
+    run: dict[str, Any] = {
         "fixed": fixed_run,
         "moving": moving_run,
         "landmarks": None if options["landmarks"] is None else options["landmarks"].resolve(),
-        "init": options["init"],
+        "init": options["init"] or config.init,
     }
     if options["workers"] is not None and not options["refined"]:
         raise BadInput("wanted --refine beside --workers, got --workers alone; leave it out")
@@ -143,16 +145,13 @@ def _read(options: Mapping[str, Any]) -> list[Any]:
 
 def resolved_config(options: dict[str, Any]) -> Config:
     """The settings from the file, overridden by ``--set``, overridden by the options that have names of their own."""
-    import yaml
+    from .. import gate
 
     values: dict[str, Any] = {}
     path: Path | None = options["config_file"]
     if path is not None:
         with bad_input():
-            try:
-                values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-            except (yaml.YAMLError, UnicodeDecodeError) as error:
-                raise ValueError(f"wanted YAML in {path}, got: {error}") from error
+            values = gate.read_yaml(path) or {}
             if not isinstance(values, dict):
                 raise BadInput(f"wanted settings by name in {path}, got {type(values).__name__}")
         for extra in ("versions", "run"):  # entries of config.resolved.yaml that are not settings
@@ -166,21 +165,37 @@ def resolved_config(options: dict[str, Any]) -> Config:
                 raise BadInput(f"wanted a group of settings at {parent!r} for --set {key}, got the value {child!r}")
             section = child
         section[last] = value
-    for name in ("metric", "transform", "device", "seed"):
-        if options[name] is not None:
-            if name == "metric" and options[name] != values.get("metric"):
-                values.pop("metric_options", None)
+    for name in ("metric", "transform", "device", "seed", "solver"):
+        if options.get(name) is not None:
+            if name in _WITH_OPTIONS and options[name] != values.get(name):
+                values.pop(f"{name}_options", None)
             values[name] = options[name]
-    if options["metric_set"]:
-        values["metric_options"] = {
-            **(values.get("metric_options") or {}),
-            **parse_pairs(options["metric_set"], "--metric-set"),
-        }
+    named = options.get("init")
+    if options.get("landmarks") is not None or (named is not None and named != values.get("init")):
+        values.pop("init_options", None)
+        values["init"] = named if named is not None and _names_start(named) else "auto"
+    for name in _WITH_OPTIONS:
+        if options.get(f"{name}_set"):
+            said = parse_pairs(options[f"{name}_set"], f"--{name}-set")
+            values[f"{name}_options"] = {**(values.get(f"{name}_options") or {}), **said}
     from ..config import Config
     from ..registration import settled
 
     with bad_input():
         return settled(Config.model_validate(values), None)
+
+
+_WITH_OPTIONS = ("metric", "init", "solver")
+"""Settings that name a class of a plug-in, whose options stand beside them: ``metric_options`` of ``metric``."""
+
+
+def _names_start(init: str) -> bool:
+    """Whether a value of ``--init`` names a start: it is no file, and ``auto`` or a word that a plug-in provides."""
+    from .. import plugins
+
+    if init == "auto" or Path(init).exists():
+        return init == "auto"
+    return init.rpartition("/")[2] in {entry.name for entry in plugins.entries("start")}
 
 
 def _metric(config: Config) -> Any:
@@ -221,21 +236,19 @@ def _say_dimensions(fixed_name: str, fixed: Image | PointSet, moving_name: str, 
 
 def _init(options: dict[str, Any], fixed: Image | PointSet, moving: Image | PointSet) -> Any:
     """The argument ``init`` of `regframe.register`: landmarks, a saved result, or a word."""
-    init: str = options["init"]
+    init: str | None = options["init"]
     landmarks: Path | None = options["landmarks"]
     if landmarks is not None:
-        if init != "auto":
+        if init not in (None, "auto"):
             raise BadInput(f"wanted one start, got --landmarks and --init {init}; leave one out")
         with bad_input():
             return _landmarks(landmarks, fixed, moving, options)
-    from ..starts import NAMED
-
     stated = [name for name in ("init_to", "init_unit") if options[name] is not None]
-    if init not in ("auto", *NAMED) and Path(init).is_file():
+    if init is not None and Path(init).is_file():
         return _start(Path(init), options, fixed, moving)
     if stated:
         raise BadInput(f"wanted --init FILE beside --{stated[0].replace('_', '-')}, got --init {init}; leave it out")
-    return init if init in ("auto", *NAMED) else load_result(Path(init))
+    return None if init is None or _names_start(init) else load_result(Path(init))
 
 
 def _start(path: Path, options: dict[str, Any], fixed: Image | PointSet, moving: Image | PointSet) -> Any:
@@ -306,12 +319,13 @@ def _landmarks(path: Path, fixed: Image | PointSet, moving: Image | PointSet, op
 
 def _saver(adapter: Adapter, source: Path | Remote, result: Result) -> Any:
     def save(folder: Path) -> None:
+        from .. import plugins
         from ..data import Image
 
         data = adapter.apply(source, result.transform, result.fixed_grid)
         suffix = ".csv" if source.is_dir() else "".join(source.suffixes[-2:])
         name = "warped.ome.zarr" if isinstance(data, Image) else "warped" + suffix
-        adapter.save(data, folder / name)
+        plugins.find_writer(adapter, data, folder / name, source).save(data, folder / name)
 
     return save
 

@@ -49,6 +49,11 @@ DEVIATION = 0.1
 any bend of tissue, so that it restrains none."""
 DEVIATION_MARGIN = 3.0
 """Prior standard deviation of the next level, over the rms displacement found so far: wide enough for larger displacements."""
+LEAST_SCALE = 0.01
+"""Smallest length of the Sobolev operator that may be stated, in pixels: shorter ones smooth nothing that pixels can show, and
+the search for a spacing of nodes that can be held takes for ever."""
+MOST_SCALE = 1000.0
+"""Largest such length, in extents of the moving canvas: from ten on the map is as good as affine."""
 MOST_VARIABLES = 6_000_000
 """Largest number of values of a velocity, a bound on memory (24 MB for each vector that L-BFGS keeps); a finer velocity is
 given wider nodes."""
@@ -114,6 +119,11 @@ def velocity_space(
         stiff = _stiffer_across(pullback, prior.across)
         extent = math.prod(sorted(grid.extent)[1:]) ** 0.5  # extent of the section: the slab's thickness is left out
     scale = extent * prior.scale if config.sobolev.scale is None else config.sobolev.scale / moving.pixel
+    if not LEAST_SCALE <= scale <= MOST_SCALE * extent:
+        raise ValueError(
+            f"wanted for the setting 'sobolev.scale' {LEAST_SCALE * moving.pixel:.3g} to "
+            f"{MOST_SCALE * extent * moving.pixel:.3g} {moving.unit}, got {config.sobolev.scale:g}; mind the unit"
+        )
     deviation = extent * prior.deviation
     if config.sigma_regularizer is not None:
         deviation = config.sigma_regularizer / moving.pixel

@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from ..hookspecs import hookimpl
 
 if TYPE_CHECKING:
     from ..contracts import MapFormat
@@ -38,6 +40,12 @@ class BuiltIn:
         module, _, name = self.home.partition(".")
         found: type[MapFormat] = getattr(importlib.import_module(f"{__name__}.{module}"), name)
         return found
+
+
+@hookimpl
+def regframe_formats() -> list[type[Any]]:
+    """The classes of the formats of regframe, in the order in which they are asked whether a file is theirs."""
+    return [built_in.load() for built_in in BUILT_IN]
 
 
 BUILT_IN = (

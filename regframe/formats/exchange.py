@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
-from .. import verdict
+from .. import gate, plugins, verdict
 from ..contracts import MapFormat, Side, Written
 from ..data import Grid, unit_ratio
 from ..evaluation import map_figures
@@ -26,7 +26,7 @@ from ..maps.fields import MAX_NODES
 from ..maps.known import known
 from ..result import Result
 from ..versions import versions
-from . import BUILT_IN, TOLERANCE_PX
+from . import TOLERANCE_PX
 from .steps import along_x, both_canvases, unjudged
 
 # -------------------------------------------------------------------------------------------------------------- formats
@@ -34,7 +34,7 @@ from .steps import along_x, both_canvases, unjudged
 
 def known_formats() -> tuple[type[MapFormat], ...]:
     """The classes of all formats, in the order in which they are asked whether a file is theirs."""
-    return tuple(built_in.load() for built_in in BUILT_IN)
+    return tuple(entry.cls for entry in plugins.chosen_by_default("format"))
 
 
 def format_of(path: Path, name: str | None = None, reading: bool = True) -> type[MapFormat]:
@@ -45,10 +45,7 @@ def format_of(path: Path, name: str | None = None, reading: bool = True) -> type
     known = known_formats()
     names = ", ".join(each.name for each in known)
     if name is not None:
-        found = next((each for each in known if each.name == name), None)
-        if found is None:
-            raise ValueError(f"wanted a format out of {names}, got {name!r}")
-        return found
+        return plugins.format_named(name)
     found = next((each for each in known if each.recognises(path)), None) if reading else None
     lower = path.name.lower()
     found = found or next((each for each in known if lower.endswith(each.suffixes)), None)
@@ -208,6 +205,8 @@ def read_map(
     needed = chosen.files(path)[0]
     if not needed.exists():
         raise FileNotFoundError(f"wanted a file to import, got {str(needed)!r}, which does not exist")
+    for part in chosen.files(path):
+        gate.check_file(part)
     with _named(path):
         found = chosen.read(path, fixed, moving, to=to, unit=unit)
         if isinstance(found, Transform):

@@ -7,6 +7,7 @@ files. What they leave open the user states; what was taken is said.
 from __future__ import annotations
 
 import re
+import tokenize
 from pathlib import Path
 
 import numpy as np
@@ -140,7 +141,10 @@ def read_matrix(path: Path, shape_only: bool = False) -> Array:
     if path.stat().st_size > MOST_BYTES:
         raise ValueError(f"wanted a matrix of at most {MOST_BYTES} bytes, got {path.name!r}, which is larger")
     if path.suffix.lower() == ".npy":
-        loaded = np.load(path, allow_pickle=False)
+        try:
+            loaded = np.load(path, allow_pickle=False)
+        except (EOFError, OSError, SyntaxError, ValueError, tokenize.TokenError) as error:
+            raise ValueError(f"wanted a numpy array of numbers in {path.name!r}, got {error}") from error
         if loaded.dtype.kind not in "iuf":
             raise ValueError(f"wanted a matrix of numbers, got an array of {loaded.dtype}")
         numbers: Array = loaded.astype(np.float64)

@@ -34,7 +34,7 @@ FORMAT = 1
 """Version of the layout; a reader refuses newer versions."""
 
 _MAX_BYTES = 1 << 30  # largest array in bytes: a bound on what a forged header can make the reader allocate
-_MAX_STEPS = 1 << 16  # largest number of Euler steps of a flow, as in the store: a forged file must not loop for ever
+_MAX_STEPS = 1 << 12  # largest number of Euler steps of a flow, as in the store: a forged file must not loop for ever
 _MAX_ENTRIES = 64  # largest number of arrays in one file; `write` makes about 30
 
 

@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from zarr.codecs import BloscCodec, Crc32cCodec
 
+from ..gate.zarrs import open_gated, store_at
+
 STORE_NAME = "transform.ome.zarr"
 """Name of the store in the folder that ``regframe register -o`` writes."""
 
@@ -29,6 +31,9 @@ regframe writes."""
 
 _MAX_JSON = 1 << 28
 """Largest number of bytes of a ``zarr.json`` that is read; regframe's own are far smaller."""
+
+_OVERHEAD = 1 << 20
+"""Bytes that a chunk may have beside twice its numbers."""
 
 _CODECS = {"bytes", "blosc", "zstd", "gzip", "crc32c"}
 """Codecs that are read: those of the Zarr standard, none of which runs code."""
@@ -120,7 +125,8 @@ def read_array(folder: Path, name: str, shape: Sequence[int] | None = None) -> T
     if not set(codecs) <= _CODECS or node.get("storage_transformers"):
         raise ValueError(f"wanted the codecs {sorted(_CODECS)} in {name!r}, got {codecs}")
     try:
-        array = zarr.open_array(_inside(folder, name), mode="r", zarr_format=3)[...]
+        most = 2 * math.prod(chunks) * 8 + _OVERHEAD
+        array = open_gated(store_at(_inside(folder, name), most))[...]
     except Exception as error:  # codecs raise errors of many types; all of them mean damaged data
         raise ValueError(f"wanted sound data in {name!r}, got {error}; save the result again") from error
     data = np.asarray(array)

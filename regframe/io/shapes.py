@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import torch
 
+from .. import gate
 from ..maps.shapes import Filler, Shapes
 from .tables import replace_file
 
@@ -63,13 +64,14 @@ def _parse(path: Path, max_bytes: int) -> Any:
     try:
         with path.open("rb") as file:
             packed = file.read(2) == b"\x1f\x8b"
-        with gzip.open(path) if packed else path.open("rb") as stream:
-            raw = stream.read(max_bytes + 1) if packed or path.stat().st_size <= max_bytes else None
-        if raw is not None and len(raw) <= max_bytes:
-            return json.loads(raw.decode("utf-8-sig"))
+        size = gate.unpacked_size(path, max_bytes) if packed else path.stat().st_size
+        if size <= max_bytes:
+            return json.loads(gate.read_plain(path).decode("utf-8-sig"))
     except RecursionError as error:
         raise ValueError(f"wanted GeoJSON, got {str(path)!r} nested too deep to be one") from error
     except (OSError, EOFError, zlib.error, ValueError) as error:
+        if str(error).startswith("wanted "):
+            raise
         reason = " ".join(str(error).split())
         raise ValueError(
             f"wanted a GeoJSON file, got {str(path)!r}, which cannot be read as JSON ({reason})"

@@ -59,7 +59,7 @@ WORTH_A_WARNING_PX = 0.01
 A smaller excess is only recorded in the metadata, since no landmark is known that precisely.
 """
 
-_MAX_STEPS = 1 << 16
+_MAX_STEPS = 1 << 12
 """Largest number of Euler steps of a flow that is stored or read, far beyond that of any fit: a forged store must not loop for
 ever."""
 

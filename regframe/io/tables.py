@@ -16,6 +16,7 @@ import math
 import os
 import re
 import tempfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,9 @@ _STYLES = (
     "{}_centre", "centre_{}", "{}_position", "position_{}", "{}_pos", "pos_{}", "{}_location", "global_{}", "pixel_{}",
 )  # fmt: skip
 """Spellings of a position column; ``{}`` stands for the axis."""
+
+_SPELLED = {style.format(axis): (style, axis) for style in reversed(_STYLES) for axis in AXES[3]}
+"""Style and axis of every such spelling."""
 
 _SPECIAL = {"pxl_row_in_fullres": ("pxl", "y", "px"), "pxl_col_in_fullres": ("pxl", "x", "px")}
 """Position columns of a Visium table, by name: spelling, axis, unit."""
@@ -182,7 +186,7 @@ def _check_shape(path: Path, names: Sequence[str], rows: Sequence[Sequence[str]]
             f"wanted {len(names)} cells in every row of {str(path)!r}, "
             f"got another number in line {_join(ragged)}; {mend}"
         )
-    twice = sorted({name for name in names if names.count(name) > 1})
+    twice = sorted(name for name, count in Counter(names).items() if count > 1)
     if twice:
         raise ValueError(
             f"wanted distinct column names in {str(path)!r}, got {_join(twice)} more than once; rename them"
@@ -426,7 +430,7 @@ def _joined(fixed: PointSet, moving: PointSet, keys: tuple[str, str], strict: bo
         ids = _ids(points, key)
         index = {name: i for i, name in enumerate(ids)}
         if len(index) < len(ids):
-            twice = sorted({name for name in ids if ids.count(name) > 1})
+            twice = sorted(name for name, count in Counter(ids).items() if count > 1)
             raise ValueError(
                 f"wanted distinct ids in {points.name!r}, got {_join(twice)} more than once; mend column {key!r}"
             )
@@ -646,11 +650,10 @@ def _position(name: str) -> _Position | None:
     if normal in _SPECIAL:
         return _Position(*_SPECIAL[normal])
     base, unit = _split_unit(normal)
-    for style in _STYLES:
-        for axis in AXES[3]:
-            if base == style.format(axis):
-                return _Position(style, axis, "px" if style == "pixel_{}" and unit is None else unit)
-    return None
+    if base not in _SPELLED:
+        return None
+    style, axis = _SPELLED[base]
+    return _Position(style, axis, "px" if style == "pixel_{}" and unit is None else unit)
 
 
 def _with_unit(name: str, unit: str) -> str:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import csv
 import dataclasses
-import gzip
 import io
 import math
 import re
@@ -19,6 +18,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from .. import gate
 
 COMMENT = ("#", "%", "//")
 """Beginnings of a line of comment before the header."""
@@ -139,12 +140,11 @@ def read_text(path: Path, names_rows: Callable[[Sequence[str]], bool]) -> Text:
     Raises ValueError with one sentence for a file that is no text table; OSError as opening it does.
     """
     try:
-        raw = path.read_bytes()
-        if raw[:2] == b"\x1f\x8b":
-            raw = gzip.decompress(raw)
-        text, encoding = decoded(raw)
+        text, encoding = decoded(gate.read_plain(path))
         found = _parsed(text, names_rows)
     except (OSError, EOFError, zlib.error, UnicodeDecodeError, ValueError, csv.Error) as error:
+        if str(error).startswith("wanted "):
+            raise
         reason = " ".join(str(error).split())
         raise ValueError(
             f"wanted a text table of points, got {str(path)!r}, which cannot be read as one ({reason})"

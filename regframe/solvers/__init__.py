@@ -1,17 +1,23 @@
 """The solvers, one file or folder per kind of pair: ``images``, ``section`` (in a volume), ``points``, ``mixed`` (points, image).
 
 ``raster`` holds what all solvers that compare images share; ``preparation`` finds background, padding, printed marks and ink,
-``unseen`` what holds no data; ``recipes`` states, for each kind of pair, how its fit differs from the default.
+``unseen`` what holds no data; ``recipes`` states, for each kind of pair, how its fit differs from the default; ``far`` brings
+data near their origin; ``samples`` are small pairs whose maps are known.
 """
 
 from __future__ import annotations
 
-from ..contracts import Solver
-from .images import Images
-from .mixed.solver import Mixed
-from .points.solver import Points
-from .section import Section
+from typing import Any
 
-BUILT_IN: tuple[type[Solver], ...] = (Images, Section, Points, Mixed)
-"""The solver classes of regframe; a new solver is entered here and nowhere else. Of equally confident solvers the first one is
-used."""
+from ..hookspecs import hookimpl
+
+
+@hookimpl
+def regframe_solvers() -> list[type[Any]]:
+    """The solvers of regframe; a new one is entered here and nowhere else. They are imported when they are asked for."""
+    from .images import Images
+    from .mixed.solver import Mixed
+    from .points.solver import Points
+    from .section import Section
+
+    return [Images, Section, Points, Mixed]

@@ -7,14 +7,15 @@ from collections.abc import Iterable
 from typing import ClassVar
 
 from .. import plugins, verdict
-from ..contracts import Fitted, Solver, Task
+from ..contracts import Fitted, Known, Solver, Task
 from ..data import Image, PointSet, describe_grid
 from ..fit.pyramid import Recipe
 from ..fit.threads import threads_for
 from ..verdict import CONFIRMED, NO_EVIDENCE, Finding
-from . import raster, recipes
+from . import raster, recipes, samples
 from .preparation import evened, grey, prepare
 from .raster import Compared
+from .recipes import SURE
 
 
 class Images(Solver):
@@ -31,10 +32,14 @@ class Images(Solver):
     """Name of the metric by which a fit is made again where the user names none and the default led away from the start, or to a
     map that is not confirmed: light and shading that differ over the image contradict any one curve between both intensities."""
 
+    @classmethod
+    def sample(cls) -> Known | None:  # noqa: D102
+        return samples.images()
+
     def matches(self, fixed: Image | PointSet, moving: Image | PointSet) -> float:  # noqa: D102
         if not (isinstance(fixed, Image) and isinstance(moving, Image)):
             return 0.0
-        return 1.0 if fixed.grid.ndim == moving.grid.ndim else 0.1
+        return SURE if fixed.grid.ndim == moving.grid.ndim else 0.1
 
     def check(self, task: Task) -> list[Finding]:  # noqa: D102
         fixed, moving = task.fixed, task.moving

@@ -49,6 +49,11 @@ digit that is printed."""
 # ---- checks --------------------------------------------------------------------------------------------------------------
 
 
+WILD = (1e-30, 1e30)
+"""Size of the largest value of an image that is computed with: single precision holds 1e-38 to 1e38; instruments write 1e-9
+(densities) to 1e9 (counts)."""
+
+
 def check_image(image: Image, side: str) -> None:
     """Refuse an image that holds nothing to align: too small, not finite, constant."""
     longest = sorted(image.grid.shape)[-2:]
@@ -77,6 +82,16 @@ def check_image(image: Image, side: str) -> None:
                 "check the file, level and channel"
             )
         data = data if lost is None else data[:, ~lost]
+        largest = float(data.abs().max())
+        if largest and not WILD[0] <= largest <= WILD[1]:
+            raise ValueError(
+                f"wanted pixels whose largest is from {WILD[0]:g} to {WILD[1]:g} in the {side} image, got {largest:g}; divide "
+                "them by a number of that size"
+            )
+    if image.weight is not None and not bool((torch.isfinite(image.weight) & (image.weight >= 0)).all()):
+        raise ValueError(
+            f"wanted finite weights of at least 0 for the {side} image, got others; give such pixels the weight 0"
+        )
     flat = data.reshape(data.shape[0], -1)
     if bool((flat == flat[:, :1]).all()):
         raise ValueError(

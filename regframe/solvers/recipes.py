@@ -13,6 +13,9 @@ from .mixed.drawing import PER_POINT
 
 MODELS = ("rigid", "similarity", "affine", "lddmm")
 """Models of a map that the engine can fit to any kind of pair, each a special case of the next."""
+SURE = 0.9
+"""How sure a solver of regframe is of a pair of its kind, 0 … 1: less than 1, so that a stranger's solver of a more special kind
+of images or points comes first."""
 ONE_SECTION = (0.5, 0.9)
 """Two values of the shared structure, 0 … 1, of two stained sections. Below the first they are two cuts of the tissue and an
 observation counts least (`fit.pyramid.LEAST_EVIDENCE`); above the second they are one section imaged twice and it counts in

@@ -27,6 +27,7 @@ from ..verdict import Finding
 from . import raster, recipes
 from .preparation import grey, prepare
 from .raster import Compared, Run
+from .recipes import SURE
 
 SLAB = 0.08
 """Margin of the slab of volume that is kept around a section, as a fraction of the diagonal of the box around the placed
@@ -55,7 +56,7 @@ class Section(Solver):
     def matches(self, fixed: Image | PointSet, moving: Image | PointSet) -> float:  # noqa: D102
         if not (isinstance(fixed, Image) and isinstance(moving, Image)):
             return 0.0
-        return 1.0 if (fixed.grid.ndim, moving.grid.ndim) == (2, 3) else 0.0
+        return SURE if (fixed.grid.ndim, moving.grid.ndim) == (2, 3) else 0.0
 
     def check(self, task: Task) -> list[Finding]:  # noqa: D102
         assert isinstance(task.fixed, Image)

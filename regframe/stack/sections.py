@@ -19,7 +19,7 @@ from skimage.filters import threshold_otsu
 from skimage.morphology import convex_hull_image
 from torch import Tensor
 
-from .. import plugins
+from .. import gate, plugins
 from ..data import Grid, Image
 from ..maps.base import Transform
 from ..maps.resample import resample
@@ -71,6 +71,7 @@ def sort_sections(paths: Sequence[Path], order: str | Path = "natural") -> tuple
 
 
 def _from_csv(paths: Sequence[Path], table: Path) -> tuple[list[Path], list[int] | None]:
+    gate.check_file(table, folder=False)
     with table.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
         reader = csv.DictReader(file)
         if not reader.fieldnames or "section" not in reader.fieldnames:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from .. import plugins
 from ..config import Config
+from ..contracts import Candidate, Task
 from ..data import Grid, Image
 from ..fit.frames import affine_kind
 from ..maps.affine import Affine
 from ..maps.base import Transform
 from ..maps.homogeneous import determinant
-from . import NAMED, named
-from .landmarks import Landmarks, fit_points
+from .identity import unit_of
+from .landmarks import Landmarks, fit_points, landmarks
 from .pose import nearest_of_kind
 from .scale import Scale
 
@@ -26,7 +29,8 @@ def given(fixed: Grid, moving: Grid, init: Any, config: Config) -> Tensor | None
     Args:
         fixed: canvas of the fixed side.
         moving: canvas of the moving side.
-        init: ``"auto"``, a name of `NAMED`, `Landmarks` or an affine `Transform` from moving to fixed.
+        init: ``"auto"``, `Landmarks` or an affine `Transform` from moving to fixed; starts with other names were replaced by what
+            they found (`first_pose`).
         config: ``transform`` says which model is asked for.
 
     Raises:
@@ -40,13 +44,43 @@ def given(fixed: Grid, moving: Grid, init: Any, config: Config) -> Tensor | None
         )
     if isinstance(init, str) and init == "auto":
         return None
-    if isinstance(init, str) and init in NAMED:
-        matrix = named(init)(fixed, moving)
-    elif isinstance(init, Landmarks):
+    if isinstance(init, Landmarks):
         matrix = _of_landmarks(init, scale, moving.ndim, config)
     else:
         matrix = _of_transform(init, fixed, moving)
     return nearest_of_kind(matrix, config.transform, scale.factor, moving.center)
+
+
+def first_pose(name: str, options: dict[str, Any], task: Task) -> Any:
+    """What the start called ``name`` finds for a pair, as `given` takes it: its first candidate.
+
+    Raises ValueError where it finds none, or something that is no start, with its name.
+    """
+    whose = f"the start {name!r}"
+    candidates = plugins.start(name, **options).find(task)
+    if not isinstance(candidates, (list, tuple)) or not candidates:
+        raise ValueError(f"wanted a pose from {whose}, got {candidates!r}; take another one, or init='auto'")
+    best = candidates[0]
+    if not isinstance(best, Candidate) or (best.matrix is None) == (best.landmarks is None):
+        raise ValueError(f"wanted regframe.Candidate with a matrix or landmarks from {whose}, got {best!r}")
+    return landmarks(*best.landmarks) if best.landmarks is not None else position_of(best, task, whose)
+
+
+def position_of(candidate: Candidate, task: Task, whose: str = "a start") -> Affine:
+    """The affine map of a candidate, moving → fixed; that of landmarks is fitted to them.
+
+    Raises ValueError for a matrix of another dimension than the moving side, or that is not finite.
+    """
+    units = unit_of(task.moving), unit_of(task.fixed)
+    if candidate.landmarks is not None:
+        return Affine(fit_points(*candidate.landmarks)[0].matrix, *units)
+    ndim = task.moving.grid.ndim if isinstance(task.moving, Image) else task.moving.ndim
+    matrix = torch.as_tensor(candidate.matrix, dtype=torch.float64)
+    if tuple(matrix.shape) != (ndim + 1, ndim + 1) or not bool(matrix.isfinite().all()):
+        raise ValueError(
+            f"wanted a finite matrix {[ndim + 1] * 2} from {whose}, got {tuple(matrix.shape)}: {matrix.tolist()}"
+        )
+    return Affine(matrix, *units)
 
 
 def _of_landmarks(pairs: Landmarks, scale: Scale, ndim: int, config: Config) -> Tensor:
@@ -62,7 +96,7 @@ def _of_landmarks(pairs: Landmarks, scale: Scale, ndim: int, config: Config) -> 
 
 def _of_transform(init: Any, fixed: Grid, moving: Grid) -> Tensor:
     if not isinstance(init, Transform):
-        names = ", ".join(repr(name) for name in ("auto", *NAMED))
+        names = ", ".join(repr(name) for name in ("auto", *(e.name for e in plugins.entries("start"))))
         raise ValueError(f"wanted init {names}, landmarks, a Transform or a Result, got {init!r}")
     parts = init.parts()
     if len(parts) != 1 or not isinstance(parts[0], Affine) or init.ndim != moving.ndim:

@@ -5,12 +5,14 @@ Source: Umeyama 1991, for rigid and similarity maps of paired points.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from ..contracts import Candidate, Start, Task
 from ..data import Grid
 from ..fit.closed import turn_of
 from ..maps.affine import Affine
@@ -33,6 +35,29 @@ class Landmarks:
     def residuals(self, transform: Transform, fixed: Grid) -> list[float]:
         """Distance, in fixed pixels, between each mapped moving landmark and its fixed partner."""
         return [float(v) / fixed.pixel for v in (transform.points(self.moving) - self.fixed).norm(dim=1)]
+
+
+class PairedLandmarks(Start):
+    """Pairs of positions on both sides, in the units of the sides, components in the order (z,) y, x.
+
+    Args:
+        moving: positions ``[N, D]`` on the moving side.
+        fixed: their partners ``[N, D]`` on the fixed side, in the same order.
+    """
+
+    name: ClassVar[str] = "landmarks"
+
+    def __init__(self, moving: Sequence[Sequence[float]], fixed: Sequence[Sequence[float]]) -> None:
+        try:
+            self.moving, self.fixed = ([[float(v) for v in row] for row in side] for side in (moving, fixed))
+            self._pairs = landmarks(self.moving, self.fixed)
+        except TypeError as error:
+            raise ValueError(
+                "wanted rows of numbers as landmarks, got something else; give [[y, x], …] for each side"
+            ) from error
+
+    def find(self, task: Task) -> list[Candidate]:  # noqa: D102
+        return [Candidate(landmarks=(self._pairs.moving, self._pairs.fixed))]
 
 
 def landmarks(p: Any, q: Any) -> Landmarks:

@@ -1,4 +1,4 @@
-"""Tests for plug-ins: subclass `MetricTests` or `AdapterTests`, write ``make``, and pytest runs every check of the kit.
+"""Tests for plug-ins: subclass the kit of a kind, write ``make``, and pytest runs every check of it.
 
 ::
 
@@ -16,7 +16,19 @@ new plug-in that passes them; ``demo`` makes a pair whose map is known, ``bench`
 from __future__ import annotations
 
 from ._adapters import AdapterTests
+from ._formats import FormatTests
 from ._metrics import MetricTests, Pair
 from ._run import Outcome, check_installed, run
+from ._solvers import SolverTests, StartTests
 
-__all__ = ["AdapterTests", "MetricTests", "Outcome", "Pair", "check_installed", "run"]
+__all__ = [
+    "AdapterTests",
+    "FormatTests",
+    "MetricTests",
+    "Outcome",
+    "Pair",
+    "SolverTests",
+    "StartTests",
+    "check_installed",
+    "run",
+]

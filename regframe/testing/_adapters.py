@@ -20,6 +20,7 @@ from .. import plugins
 from ..contracts import Adapter
 from ..data import Image, PointSet
 from ..maps.affine import Affine
+from ..slides.reader import PyramidAdapter
 from ._base import PluginTests, SkipTest, refusal, want
 
 _JUNK = bytes(range(256)) * 8
@@ -324,6 +325,8 @@ class AdapterTests(PluginTests):
         (folder / "out").mkdir()
         source = self.sample(folder / "in")
         adapter = self.make()
+        if type(adapter).save is PyramidAdapter.save:
+            raise SkipTest("it only reads")
         data = adapter.open(source)
         grid = data.grid if isinstance(data, Image) else None
         step = grid.spacing[-1] * pixels if grid is not None else pixels

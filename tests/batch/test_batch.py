@@ -651,7 +651,7 @@ def test_a_scheduler_that_is_not_there() -> None:
 
 
 def large(path: Path, side: int = 4700) -> Path:
-    """An image of five shards (four, and one of coarser levels), of the field of `tissue`."""
+    """An image of ten shards (nine, and one of coarser levels), of the field of `tissue`."""
     array: Any = zarr.create_array(
         path, shape=(side, side), dtype="u1", chunks=(1024, 1024), dimension_names=["y", "x"]
     )
@@ -668,10 +668,10 @@ def test_a_large_image_is_shards_on_the_cluster(pairs: Path, loopback: Loopback)
     with cluster(loopback) as pool:
         outcomes = run_batch(read_manifest(path), out, pool, Limits(memory=2 << 30))
     assert [o.status for o in outcomes] == ["done"], outcomes[0].reasons
-    assert "5 shards on Dask at tcp://127.0.0.1" in (out / "a" / work.LOG).read_text()
+    assert "10 shards on Dask at tcp://127.0.0.1" in (out / "a" / work.LOG).read_text()
 
     line = ["apply", "image", out / "a", image, "--to", "fixed", "--input-spacing", spacing, "--level", "0", "-o"]
-    for name, more, said in (("spread", ("--scheduler", loopback.file), "5 shards on"), ("alone", (), "wrote")):
+    for name, more, said in (("spread", ("--scheduler", loopback.file), "10 shards on"), ("alone", (), "wrote")):
         outcome = click.testing.CliRunner().invoke(main, [*map(str, [*line, pairs / f"{name}.ome.zarr", *more])])
         assert outcome.exit_code == 0, outcome.stderr
         assert said in outcome.stderr

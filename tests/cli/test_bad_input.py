@@ -206,7 +206,7 @@ def test_unwritable_output(place: Path) -> None:
     register_with(place, out=place / "file" / "out", says="not a folder")
     register_with(place, out=place / "file" / "deep" / "out", says="not a folder")
     register_with(place, out=place / "file", says="exists")
-    register_with(place, out=place / "fixed.png", says="is an input itself")
+    register_with(place, out=place / "fixed.png", says="which is an input itself")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")

@@ -21,6 +21,7 @@ from click.testing import CliRunner
 from fake_result import fake_result
 
 import regframe as rf
+from regframe import plugins
 from regframe.cli import main
 from regframe.data import Grid, unit_ratio
 from regframe.formats import BUILT_IN, exchange, itk
@@ -857,8 +858,9 @@ class Silent(rf.MapFormat):
 
 
 def test_a_format_of_a_stranger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    known = exchange.known_formats()
-    monkeypatch.setattr(exchange, "known_formats", lambda: (*known, Plain, Silent))
+    strangers = tuple(plugins.Entry("format", cls.name, cls, "stranger 1 (s)") for cls in (Plain, Silent))
+    known = plugins.entries
+    monkeypatch.setattr(plugins, "entries", lambda kind: (*known(kind), *(strangers if kind == "format" else ())))
     result = result_of(2, "px", "px", bend=0)
     written = rf.write_map(result, tmp_path / "a.plain")
     assert written.files == (tmp_path / "a.plain",)
@@ -919,7 +921,7 @@ def test_which_format_a_path_is_of(tmp_path: Path) -> None:
     assert exchange.format_of(tmp_path / "run_").name == "ants"
     with pytest.raises(ValueError, match="whose suffix says none"):
         exchange.format_of(tmp_path / "b")
-    with pytest.raises(ValueError, match=r"wanted a format out of itk, ants, .*, got 'tiff'"):
+    with pytest.raises(ValueError, match=r"wanted the name of a format, got 'tiff'; there is ants \(from"):
         exchange.format_of(tmp_path / "b", "tiff")
 
 
@@ -948,7 +950,7 @@ def test_options_of_a_format_on_the_command_line(tmp_path: Path) -> None:
     assert (tmp_path / "a.csv").read_bytes() == (tmp_path / "b.csv").read_bytes()
     for arguments, words in (
         ([str(tmp_path / "c.h5"), "--spacing", "8"], "wanted spacing with csv or geojson alone, got itk"),
-        ([str(tmp_path / "c.h5"), "--format", "tiff"], "wanted a format out of itk"),
+        ([str(tmp_path / "c.h5"), "--format", "tiff"], "wanted the name of a format, got 'tiff'; there is ants"),
         ([str(tmp_path / "c.csv"), "--spacing", "-1"], "wanted a positive spacing"),
         ([str(tmp_path / "c.csv"), "--format-set", "spacing=wide"], "wanted a positive spacing"),
         ([str(tmp_path / "c.csv"), "--format-set", "points=a.csv"], "--points FILE"),

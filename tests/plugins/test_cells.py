@@ -392,7 +392,7 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
     for name, head in (("c.parquet", b"PAR1"), ("c.h5ad", b"\x89HDF\r\n\x1a\n")):
         (tmp_path / name).write_bytes(head + b"nothing")
         assert rf.find_adapter(tmp_path / name).name == "cells"
-        with pytest.raises(ValueError, match="which cannot be read as one"):
+        with pytest.raises(ValueError, match=r"which cannot be read as one|wanted a sound HDF5 file, got .*c\.h5ad"):
             rf.open(tmp_path / name)
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -130,13 +131,73 @@ def test_hook_regframe_metrics(install: Install) -> None:
     assert next(p for p in plugins.providers() if p.name == "s").metrics == ("odd",)
 
 
+def test_hook_regframe_solvers(install: Install) -> None:
+    class Turned(type(plugins.solver("images"))):  # type: ignore[misc]
+        """Images, by somebody else."""
+
+        name = "turned"
+
+        def __init__(self, strength: float = 1.0) -> None:
+            self.strength = strength
+
+        def matches(self, fixed: Any, moving: Any) -> float:
+            return 1.0
+
+    install(FakePoint("s", module(regframe_solvers=[Turned])))
+    image = rf.Image(torch.rand((1, 16, 18)), rf.Grid((16, 18)))
+    assert plugins.find_solver(image, image, strength=2.0).options() == {"strength": 2.0}
+    assert next(p for p in plugins.providers() if p.name == "s").solvers == ("turned",)
+
+
+class Shifted(rf.Start):
+    """A shift of so many pixels along y."""
+
+    name = "shifted"
+
+    def __init__(self, by: float = 3.0) -> None:
+        self.by = by
+
+    def find(self, task: rf.Task) -> list[rf.Candidate]:
+        matrix = torch.eye(3, dtype=torch.float64)
+        matrix[0, 2] = self.by
+        return [rf.Candidate(matrix)] if self.by else []
+
+
+def test_hook_regframe_starts(install: Install) -> None:
+    install(FakePoint("s", module(regframe_starts=[Shifted])))
+    field = torch.rand((1, 80, 90), generator=torch.Generator().manual_seed(3))
+    smooth = torch.nn.functional.avg_pool2d(field, 9, 1, 4)
+    fixed, moving = (rf.Image(smooth[:, 8 - s : 72 - s], rf.Grid((64, 90))) for s in (4, 0))
+    config = rf.Config(init="shifted", init_options={"by": -4.0}, transform="rigid")
+    result = rf.register(fixed, moving, config=config)
+    assert result.config.init == "shifted"
+    assert result.config.init_options == {"by": -4.0}
+    with pytest.raises(ValueError, match=r"wanted a pose from the start 'shifted', got \[\]"):
+        rf.register(fixed, moving, config=rf.Config(init="shifted", init_options={"by": 0}))
+    with pytest.raises(ValueError, match=r"options of the start 'shifted' \(by\), got 'far'"):
+        rf.register(fixed, moving, config=rf.Config(init="shifted", init_options={"far": 1}))
+
+
+def test_hook_regframe_formats(install: Install) -> None:
+    class Plain(rf.MapFormat):
+        """.plain: nothing yet."""
+
+        name = "plain"
+        suffixes = (".plain",)
+
+    install(FakePoint("s", module(regframe_formats=[Plain])))
+    assert plugins.chosen_by_default("format")[-1].cls is Plain
+    assert plugins.format_named("stranger/plain") is Plain
+
+
 def test_every_hook_is_tested_and_documented() -> None:
     hooks = [name for name, f in vars(hookspecs).items() if hasattr(f, "regframe_spec")]
     assert set(hooks) == {hook for hook, _ in plugins._HOOKS.values()}
-    guide = (ROOT / "docs" / "plugins.md").read_text(encoding="utf-8")
+    guide, doors = ((ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8") for page in ("plugins", "doors"))
     for hook in hooks:
         assert f"test_hook_{hook}" in globals(), f"no test of {hook}"
         assert hook in guide, f"docs/plugins.md does not mention {hook}"
+        assert hook in ("regframe_adapters", "regframe_metrics", "regframe_formats") or f"def {hook}" in doors
 
 
 def test_the_guide_shows_the_example() -> None:
@@ -150,7 +211,7 @@ def test_the_guide_shows_the_example() -> None:
 
 
 def test_the_code_of_the_guide_runs(tmp_path: Path) -> None:
-    guide = (ROOT / "docs" / "plugins.md").read_text(encoding="utf-8")
+    guide = "".join((ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8") for page in ("plugins", "doors"))
     blocks = [block.partition("```")[0] for block in guide.split("```python\n")[1:]]
     space: dict[str, Any] = {}
     for block in blocks:
@@ -169,15 +230,51 @@ def test_the_code_of_the_guide_runs(tmp_path: Path) -> None:
     assert path.read_text() == "grains 1\n1.5 2.5\n3.0 4.0\n"
     for tests in (space["TestMyMetric"], space["TestGrains"]):  # the guide's own code passes what the guide demands
         assert not [(name, said) for name, status, said, _ in testing.run(tests) if status == "failed"]
+    assert space["regframe_solvers"]() == [space["ByMiddle"]]
+    assert space["regframe_starts"]() == [space["Turned"]]
+    failed = [kit_of_the_guide(space, kind, tmp_path) for kind in ("solver", "start", "slide")]
+    assert failed == [[], [], []]
+
+
+def kit_of_the_guide(space: dict[str, Any], kind: str, folder: Path) -> list[tuple[str, str]]:
+    """The checks that the guide's solver, start or slide reader fails."""
+    moving = rf.PointSet(
+        torch.rand((60, 2), dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 30, "um"
+    )
+    shift = rf.Affine(torch.tensor([[1.0, 0, 5], [0, 1, -3], [0, 0, 1]], dtype=torch.float64), "um", "um")
+    image = rf.Image(torch.rand((1, 20, 24)), rf.Grid((20, 24)))
+    turned = torch.tensor([[0.0, -1, 21], [1, 0, 2], [0, 0, 1]], dtype=torch.float64)
+
+    def sample(self: Any, place: Path) -> Path:
+        fine = np.random.default_rng(0).integers(0, 255, (2, 40, 50), dtype=np.uint8)
+        np.savez(place / "a.slide.npz", level_0=fine, level_1=fine[:, ::2, ::2])
+        return place / "a.slide.npz"
+
+    kit: dict[str, tuple[type, type, dict[str, Any]]] = {
+        "solver": (
+            testing.SolverTests,
+            space["ByMiddle"],
+            {"pair": lambda self: rf.Known(rf.move_points(moving, shift), moving, shift)},
+        ),
+        "start": (
+            testing.StartTests,
+            space["Turned"],
+            {"pair": lambda self: rf.Known(image, image, rf.Affine(turned))},
+        ),
+        "slide": (testing.AdapterTests, space["Tiles"], {"sample": sample}),
+    }
+    base, cls, members = kit[kind]
+    tests = type("Guide", (base,), {"make": lambda self: cls(), **members})
+    return [(name, said) for name, status, said, _ in testing.run(tests) if status == "failed"]
 
 
 def test_the_guide_names_every_check() -> None:
-    guide = (ROOT / "docs" / "plugins.md").read_text(encoding="utf-8")
-    kits = (testing.MetricTests, testing.AdapterTests)
+    guide, doors = ((ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8") for page in ("plugins", "doors"))
+    kits = (testing.MetricTests, testing.AdapterTests, testing.SolverTests, testing.StartTests, testing.FormatTests)
     checks = {name.removeprefix("test_") for kit in kits for name in dir(kit) if name.startswith("test_")}
     listed = {
         word
-        for line in guide.splitlines()
+        for line in (guide + doors).splitlines()
         if line.startswith("| `")
         for word in re.findall(r"`(\w+)`", line.split(" | ")[0])
     }
@@ -194,7 +291,9 @@ def test_what_ships_comes_through_the_same_door(install: Install) -> None:
     assert all(p.status == "ok" for p in own.values())
     assert {"cells", "image", "points"} <= set(names(plugins.adapters()))
     assert {"contrast", "ssd", "ncc", "lncc"} <= set(names(plugins.metrics()))
-    for entry in (*plugins.adapters(), *plugins.metrics()):
+    assert {"images", "points", "mixed", "section"} == set(names(plugins.entries("solver")))
+    assert {"identity", "landmarks", "matrix"} == set(names(plugins.entries("start")))
+    for entry in (entry for kind in plugins.KINDS for entry in plugins.entries(kind)):
         assert entry.summary, f"{entry.name} has no docstring"
 
 
@@ -243,7 +342,7 @@ def test_mypy_covers_every_plugin() -> None:
         (module(regframe_metrics=[metric_class("two words")]), "whose name is 'two words' instead of one word"),
         (module(regframe_metrics=[metric_class("m", accepts=(str, str))]), "whose accepts is neither"),
         (module(regframe_metric=[]), "implements regframe_metric, which no hook is called; there is regframe_adapters"),
-        (module(), "implements no hook: mark regframe_adapters or regframe_metrics"),
+        (module(), "implements no hook: mark regframe_adapters or regframe_formats or"),
         (lambda: None, "implements no hook"),
     ],
 )
@@ -278,15 +377,31 @@ def test_where_warnings_are_errors_the_rest_is_still_there(install: Install) -> 
 
 def test_a_clash_names_both_culprits_when_the_name_is_looked_up(install: Install) -> None:
     install(
-        FakePoint("one", module(regframe_metrics=[metric_class("ncc")])),
-        FakePoint("two", module(regframe_metrics=[metric_class("ncc")]), Distribution("other", "3")),
+        FakePoint("one", module(regframe_metrics=[metric_class("twice")])),
+        FakePoint("two", module(regframe_metrics=[metric_class("twice")]), Distribution("other", "3")),
     )
     assert rf.metric("ssd").name == "ssd"
     message = (
-        r"wanted one metric called 'ncc', but other 3 \(two\) and regframe \S+ \(metrics\) and stranger 2.0 \(one\)"
+        r"wanted one metric called 'twice', but other 3 \(two\) and stranger 2.0 \(one\) each provide one; take other/"
     )
     with pytest.raises(plugins.PluginError, match=message + r".*there is contrast \(from regframe"):
-        rf.metric("ncc")
+        rf.metric("twice")
+    assert type(rf.metric("other/twice")) is not type(rf.metric("stranger/twice"))
+
+
+@pytest.mark.parametrize("kind", plugins.KINDS)
+def test_a_shipped_name_stays_what_it_is(install: Install, kind: plugins.Kind) -> None:
+    shipped = plugins.entries(kind)[0]
+    stranger = type("Other", (shipped.cls,), {"name": shipped.name, "__doc__": "Another."})
+    install(FakePoint("s", module(**{f"regframe_{kind}s": [stranger]})))
+    message = rf"the {kind} '{shipped.name}' of stranger 2.0 \(s\) has the name .* regframe \S+ .*stranger/{shipped.name} picks"
+    with pytest.warns(plugins.PluginWarning, match=message) as caught:
+        assert stranger in {entry.cls for entry in plugins.entries(kind)}
+    assert len(caught) == 1
+    assert stranger not in {entry.cls for entry in plugins.chosen_by_default(kind)}
+    assert plugins._lookup(kind, shipped.name).cls is shipped.cls
+    assert plugins._lookup(kind, f"stranger/{shipped.name}").cls is stranger
+    assert plugins._lookup(kind, f"regframe/{shipped.name}").cls is shipped.cls
 
 
 def test_one_class_from_two_entry_points_is_no_clash(install: Install) -> None:

@@ -6,9 +6,11 @@ import pytest
 import torch
 
 import regframe as rf
+from regframe import plugins
 from regframe.contracts import Fitted, Solver
-from regframe.solvers import BUILT_IN
+from regframe.solvers import regframe_solvers
 
+BUILT_IN = regframe_solvers()
 PLANE = rf.Image(torch.rand((1, 16, 18)), rf.Grid((16, 18)), ("a",))
 VOLUME = rf.Image(torch.rand((1, 10, 16, 18)), rf.Grid((10, 16, 18)), ("a",))
 FLAT = rf.PointSet(torch.rand((20, 2), dtype=torch.float64) * 16, "px")
@@ -50,7 +52,7 @@ def test_a_model_that_the_solver_does_not_offer(monkeypatch: pytest.MonkeyPatch)
     class Rigid(Solver):
         """Images, turned and shifted only."""
 
-        name = "rigid only"
+        name = "rigid_only"
         models = ("rigid",)
 
         def matches(self, fixed: object, moving: object) -> float:
@@ -65,9 +67,26 @@ def test_a_model_that_the_solver_does_not_offer(monkeypatch: pytest.MonkeyPatch)
         def judge(self, fitted: object) -> list[object]:  # type: ignore[override]
             raise AssertionError("not reached")
 
-    monkeypatch.setattr("regframe.registration.BUILT_IN", (Rigid, *BUILT_IN))
-    with pytest.raises(ValueError, match=r"wanted transform rigid for this kind of pair \(rigid only\), got 'lddmm'"):
+    real = plugins.entries("solver")
+    monkeypatch.setattr(
+        plugins, "entries", lambda kind: (*real, plugins.Entry("solver", "rigid_only", Rigid, "stranger 1 (s)"))
+    )
+    with pytest.raises(ValueError, match=r"wanted transform rigid for this kind of pair \(rigid_only\), got 'lddmm'"):
         rf.register(PLANE, PLANE)
+    with pytest.raises(ValueError, match=r"there is images \(from .*rigid_only \(from stranger 1 \(s\)\)"):
+        rf.register(PLANE, PLANE, config=rf.Config(solver="nobody"))
+    with pytest.raises(ValueError, match=r"options of the solver 'rigid_only' \(it has none\), got 'power'"):
+        rf.register(PLANE, PLANE, config=rf.Config(solver="rigid_only", solver_options={"power": 2}))
+
+
+def test_a_pair_that_no_solver_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    left = tuple(entry for entry in plugins.entries("solver") if entry.name != "mixed")
+    monkeypatch.setattr(plugins, "entries", lambda kind: left)
+    with pytest.raises(
+        plugins.PluginError, match=r"got 2D points as fixed and 2D image as moving side; there is images \(from"
+    ):
+        plugins.find_solver(FLAT, PLANE)
+    assert plugins.find_solver(PLANE, PLANE).name == "images"
 
 
 def test_a_word_that_is_no_model() -> None:

@@ -161,7 +161,12 @@ class TestPoints(AdapterTests):
 # ---- what is broken: a sound plug-in, one fault at a time -----------------------------------------------------------
 
 SPACE: dict = {}
-exec(Template(scaffold.FILES["src/$module.py"]).substitute(name="a", module="a", title="A", suffix=".a"), SPACE)
+exec(
+    Template(scaffold.files(scaffold.DEFAULT)["src/$module.py"]).substitute(
+        name="a", module="a", title="A", suffix=".a"
+    ),
+    SPACE,
+)
 Sound, Positions = SPACE["AMetric"], SPACE["AAdapter"]
 
 
@@ -337,6 +342,13 @@ def crashing(self, source):
     return rf.PointSet(torch.tensor([[float(row[1]), float(row[0])] for row in cells]).reshape(-1, 2))
 
 
+def misspelt(self, source):
+    try:
+        return Positions().open(source)
+    except ValueError:
+        raise ValueEror(f"wanted positions, got {source}") from None  # noqa: F821 - the fault
+
+
 def littering(self, data, path):
     Positions().save(data, path)
     (Path(path).parent / "tmp123").touch()
@@ -383,7 +395,7 @@ ADAPTERS = {
     "a file left beside": ("open", {"open": scribbling}),
     "nothing for no file": ("open_what_is_not_there", {"open": lambda self, source: rf.PointSet(torch.zeros(0, 2))}),
     "foreign bytes taken": ("open_what_is_something_else", {"open": lambda self, source: rf.PointSet(torch.zeros(1, 2))}),
-    "an IndexError": ("open_what_is_damaged", {"open": crashing}),
+    "a NameError": ("open_what_is_damaged", {"open": misspelt}),
     "a row lost": ("apply_nothing", applies(lambda p, t: rf.PointSet(t.points(p.coords[1:]), p.unit))),
     "another order": ("apply_nothing", applies(lambda p, t: rf.move_points(turned(p), t))),
     "a column lost": ("apply_nothing", applies(lambda p, t: rf.move_points(p, t).replace(table={}))),
@@ -477,7 +489,7 @@ def command(*arguments: str) -> tuple[int, str]:
 
 @pytest.fixture
 def install(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
-    """Put a fake entry point ``mine`` of ``stranger 2.0`` in the place of the real ones."""
+    """Put a fake entry point ``mine`` of ``stranger 2.0`` in the place of the real adapters and metrics."""
     monkeypatch.delenv(plugins.DISABLE, raising=False)
 
     def put(*classes: type, load: Callable[[], object] | None = None) -> None:
@@ -487,16 +499,17 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
         point = SimpleNamespace(
             name="mine", value="m", load=load or (lambda: made), dist=SimpleNamespace(name="stranger", version="2.0")
         )
-        monkeypatch.setattr(plugins, "_entry_points", lambda: (point,))
+        monkeypatch.setattr(plugins, "_entry_points", lambda: (point, *solvers))
         plugins.refresh()
 
+    solvers = tuple(p for p in plugins._entry_points() if p.name in ("solvers", "starts"))  # a metric is tried
     yield put
     plugins.refresh()
 
 
 def test_check_of_what_is_sound(install: Callable[..., None]) -> None:
     install(Sound, Positions)
-    code, output = command("--check")
+    code, output = command("--check", "mine")
     assert code == 0, output
     assert "adapter a, from stranger 2.0 (mine)" in output
     assert "  ok       weight zero hides " in output
@@ -524,6 +537,15 @@ def test_check_of_what_is_not(install: Callable[..., None]) -> None:
     assert code == 0
     assert "skipped  all: it cannot be made without radius" in output
     assert "checks: it offers no sample(cls, folder)" in output
+
+
+def test_an_error_of_an_adapter_over_a_damaged_file_is_one_sentence(tmp_path: Path) -> None:
+    careless = type("Careless", (Positions,), {"name": "careless", "open": crashing})
+    (tmp_path / "a.a").write_text("a 1\n7\n")
+    with pytest.raises(
+        ValueError, match=r"wanted a readable file, got .*a\.a.* the adapter careless cannot read \(IndexError"
+    ):
+        careless().open(tmp_path / "a.a")
 
 
 def test_an_adapter_that_another_outbids_is_caught(install: Callable[..., None]) -> None:
@@ -557,20 +579,20 @@ def test_check_of_a_plugin_that_does_not_load(install: Callable[..., None], monk
         raise ImportError("no module named rings")
 
     install(load=load)
-    code, output = command("--check")
+    code, output = command("--check", "mine")
     assert code == 1
     assert "plug-in mine, from stranger 2.0 (mine)" in output
     assert "it cannot be imported: ImportError: no module named rings" in output
     monkeypatch.setenv(plugins.DISABLE, "mine")
     plugins.refresh()
-    assert "skipped  loads: REGFRAME_DISABLE_PLUGINS leaves it out" in command("--check")[1]
+    assert "skipped  loads: REGFRAME_DISABLE_PLUGINS leaves it out" in command("--check", "mine")[1]
 
 
 def test_check_and_new_are_asked_for_in_the_right_way() -> None:
     for arguments, says in [
         (
             ["--check", "nothing"],
-            "wanted names of adapters, metrics or plug-ins that are installed (cells, contrast, image",
+            "wanted names of classes or plug-ins that are installed (ants, cells, contrast, csv",
         ),
         (["ssd"], "wanted either --check"),
         (["--check", "--new", "x"], "wanted either --check"),
@@ -602,13 +624,13 @@ def test_new_writes_all_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         ("json", "there is a module json"),
         ("regframe", "there is a module regframe"),
         ("regframe-image", "there is a module regframe_image"),
-        ("ssd", "wanted a name that no adapter or metric bears"),
+        ("ssd", "wanted a name that no class of a plug-in bears"),
     ]:
         code, output = command("--new", name)
         assert code == 2, name
         assert says in output
     assert {name: Path(name).read_bytes() for name in files} == before
-    monkeypatch.setitem(scaffold.FILES, "z", "$unknown")
+    monkeypatch.setattr(scaffold, "PYPROJECT", "$unknown")
     with pytest.raises(KeyError):
         scaffold.new_plugin("other", tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["my-stain"]

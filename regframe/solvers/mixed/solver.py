@@ -7,13 +7,14 @@ from collections.abc import Iterable
 from typing import ClassVar, Literal
 
 from ... import verdict
-from ...contracts import Fitted, Solver, Task
+from ...contracts import Fitted, Known, Solver, Task
 from ...data import Image, PointSet
 from ...fit.clouds import check_cloud
 from ...fit.threads import threads_for
 from ...verdict import Finding
-from .. import raster, recipes
+from .. import raster, recipes, samples
 from ..images import Images
+from ..recipes import SURE
 from . import nuclei
 from .drawing import draw, regular
 
@@ -26,8 +27,12 @@ class Mixed(Solver):
     name: ClassVar[str] = "mixed"
     models: ClassVar[tuple[str, ...]] = recipes.MODELS
 
+    @classmethod
+    def sample(cls) -> Known | None:  # noqa: D102
+        return samples.mixed()
+
     def matches(self, fixed: Image | PointSet, moving: Image | PointSet) -> float:  # noqa: D102
-        return 1.0 if isinstance(fixed, PointSet) != isinstance(moving, PointSet) else 0.0
+        return SURE if isinstance(fixed, PointSet) != isinstance(moving, PointSet) else 0.0
 
     def check(self, task: Task) -> list[Finding]:  # noqa: D102
         points, image, side = _split(task)

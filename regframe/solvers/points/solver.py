@@ -9,13 +9,14 @@ from typing import ClassVar
 import torch
 
 from ... import plugins, verdict
-from ...contracts import Fitted, Otherwise, Solver, Task
+from ...contracts import Fitted, Known, Otherwise, Solver, Task
 from ...data import Image, PointSet, unit_ratio
 from ...fit import clouds
 from ...fit.threads import threads_for
 from ...starts.given import given
 from ...verdict import Finding
-from .. import recipes
+from .. import recipes, samples
+from ..recipes import SURE
 from .align import align
 
 
@@ -27,8 +28,12 @@ class Points(Solver):
     drawn_by: ClassVar[str] = "cells"
     """Name of the adapter that draws both sides as densities where the points themselves find nothing."""
 
+    @classmethod
+    def sample(cls) -> Known | None:  # noqa: D102
+        return samples.points()
+
     def matches(self, fixed: Image | PointSet, moving: Image | PointSet) -> float:  # noqa: D102
-        return 1.0 if isinstance(fixed, PointSet) and isinstance(moving, PointSet) else 0.0
+        return SURE if isinstance(fixed, PointSet) and isinstance(moving, PointSet) else 0.0
 
     def check(self, task: Task) -> list[Finding]:  # noqa: D102
         fixed, moving, metric = task.fixed, task.moving, task.metric
