@@ -39,7 +39,7 @@ def png_of(figure: Figure) -> bytes:
     assert isinstance(canvas, FigureCanvasAgg)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # hide matplotlib's warnings on layout and missing glyphs
-        canvas.print_png(buffer)
+        canvas.print_png(buffer)  # type: ignore[no-untyped-call]
     return buffer.getvalue()
 
 
