@@ -300,7 +300,7 @@ def test_a_pair_that_does_not_belong_together_is_not_called_pass(data_dir: Path)
     [
         ("01_seed_cells/cells.jpg", "15_2d_classics/fair/hands-R.jpg"),
         ("15_2d_classics/fair/PET-CT-CT.jpg", "15_2d_classics/fair/hands-T.jpg"),
-        ("15_2d_classics/fair/disc.jpg", "15_2d_classics/ants/r16slice.jpg"),
+        pytest.param("15_2d_classics/fair/disc.jpg", "15_2d_classics/ants/r16slice.jpg", marks=pytest.mark.slow),
     ],
 )
 def test_unlike_images_bent_alike_are_not_called_pass(data_dir: Path, fixed: str, moving: str) -> None:
