@@ -192,8 +192,10 @@ def test_xenium(data: Path, quadrant: int, small: bool, report: Callable[[str], 
 
 def test_wrong_pairs(data: Path, small: bool, report: Callable[[str], None]) -> None:
     """Points that have nothing to do with the image: none may pass."""
+    if small:
+        pytest.skip("tests/solvers/test_mixed.py has points that do not belong to an image, on either side")
     verdicts = []
-    for seed in range(1 if small else 6):
+    for seed in range(6):
         case, rng = nuclei(data, seed, noise=0.1), np.random.default_rng(seed)
         for points in (rng.uniform(0, 512, (125, 2)), case.before + 20 * rng.normal(size=case.before.shape)):
             cloud = rf.PointSet(torch.from_numpy(points))

@@ -383,7 +383,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def test_bench_stack_runs_small() -> None:
     y, x = np.mgrid[:48, :56].astype(np.float32)
     planes = []
-    for k in range(4):
+    for k in range(3):
         blob = np.exp(-(((y - 24) / 15) ** 2) - ((x - 28) / 19) ** 2)
         planes.append(blob * (2 + np.sin(x / 3 + 0.2 * k) * np.cos(y / 4)) * 90)
     stack = jittered(np.stack(planes).astype(np.float32), 8, 4, 0.0, seed=0)

@@ -498,8 +498,8 @@ def _worth_it(fitted: _Straight, kind: str, pair: Pair) -> Fit:
     for simpler in KINDS[: KINDS.index(kind)]:
         other = fitted(simpler)
         n_evaluations += other.n_evaluations
-        if judged(other) > best:
-            chosen, best = other, judged(other)
+        if (nats := judged(other)) > best:
+            chosen, best = other, nats
     if (1 - LOST) * began > best:
         chosen = fitted(KINDS[0], held=True)
     chosen.n_evaluations, chosen.lost = n_evaluations, True

@@ -164,36 +164,57 @@ class Run:
         start: ``A`` ``[D+1, D+1]``, moving → fixed in physical units, from which the fit began.
         found: the outcome of the search for the start; None where the start was given.
         fit: the fit.
+        judge: what weighed it; None where nothing did, or it is not known.
     """
 
     sides: tuple[Halvings, Halvings]
     start: Tensor
     found: pose.Pose | None
     fit: Fit
+    judge: Judge | None = None
 
 
 def run(pair: Compared, task: Task, recipe: Recipe) -> Run:
     """Find a start for two images, then fit their map by ``recipe``."""
     sides = Halvings(pair.fixed), Halvings(pair.moving)
     start, found = images.begin(*sides, task.start, task.config)
-    return Run(sides, start, found, fit(pair, sides, start, task, recipe))
+    judge = _judge(sides, start, task, recipe)
+    return Run(sides, start, found, fit(pair, sides, start, task, recipe, judge), judge)
 
 
 def again(done: Run, pair: Compared, task: Task, recipe: Recipe) -> Run:
     """Fit the map of ``pair``, the same sides compared otherwise, from the start that was found for ``done``."""
-    sides = Halvings(pair.fixed), Halvings(pair.moving)
-    return dataclasses.replace(done, sides=sides, fit=fit(pair, sides, done.start, task, recipe))
+    sides, judge = done.sides, done.judge
+    if judge is None or pair.fixed is not sides[0].image or pair.moving is not sides[1].image:
+        sides = Halvings(pair.fixed), Halvings(pair.moving)
+        judge = _judge(sides, done.start, task, recipe)
+    return dataclasses.replace(done, sides=sides, fit=fit(pair, sides, done.start, task, recipe, judge), judge=judge)
 
 
-def fit(pair: Compared, sides: tuple[Halvings, Halvings], start: Tensor, task: Task, recipe: Recipe) -> Fit:
-    """Fit the map of two sides by ``recipe``, from ``start``: ``A`` ``[D+1, D+1]`` in physical units."""
+def _judge(sides: tuple[Halvings, Halvings], start: Tensor, task: Task, recipe: Recipe) -> Judge | None:
+    """What weighs a fit from ``start`` on, whatever the metric; None where a section lies in a volume, or nothing moves."""
+    if sides[0].grid.ndim != sides[1].grid.ndim or not recipe.moves:
+        return None
+    prior = images.prior_of(*sides)
+    if task.start != "auto":  # whoever states a pose knows the size
+        prior = dataclasses.replace(prior, size=None)
+    return Judge(*sides, prior, zoom_of(pullback(sides, start)))
+
+
+def fit(
+    pair: Compared,
+    sides: tuple[Halvings, Halvings],
+    start: Tensor,
+    task: Task,
+    recipe: Recipe,
+    judge: Judge | None = None,
+) -> Fit:
+    """Fit the map of two sides by ``recipe``, from ``start``: ``A`` ``[D+1, D+1]`` in physical units.
+
+    ``judge`` weighs the fit against simpler ones; None makes one where there can be one.
+    """
     began = pullback(sides, start)
-    judge = None
-    if sides[0].grid.ndim == sides[1].grid.ndim and recipe.moves:
-        prior = images.prior_of(*sides)
-        if task.start != "auto":  # whoever states a pose knows the size
-            prior = dataclasses.replace(prior, size=None)
-        judge = Judge(*sides, prior, zoom_of(began))
+    judge = judge or _judge(sides, start, task, recipe)
     landmarks = pairs(sides, task)
     followed = tuple(functools.partial(_prepared, metric) for metric in pair.followed)
     if landmarks is not None or _states_prior(task.config):

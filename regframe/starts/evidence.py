@@ -49,10 +49,10 @@ def sample(view: View, at: Tensor) -> tuple[Tensor, Tensor]:
     """Data ``[N, 2, *S]`` and weight ``[N, *S]`` of a view at positions ``[N, *S, D]``; nothing counts outside."""
     shape = torch.tensor(view.grid.shape, dtype=torch.float32)
     spacing, origin = (torch.tensor(v, dtype=torch.float32) for v in (view.grid.spacing, view.grid.origin))
-    unit = (2 * (at - origin) / spacing + 1) / shape - 1  # -1 and 1 at the outer borders
+    unit = (at - origin).mul_(2).div_(spacing).add_(1).div_(shape).sub_(1)  # -1 and 1 at the outer borders
     stack = torch.cat([view.data, view.weight[None]])[None].expand(len(at), *(-1,) * at.shape[-1], -1)
     out = F.grid_sample(stack, unit.flip(-1), padding_mode="border", align_corners=False)
-    return out[:, :-1], out[:, -1] * (unit.abs() < 1).all(dim=-1)
+    return out[:, :-1], out[:, -1] * (unit.abs_() < 1).all(dim=-1)
 
 
 def likeness(
@@ -138,14 +138,17 @@ def compare_at(image: Tensor, mask: Tensor, positions: Tensor, spacing: float, m
     ndim = mask.ndim
     dims, still = tuple(range(2, 2 + ndim)), (1,) * ndim
     views = [moving.at(spacing * float(size)) for size in torch.linalg.det(poses[:, :, :ndim]).abs() ** (1 / ndim)]
-    warped = image.new_empty((len(poses), *image.shape))
-    weight = image.new_empty((len(poses), *mask.shape))
-    for view in {id(view): view for view in views}.values():
-        those = [i for i, other in enumerate(views) if other is view]
-        warped[those], weight[those] = sample(view, positions[those])
+    if views and all(view is views[0] for view in views):
+        warped, weight = sample(views[0], positions)
+    else:
+        warped = image.new_empty((len(poses), *image.shape))
+        weight = image.new_empty((len(poses), *mask.shape))
+        for view in {id(view): view for view in views}.values():
+            those = [i for i, other in enumerate(views) if other is view]
+            warped[those], weight[those] = sample(view, positions[those])
     weight = weight * mask
     n = weight.flatten(1).sum(dim=1).clamp(min=1e-3)
-    weight = weight / n.reshape(-1, *still)
+    weight.div_(n.reshape(-1, *still))
 
     def mean(values: Tensor) -> Tensor:
         return (values * weight[:, None]).sum(dim=dims)

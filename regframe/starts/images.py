@@ -457,9 +457,9 @@ def _best_lag(a: Tensor, area: float, lags: _Lags, turns: Tensor) -> tuple[Tenso
         a[[0, 1, 2, 3, 4, 0, 0, 0, 0, 1, 2]] * b[:, [0, 0, 0, 0, 0, 1, 2, 3, 4, 1, 2]], s=shape, dim=dims
     )
     n = sums[:, :1].clamp(min=1e-3)
-    s_f, s_ff, s_m, s_mm, s_fm = (sums[:, 1:] / n).unflatten(1, (5, 2)).unbind(dim=1)  # [N, 2, ...] each
-    square, _, _ = likeness(s_fm - s_f * s_m, s_ff - s_f * s_f, s_mm - s_m * s_m)
-    score = -0.5 * n[:, 0] * torch.log1p(-square).sum(dim=1)
+    s_f, s_ff, s_m, s_mm, s_fm = sums[:, 1:].div_(n).unflatten(1, (5, 2)).unbind(dim=1)  # [N, 2, ...] each
+    square, _, _ = likeness(s_fm.sub_(s_f * s_m), s_ff.sub_(s_f.mul_(s_f)), s_mm.sub_(s_m.mul_(s_m)))
+    score = -0.5 * n[:, 0] * square.neg_().log1p_().sum(dim=1)
     enough = 0.25 * covered.flatten(1).sum(dim=1).clamp(max=area)
     score = torch.where(n[:, 0] > enough.reshape(-1, *(1,) * ndim), score, 0.0)
     if reach is not None:
@@ -505,13 +505,15 @@ def _refine_few(
             change = now.moving.narrow(2 + d, 2, n - 2) - now.moving.narrow(2 + d, 0, n - 2)
             slope[:, d].narrow(2 + d, 1, n - 2).copy_(change / 2)
         change = torch.einsum("ndp...,kd...->nkp...", slope, fields)
-        w = now.weight[:, None, None]
-        change = change - (change * w).sum(dim=dims, keepdim=True)
-        spread, gain = (part.reshape(len(poses), 1, 2, *(1,) * ndim) for part in (now.spread, now.slope))
-        along = (change * now.moving[:, None] * w).sum(dim=dims, keepdim=True) / spread
-        change = (change - along * now.moving[:, None]) * gain
+        # [N, K, 2, *S] each: worked on in place, since fresh memory for every step takes as long as the sums
+        w, moved = now.weight[:, None, None], now.moving[:, None]
+        part = change * w
+        change.sub_(part.sum(dim=dims, keepdim=True))
+        spread, gain = (of.reshape(len(poses), 1, 2, *(1,) * ndim) for of in (now.spread, now.slope))
+        along = torch.mul(change, moved, out=part).mul_(w).sum(dim=dims, keepdim=True) / spread
+        change.sub_(torch.mul(along, moved, out=part)).mul_(gain)
         rest = now.fixed - gain[:, 0] * now.moving
-        weighed = (change * w / now.rest.reshape(gain.shape)).flatten(2)
+        weighed = torch.mul(change, w, out=part).div_(now.rest.reshape(gain.shape)).flatten(2)
         hessian, descent = weighed @ change.flatten(2).mT, (weighed @ rest.flatten(1)[:, :, None])[:, :, 0]
         diagonal = hessian.diagonal(dim1=1, dim2=2)
         hessian = hessian + torch.diag_embed(damping[:, None] * diagonal + 1e-3 * diagonal.mean(1, keepdim=True) + 1e-9)

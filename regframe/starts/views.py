@@ -178,12 +178,25 @@ def _halved(grid: Grid) -> list[int]:
 def mean_around(values: Tensor, width: int, inside: bool = False) -> Tensor:
     """The mean over squares or cubes of ``width`` pixels of values ``[N, C, *S]``, beyond whose border lie zeros, or with
     ``inside`` nothing."""
-    ndim = values.ndim - 2
-    pool: Any = F.avg_pool2d if ndim == 2 else F.avg_pool3d
-    for d in range(ndim):  # axis by axis, which is faster
-        size = tuple(width if k == d else 1 for k in range(ndim))
-        values = pool(values, size, 1, tuple(n // 2 for n in size), count_include_pad=not inside)
+    for d in range(2, values.ndim):  # axis by axis, which is faster
+        values = _mean_along(values, d, width, inside)
     return values
+
+
+def _mean_along(values: Tensor, axis: int, width: int, inside: bool) -> Tensor:
+    """`mean_around` along one axis alone.
+
+    The axes behind it are handed to the kernel as channels, of which it takes many at a time: several times as fast as windows
+    along the last axis, and the same sums.
+    """
+    last = axis == values.ndim - 1
+    if last:  # has no axis behind it: the one before it becomes that
+        values, axis = values.mT.contiguous(), axis - 1
+    before, behind = values.shape[:axis], values.shape[axis + 1 :]
+    flat = values.reshape(math.prod(before), values.shape[axis], 1, math.prod(behind)).permute(0, 3, 1, 2)
+    out = F.avg_pool2d(flat, (width, 1), 1, (width // 2, 0), count_include_pad=not inside)
+    out = out.permute(0, 2, 3, 1).reshape(*before, out.shape[2], *behind)
+    return out.mT.contiguous() if last else out
 
 
 def trust(data: Tensor, filled: bool = True) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import functools
 import io
@@ -503,7 +504,9 @@ def cluster(loopback: Loopback) -> Any:
     return pools.Cluster(str(loopback.file))
 
 
-def test_a_batch_on_two_workers_one_of_which_is_killed(pairs: Path, loopback: Loopback) -> None:
+def test_a_batch_on_two_workers_one_of_which_is_killed(
+    pairs: Path, loopback: Loopback, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Good jobs end as they would alone, broken ones with their reasons, and a dead worker costs none."""
     path = manifest(
         pairs,
@@ -551,11 +554,11 @@ def test_a_batch_on_two_workers_one_of_which_is_killed(pairs: Path, loopback: Lo
     assert not list(out.glob(".*.partial"))
 
     alone = pairs / "alone"
-    line = ["-c", "from regframe.cli import main; main()", "register", "f1.png", "m1.png", "-o", str(alone)]
-    line += [f"--set={pair.strip()}" for pair in QUICK.split(";")]
-    subprocess.run(
-        [sys.executable, *line], cwd=pairs, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True, capture_output=True
-    )
+    line = ["register", "f1.png", "m1.png", "-o", str(alone), *(f"--set={pair.strip()}" for pair in QUICK.split(";"))]
+    monkeypatch.chdir(pairs)
+    with one_thread():
+        done = click.testing.CliRunner().invoke(main, line)
+    assert done.exit_code == 0, done.stderr
     batch = contents(out / "b")
     del batch[work.RECORD], batch[work.LOG]
     assert batch == contents(alone)
@@ -573,6 +576,17 @@ def test_a_batch_on_two_workers_one_of_which_is_killed(pairs: Path, loopback: Lo
     assert 'href="a/report.html"' in page
     assert "http" not in page.partition("<body>")[2]
     assert all((out / target).exists() for target in re.findall(r'href="([^"#]+)"', page))
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """As many threads as a job has; their number is written down with its result."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def _unused(n: int) -> Any:

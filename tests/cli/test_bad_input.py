@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -226,18 +227,16 @@ def test_a_file_system_that_refuses(place: Path, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("kind", ["empty", "other", "file", "regframe"])
-def test_existing_output(kind: str, place: Path) -> None:
+def test_existing_output(kind: str, place: Path, made: Path) -> None:
     out = place / "out"
     if kind == "file":
         out.write_text("x")
+    elif kind == "regframe":
+        shutil.copytree(made / "run", out)
     else:
         out.mkdir()
     if kind == "other":
         (out / "thesis.txt").write_text("x")
-    if kind == "regframe":
-        result = fake_result(Grid(SIZE), Grid(SIZE), bend=0.3)
-        blank = Image.from_array(pixels())
-        results.write_run(out, result, (blank, blank), {}, overwrite=True)
     register_with(place, says="exists.*--overwrite")
     if kind in ("other", "file"):
         register_with(place, "--overwrite", says="left alone")
@@ -246,11 +245,19 @@ def test_existing_output(kind: str, place: Path) -> None:
 # ---- results ------------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs that tests get copies of: ``run`` in pixels, and ``micron`` whose sides are in µm, pixels 2 µm wide."""
+    folder = tmp_path_factory.mktemp("made")
+    for name, grid in (("run", Grid(SIZE)), ("micron", Grid(SIZE, (2.0, 2.0), unit="µm"))):
+        blank = Image.from_array(pixels()) if name == "run" else Image(torch.rand((1, *SIZE)), grid)
+        results.write_run(folder / name, fake_result(grid, grid, bend=0.3), (blank, blank), {})
+    return folder
+
+
 @pytest.fixture
-def saved(place: Path) -> Path:
-    blank = Image.from_array(pixels())
-    results.write_run(place / "run", fake_result(Grid(SIZE), Grid(SIZE), bend=0.3), (blank, blank), {})
-    return place / "run"
+def saved(place: Path, made: Path) -> Path:
+    return shutil.copytree(made / "run", place / "run")
 
 
 def evaluate(place: Path, fixed: str, moving: str, *args: object, says: str) -> str:
@@ -398,12 +405,9 @@ def test_a_position_that_is_missing_stays_missing(saved: Path) -> None:
 
 
 @pytest.fixture
-def micron(tmp_path: Path) -> Path:
+def micron(tmp_path: Path, made: Path) -> Path:
     """A result whose sides are in µm, pixels 2 µm wide."""
-    grid = Grid(SIZE, (2.0, 2.0), unit="µm")
-    blank = Image(torch.rand((1, *SIZE)), grid)
-    results.write_run(tmp_path / "micron", fake_result(grid, grid, bend=0.3), (blank, blank), {})
-    return tmp_path / "micron"
+    return shutil.copytree(made / "micron", tmp_path / "micron")
 
 
 def test_a_unit_is_never_taken_silently(place: Path, micron: Path) -> None:

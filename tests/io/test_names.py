@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -88,41 +89,76 @@ def test_a_run_and_all_that_follows(name: str, tmp_path: Path, monkeypatch: pyte
 
 
 FORMATS = """
-import dataclasses, sys, torch, regframe as rf
+import dataclasses, os, sys, traceback, torch, regframe as rf
 from pathlib import Path
-sys.path.insert(0, sys.argv[2])
+sys.path.insert(0, sys.argv[1])
 from fake_result import fake_result
 from regframe_image.volume import write_volume
-folder, matrix, grid = Path(sys.argv[1]), torch.tensor(eval(sys.argv[3]), dtype=torch.float64), rf.Grid((20, 24))
-bent, affine = fake_result(grid, grid, matrix, 0.5), rf.Affine(matrix)
-straight = dataclasses.replace(bent, transform=affine, affine=affine)
-for suffix in sys.argv[4:]:
-    path = folder / (folder.name if suffix == "ants" else f"{folder.name}.{suffix}")
-    for result in (straight,) if suffix in ("mat", "txt", "npy") else (straight, bent):
-        rf.write_map(result, path, "ants" if suffix == "ants" else None, overwrite=True)
-        back = rf.read_map(path, grid, grid, "ants" if suffix == "ants" else None)
-        at = torch.tensor([[5.0, 7.0], [9.0, 11.0]], dtype=torch.float64)
-        assert float((back.to_moving(at) - result.to_moving(at)).abs().max()) < 0.05, suffix
+import h5py, SimpleITK
+matrix, grid = torch.tensor(eval(sys.argv[2]), dtype=torch.float64), rf.Grid((20, 24))
+
+def there_and_back(folder):
+    bent, affine = fake_result(grid, grid, matrix, 0.5), rf.Affine(matrix)
+    straight = dataclasses.replace(bent, transform=affine, affine=affine)
+    for suffix in sys.argv[3:]:
+        path = folder / (folder.name if suffix == "ants" else f"{folder.name}.{suffix}")
+        for result in (straight,) if suffix in ("mat", "txt", "npy") else (straight, bent):
+            rf.write_map(result, path, "ants" if suffix == "ants" else None, overwrite=True)
+            back = rf.read_map(path, grid, grid, "ants" if suffix == "ants" else None)
+            at = torch.tensor([[5.0, 7.0], [9.0, 11.0]], dtype=torch.float64)
+            assert float((back.to_moving(at) - result.to_moving(at)).abs().max()) < 0.05, suffix
+
+rf.write_map, rf.read_map, rf.adapter("image")
+for line in sys.stdin.buffer:
+    sys.stdout.flush()
+    child = os.fork()
+    if not child:
+        try:
+            there_and_back(Path(os.fsdecode(bytes.fromhex(line.decode()))))
+        except BaseException:
+            traceback.print_exc(file=sys.stdout)
+            sys.stdout.flush()
+            os._exit(1)
+        sys.stdout.flush()
+        os._exit(0)
+    print("ended", os.waitpid(child, 0)[1], flush=True)
 """
 
 
-def test_maps_of_every_format(name: str, tmp_path: Path) -> None:
-    """In a process of its own: a library that is handed such a name may end it."""
+@pytest.fixture(scope="module")
+def formats() -> Iterator[subprocess.Popen[str]]:
+    """A process that has loaded everything, and forks one of its own for every name that it is told."""
     pytest.importorskip("SimpleITK", reason="needs the extra itk")
+    suffixes = ["h5", "tfm", "mat", "nii.gz", "nii", "txt", "npz", "ome.zarr", "npy", "ants"]
+    command = [sys.executable, "-c", FORMATS, str(Path(__file__).parents[1]), str(TURN.tolist()), *suffixes]
+    environment = {
+        **os.environ,
+        "PYTHONWARNINGS": "ignore",
+        "OMP_NUM_THREADS": "1",
+    }  # a fork has the threads that it starts
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        encoding="utf-8", errors="replace", env=environment,
+    ) as process:  # fmt: skip
+        yield process
+        assert process.stdin is not None
+        process.stdin.close()
+
+
+def test_maps_of_every_format(name: str, tmp_path: Path, formats: subprocess.Popen[str]) -> None:
+    """In a process of its own: a library that is handed such a name may end it."""
     folder = tmp_path / name
     folder.mkdir()
-    suffixes = ["h5", "tfm", "mat", "nii.gz", "nii", "txt", "npz", "ome.zarr", "npy", "ants"]
-    command = [
-        sys.executable,
-        "-c",
-        FORMATS,
-        str(folder),
-        str(Path(__file__).parents[1]),
-        str(TURN.tolist()),
-        *suffixes,
-    ]
-    ended = subprocess.run(command, capture_output=True, env={**os.environ, "PYTHONWARNINGS": "ignore"})
-    assert ended.returncode == 0, ended.stderr.decode(errors="replace")[-1500:]
+    assert formats.stdin is not None
+    assert formats.stdout is not None
+    print(os.fsencode(folder).hex(), file=formats.stdin, flush=True)
+    said = []
+    for line in formats.stdout:
+        said.append(line)
+        if line.startswith("ended "):
+            break
+    assert said[-1:] == ["ended 0\n"], "".join(said)[-1500:]
+    assert len(list(folder.iterdir())) >= 10
     assert not [p for p in folder.iterdir() if p.name.startswith(".")]
 
 
@@ -154,7 +190,10 @@ def test_output_is_the_bytes_of_the_path(tmp_path: Path) -> None:
     except (OSError, UnicodeError):
         pytest.skip("this file system does not allow such a name")
     picture(folder / "a.png")
-    code = "from regframe.cli import main; main()"
+    code = (
+        "import sys; from regframe.cli import main; main(sys.argv[1:], standalone_mode=False); "
+        "print('----', flush=True); main([*sys.argv[1:], '--json'])"
+    )
     command = [
         sys.executable,
         "-c",
@@ -168,9 +207,9 @@ def test_output_is_the_bytes_of_the_path(tmp_path: Path) -> None:
     ]
     ended = subprocess.run([os.fsencode(part) for part in command], capture_output=True)
     assert ended.returncode == 0
-    assert b"caf\xe9/a.png" in ended.stdout
-    ended = subprocess.run([*(os.fsencode(part) for part in command), b"--json"], capture_output=True)
-    assert Path(json.loads(ended.stdout)["run"]["fixed"]["path"]) == folder / "a.png"
+    plain, told = ended.stdout.split(b"----\n")
+    assert b"caf\xe9/a.png" in plain
+    assert Path(json.loads(told)["run"]["fixed"]["path"]) == folder / "a.png"
 
 
 def test_a_report_that_fails_leaves_the_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
