@@ -20,7 +20,6 @@ from ..data import Grid, Image, PointSet, unit_ratio
 from ..io import outputs
 from ..maps import bends
 from ..maps.base import Transform
-from ..report import results
 from ..result import Result
 from . import pairfiles, pairs, steps
 from .bend import corrected, started
@@ -350,6 +349,8 @@ class Session:
 
     def save(self) -> dict[str, Any]:
         """Write the folder of the present map; returns its path and the command that makes it anew."""
+        from ..report import results
+
         with self._lock:
             shown, setting = self.current, self.setting
             if shown.by_hand and not shown.steps:
@@ -377,6 +378,8 @@ class Session:
 
     def replay(self, path: Path) -> None:
         """Repeat the steps of a file and write the folder: what ``--replay`` does, without a page."""
+        from ..report import results
+
         done = steps.read(path)
         self._data = self.setting.fixed.data(), self.setting.moving.data()
         found = steps.repeated(done, self.setting.result, self._data, self.start)

@@ -55,7 +55,9 @@ async function show() {
   if (map.key === shown) return;
   shown = map.key;
   window.regframe.changes += 1;
-  await Promise.all([pictures.show(map.key), layered.changed(map), drawn.changed(), reload()]);
+  const first = window.regframe.changes === 1;
+  if (first) newList(list);
+  await Promise.all([pictures.show(map.key), layered.changed(map), drawn.changed(), first ? null : reload()]);
   pictures.lift(0, 0);
   window.regframe.ready = map.key;
 }
@@ -387,6 +389,7 @@ $("names").textContent = `${state.sides.moving.name} on ${state.sides.fixed.name
 $("output").textContent = `into ${state.output}`;
 document.title = `${state.sides.moving.name} on ${state.sides.fixed.name} – regframe`;
 if (state.said) notice(state.said);
+pictures.viewers.a.addOnceHandler("tile-drawn", () => { window.regframe.first = performance.now(); });
 window.regframe = { pictures, marks, changes: 0, ready: "", list: () => list, maps: () => maps };
 pictures.fit();
 setMode(state.maps.current.by_hand ? "side" : "overlay");
