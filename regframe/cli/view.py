@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 @side_options("moving")
 @overwrite_option
 @verbose_option
-def view(places: tuple[Path | Remote, ...], /, **options: Any) -> None:
+def view(places: tuple[Path | Remote, ...], **options: Any) -> None:
     """Show a finished run OUT, or a pair FIXED MOVING that has no map yet, on a page of this machine.
 
     The page is at 127.0.0.1 and opens once, for the browser that has its whole address; from another machine reach it with

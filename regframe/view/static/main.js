@@ -330,7 +330,8 @@ $("import").addEventListener("change", (event) => tried(async () => {
 }));
 
 document.addEventListener("keydown", (event) => {
-  const typing = event.target.matches?.("input, select, textarea");
+  const field = event.target.matches?.("input, select, textarea");
+  const typing = field && event.target.matches("select, textarea, [type=text], [type=number], [type=color], [type=file]");
   if ((event.ctrlKey || event.metaKey) && event.key.toLowerCase() === "z" && event.target.type !== "text") {
     event.preventDefault();
     $(event.shiftKey ? "redo" : "undo").click();
@@ -339,6 +340,7 @@ document.addEventListener("keydown", (event) => {
   if (typing || event.ctrlKey || event.metaKey) return;
   const pair = list.pairs.find((one) => one.id === marks.chosen);
   const arrow = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key];
+  if (field && (arrow || event.key === "Enter")) return;
   if (event.key === "m" || event.key === "M") {
     const modes = Object.keys(MODES);
     setMode(modes[(modes.indexOf(pictures.mode) + 1) % modes.length]);
