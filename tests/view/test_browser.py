@@ -17,7 +17,7 @@ from scipy import ndimage
 
 import regframe
 from regframe.view.server import Running, application
-from regframe.view.session import Setting
+from regframe.view.session import Session, Setting
 from regframe.view.source import Source
 
 pytestmark = pytest.mark.slow
@@ -399,9 +399,14 @@ def test_how_fast(opened: Callable[..., Page]) -> None:
     page = opened()
     first = page.page.evaluate("() => window.regframe.first")
     print(f"first picture after {first / 1000:.2f} s")
-    page.session.place(1.0, False, 1.0, (0.0, 0.0))  # a map of which no tile was made
-    assert page.session.fresh is not None
-    key, top = page.session.fresh.key, page.session.canvas.top
+    own = Session(page.session.setting)  # none of its tiles was made yet
+    made = []
+    for i in range(16):
+        began = time.perf_counter()
+        own.tile("moving", own.current.key, own.canvas.top, i % 4, i // 4, "")
+        made.append(1000 * (time.perf_counter() - began))
+    print(f"a tile is made in {statistics.median(made):.0f} ms in the median")
+    key, top = page.session.current.key, page.session.canvas.top
     took = page.page.evaluate(
         """async ([key, top]) => { const took = [];
         for (let i = 0; i < 16; i += 1) { const began = performance.now();
@@ -409,7 +414,7 @@ def test_how_fast(opened: Callable[..., Page]) -> None:
           took.push(performance.now() - began); } return took; }""",
         [key, top],
     )
-    print(f"tile, not yet made, median: {statistics.median(took):.0f} ms")
+    print(f"a tile that is kept is fetched in {statistics.median(took):.0f} ms in the median")
     assert first < 10_000
     assert statistics.median(took) < 500
 
