@@ -248,8 +248,8 @@ def test_save_equals_the_command_line(
     from regframe.view.worker import aligned
 
     monkeypatch.setattr(results, "write", lambda *_: None)  # the page is not what is compared
-    config = regframe.Config.model_validate({"transform": "affine", "optimizer": {"max_iter": 5}})
-    client, session = opened(config=config, words=("--transform", "affine", "--set", "optimizer.max_iter=5"))
+    config = regframe.Config.model_validate({"transform": "affine", "pyramid": {"max_pixels": 5000}})
+    client, session = opened(config=config, words=("--transform", "affine", "--set", "pyramid.max_pixels=5000"))
     monkeypatch.setattr(session.worker, "ask", lambda ask: session._heard("done", aligned((fixed, moving), ask)))
     fixed, moving = (regframe.open(path) for path in pair)
     pairs = [{"id": i, "name": str(i), "fixed": [y, x], "moving": [y + 4.2, x - 5.9]}

@@ -59,11 +59,7 @@ export function layers(marks, key) {
     marks.layer = picture;
     marks.later();
     const ramp = made("div", { className: "ramp", role: "img", ariaLabel: `colours from ${number(legend.low)} to ${number(legend.high)} ${legend.unit}` });
-    for (const colour of legend.ramp) {
-      const piece = made("span");
-      piece.style.background = `#${colour}`;
-      ramp.append(piece);
-    }
+    ramp.style.background = `linear-gradient(to right, ${legend.ramp.map((colour) => `#${colour}`).join(", ")})`;
     $("legend").append(ramp, made("div", { className: "ends" },
       made("span", {}, `${number(legend.low)} ${legend.unit}`), made("span", {}, `${number(legend.high)} ${legend.unit}`)));
   };

@@ -42,6 +42,7 @@ export class Pictures {
       gestureSettingsMouse: { clickToZoom: false, dblClickToZoom: false }, gestureSettingsTouch: { clickToZoom: false, dblClickToZoom: false },
       gestureSettingsPen: { clickToZoom: false, dblClickToZoom: false }, loadTilesWithAjax: false, crossOriginPolicy: false,
     });
+    viewer.canvas.setAttribute("role", "application");
     viewer.canvas.setAttribute("aria-label", element.getAttribute("aria-label") + "; arrows move it, + and − zoom");
     return viewer;
   }
