@@ -303,7 +303,7 @@ class Session:
     def _asked(self, begin: str) -> tuple[Ask, tuple[str, ...]]:
         config = self.setting.config.model_dump(mode="json")
         if begin == "search":
-            return Ask(config), ()
+            return Ask(config), ("--init", "auto")
         if begin == "shown":
             base = self.fresh or self.current
             affine = base.result.affine

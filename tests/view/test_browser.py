@@ -385,6 +385,29 @@ def test_points_on_top_are_fluent(browser: Any, sides: dict[str, Path], tmp_path
         page.close()
 
 
+def test_two_tables(browser: Any, tmp_path: Path) -> None:
+    random = np.random.default_rng(0).uniform(0, 1000, (500, 2))
+    tables = []
+    for name, size in (("fixed.csv", 1.0), ("moving.csv", 0.7)):
+        tables.append(tmp_path / name)
+        rows = "\n".join(f"{size * x:.3f},{y:.3f}" for x, y in random)
+        tables[-1].write_text(f"x,y\n{rows}\n", encoding="utf-8")
+    page = Page(browser, Setting(Source(tables[0]), Source(tables[1]), tmp_path / "out"))
+    try:
+        page.mode("overlay")
+        page.until("window.regframe.marks.drawings.every((one) => one.at)")
+        before = page.shot(wait=1)
+        assert ((before[..., 0] > 200) & (before[..., 2] < 100)).sum() > 300  # the fixed points
+        assert ((before[..., 0] < 100) & (before[..., 2] > 200)).sum() > 300  # the moving ones
+        page.page.click("#zoom-in")
+        assert np.abs(page.shot(wait=1) - before).mean() > 0.2
+        page.page.click("#add")
+        page.page.mouse.click(*page.at(900, 900))
+        page.count(1)
+    finally:
+        page.close()
+
+
 @pytest.mark.parametrize("dark", [False, True])
 @pytest.mark.parametrize("width", [1400, 390])
 def test_small_and_dark(opened: Callable[..., Page], width: int, dark: bool) -> None:

@@ -1,6 +1,7 @@
 // The two pictures: one over the other in six ways, or side by side with linked pan and zoom.
 
 const OSD = window.OpenSeadragon;
+const CLEAR = "data:image/gif;base64,R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7"; // one clear pixel
 const SQUARES = 8; // squares of the checkerboard along the view's width, about
 
 export class Pictures {
@@ -15,6 +16,10 @@ export class Pictures {
     this.viewers = {};
     this.serial = 0;
     for (const [name, element] of Object.entries(views)) this.viewers[name] = this.open(element);
+    if (!this.sides.moving.pixels) { // a viewer without any picture does not move
+      if (!this.sides.fixed.pixels) this.blank("a");
+      this.blank("b");
+    }
     this.edge = document.createElement("div");
     this.edge.className = "edge";
     views.a.append(this.edge);
@@ -45,6 +50,13 @@ export class Pictures {
     viewer.canvas.setAttribute("role", "application");
     viewer.canvas.setAttribute("aria-label", element.getAttribute("aria-label") + "; arrows move it, + and − zoom");
     return viewer;
+  }
+
+  blank(view) {
+    const { width, height } = this.canvas;
+    this.viewers[view].addTiledImage({
+      tileSource: { width, height, tileSize: Math.max(width, height), minLevel: 0, maxLevel: 0, getTileUrl: () => CLEAR },
+    });
   }
 
   source(side, key) {
