@@ -21,7 +21,11 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # tests of whole fits, whose outcome rounding decides: run under every instruction set that the processor has
 FITS := tests/fit tests/starts tests/solvers tests/stack tests/test_register.py tests/plugins/test_cells.py tests/plugins/test_volumes.py
 
-.PHONY: install demo test test-slow test-isa lint bench clean distclean
+# tests that run the compiled code, for `make test-sanitized`: with memory watched, and with threads watched
+SANITIZED := tests/test_ops.py tests/test_host.py tests/fit tests/maps
+RACES := tests/test_host.py tests/test_ops.py
+
+.PHONY: install demo test test-slow test-isa test-sanitized lint bench clean distclean
 
 install: $(STAMP)
 
@@ -50,6 +54,23 @@ test-isa: install
 	  echo "REGFRAME_ISA=$$isa"; \
 	  REGFRAME_ISA=$$isa OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest $(FITS) -n $(WORKERS) --dist worksteal \
 	    -m "not slow" -q $(PYTEST_ARGS) || exit 1; \
+	done
+
+# the compiled code under gcc's sanitizers, in a copy of the package, with their runtime loaded before Python: memory and undefined
+# behaviour, then races of the threaded kernels
+test-sanitized: install
+	@for kind in address,undefined thread; do \
+	  copy="$(CURDIR)/build/sanitized/$$kind"; mkdir -p "$$copy"; cp -r regframe plugins "$$copy"; rm -f "$$copy"/regframe/*.so; \
+	  echo "building for $$kind"; \
+	  REGFRAME_SANITIZE=$$kind PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python setup.py -q build_ext --build-lib "$$copy" \
+	    --build-temp "build/sanitized/objects-$$kind" || exit 1; \
+	  case $$kind in thread) library=libtsan.so; tests="$(RACES)";; *) library=libasan.so; tests="$(SANITIZED)";; esac; \
+	  (cd "$$copy" && PYTHONPATH="$$copy:$$copy/plugins" PYTHONMALLOC=malloc OMP_NUM_THREADS=2 \
+	    LD_PRELOAD="$$($${CC:-gcc} -print-file-name=$$library) $$($${CC:-gcc} -print-file-name=libstdc++.so)" \
+	    ASAN_OPTIONS=detect_leaks=0:alloc_dealloc_mismatch=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
+	    TSAN_OPTIONS=ignore_noninstrumented_modules=1:halt_on_error=1 \
+	    "$(CURDIR)/$(BIN)/python" -m pytest -q -p no:cacheprovider -m "not slow" -c "$(CURDIR)/pyproject.toml" \
+	      --rootdir "$(CURDIR)" $$(for test in $$tests; do echo "$(CURDIR)/$$test"; done) $(PYTEST_ARGS)) || exit 1; \
 	done
 
 test-slow: install

@@ -9,6 +9,15 @@ from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, C
 ROOT = Path(__file__).resolve().parent
 # the oldest torch whose stable ABI has all that is used here; a build serves it and every later one
 STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020a000000000000"
+# sanitizers of gcc to build with, e.g. address,undefined or thread: for `make test-sanitized`, which loads their runtime first
+SANITIZE = os.environ.get("REGFRAME_SANITIZE", "")
+CHECKED = (
+    [f"-fsanitize={SANITIZE}", "-fno-omit-frame-pointer", "-fno-sanitize-recover=undefined", "-O1", "-g1"]
+    if SANITIZE
+    else []
+)
+if "thread" in SANITIZE:
+    CHECKED.append("-DREGFRAME_JOINED_THREADS")  # see csrc/cpu/velocity.h
 PREFIX = f"-ffile-prefix-map={ROOT}/="  # keeps build paths out of error messages
 
 
@@ -19,7 +28,7 @@ def sources(*folders: str, suffix: str) -> list[str]:
 def ops_extension() -> Extension:
     # a torch without CUDA has nothing to link CUDA kernels with; is_available() would say no on a builder without a GPU
     with_cuda = CUDA_HOME is not None and torch.version.cuda is not None and os.environ.get("REGFRAME_NO_CUDA") != "1"
-    cxx = ["-O3", "-g0", "-std=c++17", "-Wno-psabi", STABLE_ABI, PREFIX]
+    cxx = ["-O3", "-g0", "-std=c++17", "-Wno-psabi", STABLE_ABI, PREFIX, *CHECKED]
     nvcc = ["-O3", "-std=c++17", "-DUSE_CUDA", STABLE_ABI, "-Xcompiler", PREFIX]
     files = sources("csrc", "csrc/cpu", suffix=".cpp")
     make = CppExtension
@@ -32,6 +41,7 @@ def ops_extension() -> Extension:
         files,
         include_dirs=[str(ROOT / "csrc")],
         extra_compile_args={"cxx": cxx, "nvcc": nvcc},
+        extra_link_args=CHECKED[:1],
         depends=[
             file
             for suffix in (".h", ".inc", ".cuh")
@@ -48,8 +58,8 @@ def host_extension() -> Extension:
         sources("csrc/host", suffix=".cpp"),
         depends=sources("csrc/host", suffix=".h"),
         include_dirs=[pybind11.get_include(), str(ROOT / "csrc" / "host")],
-        extra_compile_args=["-O3", "-g0", "-std=c++17", "-fvisibility=hidden", PREFIX],
-        extra_link_args=["-pthread"],
+        extra_compile_args=["-O3", "-g0", "-std=c++17", "-fvisibility=hidden", PREFIX, *CHECKED],
+        extra_link_args=["-pthread", *CHECKED[:1]],
         language="c++",
     )
 

@@ -169,7 +169,13 @@ def _solver(task: Task) -> Solver:
     """The solver that the settings name, or the one that is surest this is its kind of pair."""
     options = task.config.solver_options
     if task.config.solver != "auto":
-        return plugins.solver(task.config.solver, **options)
+        named = plugins.solver(task.config.solver, **options)
+        if not named.matches(task.fixed, task.moving) > 0:
+            raise ValueError(
+                f"wanted a pair that the solver {task.config.solver!r} registers, got one that it does not take; "
+                "leave the solver out, or open a side in another form (adapter=…)"
+            )
+        return named
     return plugins.find_solver(task.fixed, task.moving, **options)
 
 

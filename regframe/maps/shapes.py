@@ -177,6 +177,8 @@ class Shapes:
         0 for paths that are not rings.
         """
         n = self.offsets.diff()
+        if not len(self.coords):  # paths without a vertex
+            return torch.zeros(len(n), dtype=torch.float64)
         path = torch.repeat_interleave(torch.arange(len(n)), n)  # [N]
         first = self.coords[self.offsets[:-1].clamp(max=max(len(self.coords) - 1, 0))]
         y, x = (self.coords - first[path]).unbind(dim=-1)

@@ -398,6 +398,15 @@ def test_a_rigid_map_keeps_areas_and_orientation_and_adds_nothing(angle: float, 
         assert torch.allclose(ring[0], rigid(angle, 30, -8, mirror).points(old[:1])[0])
 
 
+def test_rings_without_a_vertex_have_no_area_and_are_carried(tmp_path: Path) -> None:
+    path = tmp_path / "empty.geojson"
+    path.write_text('{"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [[]]}, "properties": null}')
+    shapes = rf.read_shapes(path, empty=True)
+    assert shapes.areas().tolist() == [0.0] * len(shapes.areas())
+    rf.write_shapes(rf.move_shapes(shapes, rf.Affine.identity(2), rf.Grid((8, 9))), tmp_path / "out.geojson")
+    assert '"coordinates": [[]]' in (tmp_path / "out.geojson").read_text().replace("[ ]", "[]")
+
+
 def test_areas_are_signed_and_exact() -> None:
     shapes = rf.Shapes.from_geojson(EVERYTHING)
     assert shapes.areas().tolist() == [16, -1, -1, 0, 0, 0, 0, 0, 16, -1, 0, 0, 0]
