@@ -93,9 +93,12 @@ export class Pictures {
             if (old && viewer.world.getIndexOfItem(old) >= 0) viewer.world.removeItem(old);
             resolve();
           };
-          if (item.getFullyLoaded()) done();
-          else item.addHandler("fully-loaded-change", ({ fullyLoaded }) => fullyLoaded && done());
-          setTimeout(done, 4000);
+          const ended = Date.now() + 4000;
+          const look = () => { // the event of the viewer may have come before this handler, or never where nothing is in view
+            if (item.getFullyLoaded() || Date.now() > ended || viewer.world.getIndexOfItem(item) < 0) done();
+            else setTimeout(look, 30);
+          };
+          look();
         },
       });
     });
