@@ -1,9 +1,9 @@
 """The command line: click commands over the public API. Nothing here imports torch before a command needs it.
 
-One module per command: ``register``, ``refine``, ``apply``, ``evaluate``, ``compose``, ``report``, ``batch`` (each job of it:
-``job``), ``stack``, ``exchange`` (export and import), ``inspect`` (info, plugins, doctor), ``demo``, ``bench``; ``progress`` is
-the display of all, ``interrupts`` how all end when told to, ``leftovers`` what doctor says of interrupted runs, ``streams``
-puts standard input and output in place of files, ``asread`` says how a run read a file that is carried.
+One module per command: ``register``, ``refine``, ``view``, ``apply``, ``evaluate``, ``compose``, ``report``, ``batch`` (each job
+of it: ``job``), ``stack``, ``exchange`` (export and import), ``inspect`` (info, plugins, doctor), ``demo``, ``bench``;
+``progress`` is the display of all, ``interrupts`` how all end when told to, ``leftovers`` what doctor says of interrupted runs,
+``streams`` puts standard input and output in place of files, ``asread`` says how a run read a file that is carried.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from .refine import refine
 from .register import register
 from .report import report
 from .stack import stack
+from .view import view
 
 HELP = """Align images and point tables of tissue: one verb, one map, in both directions.
 
@@ -40,6 +41,7 @@ main = Main(
 for command in (
     register,
     refine,
+    view,
     apply,
     evaluate,
     compose,

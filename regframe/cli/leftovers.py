@@ -6,8 +6,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-_EXTRAS = ("pandas", "pyarrow", "anndata", "SimpleITK", "h5py", "openslide", "spatialdata", "obstore", "dask", "distributed",
-           "plyfile", "laspy", "cryptography")  # fmt: skip
+_EXTRAS = ("pandas", "pyarrow", "anndata", "SimpleITK", "h5py", "openslide", "starlette", "uvicorn", "spatialdata", "obstore",
+           "dask", "distributed", "plyfile", "laspy", "cryptography")  # fmt: skip
 """Packages that regframe uses where they are installed, in the order of the extras of its ``pyproject.toml``."""
 
 

@@ -1,0 +1,467 @@
+"""One view: both sides, the maps that there are, the landmarks, and what is kept of them on the disk."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import math
+import secrets
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..config import Config
+from ..data import Grid, Image, PointSet, unit_ratio
+from ..io import outputs
+from ..maps import bends
+from ..maps.base import Transform
+from ..result import Result
+from . import pairfiles, pairs, steps
+from .bend import corrected, started
+from .display import Look, png
+from .layers import Fields
+from .source import Side, Source
+from .tiles import KEPT_FILES, KEPT_PIXELS, Canvas, Kept, Warped
+from .worker import Ask, Worker
+
+_OLD = 6
+"""Maps that are kept beside those that are shown, so that tiles that are on their way still find theirs."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A map that can be looked at.
+
+    Args:
+        key: its name in addresses; another map never has it.
+        title: what it is called.
+        result: the map with its figures.
+        by_hand: whether it was placed by hand: an affine map that a fit may begin from.
+        steps: how it came about.
+        warped: the moving picture under it; None of a side without pixels.
+        fields: its layers.
+        words: options of ``regframe register`` that give this map; None where that command alone does not.
+    """
+
+    key: str
+    title: str
+    result: Result
+    by_hand: bool
+    steps: tuple[steps.Step, ...]
+    warped: Warped | None
+    fields: Fields
+    words: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a view is opened with.
+
+    Args:
+        fixed: the fixed side.
+        moving: the moving side.
+        output: the folder that Save writes; landmarks are kept beside it.
+        result: the map that there is, or None.
+        folder: the folder that it came from.
+        run: what is recorded of the inputs, as `regframe.report.results.write_run` takes it.
+        overwrite: replace ``output`` if it was there before.
+        config: settings of a fit.
+        words: the command line's words that open both sides and state the settings, for the command that is shown.
+    """
+
+    fixed: Source
+    moving: Source
+    output: Path
+    result: Result | None = None
+    folder: Path | None = None
+    run: dict[str, Any] = field(default_factory=dict)
+    overwrite: bool = False
+    config: Config = field(default_factory=Config)
+    words: tuple[str, ...] = ()
+
+
+class Session:
+    """All that a view holds; its methods may be called from several threads.
+
+    Raises what opening the files raises, and ValueError where the two sides cannot be shown on one canvas.
+    """
+
+    def __init__(self, setting: Setting, tell: Callable[[str, Any], None] = lambda word, value: None) -> None:
+        self.setting, self.tell = setting, tell
+        base = setting.result
+        self.fixed = Side.of(setting.fixed, None if base is None else base.fixed_grid)
+        self.moving = Side.of(setting.moving, None if base is None else base.moving_grid)
+        self.canvas = Canvas(_finest(self.fixed))
+        self.looks = {
+            name: None if side.pyramid is None else Look.of(side.pyramid)
+            for name, side in (("fixed", self.fixed), ("moving", self.moving))
+        }
+        self._fixed_picture = None
+        if self.fixed.pyramid is not None:
+            own = torch.eye(3, dtype=torch.float64)
+            same = started(own, self.fixed.grid, self.fixed.grid).transform
+            self._fixed_picture = Warped(self.fixed.pyramid, same, self.canvas)
+        self._pixels = Kept(KEPT_PIXELS, lambda pair: int(pair[0].nbytes + pair[1].nbytes))
+        self._files = Kept(KEPT_FILES, len)
+        self._born, self._count = secrets.token_hex(3), itertools.count()
+        self._lock = threading.RLock()
+        self._maps: dict[str, Shown] = {}
+        self.start = started(_side_by_side(self.moving.grid, self.fixed.grid), self.fixed.grid, self.moving.grid)
+        if base is not None:
+            done = () if setting.folder is None else (steps.opened(setting.folder),)
+            self.current = self._added("The map of this run", base, False, done)
+        else:
+            self.current = self._placed("As the two lie", self.start)
+        self.fresh: Shown | None = None
+        self.pairs = pairs.Pairs()
+        self.said = self._recovered()
+        self.saved: str | None = None
+        self._data: tuple[Image | PointSet, Image | PointSet] | None = None
+        self._pending: tuple[Ask, tuple[str, ...]] | None = None
+        self.worker = Worker(setting.fixed, setting.moving, self._heard)
+
+    # ---- maps -------------------------------------------------------------------------------------------------------
+
+    def map_of(self, key: str) -> Shown:
+        """The map with a key; ValueError where it is gone."""
+        found = self._maps.get(key)
+        if found is None:
+            raise ValueError("wanted a map that is shown, got one that is gone; load the page again")
+        return found
+
+    def _added(
+        self,
+        title: str,
+        result: Result,
+        by_hand: bool,
+        done: Iterable[steps.Step],
+        words: tuple[str, ...] | None = None,
+    ) -> Shown:
+        warped = None if self.moving.pyramid is None else Warped(self.moving.pyramid, result.transform, self.canvas)
+        fields = Fields(result.transform, None if by_hand else result, self.fixed.grid, self.moving.grid)
+        shown = Shown(f"{self._born}{next(self._count)}", title, result, by_hand, tuple(done), warped, fields, words)
+        with self._lock:
+            self._maps[shown.key] = shown
+            living = {getattr(self, "current", shown).key, shown.key}
+            if getattr(self, "fresh", None) is not None:
+                living.add(self.fresh.key)  # type: ignore[union-attr]
+            for key in [key for key in self._maps if key not in living][:-_OLD]:
+                del self._maps[key]
+        return shown
+
+    def _placed(self, title: str, start: Result) -> Shown:
+        (part,) = start.affine.parts()
+        return self._added(title, start, True, (steps.placed(part.matrix),))  # type: ignore[attr-defined]
+
+    def place(self, turn: float, mirror: bool, scale: float, shift: tuple[float, float], to: str = "") -> Shown:
+        """Move the moving side by hand, from where it is shown.
+
+        Args:
+            turn: degrees, counted as a clock's hand goes.
+            mirror: turn it over, left to right.
+            scale: factor of its size.
+            shift: (y, x) in the fixed unit.
+            to: ``reset``: begin again as the two lie; ``other``: the second-best pose of the search; empty otherwise.
+
+        Raises ValueError for numbers that give no map.
+        """
+        base = self.fresh or self.current
+        if to == "reset":
+            matrix = bends.product(self.start.affine.parts(), 2)
+        elif to == "other":
+            runner_up = self.current.result.metrics.get("runner_up")
+            if not runner_up:
+                raise ValueError("wanted another pose that the search found, got none")
+            matrix = torch.tensor(runner_up["matrix"], dtype=torch.float64)
+        else:
+            matrix = bends.product(base.result.affine.parts(), 2)
+        if not (0.01 <= scale <= 100) or not all(math.isfinite(v) for v in (turn, *shift)):
+            raise ValueError(f"wanted a turn, a size between 0.01 and 100 and a shift, got {turn}, {scale} and {shift}")
+        middle = matrix[:-1, :-1] @ torch.tensor(self.moving.grid.center, dtype=torch.float64) + matrix[:-1, -1]
+        c, s = math.cos(math.radians(turn)), math.sin(math.radians(turn))
+        flip = -1.0 if mirror else 1.0
+        linear = (
+            scale
+            * torch.tensor([[c, s], [-s, c]], dtype=torch.float64)
+            @ torch.diag(torch.tensor([1.0, flip], dtype=torch.float64))
+        )
+        own = torch.eye(3, dtype=torch.float64)
+        own[:-1, :-1] = linear
+        own[:-1, -1] = middle - linear @ middle + torch.tensor(shift, dtype=torch.float64)
+        shown = self._placed("Placed by hand", started(own @ matrix, self.fixed.grid, self.moving.grid))
+        self._propose(shown)
+        return shown
+
+    def follow(self) -> Shown:
+        """Correct the present map by the landmarks, at once; ValueError where they are too few."""
+        base, now = self.current, pairs.used(self.pairs.now)
+        found = corrected(base.result, now, base.by_hand)
+        shown = self._added("Corrected by landmarks", found, False, (*base.steps, steps.bent(now, base.by_hand)))
+        self._propose(shown)
+        return shown
+
+    def _propose(self, shown: Shown) -> None:
+        with self._lock:
+            self.fresh = shown
+        self.tell("maps", self.maps())
+
+    def decide(self, take: bool) -> None:
+        """Take the new map in place of the present one, or leave it."""
+        with self._lock:
+            if take and self.fresh is not None:
+                self.current = self.fresh
+            self.fresh = None
+        self.keep()
+        self.tell("maps", self.maps())
+
+    def maps(self) -> dict[str, Any]:
+        """The maps that are shown, for the page."""
+        return {
+            "current": _told(self.current),
+            "fresh": None if self.fresh is None else _told(self.fresh),
+            "other": bool(self.current.result.metrics.get("runner_up")),
+            "busy": self.worker.busy if hasattr(self, "worker") else False,
+        }
+
+    # ---- pictures ---------------------------------------------------------------------------------------------------
+
+    def tile(self, side: str, key: str, level: int, column: int, row: int, style: str) -> bytes:
+        """A tile as PNG; ValueError for one that there is not."""
+        picture = self._fixed_picture if side == "fixed" else self.map_of(key).warped
+        look = self.looks.get(side)
+        if picture is None or look is None:
+            raise ValueError(f"wanted a side with pixels, got {side!r}")
+        channels = look.style(style)
+        region = self.canvas.region(level, column, row)
+        own = "" if side == "fixed" else key
+
+        def drawn() -> bytes:
+            pixels, seen = self._pixels.get((side, own, level, column, row), lambda: picture.pixels(level, region))
+            return png(look.draw(pixels, channels), seen)
+
+        return self._files.get((side, own, level, column, row, style), drawn)
+
+    def values(self, key: str, at: tuple[float, float]) -> dict[str, Any]:
+        """What lies under the pointer, at a fixed position (y, x)."""
+        shown = self.map_of(key)
+        where = torch.tensor([at], dtype=torch.float64)
+        moving = shown.result.transform.inverse().points(where)[0].tolist()
+        found: dict[str, Any] = {"fixed_at": list(at), "moving_at": moving, "unit": self.fixed.grid.unit}
+        found["moving_unit"] = self.moving.grid.unit
+        for name, side, place in (("fixed", self.fixed, at), ("moving", self.moving, moving)):
+            found[name] = _pixel(side, place)
+        found["layers"] = {name: _finite(float(shown.fields.values(name, where)[0])) for name in shown.fields.names}
+        return found
+
+    # ---- landmarks --------------------------------------------------------------------------------------------------
+
+    def landmarks(self, key: str = "") -> dict[str, Any]:
+        """The landmarks with residuals under a map, for the page."""
+        shown = self.map_of(key) if key else self.current
+        now, revision = self.pairs.now, self.pairs.revision
+        found = pairs.judged(now, shown.result.transform.points)
+        rows = [{**dataclasses.asdict(pair), **dataclasses.asdict(one)} for pair, one in zip(now, found, strict=True)]
+        undo, redo = self.pairs.can
+        return {"revision": revision, "pairs": rows, "undo": undo, "redo": redo, "used": len(pairs.used(now))}
+
+    def changed(self) -> None:
+        """Keep the landmarks and tell every window."""
+        self.keep()
+        self.tell("landmarks", {"revision": self.pairs.revision})
+
+    def predicted(self, key: str, side: str, at: tuple[float, float]) -> tuple[float, float]:
+        """The partner of a position under a map."""
+        map_: Transform = self.map_of(key).result.transform
+        found = (
+            (map_.inverse() if side == "fixed" else map_).points(torch.tensor([at], dtype=torch.float64))[0].tolist()
+        )
+        if not all(math.isfinite(v) for v in found):
+            raise ValueError("wanted a place where the map is known, got one far outside")
+        return float(found[0]), float(found[1])
+
+    def grids(self) -> pairfiles.Sides:
+        """The finest grids of both sides."""
+        return pairfiles.Sides(_finest(self.fixed), _finest(self.moving))
+
+    # ---- aligning ---------------------------------------------------------------------------------------------------
+
+    def align(self, begin: str) -> None:
+        """Align anew in the other process: from ``landmarks``, from the map that is ``shown``, or ``search`` for a start.
+
+        Raises ValueError where that cannot be begun.
+        """
+        ask, words = self._asked(begin)
+        self._pending = ask, words
+        self.worker.ask(ask)
+        self.tell("maps", self.maps())
+
+    def _asked(self, begin: str) -> tuple[Ask, tuple[str, ...]]:
+        config = self.setting.config.model_dump(mode="json")
+        if begin == "search":
+            return Ask(config), ("--init", "auto")
+        if begin == "shown":
+            base = self.fresh or self.current
+            affine = base.result.affine
+            start = started(bends.product(affine.parts(), 2), self.fixed.grid, self.moving.grid)
+            matrix, words = steps.kept_start(start, self._beside(".start.txt"))
+            return Ask(config, matrix=matrix), tuple(words)
+        if begin != "landmarks":
+            raise ValueError(f"wanted a start of landmarks, shown or search, got {begin!r}")
+        now = pairs.used(self.pairs.now)
+        if not now:
+            raise ValueError("wanted at least one pair of landmarks that counts, got none; add one, or align by search")
+        path = self._beside(".landmarks.csv")
+        steps.keep(path, pairfiles.write_csv(now, self.grids()))
+        ask = Ask(config, ([list(pair.moving) for pair in now], [list(pair.fixed) for pair in now]))
+        return ask, ("--landmarks", str(path))
+
+    def _heard(self, word: str, value: Any) -> None:
+        """What the other process says."""
+        if word == "done" and self._pending is not None:
+            ask, words = self._pending
+            self.fresh = self._added("The new map", value, False, (steps.fitted(ask),), words)
+        if word == "progress":
+            self.tell("progress", value)
+            return
+        if word == "failed":
+            self.tell("problem", {"text": str(value)})
+        self.tell("maps", self.maps())
+
+    # ---- the disk ---------------------------------------------------------------------------------------------------
+
+    def command(self, shown: Shown) -> str:
+        """The command that makes the folder of a map without a browser."""
+        setting = self.setting
+        if shown.words is not None:
+            return steps.line(["regframe", "register", setting.fixed.path, setting.moving.path, "-o", setting.output,
+                               *setting.words, *shown.words])  # fmt: skip
+        what = (
+            [setting.folder]
+            if setting.folder is not None
+            else [setting.fixed.path, setting.moving.path, *setting.words]
+        )
+        return steps.line(["regframe", "view", *what, "--replay", self._beside(".steps.json"), "-o", setting.output])
+
+    def save(self) -> dict[str, Any]:
+        """Write the folder of the present map; returns its path and the command that makes it anew."""
+        from ..report import results
+
+        with self._lock:
+            shown, setting = self.current, self.setting
+            if shown.by_hand and not shown.steps:
+                raise ValueError("wanted a map to save, got none; align first")
+            if self._data is None:
+                self._data = setting.fixed.data(), setting.moving.data()
+            text = steps.written(shown.steps)
+            steps.keep(self._beside(".steps.json"), text)
+            words = dict(zip((shown.words or ())[::2], (shown.words or ())[1::2], strict=False))
+            run = {**setting.run, "landmarks": None, "init": words.get("--init", "auto")}
+            if "--landmarks" in words:
+                run["landmarks"] = Path(words["--landmarks"]).resolve()
+            again = setting.overwrite or self.saved is not None
+            results.write_run(
+                setting.output, shown.result, self._data, run, again, lambda folder: _step_file(folder, text)
+            )
+            self.saved = str(setting.output)
+        told = {
+            "folder": str(setting.output),
+            "command": self.command(shown),
+            "report": str(setting.output / outputs.REPORT),
+        }
+        self.tell("saved", told)
+        return told
+
+    def replay(self, path: Path) -> None:
+        """Repeat the steps of a file and write the folder: what ``--replay`` does, without a page."""
+        from ..report import results
+
+        done = steps.read(path)
+        self._data = self.setting.fixed.data(), self.setting.moving.data()
+        found = steps.repeated(done, self.setting.result, self._data, self.start)
+        self.current = self._added("Repeated", found, False, done)
+        results.write_run(
+            self.setting.output, found, self._data, {**self.setting.run, "landmarks": None, "init": "auto"},
+            self.setting.overwrite, lambda folder: _step_file(folder, steps.written(done)),
+        )  # fmt: skip
+
+    def keep(self) -> None:
+        """Keep landmarks and steps beside the output, so that nothing is lost when the server ends."""
+        steps.keep(
+            self._beside(".session.json"), json.dumps({"format": 1, "pairs": pairs.plain(self.pairs.now)}) + "\n"
+        )
+
+    def _recovered(self) -> str:
+        """Take up the landmarks that an earlier view kept; a sentence on that, or nothing."""
+        path = self._beside(".session.json")
+        if not path.is_file():
+            return ""
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+            kept = [pairs.Pair.of(pair) for pair in found["pairs"]]
+        except (ValueError, KeyError, TypeError, OSError, RecursionError):
+            path.rename(path.with_name(path.name + ".unreadable"))
+            return f"{path.name} could not be read and was set aside as {path.name}.unreadable"
+        self.pairs = pairs.Pairs(kept)
+        return f"{len(kept)} landmarks of an earlier view were taken up from {path.name}" if kept else ""
+
+    def _beside(self, suffix: str) -> Path:
+        return self.setting.output.with_name(self.setting.output.name + suffix)
+
+    def close(self) -> None:
+        """End the other process."""
+        self.worker.stop(again=False)
+
+
+def _step_file(folder: Path, text: str) -> None:
+    (folder / steps.STEPS).write_text(text, encoding="utf-8")
+
+
+def _told(shown: Shown) -> dict[str, Any]:
+    metrics = shown.result.metrics
+    return {
+        "key": shown.key,
+        "title": shown.title,
+        "by_hand": shown.by_hand,
+        "verdict": metrics.get("verdict"),
+        "reasons": list(metrics.get("reasons", ())),
+        "confidence": metrics.get("confidence"),
+        "layers": list(shown.fields.names),
+    }
+
+
+def _finest(side: Side) -> Grid:
+    return side.grid if side.pyramid is None else side.pyramid.grid
+
+
+def _side_by_side(moving: Grid, fixed: Grid) -> torch.Tensor:
+    """The start where nobody has placed anything: equal sizes where the units say so, else equal pixels; middle on middle."""
+    ratio = unit_ratio(moving.unit, fixed.unit)
+    scale = ratio if ratio is not None else fixed.pixel / moving.pixel
+    matrix = torch.eye(3, dtype=torch.float64)
+    matrix[:-1, :-1] *= scale
+    matrix[:-1, -1] = torch.tensor([f - scale * m for f, m in zip(fixed.center, moving.center, strict=True)])
+    return matrix
+
+
+def _pixel(side: Side, at: Any) -> dict[str, float] | None:
+    """The values of a side's nearest pixel at a position, by channel; None beyond it."""
+    if side.pyramid is None:
+        return None
+    level = side.pyramid.levels[0]
+    grid = level.grid
+    index = [
+        round((a - o) / s) if math.isfinite(a) else -1 for a, o, s in zip(at, grid.origin, grid.spacing, strict=True)
+    ]
+    if not all(0 <= i < n for i, n in zip(index, grid.shape, strict=True)):
+        return None
+    values = level.read(tuple(slice(i, i + 1) for i in index)).reshape(-1)
+    return {name: float(v) for name, v in zip(side.pyramid.channels, values, strict=True)}
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
