@@ -25,7 +25,7 @@ from typing import Any, Literal
 
 import pluggy
 
-from . import gate, hookspecs
+from . import gate, hookspecs, strangers
 from .contracts import Adapter, Configured, MapFormat, Metric, Solver, Start
 from .data import Image, PointSet, Pyramid
 from .remote.address import Remote, is_address, locate
@@ -208,6 +208,7 @@ def refresh() -> None:
     importlib.invalidate_caches()  # folders are listed anew, even where they changed within the clock's grain
     _discover.cache_clear()
     _own.cache_clear()
+    strangers.forget()
 
 
 def adapter(name: str, **options: Any) -> Adapter:
@@ -498,7 +499,8 @@ def _build(entry: Entry, options: dict[str, Any]) -> Any:
     missing = [name for name in required_options(entry) if name not in options]
     if missing:
         raise PluginError(f"wanted the options {', '.join(missing)} for the {entry.kind} {entry.name!r}; state them")
-    instance = entry.cls(**options)
+    with strangers.named():
+        instance = entry.cls(**options)
     _options[instance] = dict(options)
     return instance
 
@@ -669,7 +671,10 @@ def _ask(manager: pluggy.PluginManager, module: Any, kind: Kind, provider: str) 
             if fault:
                 problems.append(f"its hook {hook} returned {_short(cls)}, {fault}")
             else:
-                provided.append(Entry(kind, cls.name, cls, provider))
+                entry = Entry(kind, cls.name, cls, provider)
+                if not entry.shipped:
+                    strangers.claim(kind, cls, provider)
+                provided.append(entry)
     return problems, provided
 
 

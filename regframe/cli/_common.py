@@ -16,6 +16,7 @@ import click
 from ..gate.boundary import chatter
 from ..gate.limits import parse_size, set_most_bytes
 from ..gate.screen import printable
+from ..strangers import fault_of, returned
 from . import interrupts
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def bad_input() -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError) as error:
-        raise BadInput(sentence(error)) from error
+        raise BadInput(sentence(fault_of(error) or error)) from error
 
 
 def sentence(error: BaseException) -> str:
@@ -128,6 +129,10 @@ class Main(click.Group):
 
     def _defect(self, ctx: click.Context, error: Exception) -> None:
         _show_traceback(ctx, error)
+        fault = fault_of(error)
+        if fault is not None:
+            click.echo(f"Error: {sentence(fault)}", err=True)
+            ctx.exit(2)
         hint = "" if ctx.meta.get(_VERBOSE) else "; run again with -v for the traceback"
         click.echo(f"Defect: {type(error).__name__}: {sentence(error)}{hint}, and please report it", err=True)
         ctx.exit(1)
@@ -368,7 +373,8 @@ def open_side(
                 options = {**options, "level": level}
                 reader = regframe.adapter(reader.name, **options)
         try:
-            return reader.open(path), reader, dict(options)
+            data = reader.open(path)
+            return returned(data, (regframe.Image, regframe.PointSet), reader, "open"), reader, dict(options)
         except ImportError as error:  # a format whose reader is an extra
             raise BadInput(sentence(error)) from error
 

@@ -269,6 +269,8 @@ def fitted(pair: Compared, done: Run, moving_grid: Grid) -> Fitted:
     sure = figures["confidence"]
     figures["place_confidence"] = None if sure is None else confidence.of_place(figures, fixed.grid.ndim)
     figures["metric"] = {"name": type(pair.metric).name, "why": pair.why}
+    if not fit.steep and fit.last is not None and fit.last.constant(fit.x):
+        figures["metric"]["constant"] = True
     sd, figures["position_sd"] = _position_sd(fit, fixed.grid)
     figures["threads"] = torch.get_num_threads()
     assert fit.overlap is not None

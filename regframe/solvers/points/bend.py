@@ -169,6 +169,7 @@ class CloudFit(Standing):
         reasons: how each stage ended (see `lbfgs.Outcome`).
         n_evaluations: number of energy evaluations and E steps.
         energy: lowest energy of the last stage, in nats; for a straight fit in nats per fixed point.
+        constant: whether the user's metric had one value wherever the points lay, so that it says nothing.
     """
 
     sigma: float
@@ -177,6 +178,7 @@ class CloudFit(Standing):
     reasons: list[str] = field(default_factory=list)
     n_evaluations: int = 0
     energy: float = math.inf
+    constant: bool = False
 
     def warp(self, p: Floats) -> Floats:
         """Points of the moving frame ``[N, D]``, mapped to the fixed frame."""
