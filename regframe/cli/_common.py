@@ -17,7 +17,7 @@ from ..gate.boundary import chatter
 from ..gate.limits import parse_size, set_most_bytes
 from ..gate.screen import printable
 from ..strangers import fault_of, returned
-from . import interrupts
+from . import interrupts, streams
 
 if TYPE_CHECKING:
     from ..contracts import Adapter
@@ -197,6 +197,13 @@ def _set_verbose(ctx: click.Context, _: click.Parameter, value: bool) -> None:
         ctx.meta[_VERBOSE] = True
 
 
+def _keep_apart(ctx: click.Context, _: click.Parameter, value: bool) -> bool:
+    """With ``--json``, keep standard output for the one object that `emit_json` prints."""
+    if value:
+        ctx.with_resource(streams.apart())
+    return value
+
+
 def _set_most_bytes(_: click.Context, __: click.Parameter, value: str | None) -> None:
     if value is not None:
         with bad_input():
@@ -215,7 +222,11 @@ verbose_option = click.option(
     "-v", "--verbose", is_flag=True, expose_value=False, callback=_set_verbose, help="Show the traceback of an error."
 )
 json_option = click.option(
-    "--json", "as_json", is_flag=True, help="One JSON object on stdout, everything else on stderr."
+    "--json",
+    "as_json",
+    is_flag=True,
+    callback=_keep_apart,
+    help="One JSON object on stdout, everything else on stderr.",
 )
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace the output if it exists.")
 path_type = click.Path(path_type=Path)
@@ -246,7 +257,8 @@ def emit_json(value: Any) -> None:
     """Print one JSON object on stdout."""
     from ..io.outputs import to_json
 
-    click.echo(to_json(value, indent=2))
+    with streams.own():
+        click.echo(to_json(value, indent=2))
 
 
 def parse_pairs(pairs: Sequence[str], option: str) -> dict[str, Any]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,7 @@ import torch
 from odd_package import Install, offered
 
 import regframe as rf
-from regframe import strangers
+from regframe import plugins, strangers
 from regframe.cli import main
 
 
@@ -277,3 +280,74 @@ def test_a_constant_metric_of_points_confirms_nothing(install: Install) -> None:
     result = rf.register(points, points, metric="odd", init="identity", transform="rigid")
     assert result.verdict != "pass"
     assert any("same value wherever the moving side lies" in why for why in result.reasons)
+
+
+# ---- the process that all share ----------------------------------------------------------------------------------------
+
+
+def test_what_an_import_changes_is_put_back_and_named(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ODD_PACK", raising=False)
+    before = (torch.get_num_threads(), torch.get_default_dtype(), Path.cwd(), torch.get_rng_state())
+    install(
+        "import os, random, sys\n"
+        f"torch.set_num_threads({before[0] + 1})\n"
+        "torch.set_default_dtype(torch.float64)\ntorch.set_grad_enabled(False)\ntorch.manual_seed(7)\nrandom.seed(1)\n"
+        "np.random.seed(3)\nos.chdir('/')\nos.environ['ODD_PACK'] = '1'\n" + METRIC.format("return m")
+    )
+    with pytest.warns(plugins.PluginWarning, match="the import of the plug-in 'odd' of odd-pack 0.3 changed") as caught:
+        assert "odd" in [entry.name for entry in plugins.metrics()]
+    said = str(caught[0].message)
+    for word in (
+        "threads",
+        "default dtype",
+        "grad mode",
+        "seed of torch",
+        "numpy",
+        "random.seed",
+        "folder",
+        "environment",
+    ):
+        assert word in said
+    assert (torch.get_num_threads(), torch.get_default_dtype(), Path.cwd()) == before[:3]
+    assert torch.equal(torch.get_rng_state(), before[3])
+    assert torch.is_grad_enabled()
+    assert "ODD_PACK" not in os.environ
+
+
+def test_a_slow_import_is_named(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plugins, "SLOW", 0.05)
+    install("import time; time.sleep(0.1)\n" + METRIC.format("return m"))
+    with pytest.warns(
+        plugins.PluginWarning, match=r"'odd' of odd-pack 0.3 took 0\.\d s, for which every command waits"
+    ):
+        plugins.metrics()
+
+
+def test_what_plugins_print_does_not_break_json(install: Install, tmp_path: Path, files: Any) -> None:
+    install("print('importing')\n" + METRIC.format("print('measuring'); return m"))
+    done = run("register", *files, "-o", tmp_path / "out", "--metric", "odd", "--init", "identity", "--json")
+    assert json.loads(done.stdout)["verdict"]
+    assert "measuring" in done.stderr
+
+
+def test_json_stays_alone_on_the_descriptor_too(capfd: pytest.CaptureFixture[str]) -> None:
+    from regframe.cli import streams
+
+    with capfd.disabled():  # a plain process: sys.stdout is descriptor 1
+        read, write = os.pipe()
+        saved, stdout = os.dup(1), sys.stdout
+        os.dup2(write, 1)
+        sys.stdout = os.fdopen(1, "w", closefd=False)
+        try:
+            with streams.apart():
+                os.write(1, b"from C")
+                print("from Python")
+                with streams.own():
+                    print("{}")
+        finally:
+            os.dup2(saved, 1)
+            sys.stdout = stdout
+            os.close(saved)
+            os.close(write)
+        assert os.read(read, 100) == b"{}\n"
+        os.close(read)
