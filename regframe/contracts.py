@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
-from . import gate, ops
+from . import gate, ops, strangers
 from .config import Config
 from .data import Grid, Image, PointSet, Pyramid
 from .maps.affine import Affine
@@ -61,7 +61,8 @@ class Adapter(Configured):
         super().__init_subclass__(**options)
         for name in ("open", "pyramid", "notes", "apply"):
             if name in cls.__dict__:
-                setattr(cls, name, gate.guarded(cls.__dict__[name]))
+                method = gate.guarded(cls.__dict__[name])
+                setattr(cls, name, strangers.noting(method) if name == "open" else method)
 
     @abstractmethod
     def matches(self, source: Any) -> float:

@@ -235,6 +235,11 @@ def solver(name: str, **options: Any) -> Solver:
     return _build(_lookup("solver", name), options)  # type: ignore[no-any-return]
 
 
+def entry(kind: Kind, name: str) -> Entry:
+    """The class of a kind called ``name`` or ``DISTRIBUTION/NAME``; PluginError where there is none, or several are."""
+    return _lookup(kind, name)
+
+
 def format_named(name: str) -> type[MapFormat]:
     """The class of the format of maps called ``name``; PluginError where there is no such format."""
     return _lookup("format", name).cls

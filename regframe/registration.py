@@ -101,7 +101,10 @@ def _registered(
         fitted, found = _fitted(solver, near)
         if verdict.worst(found) == "fail":
             fitted, found = _otherwise(solver, near, fitted, found)
-    return assembled(back(fitted), task, [*doubts, *found], time.perf_counter() - began)
+    result = assembled(back(fitted), task, [*doubts, *found], time.perf_counter() - began)
+    begun = plugins.entry("start", start).cls if isinstance(start, str) and start != "auto" else None
+    result.metrics["versions"] |= strangers.versions_of(solver, task.metric, begun, task.fixed, task.moving)
+    return result
 
 
 def _fitted(solver: Solver, task: Task) -> tuple[Fitted, list[Finding]]:

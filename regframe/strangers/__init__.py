@@ -9,9 +9,11 @@ from .faults import (
     fault_of,
     forget,
     named,
+    noting,
     provider_of,
     returned,
     slip_of,
+    versions_of,
     words,
 )
 from .state import restored
@@ -22,9 +24,11 @@ __all__ = [
     "fault_of",
     "forget",
     "named",
+    "noting",
     "provider_of",
     "restored",
     "returned",
     "slip_of",
+    "versions_of",
     "words",
 ]

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import contextlib
 import dis
-from collections.abc import Iterator
+import functools
+import weakref
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, TypeVar
 
 _T = TypeVar("_T")
+_F = TypeVar("_F", bound=Callable[..., Any])
 _OWN_WORDS = (ValueError, OSError, ImportError)
 """Errors by which a plug-in tells the user something, where it raises them itself."""
 _CODING = (
@@ -60,6 +63,10 @@ _packages: dict[str, str] = {}
 """Providers of the packages (first parts of the names of modules) that strangers' classes come from."""
 
 
+_read: dict[int, tuple[Any, str]] = {}
+"""Providers of the strangers' adapters that read data which is in use: a weak reference to it and the provider, by identity."""
+
+
 def claim(kind: str, cls: type, provider: str) -> None:
     """Note that a class is a stranger's.
 
@@ -82,6 +89,38 @@ def provider_of(what: Any) -> str:
     """``"distribution version (entry point)"`` of a stranger's class or instance; empty for any other."""
     owner = _owner(what)
     return "" if owner is None else owner.provider
+
+
+def noting(method: _F) -> _F:
+    """A method of an adapter that returns data, of which is noted whose adapter read it (see `versions_of`)."""
+
+    @functools.wraps(method)
+    def inner(self: Any, *args: Any, **kwargs: Any) -> Any:
+        data = method(self, *args, **kwargs)
+        provider = provider_of(self)
+        if provider:
+            with contextlib.suppress(TypeError):  # what cannot be referred to weakly is no data
+                key = id(data)
+                _read[key] = (weakref.ref(data, lambda _: _read.pop(key, None)), provider)
+        return data
+
+    return inner  # type: ignore[return-value]
+
+
+def versions_of(*parts: Any) -> dict[str, str]:
+    """Versions of the strangers' packages that took part in a registration, by the names of their distributions.
+
+    Args:
+        parts: classes or instances of plug-ins, and data, for the adapters that read them; others count for nothing.
+    """
+    found: dict[str, str] = {}
+    for part in parts:
+        kept = _read.get(id(part))
+        provider = kept[1] if kept is not None and kept[0]() is part else provider_of(part)
+        if provider:
+            name, version = provider.partition(" (")[0].rsplit(" ", 1)
+            found[name] = version
+    return found
 
 
 def words(what: Any, kind: str = "plug-in") -> str:
