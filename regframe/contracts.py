@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -32,6 +32,9 @@ class Configured(ABC):
 
     name: ClassVar[str]
     """The word that users type."""
+    variants: ClassVar[Sequence[Mapping[str, Any]]] = ()
+    """Options, a mapping each, with which ``regframe plugins --check`` and `regframe.testing` run every check once more, beside
+    the defaults; optional."""
 
     def options(self) -> dict[str, Any]:
         """Keyword arguments that make an equal instance; they are recorded in results.
@@ -121,7 +124,14 @@ class Metric(Configured):
     is arbitrary."""
 
     def prepare(self, fixed: Image | PointSet, moving: Image | PointSet) -> None:
-        """Precompute what depends on the two sides alone (scales, features); called once per pyramid level; optional."""
+        """Precompute what depends on the two sides alone (scales, features); called once per pyramid level; optional.
+
+        Args:
+            fixed: the fixed side, standardised (mean 0, variance 1 per channel), in its frame, in pixels from the middle of its
+                canvas. Its ``before`` (`regframe.Original`) holds unit, scale and origin of positions and the intensities'
+                mean and scale; ``channels`` are the names of its channels.
+            moving: the moving side, likewise.
+        """
 
     @abstractmethod
     def __call__(self, warped: Tensor, fixed: Tensor, weight: Tensor) -> Tensor:

@@ -370,7 +370,7 @@ def build_levels(fixed: Image | Halvings, moving: Image | Halvings, start: Tenso
             continue
         if k == finest and noise_share(m_data) > NOISY:
             f_data, m_data = soften(f_data), soften(m_data)
-        levels.append(Level(f_data, m_data, f_grid, m_grid, f_weight, m_weight))
+        levels.append(Level(f_data, m_data, f_grid, m_grid, f_weight, m_weight, (fixed.side, moving.side)))
     return levels
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ... import ops, reference
 from ...config import Config
-from ...data import Grid
+from ...data import Grid, Original
 from ...fit.clouds import SMALL, Floats, match, outliers_of, some, spacing_of, thinned
 from ...fit.frames import Increment, affine_kind
 from ...fit.lbfgs import Descent
@@ -72,12 +72,14 @@ class Clouds:
         q: fixed points ``[M, D]``, in fixed pixels.
         before: size of one moving pixel in fixed pixels, from the units; applied to moving points before a straight map.
         config: all settings, lengths in moving pixels.
+        originals: the fixed and the moving side before they were brought into their frames, or None.
     """
 
     p: Floats
     q: Floats
     before: float
     config: Config
+    originals: tuple[Original, Original] | None = None
 
     @property
     def scaled(self) -> Floats:

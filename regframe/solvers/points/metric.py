@@ -121,7 +121,8 @@ def with_metric(
         if number and max(len(p), len(q)) <= PLACES[0]:
             break
         pl, ql = thinned(p, count), thinned(q, count)
-        metric.prepare(PointSet(torch.from_numpy(ql)), PointSet(torch.from_numpy(pl)))
+        known = clouds.originals or (None, None)
+        metric.prepare(PointSet(torch.from_numpy(ql), before=known[0]), PointSet(torch.from_numpy(pl), before=known[1]))
         fit.take_enough_steps(config)
         spacing = spacing_of(ql)
         found = match(fit.warp(pl), ql, max(straight.sigma, spacing), straight.outliers, clouds.volume)
