@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..strangers import words
+from ..strangers import PluginFault, words
 
 FLOOR = 1e-5
 """What is added to a mismatch before its logarithm is taken, in the metric's own unit: an exact fit has a finite energy."""
@@ -77,5 +77,5 @@ def constant(metric: Any, warped: Tensor, fixed: Tensor, weight: Tensor) -> bool
     return len(set(values)) == 1
 
 
-def _wrong(metric: Any, wanted: str, got: str, do: str) -> ValueError:
-    return ValueError(f"wanted {wanted} from {words(metric, 'metric')}, got {got}; {do}")
+def _wrong(metric: Any, wanted: str, got: str, do: str) -> PluginFault:
+    return PluginFault(f"wanted {wanted} from {words(metric, 'metric')}, got {got}; {do}")

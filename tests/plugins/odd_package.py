@@ -5,12 +5,18 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
+import PIL.Image
 import pytest
+import torch
 
+import regframe as rf
 from regframe import plugins
+from regframe.report.results import write_run
 
 HEAD = """
 import numpy as np, torch, regframe as rf
@@ -56,3 +62,16 @@ def offered(monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
     sys.modules.pop("odd_pack", None)
     monkeypatch.undo()
     plugins.refresh()
+
+
+def saved_run(folder: Path) -> Path:
+    """The folder of a run of two small pictures, which lie beside it as ``fixed.png`` and ``moving.png``."""
+    data = torch.nn.functional.avg_pool2d(torch.rand((1, 52, 52), generator=torch.Generator().manual_seed(0)), 5, 1)
+    pixels = (255 * (data[0] - data.min()) / (data.max() - data.min())).numpy().astype(np.uint8)
+    for side in ("fixed", "moving"):
+        PIL.Image.fromarray(pixels).save(folder / f"{side}.png")
+    image = rf.Image.from_array(pixels)
+    found = rf.register(image, image, init="identity", transform="rigid")
+    run = {side: {"path": folder / f"{side}.png", "adapter": "image", "options": {}} for side in ("fixed", "moving")}
+    write_run(folder / "out", found, None, run)
+    return folder / "out"
