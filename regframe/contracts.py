@@ -23,6 +23,9 @@ from .maps.affine import Affine
 from .maps.base import Transform
 from .verdict import Finding
 
+API = 1
+"""Number of the interface of plug-ins: it rises where a method that they implement, or what it is given, changes."""
+
 Side = Literal["fixed", "moving"]
 """Name of one side of a pair. Where an argument is called ``to``, it is the side whose space positions are mapped into."""
 
@@ -32,6 +35,9 @@ class Configured(ABC):
 
     name: ClassVar[str]
     """The word that users type."""
+    api: ClassVar[int] = API
+    """Number of the interface that the class was written for, ``1`` today; optional. A class that states a later one than this
+    regframe has is left out and named."""
     variants: ClassVar[Sequence[Mapping[str, Any]]] = ()
     """Options, a mapping each, with which ``regframe plugins --check`` and `regframe.testing` run every check once more, beside
     the defaults; optional."""

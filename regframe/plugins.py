@@ -27,7 +27,7 @@ from typing import Any, Literal
 import pluggy
 
 from . import gate, hookspecs, strangers
-from .contracts import Adapter, Configured, MapFormat, Metric, Solver, Start
+from .contracts import API, Adapter, Configured, MapFormat, Metric, Solver, Start
 from .data import Image, PointSet, Pyramid
 from .remote.address import Remote, is_address, locate
 from .remote.errors import RemoteError
@@ -719,6 +719,9 @@ def _fault(cls: Any, base: type) -> str | None:
     """What is wrong with a class that a hook returned, as the end of a sentence; None for a sound class."""
     if not inspect.isclass(cls) or not issubclass(cls, base):
         return f"which is no subclass of regframe.{base.__name__}"
+    api = getattr(cls, "api", API)
+    if not isinstance(api, int) or api > API:
+        return f"which states api {api!r}, where this regframe has {API}: update regframe, or the plug-in"
     missing: frozenset[str] = getattr(cls, "__abstractmethods__", frozenset())
     if missing:
         return f"which lacks {', '.join(sorted(missing))}"

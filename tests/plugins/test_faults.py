@@ -351,3 +351,15 @@ def test_json_stays_alone_on_the_descriptor_too(capfd: pytest.CaptureFixture[str
             os.close(write)
         assert os.read(read, 100) == b"{}\n"
         os.close(read)
+
+
+@pytest.mark.parametrize(("api", "left_out"), [(1, False), (2, True), ("new", True)])
+def test_a_class_for_a_later_interface_is_left_out(install: Install, api: Any, left_out: bool) -> None:
+    install(METRIC.replace('name = "odd"', f'name = "odd"\n    api = {api!r}').format("return m"))
+    if not left_out:
+        assert rf.metric("odd").name == "odd"
+        return
+    with pytest.warns(
+        plugins.PluginWarning, match=rf"Odd, which states api {api!r}, where this regframe has 1: update"
+    ):
+        assert "odd" not in [entry.name for entry in plugins.metrics()]
