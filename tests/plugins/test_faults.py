@@ -271,11 +271,12 @@ def test_a_metric_at_its_minimum_is_not_constant(install: Install) -> None:
     assert not any("same value wherever" in why for why in result.reasons)
 
 
-def test_a_constant_metric_of_points_confirms_nothing(install: Install) -> None:
+@pytest.mark.parametrize("transform", ["rigid", "lddmm"])
+def test_a_constant_metric_of_points_confirms_nothing(install: Install, transform: str) -> None:
     source = METRIC.replace('name = "odd"', 'name = "odd"\n    accepts = (PointSet, PointSet)')
     install(source.replace("m = (weight * (warped - fixed) ** 2).mean()", "pass").format("return 0 * warped.sum() + 1"))
     points = rf.PointSet(torch.rand((60, 2), generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 50)
-    result = rf.register(points, points, metric="odd", init="identity", transform="rigid")
+    result = rf.register(points, points, metric="odd", init="identity", transform=transform)
     assert result.verdict != "pass"
     assert any("same value wherever the moving side lies" in why for why in result.reasons)
 

@@ -92,8 +92,10 @@ class MetricEnergy:
 
     def constant(self, x: Tensor) -> bool:
         """Whether the metric has one value wherever the moving points lie; asked only where it never had a gradient."""
-        moved = self.maps.points(x.detach(), self.p).detach().to(torch.float32)
-        return not self.steep and measured.constant(self.metric, moved, self.q, self.weight)
+        if self.steep:
+            return False
+        moved = self.maps.points(x.detach(), self.p.to(torch.float64)).detach().to(torch.float32)
+        return measured.constant(self.metric, moved, self.q, self.weight)
 
     def movement(self, change: Tensor) -> float:
         """The largest distance a change of the variables moves a point, to first order, in fixed pixels."""
