@@ -26,6 +26,7 @@ _HOME = {
     "MapFormat": "contracts",
     "Metric": "contracts",
     "OME_UNITS": "data",
+    "Original": "data",
     "PluginError": "plugins",
     "PluginWarning": "plugins",
     "PointSet": "data",

@@ -17,6 +17,7 @@ from .data import OME_UNITS as OME_UNITS
 from .data import Grid as Grid
 from .data import Image as Image
 from .data import Level as Level
+from .data import Original as Original
 from .data import PointSet as PointSet
 from .data import Pyramid as Pyramid
 from .data import Reading as Reading

@@ -9,19 +9,22 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
-from . import gate, ops
+from . import gate, ops, strangers
 from .config import Config
 from .data import Grid, Image, PointSet, Pyramid
 from .maps.affine import Affine
 from .maps.base import Transform
 from .verdict import Finding
+
+API = 1
+"""Number of the interface of plug-ins: it rises where a method that they implement, or what it is given, changes."""
 
 Side = Literal["fixed", "moving"]
 """Name of one side of a pair. Where an argument is called ``to``, it is the side whose space positions are mapped into."""
@@ -32,6 +35,12 @@ class Configured(ABC):
 
     name: ClassVar[str]
     """The word that users type."""
+    api: ClassVar[int] = API
+    """Number of the interface that the class was written for, ``1`` today; optional. A class that states a later one than this
+    regframe has is left out and named."""
+    variants: ClassVar[Sequence[Mapping[str, Any]]] = ()
+    """Options, a mapping each, with which ``regframe plugins --check`` and `regframe.testing` run every check once more, beside
+    the defaults; optional."""
 
     def options(self) -> dict[str, Any]:
         """Keyword arguments that make an equal instance; they are recorded in results.
@@ -61,7 +70,8 @@ class Adapter(Configured):
         super().__init_subclass__(**options)
         for name in ("open", "pyramid", "notes", "apply"):
             if name in cls.__dict__:
-                setattr(cls, name, gate.guarded(cls.__dict__[name]))
+                method = gate.guarded(cls.__dict__[name])
+                setattr(cls, name, strangers.noting(method) if name == "open" else method)
 
     @abstractmethod
     def matches(self, source: Any) -> float:
@@ -120,7 +130,14 @@ class Metric(Configured):
     is arbitrary."""
 
     def prepare(self, fixed: Image | PointSet, moving: Image | PointSet) -> None:
-        """Precompute what depends on the two sides alone (scales, features); called once per pyramid level; optional."""
+        """Precompute what depends on the two sides alone (scales, features); called once per pyramid level; optional.
+
+        Args:
+            fixed: the fixed side, standardised (mean 0, variance 1 per channel), in its frame, in pixels from the middle of its
+                canvas. Its ``before`` (`regframe.Original`) holds unit, scale and origin of positions and the intensities'
+                mean and scale; ``channels`` are the names of its channels.
+            moving: the moving side, likewise.
+        """
 
     @abstractmethod
     def __call__(self, warped: Tensor, fixed: Tensor, weight: Tensor) -> Tensor:

@@ -229,6 +229,41 @@ class Reading:
 
 
 @dataclass(frozen=True)
+class Original:
+    """What a side was before a fit brought it into its frame and standardised its intensities; `Metric.prepare` gets it.
+
+    A position ``p`` of the frame lies at ``center + length * p`` in ``unit``; a value ``v`` of channel c was ``mean[c] +
+    scale[c] * v``.
+
+    Args:
+        unit: length unit of the side, ``"px"`` where none is known.
+        length: length of a unit of the frame in ``unit``: the size of a pixel of the whole side.
+        center: position of the frame's origin in ``unit``, components in the order (z,) y, x.
+        grid: the whole side's canvas, in ``unit``; of points the box around them.
+        mean: mean of each channel over trusted pixels, in the image's own intensities; empty for points.
+        scale: standard deviation of each channel, likewise; 0 for a constant one, whose values are 0 now.
+        name: of the side.
+    """
+
+    unit: str
+    length: float
+    center: tuple[float, ...]
+    grid: Grid
+    mean: tuple[float, ...] = ()
+    scale: tuple[float, ...] = ()
+    name: str = ""
+
+
+def _check_weights(weights: Tensor | None, whose: str) -> None:
+    """Refuse weights that are negative or not a number."""
+    if weights is not None and weights.numel() and not weights.amin() >= 0:
+        lost = int((~(weights >= 0)).sum())
+        raise ValueError(
+            f"wanted finite weights of at least 0 for {whose}, got {lost} others; give what does not count the weight 0"
+        )
+
+
+@dataclass(frozen=True)
 class Image:
     """Pixels on a grid.
 
@@ -242,6 +277,7 @@ class Image:
         reading: how the image was read out of a larger one; None where it was read whole.
         counted: where values are counts or densities of things (cells), the number of things that a value of 1 stands for: the
             square of a value's mean over its variance, if things lie where chance puts them. None for measured intensities.
+        before: what the side was before it was standardised, of an image that a fit hands to a metric; None elsewhere.
     """
 
     data: Tensor
@@ -252,6 +288,7 @@ class Image:
     name: str = "image"
     reading: Reading | None = None
     counted: float | None = None
+    before: Original | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.data, Tensor):
@@ -264,6 +301,7 @@ class Image:
         object.__setattr__(self, "channels", channels)
         if self.weight is not None and tuple(self.weight.shape) != self.grid.shape:
             raise ValueError(f"wanted a weight of shape {self.grid.shape}, got {tuple(self.weight.shape)}")
+        _check_weights(self.weight, "the pixels of an image")
         if self.counted is not None and not 0 < self.counted < math.inf:
             raise ValueError(
                 f"wanted a positive number of things per value of 1, got {self.counted!r}; None if not counted"
@@ -403,6 +441,7 @@ class PointSet:
         table: all columns of the source by name, in its order, each of length N; they are kept unchanged.
         columns: names of the position columns in ``table``, in the order of `axes`.
         name: used in messages and captions.
+        before: what the side was before a fit brought it into its frame, of points that it hands to a metric; None elsewhere.
     """
 
     coords: Tensor
@@ -411,6 +450,7 @@ class PointSet:
     table: Mapping[str, Sequence[str]] = field(default_factory=dict)
     columns: tuple[str, ...] = ()
     name: str = "points"
+    before: Original | None = None
 
     def __post_init__(self) -> None:
         for what, value in (("coordinates", self.coords), ("weights", self.weights)):
@@ -425,6 +465,7 @@ class PointSet:
         object.__setattr__(self, "unit", canonical_unit(self.unit))
         if self.weights is not None and self.weights.shape != self.coords.shape[:1]:
             raise ValueError(f"wanted one weight per point, got {tuple(self.weights.shape)} for {len(self)} points")
+        _check_weights(self.weights, "points")
         bad = [name for name, column in self.table.items() if len(column) != len(self)]
         if bad:
             raise ValueError(f"wanted {len(self)} entries in every column, got another number in {bad}")

@@ -15,6 +15,7 @@ import functools
 import importlib
 import inspect
 import os
+import time
 import warnings
 import weakref
 from collections.abc import Callable, Iterable
@@ -25,8 +26,8 @@ from typing import Any, Literal
 
 import pluggy
 
-from . import gate, hookspecs
-from .contracts import Adapter, Configured, MapFormat, Metric, Solver, Start
+from . import gate, hookspecs, strangers
+from .contracts import API, Adapter, Configured, MapFormat, Metric, Solver, Start
 from .data import Image, PointSet, Pyramid
 from .remote.address import Remote, is_address, locate
 from .remote.errors import RemoteError
@@ -43,6 +44,9 @@ DISABLE = "REGFRAME_DISABLE_PLUGINS"
 PARTIAL, PLAN = ".partial", "plan.json"
 """Suffix of the folder of an unfinished output (see `regframe.slides.warp`), and the file in it by which such a folder is
 recognised."""
+
+SLOW = 5.0
+"""Seconds that the import of a plug-in may take before it is named: every command waits for it."""
 
 Kind = Literal["adapter", "metric", "solver", "start", "format"]
 
@@ -208,6 +212,7 @@ def refresh() -> None:
     importlib.invalidate_caches()  # folders are listed anew, even where they changed within the clock's grain
     _discover.cache_clear()
     _own.cache_clear()
+    strangers.forget()
 
 
 def adapter(name: str, **options: Any) -> Adapter:
@@ -228,6 +233,11 @@ def start(name: str, **options: Any) -> Start:
 def solver(name: str, **options: Any) -> Solver:
     """The solver called ``name`` with these options; PluginError where there is no such solver or option."""
     return _build(_lookup("solver", name), options)  # type: ignore[no-any-return]
+
+
+def entry(kind: Kind, name: str) -> Entry:
+    """The class of a kind called ``name`` or ``DISTRIBUTION/NAME``; PluginError where there is none, or several are."""
+    return _lookup(kind, name)
 
 
 def format_named(name: str) -> type[MapFormat]:
@@ -498,7 +508,8 @@ def _build(entry: Entry, options: dict[str, Any]) -> Any:
     missing = [name for name in required_options(entry) if name not in options]
     if missing:
         raise PluginError(f"wanted the options {', '.join(missing)} for the {entry.kind} {entry.name!r}; state them")
-    instance = entry.cls(**options)
+    with strangers.named():
+        instance = entry.cls(**options)
     _options[instance] = dict(options)
     return instance
 
@@ -545,15 +556,17 @@ def _discover() -> _Found:
     own: list[tuple[Any, frozenset[str], str]] = []
     disabled = {name.strip() for name in os.environ.get(DISABLE, "").split(",") if name.strip()}
     seen: set[str] = {"all"}
+    messages: list[str] = []
     for point in sorted(_entry_points(), key=lambda p: (_package(p), p.name)):
         provider = Provider(point.name, _distribution(point), point.value)
         seen.add(point.name)
         if point.name in disabled or ("all" in disabled and _package(point) != GROUP):
             found.append(replace(provider, status="disabled"))
             continue
-        module, hooks, problems = _load(manager, point)
-        whole = f"{provider.distribution} ({provider.name})"
         ours = _package(point) == GROUP
+        module, hooks, problems, habits = _load(manager, point, ours)
+        messages += habits
+        whole = f"{provider.distribution} ({provider.name})"
         if ours and module is not None:
             own.append((module, hooks, whole))
         for kind, (hook, _) in _HOOKS.items():
@@ -563,7 +576,7 @@ def _discover() -> _Found:
                 entries += provided
         found.append(replace(provider, status="broken" if problems else "ok", problems=tuple(problems)))
     # warnings come last: where a filter turns the first one into an exception, the search is complete nevertheless
-    messages = [
+    messages += [
         f"the plug-in {p.name!r} of {p.distribution} is left out in part or in whole: {problem}"
         for p in found
         for problem in p.problems
@@ -627,18 +640,44 @@ def _later_problems() -> dict[str, tuple[str, ...]]:
     return out
 
 
-def _load(manager: pluggy.PluginManager, point: EntryPoint) -> tuple[Any, frozenset[str], list[str]]:
-    """Import one plug-in: its module or None, the hooks that it implements, and its faults, one sentence each."""
-    try:
+def _imported(point: EntryPoint, habits: list[str]) -> Any:
+    """The module of a stranger's plug-in; what its import changed for everybody is put back, and said in ``habits``."""
+    who = f"the plug-in {point.name!r} of {_distribution(point)}"
+    began = time.perf_counter()
+    with strangers.restored() as changed:
         module = point.load()
+    took = time.perf_counter() - began
+    if changed:
+        habits.append(
+            f"the import of {who} changed {', '.join(changed)}; that was put back, for every plug-in would run under it: report "
+            "this to who wrote it"
+        )
+    if took > SLOW:
+        habits.append(
+            f"the import of {who} took {took:.1f} s, for which every command waits; report this to who wrote it, or leave it out "
+            f"with {DISABLE}={point.name}"
+        )
+    return module
+
+
+def _load(
+    manager: pluggy.PluginManager, point: EntryPoint, ours: bool
+) -> tuple[Any, frozenset[str], list[str], list[str]]:
+    """Import one plug-in.
+
+    Returns its module or None, the hooks that it implements, its faults, and how its import troubles others, a sentence each.
+    """
+    habits: list[str] = []
+    try:
+        module = point.load() if ours else _imported(point, habits)
     except (Exception, SystemExit) as error:  # noqa: BLE001 - third-party code must not take the other plug-ins down
-        return None, frozenset(), [f"it cannot be imported: {_reason(error)}"]
+        return None, frozenset(), [f"it cannot be imported: {_reason(error)}"], habits
     hooks = {hook for hook, _ in _HOOKS.values()}
     try:
         implemented = {name for name in dir(module) if manager.parse_hookimpl_opts(module, name) is not None}
         manager.register(module, name=f"{_package(point)}:{point.name}")
     except Exception as error:  # noqa: BLE001 - as above
-        return None, frozenset(), [f"it cannot be registered: {_reason(error)}"]
+        return None, frozenset(), [f"it cannot be registered: {_reason(error)}"], habits
     problems: list[str] = []
     if implemented - hooks:
         problems.append(
@@ -647,7 +686,7 @@ def _load(manager: pluggy.PluginManager, point: EntryPoint) -> tuple[Any, frozen
         )
     if not implemented:
         problems.append(f"it implements no hook: mark {' or '.join(sorted(hooks))} with @regframe.hookimpl")
-    return module, frozenset(implemented & hooks), problems
+    return module, frozenset(implemented & hooks), problems, habits
 
 
 def _ask(manager: pluggy.PluginManager, module: Any, kind: Kind, provider: str) -> tuple[list[str], list[Entry]]:
@@ -669,7 +708,10 @@ def _ask(manager: pluggy.PluginManager, module: Any, kind: Kind, provider: str) 
             if fault:
                 problems.append(f"its hook {hook} returned {_short(cls)}, {fault}")
             else:
-                provided.append(Entry(kind, cls.name, cls, provider))
+                entry = Entry(kind, cls.name, cls, provider)
+                if not entry.shipped:
+                    strangers.claim(kind, cls, provider)
+                provided.append(entry)
     return problems, provided
 
 
@@ -677,6 +719,9 @@ def _fault(cls: Any, base: type) -> str | None:
     """What is wrong with a class that a hook returned, as the end of a sentence; None for a sound class."""
     if not inspect.isclass(cls) or not issubclass(cls, base):
         return f"which is no subclass of regframe.{base.__name__}"
+    api = getattr(cls, "api", API)
+    if not isinstance(api, int) or api > API:
+        return f"which states api {api!r}, where this regframe has {API}: update regframe, or the plug-in"
     missing: frozenset[str] = getattr(cls, "__abstractmethods__", frozenset())
     if missing:
         return f"which lacks {', '.join(sorted(missing))}"

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from . import plugins, verdict
+from . import plugins, strangers, verdict
 from .config import Config
 from .contracts import Fitted, Metric, Progress, Solver, Task
 from .data import Image, PointSet
@@ -55,8 +55,22 @@ def register(
     Raises:
         ValueError: for data that cannot be registered, with one sentence that says what was wanted, what came, what to do.
     """
+    with strangers.named():
+        return _registered(
+            fixed, moving, metric, init, settled(config, metric, transform=transform, device=device), progress
+        )
+
+
+def _registered(
+    fixed: Any,
+    moving: Any,
+    metric: Metric | str | None,
+    init: Any,
+    config: Config,
+    progress: Callable[[Progress], None] | None,
+) -> Result:
+    """`register`, with its arguments written into the settings."""
     began = time.perf_counter()
-    config = settled(config, metric, transform=transform, device=device)
     config, start = _started(config, init)
     task = Task(
         fixed=_opened(fixed),
@@ -76,9 +90,9 @@ def register(
             f"wanted transform {' or '.join(solver.models)} for this kind of pair ({solver.name}), got {config.transform!r}; "
             "choose one of these"
         )
-    doubts = solver.check(task)
+    doubts = list(_findings(solver.check(task), solver, "check"))
     for doubt in doubts:
-        warnings.warn(f"regframe: {doubt.words}", UserWarning, stacklevel=2)
+        warnings.warn(f"regframe: {doubt.words}", UserWarning, stacklevel=3)
     for side, data in (("fixed", task.fixed), ("moving", task.moving)):
         check_place(data, side)
     near, back = brought_near(task)
@@ -87,13 +101,22 @@ def register(
         fitted, found = _fitted(solver, near)
         if verdict.worst(found) == "fail":
             fitted, found = _otherwise(solver, near, fitted, found)
-    return assembled(back(fitted), task, [*doubts, *found], time.perf_counter() - began)
+    result = assembled(back(fitted), task, [*doubts, *found], time.perf_counter() - began)
+    begun = plugins.entry("start", start).cls if isinstance(start, str) and start != "auto" else None
+    result.metrics["versions"] |= strangers.versions_of(solver, task.metric, begun, task.fixed, task.moving)
+    return result
 
 
 def _fitted(solver: Solver, task: Task) -> tuple[Fitted, list[Finding]]:
     """The fit of a task that has passed the solver's `check`, and all remarks on it."""
-    fitted = solver.fit(task)
-    return fitted, [*fitted.findings, *solver.judge(fitted)]
+    fitted = strangers.returned(solver.fit(task), Fitted, solver, "fit")
+    return fitted, [*fitted.findings, *_findings(solver.judge(fitted), solver, "judge")]
+
+
+def _findings(remarks: Any, solver: Solver, method: str) -> Iterable[Finding]:
+    """The remarks that a method of a solver returned; `PluginFault` for anything else."""
+    for remark in strangers.returned(remarks, Iterable, solver, method):
+        yield strangers.returned(remark, Finding, solver, method)
 
 
 def _otherwise(solver: Solver, task: Task, fitted: Fitted, found: list[Finding]) -> tuple[Fitted, list[Finding]]:
@@ -162,7 +185,10 @@ def _measure(metric: Metric | str | None, config: Config) -> Metric | None:
 
 
 def _opened(source: Any) -> Image | PointSet:
-    return source if isinstance(source, (Image, PointSet)) else plugins.open(source)
+    if isinstance(source, (Image, PointSet)):
+        return source
+    reader = plugins.find_adapter(source)
+    return strangers.returned(reader.open(source), (Image, PointSet), reader, "open")
 
 
 def _solver(task: Task) -> Solver:

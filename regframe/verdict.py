@@ -181,6 +181,18 @@ def unknown_scale(fixed: str, moving: str, what: str, remedy: str) -> Finding:
     return Finding("pass", sentence, remedy=remedy)
 
 
+def says_nothing(figures: Mapping[str, Any]) -> Iterable[Finding]:
+    """Warns where the metric had one value wherever the moving side lay: then nothing was fitted, and the map is its start."""
+    metric = figures.get("metric") or {}
+    if metric.get("constant"):
+        sentence = (
+            f"the metric {metric['name']!r} has the same value wherever the moving side lies, so nothing was fitted"
+        )
+        yield Finding(
+            "warn", f"{sentence} and nothing is confirmed: the map is its start", remedy="choose another metric"
+        )
+
+
 MANY_STRAYS = 0.001
 """Share of an image's pixels that lay far off and were replaced, from which it is said: a few hot pixels are in every camera."""
 
@@ -284,6 +296,7 @@ def of_images(figures: Mapping[str, Any], ndim: int) -> Iterable[Finding]:
     confidence = figures.get("confidence")
     confirmed = confidence is not None and confidence >= CONFIRMED
     yield from diverged(figures)
+    yield from says_nothing(figures)
     yield from _overlap(figures, confirmed)
     if confidence is None:
         yield from _belonging(figures, ndim)
@@ -449,6 +462,7 @@ the pairs of `PARTNERS`."""
 def of_points(figures: Mapping[str, Any]) -> Iterable[Finding]:
     """All findings on a map of two point clouds, from its figures (``metrics.json``)."""
     yield from diverged(figures)
+    yield from says_nothing(figures)
     sure = figures.get("confidence")
     if sure is not None and sure < DOUBTFUL:
         lost = sure < NO_PARTNERS

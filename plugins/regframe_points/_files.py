@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -50,7 +51,7 @@ class _CloudFile(regframe.Adapter):
         path = Path(source)
         self._need(path, "read")
         try:
-            x, y, z, table = self._read(path)
+            x, y, z, table, rest = self._read(path)
         except Exception as error:
             reason = " ".join(str(error).split())
             raise ValueError(
@@ -60,9 +61,12 @@ class _CloudFile(regframe.Adapter):
         coords = torch.from_numpy(np.stack([np.asarray(a, dtype=np.float64) for a in axes], axis=1))
         names = ("y", "x") if z is None else ("z", "y", "x")
         columns = {name: [repr(v) for v in coords[:, i].tolist()] for i, name in reversed(list(enumerate(names)))}
-        return regframe.PointSet(coords, self.unit or "px", table={**columns, **table}, columns=names, name=path.name)
+        fields: dict[str, Any] = {"table": {**columns, **table}, "columns": names, "name": path.name}
+        if rest is not None:
+            return PlyCloud(coords, self.unit or "px", **fields, rest=rest)
+        return regframe.PointSet(coords, self.unit or "px", **fields)
 
-    def _read(self, path: Path) -> tuple[Any, Any, Any, dict[str, list[str]]]:
+    def _read(self, path: Path) -> tuple[Any, Any, Any, dict[str, list[str]], PlyRest | None]:
         raise NotImplementedError
 
     def apply(self, source: Any, transform: regframe.Transform, grid: regframe.Grid | None = None) -> regframe.PointSet:
@@ -93,9 +97,10 @@ class _CloudFile(regframe.Adapter):
             columns[name] = np.array(values, dtype=np.int32 if whole else np.float64)
         places = data.coords.numpy().astype(np.float64)
         z = places[:, 0] if data.ndim == 3 else None
-        self._write(path, places[:, -1], places[:, -2], z, columns)
+        rest = data.rest if isinstance(data, PlyCloud) and data.rest is not None and data.rest.n == len(data) else None
+        self._write(path, places[:, -1], places[:, -2], z, columns, rest)
 
-    def _write(self, path: Path, x: Any, y: Any, z: Any, columns: dict[str, Any]) -> None:
+    def _write(self, path: Path, x: Any, y: Any, z: Any, columns: dict[str, Any], rest: PlyRest | None) -> None:
         raise NotImplementedError
 
     def _need(self, path: Path, what: str) -> None:
@@ -106,8 +111,38 @@ class _CloudFile(regframe.Adapter):
             )
 
 
+@dataclass(frozen=True)
+class PlyRest:
+    """What a PLY file holds beside its vertices' positions; ``n`` vertices are what its faces refer to.
+
+    Args:
+        n: number of vertices.
+        elements: the file's other elements (faces, edges …), by place in the file; None stands for the vertices.
+        types: numpy types of the vertices' properties by name.
+        text: whether the file is text.
+        comments: comment lines of the header.
+    """
+
+    n: int
+    elements: tuple[Any, ...]
+    types: dict[str, Any]
+    text: bool
+    comments: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class PlyCloud(regframe.PointSet):
+    """The vertices of a PLY file, and what is written beside them when they have moved: they keep their order.
+
+    Args:
+        rest: everything else in the file; None where the points come from elsewhere.
+    """
+
+    rest: PlyRest | None = None
+
+
 class PlyAdapter(_CloudFile):
-    """Vertices of a PLY file, text or binary; every other property of a vertex is carried along as a column.
+    """Vertices of a PLY file, text or binary; every other property of a vertex is carried along as a column, faces as they are.
 
     Args:
         unit: of the positions, ``"px"`` where None: the format has no field for it.
@@ -118,23 +153,41 @@ class PlyAdapter(_CloudFile):
     reader = "plyfile"
     suffixes = (".ply",)
 
-    def _read(self, path: Path) -> tuple[Any, Any, Any, dict[str, list[str]]]:
+    def _read(self, path: Path) -> tuple[Any, Any, Any, dict[str, list[str]], PlyRest | None]:
         _check_size(_ply_count(path), path)
         plyfile = importlib.import_module("plyfile")
-        vertex = plyfile.PlyData.read(str(path), mmap=False)["vertex"].data
+        whole = plyfile.PlyData.read(str(path), mmap=False)
+        vertex = whole["vertex"].data
         names = vertex.dtype.names or ()
         if not {"x", "y"} <= set(names):
             raise ValueError(f"its vertices have {', '.join(names) or 'no properties'}, not x and y")
         table = {n: [str(v) for v in vertex[n].tolist()] for n in names if n not in ("x", "y", "z")}
-        return vertex["x"], vertex["y"], vertex["z"] if "z" in names else None, table
+        others = tuple(None if element.name == "vertex" else element for element in whole.elements)
+        types = {name: vertex.dtype[name] for name in names}
+        rest = PlyRest(len(vertex), others, types, bool(whole.text), tuple(whole.comments))
+        return vertex["x"], vertex["y"], vertex["z"] if "z" in names else None, table, rest
 
-    def _write(self, path: Path, x: Any, y: Any, z: Any, columns: dict[str, Any]) -> None:
+    def _write(self, path: Path, x: Any, y: Any, z: Any, columns: dict[str, Any], rest: PlyRest | None) -> None:
         plyfile = importlib.import_module("plyfile")
+        types = {} if rest is None else rest.types
+        columns = {name: _as_before(values, types.get(name)) for name, values in columns.items()}
         fields = {"x": x, "y": y} | ({} if z is None else {"z": z}) | columns
         vertex = np.empty(len(x), dtype=[(name, values.dtype) for name, values in fields.items()])
         for name, values in fields.items():
             vertex[name] = values
-        plyfile.PlyData([plyfile.PlyElement.describe(vertex, "vertex")]).write(str(path))
+        vertices = plyfile.PlyElement.describe(vertex, "vertex")
+        elements = [vertices] if rest is None else [vertices if other is None else other for other in rest.elements]
+        said = {} if rest is None else {"text": rest.text, "comments": list(rest.comments)}
+        plyfile.PlyData(elements, **said).write(str(path))
+
+
+def _as_before(values: Any, kind: Any) -> Any:
+    """Values of a column in the numpy type that it had in the file, where that holds them."""
+    if kind is None or kind.kind not in "iuf":
+        return values
+    with np.errstate(invalid="ignore", over="ignore"):
+        cast = values.astype(kind)
+    return cast if np.array_equal(cast, values, equal_nan=kind.kind == "f") or kind.kind == "f" else values
 
 
 class LasAdapter(_CloudFile):
@@ -149,15 +202,15 @@ class LasAdapter(_CloudFile):
     reader = "laspy"
     suffixes = (".las", ".laz")
 
-    def _read(self, path: Path) -> tuple[Any, Any, Any, dict[str, list[str]]]:
+    def _read(self, path: Path) -> tuple[Any, Any, Any, dict[str, list[str]], PlyRest | None]:
         laspy = importlib.import_module("laspy")
         with laspy.open(str(path)) as file:
             _check_size(int(file.header.point_count), path)
             cloud = file.read()
         table = {n: [str(v) for v in np.asarray(cloud[n]).tolist()] for n in ("intensity", "classification")}
-        return cloud.x, cloud.y, cloud.z, table
+        return cloud.x, cloud.y, cloud.z, table, None
 
-    def _write(self, path: Path, x: Any, y: Any, z: Any, columns: dict[str, Any]) -> None:
+    def _write(self, path: Path, x: Any, y: Any, z: Any, columns: dict[str, Any], rest: PlyRest | None) -> None:
         """The format rounds positions to whole multiples of a step: here a billionth of the extent, or `_LEAST_STEP`."""
         laspy = importlib.import_module("laspy")
         own = {"intensity", "classification"}

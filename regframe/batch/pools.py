@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import importlib.metadata
 import importlib.util
 import logging
 import multiprocessing
@@ -290,6 +291,18 @@ class Cluster:
                 raise ValueError(
                     f"wanted regframe {version()} on every worker, got {found} at {address}; install that one"
                 )
+        here = strangers_here()
+        if not here:
+            return
+        for address, there in self._client.run(strangers_here, on_error="return").items():
+            known = there if isinstance(there, dict) else {}
+            for name, (number, point) in here.items():
+                if known.get(name, ("",))[0] != number:
+                    found = f"{name} {known[name][0]}" if name in known else "none"
+                    raise ValueError(
+                        f"wanted the plug-in {name} {number} on every worker, got {found} at {address}; install that one "
+                        f"there, or leave it out here with REGFRAME_DISABLE_PLUGINS={point}"
+                    )
 
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         if kind is not None and issubclass(kind, KeyboardInterrupt):  # at once: closing in good order takes seconds
@@ -351,6 +364,20 @@ class Cluster:
             if started is not None:
                 with contextlib.suppress(Exception):
                     client.unsubscribe_topic(topic)
+
+
+def strangers_here() -> dict[str, tuple[str, str]]:
+    """Version and an entry point of every plug-in package in use here that is not regframe's, by the name of its distribution.
+
+    Those that ``REGFRAME_DISABLE_PLUGINS`` leaves out are not in use.
+    """
+    disabled = {name.strip() for name in os.environ.get("REGFRAME_DISABLE_PLUGINS", "").split(",")}
+    points = [] if "all" in disabled else importlib.metadata.entry_points(group="regframe")
+    return {
+        point.dist.name: (point.dist.version, point.name)
+        for point in points
+        if point.dist is not None and point.dist.name != "regframe" and point.name not in disabled
+    }
 
 
 _trusted: dict[str, str] = {}

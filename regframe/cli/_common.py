@@ -16,7 +16,8 @@ import click
 from ..gate.boundary import chatter
 from ..gate.limits import parse_size, set_most_bytes
 from ..gate.screen import printable
-from . import interrupts
+from ..strangers import fault_of, returned
+from . import interrupts, streams
 
 if TYPE_CHECKING:
     from ..contracts import Adapter
@@ -43,7 +44,7 @@ def bad_input() -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError) as error:
-        raise BadInput(sentence(error)) from error
+        raise BadInput(sentence(fault_of(error) or error)) from error
 
 
 def sentence(error: BaseException) -> str:
@@ -128,6 +129,10 @@ class Main(click.Group):
 
     def _defect(self, ctx: click.Context, error: Exception) -> None:
         _show_traceback(ctx, error)
+        fault = fault_of(error)
+        if fault is not None:
+            click.echo(f"Error: {sentence(fault)}", err=True)
+            ctx.exit(2)
         hint = "" if ctx.meta.get(_VERBOSE) else "; run again with -v for the traceback"
         click.echo(f"Defect: {type(error).__name__}: {sentence(error)}{hint}, and please report it", err=True)
         ctx.exit(1)
@@ -192,6 +197,13 @@ def _set_verbose(ctx: click.Context, _: click.Parameter, value: bool) -> None:
         ctx.meta[_VERBOSE] = True
 
 
+def _keep_apart(ctx: click.Context, _: click.Parameter, value: bool) -> bool:
+    """With ``--json``, keep standard output for the one object that `emit_json` prints."""
+    if value:
+        ctx.with_resource(streams.apart())
+    return value
+
+
 def _set_most_bytes(_: click.Context, __: click.Parameter, value: str | None) -> None:
     if value is not None:
         with bad_input():
@@ -210,7 +222,11 @@ verbose_option = click.option(
     "-v", "--verbose", is_flag=True, expose_value=False, callback=_set_verbose, help="Show the traceback of an error."
 )
 json_option = click.option(
-    "--json", "as_json", is_flag=True, help="One JSON object on stdout, everything else on stderr."
+    "--json",
+    "as_json",
+    is_flag=True,
+    callback=_keep_apart,
+    help="One JSON object on stdout, everything else on stderr.",
 )
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace the output if it exists.")
 path_type = click.Path(path_type=Path)
@@ -241,7 +257,8 @@ def emit_json(value: Any) -> None:
     """Print one JSON object on stdout."""
     from ..io.outputs import to_json
 
-    click.echo(to_json(value, indent=2))
+    with streams.own():
+        click.echo(to_json(value, indent=2))
 
 
 def parse_pairs(pairs: Sequence[str], option: str) -> dict[str, Any]:
@@ -368,7 +385,8 @@ def open_side(
                 options = {**options, "level": level}
                 reader = regframe.adapter(reader.name, **options)
         try:
-            return reader.open(path), reader, dict(options)
+            data = reader.open(path)
+            return returned(data, (regframe.Image, regframe.PointSet), reader, "open"), reader, dict(options)
         except ImportError as error:  # a format whose reader is an extra
             raise BadInput(sentence(error)) from error
 

@@ -213,6 +213,8 @@ def image(
         if _warp_slide(job, workers, scheduler, order.overwrite):
             return
         if scheduler is not None:
+            with bad_input():
+                _check_scheduler(scheduler)
             click.echo(f"Note: {order.input_file.name} is read as a whole, and carried here", err=True)
     elif _warp_small(job, order.overwrite):
         return
@@ -297,6 +299,8 @@ def _warp_slide(job: slides_job.SlideJob, workers: int | None, scheduler: str | 
     try:
         with bad_input(), Bars() as progress:
             if scheduler is None or plan.shards < _WORTH_SPREADING:
+                if scheduler is not None:
+                    _check_scheduler(scheduler)
                 plan.write(workers, overwrite, progress)
             else:
                 _spread(plan, job, scheduler, workers, overwrite, progress)
@@ -345,6 +349,14 @@ def _warp_small(job: slides_job.SlideJob, overwrite: bool) -> bool:
     if not plan.pyramid.labels:
         _warn_of_ids(moved, locate(job.input))
     return True
+
+
+def _check_scheduler(address: str) -> None:
+    """ValueError where no scheduler answers: an address is no less wrong where the work is too small to be spread."""
+    from .. import batch
+
+    with batch.Cluster(address):
+        pass
 
 
 def _spread(

@@ -24,6 +24,7 @@ from ._common import (
     verbose_option,
 )
 from .progress import Bars
+from .register import resolved_config
 
 if TYPE_CHECKING:
     from ..data import Image
@@ -69,6 +70,12 @@ ORDERS = ("natural", "number", "given")
     metavar="N",
     help="Keep shifts slower than N sections: the places on the canvas mean something.",
 )
+@click.option(
+    "--metric", metavar="NAME", help="Metric by which every pair is compared; chosen from the data otherwise."
+)
+@click.option("--metric-set", metavar="K=V", multiple=True, help="Option of the metric.")
+@click.option("--config", "config_file", type=path_type, metavar="FILE.yaml", help="Settings for every pair.")
+@click.option("--set", "settings", metavar="K=V", multiple=True, help="One setting, such as pyramid.max_pixels=300000.")
 @click.option("--reach", type=click.IntRange(1, 8), default=2, show_default=True, help="Neighbours to a side.")
 @overwrite_option
 @require_option
@@ -91,6 +98,9 @@ def stack(ctx: click.Context, /, **options: Any) -> None:
             _files(options["sections"]), order if order in ORDERS else _table(order)
         )
         align.check_output(out, options["overwrite"], [*paths, options["guide"]])
+    config = resolved_config({**options, "transform": None})
+    if config.metric == "auto" and config.metric_options:
+        raise BadInput("wanted --metric beside --metric-set, got options alone; name the metric they are for")
     chosen = adapter_options(options["adapter_set"], "--adapter-set", options["mpp"], options["channel"])
     images = [_open(path, options, chosen) for path in paths]
     guide = None
@@ -110,6 +120,7 @@ def stack(ctx: click.Context, /, **options: Any) -> None:
             reference=wanted,
             transform=options["transform"],
             options=chosen_options,
+            config=config,
             progress=progress,
         )
     with bad_input():

@@ -17,6 +17,7 @@ from torch import Tensor
 from .. import ops, reference
 from ..data import Grid
 from ..maps import homogeneous
+from . import measured
 from .halvings import Level
 from .mapspace import MapSpace
 
@@ -68,6 +69,7 @@ class Energy:
         self.level, self.metric, self.maps = level, metric, maps
         self.weight, self.observations, self.sigma_match, self.landmarks = weight, observations, sigma_match, landmarks
         self.n_evaluations = 0
+        self.steep = False  # whether the metric ever had a gradient
         self.parts: dict[str, float] = {}
         ndim = level.fixed_grid.ndim
         self._index = level.fixed_grid.index_to_position()
@@ -115,6 +117,9 @@ class Energy:
         level = self.level
         path = self.path(x, level.moving_grid)
         mismatch, v_grad, m_grad = self._mismatch(path)
+        if self.n_evaluations == 1:
+            measured.check_finite(self.metric, mismatch, (v_grad, m_grad))
+        self.steep = self.steep or bool(m_grad.any()) or bool(v_grad.any())
         # the matching term and its derivative in the mismatch
         if self.metric.likelihood:
             slope = self.observations
@@ -123,7 +128,8 @@ class Energy:
             slope = self.observations / (2 * self.sigma_match**2)
             matching = slope * mismatch
         else:
-            floored = max(mismatch, 0.0) + 1e-5
+            measured.check_positive(self.metric, mismatch)
+            floored = max(mismatch, 0.0) + measured.FLOOR
             slope = self.observations / 2 / floored
             matching = self.observations / 2 * math.log(floored) if math.isfinite(floored) else math.nan
         gradient = torch.empty_like(x)
@@ -156,9 +162,17 @@ class Energy:
         with torch.enable_grad():
             velocity, matrix = path.velocity.detach().requires_grad_(True), path.matrix.detach().requires_grad_(True)
             warped = ops.warp(level.moving, *path._replace(velocity=velocity, matrix=matrix))
-            mismatch = self.metric(warped, level.fixed, self.weight)
-            v_grad, m_grad = torch.autograd.grad(mismatch, (velocity, matrix))
+            mismatch = measured.scalar(self.metric, self.metric(warped, level.fixed, self.weight))
+            v_grad, m_grad = measured.gradients(mismatch, (velocity, matrix))
         return float(mismatch.detach()), v_grad, m_grad
+
+    def constant(self, x: Tensor) -> bool:
+        """Whether the metric has one value wherever the moving image lies; asked only where it never had a gradient."""
+        if self.steep:
+            return False
+        with torch.no_grad():
+            warped = self.warp(x, self.level.moving, self.level.moving_grid)
+        return measured.constant(self.metric, warped, self.level.fixed, self.weight)
 
     def movement(self, change: Tensor) -> float:
         """The largest distance a change of the variables moves a fixed pixel, to first order, in pixels of the level."""

@@ -9,8 +9,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..data import Grid, Image
+from ..data import Grid, Image, Original
 from .frames import Frame
+
+
+@dataclass(frozen=True)
+class Side:
+    """What is known of a side beside its pixels.
+
+    Args:
+        original: the side before it was standardised.
+        channels: one name per channel.
+    """
+
+    original: Original
+    channels: tuple[str, ...]
 
 
 @dataclass
@@ -24,6 +37,7 @@ class Level:
         moving_grid: grid of the moving pixels, in the moving frame.
         fixed_weight: ``[*S_f]`` in 0 … 1, the fixed side's own mask.
         moving_weight: ``[*S_m]`` or None where every moving pixel counts.
+        sides: the fixed and the moving side as they were, and the names of their channels; None where that is not known.
     """
 
     fixed: Tensor
@@ -32,6 +46,7 @@ class Level:
     moving_grid: Grid
     fixed_weight: Tensor
     moving_weight: Tensor | None
+    sides: tuple[Side, Side] | None = None
 
     @functools.cached_property
     def trusted(self) -> Tensor:
@@ -112,6 +127,11 @@ def soften(data: Tensor) -> Tensor:
 
 def standardized(image: Image) -> Tensor:
     """The channels ``[C, *S]`` float32 with mean 0 and variance 1 over trusted pixels; constant channels become 0."""
+    return _standardized(image)[0]
+
+
+def _standardized(image: Image) -> tuple[Tensor, Tensor, Tensor]:
+    """`standardized`, with the mean and the standard deviation ``[C]`` of the channels, 0 for a constant one."""
     data = image.data.to(torch.float32)
     dims = tuple(range(1, data.ndim))
     if image.weight is None:
@@ -126,7 +146,7 @@ def standardized(image: Image) -> Tensor:
         variance = data.square().mul_(w).sum(dim=dims, keepdim=True, dtype=torch.float64) / total
     scale = variance.sqrt().to(torch.float32)
     gain = torch.where(scale > 1e-6 * (mean.abs() + 1e-30), 1 / scale.clamp(min=1e-30), 0.0)
-    return data.mul_(gain)
+    return data.mul_(gain), mean.flatten(), torch.where(gain > 0, scale, 0.0).flatten()
 
 
 class Halvings:
@@ -139,7 +159,21 @@ class Halvings:
     def __init__(self, image: Image) -> None:
         self.image, self.grid = image, image.grid
         weight = None if image.weight is None else image.weight.to(torch.float32)
-        self._made = [(standardized(image), weight, Frame.of(image.grid).grid(image.grid))]
+        data, mean, scale = _standardized(image)
+        frame = Frame.of(image.grid)
+        self._made = [(data, weight, frame.grid(image.grid))]
+        self.side = Side(
+            Original(
+                image.grid.unit,
+                frame.length,
+                frame.center,
+                image.grid,
+                tuple(mean.tolist()),
+                tuple(scale.tolist()),
+                image.name,
+            ),
+            image.channels,
+        )
 
     @classmethod
     def of(cls, side: Image | Halvings) -> Halvings:

@@ -199,6 +199,7 @@ class Fit(Standing):
         following: whether the bend was found by `fluid.follow`.
         held_out: what pixels gained by a bend that followed others (`fluid.held_out`); None where that was not asked.
         last: the energy that ``x`` minimises, or None.
+        steep: whether the metric had a gradient anywhere.
     """
 
     weight: Tensor | None = None
@@ -220,6 +221,7 @@ class Fit(Standing):
     following: bool = False
     held_out: float | None = None
     last: Energy | None = None
+    steep: bool = False
 
 
 def adapt_prior(fit: Fit, moving: Grid, margin: float) -> None:
@@ -311,6 +313,7 @@ def fit_level(fit: Fit, level: Level, pair: Pair, stage: Stage, rules: LevelRule
             break
     energy(fit.x)
     fit.mismatch = energy.parts["mismatch"]
+    fit.steep = fit.steep or energy.steep
     fit.weight, fit.matching, fit.overlap = weight, posterior, overlap
     fit.observations, fit.last = energy.observations, energy
     fit.reasons.append("held" if rules.held else outcome.reason)
@@ -367,7 +370,7 @@ def build_levels(fixed: Image | Halvings, moving: Image | Halvings, start: Tenso
             continue
         if k == finest and noise_share(m_data) > NOISY:
             f_data, m_data = soften(f_data), soften(m_data)
-        levels.append(Level(f_data, m_data, f_grid, m_grid, f_weight, m_weight))
+        levels.append(Level(f_data, m_data, f_grid, m_grid, f_weight, m_weight, (fixed.side, moving.side)))
     return levels
 
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
-from .. import gate, plugins, verdict
+from .. import gate, plugins, strangers, verdict
 from ..contracts import MapFormat, Side, Written
 from ..data import Grid, unit_ratio
 from ..evaluation import map_figures
@@ -120,8 +120,9 @@ def write_map(
     transform = known(result.transform, result.moving_grid, result.fixed_grid)
     result = dataclasses.replace(result, transform=transform)
     places = chosen.files(path)
-    with _aside(places, overwrite) as aside:
+    with strangers.named(), _aside(places, overwrite) as aside:
         written = chosen.write(result, aside.with_name(path.name), to=to, unit=unit, tolerance=tolerance)
+        strangers.returned(written, Written, chosen, "write")
         files = tuple(path.with_name(file.name) for file in written.files)
         _check_left(places, files)
     if written.max_error_px is not None and written.max_error_px > store.WORTH_A_WARNING_PX:
@@ -207,8 +208,9 @@ def read_map(
         raise FileNotFoundError(f"wanted a file to import, got {str(needed)!r}, which does not exist")
     for part in chosen.files(path):
         gate.check_file(part)
-    with _named(path):
+    with strangers.named(), _named(path):
         found = chosen.read(path, fixed, moving, to=to, unit=unit)
+        strangers.returned(found, (Transform, Result), chosen, "read")
         if isinstance(found, Transform):
             found = unjudged(found, *both_canvases(chosen.name, fixed, moving))
         result: Result = found
@@ -255,6 +257,11 @@ def _named(path: Path) -> Iterator[None]:
     try:
         yield
     except (ValueError, RecursionError) as error:
+        fault = strangers.fault_of(error)
+        if fault is not None:
+            raise fault from error
+        if isinstance(error, strangers.PluginFault):
+            raise
         if str(error).startswith(f"cannot read {path}"):  # the store names the file itself
             raise
         raise ValueError(f"cannot import {path}: {error}") from error

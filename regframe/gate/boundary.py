@@ -19,6 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
+from ..strangers import provider_of, slip_of, words
 from .limits import MOST_BYTES
 from .places import check_file
 
@@ -68,6 +69,9 @@ def reading(source: Any, reader: str) -> Iterator[None]:
             f"limit with --max-bytes or {MOST_BYTES}"
         ) from error
     except Exception as error:
+        fault = slip_of(error)
+        if fault is not None:
+            raise fault from error
         if passes(error):
             raise
         _LOG.debug("%s failed on %s", reader, source, exc_info=error)
@@ -81,10 +85,17 @@ def guarded(method: _F) -> _F:
 
     @functools.wraps(method)
     def inner(self: Any, source: Any, *args: Any, **kwargs: Any) -> Any:
-        with reading(source, f"the adapter {getattr(self, 'name', type(self).__name__)}"):
+        with reading(source, _reader(self)):
             return method(self, source, *args, **kwargs)
 
     return inner  # type: ignore[return-value]
+
+
+def _reader(adapter: Any) -> str:
+    """An adapter in words, with its package where it is a stranger's."""
+    if provider_of(adapter):
+        return words(adapter)
+    return f"the adapter {getattr(adapter, 'name', type(adapter).__name__)}"
 
 
 def passes(error: BaseException) -> bool:

@@ -148,10 +148,14 @@ class Compared:
 
 def _prepared(metric: Metric, level: Level) -> Metric:
     """A metric, prepared for the two images of one pyramid level."""
-    metric.prepare(
-        Image(level.fixed, level.fixed_grid, weight=level.fixed_weight),
-        Image(level.moving, level.moving_grid, weight=level.moving_weight),
-    )
+    sides = (level.fixed, level.fixed_grid, level.fixed_weight), (level.moving, level.moving_grid, level.moving_weight)
+    images = [Image(data, grid, weight=weight) for data, grid, weight in sides]
+    if level.sides is not None:
+        images = [
+            image.replace(channels=side.channels, before=side.original, name=side.original.name)
+            for image, side in zip(images, level.sides, strict=True)
+        ]
+    metric.prepare(*images)
     return metric
 
 
@@ -290,6 +294,8 @@ def fitted(pair: Compared, done: Run, moving_grid: Grid) -> Fitted:
     sure = figures["confidence"]
     figures["place_confidence"] = None if sure is None else confidence.of_place(figures, fixed.grid.ndim)
     figures["metric"] = {"name": type(pair.metric).name, "why": pair.why}
+    if not fit.steep and fit.last is not None and fit.last.constant(fit.x):
+        figures["metric"]["constant"] = True
     sd, figures["position_sd"] = _position_sd(fit, fixed.grid)
     figures["threads"] = torch.get_num_threads()
     assert fit.overlap is not None

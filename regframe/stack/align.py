@@ -26,7 +26,9 @@ from ..io.inputs import check_apart
 from ..io.spreadsheet import text_cell
 from ..maps.affine import Affine
 from ..maps.base import Transform
+from ..registration import settled
 from ..result import Result
+from ..solvers.raster import check_metric
 from ..versions import versions
 from . import posegraph
 from .judge import Judge
@@ -163,16 +165,18 @@ def align_stack(
         progress: called before each pair or section; stages are ``pairs``, ``doubtful pairs``, ``guide`` …
 
     Raises:
-        ValueError: fewer than two sections with tissue, volumes, several units, positions that do not ascend.
+        ValueError: fewer than two sections with tissue, volumes, several units, positions that do not ascend, settings that name
+            no metric, start or solver.
     """
     began = time.perf_counter()
     options = StackOptions() if options is None else options
     if transform not in TRANSFORMS:
         raise ValueError(f"wanted transform {' or '.join(TRANSFORMS)}, got {transform!r}; choose one of these")
+    config = _checked(config or Config())
     sections = opened(images)
     planes = planes_of(positions, len(sections))
     _check_reference(reference, len(sections))
-    work = Work(sections, planes, config or Config(), transform, progress)
+    work = Work(sections, planes, config, transform, progress)
     if options.guide is not None:
         _check_guide(options.guide, sections[0].grid.unit)
     spacing = float(spacing_z) if spacing_z is not None else sections[0].grid.pixel
@@ -210,6 +214,17 @@ def align_stack(
         for k in range(len(sections))
     )
     return Stack(results, grid, tuple(p - min(planes) for p in planes), work.names, tuple(work.links), metrics)
+
+
+def _checked(config: Config) -> Config:
+    """The settings; ValueError for a metric, start or solver that there is not, or that is not for images, before any pair."""
+    config = settled(config, None)
+    if config.metric != "auto":
+        check_metric(plugins.metric(config.metric, **config.metric_options))
+    for kind, name in (("solver", config.solver), ("start", config.init)):
+        if name not in ("auto", "given"):
+            plugins.entry(kind, name)  # type: ignore[arg-type]
+    return config
 
 
 def _check_reference(reference: int | str, n: int) -> None:

@@ -14,6 +14,7 @@ import torch
 from .. import verdict
 from ..data import Image
 from ..registration import register
+from ..strangers import PluginFault
 from ..verdict import DIFFER, HALF, Finding
 from .pairs import Pictures, Work, ncc_of
 from .posegraph import GUIDE, Floats, carry, rms
@@ -88,6 +89,8 @@ class Judge:
                         init="identity",
                         config=config,
                     )
+            except PluginFault:
+                raise
             except ValueError:
                 continue
             there = trial.to_fixed(over).data[0].numpy().astype(np.float64)

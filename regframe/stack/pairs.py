@@ -29,6 +29,7 @@ from ..maps.sequence import Sequence as Chain
 from ..registration import register
 from ..result import Result
 from ..solvers.raster import check_image
+from ..strangers import PluginFault
 from ..verdict import DIFFER
 from . import posegraph
 from .posegraph import CONTRADICTS, GUIDE, LEAST_SCALE, Floats, Link, carry, rms
@@ -312,6 +313,8 @@ class Work:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # a missing pixel size is reported once for the whole stack
                 result = register(fixed, moving, config=config)
+        except PluginFault:  # it would fail on every pair
+            raise
         except ValueError as error:
             return Link(a, b, np.eye(3), 0.0, f"fail: {error}", 0.0)
         self.evaluations += int(result.metrics["n_evaluations"])
@@ -528,6 +531,8 @@ class Work:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # remarks on the pair are in its verdict
                 result = register(target, section.replace(weight=None), init="identity", config=config)
+        except PluginFault:
+            raise
         except ValueError:
             return None
         return None if result.metrics["folding_fraction"] > 0 or result.verdict == "fail" else result

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import plugins
+from .. import plugins, strangers
 from ..config import Config
 from ..contracts import Candidate, Task
 from ..data import Grid, Image
@@ -56,10 +56,11 @@ def first_pose(name: str, options: dict[str, Any], task: Task) -> Any:
 
     Raises ValueError where it finds none, or something that is no start, with its name.
     """
-    whose = f"the start {name!r}"
-    candidates = plugins.start(name, **options).find(task)
+    asked = plugins.start(name, **options)
+    whose = strangers.words(asked, "start")
+    candidates = asked.find(task)
     if not isinstance(candidates, (list, tuple)) or not candidates:
-        raise ValueError(f"wanted a pose from {whose}, got {candidates!r}; take another one, or init='auto'")
+        raise ValueError(f"wanted a pose from the start {name!r}, got {candidates!r}; take another one, or init='auto'")
     best = candidates[0]
     if not isinstance(best, Candidate) or (best.matrix is None) == (best.landmarks is None):
         raise ValueError(f"wanted regframe.Candidate with a matrix or landmarks from {whose}, got {best!r}")

@@ -16,9 +16,10 @@ new plug-in that passes them; ``demo`` makes a pair whose map is known, ``bench`
 from __future__ import annotations
 
 from ._adapters import AdapterTests
+from ._base import run
 from ._formats import FormatTests
 from ._metrics import MetricTests, Pair
-from ._run import Outcome, check_installed, run
+from ._run import Outcome, check_installed
 from ._solvers import SolverTests, StartTests
 
 __all__ = [

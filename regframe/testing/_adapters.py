@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import contextlib
 import io
+import math
 import os
 import random
 import warnings
@@ -13,12 +14,13 @@ from pathlib import Path
 from typing import Any, ClassVar
 from unittest import mock
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from .. import plugins
 from ..contracts import Adapter
-from ..data import Image, PointSet
+from ..data import Image, PointSet, Pyramid
 from ..maps.affine import Affine
 from ..slides.reader import PyramidAdapter
 from ._base import PluginTests, SkipTest, refusal, want
@@ -181,6 +183,39 @@ class AdapterTests(PluginTests):
         if isinstance(source, os.PathLike):
             self._same(self.make().open(str(source)), data, "the same data for the path as a string", 0.0)
         want(_contents(tmp_path) == before, "the sample's folder as it was after open", "other files or contents")
+
+    def test_pyramid(self, tmp_path: Path) -> None:
+        """Levels finest first, of one dtype and as many channels as are named; a region is the same as that part of the whole."""
+        pyramid = self.make().pyramid(self.sample(tmp_path))
+        if pyramid is None:
+            raise SkipTest("it reads no levels")
+        want(isinstance(pyramid, Pyramid) and bool(pyramid.levels), "a Pyramid with levels", type(pyramid).__name__)
+        sizes = [math.prod(level.grid.shape) for level in pyramid.levels]
+        pixels = [level.grid.pixel for level in pyramid.levels]
+        want(
+            sizes == sorted(sizes, reverse=True) and pixels == sorted(pixels),
+            "levels finest first",
+            f"pixels of {', '.join(f'{p:.4g}' for p in pixels)} {pyramid.grid.unit}",
+            "sort them",
+        )
+        for number, level in enumerate(pyramid.levels):
+            shape = (len(pyramid.channels), *level.grid.shape)
+            whole = level.read(tuple(slice(0, n) for n in level.grid.shape))
+            want(tuple(whole.shape) == shape, f"level {number} as [C, *S] {list(shape)}", list(whole.shape))
+            want(
+                whole.dtype == pyramid.dtype,
+                f"level {number} in the dtype that the pyramid states, {pyramid.dtype}",
+                whole.dtype,
+                "state the one that read returns",
+            )
+            want(len(level.chunk) == len(shape), f"a chunk (c, *S) of {len(shape)} numbers", level.chunk)
+            for part in _regions(level.grid.shape):
+                shown = ", ".join(f"{s.start}:{s.stop}" for s in part)
+                want(
+                    np.array_equal(level.read(part), whole[(slice(None), *part)], equal_nan=whole.dtype.kind == "f"),
+                    f"from level {number} in [{shown}] what the whole level holds there",
+                    "other pixels",
+                )
 
     def test_open_what_is_not_there(self, tmp_path: Path) -> None:
         """A path that does not exist is a FileNotFoundError or ValueError of one sentence."""
@@ -484,3 +519,10 @@ def _counted() -> Iterator[list[int]]:
 
     with mock.patch.object(builtins, "open", counting), mock.patch.object(io, "open", counting):
         yield sizes
+
+
+def _regions(shape: tuple[int, ...]) -> Iterator[tuple[slice, ...]]:
+    """A corner, a middle part that begins and ends anywhere, and the last pixel of a grid."""
+    yield tuple(slice(0, max(1, n // 3)) for n in shape)
+    yield tuple(slice(n // 3, max(n // 3 + 1, n - n // 4)) for n in shape)
+    yield tuple(slice(n - 1, n) for n in shape)

@@ -1,13 +1,20 @@
-"""What both kits share: failures as sentences, options that must be refused, errors that must be sentences."""
+"""What the kits share: running them without pytest, failures as sentences, options and errors that must be refused so."""
 
 from __future__ import annotations
 
+import contextlib
 import inspect
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+import io
+import logging
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal
 from unittest import SkipTest
 
-__all__ = ["PluginTests", "SkipTest", "refusal", "want"]
+__all__ = ["PluginTests", "SkipTest", "refusal", "run", "want"]
 
 
 def want(true: bool, wanted: str, got: object, advice: str = "") -> None:
@@ -48,9 +55,11 @@ class PluginTests:
     Attributes:
         bad_options: options, a mapping each, that ``__init__`` has to refuse with a ValueError. In addition, a word is passed to
             every option whose default is a number or true/false.
+        variants: options, a mapping each, with which every check is run once more; beside these, the class's own ``variants``.
     """
 
     bad_options: ClassVar[Sequence[Mapping[str, Any]]] = ()
+    variants: ClassVar[Sequence[Mapping[str, Any]]] = ()
 
     def make(self) -> Any:
         """A new instance to test, with options of your choice."""
@@ -90,3 +99,74 @@ class PluginTests:
                 "an instance",
                 "check options in __init__ and raise a ValueError",
             )
+
+    def test_variants(self) -> None:
+        """All other checks pass too with each of the ``variants``, the sets of options that the kit or the class names."""
+        cls = type(self.make())
+        named = [*type(self).variants, *(v for v in getattr(cls, "variants", ()) if v not in type(self).variants)]
+        for options in named:
+            shown = ", ".join(f"{key}={value!r}" for key, value in options.items())
+            body = {"make": lambda _, options=options: cls(**options), "test_variants": None}
+            for check, status, message, _ in run(type("Variant", (type(self),), body)):
+                if status == "failed":
+                    raise AssertionError(
+                        f"wanted every check to pass with {shown} too, got a failure of {check}: {message}"
+                    )
+
+
+def run(
+    tests: type[PluginTests], only: Collection[str] = ()
+) -> Iterator[tuple[str, Literal["ok", "failed", "skipped"], str, float]]:
+    """Run every check of a kit's subclass (or those in ``only``), each on a new instance with a folder of its own.
+
+    Yields name, status, message and seconds as in `Outcome`. Any exception makes a check fail, except ImportError (a missing
+    extra), which skips it, and KeyboardInterrupt, which is raised. Warnings and output of the plug-in are not shown.
+    """
+    for name in _names(tests):
+        if only and name.removeprefix("test_") not in only:
+            continue
+        status: Literal["ok", "failed", "skipped"] = "ok"
+        message = ""
+        began = time.perf_counter()
+        try:
+            with _silence():
+                check = getattr(tests(), name)
+                if "tmp_path" in inspect.signature(check).parameters:
+                    with tempfile.TemporaryDirectory(prefix="regframe-check-", ignore_cleanup_errors=True) as folder:
+                        check(tmp_path=Path(folder))
+                else:
+                    check()
+        except SkipTest as reason:
+            status, message = "skipped", str(reason)
+        except ImportError as error:  # a missing extra; the adapter's message says which
+            status, message = "skipped", " ".join(str(error).split())
+        except AssertionError as error:
+            status, message = "failed", " ".join(str(error).split()) or "an assertion failed"
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - third-party code, whose faults are to be reported
+            status, message = "failed", f"{type(error).__name__}: {' '.join(str(error).split())}"
+        yield name.removeprefix("test_"), status, message, time.perf_counter() - began
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Suppresses warnings, logs and output: a plug-in's libraries report damaged files, which are damaged on purpose here."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def _names(tests: type[PluginTests]) -> list[str]:
+    """The checks in the order in which they are written, those of the kit first, without those set to None."""
+    names: dict[str, None] = {}
+    for cls in reversed(tests.__mro__):
+        names.update(dict.fromkeys(name for name in vars(cls) if name.startswith("test_")))
+    return [name for name in names if callable(getattr(tests, name))]

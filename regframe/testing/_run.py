@@ -1,14 +1,8 @@
-"""Runs a kit without pytest: one outcome per check, for ``regframe plugins --check``."""
+"""Runs the kits on what is installed: one outcome per check, for ``regframe plugins --check``."""
 
 from __future__ import annotations
 
-import contextlib
-import inspect
-import io
-import logging
 import tempfile
-import time
-import warnings
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +11,7 @@ from typing import Any, Literal
 from .. import plugins
 from ..contracts import Known, Start
 from ._adapters import AdapterTests
-from ._base import PluginTests, SkipTest
+from ._base import PluginTests, SkipTest, run
 from ._formats import FormatTests
 from ._metrics import MetricTests
 from ._solvers import SolverTests, StartTests
@@ -44,64 +38,6 @@ class Outcome:
     status: Literal["ok", "failed", "skipped"]
     message: str
     seconds: float
-
-
-def run(
-    tests: type[PluginTests], only: Collection[str] = ()
-) -> Iterator[tuple[str, Literal["ok", "failed", "skipped"], str, float]]:
-    """Run every check of a kit's subclass (or those in ``only``), each on a new instance with a folder of its own.
-
-    Yields name, status, message and seconds as in `Outcome`. Any exception makes a check fail, except ImportError (a missing
-    extra), which skips it, and KeyboardInterrupt, which is raised. Warnings and output of the plug-in are not shown.
-    """
-    for name in _names(tests):
-        if only and name.removeprefix("test_") not in only:
-            continue
-        status: Literal["ok", "failed", "skipped"] = "ok"
-        message = ""
-        began = time.perf_counter()
-        try:
-            with _silence():
-                check = getattr(tests(), name)
-                if "tmp_path" in inspect.signature(check).parameters:
-                    with tempfile.TemporaryDirectory(prefix="regframe-check-", ignore_cleanup_errors=True) as folder:
-                        check(tmp_path=Path(folder))
-                else:
-                    check()
-        except SkipTest as reason:
-            status, message = "skipped", str(reason)
-        except ImportError as error:  # a missing extra; the adapter's message says which
-            status, message = "skipped", " ".join(str(error).split())
-        except AssertionError as error:
-            status, message = "failed", " ".join(str(error).split()) or "an assertion failed"
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - third-party code, whose faults are to be reported
-            status, message = "failed", f"{type(error).__name__}: {' '.join(str(error).split())}"
-        yield name.removeprefix("test_"), status, message, time.perf_counter() - began
-
-
-@contextlib.contextmanager
-def _silence() -> Iterator[None]:
-    """Suppresses warnings, logs and output: a plug-in's libraries report damaged files, which are damaged on purpose here."""
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with (
-            warnings.catch_warnings(),
-            contextlib.redirect_stdout(io.StringIO()),
-            contextlib.redirect_stderr(io.StringIO()),
-        ):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
-
-
-def _names(tests: type[PluginTests]) -> list[str]:
-    """The checks in the order in which they are written, those of the kit first, without those set to None."""
-    names: dict[str, None] = {}
-    for cls in reversed(tests.__mro__):
-        names.update(dict.fromkeys(name for name in vars(cls) if name.startswith("test_")))
-    return [name for name in names if callable(getattr(tests, name))]
 
 
 def check_installed(only: Collection[str] = ()) -> Iterator[Outcome]:

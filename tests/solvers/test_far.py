@@ -65,9 +65,8 @@ def test_clouds_without_digits_left() -> None:
 
 
 def test_weights_that_are_no_numbers() -> None:
-    image = picture().replace(weight=torch.full((48, 48), float("nan")))
     with pytest.raises(ValueError, match="wanted finite weights"):
-        rf.register(image, picture())
+        rf.register(picture().replace(weight=torch.full((48, 48), float("nan"))), picture())
 
 
 @pytest.mark.parametrize("scale", [1e-300, 1e300])

@@ -230,6 +230,7 @@ METRICS = {
     "no docstring": ("name_and_summary", {"__doc__": None}),
     "a name of two words": ("name_and_summary", {"name": "two words"}),
     "options that nobody looks at": ("options_are_validated", {"__init__": unchecked}),
+    "a variant that cannot be made": ("variants", {"variants": ({"no_such": 1},)}),
     "higher is better": ("lower_where_aligned", calls(lambda x, y, w: -distance(x, y, w))),
     "one value per pixel": ("value_is_a_scalar", calls(lambda x, y, w: (x - y).square().mean(0) * w)),
     "a number and no tensor": ("value_is_a_scalar", calls(lambda x, y, w: 3.0)),
@@ -384,6 +385,8 @@ def turned(points):
 
 ADAPTERS = {
     "an unknown unit": ("options_are_validated", {"__init__": lambda self, unit="µm": setattr(self, "unit", unit)}),
+    "a variant that cannot be made": ("variants", {"variants": ({"no_such": 1},)}),
+    "no pyramid": ("pyramid", {"pyramid": lambda self, source: 3}),
     "more than sure": ("matches_its_own", {"matches": lambda self, source: 1.5}),
     "never sure": ("matches_its_own", {"matches": lambda self, source: 0.0}),
     "sure of everything": ("matches_nothing_else", {"matches": lambda self, source: 0.9}),

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from ...config import Config
 from ...contracts import Fitted
-from ...data import Grid, PointSet
+from ...data import Grid, Original, PointSet
 from ...fit.clouds import SMALL, Floats, carried, distinct, match, outliers_of, radius_of, some, spacing_of, thinned
 from ...fit.frames import Frame, affine_kind
 from ...fit.steps import Report
@@ -126,7 +126,11 @@ def align(
     scale = Scale.of(*grids)
     to_fixed, to_moving = (Frame.of(grid).matrix().numpy() for grid in grids)
     q, p = (taking_part(carried(m, distinct(s))) for m, s in ((to_fixed, fixed), (to_moving, moving)))
-    clouds = Clouds(p, q, scale.factor * grids[1].pixel / grids[0].pixel, config)
+    originals = tuple(
+        Original(grid.unit, grid.pixel, grid.center, grid, name=side.name)
+        for grid, side in zip(grids, (fixed, moving), strict=True)
+    )
+    clouds = Clouds(p, q, scale.factor * grids[1].pixel / grids[0].pixel, config, (originals[0], originals[1]))
     found: Found | None = None
     if start is None:
         known = scale.settled(config.transform)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ... import ops, reference
 from ...config import Config
-from ...data import Grid
+from ...data import Grid, Original
 from ...fit.clouds import SMALL, Floats, match, outliers_of, some, spacing_of, thinned
 from ...fit.frames import Increment, affine_kind
 from ...fit.lbfgs import Descent
@@ -72,12 +72,14 @@ class Clouds:
         q: fixed points ``[M, D]``, in fixed pixels.
         before: size of one moving pixel in fixed pixels, from the units; applied to moving points before a straight map.
         config: all settings, lengths in moving pixels.
+        originals: the fixed and the moving side before they were brought into their frames, or None.
     """
 
     p: Floats
     q: Floats
     before: float
     config: Config
+    originals: tuple[Original, Original] | None = None
 
     @property
     def scaled(self) -> Floats:
@@ -169,6 +171,7 @@ class CloudFit(Standing):
         reasons: how each stage ended (see `lbfgs.Outcome`).
         n_evaluations: number of energy evaluations and E steps.
         energy: lowest energy of the last stage, in nats; for a straight fit in nats per fixed point.
+        constant: whether the user's metric had one value wherever the points lay, so that it says nothing.
     """
 
     sigma: float
@@ -177,6 +180,7 @@ class CloudFit(Standing):
     reasons: list[str] = field(default_factory=list)
     n_evaluations: int = 0
     energy: float = math.inf
+    constant: bool = False
 
     def warp(self, p: Floats) -> Floats:
         """Points of the moving frame ``[N, D]``, mapped to the fixed frame."""

@@ -94,6 +94,8 @@ def finish(
         },
         "n_evaluations": fit.n_evaluations,
     }
+    if fit.constant:
+        figures["metric"] = {"constant": True}
     figures["confidence"] = confidence.of_points(figures, fixed.ndim)
     grid = fixed_grid.resampled(
         tuple(max(3 * s, e / 64) for s, e in zip(fixed_grid.spacing, fixed_grid.extent, strict=True))

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ... import ops, reference
 from ...data import PointSet
+from ...fit import measured
 from ...fit.clouds import Floats, match, outliers_of, spacing_of, thinned
 from ...fit.lbfgs import Descent
 from ...fit.mapspace import MapSpace
@@ -60,6 +61,7 @@ class MetricEnergy:
         self.observations = float(weight.sum())
         self._rim = torch.from_numpy(np.stack([q.min(axis=0), q.max(axis=0)]))
         self.n_evaluations = 0
+        self.steep = False  # whether the metric ever had a gradient
 
     def __call__(self, x: Tensor) -> tuple[float, Tensor]:
         """Energy and gradient ``[K + P]`` at ``x``."""
@@ -75,13 +77,25 @@ class MetricEnergy:
                 leaves.append(velocity)
             pullback = self.maps.pullback(affine)
             warped = reference.carry(homogeneous.inverse(pullback).to(torch.float32), moved)
-            value = self.metric(warped, self.q, self.weight)
-            value = self.observations * (value if self.metric.likelihood else 0.5 * (value + 1e-5).log())
-            gradients = torch.autograd.grad(value, leaves)
+            value = measured.scalar(self.metric, self.metric(warped, self.q, self.weight))
+            if not self.metric.likelihood:
+                measured.check_positive(self.metric, float(value.detach()))
+            value = self.observations * (value if self.metric.likelihood else 0.5 * (value + measured.FLOOR).log())
+            gradients = measured.gradients(value, leaves)
+        if self.n_evaluations == 1:
+            measured.check_finite(self.metric, float(value.detach()), gradients)
+        self.steep = self.steep or any(bool(gradient.any()) for gradient in gradients)
         if space is None or u is None:
             return float(value.detach()), gradients[0]
         regularizer = 0.5 * float(torch.linalg.vector_norm(u, dtype=torch.float64)) ** 2
         return float(value.detach()) + regularizer, torch.cat([gradients[0], space.adjoint(gradients[1]) + u])
+
+    def constant(self, x: Tensor) -> bool:
+        """Whether the metric has one value wherever the moving points lie; asked only where it never had a gradient."""
+        if self.steep:
+            return False
+        moved = self.maps.points(x.detach(), self.p.to(torch.float64)).detach().to(torch.float32)
+        return measured.constant(self.metric, moved, self.q, self.weight)
 
     def movement(self, change: Tensor) -> float:
         """The largest distance a change of the variables moves a point, to first order, in fixed pixels."""
@@ -109,7 +123,8 @@ def with_metric(
         if number and max(len(p), len(q)) <= PLACES[0]:
             break
         pl, ql = thinned(p, count), thinned(q, count)
-        metric.prepare(PointSet(torch.from_numpy(ql)), PointSet(torch.from_numpy(pl)))
+        known = clouds.originals or (None, None)
+        metric.prepare(PointSet(torch.from_numpy(ql), before=known[0]), PointSet(torch.from_numpy(pl), before=known[1]))
         fit.take_enough_steps(config)
         spacing = spacing_of(ql)
         found = match(fit.warp(pl), ql, max(straight.sigma, spacing), straight.outliers, clouds.volume)
@@ -133,4 +148,5 @@ def with_metric(
         fit.history.append(
             {"stage": "metric", "level": number, "iteration": outcome.iterations, "energy": outcome.energy}
         )
+        fit.constant = energy.constant(fit.x)
     return fit

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
@@ -65,9 +65,10 @@ class Points(Solver):
         with threads_for(len(task.fixed)):
             found = align(task.fixed, task.moving, grids, start, task.config, task.metric, task.progress)
             threads = torch.get_num_threads()
-        metric = {"name": "mixture", "why": "the one for points"}
+        metric: dict[str, Any] = {"name": "mixture", "why": "the one for points"}
         if task.metric is not None:
             metric = {"name": type(task.metric).name, "why": "as asked for"}
+        metric |= found.figures.get("metric", {})
         return dataclasses.replace(found, figures=found.figures | {"metric": metric, "threads": threads})
 
     def judge(self, fitted: Fitted) -> Iterable[Finding]:  # noqa: D102

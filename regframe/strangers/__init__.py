@@ -1,0 +1,34 @@
+"""Strangers' plug-ins in the process that they share with regframe and with each other.
+
+``faults`` calls their errors by their names; ``state`` puts back what they change for everybody.
+"""
+
+from .faults import (
+    PluginFault,
+    claim,
+    fault_of,
+    forget,
+    named,
+    noting,
+    provider_of,
+    returned,
+    slip_of,
+    versions_of,
+    words,
+)
+from .state import restored
+
+__all__ = [
+    "PluginFault",
+    "claim",
+    "fault_of",
+    "forget",
+    "named",
+    "noting",
+    "provider_of",
+    "restored",
+    "returned",
+    "slip_of",
+    "versions_of",
+    "words",
+]
