@@ -8,6 +8,7 @@ import io
 import logging
 import tempfile
 import time
+import traceback
 import warnings
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from typing import Any, Literal
 
 from .. import plugins
 from ..contracts import Known, Start
+from ..gate import FileError
 from ._adapters import AdapterTests
 from ._base import PluginTests, SkipTest
 from ._formats import FormatTests
@@ -75,7 +77,7 @@ def run(
         except AssertionError as error:
             status, message = "failed", " ".join(str(error).split()) or "an assertion failed"
         except (Exception, SystemExit) as error:  # noqa: BLE001 - third-party code, whose faults are to be reported
-            status, message = "failed", f"{type(error).__name__}: {' '.join(str(error).split())}"
+            status, message = "failed", _said(error)
         yield name.removeprefix("test_"), status, message, time.perf_counter() - began
 
 
@@ -94,6 +96,17 @@ def _silence() -> Iterator[None]:
             yield
     finally:
         logging.disable(before)
+
+
+def _said(error: BaseException) -> str:
+    """An error in words; of one that the gate took for a damaged file, what the plug-in raised, and in which line of it."""
+    words = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    cause = error.__cause__
+    if not isinstance(error, FileError) or cause is None or isinstance(cause, (ValueError, OSError)):
+        return words
+    *_, last = traceback.extract_tb(cause.__traceback__) or [None]
+    where = f" in {Path(last.filename).name}, line {last.lineno}" if last is not None else ""
+    return f"{type(cause).__name__}: {' '.join(str(cause).split())}{where}; to a user it reads: {words}"
 
 
 def _names(tests: type[PluginTests]) -> list[str]:
