@@ -104,6 +104,23 @@ def test_meshes_by_the_command(packages: None, tmp_path: Path) -> None:
     assert torch.equal(carried.faces, rf.open(tmp_path / "b.obj").faces)  # type: ignore[union-attr]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["rigid", "similarity", "affine"])
+@pytest.mark.parametrize("seed", range(50, 54))
+def test_rough_and_partial_meshes(packages: None, model: str, seed: int) -> None:
+    """Seeds that nothing was set on: another triangulation, 15 % cut off, half of the vertices rough."""
+    from example_mesh import known_pair
+
+    known = known_pair(4, seed, model)
+    assert isinstance(known.fixed, rf.PointSet)
+    assert isinstance(known.moving, rf.PointSet)
+    result = rf.register(known.fixed, known.moving, transform=model)
+    at = known.moving.coords
+    away = (result.to_fixed(at) - known.transform.points(at)).norm(dim=1).max()
+    assert float(away / (known.fixed.coords.amax(0) - known.fixed.coords.amin(0)).norm()) < 0.005
+    assert result.verdict == "pass"
+
+
 def test_another_model_than_a_solver_has_is_refused(packages: None, tmp_path: Path) -> None:
     meshes(tmp_path, 41, "rigid")
     said = command(
