@@ -85,6 +85,9 @@ def _registered(
             task, start=first_pose(start, config.init_options, dataclasses.replace(task, start="auto"))
         )
     solver = _solver(task)
+    if config.transform not in solver.models and "transform" not in config.model_fields_set:
+        config = config.model_copy(update={"transform": solver.models[-1]})  # nobody asked for the default of images
+        task = dataclasses.replace(task, config=config)
     if config.transform not in solver.models:
         raise ValueError(
             f"wanted transform {' or '.join(solver.models)} for this kind of pair ({solver.name}), got {config.transform!r}; "
@@ -156,7 +159,7 @@ def settled(config: Config | None, metric: Metric | str | None, **changes: str |
         said["metric"] = metric
     elif metric is not None:
         said |= {"metric": type(metric).name, "metric_options": plugins.options_of(metric)}
-    config = Config.model_validate(config.model_dump() | said)
+    config = Config.model_validate(config.model_dump(exclude_unset=True) | said)  # which ones were set is kept
     if config.transform not in models():
         raise ValueError(
             f"wanted for the setting 'transform' one of {', '.join(models())}, got {config.transform!r}; choose one of these"
@@ -224,6 +227,14 @@ def _started(config: Config, init: Any) -> tuple[Config, Any]:
     return Config.model_validate(config.model_dump() | said), init
 
 
+def _roundtrip(fitted: Fitted) -> dict[str, float]:
+    """How far positions over the moving side end from where they began, there and back, in its pixels: ``mean`` and ``max``."""
+    grid = fitted.moving_grid
+    at = grid.resampled(tuple(extent / min(n, 9) for extent, n in zip(grid.extent, grid.shape, strict=True))).coords()
+    away = (fitted.transform.inverse().points(fitted.transform.points(at)) - at).norm(dim=-1) / grid.pixel
+    return {"mean": float(away.mean()), "max": float(away.max())}
+
+
 def assembled(fitted: Fitted, task: Task, findings: Iterable[Finding], seconds: float) -> Result:
     """The `Result` made of what a solver returned.
 
@@ -234,6 +245,8 @@ def assembled(fitted: Fitted, task: Task, findings: Iterable[Finding], seconds: 
         seconds: wall time of the whole call.
     """
     figures = fitted.figures | verdict.conclude(findings)
+    figures.setdefault("n_evaluations", len(fitted.history))
+    figures.setdefault("roundtrip_px", _roundtrip(fitted))
     figures |= {"seconds": seconds, "versions": versions(), "seed": task.config.seed}
     if isinstance(task.start, Landmarks):
         figures["landmark_residual_px"] = task.start.residuals(fitted.transform, fitted.fixed_grid)

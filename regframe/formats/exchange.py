@@ -48,7 +48,8 @@ def format_of(path: Path, name: str | None = None, reading: bool = True) -> type
         return plugins.format_named(name)
     found = next((each for each in known if each.recognises(path)), None) if reading else None
     lower = path.name.lower()
-    found = found or next((each for each in known if lower.endswith(each.suffixes)), None)
+    ends = [(len(end), each) for each in known for end in each.suffixes if lower.endswith(end)]
+    found = found or max(ends, key=lambda one: one[0], default=(0, None))[1]  # .bigwarp.csv says more than .csv
     if found is None:
         raise ValueError(f"wanted a format out of {names}, got {path.name!r}, whose suffix says none; name one")
     return found

@@ -8,11 +8,14 @@ import io
 import logging
 import tempfile
 import time
+import traceback
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 from unittest import SkipTest
+
+from ..gate import FileError
 
 __all__ = ["PluginTests", "SkipTest", "refusal", "run", "want"]
 
@@ -143,7 +146,7 @@ def run(
         except AssertionError as error:
             status, message = "failed", " ".join(str(error).split()) or "an assertion failed"
         except (Exception, SystemExit) as error:  # noqa: BLE001 - third-party code, whose faults are to be reported
-            status, message = "failed", f"{type(error).__name__}: {' '.join(str(error).split())}"
+            status, message = "failed", _said(error)
         yield name.removeprefix("test_"), status, message, time.perf_counter() - began
 
 
@@ -170,3 +173,14 @@ def _names(tests: type[PluginTests]) -> list[str]:
     for cls in reversed(tests.__mro__):
         names.update(dict.fromkeys(name for name in vars(cls) if name.startswith("test_")))
     return [name for name in names if callable(getattr(tests, name))]
+
+
+def _said(error: BaseException) -> str:
+    """An error in words; of one that the gate took for a damaged file, what the plug-in raised, and in which line of it."""
+    words = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    cause = error.__cause__
+    if not isinstance(error, FileError) or cause is None or isinstance(cause, (ValueError, OSError)):
+        return words
+    *_, last = traceback.extract_tb(cause.__traceback__) or [None]
+    where = f" in {Path(last.filename).name}, line {last.lineno}" if last is not None else ""
+    return f"{type(cause).__name__}: {' '.join(str(cause).split())}{where}; to a user it reads: {words}"

@@ -146,6 +146,7 @@ class SolverTests(PluginTests):
             want(result.verdict in MEANING, f"a verdict out of {', '.join(MEANING)} for {model}", result.verdict)
             moved = result.transform.points(probes(known.moving))
             want(bool(moved.isfinite().all()), f"finite positions under the map of {model}", "NaN or inf")
+            want(result.verdict in str(result), "a result that can be printed, with its verdict", str(result))
 
     def test_the_same_twice(self) -> None:
         """Two fits give the same bits, leave both sides as they were, and do not change what the process shares."""
