@@ -35,15 +35,18 @@ def open_vsi(path: Path, wanted: int | str | None = None) -> Raw:
         raise ValueError(f"wanted {what}, got {str(path)!r}; {CONVERT}")
     package: Any = needed("bioio_vsi", "vsi", path, "read")
     only_series(wanted, path.name)
-    try:
-        with readable(path, "VSI"):
-            identity = stamp(path)
+    refused: Exception | None = None
+    with readable(path, "VSI"):
+        identity = stamp(path)
+        try:
             image = kept(_opened, path, identity)
-    except package.VsiError as error:
-        reason = " ".join(str(getattr(error, "detail", error)).split())
+        except package.VsiError as error:
+            refused = error
+    if refused is not None:
+        reason = " ".join(str(getattr(refused, "detail", refused)).split())
         raise ValueError(
             f"wanted a VSI file that is understood, got {str(path)!r} ({reason[:200]}); {CONVERT}"
-        ) from error
+        ) from refused
     also = (package.VsiError,)
     with readable(path, "VSI", also=also):
         check_count(path, image.n_levels)

@@ -161,7 +161,8 @@ def test_register_writes_the_folder(pair: tuple[Path, Path], tmp_path: Path, fak
     assert "lddmm" in outcome.stderr
     assert fake.calls[0]["config"].seed == 7
     assert fake.calls[0]["config"].optimizer.max_iter == 12
-    assert fake.calls[0]["init"] == "auto"
+    assert fake.calls[0]["init"] is None  # as the settings say
+    assert fake.calls[0]["config"].init == "auto"
     assert fake.calls[0]["metric"] is None  # the data decide
     metrics = json.loads((out / "metrics.json").read_text())
     assert metrics["verdict"] == "pass"

@@ -104,7 +104,7 @@ SOLVER = """
 class Odd(rf.Solver):
     name = "odd"
     models = ("rigid",)
-    def matches(self, fixed, moving): return 0.0
+    def matches(self, fixed, moving): return 0.1
     def check(self, task): return []
     def fit(self, task): {}
     def judge(self, fitted): return []

@@ -72,7 +72,7 @@ def test_a_model_that_the_solver_does_not_offer(monkeypatch: pytest.MonkeyPatch)
         plugins, "entries", lambda kind: (*real, plugins.Entry("solver", "rigid_only", Rigid, "stranger 1 (s)"))
     )
     with pytest.raises(ValueError, match=r"wanted transform rigid for this kind of pair \(rigid_only\), got 'lddmm'"):
-        rf.register(PLANE, PLANE)
+        rf.register(PLANE, PLANE, transform="lddmm")
     with pytest.raises(ValueError, match=r"there is images \(from .*rigid_only \(from stranger 1 \(s\)\)"):
         rf.register(PLANE, PLANE, config=rf.Config(solver="nobody"))
     with pytest.raises(ValueError, match=r"options of the solver 'rigid_only' \(it has none\), got 'power'"):

@@ -165,7 +165,7 @@ def test_starts() -> None:
     again = rf.register(points(q), points(p), init=by_hand, transform="rigid")
     assert error(again, p, q) < 1e-6
     assert error(rf.register(points(q), points(q + 0.01), init="identity", transform="rigid"), q + 0.01, q) < 1e-6
-    with pytest.raises(ValueError, match="wanted init"):
+    with pytest.raises(ValueError, match="wanted the name of a start, got 'nonsense'"):
         rf.register(points(q), points(p), init="nonsense")
 
 
