@@ -285,10 +285,15 @@ def _rated(entry: Entry, fixed: Image | PointSet, moving: Image | PointSet) -> f
             raise
         _warn(f"the solver {entry.name!r} of {entry.provider} failed to look at a pair: {_reason(error)}")
         return 0.0
-    if not 0 <= score <= 1:
-        _warn(f"the solver {entry.name!r} of {entry.provider} rates its confidence {score}, not from 0 to 1")
-        return 0.0
-    return score
+    return _believed(entry, score)
+
+
+def _believed(entry: Entry, score: float) -> float:
+    """How sure a class says it is; 0, with a warning, where that is not from 0 to 1."""
+    if 0 <= score <= 1:
+        return score
+    _warn(f"the {entry.kind} {entry.name!r} of {entry.provider} rates its confidence {score}, not from 0 to 1")
+    return 0.0
 
 
 def _described(side: Image | PointSet) -> str:
@@ -439,10 +444,7 @@ def _confidence(entry: Entry, source: Any, options: dict[str, Any]) -> float:
     except (Exception, SystemExit) as error:  # noqa: BLE001 - third-party code must not take the other plug-ins down
         _warn(f"the adapter {entry.name!r} of {entry.provider} failed to look at {_describe(source)}: {_reason(error)}")
         return 0.0
-    if not 0 <= score <= 1:
-        _warn(f"the adapter {entry.name!r} of {entry.provider} rates its confidence {score}, not from 0 to 1")
-        return 0.0
-    return score
+    return _believed(entry, score)
 
 
 def _lookup(kind: Kind, name: str) -> Entry:

@@ -25,7 +25,7 @@ class Odd(rf.Metric):
 class Read(rf.Adapter):
     name = "odd"
     def matches(self, source): return float(str(source).endswith(".odd"))
-    def open(self, source): return Image(torch.load(source), Grid((48, 48)))
+    def open(self, source): return Image(torch.load(source, weights_only=True), Grid((48, 48)))
     def apply(self, source, transform, grid=None): return self.open(source)
     def save(self, data, path): pass
 class Begin(rf.Start):
