@@ -14,6 +14,8 @@ import torch
 
 import regframe
 
+from ._las import check_las
+
 MOST_POINTS = 200_000_000
 """Points that a file may declare before it is refused unread: their positions alone take 4.8 GB in float64."""
 _MOST_PER_BYTE = 8
@@ -204,6 +206,7 @@ class LasAdapter(_CloudFile):
 
     def _read(self, path: Path) -> tuple[Any, Any, Any, dict[str, list[str]], PlyRest | None]:
         laspy = importlib.import_module("laspy")
+        check_las(path)
         with laspy.open(str(path)) as file:
             _check_size(int(file.header.point_count), path)
             cloud = file.read()

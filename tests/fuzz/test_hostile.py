@@ -101,6 +101,25 @@ def test_no_command_waits_for_a_pipe(tmp_path: Path, what: str) -> None:
     assert "Error" in said
 
 
+@pytest.mark.parametrize(
+    ("at", "width", "value", "said"),
+    [
+        (100, 4, 2**32 - 1, "4294967295 variable length records"),
+        (94, 2, 60_000, "60000 bytes of header"),
+        (96, 4, 2**31, "2147483648"),
+    ],
+)
+def test_a_las_header_that_counts_more_than_the_file_holds(
+    tmp_path: Path, at: int, width: int, value: int, said: str
+) -> None:
+    pytest.importorskip("laspy")
+    path = make("las", tmp_path)
+    data = bytearray(path.read_bytes())
+    data[at : at + width] = value.to_bytes(width, "little")
+    path.write_bytes(data)
+    refused(path, said)
+
+
 def test_a_chunk_that_is_a_pipe_or_a_device(tmp_path: Path) -> None:
     path = make("zarr none", tmp_path)
     chunk = path / "0" / "0.0.0"
