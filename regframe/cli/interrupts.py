@@ -56,6 +56,9 @@ def handled() -> Iterator[None]:
             os.close(reading)
         else:
             _end_children()
+            from ..io import claims
+
+            claims.sweep()
 
 
 def code_of(stop: BaseException) -> int:

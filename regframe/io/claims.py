@@ -17,6 +17,7 @@ import re
 import shutil
 import socket
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,8 +36,14 @@ _LONGEST = 120
 """Bytes of an output's name that the folder's name repeats: with the rest, at most 60 bytes, it stays below the 255 that file
 systems take, and below the 143 of encrypted ones where the output's name is short."""
 
+_TRIES, _PAUSE = 10, 0.02
+"""How often a folder is removed in which something appears while it is, and seconds between: another thread of this process, as
+of a store's library, still writes into it."""
+
 live: set[Path] = set()
 """The folders of this process; what ends a process by force removes them."""
+past: set[Path] = set()
+"""Folders of this process that were removed: what a thread that was not told to stop has made anew is removed by `sweep`."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +106,20 @@ def remove(folder: Path) -> None:
     """Remove a hidden folder; what was to be moved out of it according to `MOVES` is moved first."""
     with contextlib.suppress(OSError):
         complete(folder)
-    shutil.rmtree(folder, ignore_errors=True)
+    for _ in range(_TRIES):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not os.path.lexists(folder):
+            break
+        time.sleep(_PAUSE)
+    past.add(folder)
+
+
+def sweep() -> None:
+    """Remove again what threads of this process, which is about to end, write into folders that were removed."""
+    for _ in range(_TRIES if past else 0):
+        for folder in list(past):
+            shutil.rmtree(folder, ignore_errors=True)
+        time.sleep(_PAUSE / 2)
 
 
 def _stem(name: str) -> str:
