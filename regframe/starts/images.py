@@ -154,6 +154,7 @@ def _search(fixed: Halvings, moving: Halvings, config: Config) -> Pose:
         while float(scores.max()) < enough * unit and (those := next(more, None)) is not None:
             found = found.and_those(those)
             scores = scored(found)
+    looked_for = len(scores)
     if f.ndim == 2:
         leading = found.poses[_distinct(found.poses, scores, f, m, HALVES)]
         found = found.and_those(_counterparts(pair, leading))
@@ -169,13 +170,15 @@ def _search(fixed: Halvings, moving: Halvings, config: Config) -> Pose:
             compose(inverse(to_fixed), inverse(square), to_moving), config.transform, scale.factor, moving.grid.center
         )
 
-    score, others = float(scores[best]), scores[chosen[1:]]
+    # that the two halves of an organ are alike is no doubt of the pose, unless the scan has met both
+    rivals = [i for i in chosen[1:] if i < looked_for or best >= looked_for]
+    score, others = float(scores[best]), scores[rivals]
     second = float(others.max()) if len(others) else 0.0
     margin = max(0.0, 1 - max(second, CHANCE) / max(score, 1e-9))
-    matrix, decided = physical(found.poses[best]), _decided(found, scores, best, chosen[1:])
+    matrix, decided = physical(found.poses[best]), _decided(found, scores, best, rivals)
     if not len(others):
         return Pose(matrix, score, margin, decided=decided)
-    runner_up = physical(found.poses[chosen[1 + int(others.argmax())]])
+    runner_up = physical(found.poses[rivals[int(others.argmax())]])
     return Pose(matrix, score, margin, runner_up, second, decided)
 
 
