@@ -84,3 +84,37 @@ def test_names_of_sections_are_text_in_a_spreadsheet(tmp_path: Path) -> None:
         rows = list(csv.DictReader(file))
     assert [row["section"] for row in rows] == [f"'{FORMULA}", "+1", "'@SUM(A1)", "plain", "-3"]
     assert {row["position"] for row in rows} == {"-1.5"}
+
+
+@pytest.mark.slow
+def test_names_run_nothing_in_a_browser(tmp_path: Path) -> None:
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright, which drives the browser")
+    chromium = Path("/usr/bin/chromium")
+    if not chromium.exists():
+        pytest.skip(f"needs a browser at {chromium}: apt-get install chromium")
+    name, grid = " ".join((*NAMES, FORMULA)), rf.Grid((30, 34))
+    generator = torch.Generator().manual_seed(0)
+    fixed = rf.Image(torch.rand((2, 30, 34), generator=generator), grid, (name, f"{name}2"), name=name)
+    points = rf.PointSet(torch.rand((50, 2), generator=generator) * 29, name=name, table={name: [name] * 50})
+    result = fake_result(grid, grid)
+    result = dataclasses.replace(result, metrics={**result.metrics, "reasons": [name], "note": name})
+    results.write(result, fixed, points, tmp_path / "report.html")
+    attempt = work.Attempt(work.AS_ASKED, "bad input", name, 3.0, 5 << 20)
+    outcomes = [Outcome(one, "failed", None, (one,), attempts=(attempt,), applied=(f"applied/{one}",)) for one in NAMES]
+    (tmp_path / "summary.html").write_text(summary.page(outcomes, tmp_path), encoding="utf-8")
+    happened: list[str] = []
+    with playwright.sync_playwright() as drive:
+        browser = drive.chromium.launch(executable_path=str(chromium), args=["--no-sandbox"])
+        for file in ("report.html", "summary.html"):
+            page = browser.new_page()
+            page.on("dialog", lambda dialog: (happened.append(dialog.message), dialog.dismiss()))
+            page.on("console", lambda said: happened.append(said.text) if said.type == "error" else None)
+            page.on("request", lambda asked: happened.append(asked.url) if asked.url.startswith("http") else None)
+            page.goto((tmp_path / file).as_uri())
+            for one in page.query_selector_all("summary, label, th, td, h1, h2"):
+                one.dispatch_event("mouseover")
+            page.wait_for_timeout(300)
+            assert NAMES[0] in page.content().replace("&lt;", "<").replace("&gt;", ">")
+            assert page.query_selector("img[src='x']") is None
+        browser.close()
+    assert happened == []
