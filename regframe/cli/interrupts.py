@@ -59,6 +59,8 @@ def handled() -> Iterator[None]:
             from ..io import claims
 
             claims.sweep()
+            if _said.is_set():
+                _hush()
 
 
 def code_of(stop: BaseException) -> int:
@@ -72,6 +74,15 @@ def say(text: str) -> None:
         _said.set()
         with contextlib.suppress(OSError, ValueError):
             print(text, file=sys.stderr, flush=True)
+
+
+def _hush() -> None:
+    """Stop what threads of libraries, which lose their children, would still print behind the last sentence."""
+    sys.stderr.flush()
+    with contextlib.suppress(OSError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 2)
+        os.close(nowhere)
 
 
 def _raise(number: int, _: FrameType | None) -> None:
