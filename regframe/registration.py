@@ -93,7 +93,7 @@ def _registered(
             f"wanted transform {' or '.join(solver.models)} for this kind of pair ({solver.name}), got {config.transform!r}; "
             "choose one of these"
         )
-    doubts = list(_findings(solver.check(task), solver, "check"))
+    doubts = [*_findings(solver.check(task), solver, "check"), *_of_landmarks(task)]
     for doubt in doubts:
         warnings.warn(f"regframe: {doubt.words}", UserWarning, stacklevel=3)
     for side, data in (("fixed", task.fixed), ("moving", task.moving)):
@@ -227,6 +227,19 @@ def _started(config: Config, init: Any) -> tuple[Config, Any]:
     return Config.model_validate(config.model_dump() | said), init
 
 
+def _of_landmarks(task: Task) -> list[Finding]:
+    """A remark on each pair of landmarks that disagrees with the others."""
+    if not isinstance(task.start, Landmarks) or bool((task.start.weights > 0).all()):
+        return []
+    pixel, name = (task.fixed.grid.pixel, "px") if isinstance(task.fixed, Image) else (1.0, task.fixed.unit)
+    found = task.start.disagreement()
+    off = found.off[found.odd] / pixel
+    return [
+        verdict.odd_landmark(words, float(value))
+        for words, value in zip(found.sentences(pixel, name), off.tolist(), strict=True)
+    ]
+
+
 def _roundtrip(fitted: Fitted) -> dict[str, float]:
     """How far positions over the moving side end from where they began, there and back, in its pixels: ``mean`` and ``max``."""
     grid = fitted.moving_grid
@@ -250,6 +263,7 @@ def assembled(fitted: Fitted, task: Task, findings: Iterable[Finding], seconds: 
     figures |= {"seconds": seconds, "versions": versions(), "seed": task.config.seed}
     if isinstance(task.start, Landmarks):
         figures["landmark_residual_px"] = task.start.residuals(fitted.transform, fitted.fixed_grid)
+        figures["landmark_weight"] = task.start.weights.tolist()
     return Result(
         transform=fitted.transform,
         fixed_grid=fitted.fixed_grid,

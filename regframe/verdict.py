@@ -103,6 +103,24 @@ CELLS = "open cells with --fixed-adapter cells --moving-adapter cells"
 STRAIGHT = "try --transform affine"
 """Remedy where the bend may be wrong."""
 
+
+def held_to_landmarks(figures: Mapping[str, Any]) -> Iterable[Finding]:
+    """A remark where ``sigma_landmarks`` was set and the map is the one without, because the images agree more under it."""
+    if figures.get("landmarks_held") is False:
+        yield Finding("pass", "the map was not held to the landmarks: the images agree better without")
+
+
+def odd_landmark(sentence: str, off: float) -> Finding:
+    """A pair of landmarks that disagrees with the others, by ``off`` (fixed pixels, or the unit of points)."""
+    return Finding(
+        "warn",
+        f"{sentence} and was given no weight",
+        off,
+        None,
+        remedy="look at it on both sides, mend it or leave it out",
+    )
+
+
 # ---- rules that all maps share -------------------------------------------------------------------------------------------
 
 ROUND_TRIP = (0.02, 0.1)

@@ -4,7 +4,7 @@
 ``init`` takes these by name. ``images``, ``volumes``, ``section`` and ``points`` search for one where ``init`` is ``auto``.
 ``views`` prepares the images that the search compares, ``evidence`` compares them at many poses, ``priors`` tells which
 poses are likely beforehand; ``pose`` defines what searches of images return; ``given`` reads the argument ``init``;
-``scale`` reads what the units tell about the scale between the two sides.
+``scale`` reads what the units tell about the scale between the two sides; ``disagreement`` finds the pairs of landmarks that are wrong.
 """
 
 from __future__ import annotations
