@@ -19,6 +19,8 @@ from .result import Result
 from .solvers.far import brought_near, check_place
 from .starts.given import first_pose
 from .starts.landmarks import Landmarks
+from .starts.stated import RUNNER_UP
+from .starts.stated import said as said_in
 from .verdict import Finding
 from .versions import versions
 
@@ -45,7 +47,9 @@ def register(
             ``metrics["metric"]`` of the result says which metric was used and why.
         transform: model of the map, simplest first: ``rigid``, ``similarity``, ``affine`` or ``lddmm`` (affine plus a smooth
             bend); ``config.transform`` where None.
-        init: where the fit begins: ``"auto"`` (a search over turn, mirror and shift), the name of a start (``"identity"`` …),
+        init: where the fit begins: ``"auto"`` (a search over turn, mirror and shift), ``"runner-up"`` (the second best that this
+            search found), ``"rotate=90"``, ``"mirror"``, ``"scale=2"`` or several (``"rotate=90,mirror"``; see
+            `regframe.starts.stated`), the name of a start (``"identity"`` …),
             `regframe.landmarks`, an affine `Transform` from moving to fixed, or an earlier `Result`, of which only the affine
             part is used; ``config.init`` where None. The settings of the result state it, so that they repeat the run.
         config: all settings that have no argument here; the defaults where None.
@@ -83,6 +87,11 @@ def _registered(
     if isinstance(start, str) and start != "auto":
         task = dataclasses.replace(
             task, start=first_pose(start, config.init_options, dataclasses.replace(task, start="auto"))
+        )
+    pictures = isinstance(task.fixed, Image) and isinstance(task.moving, Image)
+    if config.init == RUNNER_UP and not pictures:
+        raise ValueError(
+            "wanted two images for init='runner-up', got points; take another start, e.g. init='rotate=180'"
         )
     solver = _solver(task)
     if config.transform not in solver.models and "transform" not in config.model_fields_set:
@@ -214,7 +223,15 @@ def _started(config: Config, init: Any) -> tuple[Config, Any]:
     What a file of settings cannot name is written into them as numbers: an affine map, and pairs of landmarks.
     """
     if init is None:
-        return config, config.init
+        init = config.init
+    if isinstance(init, str) and init != RUNNER_UP:
+        options = said_in(init)
+        if options is not None:
+            return Config.model_validate(
+                config.model_dump(exclude_unset=True) | {"init": "stated", "init_options": options}
+            ), "stated"
+    if init == config.init:
+        return config, "auto" if init == RUNNER_UP else init
     if isinstance(init, Result):
         init = init.affine
     said: dict[str, Any] = {"init": init if isinstance(init, str) else "given", "init_options": {}}
@@ -224,7 +241,7 @@ def _started(config: Config, init: Any) -> tuple[Config, Any]:
         said = {"init": "landmarks", "init_options": {"moving": init.moving.tolist(), "fixed": init.fixed.tolist()}}
     elif isinstance(init, Affine):
         said = {"init": "matrix", "init_options": {"rows": init.matrix.tolist()}}
-    return Config.model_validate(config.model_dump() | said), init
+    return Config.model_validate(config.model_dump() | said), "auto" if said["init"] == RUNNER_UP else init
 
 
 def _of_landmarks(task: Task) -> list[Finding]:

@@ -57,9 +57,11 @@ if TYPE_CHECKING:
 @click.option("--solver-set", metavar="K=V", multiple=True, help="Option of the solver.")
 @click.option(
     "--init",
-    metavar="auto|NAME|FILE",
-    help="Start: auto searches, identity or another NAME is a start that `regframe plugins` lists; FILE is a saved result, or an "
-    "affine map that `regframe import` reads, e.g. a bare matrix.  [default: auto]",
+    metavar="auto|runner-up|rotate=90,mirror,scale=2|NAME|FILE",
+    help="Start: auto searches, runner-up takes the second best of that search; rotate=90 (degrees counterclockwise), mirror "
+    "(left and right), scale=2, or several of these, lay the tissue of both middle on middle; identity or another NAME is a "
+    "start that `regframe plugins` lists; FILE is a saved result, or an affine map that `regframe import` reads, e.g. a bare "
+    "matrix.  [default: auto]",
 )
 @click.option("--init-set", metavar="K=V", multiple=True, help="Option of the start.")
 @click.option(
@@ -192,9 +194,13 @@ _WITH_OPTIONS = ("metric", "init", "solver")
 def _names_start(init: str) -> bool:
     """Whether a value of ``--init`` names a start: it is no file, and ``auto`` or a word that a plug-in provides."""
     from .. import plugins
+    from ..starts.stated import RUNNER_UP, said
 
     if init == "auto" or Path(init).exists():
         return init == "auto"
+    with bad_input():
+        if init == RUNNER_UP or said(init) is not None:
+            return True
     return init.rpartition("/")[2] in {entry.name for entry in plugins.entries("start")}
 
 
