@@ -88,11 +88,8 @@ def _registered(
         task = dataclasses.replace(
             task, start=first_pose(start, config.init_options, dataclasses.replace(task, start="auto"))
         )
-    pictures = isinstance(task.fixed, Image) and isinstance(task.moving, Image)
-    if config.init == RUNNER_UP and not pictures:
-        raise ValueError(
-            "wanted two images for init='runner-up', got points; take another start, e.g. init='rotate=180'"
-        )
+    if config.init == RUNNER_UP:
+        _check_runner_up(task)
     solver = _solver(task)
     if config.transform not in solver.models and "transform" not in config.model_fields_set:
         config = config.model_copy(update={"transform": solver.models[-1]})  # nobody asked for the default of images
@@ -215,6 +212,16 @@ def _solver(task: Task) -> Solver:
             )
         return named
     return plugins.find_solver(task.fixed, task.moving, **options)
+
+
+def _check_runner_up(task: Task) -> None:
+    """ValueError for a pair whose search names no second best placement to begin with."""
+    sides = [f"{data.grid.ndim}D image" if isinstance(data, Image) else "points" for data in (task.fixed, task.moving)]
+    if "points" in sides or sides[0] != sides[1]:
+        raise ValueError(
+            f"wanted two images of one dimension for init='runner-up', got {sides[0]} and {sides[1]}; take another start, e.g. "
+            "init='identity'"
+        )
 
 
 def _started(config: Config, init: Any) -> tuple[Config, Any]:

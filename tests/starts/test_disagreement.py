@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import pytest
 import torch
@@ -59,11 +61,13 @@ def test_in_space() -> None:
     assert np.flatnonzero(disagreement(p, q).odd).tolist() == [4]
 
 
-def pair() -> tuple[rf.Image, rf.Image]:
-    noise = gaussian_filter(np.random.default_rng(1).standard_normal((260, 260)), 4)
-    at = np.mgrid[:260, :260].astype(float)
+@functools.cache
+def pair(size: int = 240) -> tuple[rf.Image, rf.Image]:
+    noise = gaussian_filter(np.random.default_rng(1).standard_normal((size + 20, size + 20)), size / 60)
+    at = np.mgrid[: size + 20, : size + 20].astype(float)
     moving = map_coordinates(noise, at + np.array([6.0, -4.0])[:, None, None], order=1, mode="reflect")
-    return tuple(rf.Image.from_array(image[5:245, 5:245].astype(np.float32), axes="yx") for image in (noise, moving))  # type: ignore[return-value]
+    inside = slice(5, size + 5)
+    return tuple(rf.Image.from_array(image[inside, inside].astype(np.float32), axes="yx") for image in (noise, moving))  # type: ignore[return-value]
 
 
 MOVED = RIGHT - np.array([6.0, -4.0])
@@ -84,18 +88,24 @@ def test_register_names_it_and_keeps_the_map() -> None:
     assert float(away.max()) < 0.3
 
 
+@functools.cache
+def held(noise: float, sigma: float | None) -> float:
+    """Mean error in pixels of a map that is held to landmarks with scatter ``noise`` by ``sigma``, or begins with them."""
+    fixed, moving = pair(96)
+    right = RIGHT * 0.4
+    clicked = right + np.random.default_rng(3).normal(0, noise, right.shape)
+    init = rf.landmarks(fixed=clicked, moving=right - np.array([6.0, -4.0]))
+    config = rf.Config() if sigma is None else rf.Config(sigma_landmarks=sigma)
+    result = rf.register(fixed, moving, transform="affine", init=init, config=config)
+    back = result.to_fixed(torch.from_numpy(right - np.array([6.0, -4.0])))
+    return float((back - torch.from_numpy(right)).norm(dim=1).mean())
+
+
 @pytest.mark.filterwarnings("ignore:regframe. pair")
 @pytest.mark.parametrize("sigma", [0.05, 2.0])
 @pytest.mark.parametrize("noise", [0.2, 4.0])
 def test_sigma_landmarks_never_makes_a_map_worse(sigma: float, noise: float) -> None:
-    fixed, moving = pair()
-    clicked = RIGHT + np.random.default_rng(3).normal(0, noise, RIGHT.shape)
-    errors = []
-    for config in (rf.Config(), rf.Config(sigma_landmarks=sigma)):
-        init = rf.landmarks(fixed=clicked, moving=MOVED)
-        result = rf.register(fixed, moving, transform="affine", init=init, config=config)
-        errors.append(float((result.to_fixed(torch.from_numpy(MOVED)) - torch.from_numpy(RIGHT)).norm(dim=1).mean()))
-    assert errors[1] <= max(1.05 * errors[0], 0.05)
+    assert held(noise, sigma) <= max(1.05 * held(noise, None), 0.05)
 
 
 def test_sides_by_name_and_exchanged() -> None:
