@@ -48,6 +48,12 @@ if TYPE_CHECKING:
 @click.argument("moving", type=place_type)
 @folder_option()
 @click.option("--landmarks", type=path_type, metavar="P.csv", help="Pairs: fixed_y, fixed_x, moving_y, moving_x.")
+@click.option(
+    "--moving-landmarks",
+    type=path_type,
+    metavar="M",
+    help="Points of the moving side, where --landmarks has those of the fixed side alone (tables, or .npy of STalign).",
+)
 @click.option("--metric", metavar="NAME", help="Similarity metric; `regframe plugins` lists them.")
 @click.option("--metric-set", metavar="K=V", multiple=True, help="Option of the metric.")
 @click.option(
@@ -112,6 +118,8 @@ def register(ctx: click.Context, /, **options: Any) -> None:
         "landmarks": None if options["landmarks"] is None else options["landmarks"].resolve(),
         "init": options["init"] or config.init,
     }
+    if options["moving_landmarks"] is not None:
+        run["moving_landmarks"] = options["moving_landmarks"].resolve()
     if options["workers"] is not None and not options["refined"]:
         raise BadInput("wanted --refine beside --workers, got --workers alone; leave it out")
     sides = levels(run) if options["refined"] else None
@@ -141,7 +149,7 @@ def register(ctx: click.Context, /, **options: Any) -> None:
 
 def _read(options: Mapping[str, Any]) -> list[Any]:
     """Every file that the options name to be read."""
-    names = ("fixed", "moving", "landmarks", "config_file", "fixed_mask", "moving_mask")
+    names = ("fixed", "moving", "landmarks", "moving_landmarks", "config_file", "fixed_mask", "moving_mask")
     return [options[name] for name in names if options.get(name) is not None]
 
 
@@ -244,6 +252,8 @@ def _init(options: dict[str, Any], fixed: Image | PointSet, moving: Image | Poin
     """The argument ``init`` of `regframe.register`: landmarks, a saved result, or a word."""
     init: str | None = options["init"]
     landmarks: Path | None = options["landmarks"]
+    if landmarks is None and options["moving_landmarks"] is not None:
+        raise BadInput("wanted --landmarks of the fixed side beside --moving-landmarks, got one side; give both")
     if landmarks is not None:
         if init not in (None, "auto"):
             raise BadInput(f"wanted one start, got --landmarks and --init {init}; leave one out")
@@ -301,7 +311,7 @@ def _landmarks(path: Path, fixed: Image | PointSet, moving: Image | PointSet, op
     from ..data import Image, PointSet, describe_grid
     from ..io.tables import to_unit_of
 
-    fixed_points, moving_points, units = regframe.read_landmarks(path)
+    fixed_points, moving_points, units = regframe.read_landmarks(path, options["moving_landmarks"])
     pairs = []
     for side, data, coords, unit in (
         ("fixed", fixed, fixed_points, units[0]),
