@@ -88,8 +88,9 @@ class Result:
     def to_fixed(self, data: Carried) -> Carried:
         """Carry moving-space data to the fixed space.
 
-        An `Image` is resampled on the fixed grid; a `PointSet`, `Shapes` or positions ``[..., D]`` are moved. The image of a
-        volume in which a section was placed comes back as a 2D image.
+        An `Image` is resampled on the fixed grid; beyond its pixels lies white where it is brightfield, else 0. A `PointSet`,
+        `Shapes` or positions ``[..., D]`` are moved. The image of a volume in which a section was placed comes back as a 2D
+        image.
         """
         moved = _carry(data, self.transform, self.fixed_grid)
         if self.section and isinstance(moved, Image):  # the grid is one plane [1, H, W]: return a 2D image
@@ -110,8 +111,8 @@ class Result:
     def to_moving(self, data: Carried) -> Carried:
         """Carry fixed-space data to the moving space.
 
-        An `Image` is resampled on the moving grid; a `PointSet`, `Shapes` or positions ``[..., D]`` are moved. Of a section in a
-        volume only points and positions can be carried.
+        An `Image` is resampled on the moving grid and filled as `to_fixed` does; a `PointSet`, `Shapes` or positions
+        ``[..., D]`` are moved. Of a section in a volume only points and positions can be carried.
         """
         if self.section:
             data = _lifted(data)
@@ -139,7 +140,7 @@ def _lifted(data: Carried) -> Carried:
 
 def _carry(data: Carried, transform: Transform, grid: Grid) -> Carried:
     if isinstance(data, Image):
-        return resample(data, transform, grid)
+        return resample(data, transform, grid, "auto")
     if isinstance(data, Shapes):
         return move_shapes(data, transform, grid)
     if isinstance(data, PointSet):

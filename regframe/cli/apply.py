@@ -34,7 +34,7 @@ from ._common import (
     verbose_option,
     workers_option,
 )
-from .asread import as_read
+from .asread import as_read, finest_of
 from .progress import Bars
 from .streams import STREAM, streamed
 
@@ -208,6 +208,7 @@ def image(
     job = slides_job.SlideJob(
         str(order.result_folder.absolute()), address_of(order.input_file), address_of(output), to, adapter,
         tuple(options.items()), order.input_spacing, canvas, spacing, part, level, fill,
+        finest_of(order.result_folder, to),
     )  # fmt: skip
     if tiled:
         if _warp_slide(job, workers, scheduler, order.overwrite):
@@ -227,7 +228,7 @@ def image(
     with bad_input():
         placed = data.replace(grid=place.place(data.grid, side, order.input_spacing))
         whole = levels.pyramid_of(placed)
-        grid = place.canvas_grid(result, to, canvas, spacing, part, whole, None if level is None else 0)
+        grid = place.canvas_grid(result, to, canvas, spacing, part, whole, None if level is None else 0, job.finest)
         number = warp.backdrop(whole) if fill == "auto" else None if fill == "border" else float(fill)
         transform = result.transform if to == "fixed" else result.transform.inverse()
         moved = regframe.resample(placed, transform, grid, number)

@@ -170,7 +170,8 @@ def test_evaluate_takes_pairs_in_one_file_or_two(tmp_path: Path) -> None:
 def test_a_folder_of_the_live_page_can_be_refined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "run").mkdir()
     fake_result(Grid((50, 50)), Grid((50, 50))).save(tmp_path / "run" / "transform.ome.zarr")
-    (tmp_path / "run" / "steps.json").write_text("{}")
+    for name in ("steps.json", "metrics.json"):
+        (tmp_path / "run" / name).write_text("{}")
     sides = {side: {"path": str(tmp_path / side)} for side in ("fixed", "moving")}
     monkeypatch.setattr(sys.modules["regframe.cli.refine"], "recorded_run", lambda *_: sides)
 
