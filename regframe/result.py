@@ -133,7 +133,7 @@ def _lifted(data: Carried) -> Carried:
     if isinstance(data, Tensor):
         return torch.cat([torch.zeros_like(data[..., :1]), data], dim=-1) if data.shape[-1] == 2 else data
     raise ValueError(
-        f"wanted points to carry from a section into a volume, got {type(data).__name__}; a plane fills no volume: carry the "
+        f"wanted points to move from a section into a volume, got {type(data).__name__}; a plane fills no volume: resample the "
         "volume onto the section with to_fixed, or the positions of what is drawn on it"
     )
 

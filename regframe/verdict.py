@@ -165,7 +165,7 @@ def ambiguous(figures: Mapping[str, Any]) -> Iterable[Finding]:
     """Warns where a different pose explains the data nearly as well (`CLEAR`)."""
     margin = figures["pose_margin"]
     if margin is not None and margin < CLEAR:
-        sentence = "another pose fits nearly as well: look at the overlay before you trust this one"
+        sentence = "another placement fits nearly as well: look at the overlay before you trust this one"
         yield Finding("warn", sentence, margin, CLEAR, f"{LANDMARKS} to decide")
 
 
@@ -360,7 +360,7 @@ def _second_pose(figures: Mapping[str, Any], confidence: float | None, ndim: int
     if mirrored and sure >= CONFIRMED:
         if margin is not None and margin < CLEAR and not figures.get("pose_decided"):
             sentence = (
-                "the mirrored pose fits nearly as well: left and right were taken as the files lie, not told apart"
+                "the mirror image fits nearly as well: left and right were taken as the files lie, not told apart"
             )
             yield Finding("pass", sentence, margin, CLEAR)
     elif not decided_by_windows:
@@ -431,7 +431,7 @@ def _bending(figures: Mapping[str, Any]) -> Iterable[Finding]:
     place = figures["coincidence"]["affine"]
     if place < BEYOND_DOUBT and explained["affine"] < FROM_POSE * explained["final"] and strong:
         sentence = (
-            "much of the likeness came from bending, not from the pose: unlike images can be bent alike, "
+            "much of the likeness came from bending, not from turn, shift and size: unlike images can be bent alike, "
             "so look at the overlay"
         )
         yield Finding("warn", sentence, explained["affine"], FROM_POSE * explained["final"], STRAIGHT)

@@ -37,6 +37,7 @@ from ._common import (
 from .asread import as_read, finest_of
 from .progress import Bars
 from .streams import STREAM, streamed
+from .whereabouts import in_full_resolution, in_pixels, off_canvas, pixels_of
 
 if TYPE_CHECKING:
     from ..contracts import Adapter, Progress
@@ -57,9 +58,9 @@ _WORTH_SPREADING = 4
 """Number of shards from which they are sent to a cluster; fewer are computed here before a cluster has answered."""
 
 
-@click.group(short_help="Carry images, points or shapes through a saved map.")
+@click.group(short_help="Move images, points or shapes by a saved map.")
 def apply() -> None:
-    """Carry data through the map of a result.
+    """Move data by the map of a result.
 
     ``--to fixed`` takes moving-space data to the fixed space, ``--to moving`` takes fixed-space data back.
     """
@@ -183,7 +184,7 @@ def image(
     run (series, axes, a pixel size by hand), or the same field at another resolution. Its
     channels and its type are kept; of labels every id comes through exactly, and 0 lies where INPUT has nothing.
 
-    What is written to .zarr or .tif is carried tile by tile, with a pyramid, and never held in memory as a whole; run
+    What is written to .zarr or .tif is resampled tile by tile, with a pyramid, and never held in memory as a whole; run
     the same command again to go on with one that was interrupted.
     """
     import regframe
@@ -216,7 +217,7 @@ def image(
         if scheduler is not None:
             with bad_input():
                 _check_scheduler(scheduler)
-            click.echo(f"Note: {order.input_file.name} is read as a whole, and carried here", err=True)
+            click.echo(f"Note: {order.input_file.name} is read as a whole, and resampled here", err=True)
     elif _warp_small(job, order.overwrite):
         return
     output = on_disk(output, "an output for an image that is read as a whole")
@@ -482,7 +483,15 @@ def points(
             options = adapter_options(adapter_set, "--adapter-set") | ({"columns": columns} if columns else {})
             reader, table, notes = _native(input_file, adapter, options, unit)
             say_notes(reader, input_file, "input")
-        carried = regframe.carry_points(result, in_unit(table, source, order.input_spacing), to)
+        away = "moving" if to == "fixed" else "fixed"
+        full = in_full_resolution(table) and order.input_spacing is None
+        pixels = pixels_of(order.result_folder, away, source) if full else source
+        placed = in_unit(table, pixels, order.input_spacing)
+        warning = off_canvas(placed, source, away, order.input_spacing)
+        carried = regframe.carry_points(result, placed, to)
+        if full and carried.points.unit != "px":
+            other = result.fixed_grid if to == "fixed" else result.moving_grid
+            carried = in_pixels(carried, pixels_of(order.result_folder, to, other))
         extra = {name: values.tolist() for name, values in carried.columns(table.table).items()}
         extra |= _regions(carried.points, table, labels, labels_set, label_names)
         writer = None if reader is None else plugins.find_writer(reader, carried.points, output, input_file)
@@ -492,6 +501,8 @@ def points(
             else:  # formats with column types
                 writer.save(carried.points.replace(table={**carried.points.table, **extra}), path)
     click.echo(f"wrote {order.output}: {len(carried.points)} points in {carried.points.unit}", err=True)
+    if warning:
+        click.echo(f"Warning: {warning}", err=True)
     for note in notes:
         click.echo(f"Note: {note}", err=True)
 
@@ -714,7 +725,7 @@ def _shape_notes(
     if outside[1]:
         notes.append(f"{outside[1]} of the vertices written lie outside the {sides[1]} image")
     if crossing or crossed:
-        notes.append(f"{crossed} rings cross themselves ({crossing} did in the input); they are carried as they are")
+        notes.append(f"{crossed} rings cross themselves ({crossing} did in the input); they are moved as they are")
     return notes
 
 

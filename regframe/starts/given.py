@@ -60,7 +60,9 @@ def first_pose(name: str, options: dict[str, Any], task: Task) -> Any:
     whose = strangers.words(asked, "start")
     candidates = asked.find(task)
     if not isinstance(candidates, (list, tuple)) or not candidates:
-        raise ValueError(f"wanted a pose from the start {name!r}, got {candidates!r}; take another one, or init='auto'")
+        raise ValueError(
+            f"wanted a place to begin from the start {name!r}, got {candidates!r}; take another one, or init='auto'"
+        )
     best = candidates[0]
     if not isinstance(best, Candidate) or (best.matrix is None) == (best.landmarks is None):
         raise ValueError(f"wanted regframe.Candidate with a matrix or landmarks from {whose}, got {best!r}")

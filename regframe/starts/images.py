@@ -318,11 +318,13 @@ def _decided(found: _Candidates, scores: Tensor, best: int, rivals: list[int]) -
         return ""
     hands = [float(torch.linalg.det(found.poses[i, :, :-1])) for i in (best, rival)]
     if hands[0] > 0 > hands[1]:
-        return "the mirrored pose fits as well: the pose that is not mirrored, as the files lie, was taken"
+        return "the mirror image fits as well: the one that is not mirrored, as the files lie, was taken"
     sizes = [float(torch.linalg.svdvals(found.poses[i, :, :-1]).log().mean()) for i in (best, rival)]
     if abs(sizes[0] - sizes[1]) > priors.SIZE * 2:
-        return f"a pose {math.exp(sizes[0] - sizes[1]):.2g} times as large fits as well: the likelier size was taken"
-    return "another pose fits as well: the likelier one, less turned, sheared or shifted, was taken"
+        return (
+            f"a placement {math.exp(sizes[0] - sizes[1]):.2g} times as large fits as well: the likelier size was taken"
+        )
+    return "another placement fits as well: the likelier one, less turned, sheared or shifted, was taken"
 
 
 def _zoom(pullback: Tensor) -> float:

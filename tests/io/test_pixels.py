@@ -1,4 +1,4 @@
-"""One rule for pixels: a position is that of the middle of a pixel, the first at 0; what counts from its corner is half a pixel more."""
+"""One rule for pixels: a position is that of the middle of a pixel, the first at 0; counted from its corner it is 0.5 more."""
 
 from __future__ import annotations
 
