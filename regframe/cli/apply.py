@@ -37,7 +37,7 @@ from ._common import (
 from .asread import as_read, finest_of
 from .progress import Bars
 from .streams import STREAM, streamed
-from .whereabouts import in_full_resolution, in_pixels, off_canvas, pixels_of
+from .whereabouts import full_pixel, in_full_resolution, in_pixels, off_canvas, pixels_of
 
 if TYPE_CHECKING:
     from ..contracts import Adapter, Progress
@@ -663,7 +663,8 @@ def shapes(
     """Move the points, lines and polygons of the GeoJSON file INPUT; properties, ids and order stay as they are.
 
     Coordinates are pixels of the full-resolution image, as QuPath writes them. Where the side they belong to has a
-    physical unit, --input-spacing says how long such a pixel is, or --unit that they are lengths; this is never guessed.
+    physical unit, the slide that was registered says how long such a pixel is, where its file is still there; else, or for
+    shapes drawn on another image, --input-spacing does, or --unit says that they are lengths.
     Edges get new vertices where the map bends them. The output is in the unit of the destination, or in pixels of
     --output-spacing.
     """
@@ -682,7 +683,10 @@ def shapes(
         given = regframe.read_shapes(
             on_disk(order.input_file, "an input"), unit=unit or "px", pixel_origin=pixel_origin, empty=True
         )
-        before = given.to_positions(source, order.input_spacing)
+        spacing = order.input_spacing
+        if spacing is None and given.unit == "px" != source.unit:
+            spacing = full_pixel(order.result_folder, "moving" if to == "fixed" else "fixed", source)
+        before = given.to_positions(source, spacing)
         after = regframe.move_shapes(before, transform, target, tolerance, max_vertices or MAX_VERTICES)
         crossing, crossed = int(before.crossings().sum()), int(after.crossings().sum())
         pixels = output_spacing is not None or target.unit == "px"

@@ -363,11 +363,22 @@ def _dry_run(
         emit_json({"dry_run": True, "output": str(out), **sides, "config": config.model_dump(mode="json"), "run": run})
         return
     for side, data, adapter in (("fixed", fixed, fixed_adapter), ("moving", moving, moving_adapter)):
-        click.echo(f"{side:<7} {run[side]['path']} ({adapter.name}): {describe(data)}")
+        reading = getattr(data, "reading", None)
+        at = f", read at {reading}" if reading is not None else ""
+        click.echo(f"{side:<7} {run[side]['path']} ({adapter.name}): {describe(data)}{at}")
+    click.echo(
+        f"memory  {sum(map(_bytes, (fixed, moving))) / 1e6:.3g} MB of pixels or positions were read; a fit takes more"
+    )
     start = f"landmarks of {run['landmarks']}" if run["landmarks"] else run["init"]
     click.echo(f"start   {start}")
     click.echo(f"map     {config.transform}, metric {config.metric}, device {config.device}, seed {config.seed}")
     click.echo(f"output  {out} (nothing was computed or written)")
+
+
+def _bytes(data: Image | PointSet) -> int:
+    from ..data import Image
+
+    return (data.data if isinstance(data, Image) else data.coords).nbytes
 
 
 def describe(data: Image | PointSet) -> str:

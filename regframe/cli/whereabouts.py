@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import click
+
 from .asread import finest_of
 
 if TYPE_CHECKING:
@@ -28,6 +30,20 @@ def pixels_of(folder: Path, side: str, grid: Grid) -> Grid:
     """The finest pixels of a side, where its file is known and states them; those that were registered otherwise."""
     finest = finest_of(folder, side)
     return grid if finest is None or finest.ndim != grid.ndim or finest.unit != grid.unit else finest
+
+
+def full_pixel(folder: Path, side: str, grid: Grid) -> float | None:
+    """Size of a full-resolution pixel of the slide that was registered, said on stderr; None where it is not known."""
+    finest = finest_of(folder, side)
+    if finest is None or finest.unit != grid.unit or len(set(finest.spacing)) > 1:
+        return None
+    size = finest.spacing[0]
+    click.echo(
+        f"Note: pixels of the input were taken to be {size:.6g} {finest.unit} long, as those of the {side} slide; "
+        "--input-spacing says otherwise",
+        err=True,
+    )
+    return size
 
 
 def in_pixels(carried: CarriedPoints, pixels: Grid) -> CarriedPoints:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -68,3 +69,42 @@ def test_points_that_lie_nowhere_are_said(run: Path, text: str, says: str) -> No
     assert "none of 2 points lies on the moving canvas" in said
     assert says in said
     assert "none of" not in moved(run, "y,x\n10,20\n90000,100000\n")[1]
+
+
+def test_shapes_take_the_pixel_size_of_the_slide_that_was_registered(run: Path) -> None:
+    square = [[40, 60], [80, 60], [80, 100], [40, 100], [40, 60]]
+    feature = {"type": "Feature", "properties": {}, "geometry": {"type": "Polygon", "coordinates": [square]}}
+    (run / "in.geojson").write_text(json.dumps(feature))
+    written = []
+    for options in ([], ["--input-spacing", "0.5"]):
+        files = [
+            str(run / "run"),
+            str(run / "in.geojson"),
+            "-o",
+            str(run / "out.geojson"),
+            "--to",
+            "fixed",
+            "--overwrite",
+        ]
+        done = CliRunner().invoke(main, ["apply", "shapes", *files, *options])
+        assert done.exit_code == 0, done.output
+        assert ("taken to be 0.5 µm long" in done.stderr) == (not options)
+        written.append((run / "out.geojson").read_text())
+    assert written[0] == written[1]
+
+
+def test_a_dry_run_says_level_and_memory(run: Path) -> None:
+    files = [
+        str(run / "fixed.ome.tif"),
+        str(run / "moving.ome.tif"),
+        "-o",
+        str(run / "no"),
+        "--level",
+        "1",
+        "--dry-run",
+    ]
+    done = CliRunner().invoke(main, ["register", *files])
+    assert done.exit_code == 0, done.output
+    assert "level 1" in done.stdout
+    assert "memory  0.0102 MB" in done.stdout
+    assert not (run / "no").exists()
