@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,7 +67,9 @@ def finest_of(folder: Path, side: str) -> Grid | None:
 
     try:
         path = locate(str(how["path"]))
-        return finest_grid(path, str(how["adapter"]), how.get("options") or {}) if path.exists() else None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a file that was read before; nothing of it is carried now
+            return finest_grid(path, str(how["adapter"]), how.get("options") or {}) if path.exists() else None
     except (click.ClickException, OSError, ValueError, ImportError):
         return None
 
