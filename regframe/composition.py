@@ -133,9 +133,7 @@ def _meetings(steps: Sequence[_Step]) -> Iterable[Finding]:
     """Remarks on the sides where two steps meet; ValueError where they cannot be one."""
     for i, (one, other) in enumerate(itertools.pairwise(steps), 1):
         if one.result.section or other.result.section:
-            raise ValueError(
-                "wanted maps between images of one dimension, got a section in a volume; carry through it by itself"
-            )
+            raise ValueError("wanted maps between images of one dimension, got a section in a volume; use it by itself")
         here, there = one.target, other.source
         if here.ndim != there.ndim:
             raise ValueError(

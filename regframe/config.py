@@ -78,6 +78,9 @@ class Config(Section):
     sigma_landmarks: float | None = Field(
         None, gt=0, description="landmark accuracy in the fixed unit; None: landmarks give the start only"
     )
+    hold_landmarks: bool = Field(
+        False, description="with sigma_landmarks: hold the map to them even where the images agree better without"
+    )
     sobolev: Sobolev = Sobolev()
     pyramid: Pyramid = Pyramid()
     optimizer: Optimizer = Optimizer()

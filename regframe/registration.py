@@ -19,6 +19,8 @@ from .result import Result
 from .solvers.far import brought_near, check_place
 from .starts.given import first_pose
 from .starts.landmarks import Landmarks
+from .starts.stated import RUNNER_UP
+from .starts.stated import said as said_in
 from .verdict import Finding
 from .versions import versions
 
@@ -45,7 +47,9 @@ def register(
             ``metrics["metric"]`` of the result says which metric was used and why.
         transform: model of the map, simplest first: ``rigid``, ``similarity``, ``affine`` or ``lddmm`` (affine plus a smooth
             bend); ``config.transform`` where None.
-        init: where the fit begins: ``"auto"`` (a search over turn, mirror and shift), the name of a start (``"identity"`` …),
+        init: where the fit begins: ``"auto"`` (a search over turn, mirror and shift), ``"runner-up"`` (the second best that this
+            search found), ``"rotate=90"``, ``"mirror"``, ``"scale=2"`` or several (``"rotate=90,mirror"``; see
+            `regframe.starts.stated`), the name of a start (``"identity"`` …),
             `regframe.landmarks`, an affine `Transform` from moving to fixed, or an earlier `Result`, of which only the affine
             part is used; ``config.init`` where None. The settings of the result state it, so that they repeat the run.
         config: all settings that have no argument here; the defaults where None.
@@ -84,6 +88,8 @@ def _registered(
         task = dataclasses.replace(
             task, start=first_pose(start, config.init_options, dataclasses.replace(task, start="auto"))
         )
+    if config.init == RUNNER_UP:
+        _check_runner_up(task)
     solver = _solver(task)
     if config.transform not in solver.models and "transform" not in config.model_fields_set:
         config = config.model_copy(update={"transform": solver.models[-1]})  # nobody asked for the default of images
@@ -93,7 +99,7 @@ def _registered(
             f"wanted transform {' or '.join(solver.models)} for this kind of pair ({solver.name}), got {config.transform!r}; "
             "choose one of these"
         )
-    doubts = list(_findings(solver.check(task), solver, "check"))
+    doubts = [*_findings(solver.check(task), solver, "check"), *_of_landmarks(task)]
     for doubt in doubts:
         warnings.warn(f"regframe: {doubt.words}", UserWarning, stacklevel=3)
     for side, data in (("fixed", task.fixed), ("moving", task.moving)):
@@ -208,13 +214,31 @@ def _solver(task: Task) -> Solver:
     return plugins.find_solver(task.fixed, task.moving, **options)
 
 
+def _check_runner_up(task: Task) -> None:
+    """ValueError for a pair whose search names no second best placement to begin with."""
+    sides = [f"{data.grid.ndim}D image" if isinstance(data, Image) else "points" for data in (task.fixed, task.moving)]
+    if "points" in sides or sides[0] != sides[1]:
+        raise ValueError(
+            f"wanted two images of one dimension for init='runner-up', got {sides[0]} and {sides[1]}; take another start, e.g. "
+            "init='identity'"
+        )
+
+
 def _started(config: Config, init: Any) -> tuple[Config, Any]:
     """The settings with the argument ``init`` written into them, and the start as `Task` has it, or the name of one.
 
     What a file of settings cannot name is written into them as numbers: an affine map, and pairs of landmarks.
     """
     if init is None:
-        return config, config.init
+        init = config.init
+    if isinstance(init, str) and init != RUNNER_UP:
+        options = said_in(init)
+        if options is not None:
+            return Config.model_validate(
+                config.model_dump(exclude_unset=True) | {"init": "stated", "init_options": options}
+            ), "stated"
+    if init == config.init:
+        return config, "auto" if init == RUNNER_UP else init
     if isinstance(init, Result):
         init = init.affine
     said: dict[str, Any] = {"init": init if isinstance(init, str) else "given", "init_options": {}}
@@ -224,7 +248,20 @@ def _started(config: Config, init: Any) -> tuple[Config, Any]:
         said = {"init": "landmarks", "init_options": {"moving": init.moving.tolist(), "fixed": init.fixed.tolist()}}
     elif isinstance(init, Affine):
         said = {"init": "matrix", "init_options": {"rows": init.matrix.tolist()}}
-    return Config.model_validate(config.model_dump() | said), init
+    return Config.model_validate(config.model_dump() | said), "auto" if said["init"] == RUNNER_UP else init
+
+
+def _of_landmarks(task: Task) -> list[Finding]:
+    """A remark on each pair of landmarks that disagrees with the others."""
+    if not isinstance(task.start, Landmarks) or bool((task.start.weights > 0).all()):
+        return []
+    pixel, name = (task.fixed.grid.pixel, "px") if isinstance(task.fixed, Image) else (1.0, task.fixed.unit)
+    found = task.start.disagreement()
+    off = found.off[found.odd] / pixel
+    return [
+        verdict.odd_landmark(words, float(value))
+        for words, value in zip(found.sentences(pixel, name), off.tolist(), strict=True)
+    ]
 
 
 def _roundtrip(fitted: Fitted) -> dict[str, float]:
@@ -250,6 +287,7 @@ def assembled(fitted: Fitted, task: Task, findings: Iterable[Finding], seconds: 
     figures |= {"seconds": seconds, "versions": versions(), "seed": task.config.seed}
     if isinstance(task.start, Landmarks):
         figures["landmark_residual_px"] = task.start.residuals(fitted.transform, fitted.fixed_grid)
+        figures["landmark_weight"] = task.start.weights.tolist()
     return Result(
         transform=fitted.transform,
         fixed_grid=fitted.fixed_grid,

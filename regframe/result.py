@@ -88,8 +88,9 @@ class Result:
     def to_fixed(self, data: Carried) -> Carried:
         """Carry moving-space data to the fixed space.
 
-        An `Image` is resampled on the fixed grid; a `PointSet`, `Shapes` or positions ``[..., D]`` are moved. The image of a
-        volume in which a section was placed comes back as a 2D image.
+        An `Image` is resampled on the fixed grid; beyond its pixels lies white where it is brightfield, else 0. A `PointSet`,
+        `Shapes` or positions ``[..., D]`` are moved. The image of a volume in which a section was placed comes back as a 2D
+        image.
         """
         moved = _carry(data, self.transform, self.fixed_grid)
         if self.section and isinstance(moved, Image):  # the grid is one plane [1, H, W]: return a 2D image
@@ -110,8 +111,8 @@ class Result:
     def to_moving(self, data: Carried) -> Carried:
         """Carry fixed-space data to the moving space.
 
-        An `Image` is resampled on the moving grid; a `PointSet`, `Shapes` or positions ``[..., D]`` are moved. Of a section in a
-        volume only points and positions can be carried.
+        An `Image` is resampled on the moving grid and filled as `to_fixed` does; a `PointSet`, `Shapes` or positions
+        ``[..., D]`` are moved. Of a section in a volume only points and positions can be carried.
         """
         if self.section:
             data = _lifted(data)
@@ -132,14 +133,14 @@ def _lifted(data: Carried) -> Carried:
     if isinstance(data, Tensor):
         return torch.cat([torch.zeros_like(data[..., :1]), data], dim=-1) if data.shape[-1] == 2 else data
     raise ValueError(
-        f"wanted points to carry from a section into a volume, got {type(data).__name__}; a plane fills no volume: carry the "
+        f"wanted points to move from a section into a volume, got {type(data).__name__}; a plane fills no volume: resample the "
         "volume onto the section with to_fixed, or the positions of what is drawn on it"
     )
 
 
 def _carry(data: Carried, transform: Transform, grid: Grid) -> Carried:
     if isinstance(data, Image):
-        return resample(data, transform, grid)
+        return resample(data, transform, grid, "auto")
     if isinstance(data, Shapes):
         return move_shapes(data, transform, grid)
     if isinstance(data, PointSet):

@@ -103,6 +103,24 @@ CELLS = "open cells with --fixed-adapter cells --moving-adapter cells"
 STRAIGHT = "try --transform affine"
 """Remedy where the bend may be wrong."""
 
+
+def held_to_landmarks(figures: Mapping[str, Any]) -> Iterable[Finding]:
+    """A remark where ``sigma_landmarks`` was set and the map is the one without, because the images agree more under it."""
+    if figures.get("landmarks_held") is False:
+        yield Finding("pass", "the map was not held to the landmarks: the images agree better without")
+
+
+def odd_landmark(sentence: str, off: float) -> Finding:
+    """A pair of landmarks that disagrees with the others, by ``off`` (fixed pixels, or the unit of points)."""
+    return Finding(
+        "warn",
+        f"{sentence} and was given no weight",
+        off,
+        None,
+        remedy="look at it on both sides, mend it or leave it out",
+    )
+
+
 # ---- rules that all maps share -------------------------------------------------------------------------------------------
 
 ROUND_TRIP = (0.02, 0.1)
@@ -147,7 +165,7 @@ def ambiguous(figures: Mapping[str, Any]) -> Iterable[Finding]:
     """Warns where a different pose explains the data nearly as well (`CLEAR`)."""
     margin = figures["pose_margin"]
     if margin is not None and margin < CLEAR:
-        sentence = "another pose fits nearly as well: look at the overlay before you trust this one"
+        sentence = "another placement fits nearly as well: look at the overlay before you trust this one"
         yield Finding("warn", sentence, margin, CLEAR, f"{LANDMARKS} to decide")
 
 
@@ -342,7 +360,7 @@ def _second_pose(figures: Mapping[str, Any], confidence: float | None, ndim: int
     if mirrored and sure >= CONFIRMED:
         if margin is not None and margin < CLEAR and not figures.get("pose_decided"):
             sentence = (
-                "the mirrored pose fits nearly as well: left and right were taken as the files lie, not told apart"
+                "the mirror image fits nearly as well: left and right were taken as the files lie, not told apart"
             )
             yield Finding("pass", sentence, margin, CLEAR)
     elif not decided_by_windows:
@@ -413,7 +431,7 @@ def _bending(figures: Mapping[str, Any]) -> Iterable[Finding]:
     place = figures["coincidence"]["affine"]
     if place < BEYOND_DOUBT and explained["affine"] < FROM_POSE * explained["final"] and strong:
         sentence = (
-            "much of the likeness came from bending, not from the pose: unlike images can be bent alike, "
+            "much of the likeness came from bending, not from turn, shift and size: unlike images can be bent alike, "
             "so look at the overlay"
         )
         yield Finding("warn", sentence, explained["affine"], FROM_POSE * explained["final"], STRAIGHT)

@@ -84,7 +84,7 @@ def test_conclusions() -> None:
         ({"roundtrip_px__mean": math.inf, "roundtrip_px__max": math.inf}, "warn", "disagree by up to inf px"),
         ({"roundtrip_px__mean": math.nan}, "warn", "disagree"),
         ({"matching_fraction": 0.1}, "warn", "only 10%"),
-        ({"pose_margin": 0.1}, "warn", "another pose"),
+        ({"pose_margin": 0.1}, "warn", "another placement"),
     ],
 )  # fmt: skip
 def test_rules_of_images(changes: dict[str, Any], severity: str, says: str) -> None:
@@ -163,16 +163,20 @@ def test_another_pose_of_clouds_is_a_doubt_where_it_fits_as_well_or_the_map_is_n
     for doubtful in ({"confidence": 0.95, "pose_margin": 0.0}, {"confidence": 0.8, "pose_margin": 0.15}):
         (finding,) = verdict.of_points(POINTS | doubtful)
         assert finding.severity == "warn"
-        assert "another pose" in finding.sentence
+        assert "another placement" in finding.sentence
 
 
 def test_of_volumes_a_mirrored_pose_is_a_remark_and_any_other_a_doubt() -> None:
     for mirrored, severity in ((True, "pass"), (False, "warn")):
         close = SEEN | {"pose_margin": 0.1, "runner_up": {"mirrored": mirrored}}
-        said = [finding for finding in verdict.of_images(close, 3) if "pose" in finding.sentence]
+        said = [
+            f
+            for f in verdict.of_images(close, 3)
+            if "mirror image fits" in f.sentence or "another placement" in f.sentence
+        ]
         assert [finding.severity for finding in said] == [severity]
     unsure = SEEN | {"confidence": 0.5, "pose_margin": 0.1, "runner_up": {"mirrored": True}}
-    assert "another pose" in " ".join(finding.sentence for finding in verdict.of_images(unsure, 3))
+    assert "another placement" in " ".join(finding.sentence for finding in verdict.of_images(unsure, 3))
 
 
 def test_evidence_counts_for_nothing_where_the_bend_tears() -> None:
@@ -210,7 +214,7 @@ def test_fine_structure_that_the_bend_brings_home_is_believed_from_a_clear_pose_
         ({"jacobian_min": 0.3, "matching_fraction": 0.7}, "warn", "much bending brought only 70%"),
         ({"folding_fraction": 0.5}, "warn", "50.00% of the places"),
         ({"roundtrip_px__mean": 0.03}, "warn", "disagree"),
-        ({"pose_margin": 0.2}, "warn", "another pose"),
+        ({"pose_margin": 0.2}, "warn", "another placement"),
     ],
 )
 def test_rules_of_points(changes: dict[str, Any], severity: str, says: str) -> None:

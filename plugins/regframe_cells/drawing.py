@@ -134,7 +134,7 @@ class Drawing:
             y, x = coords[far[0]].tolist()
             warnings.warn(
                 f"{len(far)} of {len(coords)} cells of {cells.name!r} lie far from all others (row {far[0] + 1} at x {x:.6g}, "
-                f"y {y:.6g} {cells.unit}) and are not drawn; they are carried like the rest",
+                f"y {y:.6g} {cells.unit}) and are not drawn; they are moved like the rest",
                 stacklevel=2,
             )
             coords = coords[kept]

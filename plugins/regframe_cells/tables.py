@@ -216,7 +216,7 @@ def read_cells(
     if cells.ndim != 2:
         raise ValueError(
             f"wanted cells in a plane, got {cells.ndim} position columns ({_join(cells.columns)}) in {cells.name!r}; "
-            "name the two to use with columns='x=NAME,y=NAME', the third is carried along"
+            "name the two to use with columns='x=NAME,y=NAME', the third is kept"
         )
     _check_rows(cells)
     return cells
@@ -244,7 +244,7 @@ def write_cells(cells: Cells, path: Path, key_added: str = KEY_ADDED) -> None:
             )
         if key_added == cells.key:
             raise ValueError(
-                f"wanted another entry of obsm for the carried positions than the one they came from, got {key_added!r}; "
+                f"wanted another entry of obsm for the moved positions than the one they came from, got {key_added!r}; "
                 "name it with key_added=..."
             )
         _aside(path, lambda aside: _write_anndata(cells, aside, key_added, added))
@@ -475,7 +475,7 @@ def _flat(values: NDArray[Any], others: Sequence[int], what: str) -> None:
     if any(len(values) and (values[:, i] != values[0, i]).any() for i in others):
         raise ValueError(
             f"wanted positions [N, 2] (x, y) in {what}, got shape {list(values.shape)}; say which columns are x and y with "
-            "columns='x=0,y=1', by number or name (the others are carried along), or name another entry"
+            "columns='x=0,y=1', by number or name (the others are kept), or name another entry"
         )
 
 

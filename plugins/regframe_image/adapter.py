@@ -172,7 +172,7 @@ class ImageAdapter(regframe.Adapter):
             if transform.source_unit != transform.target_unit:
                 raise ValueError(f"wanted a grid in {transform.target_unit} to resample on, got none; give the canvas")
             grid = image.grid
-        return regframe.resample(image, transform, grid)
+        return regframe.resample(image, transform, grid, "auto")
 
     def save(self, data: regframe.Image | regframe.PointSet, path: Path) -> None:
         """Write by suffix: ``.png``, ``.jpg``, ``.tif`` (OME-TIFF) or ``.zarr`` (OME-Zarr 0.5), aside and then renamed.

@@ -137,7 +137,7 @@ def align_elements(
     taken = [n for n in new.values() if n in sdata]
     if taken:
         raise ValueError(
-            f"wanted new names for the carried elements, got {', '.join(taken)}, which are there; change suffix"
+            f"wanted new names for the moved elements, got {', '.join(taken)}, which are there; change suffix"
         )
     door = _Door(sd, crossing, spacing)
     twins = {name: door.carried(name, *element_of(sdata, name)) for name in names}  # before anything is changed
@@ -173,7 +173,7 @@ def load_map(sdata: Any, coordinate_system: str = "aligned", folder: str | Path 
     held = dict(sdata.attrs.get("regframe", {}))
     if coordinate_system not in held:
         raise ValueError(
-            f"wanted a coordinate system that elements were carried to ({', '.join(held) or 'none'}), got "
+            f"wanted a coordinate system that elements were moved to ({', '.join(held) or 'none'}), got "
             f"{coordinate_system!r}; name one"
         )
     name = held[coordinate_system].get("map")

@@ -144,7 +144,7 @@ class VendorAdapter(regframe.Adapter):
         data = self.open(source)
         if isinstance(data, regframe.PointSet):
             return regframe.move_points(data, transform)
-        return regframe.resample(data, transform, data.grid if grid is None else grid)
+        return regframe.resample(data, transform, data.grid if grid is None else grid, "auto")
 
     def save(self, data: regframe.Image | regframe.PointSet, path: Path) -> None:
         """Write a table (``.csv``, ``.csv.gz``, ``.tsv``, ``.parquet``) or an image, as the adapters of these do."""

@@ -86,7 +86,7 @@ class Visium(Layout):
             "image": f"no {' or '.join(_PICTURES.values())} in {place or './'} with its scale factor; copy the folder whole",
         }
         if vendor == "Visium" and tables and images:
-            note += "; spots show little more than an outline: use=image registers the tissue, and its map carries them"
+            note += "; spots show little more than an outline: use=image registers the tissue, and its map moves them"
         return Found(vendor, "", tables, images, missing, (*notes, note))
 
 

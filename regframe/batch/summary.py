@@ -27,7 +27,7 @@ _MAX_REPORT = 32 << 20
 """Largest report, in bytes, from which pictures are taken; regframe's own stay under 6 MB."""
 _FIGURES = ("n_evaluations", "matching_fraction", "folding_fraction")
 _WORDS = {
-    "failed": "did not end as asked",
+    "failed": "stopped with an error, see its log",
     "fail": "contradicted, or no evidence",
     "warn": "not confirmed",
     "pass": "confirmed",

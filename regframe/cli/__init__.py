@@ -3,7 +3,8 @@
 One module per command: ``register``, ``refine``, ``view``, ``apply``, ``evaluate``, ``compose``, ``report``, ``batch`` (each job
 of it: ``job``), ``stack``, ``exchange`` (export and import), ``inspect`` (info, plugins, doctor), ``demo``, ``bench``;
 ``progress`` is the display of all, ``interrupts`` how all end when told to, ``leftovers`` what doctor says of interrupted runs,
-``streams`` puts standard input and output in place of files, ``asread`` says how a run read a file that is carried.
+``streams`` puts standard input and output in place of files, ``asread`` says how a run read a file that is moved,
+``whereabouts`` whether points lie where they belong.
 """
 
 from __future__ import annotations

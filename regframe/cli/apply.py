@@ -34,9 +34,10 @@ from ._common import (
     verbose_option,
     workers_option,
 )
-from .asread import as_read
+from .asread import as_read, finest_of
 from .progress import Bars
 from .streams import STREAM, streamed
+from .whereabouts import full_pixel, in_full_resolution, in_pixels, off_canvas, pixels_of
 
 if TYPE_CHECKING:
     from ..contracts import Adapter, Progress
@@ -57,9 +58,9 @@ _WORTH_SPREADING = 4
 """Number of shards from which they are sent to a cluster; fewer are computed here before a cluster has answered."""
 
 
-@click.group(short_help="Carry images, points or shapes through a saved map.")
+@click.group(short_help="Move images, points or shapes by a saved map.")
 def apply() -> None:
-    """Carry data through the map of a result.
+    """Move data by the map of a result.
 
     ``--to fixed`` takes moving-space data to the fixed space, ``--to moving`` takes fixed-space data back.
     """
@@ -183,7 +184,7 @@ def image(
     run (series, axes, a pixel size by hand), or the same field at another resolution. Its
     channels and its type are kept; of labels every id comes through exactly, and 0 lies where INPUT has nothing.
 
-    What is written to .zarr or .tif is carried tile by tile, with a pyramid, and never held in memory as a whole; run
+    What is written to .zarr or .tif is resampled tile by tile, with a pyramid, and never held in memory as a whole; run
     the same command again to go on with one that was interrupted.
     """
     import regframe
@@ -208,6 +209,7 @@ def image(
     job = slides_job.SlideJob(
         str(order.result_folder.absolute()), address_of(order.input_file), address_of(output), to, adapter,
         tuple(options.items()), order.input_spacing, canvas, spacing, part, level, fill,
+        finest_of(order.result_folder, to),
     )  # fmt: skip
     if tiled:
         if _warp_slide(job, workers, scheduler, order.overwrite):
@@ -215,7 +217,7 @@ def image(
         if scheduler is not None:
             with bad_input():
                 _check_scheduler(scheduler)
-            click.echo(f"Note: {order.input_file.name} is read as a whole, and carried here", err=True)
+            click.echo(f"Note: {order.input_file.name} is read as a whole, and resampled here", err=True)
     elif _warp_small(job, order.overwrite):
         return
     output = on_disk(output, "an output for an image that is read as a whole")
@@ -227,7 +229,7 @@ def image(
     with bad_input():
         placed = data.replace(grid=place.place(data.grid, side, order.input_spacing))
         whole = levels.pyramid_of(placed)
-        grid = place.canvas_grid(result, to, canvas, spacing, part, whole, None if level is None else 0)
+        grid = place.canvas_grid(result, to, canvas, spacing, part, whole, None if level is None else 0, job.finest)
         number = warp.backdrop(whole) if fill == "auto" else None if fill == "border" else float(fill)
         transform = result.transform if to == "fixed" else result.transform.inverse()
         moved = regframe.resample(placed, transform, grid, number)
@@ -481,7 +483,15 @@ def points(
             options = adapter_options(adapter_set, "--adapter-set") | ({"columns": columns} if columns else {})
             reader, table, notes = _native(input_file, adapter, options, unit)
             say_notes(reader, input_file, "input")
-        carried = regframe.carry_points(result, in_unit(table, source, order.input_spacing), to)
+        away = "moving" if to == "fixed" else "fixed"
+        full = in_full_resolution(table) and order.input_spacing is None
+        pixels = pixels_of(order.result_folder, away, source) if full else source
+        placed = in_unit(table, pixels, order.input_spacing)
+        warning = off_canvas(placed, source, away, order.input_spacing)
+        carried = regframe.carry_points(result, placed, to)
+        if full and carried.points.unit != "px":
+            other = result.fixed_grid if to == "fixed" else result.moving_grid
+            carried = in_pixels(carried, pixels_of(order.result_folder, to, other))
         extra = {name: values.tolist() for name, values in carried.columns(table.table).items()}
         extra |= _regions(carried.points, table, labels, labels_set, label_names)
         writer = None if reader is None else plugins.find_writer(reader, carried.points, output, input_file)
@@ -491,6 +501,8 @@ def points(
             else:  # formats with column types
                 writer.save(carried.points.replace(table={**carried.points.table, **extra}), path)
     click.echo(f"wrote {order.output}: {len(carried.points)} points in {carried.points.unit}", err=True)
+    if warning:
+        click.echo(f"Warning: {warning}", err=True)
     for note in notes:
         click.echo(f"Note: {note}", err=True)
 
@@ -651,7 +663,8 @@ def shapes(
     """Move the points, lines and polygons of the GeoJSON file INPUT; properties, ids and order stay as they are.
 
     Coordinates are pixels of the full-resolution image, as QuPath writes them. Where the side they belong to has a
-    physical unit, --input-spacing says how long such a pixel is, or --unit that they are lengths; this is never guessed.
+    physical unit, the slide that was registered says how long such a pixel is, where its file is still there; else, or for
+    shapes drawn on another image, --input-spacing does, or --unit says that they are lengths.
     Edges get new vertices where the map bends them. The output is in the unit of the destination, or in pixels of
     --output-spacing.
     """
@@ -670,7 +683,10 @@ def shapes(
         given = regframe.read_shapes(
             on_disk(order.input_file, "an input"), unit=unit or "px", pixel_origin=pixel_origin, empty=True
         )
-        before = given.to_positions(source, order.input_spacing)
+        spacing = order.input_spacing
+        if spacing is None and given.unit == "px" != source.unit:
+            spacing = full_pixel(order.result_folder, "moving" if to == "fixed" else "fixed", source)
+        before = given.to_positions(source, spacing)
         after = regframe.move_shapes(before, transform, target, tolerance, max_vertices or MAX_VERTICES)
         crossing, crossed = int(before.crossings().sum()), int(after.crossings().sum())
         pixels = output_spacing is not None or target.unit == "px"
@@ -713,7 +729,7 @@ def _shape_notes(
     if outside[1]:
         notes.append(f"{outside[1]} of the vertices written lie outside the {sides[1]} image")
     if crossing or crossed:
-        notes.append(f"{crossed} rings cross themselves ({crossing} did in the input); they are carried as they are")
+        notes.append(f"{crossed} rings cross themselves ({crossing} did in the input); they are moved as they are")
     return notes
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..io.paths import shown
+from ._common import finest_grid
 
 if TYPE_CHECKING:
+    from ..data import Grid
     from ..remote.address import Remote
 
 _OWN = frozenset({"level", "channels", "mask", "nodata", "beside", "components"})
@@ -53,6 +56,22 @@ def as_read(
         shown(f"Note: {place.name} is read as it was registered, with {listed}; --adapter-set says otherwise"), err=True
     )
     return str(how["adapter"]), {name: _fixed(value) for name, value in held.items()} | dict(given)
+
+
+def finest_of(folder: Path, side: str) -> Grid | None:
+    """The finest pixels of a side of a run; None where its file is not known, gone, or no image."""
+    how = _recorded(folder, side)
+    if not how:
+        return None
+    from ..remote.address import locate
+
+    try:
+        path = locate(str(how["path"]))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a file that was read before; nothing of it is carried now
+            return finest_grid(path, str(how["adapter"]), how.get("options") or {}) if path.exists() else None
+    except (click.ClickException, OSError, ValueError, ImportError):
+        return None
 
 
 def _recorded(folder: Path, side: str) -> dict[str, Any]:

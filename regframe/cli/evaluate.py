@@ -21,14 +21,19 @@ from .apply import in_unit
 
 if TYPE_CHECKING:
     from ..data import PointSet
+    from ..result import Result
 
 
 @click.command(short_help="Measure the error at known landmarks.")
 @result_argument
-@click.option("--fixed-landmarks", type=path_type, required=True, metavar="F.csv", help="Positions on the fixed side.")
 @click.option(
-    "--moving-landmarks", type=path_type, required=True, metavar="M.csv", help="Positions on the moving side."
+    "--landmarks",
+    type=path_type,
+    metavar="P.csv",
+    help="Pairs in one file, as `regframe register --landmarks` takes them.",
 )
+@click.option("--fixed-landmarks", type=path_type, metavar="F.csv", help="Or: positions on the fixed side …")
+@click.option("--moving-landmarks", type=path_type, metavar="M.csv", help="… and their partners on the moving side.")
 @click.option(
     "--fixed-spacing", type=float, metavar="S", help="Factor from the fixed file's coordinates to the side's unit."
 )
@@ -39,8 +44,9 @@ if TYPE_CHECKING:
 @verbose_option
 def evaluate(
     result_folder: Path,
-    fixed_landmarks: Path,
-    moving_landmarks: Path,
+    landmarks: Path | None,
+    fixed_landmarks: Path | None,
+    moving_landmarks: Path | None,
     fixed_spacing: float | None,
     moving_spacing: float | None,
     as_json: bool,
@@ -50,8 +56,6 @@ def evaluate(
     Rows are joined on a column that names them (id, label, name, an index) where both files have one, else row by row; which
     it was is said. ``before`` is the error of the identity map.
     """
-    import regframe
-
     from ..data import describe_grid
     from ..evaluation import evaluate as measure
     from ..io.tables import paired
@@ -59,13 +63,8 @@ def evaluate(
     result = load_result(result_folder)
     sides: list[PointSet] = []
     with bad_input():
-        for path, grid, spacing in (
-            (fixed_landmarks, result.fixed_grid, fixed_spacing),
-            (moving_landmarks, result.moving_grid, moving_spacing),
-        ):
-            if spacing is not None and not spacing > 0:
-                raise BadInput(f"wanted a positive spacing for {path}, got {spacing}")
-            table = regframe.read_points(path, unit=grid.unit if spacing is None else "px")
+        files = _read(result, landmarks, (fixed_landmarks, moving_landmarks), (fixed_spacing, moving_spacing))
+        for (path, table, spacing), grid in zip(files, (result.fixed_grid, result.moving_grid), strict=True):
             points = in_unit(table, grid, spacing)
             sides.append(points)
             outside = int((~grid.contains(points.coords)).sum()) if points.ndim == grid.ndim else 0
@@ -82,6 +81,35 @@ def evaluate(
         emit_json(figures)
     else:
         _print(figures)
+
+
+def _read(
+    result: Result,
+    both: Path | None,
+    each: tuple[Path | None, Path | None],
+    spacings: tuple[float | None, float | None],
+) -> list[tuple[Path, PointSet, float | None]]:
+    """File, positions and spacing of the fixed and of the moving side; of one file of pairs, or of a file for each side."""
+    import regframe
+
+    from ..data import PointSet
+
+    grids = result.fixed_grid, result.moving_grid
+    for spacing in spacings:
+        if spacing is not None and not spacing > 0:
+            raise BadInput(f"wanted a positive spacing, got {spacing}")
+    own = tuple(grid.unit if spacing is None else "px" for grid, spacing in zip(grids, spacings, strict=True))
+    if both is not None and each == (None, None):
+        fixed, moving, units = regframe.read_landmarks(both)
+        coords = zip((fixed, moving), units, own, spacings, strict=True)
+        return [(both, PointSet(at, unit or mine), spacing) for at, unit, mine, spacing in coords]
+    if both is not None or each[0] is None or each[1] is None:
+        raise BadInput(
+            "wanted --landmarks P, or --fixed-landmarks F and --moving-landmarks M, got another choice of them; give pairs in "
+            "one file, or a file for each side"
+        )
+    named = zip(each, own, spacings, strict=True)
+    return [(path, regframe.read_points(path, unit=mine), spacing) for path, mine, spacing in named if path is not None]
 
 
 def _print(figures: dict[str, Any]) -> None:

@@ -88,7 +88,7 @@ def _to_option(said: str) -> Callable[[_F], _F]:
     metavar="PX",
     help="Largest error of displacement fields, in pixels; a larger one makes smaller files.",
 )
-@click.option("--points", "points_file", type=path_type, metavar="FILE", help="csv, geojson: positions to carry.")
+@click.option("--points", "points_file", type=path_type, metavar="FILE", help="csv, geojson: positions to move.")
 @click.option("--spacing", type=float, metavar="S", help="csv, geojson: distance of the points of a regular grid.")
 @overwrite_option
 @json_option

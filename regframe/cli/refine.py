@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from ..data import Pyramid
     from ..result import Result
 
+STEPS = "steps.json"
+"""What was done on the live page to make a map; it does not make the refined one, and is left out with it."""
+
 threads_option = workers_option("Threads of the refinement; one per core otherwise.")
 
 
@@ -71,7 +74,7 @@ def refine(
     result = load_result(result_folder)
     with bad_input():
         run = recorded_run(result_folder, fixed, moving)
-        ours = {outputs.TRANSFORM, outputs.METRICS, outputs.CONFIG, outputs.LOG, outputs.REPORT}
+        ours = {outputs.TRANSFORM, outputs.METRICS, outputs.CONFIG, outputs.LOG, outputs.REPORT, STEPS}
         strangers = sorted(
             p.name for p in result_folder.iterdir() if p.name not in ours and not p.name.startswith("warped")
         )

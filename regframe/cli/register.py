@@ -48,6 +48,12 @@ if TYPE_CHECKING:
 @click.argument("moving", type=place_type)
 @folder_option()
 @click.option("--landmarks", type=path_type, metavar="P.csv", help="Pairs: fixed_y, fixed_x, moving_y, moving_x.")
+@click.option(
+    "--moving-landmarks",
+    type=path_type,
+    metavar="M",
+    help="Points of the moving side, where --landmarks has those of the fixed side alone (tables, or .npy of STalign).",
+)
 @click.option("--metric", metavar="NAME", help="Similarity metric; `regframe plugins` lists them.")
 @click.option("--metric-set", metavar="K=V", multiple=True, help="Option of the metric.")
 @click.option(
@@ -57,9 +63,11 @@ if TYPE_CHECKING:
 @click.option("--solver-set", metavar="K=V", multiple=True, help="Option of the solver.")
 @click.option(
     "--init",
-    metavar="auto|NAME|FILE",
-    help="Start: auto searches, identity or another NAME is a start that `regframe plugins` lists; FILE is a saved result, or an "
-    "affine map that `regframe import` reads, e.g. a bare matrix.  [default: auto]",
+    metavar="auto|runner-up|rotate=90,mirror,scale=2|NAME|FILE",
+    help="Start: auto searches, runner-up takes the second best of that search; rotate=90 (degrees counterclockwise), mirror "
+    "(left and right), scale=2, or several of these, lay the tissue of both middle on middle; identity or another NAME is a "
+    "start that `regframe plugins` lists; FILE is a saved result, or an affine map that `regframe import` reads, e.g. a bare "
+    "matrix.  [default: auto]",
 )
 @click.option("--init-set", metavar="K=V", multiple=True, help="Option of the start.")
 @click.option(
@@ -110,6 +118,8 @@ def register(ctx: click.Context, /, **options: Any) -> None:
         "landmarks": None if options["landmarks"] is None else options["landmarks"].resolve(),
         "init": options["init"] or config.init,
     }
+    if options["moving_landmarks"] is not None:
+        run["moving_landmarks"] = options["moving_landmarks"].resolve()
     if options["workers"] is not None and not options["refined"]:
         raise BadInput("wanted --refine beside --workers, got --workers alone; leave it out")
     sides = levels(run) if options["refined"] else None
@@ -139,7 +149,7 @@ def register(ctx: click.Context, /, **options: Any) -> None:
 
 def _read(options: Mapping[str, Any]) -> list[Any]:
     """Every file that the options name to be read."""
-    names = ("fixed", "moving", "landmarks", "config_file", "fixed_mask", "moving_mask")
+    names = ("fixed", "moving", "landmarks", "moving_landmarks", "config_file", "fixed_mask", "moving_mask")
     return [options[name] for name in names if options.get(name) is not None]
 
 
@@ -192,9 +202,13 @@ _WITH_OPTIONS = ("metric", "init", "solver")
 def _names_start(init: str) -> bool:
     """Whether a value of ``--init`` names a start: it is no file, and ``auto`` or a word that a plug-in provides."""
     from .. import plugins
+    from ..starts.stated import RUNNER_UP, said
 
     if init == "auto" or Path(init).exists():
         return init == "auto"
+    with bad_input():
+        if init == RUNNER_UP or said(init) is not None:
+            return True
     return init.rpartition("/")[2] in {entry.name for entry in plugins.entries("start")}
 
 
@@ -238,6 +252,8 @@ def _init(options: dict[str, Any], fixed: Image | PointSet, moving: Image | Poin
     """The argument ``init`` of `regframe.register`: landmarks, a saved result, or a word."""
     init: str | None = options["init"]
     landmarks: Path | None = options["landmarks"]
+    if landmarks is None and options["moving_landmarks"] is not None:
+        raise BadInput("wanted --landmarks of the fixed side beside --moving-landmarks, got one side; give both")
     if landmarks is not None:
         if init not in (None, "auto"):
             raise BadInput(f"wanted one start, got --landmarks and --init {init}; leave one out")
@@ -295,7 +311,7 @@ def _landmarks(path: Path, fixed: Image | PointSet, moving: Image | PointSet, op
     from ..data import Image, PointSet, describe_grid
     from ..io.tables import to_unit_of
 
-    fixed_points, moving_points, units = regframe.read_landmarks(path)
+    fixed_points, moving_points, units = regframe.read_landmarks(path, options["moving_landmarks"])
     pairs = []
     for side, data, coords, unit in (
         ("fixed", fixed, fixed_points, units[0]),
@@ -347,11 +363,22 @@ def _dry_run(
         emit_json({"dry_run": True, "output": str(out), **sides, "config": config.model_dump(mode="json"), "run": run})
         return
     for side, data, adapter in (("fixed", fixed, fixed_adapter), ("moving", moving, moving_adapter)):
-        click.echo(f"{side:<7} {run[side]['path']} ({adapter.name}): {describe(data)}")
+        reading = getattr(data, "reading", None)
+        at = f", read at {reading}" if reading is not None else ""
+        click.echo(f"{side:<7} {run[side]['path']} ({adapter.name}): {describe(data)}{at}")
+    click.echo(
+        f"memory  {sum(map(_bytes, (fixed, moving))) / 1e6:.3g} MB of pixels or positions were read; a fit takes more"
+    )
     start = f"landmarks of {run['landmarks']}" if run["landmarks"] else run["init"]
     click.echo(f"start   {start}")
     click.echo(f"map     {config.transform}, metric {config.metric}, device {config.device}, seed {config.seed}")
     click.echo(f"output  {out} (nothing was computed or written)")
+
+
+def _bytes(data: Image | PointSet) -> int:
+    from ..data import Image
+
+    return (data.data if isinstance(data, Image) else data.coords).nbytes
 
 
 def describe(data: Image | PointSet) -> str:

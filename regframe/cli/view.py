@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     type=path_type,
     metavar="FILE",
     multiple=True,
-    help="The same of the moving side, carried by the map.",
+    help="The same of the moving side, moved by the map.",
 )
 @click.option("--replay", type=path_type, metavar="STEPS", help="Repeat the steps of a file and write -o NEW; no page.")
 @moved_options

@@ -198,6 +198,7 @@ class Fit(Standing):
         torn: by how much a bend that was given up for it changed areas, or None.
         following: whether the bend was found by `fluid.follow`.
         held_out: what pixels gained by a bend that followed others (`fluid.held_out`); None where that was not asked.
+        held: whether the map is the one that was held to the landmarks; None where ``sigma_landmarks`` is not set.
         last: the energy that ``x`` minimises, or None.
         steep: whether the metric had a gradient anywhere.
     """
@@ -220,6 +221,7 @@ class Fit(Standing):
     torn: float | None = None
     following: bool = False
     held_out: float | None = None
+    held: bool | None = None
     last: Energy | None = None
     steep: bool = False
 

@@ -25,7 +25,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .. import gate
 from ..data import AXES, Grid, PointSet, canonical_unit, unit_ratio
+from . import bigwarp, stalign
 from .text import numeric, read_text, with_points
 
 _STYLES = (
@@ -199,7 +201,8 @@ def read_points(
     """Read a table of points into a `PointSet` that carries the whole table.
 
     Args:
-        path: a text table, gzipped or not (see `read_table`), or one that was read already.
+        path: a text table, gzipped or not (see `read_table`), or one that was read already; or an ``.npy`` of points, also
+            of STalign (`regframe.io.stalign`).
         columns: which columns are the positions where their names do not say so (``"x=T_x,y=T_y"``, or the names
             alone where they end or begin with the axis), or the names of a header-less file's columns in order
             (``"x,y"``).
@@ -208,6 +211,8 @@ def read_points(
     Raises ValueError where no or more than one choice of columns is possible, or where a coordinate is no finite
     number.
     """
+    if not isinstance(path, PointTable) and str(path).lower().endswith(".npy"):
+        return stalign.read_npy(path, unit)
     table = path if isinstance(path, PointTable) else read_table(path, columns)
     names, declared = position_columns(table, columns)
     coords = table.numbers(names)
@@ -239,16 +244,34 @@ def position_columns(table: PointTable, columns: str | None = None) -> tuple[tup
     return tuple(chosen[axis][0] for axis in axes), units.pop()
 
 
-def read_landmarks(path: str | os.PathLike[str]) -> tuple[Tensor, Tensor, tuple[str | None, str | None]]:
+def read_landmarks(
+    path: str | os.PathLike[str], partners: str | os.PathLike[str] | None = None
+) -> tuple[Tensor, Tensor, tuple[str | None, str | None]]:
     """Read landmark pairs from one table with the columns ``fixed_y, fixed_x, moving_y, moving_x``.
 
     Any order, ``_z`` with both or neither, other columns ignored. Xenium Explorer's keypoints (``fixedX, fixedY, alignmentX,
     alignmentY``) are in pixels of the images at full resolution; BigWarp's table without a header (name, active, moving x and y,
-    fixed x and y) is read as well, without the pairs that are not active.
+    fixed x and y), its JSON and Warpy's (`regframe.io.bigwarp`) are read as well, without the pairs that are not active.
+
+    Args:
+        path: the file of both sides, or that of the fixed one where ``partners`` is given.
+        partners: points of the moving side, in a table or STalign's ``.npy`` (`regframe.io.stalign`); joined as `paired` says.
 
     Returns fixed ``[N, D]``, moving ``[N, D]`` (float64, in the order (z,) y, x) and the unit of either side where it is stated
     (``fixed_y_um``), else None: the image's own. Raises ValueError where columns are missing, or units or numbers of axes differ.
     """
+    if partners is not None:
+        (a, one), (b, other) = map(_of_one_side, (path, partners))
+        pairs = paired(a, b)
+        return pairs.fixed.coords, pairs.moving.coords, (one, other)
+    if str(path).lower().endswith(".npy"):
+        raise ValueError(
+            f"wanted a file of each side, got one of one side {str(path)!r}; give that of the moving side beside it "
+            "(--moving-landmarks M.npy)"
+        )
+    elsewhere = _elsewhere(path)
+    if elsewhere is not None:
+        return elsewhere
     table = _bigwarp(path) or read_table(path)
     sides: list[tuple[Tensor, str | None]] = []
     for side in ("fixed", "moving"):
@@ -275,6 +298,33 @@ def read_landmarks(path: str | os.PathLike[str]) -> tuple[Tensor, Tensor, tuple[
     if not len(table):
         raise ValueError(f"wanted at least one pair of landmarks in {str(table.path)!r}, got none")
     return fixed, moving, (fixed_unit, moving_unit)
+
+
+def _of_one_side(path: str | os.PathLike[str]) -> tuple[PointSet, str | None]:
+    """Points of one side, and their unit where the file states it."""
+    points = read_points(path)
+    declared = None if str(path).lower().endswith(".npy") else position_columns(read_table(path), None)[1]
+    return points, declared
+
+
+def _elsewhere(path: str | os.PathLike[str]) -> tuple[Tensor, Tensor, tuple[str | None, str | None]] | None:
+    """The active pairs of a JSON file of BigWarp or Warpy; None for another file."""
+    if Path(path).suffix.lower() != ".json" or not Path(path).is_file():
+        return None
+    gate.check_file(path)
+    try:
+        found = bigwarp.parsed(Path(path).read_text(encoding="utf-8", errors="replace"))
+    except ValueError as error:
+        raise ValueError(f"{error} ({str(path)!r})") from error
+    if found is None:
+        return None
+    active = [pair for pair in found.pairs if pair.on]
+    if not active:
+        raise ValueError(f"wanted at least one active pair of landmarks in {str(path)!r}, got none")
+    fixed, moving = (
+        torch.tensor(rows, dtype=torch.float64) for rows in zip(*((p.fixed, p.moving) for p in active), strict=True)
+    )
+    return fixed, moving, (found.unit, found.unit)
 
 
 def _of_side(name: str) -> tuple[str, str, str | None] | None:

@@ -13,6 +13,7 @@ from .. import ops, reference
 from ..data import Grid, Image, PointSet
 from . import homogeneous
 from .affine import Affine
+from .backdrop import backdrop_of
 from .base import Transform
 from .flow import Flow
 
@@ -20,12 +21,17 @@ _CHUNK = 1 << 20
 """Number of positions mapped at once where a map is not one fused op: 16 to 24 MB of coordinates."""
 
 
-def resample(image: Image, transform: Transform, grid: Grid, background: float | None = None) -> Image:
+def resample(image: Image, transform: Transform, grid: Grid, background: float | str | None = None) -> Image:
     """``image`` carried by ``transform`` (source: the image's space) onto ``grid`` (target space), in its own dtype.
 
     Intensities are interpolated linearly and rounded for integer dtypes; labels take the nearest pixel, ids kept.
-    Target pixels that map outside the image get ``background``; where None, the nearest border value (labels: 0).
+    Target pixels that map outside the image get ``background``: a number; ``"auto"``, white around brightfield, else 0; or the
+    nearest border value where None (labels: 0).
     """
+    if isinstance(background, str):
+        if background != "auto":
+            raise ValueError(f"wanted background 'auto', a number or None, got {background!r}")
+        background = backdrop_of(image)
     if transform.ndim != image.grid.ndim or transform.ndim != grid.ndim:
         raise ValueError(
             f"wanted an image, a map and a grid of one dimension, got {image.grid.ndim}, {transform.ndim}, {grid.ndim}"

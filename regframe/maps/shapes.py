@@ -250,7 +250,7 @@ class _Reader(_Walk):
         if self.n_open:
             notes.append(f"{_count(self.n_open, 'ring')} did not end where it began and was closed")
         if self.n_short:
-            notes.append(f"{_count(self.n_short, 'ring')} of fewer than four positions carried as it is")
+            notes.append(f"{_count(self.n_short, 'ring')} of fewer than four positions moved as it is")
         return tuple(notes)
 
     def document(self, node: Any) -> Any:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from .. import plugins
+from ..data import Grid
 from ..fit.threads import on_threads
 from ..io.store import load
 from ..remote.address import Remote, locate
@@ -41,6 +42,7 @@ class SlideJob:
         region: part of the canvas, in the unit of the side ``to``: first and last position per axis.
         level: resolution of the image to read; it also gives the output's pixel size where ``spacing`` is None.
         background: value beyond the image's pixels, as in `SlideOptions`.
+        finest: the finest pixels of the side ``to``, as in `canvas_grid`.
     """
 
     result: str
@@ -55,6 +57,7 @@ class SlideJob:
     region: tuple[tuple[float, float], ...] | None = None
     level: int | None = None
     background: Background = "auto"
+    finest: Grid | None = None
 
     def plan(self) -> SlideWarp | None:
         """The plan of `warp_slide`.
@@ -74,7 +77,7 @@ class SlideJob:
         result = load(self.result)
         side = result.moving_grid if self.to == "fixed" else result.fixed_grid
         placed = place_pyramid(pyramid, side, self.input_spacing)
-        grid = canvas_grid(result, self.to, self.canvas, self.spacing, self.region, placed, self.level)
+        grid = canvas_grid(result, self.to, self.canvas, self.spacing, self.region, placed, self.level, self.finest)
         transform = result.transform if self.to == "fixed" else result.transform.inverse()
         return SlideWarp(
             placed,

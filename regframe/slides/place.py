@@ -26,6 +26,8 @@ _SNAP = 0.1
 _RATIO = 0.02
 """Relative difference of two extents below which both are taken for one field of view: a level of a pyramid loses up to a
 pixel."""
+_ROUNDING = 1e-4
+"""Relative difference of two pixel sizes below which both are one: what decimals of a file's pixel size leave open."""
 Canvas = Literal["fixed", "moving", "union"]
 """Side, or union of both sides, whose field of view an output fills."""
 
@@ -41,6 +43,7 @@ def canvas_grid(
     region: Iterable[tuple[float, float]] | None = None,
     source: Pyramid | None = None,
     level: int | None = None,
+    finest: Grid | None = None,
 ) -> Grid:
     """The grid of an output in the space of the side ``to``: its field of view, its pixel size, and the part of it that is
     wanted.
@@ -58,6 +61,7 @@ def canvas_grid(
         region: first and last position per axis; pixels whose centres lie between them are kept.
         source: the image that has ``level``.
         level: resolution of the image that decides the pixel size.
+        finest: the finest pixels of the destination, where they are known: an output of that pixel size has just these.
 
     Raises:
         ValueError: for a region without a pixel of the canvas.
@@ -67,7 +71,9 @@ def canvas_grid(
     if spacing is None and level is not None and source is not None:
         if not 0 <= level < len(source.levels):
             raise ValueError(f"wanted a level from 0 to {len(source.levels) - 1} of {source.name}, got {level}")
-        spacing = _spacing_of(source.levels[level].grid, forth, own)
+        spacing = _spacing_of(source.levels[level].grid, forth, own if finest is None else finest)
+    if finest is not None and spacing is not None and _splits(finest, own) and _near(spacing, finest):
+        own = finest
     grid = own if spacing is None or own.spacing == (spacing,) * own.ndim else own.resampled(spacing)
     low, high = np.zeros(own.ndim, dtype=np.int64), np.array(grid.shape)
     if canvas not in (None, to):
@@ -99,6 +105,23 @@ def canvas_grid(
         return grid
     origin = tuple(o + s * int(a) for o, s, a in zip(grid.origin, grid.spacing, low, strict=True))
     return Grid(tuple(int(b - a) for a, b in zip(low, high, strict=True)), grid.spacing, origin, grid.unit)
+
+
+def _near(spacing: float, grid: Grid) -> bool:
+    return all(abs(spacing / s - 1) < _ROUNDING for s in grid.spacing)
+
+
+def _splits(finest: Grid, own: Grid) -> bool:
+    """Whether ``finest`` covers the field of ``own``, to within a pixel of the latter."""
+    if finest.ndim != own.ndim or finest.unit != own.unit:
+        return False
+    edges = [
+        (f.origin[d] - f.spacing[d] / 2, f.origin[d] - f.spacing[d] / 2 + f.extent[d], f.spacing[d])
+        for f in (finest, own)
+        for d in range(own.ndim)
+    ]
+    pairs = zip(edges[: own.ndim], edges[own.ndim :], strict=True)
+    return all(abs(a[0] - b[0]) <= b[2] and abs(a[1] - b[1]) <= b[2] and a[2] <= b[2] for a, b in pairs)
 
 
 def _spacing_of(grid: Grid, transform: Transform, own: Grid) -> float:

@@ -98,7 +98,7 @@ class PyramidAdapter(Adapter):
     def apply(self, source: Any, transform: Transform, grid: Grid | None = None) -> Image:
         """The image as `open` reads it, resampled on ``grid``, its own where None; whole slides are carried tile by tile."""
         image = self.open(source)
-        return resample(image, transform, image.grid if grid is None else grid)
+        return resample(image, transform, image.grid if grid is None else grid, "auto")
 
     def save(self, data: Image | PointSet, path: Path) -> None:
         """Refused: a subclass that writes overrides this, and says under which suffixes (``writes``)."""

@@ -24,6 +24,7 @@ import torch
 from ..contracts import Progress
 from ..data import Grid, Image, Level, Pyramid, describe_grid
 from ..fit.threads import on_threads, run_each, workers_of
+from ..maps.backdrop import COLUMNS, ROWS, around
 from ..maps.base import Transform
 from ..maps.known import known
 from ..plugins import PARTIAL
@@ -497,10 +498,7 @@ def backdrop(pyramid: Pyramid) -> float:
     if pyramid.labels or dtype.kind != "u" or len(pyramid.channels) != 3:
         return 0.0
     level = pyramid.levels[-1]
-    height, width = level.grid.shape
-    middle = slice(max(0, width // 2 - 4096), width // 2 + 4096)
-    frame = [level.read((rows, slice(middle.start, min(middle.stop, width)))) for rows in
-             (slice(0, min(8, height)), slice(max(0, height - 8), height))]  # fmt: skip
-    top = float(np.iinfo(dtype).max)
-    bright = [float(np.median(np.concatenate([f[c].ravel() for f in frame]))) > top / 2 for c in range(3)]
-    return top if all(bright) else 0.0
+    *depth, height, width = level.grid.shape
+    columns = slice(max(0, width // 2 - COLUMNS // 2), min(width // 2 + COLUMNS // 2, width))
+    ends = slice(0, min(ROWS, height)), slice(max(0, height - ROWS), height)
+    return around([level.read((*(slice(0, n) for n in depth), rows, columns)) for rows in ends])

@@ -77,7 +77,8 @@ class Images(Solver):
             return instead if better else fitted
 
     def judge(self, fitted: Fitted) -> Iterable[Finding]:  # noqa: D102
-        return verdict.of_images(fitted.figures, fitted.transform.ndim)
+        yield from verdict.of_images(fitted.figures, fitted.transform.ndim)
+        yield from verdict.held_to_landmarks(fitted.figures)
 
     def compare(self, task: Task) -> Compared:
         """Both sides prepared, and the metric by which to compare them."""

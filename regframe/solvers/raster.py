@@ -221,12 +221,29 @@ def fit(
     judge = judge or _judge(sides, start, task, recipe)
     landmarks = pairs(sides, task)
     followed = tuple(functools.partial(_prepared, metric) for metric in pair.followed)
-    if landmarks is not None or _states_prior(task.config):
-        followed = ()  # only an energy can weigh landmarks, or a prior that the user states
-    asked = Pair(*sides, pair.ready, task.config, landmarks, recipe, judge, followed)
-    found = fit_pyramid(asked, began, task.progress)
-    if judge is not None:
-        found.nats = judge(functools.partial(to_moving, found), found.pullback)
+    if _states_prior(task.config):
+        followed = ()  # only an energy can weigh a prior that the user states
+
+    def fitted_to(pairs_held: tuple[Tensor, Tensor, float] | None) -> Fit:
+        bends = followed if pairs_held is None else ()  # only an energy can weigh landmarks
+        asked = Pair(*sides, pair.ready, task.config, pairs_held, recipe, judge, bends)
+        found = fit_pyramid(asked, began, task.progress)
+        if judge is not None:
+            found.nats = judge(functools.partial(to_moving, found), found.pullback)
+        return found
+
+    found = fitted_to(landmarks)
+    if landmarks is None:
+        return found
+    found.held = True
+    if judge is None or task.config.hold_landmarks:
+        return found
+    free = fitted_to(None)
+    assert found.nats is not None
+    assert free.nats is not None
+    if free.nats > found.nats:  # a richer claim has to earn its place: the images agree more without it
+        free.held = False
+        return free
     return found
 
 
@@ -255,8 +272,9 @@ def pairs(sides: tuple[Halvings, Halvings], task: Task) -> tuple[Tensor, Tensor,
     if not isinstance(task.start, Landmarks):
         raise ValueError("wanted landmarks beside sigma_landmarks, got none; pass init=regframe.landmarks(p, q)")
     fixed, moving = (side.grid for side in sides)
-    p = carry(Frame.of(moving).matrix(), task.start.moving)
-    q = carry(Frame.of(fixed).matrix(), task.start.fixed)
+    agreeing = task.start.agreeing()
+    p = carry(Frame.of(moving).matrix(), agreeing.moving)
+    q = carry(Frame.of(fixed).matrix(), agreeing.fixed)
     return p, q, task.config.sigma_landmarks / fixed.pixel
 
 
@@ -290,6 +308,8 @@ def fitted(pair: Compared, done: Run, moving_grid: Grid) -> Fitted:
     }
     figures["counted"] = pair.counted
     figures["evidence"] = done.fit.nats
+    if done.fit.held is not None:
+        figures["landmarks_held"] = done.fit.held
     figures["confidence"] = confidence.of_images(figures, fixed.grid.shape)
     sure = figures["confidence"]
     figures["place_confidence"] = None if sure is None else confidence.of_place(figures, fixed.grid.ndim)

@@ -300,7 +300,7 @@ def _volume(stack: Stack, images: Sequence[Image]) -> Image:
     if needed > MOST_BYTES:
         raise ValueError(
             f"wanted a volume of at most {MOST_BYTES / 2**30:.3g} GiB, got {needed / 2**30:.3g} GiB; "
-            "open the sections at a coarser level, or carry each at full size with its own map"
+            "open the sections at a coarser level, or resample each at full size with its own map"
         )
     background = Section.of(first).background if not first.labels else None
     data = torch.zeros((len(first.channels), *stack.grid.shape), dtype=first.data.dtype)

@@ -13,6 +13,7 @@ import torch
 
 from .. import verdict
 from ..data import Image
+from ..maps.resample import resample
 from ..registration import register
 from ..strangers import PluginFault
 from ..verdict import DIFFER, HALF, Finding
@@ -93,7 +94,7 @@ class Judge:
                 raise
             except ValueError:
                 continue
-            there = trial.to_fixed(over).data[0].numpy().astype(np.float64)
+            there = resample(over, trial.transform, grid).data[0].numpy().astype(np.float64)
             where = [self.after.tissue[k] | self.after.tissue[n] for n in near]
             gains = [
                 ncc_of(there, self.after.density[n], w) - self.after.ncc(k, n) for n, w in zip(near, where, strict=True)

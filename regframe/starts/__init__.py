@@ -1,10 +1,11 @@
 """The starts: where a fit begins, either searched for or given by the user.
 
-``identity`` leaves both sides as they lie, ``landmarks`` makes a start of paired points, ``matrix`` takes one as numbers:
-``init`` takes these by name. ``images``, ``volumes``, ``section`` and ``points`` search for one where ``init`` is ``auto``.
-``views`` prepares the images that the search compares, ``evidence`` compares them at many poses, ``priors`` tells which
-poses are likely beforehand; ``pose`` defines what searches of images return; ``given`` reads the argument ``init``;
-``scale`` reads what the units tell about the scale between the two sides.
+``identity`` leaves both sides as they lie, ``landmarks`` makes a start of paired points, ``matrix`` takes one as numbers,
+``stated`` in words (``rotate=90,mirror``): ``init`` takes these by name. ``images``, ``volumes``, ``section`` and ``points``
+search for one where ``init`` is ``auto``. ``views`` prepares the images that the search compares, ``evidence`` compares them
+at many poses, ``priors`` tells which poses are likely beforehand; ``pose`` defines what searches of images return; ``given``
+reads the argument ``init``; ``scale`` reads what the units tell about the scale between the two sides; ``disagreement``
+finds the pairs of landmarks that are wrong.
 """
 
 from __future__ import annotations
@@ -20,5 +21,6 @@ def regframe_starts() -> list[type[Any]]:
     from .identity import Identity
     from .landmarks import PairedLandmarks
     from .matrix import Matrix
+    from .stated import Stated
 
-    return [Identity, PairedLandmarks, Matrix]
+    return [Identity, PairedLandmarks, Matrix, Stated]

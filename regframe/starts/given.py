@@ -60,7 +60,9 @@ def first_pose(name: str, options: dict[str, Any], task: Task) -> Any:
     whose = strangers.words(asked, "start")
     candidates = asked.find(task)
     if not isinstance(candidates, (list, tuple)) or not candidates:
-        raise ValueError(f"wanted a pose from the start {name!r}, got {candidates!r}; take another one, or init='auto'")
+        raise ValueError(
+            f"wanted a place to begin from the start {name!r}, got {candidates!r}; take another one, or init='auto'"
+        )
     best = candidates[0]
     if not isinstance(best, Candidate) or (best.matrix is None) == (best.landmarks is None):
         raise ValueError(f"wanted regframe.Candidate with a matrix or landmarks from {whose}, got {best!r}")
@@ -87,6 +89,7 @@ def position_of(candidate: Candidate, task: Task, whose: str = "a start") -> Aff
 def _of_landmarks(pairs: Landmarks, scale: Scale, ndim: int, config: Config) -> Tensor:
     if pairs.moving.shape[1] != ndim:
         raise ValueError(f"wanted landmarks of {ndim} components, got {pairs.moving.shape[1]}")
+    pairs = pairs.agreeing()
     fitted, _ = fit_points(pairs.moving * scale.factor, pairs.fixed, affine_kind(config.transform))
     matrix = fitted.matrix.clone()
     matrix[:-1, :-1] = matrix[:-1, :-1] * scale.factor
@@ -122,6 +125,13 @@ def check_landmarks(pairs: Landmarks, fixed: Image, moving: Image) -> None:
             raise ValueError(f"wanted {side} landmarks of {image.grid.ndim} components, got {coords.shape[1]}")
         outside = int((~image.grid.contains(coords)).sum())
         if outside:
+            other = (moving if side == "fixed" else fixed).grid
+            theirs = pairs.moving if side == "fixed" else pairs.fixed
+            if image.grid.ndim == other.ndim and bool(other.contains(coords).all() & image.grid.contains(theirs).all()):
+                raise ValueError(
+                    f"wanted {side} landmarks inside the {side} image, got {outside} of {len(coords)} outside, and all inside "
+                    "with both sides exchanged; swap fixed and moving of the landmarks"
+                )
             raise ValueError(
                 f"wanted {side} landmarks inside the {side} image, got {outside} of {len(coords)} outside; "
                 "check their unit and the order of x and y"

@@ -110,6 +110,12 @@ def begin(fixed: Halvings, moving: Halvings, init: Any, config: Config) -> tuple
     if matrix is not None:
         return matrix, None
     found = search(fixed, moving, config)
+    if config.init == "runner-up":
+        if found.runner_up is None:
+            raise ValueError(
+                "wanted a second placement to begin with, got one alone from the search; leave init='runner-up' out"
+            )
+        return found.runner_up, None
     factor = Scale.of(fixed.grid, moving.grid).factor
     return nearest_of_kind(found.matrix, config.transform, factor, moving.grid.center), found
 
@@ -356,11 +362,13 @@ def _decided(found: _Candidates, scores: Tensor, best: int, rivals: list[int]) -
         return ""
     hands = [float(torch.linalg.det(found.poses[i, :, :-1])) for i in (best, rival)]
     if hands[0] > 0 > hands[1]:
-        return "the mirrored pose fits as well: the pose that is not mirrored, as the files lie, was taken"
+        return "the mirror image fits as well: the one that is not mirrored, as the files lie, was taken"
     sizes = [float(torch.linalg.svdvals(found.poses[i, :, :-1]).log().mean()) for i in (best, rival)]
     if abs(sizes[0] - sizes[1]) > priors.SIZE * 2:
-        return f"a pose {math.exp(sizes[0] - sizes[1]):.2g} times as large fits as well: the likelier size was taken"
-    return "another pose fits as well: the likelier one, less turned, sheared or shifted, was taken"
+        return (
+            f"a placement {math.exp(sizes[0] - sizes[1]):.2g} times as large fits as well: the likelier size was taken"
+        )
+    return "another placement fits as well: the likelier one, less turned, sheared or shifted, was taken"
 
 
 def _zoom(pullback: Tensor) -> float:
@@ -437,9 +445,9 @@ def _scan(fixed: Views, moving: Views, zoom: float, closer: int = 1) -> tuple[Te
         m_at, shape = lattice((side,) * ndim, spacing), [smooth_size(n + side - 1) for n in f_shape]
         middle = torch.zeros(ndim, dtype=torch.float32)
     else:
-        shape, middle = [smooth_size(n + 2 * reach) for n in f_shape], _middle(m)
+        shape, middle = [smooth_size(n + 2 * reach) for n in f_shape], middle_of_tissue(m)
         m_at = lattice(tuple(shape), spacing)
-        m_at = m_at - m_at[(0,) * ndim] + f_at[(0,) * ndim] - _middle(f) - reach * spacing
+        m_at = m_at - m_at[(0,) * ndim] + f_at[(0,) * ndim] - middle_of_tissue(f) - reach * spacing
     sums = torch.cat([torch.ones_like(mask)[None], image, image * image]) * mask
     sums = torch.fft.rfftn(sums, s=shape, dim=list(range(1, ndim + 1))).conj()  # [5, ...]
     few = 64 // closer**2  # turns that are held at once
@@ -456,7 +464,7 @@ def _scan(fixed: Views, moving: Views, zoom: float, closer: int = 1) -> tuple[Te
     return best, torch.cat([turns, moved[:, :, None]], dim=2)
 
 
-def _middle(view: View) -> Tensor:
+def middle_of_tissue(view: View) -> Tensor:
     """The middle ``[D]`` of a side's tissue: of its edges, above their least, where it is trusted."""
     weight = view.weight * view.outlines
     at = view.grid.coords().to(torch.float32)

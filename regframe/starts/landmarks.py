@@ -18,6 +18,7 @@ from ..fit.closed import turn_of
 from ..maps.affine import Affine
 from ..maps.base import Transform
 from ..maps.homogeneous import compose, inverse
+from .disagreement import Disagreement, disagreement
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,23 @@ class Landmarks:
 
     moving: Tensor
     fixed: Tensor
+
+    def disagreement(self) -> Disagreement:
+        """How far each pair lies from where the others expect it, in the fixed unit, and which disagree with them."""
+        return disagreement(self.moving.numpy(), self.fixed.numpy())
+
+    @property
+    def weights(self) -> Tensor:
+        """1 for each pair ``[N]`` that agrees with the others, else 0; all 1 where the rest would lie on a line."""
+        weight = torch.from_numpy(~self.disagreement().odd).to(torch.float64)
+        kept = self.moving[weight > 0]
+        values = torch.linalg.svdvals(kept - kept.mean(dim=0))
+        return weight if float(values[1:2].sum()) > 1e-3 * float(values[0]) else torch.ones_like(weight)
+
+    def agreeing(self) -> Landmarks:
+        """The pairs that agree, from which a fit begins."""
+        kept = self.weights > 0
+        return Landmarks(self.moving[kept], self.fixed[kept])
 
     def residuals(self, transform: Transform, fixed: Grid) -> list[float]:
         """Distance, in fixed pixels, between each mapped moving landmark and its fixed partner."""
@@ -60,14 +78,18 @@ class PairedLandmarks(Start):
         return [Candidate(landmarks=(self._pairs.moving, self._pairs.fixed))]
 
 
-def landmarks(p: Any, q: Any) -> Landmarks:
-    """Pairs of positions to start a registration from: moving ``p`` ``[N, D]`` and fixed ``q`` ``[N, D]``, ``(z,) y, x``.
+def landmarks(p: Any = None, q: Any = None, *, fixed: Any = None, moving: Any = None) -> Landmarks:
+    """Pairs of positions to start a registration from, ``[N, D]`` each, ``(z,) y, x``: best by name, ``fixed=…, moving=…``.
+
+    Without names the moving positions ``p`` come first, then the fixed ones ``q``.
 
     Three or more pairs give an affine start, fewer a translation. Raises ValueError for sides of unequal length,
     positions that are not finite, and three or more pairs that lie on one line.
     """
+    if (p is None) != (q is None) or (fixed is None) != (moving is None) or (p is None) == (fixed is None):
+        raise ValueError("wanted landmarks of both sides, got other arguments; pass fixed=… and moving=… by name")
     sides = []
-    for name, side in (("moving", p), ("fixed", q)):
+    for name, side in (("moving", p if fixed is None else moving), ("fixed", q if fixed is None else fixed)):
         coords = torch.as_tensor(getattr(side, "coords", side), dtype=torch.float64)
         if coords.ndim != 2 or coords.shape[1] not in (2, 3):
             raise ValueError(f"wanted {name} landmarks [N, 2] or [N, 3], got {tuple(coords.shape)}")

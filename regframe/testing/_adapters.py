@@ -317,7 +317,7 @@ class AdapterTests(PluginTests):
             still.data[:, *there],
             1e-5,
             "pixels moved by 2 along y and 1 along x",
-            "transform maps the data's space to the destination: resample(image, transform, grid) does it",
+            'transform maps the data\'s space to the destination: resample(image, transform, grid, "auto") does it',
         )
 
     def test_apply_keeps_ids(self, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@
 |---|---|---|
 | ``csv`` | regframe | ``name, fixed_y, fixed_x, moving_y, moving_x`` in each side's own unit, as ``--landmarks`` takes it |
 | ``bigwarp`` | Fiji's BigWarp | no header: name, active, moving x, moving y, fixed x, fixed y |
+| ``bigwarp-json`` | BigWarp, Warpy | JSON, see `regframe.io.bigwarp`; read also as Warpy's registration |
 | ``explorer`` | Xenium Explorer keypoints | ``fixedX, fixedY, alignmentX, alignmentY``, pixels of full resolution |
 | ``qupath`` | QuPath | GeoJSON points of one side, names in ``properties.name``; x, y in pixels from the corner of the first |
 | ``napari`` | napari | points layer of one side: ``index, axis-0, axis-1`` |
@@ -26,6 +27,7 @@ from typing import Any
 import torch
 
 from ..data import Grid, PointSet
+from ..io import bigwarp
 from ..io.tables import read_landmarks, to_unit_of
 from .pairs import Pair
 
@@ -52,6 +54,17 @@ def read(text: str, sides: Sides) -> Read:
 
     ValueError, in one sentence, for anything else.
     """
+    found = bigwarp.parsed(text)
+    if found is not None:
+        if any(len(pair.fixed) != 2 for pair in found.pairs):
+            raise ValueError("wanted landmarks of a plane, got some in 3 dimensions")
+        f = _in_unit(
+            torch.tensor([p.fixed for p in found.pairs], dtype=torch.float64).reshape(-1, 2), found.unit, sides.fixed
+        )
+        m = _in_unit(
+            torch.tensor([p.moving for p in found.pairs], dtype=torch.float64).reshape(-1, 2), found.unit, sides.moving
+        )
+        return [(pair.name, at, to, pair.on) for pair, at, to in zip(found.pairs, f, m, strict=True)]
     rows = list(csv.reader(io.StringIO(text.lstrip("\ufeff"))))
     if _bigwarp(rows):
         return [
@@ -114,6 +127,11 @@ def write_bigwarp(pairs: Sequence[Pair], sides: Sides) -> str:
     return "".join(lines)
 
 
+def write_bigwarp_json(pairs: Sequence[Pair], sides: Sides) -> str:
+    """BigWarp's JSON, in each side's own unit."""
+    return bigwarp.written([bigwarp.Landmark(pair.name, pair.fixed, pair.moving, pair.on) for pair in pairs])
+
+
 def write_explorer(pairs: Sequence[Pair], sides: Sides) -> str:
     """Xenium Explorer's keypoints, in pixels of full resolution."""
     rows = ["fixedX,fixedY,alignmentX,alignmentY\n"]
@@ -159,6 +177,7 @@ def write_imagej(pairs: Sequence[Pair], sides: Sides, side: str) -> str:
 WRITERS: dict[str, tuple[str, Callable[[Sequence[Pair], Sides], str]]] = {
     "csv": ("landmarks.csv", write_csv),
     "bigwarp": ("landmarks.bigwarp.csv", write_bigwarp),
+    "bigwarp-json": ("landmarks.bigwarp.json", write_bigwarp_json),
     "explorer": ("keypoints.csv", write_explorer),
     "qupath-fixed": ("fixed.geojson", lambda pairs, sides: write_qupath(pairs, sides, "fixed")),
     "qupath-moving": ("moving.geojson", lambda pairs, sides: write_qupath(pairs, sides, "moving")),

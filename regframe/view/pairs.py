@@ -11,26 +11,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from ..starts.landmarks import fit_points
+from ..starts.disagreement import FEWEST, disagreement
 
-Array = NDArray[np.float64]
 MOST = 50_000
 """Pairs that a list may have: what a request may bring (`regframe.view.gate.MOST_BYTES`)."""
 _NAME = 200
 """Characters of a name."""
 _KEPT = 200
 """States that can be undone."""
-FEWEST = 4
-"""Pairs from which one can be told to disagree: three give any affine map exactly."""
-_TRIES = 400
-"""Subsets of pairs of which a map is made, where there are more: of 7 pairs, all. With two thirds of the pairs right, the chance
-that not one subset of three holds right pairs alone is below 1e-60."""
-_CUT = 3.0
-"""Robust standard deviations from which a pair disagrees; 2.5 to 3 is usual (Rousseeuw & Leroy 1987)."""
-_LEAST = 0.01
-"""Share of the spread of the pairs below which no pair disagrees: bends of tissue differ from an affine map by as much."""
 
 
 class Stale(ValueError):
@@ -172,63 +161,6 @@ def judged(pairs: Sequence[Pair], points: Any) -> list[Judged]:
         Judged(a, (y, x), o, w)
         for a, (y, x), o, w in zip(away, moved.tolist(), off, odd, strict=True)
     ]  # fmt: skip
-
-
-def disagreement(p: Array, q: Array) -> tuple[Array, NDArray[np.bool_]]:
-    """How far each pair ``p -> q`` (``[N, 2]`` each, N ≥ 4) lies from the affine map of those that agree; and which disagree.
-
-    The map with the least median of squares over maps of three pairs (of two, a similarity, where there are only four), then the
-    least squares of the pairs within `_CUT` robust standard deviations of it (Rousseeuw 1984).
-    """
-    n = len(p)
-    size = 3 if n > FEWEST else 2
-    kept = n // 2 + (size + 1) // 2  # the pairs that have to agree: more than half
-    best: tuple[float, Array] | None = None
-    for subset in _subsets(n, size):
-        for mirrored in (False, True) if size == 2 else (False,):
-            away = _away(p, q, subset, mirrored)
-            score = float(np.sort(away)[min(kept, n) - 1])
-            if math.isfinite(score) and (best is None or score < best[0]):
-                best = score, away
-    if best is None:
-        return np.zeros(n), np.zeros(n, dtype=np.bool_)
-    spread = float(np.sqrt(((q - np.median(q, axis=0)) ** 2).sum(axis=1).mean()))
-    cut = max(_CUT * 1.4826 * (1 + 5 / max(1, n - size)) * best[0], _LEAST * spread)
-    agree = best[1] <= cut
-    if 3 <= agree.sum() < n or agree.all():
-        fitted, _ = fit_points(
-            torch.from_numpy(p[agree]), torch.from_numpy(q[agree]), "affine" if agree.sum() > 3 else "similarity"
-        )
-        away = (fitted.points(torch.from_numpy(p)) - torch.from_numpy(q)).norm(dim=1).numpy()
-        if agree.sum() > 3:
-            return away, (away > cut) & ~agree
-    return best[1], ~agree
-
-
-def _subsets(n: int, size: int) -> Iterable[tuple[int, ...]]:
-    if math.comb(n, size) <= _TRIES:
-        return itertools.combinations(range(n), size)
-    random = np.random.default_rng(0)
-    return [tuple(random.choice(n, size, replace=False).tolist()) for _ in range(_TRIES)]
-
-
-def _away(p: Array, q: Array, subset: tuple[int, ...], mirrored: bool) -> Array:
-    """Distances ``[N]`` of all pairs from the map of a few of them; inf where these lie in one place or on one line."""
-    rows = list(subset)
-    nothing = np.full(len(p), np.inf)
-    if len(rows) == 2:  # a similarity as a complex factor
-        a, b = p[:, 0] + 1j * p[:, 1] * (-1 if mirrored else 1), q[:, 0] + 1j * q[:, 1]
-        if a[rows[1]] == a[rows[0]]:
-            return nothing
-        factor = (b[rows[1]] - b[rows[0]]) / (a[rows[1]] - a[rows[0]])
-        turned: Array = np.abs(factor * (a - a[rows[0]]) + b[rows[0]] - b)
-        return turned
-    one = np.column_stack([p, np.ones(len(p))])
-    sides = np.linalg.svd(p[rows] - p[rows].mean(axis=0), compute_uv=False)
-    if not sides[1] > 1e-3 * sides[0]:
-        return nothing
-    away: Array = np.linalg.norm(one @ np.linalg.solve(one[rows], q[rows]) - q, axis=1)
-    return away
 
 
 def used(pairs: Sequence[Pair]) -> list[Pair]:

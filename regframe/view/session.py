@@ -176,7 +176,7 @@ class Session:
         elif to == "other":
             runner_up = self.current.result.metrics.get("runner_up")
             if not runner_up:
-                raise ValueError("wanted another pose that the search found, got none")
+                raise ValueError("wanted another placement that the search found, got none")
             matrix = torch.tensor(runner_up["matrix"], dtype=torch.float64)
         else:
             matrix = bends.product(base.result.affine.parts(), 2)

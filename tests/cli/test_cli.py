@@ -349,13 +349,19 @@ def test_report_is_drawn_again(pair: tuple[Path, Path], tmp_path: Path, fake: Fa
 def test_apply_image(to: str, pair: tuple[Path, Path], tmp_path: Path, saved: tuple[Path, Result]) -> None:
     out, result = saved
     source = pair[1] if to == "fixed" else pair[0]
-    run("apply", "image", out, source, "-o", tmp_path / "w.png", "--to", to, "--background", "border")
     opened = regframe.open(source)
     assert isinstance(opened, Image)
-    expected = result.to_fixed(opened) if to == "fixed" else result.to_moving(opened)
-    found = regframe.open(tmp_path / "w.png")
-    assert isinstance(found, Image)
-    assert (found.data.int() - expected.data.int()).abs().max() <= 1
+    grid, transform = (
+        (result.fixed_grid, result.transform) if to == "fixed" else (result.moving_grid, result.transform.inverse())
+    )
+    for options, expected in (
+        (("--background", "border"), regframe.resample(opened, transform, grid)),
+        ((), result.to_fixed(opened) if to == "fixed" else result.to_moving(opened)),
+    ):
+        run("apply", "image", out, source, "-o", tmp_path / "w.png", "--to", to, "--overwrite", *options)
+        found = regframe.open(tmp_path / "w.png")
+        assert isinstance(found, Image)
+        assert (found.data.int() - expected.data.int()).abs().max() <= 1
     assert "exists" in run("apply", "image", out, source, "-o", tmp_path / "w.png", "--to", to, code=2).stderr
     run("apply", "image", out, source, "-o", tmp_path / "w.png", "--to", to, "--overwrite")
 

@@ -172,7 +172,7 @@ def test_hook_regframe_starts(install: Install) -> None:
     result = rf.register(fixed, moving, config=config)
     assert result.config.init == "shifted"
     assert result.config.init_options == {"by": -4.0}
-    with pytest.raises(ValueError, match=r"wanted a pose from the start 'shifted', got \[\]"):
+    with pytest.raises(ValueError, match=r"wanted a place to begin from the start 'shifted', got \[\]"):
         rf.register(fixed, moving, config=rf.Config(init="shifted", init_options={"by": 0}))
     with pytest.raises(ValueError, match=r"options of the start 'shifted' \(by\), got 'far'"):
         rf.register(fixed, moving, config=rf.Config(init="shifted", init_options={"far": 1}))
@@ -292,7 +292,7 @@ def test_what_ships_comes_through_the_same_door(install: Install) -> None:
     assert {"cells", "image", "points"} <= set(names(plugins.adapters()))
     assert {"contrast", "ssd", "ncc", "lncc"} <= set(names(plugins.metrics()))
     assert {"images", "points", "mixed", "section"} == set(names(plugins.entries("solver")))
-    assert {"identity", "landmarks", "matrix"} == set(names(plugins.entries("start")))
+    assert {"identity", "landmarks", "matrix", "stated"} == set(names(plugins.entries("start")))
     for entry in (entry for kind in plugins.KINDS for entry in plugins.entries(kind)):
         assert entry.summary, f"{entry.name} has no docstring"
 

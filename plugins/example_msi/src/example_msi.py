@@ -124,7 +124,7 @@ class ImzMLAdapter(regframe.Adapter):
     def apply(self, source: Any, transform: regframe.Transform, grid: regframe.Grid | None = None) -> regframe.Image:
         """The ion images resampled on ``grid`` (their own where None), what was measured carried along as weight."""
         image = self.open(source)
-        return regframe.resample(image, transform, image.grid if grid is None else grid)
+        return regframe.resample(image, transform, image.grid if grid is None else grid, "auto")
 
     def save(self, data: regframe.Image | regframe.PointSet, path: Path) -> None:
         """Write a continuous imzML whose m/z axis is the channels, and its ``.ibd``; pixels of weight 0 are left out."""
