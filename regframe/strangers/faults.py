@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dis
 import functools
+import re
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -30,6 +31,8 @@ _CODING = (
     UnboundLocalError,
 )
 """Errors that a line of a plug-in's own raises by a fault of its own, whatever the file it reads holds."""
+_CALL = re.compile(r"(?P<cls>[\w.<>]+)\.(?P<method>\w+)\(\) (takes|missing|got) ")
+"""What Python says of a call whose arguments a method does not take; it names the method by its qualified name."""
 _REASON = 200
 """Characters of an error's own words that are quoted."""
 
@@ -163,7 +166,9 @@ def fault_of(error: BaseException) -> PluginFault | None:
         return None
     steps = list(_steps(error.__traceback__))
     theirs = [i for i, step in enumerate(steps) if _package(step)]
-    if not theirs or _in_own_words(error, steps[-1]):
+    if not theirs:
+        return _not_callable_so(error)
+    if _in_own_words(error, steps[-1]):
         return None
     package = _package(steps[theirs[-1]])
     run = [i for i in theirs if _package(steps[i]) == package]
@@ -180,6 +185,26 @@ def fault_of(error: BaseException) -> PluginFault | None:
     reason = f"{type(error).__name__}: {told}" if told else type(error).__name__
     provider = _packages[package]
     return PluginFault(f"wanted {who} to work, got {reason} from its {method}; {_report(provider)}")
+
+
+def _not_callable_so(error: Exception) -> PluginFault | None:
+    """The fault of a method with the wrong parameters: the call fails before a line of it runs, so only the words name it."""
+    told = " ".join(str(error).split())
+    found = _CALL.match(told) if isinstance(error, TypeError) else None
+    if found is None:
+        return None
+    owners = [
+        owner
+        for cls, owner in _classes.items()
+        if any(c.__qualname__ == found["cls"] and c.__module__.partition(".")[0] in _packages for c in cls.__mro__)
+    ]
+    if not owners:
+        return None
+    who, method = owners[0], f"{found['cls']}.{found['method']}".rpartition("<locals>.")[2]
+    return PluginFault(
+        f"wanted {who.words} to work, got {type(error).__name__}: {told[:_REASON]} from its {method}, which must take what "
+        f"docs/hooks.md lists; {_report(who.provider)}"
+    )
 
 
 @contextlib.contextmanager
