@@ -403,6 +403,15 @@ def find_writer(reader: Adapter, data: Image | PointSet, path: Path, source: Any
     )
 
 
+def tile_writer(name: str) -> Adapter | None:
+    """The adapter that writes images tile by tile (``writes_tiles``) under a file name of this end; None where none does."""
+    for entry in chosen_by_default("adapter"):
+        ends = tuple(getattr(entry.cls, "writes_tiles", ()))
+        if ends and name.lower().endswith(ends) and not required_options(entry):
+            return _build(entry, {})  # type: ignore[no-any-return]
+    return None
+
+
 def _states(cls: type, kind: type, name: str) -> bool:
     """Whether an adapter states that it writes this kind of data under this name."""
     ends = getattr(cls, "writes", {}).get(kind, ())

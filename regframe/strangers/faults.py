@@ -11,6 +11,7 @@ import contextlib
 import dis
 import functools
 import re
+import sys
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -198,12 +199,22 @@ def _not_callable_so(error: Exception) -> PluginFault | None:
         for cls, owner in _classes.items()
         if any(c.__qualname__ == found["cls"] and c.__module__.partition(".")[0] in _packages for c in cls.__mro__)
     ]
-    if not owners:
+    helpers = [
+        provider
+        for package, provider in _packages.items()
+        for name, module in list(sys.modules.items())
+        if name.partition(".")[0] == package and isinstance(getattr(module, found["cls"], None), type)
+    ]
+    if owners:
+        who, provider = owners[0].words, owners[0].provider
+    elif helpers:
+        who = provider = helpers[0]
+    else:
         return None
-    who, method = owners[0], f"{found['cls']}.{found['method']}".rpartition("<locals>.")[2]
+    method = f"{found['cls']}.{found['method']}".rpartition("<locals>.")[2]
     return PluginFault(
-        f"wanted {who.words} to work, got {type(error).__name__}: {told[:_REASON]} from its {method}, which must take what "
-        f"docs/hooks.md lists; {_report(who.provider)}"
+        f"wanted {who} to work, got {type(error).__name__}: {told[:_REASON]} from its {method}, which must take what "
+        f"docs/hooks.md lists; {_report(provider)}"
     )
 
 
