@@ -457,7 +457,9 @@ def _confidence(entry: Entry, source: Any, options: dict[str, Any]) -> float:
 
 
 def _lookup(kind: Kind, name: str) -> Entry:
-    """The class called ``name`` or ``DISTRIBUTION/NAME``; PluginError where there is none, or several have that name."""
+    """The class called ``name``, ``DISTRIBUTION/NAME`` or ``FILE.py:CLASS``; PluginError where there is none, or several are."""
+    if strangers.in_file(name):
+        return _of_file(kind, name)
     known = entries(kind)
     package, _, word = name.rpartition("/")
     found = [entry for entry in known if entry.name == word and (not package or entry.distribution == package)]
@@ -478,6 +480,19 @@ def _lookup(kind: Kind, name: str) -> Entry:
             f"leave one out with {DISABLE}=ENTRY_POINT (there is {_listing(known)})"
         )
     return (own or found)[0]
+
+
+def _of_file(kind: Kind, name: str) -> Entry:
+    """The class that ``FILE.py:CLASS`` names; PluginError where it is none of this kind."""
+    try:
+        cls, provider = strangers.load(name)
+    except ValueError as error:
+        raise PluginError(str(error)) from error.__cause__
+    fault = _fault(cls, _HOOKS[kind][1], named=False)
+    if fault:
+        raise PluginError(f"wanted {_article(kind)} in {name}, got {cls.__name__}, {fault}")
+    strangers.claim(kind, cls, provider)
+    return Entry(kind, cls.name, cls, provider)  # type: ignore[attr-defined]
 
 
 def _article(kind: Kind) -> str:
@@ -726,8 +741,11 @@ def _ask(manager: pluggy.PluginManager, module: Any, kind: Kind, provider: str) 
     return problems, provided
 
 
-def _fault(cls: Any, base: type) -> str | None:
-    """What is wrong with a class that a hook returned, as the end of a sentence; None for a sound class."""
+def _fault(cls: Any, base: type, named: bool = True) -> str | None:
+    """What is wrong with a class that a hook returned, as the end of a sentence; None for a sound class.
+
+    ``named`` says that its name has to be one word.
+    """
     if not inspect.isclass(cls) or not issubclass(cls, base):
         return f"which is no subclass of regframe.{base.__name__}"
     api = getattr(cls, "api", API)
@@ -737,7 +755,7 @@ def _fault(cls: Any, base: type) -> str | None:
     if missing:
         return f"which lacks {', '.join(sorted(missing))}"
     name = getattr(cls, "name", None)
-    if not isinstance(name, str) or not name or any(c.isspace() or c in "=,:/" for c in name):
+    if named and (not isinstance(name, str) or not name or any(c.isspace() or c in "=,:/" for c in name)):
         return f"whose name is {name!r} instead of one word"
     accepts = getattr(cls, "accepts", None)
     if base is Metric and accepts not in ((Image, Image), (PointSet, PointSet)):

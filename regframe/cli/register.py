@@ -48,7 +48,9 @@ if TYPE_CHECKING:
 @click.argument("moving", type=place_type)
 @folder_option()
 @click.option("--landmarks", type=path_type, metavar="P.csv", help="Pairs: fixed_y, fixed_x, moving_y, moving_x.")
-@click.option("--metric", metavar="NAME", help="Similarity metric; `regframe plugins` lists them.")
+@click.option(
+    "--metric", metavar="NAME", help="Similarity metric: a name that `regframe plugins` lists, or FILE.py:CLASS."
+)
 @click.option("--metric-set", metavar="K=V", multiple=True, help="Option of the metric.")
 @click.option(
     "--transform", metavar="NAME", help="rigid, similarity, affine or lddmm; the last one, the default, bends."
@@ -190,11 +192,13 @@ _WITH_OPTIONS = ("metric", "init", "solver")
 
 
 def _names_start(init: str) -> bool:
-    """Whether a value of ``--init`` names a start: it is no file, and ``auto`` or a word that a plug-in provides."""
-    from .. import plugins
+    """Whether a value of ``--init`` names a start: no file, but ``auto``, a word that a plug-in provides, or FILE.py:CLASS."""
+    from .. import plugins, strangers
 
     if init == "auto" or Path(init).exists():
         return init == "auto"
+    if strangers.in_file(init):
+        return True
     return init.rpartition("/")[2] in {entry.name for entry in plugins.entries("start")}
 
 

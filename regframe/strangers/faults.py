@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, TypeVar
 
+from .files import OF_A_FILE
+
 _T = TypeVar("_T")
 _F = TypeVar("_F", bound=Callable[..., Any])
 _OWN_WORDS = (ValueError, OSError, ImportError)
@@ -279,6 +281,8 @@ def _advice(who: Any) -> str:
 
 
 def _report(provider: str) -> str:
+    if provider.endswith(OF_A_FILE):
+        return "mend the file"
     point = provider.rpartition("(")[2].rstrip(")")
     return f"report this to who wrote it, or leave it out with REGFRAME_DISABLE_PLUGINS={point}"
 
