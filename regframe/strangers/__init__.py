@@ -7,6 +7,7 @@ a class out of a single Python file.
 from .faults import (
     PluginFault,
     claim,
+    claim_package,
     fault_of,
     forget,
     named,
@@ -24,6 +25,7 @@ __all__ = [
     "PluginFault",
     "absolute",
     "claim",
+    "claim_package",
     "fault_of",
     "forget",
     "in_file",

@@ -85,6 +85,16 @@ def claim(kind: str, cls: type, provider: str) -> None:
     _packages[cls.__module__.partition(".")[0]] = provider
 
 
+def claim_package(module: str, provider: str) -> None:
+    """Note that a module's package is a stranger's that provides no class: a command, say.
+
+    Args:
+        module: name of the module.
+        provider: ``"distribution version (command NAME)"``.
+    """
+    _packages[module.partition(".")[0]] = provider
+
+
 def forget() -> None:
     """Forget all claims, before plug-ins are searched for anew."""
     _classes.clear()
@@ -283,6 +293,8 @@ def _advice(who: Any) -> str:
 def _report(provider: str) -> str:
     if provider.endswith(OF_A_FILE):
         return "mend the file"
+    if provider.endswith(")") and " " in provider.rpartition("(")[2]:  # a command: it is left out by not calling it
+        return "report this to who wrote it"
     point = provider.rpartition("(")[2].rstrip(")")
     return f"report this to who wrote it, or leave it out with REGFRAME_DISABLE_PLUGINS={point}"
 
