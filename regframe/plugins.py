@@ -263,7 +263,8 @@ def find_solver(fixed: Image | PointSet, moving: Image | PointSet, **options: An
         out = "".join(f"; left out is {p.name} of {p.distribution} ({p.status})" for p in left_out)
         raise PluginError(
             f"wanted a pair that a solver registers, got {pair}; there is {_listing(entry for _, entry in rated)}{out}: "
-            "install or enable a package that provides one for this kind of pair, or open a side in another form"
+            f"{_who_could(fixed, moving)}install or enable a package that provides one for this kind of pair, or open a side in "
+            "another form"
         )
     surest = [entry for score, entry in rated if score == best]
     surest = [entry for entry in surest if entry.shipped] or surest
@@ -272,6 +273,19 @@ def find_solver(fixed: Image | PointSet, moving: Image | PointSet, **options: An
             f"wanted one solver for {pair}, but {_listing(surest)} are equally sure of it; name one with solver=..."
         )
     return _build(surest[0], options)  # type: ignore[no-any-return]
+
+
+def _who_could(fixed: Image | PointSet, moving: Image | PointSet) -> str:
+    """Who registers a pair that no solver here takes, and how to get it, as the beginning of an advice; empty where nobody is
+    known: regframe itself for images and points of one dimension, the package of the class for any other data."""
+    own = [side for side in (fixed, moving) if type(side) not in (Image, PointSet)]
+    if own:
+        package = type(own[0]).__module__.partition(".")[0]
+        return f"{type(own[0]).__name__} is of the package {package}, which may have one; "
+    axes = [side.grid.ndim if isinstance(side, Image) else side.ndim for side in (fixed, moving)]
+    if axes[0] == axes[1]:
+        return f"{GROUP}'s own solvers register such pairs, so that one is missing here: install {GROUP} anew, or "
+    return ""
 
 
 def _rated(entry: Entry, fixed: Image | PointSet, moving: Image | PointSet) -> float:

@@ -277,11 +277,12 @@ def import_(ctx: click.Context, /, **options: Any) -> None:
 
 
 def _canvas(data: Image | PointSet) -> Grid:
-    """The canvas of an image; `BadInput` for points, which have none."""
+    """The canvas of an image, or of points and whatever an adapter reads as points (meshes): their bounding box."""
+    import regframe
+
     from ..data import Image
 
-    if not isinstance(data, Image):
-        raise BadInput(
-            f"wanted an image, whose canvas the map belongs to, got points in {data.name}; rasterise with --*-adapter cells"
-        )
-    return data.grid
+    if isinstance(data, Image):
+        return data.grid
+    with bad_input():
+        return regframe.canvas(data)
