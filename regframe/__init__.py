@@ -50,6 +50,7 @@ _HOME = {
     "StackOptions": "stack.align",
     "Start": "contracts",
     "Task": "contracts",
+    "TileWriter": "slides.reader",
     "Transform": "maps.base",
     "Written": "contracts",
     "adapter": "plugins",

@@ -76,6 +76,7 @@ from .result import Result as Result
 from .slides.levels import choose_level as choose_level
 from .slides.levels import read_level as read_level
 from .slides.reader import PyramidAdapter as PyramidAdapter
+from .slides.reader import TileWriter as TileWriter
 from .slides.refine import refine as refine
 from .slides.warp import SlideOptions as SlideOptions
 from .slides.warp import SlideWarp as SlideWarp

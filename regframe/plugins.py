@@ -263,7 +263,8 @@ def find_solver(fixed: Image | PointSet, moving: Image | PointSet, **options: An
         out = "".join(f"; left out is {p.name} of {p.distribution} ({p.status})" for p in left_out)
         raise PluginError(
             f"wanted a pair that a solver registers, got {pair}; there is {_listing(entry for _, entry in rated)}{out}: "
-            "install or enable a package that provides one for this kind of pair, or open a side in another form"
+            f"{_who_could(fixed, moving)}install or enable a package that provides one for this kind of pair, or open a side in "
+            "another form"
         )
     surest = [entry for score, entry in rated if score == best]
     surest = [entry for entry in surest if entry.shipped] or surest
@@ -272,6 +273,19 @@ def find_solver(fixed: Image | PointSet, moving: Image | PointSet, **options: An
             f"wanted one solver for {pair}, but {_listing(surest)} are equally sure of it; name one with solver=..."
         )
     return _build(surest[0], options)  # type: ignore[no-any-return]
+
+
+def _who_could(fixed: Image | PointSet, moving: Image | PointSet) -> str:
+    """Who registers a pair that no solver here takes, and how to get it, as the beginning of an advice; empty where nobody is
+    known: regframe itself for images and points of one dimension, the package of the class for any other data."""
+    own = [side for side in (fixed, moving) if type(side) not in (Image, PointSet)]
+    if own:
+        package = type(own[0]).__module__.partition(".")[0]
+        return f"{type(own[0]).__name__} is of the package {package}, which may have one; "
+    axes = [side.grid.ndim if isinstance(side, Image) else side.ndim for side in (fixed, moving)]
+    if axes[0] == axes[1]:
+        return f"{GROUP}'s own solvers register such pairs, so that one is missing here: install {GROUP} anew, or "
+    return ""
 
 
 def _rated(entry: Entry, fixed: Image | PointSet, moving: Image | PointSet) -> float:
@@ -403,6 +417,15 @@ def find_writer(reader: Adapter, data: Image | PointSet, path: Path, source: Any
     )
 
 
+def tile_writer(name: str) -> Adapter | None:
+    """The adapter that writes images tile by tile (``writes_tiles``) under a file name of this end; None where none does."""
+    for entry in chosen_by_default("adapter"):
+        ends = tuple(getattr(entry.cls, "writes_tiles", ()))
+        if ends and name.lower().endswith(ends) and not required_options(entry):
+            return _build(entry, {})  # type: ignore[no-any-return]
+    return None
+
+
 def _states(cls: type, kind: type, name: str) -> bool:
     """Whether an adapter states that it writes this kind of data under this name."""
     ends = getattr(cls, "writes", {}).get(kind, ())
@@ -448,7 +471,9 @@ def _confidence(entry: Entry, source: Any, options: dict[str, Any]) -> float:
 
 
 def _lookup(kind: Kind, name: str) -> Entry:
-    """The class called ``name`` or ``DISTRIBUTION/NAME``; PluginError where there is none, or several have that name."""
+    """The class called ``name``, ``DISTRIBUTION/NAME`` or ``FILE.py:CLASS``; PluginError where there is none, or several are."""
+    if strangers.in_file(name):
+        return _of_file(kind, name)
     known = entries(kind)
     package, _, word = name.rpartition("/")
     found = [entry for entry in known if entry.name == word and (not package or entry.distribution == package)]
@@ -469,6 +494,19 @@ def _lookup(kind: Kind, name: str) -> Entry:
             f"leave one out with {DISABLE}=ENTRY_POINT (there is {_listing(known)})"
         )
     return (own or found)[0]
+
+
+def _of_file(kind: Kind, name: str) -> Entry:
+    """The class that ``FILE.py:CLASS`` names; PluginError where it is none of this kind."""
+    try:
+        cls, provider = strangers.load(name)
+    except ValueError as error:
+        raise PluginError(str(error)) from error.__cause__
+    fault = _fault(cls, _HOOKS[kind][1], named=False)
+    if fault:
+        raise PluginError(f"wanted {_article(kind)} in {name}, got {cls.__name__}, {fault}")
+    strangers.claim(kind, cls, provider)
+    return Entry(kind, cls.name, cls, provider)  # type: ignore[attr-defined]
 
 
 def _article(kind: Kind) -> str:
@@ -717,8 +755,11 @@ def _ask(manager: pluggy.PluginManager, module: Any, kind: Kind, provider: str) 
     return problems, provided
 
 
-def _fault(cls: Any, base: type) -> str | None:
-    """What is wrong with a class that a hook returned, as the end of a sentence; None for a sound class."""
+def _fault(cls: Any, base: type, named: bool = True) -> str | None:
+    """What is wrong with a class that a hook returned, as the end of a sentence; None for a sound class.
+
+    ``named`` says that its name has to be one word.
+    """
     if not inspect.isclass(cls) or not issubclass(cls, base):
         return f"which is no subclass of regframe.{base.__name__}"
     api = getattr(cls, "api", API)
@@ -728,7 +769,7 @@ def _fault(cls: Any, base: type) -> str | None:
     if missing:
         return f"which lacks {', '.join(sorted(missing))}"
     name = getattr(cls, "name", None)
-    if not isinstance(name, str) or not name or any(c.isspace() or c in "=,:/" for c in name):
+    if named and (not isinstance(name, str) or not name or any(c.isspace() or c in "=,:/" for c in name)):
         return f"whose name is {name!r} instead of one word"
     accepts = getattr(cls, "accepts", None)
     if base is Metric and accepts not in ((Image, Image), (PointSet, PointSet)):

@@ -166,6 +166,8 @@ def settled(config: Config | None, metric: Metric | str | None, **changes: str |
     elif metric is not None:
         said |= {"metric": type(metric).name, "metric_options": plugins.options_of(metric)}
     config = Config.model_validate(config.model_dump(exclude_unset=True) | said)  # which ones were set is kept
+    named = {key: getattr(config, key) for key in ("metric", "init", "solver")}
+    config = config.model_copy(update={k: strangers.absolute(v) for k, v in named.items() if strangers.in_file(v)})
     if config.transform not in models():
         raise ValueError(
             f"wanted for the setting 'transform' one of {', '.join(models())}, got {config.transform!r}; choose one of these"
@@ -241,9 +243,9 @@ def _started(config: Config, init: Any) -> tuple[Config, Any]:
         return config, "auto" if init == RUNNER_UP else init
     if isinstance(init, Result):
         init = init.affine
-    said: dict[str, Any] = {"init": init if isinstance(init, str) else "given", "init_options": {}}
+    said: dict[str, Any] = {"init": strangers.absolute(init) if isinstance(init, str) else "given", "init_options": {}}
     if isinstance(init, str):
-        said["init_options"] = config.init_options if init == config.init else {}
+        said["init_options"] = config.init_options if strangers.absolute(init) == config.init else {}
     elif isinstance(init, Landmarks):
         said = {"init": "landmarks", "init_options": {"moving": init.moving.tolist(), "fixed": init.fixed.tolist()}}
     elif isinstance(init, Affine):

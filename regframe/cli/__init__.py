@@ -4,7 +4,7 @@ One module per command: ``register``, ``refine``, ``view``, ``apply``, ``evaluat
 of it: ``job``), ``stack``, ``exchange`` (export and import), ``inspect`` (info, plugins, doctor), ``demo``, ``bench``;
 ``progress`` is the display of all, ``interrupts`` how all end when told to, ``leftovers`` what doctor says of interrupted runs,
 ``streams`` puts standard input and output in place of files, ``asread`` says how a run read a file that is moved,
-``whereabouts`` whether points lie where they belong.
+``whereabouts`` whether points lie where they belong, ``outside`` lists the commands of installed packages.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import os
 # as long. OpenMP reads the variable once, when torch loads it; a value that the user has set is kept.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from ._common import Main, max_bytes_option
+from ._common import max_bytes_option
 from .apply import apply
 from .batch import batch
 from .bench import bench
@@ -25,6 +25,7 @@ from .evaluate import evaluate
 from .exchange import export, import_
 from .inspect import doctor, info, plugins
 from .job import batch_job
+from .outside import Whole
 from .refine import refine
 from .register import register
 from .report import report
@@ -36,7 +37,7 @@ HELP = """Align images and point tables of tissue: one verb, one map, in both di
 Exit codes: 0 done, 3 done but the verdict is worse than --require asks (fail, if nothing is asked), 2 bad input, 1 a defect.
 """
 
-main = Main(
+main = Whole(
     name="regframe", help=HELP, params=[max_bytes_option], context_settings={"help_option_names": ["-h", "--help"]}
 )
 for command in (

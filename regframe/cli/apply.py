@@ -200,7 +200,7 @@ def image(
     part = _region(region)
     fill = _background(background)
     output, to = order.output, order.to
-    tiled = output.suffix.lower() in (".zarr", ".tif", ".tiff")
+    tiled = output.suffix.lower() in (".zarr", ".tif", ".tiff") or plugins.tile_writer(output.name) is not None
     if scheduler is not None and not tiled:
         raise BadInput(f"wanted an output ending in .zarr or .tif for --scheduler, got {output.name!r}")
     options = adapter_options(adapter_set, "--adapter-set") | ({"labels": True} if labels else {})

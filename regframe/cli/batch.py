@@ -22,6 +22,7 @@ from ._common import (
     verbose_option,
     workers_option,
 )
+from .outside import pool_of
 from .progress import JobTable
 from .register import resolved_config
 
@@ -44,7 +45,9 @@ _SHARE = 0.9
 @save_warped_option
 @click.option("--refine", is_flag=True, help="Make every map exact at full resolution, tile by tile.")
 @click.option(
-    "--scheduler", metavar="ADDRESS", help="A Dask scheduler, or its scheduler file, instead of workers here."
+    "--scheduler",
+    metavar="ADDRESS",
+    help="A Dask scheduler, or its scheduler file, instead of workers here; NAME://… is the back end of a package.",
 )
 @workers_option("Jobs side by side here; from cores and memory otherwise.")
 @click.option(
@@ -162,6 +165,9 @@ def _plan(
     if scheduler is not None:
         if workers is not None:
             raise BadInput("wanted --workers or --scheduler, got both; the workers are the cluster's")
+        outside = pool_of(scheduler)
+        if outside is not None:
+            return outside, Limits(memory, timeout, threads or 1)
         if not available():
             raise BadInput("wanted Dask for --scheduler, got none; install it with: pip install 'regframe[batch]'")
         return (lambda n: Cluster(scheduler)), Limits(memory, timeout, threads or 1)

@@ -42,10 +42,18 @@ EXPORT_HELP = """Write the map of OUT to PATH in the format of another program.
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
+
+def _names(_: click.Context, __: click.Parameter, begun: str) -> list[str]:
+    """What the shell offers behind ``--format``."""
+    names = [each.name for each in BUILT_IN] + [name for name, _ in _installed()]
+    return [name for name in names if name.startswith(begun)]
+
+
 _format_option = click.option(
     "--format",
     "name",
     metavar="NAME",
+    shell_complete=_names,
     help="Format of the file, one of those that `regframe export --help` lists; its suffix says it otherwise.",
 )
 _format_set_option = click.option(
@@ -73,7 +81,30 @@ def _to_option(said: str) -> Callable[[_F], _F]:
     return click.option("--to", type=click.Choice(["fixed", "moving"]), default="moving", show_default=True, help=said)
 
 
-@click.command(short_help="Write a map for another program.", help=EXPORT_HELP)
+def _installed() -> list[tuple[str, str]]:
+    """Name and summary of the formats that are not regframe's own; nothing is imported where no such package is installed."""
+    from importlib.metadata import entry_points
+
+    if all(point.dist is not None and point.dist.name == "regframe" for point in entry_points(group="regframe")):
+        return []
+    from .. import plugins
+
+    return [(each.name, each.summary.rstrip(".")) for each in plugins.entries("format") if not each.shipped]
+
+
+class _Listing(click.Command):
+    """A command whose help ends with the formats that installed packages add."""
+
+    def format_help_text(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The text, and a list of these formats."""
+        super().format_help_text(ctx, formatter)
+        found = _installed()
+        if found:
+            with formatter.section("Formats of installed packages"):
+                formatter.write_dl(found)
+
+
+@click.command(cls=_Listing, short_help="Write a map for another program.", help=EXPORT_HELP)
 @click.argument("result_folder", type=path_type, metavar="OUT")
 @_format_option
 @_format_set_option
@@ -171,7 +202,7 @@ def _say_numbers(written: Written, ndim: int) -> None:
     click.echo(f"canvas to draw on (x, y{', z' if ndim == 3 else ''}): {grid}", err=True)
 
 
-@click.command("import", short_help="Take over a map that another program made.")
+@click.command("import", cls=_Listing, short_help="Take over a map that another program made.")
 @click.argument("path", type=path_type)
 @_format_option
 @_format_set_option
@@ -246,11 +277,12 @@ def import_(ctx: click.Context, /, **options: Any) -> None:
 
 
 def _canvas(data: Image | PointSet) -> Grid:
-    """The canvas of an image; `BadInput` for points, which have none."""
+    """The canvas of an image, or of points and whatever an adapter reads as points (meshes): their bounding box."""
+    import regframe
+
     from ..data import Image
 
-    if not isinstance(data, Image):
-        raise BadInput(
-            f"wanted an image, whose canvas the map belongs to, got points in {data.name}; rasterise with --*-adapter cells"
-        )
-    return data.grid
+    if isinstance(data, Image):
+        return data.grid
+    with bad_input():
+        return regframe.canvas(data)

@@ -54,7 +54,9 @@ if TYPE_CHECKING:
     metavar="M",
     help="Points of the moving side, where --landmarks has those of the fixed side alone (tables, or .npy of STalign).",
 )
-@click.option("--metric", metavar="NAME", help="Similarity metric; `regframe plugins` lists them.")
+@click.option(
+    "--metric", metavar="NAME", help="Similarity metric: a name that `regframe plugins` lists, or FILE.py:CLASS."
+)
 @click.option("--metric-set", metavar="K=V", multiple=True, help="Option of the metric.")
 @click.option(
     "--transform", metavar="NAME", help="rigid, similarity, affine or lddmm; the last one, the default, bends."
@@ -200,12 +202,14 @@ _WITH_OPTIONS = ("metric", "init", "solver")
 
 
 def _names_start(init: str) -> bool:
-    """Whether a value of ``--init`` names a start: it is no file, and ``auto`` or a word that a plug-in provides."""
-    from .. import plugins
+    """Whether a value of ``--init`` names a start: no file, but ``auto``, a word that a plug-in provides, or FILE.py:CLASS."""
+    from .. import plugins, strangers
     from ..starts.stated import RUNNER_UP, said
 
     if init == "auto" or Path(init).exists():
         return init == "auto"
+    if strangers.in_file(init):
+        return True
     with bad_input():
         if init == RUNNER_UP or said(init) is not None:
             return True

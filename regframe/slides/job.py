@@ -32,7 +32,7 @@ class SlideJob:
     Args:
         result: the folder that ``regframe register`` wrote.
         input: the image to carry.
-        output: ``NAME.zarr`` or ``NAME.ome.tif``.
+        output: ``NAME.zarr`` or ``NAME.ome.tif``, or a name that a plug-in writes tile by tile.
         to: the side to carry to, ``fixed`` or ``moving``; the image belongs to the other side.
         adapter: name of the adapter that reads the image; found by asking all adapters where None.
         options: options of the adapter, as pairs.

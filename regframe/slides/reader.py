@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -15,8 +15,11 @@ from ..contracts import Adapter
 from ..data import Grid, Image, Level, PointSet, Pyramid
 from ..maps.base import Transform
 from ..maps.resample import resample
+from . import tiles
 from .levels import choose_level, read_level
 
+COARSEST = 512
+"""Largest number of pixels per axis of the coarsest level that is written: what a viewer shows as a whole."""
 BLOCK = 256
 """Pixels per axis that are read together where a format does not say in which blocks it stores them."""
 
@@ -43,17 +46,41 @@ class _Region:
         return array
 
 
+class TileWriter(ABC):
+    """A file of a slide format that is being written; what `PyramidAdapter.begin` returns.
+
+    One thread calls it. Every pixel of every level comes once: level by level, finest first, row of blocks by row of blocks.
+    """
+
+    @abstractmethod
+    def write(self, level: int, region: tuple[slice, ...], block: np.ndarray[Any, Any]) -> None:
+        """Write the pixels ``[C, *region]`` of a region (one slice per axis) of a level, 0 the finest."""
+
+    @abstractmethod
+    def finish(self) -> None:
+        """Complete the file or folder: nothing is written after this."""
+
+
 class PyramidAdapter(Adapter):
     """A slide format, read region by region: a subclass says `levels` and reads one (`read`), beside `matches`.
 
-    Opening for a registration, whole slides tile by tile, and carrying come with it, and images that were carried are written by
-    the adapter that writes the file's suffix.
+    Opening for a registration, whole slides tile by tile, and carrying come with it. Images that were carried are written by the
+    adapter that writes the file's suffix; a subclass writes its own format with `begin` and ``writes_tiles``.
     """
+
+    writes_tiles: ClassVar[tuple[str, ...]] = ()
+    """Ends of file names (small letters, with the dot) under which `begin` writes images, however large; optional."""
 
     block: int = BLOCK
     """Pixels per axis of the blocks that the file stores: reads aligned to them decode the fewest."""
     labels: bool = False
     """True where values are ids, which are never averaged."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """State what is written tile by tile among what is written at all (``writes``)."""
+        super().__init_subclass__(**options)
+        if cls.writes_tiles and Image not in cls.writes:
+            cls.writes = {**cls.writes, Image: tuple(cls.writes_tiles)}
 
     @abstractmethod
     def levels(self, source: Any) -> Sequence[Grid]:
@@ -100,8 +127,35 @@ class PyramidAdapter(Adapter):
         image = self.open(source)
         return resample(image, transform, image.grid if grid is None else grid, "auto")
 
+    def begin(self, path: Path, levels: Sequence[Grid], dtype: np.dtype[Any], channels: Sequence[str]) -> TileWriter:
+        """Begin a file of this format, of any size; optional, with ``writes_tiles``.
+
+        Args:
+            path: where to write, a file or a folder: a name that does not exist yet, in a temporary folder, ending as the user's
+                path does.
+            levels: grid of every level, finest first, each half as fine as the one before.
+            dtype: type of the pixels.
+            channels: names of the channels.
+
+        Raises ValueError, in one sentence, for what the format cannot hold (a unit, a dtype).
+        """
+        raise ValueError(
+            f"wanted an adapter that writes {Path(path).name!r}, got {self.name!r}, which only reads; take .ome.tif or .ome.zarr"
+        )
+
     def save(self, data: Image | PointSet, path: Path) -> None:
-        """Refused: a subclass that writes overrides this, and says under which suffixes (``writes``)."""
+        """An image that is in memory, by `begin`; refused where the subclass has none."""
+        if self.writes_tiles and isinstance(data, Image):
+            grid, pixels = data.grid, data.data.numpy()
+            grids = [grid]
+            while grid.ndim == 2 and max(grids[-1].shape) > COARSEST:
+                grids.append(tiles.halved_grid(grids[-1], data.labels))
+            out = self.begin(path, grids, pixels.dtype, data.channels)
+            for level, each in enumerate(grids):
+                pixels = tiles.halved(pixels, data.labels) if level else pixels
+                out.write(level, tuple(slice(0, n) for n in each.shape), pixels)
+            out.finish()
+            return
         raise ValueError(
             f"wanted an adapter that writes {Path(path).name!r}, got {self.name!r}, which only reads; take .ome.tif or .ome.zarr"
         )

@@ -27,11 +27,13 @@ from ..fit.threads import on_threads, run_each, workers_of
 from ..maps.backdrop import COLUMNS, ROWS, around
 from ..maps.base import Transform
 from ..maps.known import known
-from ..plugins import PARTIAL
+from ..plugins import PARTIAL, tile_writer
 from ..remote.address import Remote, locate
 from ..remote.errors import RemoteError
 from ..versions import version
 from . import tiles
+from .foreignshards import ForeignStore
+from .reader import COARSEST, PyramidAdapter
 from .remoteshards import InStore, RemoteShards
 from .shards import RGB, Array, ShardStore
 from .tifftiles import DTYPES, TileStore
@@ -40,8 +42,6 @@ from .zarrshards import ZarrStore, quiet_zarr
 
 CHUNK = 512
 """Pixels per axis that are compressed together, unless the caller says otherwise: a quarter of a MiB for one 8-bit channel."""
-COARSEST = 512
-"""Largest number of pixels per axis of the coarsest level: what a viewer shows as a whole."""
 SHARD_BYTES = 64 << 20
 """Largest shard, in bytes of its pixels (all channels). A worker needs about five times as much memory (docs/slides.md)."""
 LARGEST_SHARD = 4096
@@ -128,7 +128,8 @@ def warp_slide(
         pyramid: the image, in the map's source space and unit.
         transform: from the image's space to that of ``grid``.
         grid: the canvas to fill, 2D, in the map's target unit.
-        path: ``NAME.zarr`` (OME-Zarr 0.5, sharded), also ``s3://`` or ``gs://``, or ``NAME.ome.tif`` (tiled, with a pyramid).
+        path: ``NAME.zarr`` (OME-Zarr 0.5, sharded), also ``s3://`` or ``gs://``, or ``NAME.ome.tif`` (tiled, with a pyramid), or
+            a name that a plug-in writes tile by tile (`regframe.PyramidAdapter`).
         options: which level is read, what lies beyond the image, how the output is cut.
         workers: threads; None takes one per core.
         overwrite: replace the output if it exists, and drop an unfinished one that was begun from something else.
@@ -161,7 +162,7 @@ class SlideWarp:
         pyramid: the image, in the map's source space and unit.
         transform: from the image's space to that of ``grid``.
         grid: the canvas to fill, 2D, in the map's target unit.
-        path: the output, ``NAME.zarr`` or ``NAME.ome.tif``; ``NAME.zarr`` also under an address.
+        path: the output, ``NAME.zarr`` or ``NAME.ome.tif``, or a plug-in's; ``NAME.zarr`` also under an address.
         options: which level is read, the background, how the output is cut.
         identity: text that distinguishes two runs with equal arguments but other input (a file's size and time, say), so that
             neither continues the other's output.
@@ -199,7 +200,7 @@ class SlideWarp:
             self.path.check_writable()
         if isinstance(self.path, Remote) and self._tiff:
             raise ValueError(f"wanted an output ending in .zarr in a remote store, got {self.path.name!r}")
-        if not self._tiff and self.path.suffix.lower() != ".zarr":
+        if not self._tiff and self.path.suffix.lower() != ".zarr" and self._writer is None:
             raise ValueError(
                 f"wanted an output ending in .zarr or .ome.tif, got {self.path.name!r}; choose one of these"
             )
@@ -392,6 +393,14 @@ class SlideWarp:
         return self.path.suffix.lower() in (".tif", ".tiff")
 
     @functools.cached_property
+    def _writer(self) -> PyramidAdapter | None:
+        """The plug-in that writes the output, where it is neither OME-Zarr nor OME-TIFF."""
+        if self._tiff or isinstance(self.path, Remote) or self.path.suffix.lower() == ".zarr":
+            return None
+        found = tile_writer(self.path.name)
+        return found if isinstance(found, PyramidAdapter) else None
+
+    @functools.cached_property
     def _pull(self) -> Transform:
         return self.transform.inverse()
 
@@ -412,10 +421,12 @@ class SlideWarp:
     @functools.cached_property
     def _store(self) -> ShardStore:
         """The store of the shards, in the format that the output's name asks for."""
-        kind: type[ShardStore] = TileStore if self._tiff else ZarrStore
+        kind: Callable[..., ShardStore] = TileStore if self._tiff else ZarrStore
         folder: Path | Remote = self.partial / STORE
         if isinstance(self.path, Remote):
             kind, folder = RemoteShards, self.path
+        if self._writer is not None:
+            kind = functools.partial(ForeignStore, writer=self._writer)
         return kind(
             folder,
             self.levels,

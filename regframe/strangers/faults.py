@@ -10,11 +10,15 @@ from __future__ import annotations
 import contextlib
 import dis
 import functools
+import re
+import sys
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, TypeVar
+
+from .files import OF_A_FILE
 
 _T = TypeVar("_T")
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -30,6 +34,8 @@ _CODING = (
     UnboundLocalError,
 )
 """Errors that a line of a plug-in's own raises by a fault of its own, whatever the file it reads holds."""
+_CALL = re.compile(r"(?P<cls>[\w.<>]+)\.(?P<method>\w+)\(\) (takes|missing|got) ")
+"""What Python says of a call whose arguments a method does not take; it names the method by its qualified name."""
 _REASON = 200
 """Characters of an error's own words that are quoted."""
 
@@ -77,6 +83,16 @@ def claim(kind: str, cls: type, provider: str) -> None:
     """
     _classes[cls] = _Owner(kind, str(getattr(cls, "name", cls.__name__)), provider)
     _packages[cls.__module__.partition(".")[0]] = provider
+
+
+def claim_package(module: str, provider: str) -> None:
+    """Note that a module's package is a stranger's that provides no class: a command, say.
+
+    Args:
+        module: name of the module.
+        provider: ``"distribution version (command NAME)"``.
+    """
+    _packages[module.partition(".")[0]] = provider
 
 
 def forget() -> None:
@@ -163,7 +179,9 @@ def fault_of(error: BaseException) -> PluginFault | None:
         return None
     steps = list(_steps(error.__traceback__))
     theirs = [i for i, step in enumerate(steps) if _package(step)]
-    if not theirs or _in_own_words(error, steps[-1]):
+    if not theirs:
+        return _not_callable_so(error)
+    if _in_own_words(error, steps[-1]):
         return None
     package = _package(steps[theirs[-1]])
     run = [i for i in theirs if _package(steps[i]) == package]
@@ -180,6 +198,36 @@ def fault_of(error: BaseException) -> PluginFault | None:
     reason = f"{type(error).__name__}: {told}" if told else type(error).__name__
     provider = _packages[package]
     return PluginFault(f"wanted {who} to work, got {reason} from its {method}; {_report(provider)}")
+
+
+def _not_callable_so(error: Exception) -> PluginFault | None:
+    """The fault of a method with the wrong parameters: the call fails before a line of it runs, so only the words name it."""
+    told = " ".join(str(error).split())
+    found = _CALL.match(told) if isinstance(error, TypeError) else None
+    if found is None:
+        return None
+    owners = [
+        owner
+        for cls, owner in _classes.items()
+        if any(c.__qualname__ == found["cls"] and c.__module__.partition(".")[0] in _packages for c in cls.__mro__)
+    ]
+    helpers = [
+        provider
+        for package, provider in _packages.items()
+        for name, module in list(sys.modules.items())
+        if name.partition(".")[0] == package and isinstance(getattr(module, found["cls"], None), type)
+    ]
+    if owners:
+        who, provider = owners[0].words, owners[0].provider
+    elif helpers:
+        who = provider = helpers[0]
+    else:
+        return None
+    method = f"{found['cls']}.{found['method']}".rpartition("<locals>.")[2]
+    return PluginFault(
+        f"wanted {who} to work, got {type(error).__name__}: {told[:_REASON]} from its {method}, which must take what "
+        f"docs/hooks.md lists; {_report(provider)}"
+    )
 
 
 @contextlib.contextmanager
@@ -243,6 +291,10 @@ def _advice(who: Any) -> str:
 
 
 def _report(provider: str) -> str:
+    if provider.endswith(OF_A_FILE):
+        return "mend the file"
+    if provider.endswith(")") and " " in provider.rpartition("(")[2]:  # a command: it is left out by not calling it
+        return "report this to who wrote it"
     point = provider.rpartition("(")[2].rstrip(")")
     return f"report this to who wrote it, or leave it out with REGFRAME_DISABLE_PLUGINS={point}"
 

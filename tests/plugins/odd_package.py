@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -46,12 +47,29 @@ class FakePoint:
         return made
 
 
+@dataclass(frozen=True)
+class _Installed:
+    """An entry point of an installed package whose name and version are read once, not at every search."""
+
+    point: Any
+    dist: Distribution
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.point, name)
+
+
+@functools.cache
+def _installed() -> tuple[_Installed, ...]:
+    points = plugins._entry_points()
+    return tuple(_Installed(point, Distribution(point.dist.name, point.dist.version)) for point in points)  # type: ignore[union-attr]
+
+
 Install = Callable[[str], None]
 
 
 def offered(monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
     """For a fixture: offers a stranger's module, given as source text, beside what is installed."""
-    real = plugins._entry_points()
+    real = _installed()
     monkeypatch.delenv(plugins.DISABLE, raising=False)
 
     def put(source: str) -> None:
