@@ -19,6 +19,7 @@ from ..fit.uncertainty import radius_90
 from ..io import outputs
 from ..maps import plane
 from ..maps.affine import Affine
+from ..maps.gridlines import grid_lines
 from ..result import Result
 from ..verdict import CLEAR, MEANING
 from . import dots, figures, pictures
@@ -330,7 +331,7 @@ def _maps(result: Result, small: Grid, canvas: Grid, warped: Array, seen: NDArra
     png = figures.field_map(shift, small, "moving px", "magma_r", (0.0, max(top, 1e-3)))
     maps.append(Picture("Displacement", data_uri(png, "png"), "How far the map departs from its affine part."))
 
-    png = figures.grid_map(pictures.fade(warped, seen), canvas, _grid_lines(result))
+    png = figures.grid_map(pictures.fade(warped, seen), canvas, grid_lines(result.transform, result.moving_grid))
     maps.append(Picture("Deformed grid", data_uri(png, "png"), "Lines that are straight in the moving space."))
     return maps
 
@@ -341,25 +342,6 @@ def _linear(result: Result) -> torch.Tensor:
     unit = torch.cat([torch.zeros(1, ndim, dtype=torch.float64), torch.eye(ndim, dtype=torch.float64)])
     moved = result.affine.points(unit)
     return (moved[1:] - moved[0]).T
-
-
-def _grid_lines(result: Result) -> list[NDArray[np.float64]]:
-    """A regular grid of the moving space, mapped to the fixed space: lines ``[n, 2]`` in (y, x)."""
-    grid = result.moving_grid
-    height, width = grid.extent[-2:]
-    step = max(height, width) / 18
-    low = [o - s / 2 for o, s in zip(grid.origin[-2:], grid.spacing[-2:], strict=True)]
-    along = 97
-    lines = []
-    for axis, (extent, other) in enumerate(((height, width), (width, height))):
-        for i in range(math.floor(extent / step) + 1):
-            yx = torch.empty((along, 2), dtype=torch.float64)
-            yx[:, axis] = low[axis] + i * step
-            yx[:, 1 - axis] = low[1 - axis] + torch.linspace(0, other, along, dtype=torch.float64)
-            if grid.ndim == 3:
-                yx = torch.cat([torch.full((along, 1), grid.center[0], dtype=torch.float64), yx], dim=1)
-            lines.append(result.transform.points(yx)[:, -2:].numpy())
-    return lines
 
 
 def _maybe(title: str, png: bytes | None) -> Picture | None:
