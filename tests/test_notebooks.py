@@ -136,6 +136,8 @@ import sys, numpy as np, regframe as rf
 values = np.random.default_rng(0).random((64, 64)).astype(np.float32)
 image = rf.Image.from_array(values)
 result = rf.register(image, image, transform="rigid")
+import regframe.report.results
+regframe.report.results.render(result, image, image, 200, 60)
 repr(result), result._repr_html_(), image._repr_html_()
 print([name for name in ("matplotlib", "pandas", "dask", "distributed") if name in sys.modules])
 """

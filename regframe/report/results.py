@@ -23,7 +23,7 @@ from ..maps.gridlines import grid_lines
 from ..result import Result
 from ..verdict import CLEAR, MEANING
 from . import dots, figures, pictures
-from .page import Picture, data_uri, fill, jpeg
+from .page import Picture, data_uri, fill, jpeg, svg_uri
 from .pictures import Array, Side, View
 
 MAX_PX = 900
@@ -293,9 +293,9 @@ def _maps(result: Result, small: Grid, canvas: Grid, warped: Array, seen: NDArra
     maps = []
     if result.weight is not None and result.weight_grid is not None:
         weight = np.clip(_on_canvas(result.weight, result.weight_grid, small), 0, 1)
-        png = figures.field_map(weight, small, "probability", "viridis", (0.0, 1.0))
+        drawn = figures.field_map(weight, small, "probability", "viridis", (0.0, 1.0))
         note = "Probability that a fixed pixel shows matching tissue, not background or an artefact."
-        maps.append(Picture("Matching weight", data_uri(png, "png"), note))
+        maps.append(Picture("Matching weight", svg_uri(drawn), note))
 
     positions = small.coords()
     pulled = result.transform.inverse().points(positions)
@@ -307,9 +307,9 @@ def _maps(result: Result, small: Grid, canvas: Grid, warped: Array, seen: NDArra
         shown = np.where(inside, radius, np.nan)
         top = float(np.nanpercentile(shown, 99.5)) if inside.any() else 1.0
         unit = result.fixed_grid.unit
-        png = figures.field_map(shown, small, unit, "cividis", (0.0, max(top, 1e-12)))
+        drawn = figures.field_map(shown, small, unit, "cividis", (0.0, max(top, 1e-12)))
         note = "Nine positions in ten are expected to lie within this distance of where they belong."
-        maps.append(Picture(f"Position uncertainty (90 % radius, {unit})", data_uri(png, "png"), note))
+        maps.append(Picture(f"Position uncertainty (90 % radius, {unit})", svg_uri(drawn), note))
 
     affine = float(torch.linalg.det(_linear(result)))
     determinant = result.transform.inverse().jacobian_determinant(small).reshape(small.shape[-2:]).numpy()
@@ -317,22 +317,22 @@ def _maps(result: Result, small: Grid, canvas: Grid, warped: Array, seen: NDArra
         change = np.where(determinant * affine > 0, 1 / (determinant * affine), np.nan)
     spread = float(np.nanpercentile(np.abs(np.log2(change[inside])), 99.5)) if inside.any() else 0.0
     spread = float(np.clip(spread, 0.05, 3.0)) if math.isfinite(spread) else 1.0
-    png = figures.field_map(
+    drawn = figures.field_map(
         np.where(inside, change, np.nan), small, f"{noun} ratio", "RdBu_r", (2**-spread, 2**spread), 1.0,
         folds=inside & ~(determinant * affine > 0),
     )  # fmt: skip
     note = f"Local {noun} change of the moving tissue beyond the affine part; red dots would be folds."
-    maps.append(Picture("Jacobian determinant", data_uri(png, "png"), note))
+    maps.append(Picture("Jacobian determinant", svg_uri(drawn), note))
 
     pixel = result.moving_grid.pixel
     bend = torch.linalg.vector_norm(pulled - result.affine.inverse().points(positions), dim=-1) / pixel
     shift = np.where(inside, bend.reshape(small.shape[-2:]).numpy(), np.nan)
     top = float(np.nanmax(shift)) if inside.any() else 1.0
-    png = figures.field_map(shift, small, "moving px", "magma_r", (0.0, max(top, 1e-3)))
-    maps.append(Picture("Displacement", data_uri(png, "png"), "How far the map departs from its affine part."))
+    drawn = figures.field_map(shift, small, "moving px", "magma_r", (0.0, max(top, 1e-3)))
+    maps.append(Picture("Displacement", svg_uri(drawn), "How far the map departs from its affine part."))
 
-    png = figures.grid_map(pictures.fade(warped, seen), canvas, grid_lines(result.transform, result.moving_grid))
-    maps.append(Picture("Deformed grid", data_uri(png, "png"), "Lines that are straight in the moving space."))
+    drawn = figures.grid_map(pictures.fade(warped, seen), canvas, grid_lines(result.transform, result.moving_grid))
+    maps.append(Picture("Deformed grid", svg_uri(drawn), "Lines that are straight in the moving space."))
     return maps
 
 
@@ -344,8 +344,8 @@ def _linear(result: Result) -> torch.Tensor:
     return (moved[1:] - moved[0]).T
 
 
-def _maybe(title: str, png: bytes | None) -> Picture | None:
-    return None if png is None else Picture(title, data_uri(png, "png"))
+def _maybe(title: str, drawn: str | None) -> Picture | None:
+    return None if drawn is None else Picture(title, svg_uri(drawn))
 
 
 def _side_facts(role: str, data: Image | PointSet, grid: Grid) -> dict[str, str]:
