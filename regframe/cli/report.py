@@ -15,14 +15,14 @@ from ._common import bad_input, load_result, moved_options, open_recorded, recor
 @verbose_option
 def report(result_folder: Path, fixed: Path | None, moving: Path | None) -> None:
     """Write OUT/report.html anew, from the saved map and the input files."""
-    import regframe
-
     from ..io import outputs
+    from ..report import results, words
 
     result = load_result(result_folder)
     target = result_folder / outputs.REPORT
     with bad_input():
-        sides = open_recorded(recorded_run(result_folder, fixed, moving))
+        run = recorded_run(result_folder, fixed, moving)
+        sides = open_recorded(run)
         with outputs.staged(target, overwrite=True) as path:
-            regframe.write_report(result, path, *sides)
+            results.write(result, *sides, path, words.Places.of(result_folder, run))
     click.echo(f"wrote {target}", err=True)

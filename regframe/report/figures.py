@@ -297,3 +297,23 @@ def grid_map(picture: Array, canvas: Grid, lines: list[NDArray[np.float64]]) -> 
         run = " ".join(f"{b:.1f},{a:.1f}" for a, b in at)
         parts.append(f'<polyline points="{run}" fill="none" stroke="#1f5fae" stroke-width="1.2" opacity=".9"/>')
     return svg(width, height, "".join(parts))
+
+
+def arrow_map(picture: Array, canvas: Grid, start: NDArray[np.float64], end: NDArray[np.float64]) -> str:
+    """Numbered arrows between positions ``[N, 2]`` (y, x) over a picture ``[h, w, 3]`` of ``canvas``, as SVG."""
+    width, height = _size(canvas, 640.0)
+    (y, x), (sy, sx) = canvas.origin[-2:], canvas.spacing[-2:]
+    low, scale = np.array([y - sy / 2, x - sx / 2]), np.array([height, width]) / np.array(canvas.extent[-2:])
+    step = max(1, max(picture.shape[:2]) // 700)
+    parts = [_raster(0.45 + 0.55 * picture[::step, ::step], (0, 0, width, height), "jpeg", sharp=False)]
+    for i, (a, b) in enumerate(zip((start - low) * scale, (end - low) * scale, strict=True)):
+        if not np.isfinite([*a, *b]).all():
+            continue
+        (ay, ax), (by, bx) = a.clip(-1e4, 1e4), b.clip(-1e4, 1e4)
+        parts.append(
+            f'<path d="M{ax:.1f} {ay:.1f}L{bx:.1f} {by:.1f}" stroke="#c2410c" stroke-width="2"/>'
+            f'<circle cx="{ax:.1f}" cy="{ay:.1f}" r="4" fill="none" stroke="#1f5fae" stroke-width="2"/>'
+            f'<circle cx="{bx:.1f}" cy="{by:.1f}" r="2.5" fill="#c2410c"/>'
+            f'<text x="{ax + 6:.1f}" y="{ay - 5:.1f}" style="fill:#1c2530;font-weight:700">{i + 1}</text>'
+        )
+    return svg(width, height, "".join(parts))

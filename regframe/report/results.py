@@ -22,9 +22,10 @@ from ..maps.affine import Affine
 from ..maps.gridlines import grid_lines
 from ..result import Result
 from ..verdict import CLEAR, MEANING
-from . import dots, figures, pictures
+from . import dots, figures, pictures, words
 from .page import Picture, data_uri, fill, jpeg, svg_uri
 from .pictures import Array, Side, View
+from .words import Places
 
 MAX_PX = 900
 """Pixels along the longer side of the large pictures."""
@@ -52,7 +53,7 @@ def write_run(
         if sides is None:
             return
         try:
-            write(result, *sides, folder / outputs.REPORT)
+            write(result, *sides, folder / outputs.REPORT, Places.of(path, run))
         except OSError:  # the disk is full, say: what is written beside it would not be whole either
             raise
         except Exception as error:  # noqa: BLE001 - whatever it is, it is no reason to lose the map
@@ -66,7 +67,9 @@ def write_run(
     outputs.write(path, result, run, overwrite, *extras, page)
 
 
-def write(result: Result, fixed: Image | PointSet, moving: Image | PointSet, path: str | Path) -> None:
+def write(
+    result: Result, fixed: Image | PointSet, moving: Image | PointSet, path: str | Path, places: Places | None = None
+) -> None:
     """Write the report of ``result`` as one HTML file.
 
     Args:
@@ -74,25 +77,36 @@ def write(result: Result, fixed: Image | PointSet, moving: Image | PointSet, pat
         fixed: the fixed data.
         moving: the moving data.
         path: the file, replaced if it exists.
+        places: where the run and its inputs lie, for the commands that the page shows; stand-ins where None.
     """
     for max_px, quality in ((MAX_PX, 86), (700, 78), (480, 70)):
-        html = render(result, fixed, moving, max_px, quality)
+        html = render(result, fixed, moving, max_px, quality, places)
         if len(html) <= MAX_BYTES:
             break
     Path(path).write_text(html, encoding="utf-8")
 
 
 def render(
-    result: Result, fixed: Image | PointSet, moving: Image | PointSet, max_px: int = MAX_PX, quality: int = 86
+    result: Result,
+    fixed: Image | PointSet,
+    moving: Image | PointSet,
+    max_px: int = MAX_PX,
+    quality: int = 86,
+    places: Places | None = None,
 ) -> str:
     """The page as text; ``max_px`` bounds the pictures' longer side, ``quality`` is JPEG's."""
+    places = places or Places()
     _, summary = MEANING.get(result.verdict, ("", ""))  # type: ignore[call-overload]
     return fill(
         "report.html",
         verdict=result.verdict,
         title=verdict.headline(result.verdict, result.confidence),
         summary=summary,
-        reasons=result.reasons,
+        expected=words.expected(result),
+        reasons=words.remarks(result),
+        steps=words.next_steps(result, places),
+        python=words.python_lines(places),
+        shell=words.shell_lines(places),
         cards=_cards(result.metrics),
         sides=[_side_facts("Fixed", fixed, result.fixed_grid), _side_facts("Moving", moving, result.moving_grid)],
         table=list(_flatten(result.metrics)),
@@ -164,6 +178,7 @@ def _draw(
         "close_up": "Where the fixed side has most structure: fixed, warped moving, and both.",
         "insets": _insets(result, _Drawn(fixed, moving, (f, m), canvas, f_ink, seen_after), quality),
         "maps": _maps(result, pictures.canvas_of(result.fixed_grid, min(max_px, 240)), canvas, a_rgb, seen_after),
+        "landmarks": _landmarks(result, canvas, overlay_after),
         "energy": _maybe("Energy", figures.energy(result.history)),
     }
 
@@ -205,8 +220,27 @@ def _draw_points(result: Result, fixed: PointSet, moving: PointSet, max_px: int)
             for at in dots.places((still, after), 3)
         ],
         "maps": _maps(result, small, canvas, dots.raster(after, canvas), np.ones(canvas.shape[-2:], dtype=np.bool_)),
+        "landmarks": _landmarks(result, canvas, dots.raster(still, canvas)),
         "energy": _maybe("Energy", figures.energy(result.history)),
     }
+
+
+def _landmarks(result: Result, canvas: Grid, picture: Array) -> Picture | None:
+    """Given pairs of landmarks over ``picture``, with arrows from each fixed one to where the map takes its partner."""
+    options = result.config.init_options
+    if result.config.init != "landmarks" or not {"fixed", "moving"} <= set(options):
+        return None
+    fixed, moving = (torch.tensor(options[side], dtype=torch.float64) for side in ("fixed", "moving"))
+    if fixed.shape != moving.shape or fixed.shape[-1] != result.transform.ndim:
+        return None
+    carried = result.transform.points(moving)
+    away = torch.linalg.vector_norm(carried - fixed, dim=1) / result.fixed_grid.pixel
+    drawn = figures.arrow_map(picture, canvas, fixed[:, -2:].numpy(), carried[:, -2:].numpy())
+    note = (
+        f"Arrows run from each of the {len(away)} fixed landmarks to where the map takes its partner; at the median "
+        f"{float(away.median()):.3g} px apart, at most {float(away.max()):.3g} px (number {int(away.argmax()) + 1})."
+    )
+    return Picture("Landmarks", svg_uri(drawn), note)
 
 
 def _other_pose(result: Result) -> Affine | None:
