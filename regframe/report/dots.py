@@ -74,7 +74,10 @@ def remarks(*clouds: Cloud) -> str:
 
 
 def picture(
-    clouds: tuple[Cloud, ...], max_px: int, window: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
+    clouds: tuple[Cloud, ...],
+    max_px: int,
+    window: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None,
+    around: tuple[Cloud, ...] = (),
 ) -> bytes:
     """The dots of one or two sides as a PNG, at most ``max_px`` pixels along the longer side, not counting the axes.
 
@@ -82,12 +85,13 @@ def picture(
         clouds: the dots, in one unit, drawn in this order.
         max_px: largest number of pixels along the longer side.
         window: lowest and highest corner ``[2]`` (y, x) to show; everything where None.
+        around: clouds whose extent is shown in place of that of ``clouds``.
     """
     ndim = clouds[0].coords.shape[1]
     views = (
         ((1, 0),) if ndim == 2 else ((2, 1),) if window is not None else ((2, 1), (2, 0))
     )  # (axis across, axis down)
-    everything = np.concatenate([c.coords for c in clouds])
+    everything = np.concatenate([c.coords for c in around or clouds])
     low, high = everything.min(axis=0), everything.max(axis=0)
     if window is not None:
         low, high = low.copy(), high.copy()

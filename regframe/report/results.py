@@ -30,7 +30,7 @@ from .words import Places
 MAX_PX = 900
 """Pixels along the longer side of the large pictures."""
 
-MAX_BYTES = 6_000_000
+MAX_BYTES = 5_000_000
 """Largest page in bytes, small enough to be mailed; pictures are compressed more strongly until it is reached."""
 
 
@@ -139,8 +139,8 @@ def _draw(
     a_rgb = pictures.fade(m.rgb(after), seen_after)
     b_rgb = pictures.fade(m.rgb(before), seen_before)
 
-    def shown(title: str, picture: Array, note: str = "") -> Picture:
-        return Picture(title, jpeg(picture, quality), note)
+    def shown(title: str, picture: Array, note: str = "", part: str = "") -> Picture:
+        return Picture(title, jpeg(picture, quality), note, part)
 
     own_canvas = pictures.canvas_of(result.moving_grid, max_px)
     at_home = m.picture(View.of(own_canvas, Affine.identity(result.moving_grid.ndim, result.moving_grid.unit)))
@@ -151,8 +151,8 @@ def _draw(
         shown("Overlay before", overlay_before, colours),
         shown("Checkerboard after", pictures.checkerboard(f_rgb, a_rgb), "fixed and warped moving in turn"),
         shown("Checkerboard before", pictures.checkerboard(f_rgb, b_rgb), "fixed and unaligned moving in turn"),
-        shown("Fixed", f_rgb, "flip between this and the next to see what moves"),
-        shown("Moving, warped", a_rgb, "on the fixed canvas; hatched: outside the moving side"),
+        shown("Fixed", f_rgb, "flip between this and the next to see what moves", "fixed"),
+        shown("Moving, warped", a_rgb, "on the fixed canvas; hatched: outside the moving side", "moving"),
     ]
     other = _other_pose(result)
     rival = []
@@ -175,8 +175,8 @@ def _draw(
         else "Middle plane of the fixed volume."
         if volume
         else "",
-        "close_up": "Where the fixed side has most structure: fixed, warped moving, and both.",
-        "insets": _insets(result, _Drawn(fixed, moving, (f, m), canvas, f_ink, seen_after), quality),
+        "close_up": "At full resolution, where the two sides are most alike and where least: fixed, warped moving, and both.",
+        "insets": _insets(result, _Drawn(fixed, moving, (f, m), canvas, f_ink, a_ink, seen_after), quality),
         "maps": _maps(result, pictures.canvas_of(result.fixed_grid, min(max_px, 240)), canvas, a_rgb, seen_after),
         "landmarks": _landmarks(result, canvas, overlay_after),
         "energy": _maybe("Energy", figures.energy(result.history)),
@@ -191,20 +191,22 @@ def _draw_points(result: Result, fixed: PointSet, moving: PointSet, max_px: int)
     after = own.moved(result.transform, unit)
     left_out = dots.remarks(still, own)
 
-    def png(title: str, *clouds: dots.Cloud, note: str = dots.NOTE + left_out) -> Picture:
-        return Picture(title, data_uri(dots.picture(clouds, max_px), "png"), note)
+    def png(title: str, *clouds: dots.Cloud, note: str = dots.NOTE + left_out, part: str = "") -> Picture:
+        around = (still, after) if part else ()  # what the viewer lays on each other shows one extent
+        return Picture(title, data_uri(dots.picture(clouds, max_px, around=around), "png"), note, part)
 
     both = png("Overlay after", still, after), png("Overlay before", still, before)
     pair = png("Fixed", still, note="all of it"), png("Moving, as it came", own)
-    warped = png("Moving, warped", after, note="in the fixed space")
+    warped = png("Moving, warped", after, note="in the fixed space", part="moving")
+    alone = png("Fixed", still, note="all of it", part="fixed")
     other = _other_pose(result)
     rival = []
     if other is not None:
         note = "the next best start, which fits nearly as well"
         rival = [png("The other pose", still, own.moved(other, unit), note=note)]
 
-    def window(title: str, where: Any, *clouds: dots.Cloud) -> Picture:
-        return Picture(title, data_uri(dots.picture(clouds, 360, where), "png"))
+    def window(title: str, where: Any, *clouds: dots.Cloud, part: str = "") -> Picture:
+        return Picture(title, data_uri(dots.picture(clouds, 360, where), "png"), part=part)
 
     small = pictures.canvas_of(result.fixed_grid, min(max_px, 240))
     plane = Grid(small.shape[-2:], small.spacing[-2:], small.origin[-2:], small.unit)
@@ -212,12 +214,21 @@ def _draw_points(result: Result, fixed: PointSet, moving: PointSet, max_px: int)
     return {
         "pair": list(pair),
         "overlays": [Picture("Before", both[1].uri, both[1].note), Picture("After", both[0].uri, both[0].note)],
-        "viewer": [*both, Picture("Fixed", pair[0].uri, pair[0].note), warped, *rival],
+        "viewer": [*both, alone, warped, *rival],
+        "dots": True,
         "plane": "Seen along z, left, and along y, right." if fixed.ndim == 3 else "",
         "close_up": "Where both sides have most points: fixed, warped moving, and both.",
         "insets": [
-            [window("fixed", at, still), window("moving, warped", at, after), window("overlay", at, still, after)]
-            for at in dots.places((still, after), 3)
+            CloseUp(
+                number,
+                f"Dense place {number}",
+                (
+                    window("fixed", at, still, part="fixed"),
+                    window("moving, warped", at, after, part="moving"),
+                    window("overlay", at, still, after),
+                ),
+            )
+            for number, at in enumerate(dots.places((still, after), 3), start=1)
         ],
         "maps": _maps(result, small, canvas, dots.raster(after, canvas), np.ones(canvas.shape[-2:], dtype=np.bool_)),
         "landmarks": _landmarks(result, canvas, dots.raster(still, canvas)),
@@ -262,6 +273,7 @@ class _Drawn:
         looks: the two sides prepared for drawing.
         canvas: grid of the large pictures.
         ink: ink of the fixed side ``[h, w]``, 0 … 1.
+        moved: ink of the warped moving side ``[h, w]``, 0 … 1.
         seen: pixels ``[h, w]`` that the warped moving side covers.
     """
 
@@ -270,40 +282,62 @@ class _Drawn:
     looks: tuple[Side, Side]
     canvas: Grid
     ink: Array
+    moved: Array
     seen: NDArray[np.bool_]
 
 
-def _insets(result: Result, drawn: _Drawn, quality: int) -> list[list[Picture]]:
-    """Rows of three close-ups (fixed, warped moving, overlay) at full resolution, where there is most structure."""
-    canvas, (f, m) = drawn.canvas, drawn.looks
+@dataclass(frozen=True)
+class CloseUp:
+    """One place at full resolution.
+
+    Args:
+        number: its number on the page, from 1.
+        title: what is special about it.
+        pictures: fixed, warped moving, both.
+        note: a figure of it.
+    """
+
+    number: int
+    title: str
+    pictures: tuple[Picture, ...]
+    note: str = ""
+
+
+def _insets(result: Result, drawn: _Drawn, quality: int) -> list[CloseUp]:
+    """Close-ups (fixed, warped moving, overlay) at full resolution, where both sides are most alike and where least."""
     size = max(16, min(drawn.ink.shape) // 5)
     if min(drawn.ink.shape) < 48:
         return []
-    trust = drawn.seen.astype(np.float32)
-    if result.weight is not None and result.weight_grid is not None:
-        trust = trust * np.clip(_on_canvas(result.weight, result.weight_grid, canvas), 0.05, 1)
-    rows = []
-    for top, left in pictures.telling_places(drawn.ink, trust, size, 3):
-        plane = Grid(
-            (size, size),
-            canvas.spacing[-2:],
-            tuple(o + s * i for o, s, i in zip(canvas.origin[-2:], canvas.spacing[-2:], (top, left), strict=True)),
-            canvas.unit,
-        )
-        pixel = max(min(result.fixed_grid.spacing[-2:]), max(plane.extent) / 320)
-        region = pictures.lift(plane.resampled(pixel), result.fixed_grid)
-        own = Affine.identity(region.ndim, region.unit)
-        still = _closeup(drawn.fixed, f, View.of(region, own))
-        moved = _closeup(drawn.moving, m, View.of(region, result.transform))
-        inks = f.ink(still), m.ink(moved)
-        rows.append(
-            [
-                Picture("fixed", jpeg(f.rgb(still), quality)),
-                Picture("moving, warped", jpeg(m.rgb(moved), quality)),
-                Picture("overlay", jpeg(pictures.overlay(*inks), quality)),
-            ]
-        )
-    return rows
+    most, least = pictures.spots(drawn.ink, drawn.moved, drawn.seen, size, 2)
+    out: list[CloseUp] = []
+    for word, places in (("Most", most), ("Least", least)):
+        for i, spot in enumerate(places):
+            number = f" {i + 1}" if len(places) > 1 else ""
+            note = f"Correlation of both sides (tones adapted) {spot.likeness:.2f}."
+            row = _closeups(result, drawn, (spot.top, spot.left), size, quality)
+            out.append(CloseUp(len(out) + 1, f"{word} agreement{number}", row, note))
+    return out
+
+
+def _closeups(result: Result, drawn: _Drawn, corner: tuple[int, int], size: int, quality: int) -> tuple[Picture, ...]:
+    """The square of ``size`` canvas pixels at ``corner``: fixed, warped moving, both."""
+    canvas, (f, m) = drawn.canvas, drawn.looks
+    plane = Grid(
+        (size, size),
+        canvas.spacing[-2:],
+        tuple(o + s * i for o, s, i in zip(canvas.origin[-2:], canvas.spacing[-2:], corner, strict=True)),
+        canvas.unit,
+    )
+    pixel = max(min(result.fixed_grid.spacing[-2:]), max(plane.extent) / 320)
+    region = pictures.lift(plane.resampled(pixel), result.fixed_grid)
+    own = Affine.identity(region.ndim, region.unit)
+    still = _closeup(drawn.fixed, f, View.of(region, own))
+    moved = _closeup(drawn.moving, m, View.of(region, result.transform))
+    return (
+        Picture("fixed", jpeg(f.rgb(still), quality), part="fixed"),
+        Picture("moving, warped", jpeg(m.rgb(moved), quality), part="moving"),
+        Picture("overlay", jpeg(pictures.overlay(f.ink(still), m.ink(moved)), quality)),
+    )
 
 
 def _closeup(data: Image | PointSet, side: Side, view: View) -> Array:

@@ -62,7 +62,8 @@ def remarks(result: Result) -> list[str]:
 
 def next_steps(result: Result, places: Places) -> list[str]:
     """What may help, the most serious first; nothing where the map is confirmed and nothing is remarked."""
-    steps = [f"For “{f['sentence']}”: {f['remedy']}." for f in _findings(result) if f.get("remedy")]
+    remedies = dict.fromkeys(str(f["remedy"]) for f in _findings(result) if f.get("remedy"))
+    steps = [f"{remedy[0].upper()}{remedy[1:].rstrip('.')}." for remedy in remedies]
     if result.verdict == "pass":
         return steps
     steps.append("Look at the places of least agreement below: does the same tissue lie there on both sides?")

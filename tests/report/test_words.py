@@ -32,7 +32,7 @@ def test_the_expected_error_stands_in_the_headline_in_the_fixed_unit() -> None:
 def test_next_steps_are_the_remedies_of_what_was_found() -> None:
     image = rf.Image(torch.rand((1, 60, 70)), GRID)
     page = results.render(made("warn"), image, image, 100, 50, Places("my run", "a.tif", "b's.tif"))
-    assert "straighten it" in page
+    assert "<li>Straighten it.</li>" in page
     assert "it &lt;leans&gt;" in page
     assert "<li>it &lt;leans&gt;</li>" in page  # the remark is said once, and what helps once
     assert "regframe view &#39;my run&#39;" in page
