@@ -42,6 +42,7 @@ class Result:
         position_sd: standard deviation per axis of the position of each fixed pixel, ``[*S]`` on ``weight_grid``, in the fixed
             unit, or None.
         section: whether the fixed side is a section placed in a moving volume, where it is the plane z = 0.
+        folder: where the result was loaded from; None where it was made in memory.
     """
 
     transform: Transform
@@ -55,6 +56,7 @@ class Result:
     weight_grid: Grid | None = None
     position_sd: Tensor | None = None
     section: bool = False
+    folder: Path | None = field(default=None, compare=False, repr=False)
 
     @property
     def verdict(self) -> str:
@@ -225,6 +227,32 @@ class Result:
         The folder is written under another name and renamed when complete.
         """
         plugins.store().save(self, Path(path), overwrite=overwrite)
+
+    def report(
+        self,
+        path: str | Path | None = None,
+        fixed: Image | PointSet | str | Path | None = None,
+        moving: Image | PointSet | str | Path | None = None,
+    ) -> Path:
+        """Write the page of this result, one HTML file that needs no network.
+
+        ``rf.load("OUT").report()`` draws ``OUT/report.html`` again, with the inputs that the run recorded.
+
+        Args:
+            path: the file, replaced if it exists; where None, ``report.html`` in the run's folder that this result was loaded
+                from, or ``NAME.report.html`` beside a map ``NAME.ome.zarr`` that was saved alone.
+            fixed: the fixed data, or a path to open; what the run recorded where None.
+            moving: the moving data, likewise.
+
+        Returns:
+            The file.
+
+        Raises:
+            ValueError: neither ``path`` nor the result says where to write, or nothing says what a side was.
+            OSError: a side cannot be read, or the page cannot be written.
+        """
+        written: Path = plugins.pages().write(self, None if path is None else Path(path), fixed, moving)
+        return written
 
 
 def _flat(image: Image) -> np.ndarray[Any, Any]:
