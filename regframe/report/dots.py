@@ -168,33 +168,39 @@ def _with_axes(
 ) -> bytes:
     """The panels side by side, with numbers beside them, names of the axes, and a key where there are two sides."""
     low, scale = frame
-    left, gap, bottom, top = 64, 24, 44, 30 if len(clouds) > 1 else 10
+    size = max(
+        13, round(max(max(panel.shape[:2]) for panel, _ in panels) / 43)
+    )  # px; the page shows large pictures at half size
+    left, gap, bottom, top = 5 * size, 2 * size, 3 * size + 6, 2 * size + 4 if len(clouds) > 1 else size
     width = sum(panel.shape[1] + left for panel, _ in panels) + gap
     height = top + max(panel.shape[0] for panel, _ in panels) + bottom
     picture = PIL.Image.new("RGB", (max(width, 260), height), "white")
     pen = PIL.ImageDraw.Draw(picture)
-    font = PIL.ImageFont.load_default(13)
-    names, unit = "zyx"[3 - ndim :], clouds[0].unit
+    font = PIL.ImageFont.load_default(size)
+    names = "zyx"[3 - ndim :]
+    unit = clouds[0].unit.replace("µ", "u")  # the font that Pillow carries has no µ
     x = left
     for panel, (across, down) in panels:
         tall, wide = panel.shape[:2]
         picture.paste(_drawn(panel), (x, top))
         pen.line((x - 1, top, x - 1, top + tall, x + wide, top + tall), fill=RULE)
-        for value in figures.ticks(float(low[across]), float(low[across]) + wide / scale, max(2, wide // 120)):
+        for value in figures.ticks(float(low[across]), float(low[across]) + wide / scale, max(2, wide // (8 * size))):
             at = x + (value - float(low[across])) * scale
             pen.text((at, top + tall + 4), f"{value:.6g}", fill=MUTED, font=font, anchor="mt")
-        for value in figures.ticks(float(low[down]), float(low[down]) + tall / scale, max(2, tall // 90)):
+        for value in figures.ticks(float(low[down]), float(low[down]) + tall / scale, max(2, tall // (6 * size))):
             at = top + (value - float(low[down])) * scale
             pen.text((x - 6, at), f"{value:.6g}", fill=MUTED, font=font, anchor="rm")
-        pen.text((x + wide / 2, top + tall + 24), f"{names[across]} ({unit})", fill=MUTED, font=font, anchor="mt")
+        pen.text(
+            (x + wide / 2, top + tall + size + 10), f"{names[across]} ({unit})", fill=MUTED, font=font, anchor="mt"
+        )
         pen.text((x - left + 4, top - 2), names[down], fill=MUTED, font=font, anchor="lt")
         x += wide + left
     if len(clouds) > 1:
         x = left
         for cloud in clouds:
-            pen.ellipse((x, 9, x + 8, 17), fill=cloud.colour)
-            pen.text((x + 13, 13), cloud.name, fill=INK, font=font, anchor="lm")
-            x += 100
+            pen.ellipse((x, size // 2, x + size // 1.6, size // 2 + size // 1.6), fill=cloud.colour)
+            pen.text((x + size, 0.8 * size), cloud.name, fill=INK, font=font, anchor="lm")
+            x += 8 * size
     return _bytes(picture)
 
 

@@ -46,7 +46,7 @@ _STYLE = (
     f".rule{{stroke:{RULE}}}.ink{{fill:{INK}}}"
     "@media (prefers-color-scheme:dark){text{fill:#9aa7b5}.rule{stroke:#34404d}.ink{fill:#e4e9ef}}</style>"
 )
-_WIDE, _HIGH = 820, 300  # pixels of a chart
+_HIGH = 300  # pixels of a chart
 
 
 def _colours(name: str) -> NDArray[np.float64]:
@@ -139,6 +139,7 @@ class Axes:
         high: highest value shown.
         log: whether values go up by powers of ten; both limits are positive then.
         marks: positions of vertical lines.
+        wide: width in px: 820 for a chart as wide as the page, 500 for half of it, so that text is as large in both.
     """
 
     x: str
@@ -147,12 +148,18 @@ class Axes:
     high: float
     log: bool = False
     marks: tuple[float, ...] = ()
+    wide: float = 820.0
 
 
 def chart(curves: Sequence[Curve], axes: Axes) -> str:
     """A line chart as SVG; values that are not finite are left out."""
     names = [c for c in curves if c.name]
-    left, top, right, bottom = 62.0, 12.0, _WIDE - (150.0 if names else 12.0), _HIGH - 44.0
+    left, top, right, bottom = (
+        62.0,
+        12.0,
+        axes.wide - ((150.0 if axes.wide > 600 else 92.0) if names else 12.0),
+        _HIGH - 44.0,
+    )
     across = np.concatenate([np.asarray(c.x, dtype=float) for c in curves]) if curves else np.zeros(1)
     first, last = float(across.min()), float(across.max())
     first, last = (first - 0.5, last + 0.5) if last <= first else (first, last)
@@ -176,7 +183,7 @@ def chart(curves: Sequence[Curve], axes: Axes) -> str:
         )
     for mark in axes.marks:
         parts.append(f'<path class="rule" d="M{px(mark):.1f} {top}V{bottom}"/>')
-    for value in ticks(first, last, 8):
+    for value in ticks(first, last, 8 if axes.wide > 600 else 5):
         if value == round(value):
             parts.append(_text(float(px(value)), bottom + 16, number(value)))
     for curve in curves:
@@ -199,7 +206,7 @@ def chart(curves: Sequence[Curve], axes: Axes) -> str:
     middle = (top + bottom) / 2
     parts.append(_text((left + right) / 2, _HIGH - 8, axes.x))
     parts.append(_text(14, middle, axes.y, "middle", f' transform="rotate(-90 14 {middle})"'))
-    return svg(_WIDE, max(_HIGH, top + 20 + 17 * len(names)), "".join(parts))
+    return svg(axes.wide, max(_HIGH, top + 20 + 17 * len(names)), "".join(parts))
 
 
 def energy(history: list[dict[str, Any]]) -> str | None:

@@ -187,7 +187,9 @@ def _coherence(metrics: dict[str, Any]) -> str:
         for word, colour in (("before", figures.LEVELS[1]), ("after", figures.LEVELS[0]))
     ]
     lowest = min((pair[word]["ncc"] for pair in pairs for word in ("before", "after")), default=0.0)
-    return figures.chart(curves, figures.Axes("position of the section", "correlation", min(0.0, lowest), 1.0))
+    return figures.chart(
+        curves, figures.Axes("position of the section", "correlation", min(0.0, lowest), 1.0, wide=500.0)
+    )
 
 
 def _residuals(stack: Stack) -> str:
@@ -212,4 +214,4 @@ def _residuals(stack: Stack) -> str:
         curves.append(curve(gone, figures.LEVELS[5], "given up"))
     values = [value for each in curves for value in each.y]
     low, high = (min(values), max(values)) if values else (0.1, 1.0)
-    return figures.chart(curves, figures.Axes("position of the section", "px", low / 2, high * 2, log=True))
+    return figures.chart(curves, figures.Axes("position of the section", "px", low / 2, high * 2, log=True, wide=500.0))
