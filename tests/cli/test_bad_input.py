@@ -388,7 +388,7 @@ def test_an_array_names_its_axes() -> None:
         regframe.PointSet(array.tolist())
     with pytest.raises(ValueError, match="numeric array"):
         regframe.PointSet(array.astype(str))
-    with pytest.raises(ValueError, match="tensor of weights, got list"):
+    with pytest.raises(ValueError, match="tensor or numpy array of weights, got list"):
         regframe.PointSet(torch.zeros(2, 2), weights=["a", "b"])  # type: ignore[arg-type]
     swapped = regframe.open(array, adapter="points", columns="x,y", unit="um")
     assert swapped.unit == "µm"
