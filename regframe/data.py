@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from . import display
+
 AXES: dict[int, tuple[str, ...]] = {2: ("y", "x"), 3: ("z", "y", "x")}
 """Names of the spatial axes of an array, and of the components of a position, in order, by the number of dimensions."""
 
@@ -268,11 +270,11 @@ class Image:
     """Pixels on a grid.
 
     Args:
-        data: ``[C, *S]`` tensor in the data's own dtype.
+        data: ``[C, *S]`` tensor, or numpy array, in the data's own dtype.
         grid: where its pixels are; ``grid.shape == data.shape[1:]``.
         channels: one name per channel.
         labels: True where values are ids (a segmentation); ids are never averaged.
-        weight: optional ``[*S]`` in 0 … 1, trust per pixel (a mask); None where every pixel counts.
+        weight: optional ``[*S]`` in 0 … 1, trust per pixel (a mask), a tensor or numpy array; None where every pixel counts.
         name: used in messages and captions.
         reading: how the image was read out of a larger one; None where it was read whole.
         counted: where values are counts or densities of things (cells), the number of things that a value of 1 stands for: the
@@ -291,8 +293,11 @@ class Image:
     before: Original | None = None
 
     def __post_init__(self) -> None:
+        _as_tensors(self, "data", "weight")
         if not isinstance(self.data, Tensor):
-            raise TypeError(f"wanted a torch tensor [C, *S], got {type(self.data).__name__}; use Image.from_array")
+            raise TypeError(
+                f"wanted a torch tensor or numpy array [C, *S], got {type(self.data).__name__}; use Image.from_array"
+            )
         if tuple(self.data.shape[1:]) != self.grid.shape:
             raise ValueError(f"wanted data [C, {self.grid.shape}], got {tuple(self.data.shape)}")
         channels = tuple(self.channels) or tuple(str(i) for i in range(self.data.shape[0]))
@@ -349,6 +354,54 @@ class Image:
     def replace(self, **changes: Any) -> Image:
         """A copy with some fields changed."""
         return dataclasses.replace(self, **changes)
+
+    def numpy(self) -> np.ndarray[Any, Any]:
+        """The pixels as ``[H, W, C]``, of a volume ``[Z, H, W, C]``: the order that matplotlib and scikit-image want.
+
+        A view of `data` where that lies on the host; ``np.asarray(image)`` gives the same.
+        """
+        return self.data.detach().cpu().movedim(0, -1).numpy()
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray[Any, Any]:
+        return np.array(self.numpy(), dtype=dtype, copy=copy)
+
+    def plot(self, axes: Any = None, channel: str | int | None = None) -> Any:
+        """Draw the image, of a volume its middle plane, with matplotlib.
+
+        Args:
+            axes: matplotlib axes to draw on; new ones where None.
+            channel: name or number of the one channel to show in grey; all where None.
+
+        Returns:
+            The axes, x and y in the grid's unit.
+
+        Raises:
+            ValueError: no channel has that name or number.
+        """
+        pixels = _plane(self)
+        if channel is not None:
+            pixels = pixels[..., [_channel(self, channel)]]
+        axes = display.axes_of(axes, self.name, self.grid.unit)
+        grid = self.grid
+        shown = display.rgb(display.thinned(pixels, 2000), self.labels)
+        axes.imshow(shown, extent=display.edges(grid.shape, grid.spacing, grid.origin), interpolation="nearest")
+        return axes
+
+    def __repr__(self) -> str:
+        kind = str(self.data.dtype).removeprefix("torch.")
+        return f"Image({self.name!r}, {describe_grid(self.grid)}, {_count(self)}, {kind})"
+
+    def _repr_html_(self) -> str:
+        facts = [
+            ("canvas", describe_grid(self.grid)),
+            ("extent", " × ".join(f"{e:.6g}" for e in self.grid.extent) + f" {self.grid.unit}"),
+            ("channels", _few(self.channels)),
+            ("values", ("ids, " if self.labels else "") + str(self.data.dtype).removeprefix("torch.")),
+            *([("weight", "a mask or trust per pixel")] if self.weight is not None else []),
+            *([("read", str(self.reading))] if self.reading is not None else []),
+        ]
+        small = display.thinned(_plane(self), display.THUMBNAIL)
+        return display.table(self.name, facts, display.rgb(small, self.labels))
 
 
 @dataclass(frozen=True)
@@ -435,9 +488,10 @@ class PointSet:
     """Unpaired positions, with the table they were read from.
 
     Args:
-        coords: ``[N, D]`` float64, in ``unit``, components in the order of `axes`: ``(y, x)`` or ``(z, y, x)``.
+        coords: ``[N, D]`` float64, a tensor or numpy array, in ``unit``, components in the order of `axes`: ``(y, x)`` or
+            ``(z, y, x)``.
         unit: length unit of the coordinates, ``"px"`` where none is declared.
-        weights: optional ``[N]``.
+        weights: optional ``[N]``, a tensor or numpy array.
         table: all columns of the source by name, in its order, each of length N; they are kept unchanged.
         columns: names of the position columns in ``table``, in the order of `axes`.
         name: used in messages and captions.
@@ -453,10 +507,11 @@ class PointSet:
     before: Original | None = None
 
     def __post_init__(self) -> None:
+        _as_tensors(self, "coords", "weights")
         for what, value in (("coordinates", self.coords), ("weights", self.weights)):
             if value is not None and not isinstance(value, torch.Tensor):
                 raise ValueError(
-                    f"wanted a tensor of {what}, got {type(value).__name__}; torch.from_numpy makes one of an array of numbers "
+                    f"wanted a tensor or numpy array of {what}, got {type(value).__name__}; numpy.asarray makes one of numbers "
                     "(positions in the order y, x)"
                 )
         if self.coords.ndim != 2 or self.coords.shape[1] not in AXES:
@@ -486,6 +541,81 @@ class PointSet:
     def replace(self, **changes: Any) -> PointSet:
         """A copy with some fields changed."""
         return dataclasses.replace(self, **changes)
+
+    def plot(self, axes: Any = None, **style: Any) -> Any:
+        """Draw the points, of a volume seen along z, with matplotlib.
+
+        Args:
+            axes: matplotlib axes to draw on; new ones where None.
+            style: further arguments of ``axes.scatter``.
+
+        Returns:
+            The axes, x and y in the points' unit.
+        """
+        fresh = axes is None
+        axes = display.axes_of(axes, self.name, self.unit)
+        yx = self.coords[:, -2:].numpy()
+        step = max(1, -(-len(yx) // display.MOST_POINTS))
+        axes.scatter(yx[::step, 1], yx[::step, 0], **{"s": 2.0, "linewidths": 0, **style})
+        axes.set_aspect("equal")
+        if fresh:
+            axes.invert_yaxis()
+        return axes
+
+    def __repr__(self) -> str:
+        columns = f", {len(self.table)} columns" if self.table else ""
+        return f"PointSet({self.name!r}, {len(self):,} points ({', '.join(self.axes)}) in {self.unit}{columns})"
+
+    def _repr_html_(self) -> str:
+        known = self.coords[torch.isfinite(self.coords).all(dim=1)]
+        box = "–"
+        if len(known):
+            low, high = known.amin(dim=0).tolist(), known.amax(dim=0).tolist()
+            box = ", ".join(f"{a} {p:.6g} … {q:.6g}" for a, p, q in zip(self.axes, low, high, strict=True))
+        facts = [
+            ("points", f"{len(self):,}"),
+            ("positions", f"{box} {self.unit}"),
+            *([("columns", _few(tuple(self.table)))] if self.table else []),
+            *([("weights", "one per point")] if self.weights is not None else []),
+        ]
+        return display.table(self.name, facts, display.dots(self.coords[:, -2:].numpy()))
+
+
+def _as_tensors(owner: Image | PointSet, *names: str) -> None:
+    """Put tensors in place of the numpy arrays among fields of an object under construction."""
+    for name in names:
+        value = getattr(owner, name)
+        if isinstance(value, np.ndarray):
+            object.__setattr__(owner, name, torch.from_numpy(_native(value)))
+
+
+def _plane(image: Image) -> np.ndarray[Any, Any]:
+    """Pixels ``[H, W, C]`` of an image, or of the middle plane of a volume."""
+    pixels = image.numpy()
+    return pixels[pixels.shape[0] // 2] if image.grid.ndim == 3 else pixels
+
+
+def _channel(image: Image, wanted: str | int) -> int:
+    """The number of the channel named, or numbered, ``wanted``; ValueError where there is none."""
+    if isinstance(wanted, int) and 0 <= wanted < len(image.channels):
+        return wanted
+    if wanted in image.channels:
+        return image.channels.index(str(wanted))
+    raise ValueError(
+        f"wanted one of the channels {_few(image.channels)}, or its number, got {wanted!r}; name one of these"
+    )
+
+
+def _few(names: Sequence[str], most: int = 8) -> str:
+    """Names, the first ``most`` of them, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def _count(image: Image) -> str:
+    if image.labels:
+        return "labels"
+    return f"{len(image.channels)} channel{'' if len(image.channels) == 1 else 's'}"
 
 
 def _native(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

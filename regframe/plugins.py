@@ -38,6 +38,9 @@ GROUP = "regframe"
 STORE = "regframe.store"
 """Name of the entry-point group of the module that saves and loads results (see `store`)."""
 
+PAGES = "regframe.pages"
+"""Name of the entry-point group of the module that draws the page of a result (see `pages`)."""
+
 DISABLE = "REGFRAME_DISABLE_PLUGINS"
 """Name of the environment variable that lists the plug-ins to leave out."""
 
@@ -192,6 +195,16 @@ def chosen_by_default(kind: Kind) -> tuple[Entry, ...]:
 def _owner(entry: Entry) -> Entry:
     """The one of all classes of this kind and name that the name alone stands for: the one that ships with regframe, if any."""
     return next((e for e in entries(entry.kind) if e.name == entry.name and e.shipped), entry)
+
+
+def pages() -> Any:
+    """The module that draws the page of a result: ``write(result, path, fixed, moving)`` returns the file that it wrote.
+
+    It is found through the entry point of the group `PAGES`, so that `regframe.Result` can show itself without importing a
+    page; where the installed package is older than the group, it is regframe's own.
+    """
+    own = EntryPoint("html", "regframe.report.again", PAGES)
+    return next(iter(entry_points(group=PAGES)), own).load()
 
 
 def store() -> Any:

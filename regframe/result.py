@@ -6,14 +6,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, overload
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from . import plugins
+from . import display, plugins, verdict
 from .config import Config
-from .data import Grid, Image, PointSet
+from .data import Grid, Image, PointSet, describe_grid
+from .fit.uncertainty import radius_90
 from .maps.base import Transform
 from .maps.edges import move_shapes
+from .maps.gridlines import grid_lines
 from .maps.plane import lift_points
 from .maps.resample import move_points, resample
 from .maps.shapes import Shapes
@@ -39,6 +42,7 @@ class Result:
         position_sd: standard deviation per axis of the position of each fixed pixel, ``[*S]`` on ``weight_grid``, in the fixed
             unit, or None.
         section: whether the fixed side is a section placed in a moving volume, where it is the plane z = 0.
+        folder: where the result was loaded from; None where it was made in memory.
     """
 
     transform: Transform
@@ -52,6 +56,7 @@ class Result:
     weight_grid: Grid | None = None
     position_sd: Tensor | None = None
     section: bool = False
+    folder: Path | None = field(default=None, compare=False, repr=False)
 
     @property
     def verdict(self) -> str:
@@ -76,6 +81,105 @@ class Result:
             f"Result({m['verdict']}, {sure}{m.get('model', 'map')}, {m['n_evaluations']} evaluations, {m['seconds']:.1f} s, "
             f"round trip {m['roundtrip_px']['mean']:.2g} px)"
         )
+
+    def _repr_html_(self) -> str:
+        radius = self.expected_error
+        shown = [*grid_lines(self.transform, self.moving_grid)]
+        edges = display.edges(self.fixed_grid.shape, self.fixed_grid.spacing, self.fixed_grid.origin)
+        unit = self.fixed_grid.unit
+        facts = [
+            ("fixed", describe_grid(self.fixed_grid)),
+            ("moving", describe_grid(self.moving_grid)),
+            ("map", str(self.metrics.get("model", "map"))),
+            *(
+                []
+                if radius is None
+                else [("expected error", f"{radius:.2g} {unit} if the map is right (90 % radius, median)")]
+            ),
+            *([("why", reason) for reason in self.reasons]),
+        ]
+        return display.table(verdict.headline(self.verdict, self.confidence), facts, display.lines(shown, edges))
+
+    @property
+    def expected_error(self) -> float | None:
+        """Distance, in the fixed unit, within which nine positions in ten are expected to lie of where they belong.
+
+        The median over the canvas, each pixel counted by how likely it shows matching tissue; None where ``position_sd`` is not
+        known. It is what the fit expects if the map is right; whether it is right is what the verdict says.
+        """
+        if self.position_sd is None or self.weight_grid is None:
+            return None
+        sd = self.position_sd.to(torch.float64).flatten()
+        weight = torch.ones_like(sd) if self.weight is None else self.weight.to(torch.float64).flatten()
+        sure = torch.isfinite(sd) & (weight > 0)
+        if not bool(sure.any()):
+            return None
+        order = sd[sure].argsort()
+        total = weight[sure][order].cumsum(0)
+        middle = int((total < total[-1] / 2).sum())
+        return radius_90(self.fixed_grid.ndim) * float(sd[sure][order][middle])
+
+    def plot(self, axes: Any = None) -> Any:
+        """Draw the moving side's grid as the map bends it, over the 90 % radius of each fixed position where that is known.
+
+        Args:
+            axes: matplotlib axes to draw on; new ones where None.
+
+        Returns:
+            The axes, x and y in the fixed unit.
+        """
+        unit = self.fixed_grid.unit
+        axes = display.axes_of(axes, verdict.headline(self.verdict, self.confidence), unit)
+        values, label = self.position_sd, f"90 % radius of a position ({unit})"
+        if values is not None:
+            values = values * radius_90(self.fixed_grid.ndim)
+        elif self.weight is not None:
+            values, label = self.weight, "probability of matching tissue"
+        if values is not None and self.weight_grid is not None:
+            grid = self.weight_grid
+            flat = values[values.shape[0] // 2] if values.ndim == 3 else values
+            shown = axes.imshow(
+                flat.numpy(), extent=display.edges(grid.shape, grid.spacing, grid.origin), cmap="cividis"
+            )
+            axes.figure.colorbar(shown, ax=axes, label=label)
+        for line in grid_lines(self.transform, self.moving_grid):
+            axes.plot(line[:, 1], line[:, 0], color="#1f5fae", linewidth=0.8)
+        left, right, bottom, top = display.edges(self.fixed_grid.shape, self.fixed_grid.spacing, self.fixed_grid.origin)
+        axes.set(xlim=(left, right), ylim=(bottom, top), aspect="equal")
+        return axes
+
+    def overlay(self, fixed: Image | PointSet, moving: Image | PointSet, axes: Any = None) -> Any:
+        """Draw both sides in the fixed space, the moving one carried by the map.
+
+        Images lie over each other, fixed in magenta, moving in green, both in black; points are blue and orange dots.
+
+        Args:
+            fixed: the fixed data.
+            moving: the moving data, as it came.
+            axes: matplotlib axes to draw on; new ones where None.
+
+        Returns:
+            The axes, x and y in the fixed unit.
+        """
+        axes = display.axes_of(axes, f"{fixed.name} and {moving.name}", self.fixed_grid.unit)
+        grid = self.fixed_grid
+        left, right, bottom, top = display.edges(grid.shape, grid.spacing, grid.origin)
+        inks: dict[str, Any] = {}
+        sides = {"fixed": fixed, "moving": self.to_fixed(moving)}
+        for name, data in sides.items():
+            if isinstance(data, Image):
+                inks[name] = display.ink(display.rgb(display.thinned(_flat(data), 1500), data.labels))
+        if inks:
+            height, width = next(iter(inks.values())).shape
+            blank = np.zeros((height, width), dtype=np.float32)
+            one, other = (display.fitted(inks.get(name, blank), (height, width)) for name in sides)
+            axes.imshow(np.stack([1 - other, 1 - one, 1 - other], axis=-1), extent=(left, right, bottom, top))
+        for data, colour in zip(sides.values(), ("#0072b2", "#e69f00"), strict=True):
+            if isinstance(data, PointSet):
+                data.plot(axes, color=colour)
+        axes.set(xlim=(left, right), ylim=(bottom, top), aspect="equal")
+        axes.set_title(f"{fixed.name} and {moving.name}")
+        return axes
 
     @overload
     def to_fixed(self, data: Image) -> Image: ...
@@ -124,6 +228,38 @@ class Result:
         The folder is written under another name and renamed when complete.
         """
         plugins.store().save(self, Path(path), overwrite=overwrite)
+
+    def report(
+        self,
+        path: str | Path | None = None,
+        fixed: Image | PointSet | str | Path | None = None,
+        moving: Image | PointSet | str | Path | None = None,
+    ) -> Path:
+        """Write the page of this result, one HTML file that needs no network.
+
+        ``rf.load("OUT").report()`` draws ``OUT/report.html`` again, with the inputs that the run recorded.
+
+        Args:
+            path: the file, replaced if it exists; where None, ``report.html`` in the run's folder that this result was loaded
+                from, or ``NAME.report.html`` beside a map ``NAME.ome.zarr`` that was saved alone.
+            fixed: the fixed data, or a path to open; what the run recorded where None.
+            moving: the moving data, likewise.
+
+        Returns:
+            The file.
+
+        Raises:
+            ValueError: neither ``path`` nor the result says where to write, or nothing says what a side was.
+            OSError: a side cannot be read, or the page cannot be written.
+        """
+        written: Path = plugins.pages().write(self, None if path is None else Path(path), fixed, moving)
+        return written
+
+
+def _flat(image: Image) -> np.ndarray[Any, Any]:
+    """Pixels ``[H, W, C]`` of an image, or of the middle plane of a volume."""
+    pixels = image.numpy()
+    return pixels[pixels.shape[0] // 2] if image.grid.ndim == 3 else pixels
 
 
 def _lifted(data: Carried) -> Carried:

@@ -108,7 +108,7 @@ def test_images_refuse(array: np.ndarray, options: dict, message: str) -> None: 
 
 def test_images_want_tensors_on_their_grid() -> None:
     with pytest.raises(TypeError, match="wanted a torch tensor"):
-        rf.Image(np.zeros((1, 2, 2)), rf.Grid((2, 2)))  # type: ignore[arg-type]
+        rf.Image([[[0.0, 0.0], [0.0, 0.0]]], rf.Grid((2, 2)))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="wanted data"):
         rf.Image(torch.zeros(1, 2, 3), rf.Grid((2, 2)))
 

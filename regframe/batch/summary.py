@@ -24,7 +24,7 @@ STATES = ("failed", "fail", "warn", "pass", "pending")
 """Possible states of a job, worst first."""
 
 _MAX_REPORT = 32 << 20
-"""Largest report, in bytes, from which pictures are taken; regframe's own stay under 6 MB."""
+"""Largest report, in bytes, from which pictures are taken; regframe's own stay under 5 MB."""
 _FIGURES = ("n_evaluations", "matching_fraction", "folding_fraction")
 _WORDS = {
     "failed": "stopped with an error, see its log",
@@ -111,9 +111,10 @@ def page(outcomes: Sequence[Outcome], out: Path) -> str:
         chosen = [_item(o, out, width) for o in sorted(outcomes, key=_confidence) if o.state == state]
         if chosen:
             groups.append({"state": state, "words": _WORDS[state], "jobs": chosen})
+    eyes = sum(o.state not in ("pass", "pending") for o in outcomes)
     again = sum(len(o.attempts) > 1 for o in outcomes)
     return environment.get_template("summary.html").render(
-        total=len(outcomes), groups=groups, again=again, kept=sum(o.kept for o in outcomes), wide=width
+        total=len(outcomes), groups=groups, eyes=eyes, again=again, kept=sum(o.kept for o in outcomes), wide=width
     )
 
 

@@ -454,7 +454,10 @@ def recorded_run(folder: Path, fixed: Path | None, moving: Path | None) -> dict[
     from ..remote.address import locate
 
     if not outputs.is_output(folder):
-        raise ValueError(f"wanted a folder that `regframe register` wrote, got {folder}")
+        raise ValueError(
+            f"wanted a folder that `regframe register` wrote, got {folder}; name the files of a map that was saved alone with "
+            "--fixed and --moving where the command takes them"
+        )
     written = gate.read_yaml(folder / outputs.CONFIG) or {}
     run: dict[str, Any] = written.get("run") or {}
     for side, given in (("fixed", fixed), ("moving", moving)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -14,15 +15,22 @@ from ._common import bad_input, load_result, moved_options, open_recorded, recor
 @moved_options
 @verbose_option
 def report(result_folder: Path, fixed: Path | None, moving: Path | None) -> None:
-    """Write OUT/report.html anew, from the saved map and the input files."""
-    import regframe
+    """Write OUT/report.html anew, from the saved map and the input files.
 
+    OUT may be a map that Python saved (`result.save("NAME.ome.zarr")`): name its files with --fixed and --moving; the page is
+    NAME.report.html beside it.
+    """
     from ..io import outputs
+    from ..report import again, results, words
 
     result = load_result(result_folder)
-    target = result_folder / outputs.REPORT
+    target = again.page_path(result_folder)
     with bad_input():
-        sides = open_recorded(recorded_run(result_folder, fixed, moving))
+        if again.run_of(result_folder) is None and fixed is not None and moving is not None:
+            run: dict[str, Any] = {"fixed": {"path": str(fixed)}, "moving": {"path": str(moving)}}
+        else:
+            run = recorded_run(again.run_of(result_folder) or result_folder, fixed, moving)
+        sides = open_recorded(run)
         with outputs.staged(target, overwrite=True) as path:
-            regframe.write_report(result, path, *sides)
+            results.write(result, *sides, path, words.Places.of(result_folder, run))
     click.echo(f"wrote {target}", err=True)

@@ -374,6 +374,7 @@ def load(path: str | Path) -> Result:
             position_sd=position_sd,
             # in stores of earlier versions a section is recognised by the figures of its plane
             section=bool(own.get("section", "plane" in own["metrics"])),
+            folder=Path(path),
         )
 
 

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .. import display
 from ..data import Grid, canonical_unit, unit_ratio
 
 MAX_VERTICES = 50_000_000
@@ -129,6 +130,19 @@ class Shapes:
     def replace(self, **changes: Any) -> Shapes:
         """A copy with some fields changed."""
         return dataclasses.replace(self, **changes)
+
+    def __repr__(self) -> str:
+        return f"Shapes({self.name!r}, {len(self):,} shapes of {len(self.coords):,} vertices in {self.unit})"
+
+    def _repr_html_(self) -> str:
+        kinds = [int((self.kinds == kind).sum()) for kind in (POINTS, LINE, RING)]
+        words = zip(kinds, ("runs of points", "lines", "rings"), strict=True)
+        facts = [
+            ("shapes", f"{len(self):,}"),
+            ("paths", ", ".join(f"{n:,} {word}" for n, word in words if n) or "–"),
+            ("vertices", f"{len(self.coords):,} in {self.unit}"),
+        ]
+        return display.table(self.name, facts, display.dots(self.coords.numpy()))
 
     def to_positions(self, grid: Grid, spacing: float | None = None) -> Shapes:
         """The shapes as positions in the space of ``grid``, in its unit.

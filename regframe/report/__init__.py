@@ -1,7 +1,8 @@
 """Quality reports: self-contained HTML pages, opened without a network; one of a registration, one of a stack of sections.
 
 ``results`` and ``stacks`` write the two kinds of page, ``page`` is what they share; ``pictures`` draws images, ``dots`` points,
-``figures`` curves and maps of numbers.
+``figures`` curves and maps of numbers; ``words`` says what was shown and what to do next;
+``again`` draws the page of a saved result again.
 """
 
 from __future__ import annotations

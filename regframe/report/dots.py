@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import io
+import math
 from dataclasses import dataclass
 
 import numpy as np
+import PIL.Image
+import PIL.ImageDraw
+import PIL.ImageFont
 import torch
-from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 from ..data import Grid, PointSet
 from ..maps.base import Transform
 from ..maps.resample import move_points
-from .figures import INK, RULE, STYLE, figure_of, plain_axes, png_of
+from . import figures
+from .figures import INK, MUTED, RULE
 from .pictures import Array
 
 FIXED, MOVING = "#0072b2", "#e69f00"
@@ -69,20 +74,24 @@ def remarks(*clouds: Cloud) -> str:
 
 
 def picture(
-    clouds: tuple[Cloud, ...], max_px: int, window: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
+    clouds: tuple[Cloud, ...],
+    max_px: int,
+    window: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None,
+    around: tuple[Cloud, ...] = (),
 ) -> bytes:
-    """The dots of one or two sides as a PNG, at most ``max_px`` pixels along the longer side.
+    """The dots of one or two sides as a PNG, at most ``max_px`` pixels along the longer side, not counting the axes.
 
     Args:
         clouds: the dots, in one unit, drawn in this order.
         max_px: largest number of pixels along the longer side.
         window: lowest and highest corner ``[2]`` (y, x) to show; everything where None.
+        around: clouds whose extent is shown in place of that of ``clouds``.
     """
     ndim = clouds[0].coords.shape[1]
     views = (
         ((1, 0),) if ndim == 2 else ((2, 1),) if window is not None else ((2, 1), (2, 0))
     )  # (axis across, axis down)
-    everything = np.concatenate([c.coords for c in clouds])
+    everything = np.concatenate([c.coords for c in around or clouds])
     low, high = everything.min(axis=0), everything.max(axis=0)
     if window is not None:
         low, high = low.copy(), high.copy()
@@ -92,46 +101,107 @@ def picture(
     low, high = low - margin, high + margin
     span = high - low
     wide, tall = [float(span[v[0]]) for v in views], [float(span[v[1]]) for v in views]
-    scale = min(max_px / 150 / sum(wide), max_px / 150 / max(tall))  # inches per unit
-    frame = (0.6 * len(views), 0.75 if len(clouds) > 1 else 0.5) if window is None else (0.0, 0.0)
-    width, height = max(sum(wide) * scale, 1.6) + frame[0], max(max(tall) * scale, 1.2) + frame[1]
-    figure = figure_of(width, height)
-    panels = figure.subplots(1, len(views), squeeze=False, width_ratios=[max(w, 0.15 * sum(wide)) for w in wide])[0]
-    for axes, (across, down) in zip(panels, views, strict=True):
+    scale = min(max_px / sum(wide), max_px / max(tall))  # px per unit
+    panels = []
+    for view in views:
+        size = max(round(float(span[view[1]]) * scale), 24), max(round(float(span[view[0]]) * scale), 24)
+        panel = np.ones((*size, 3), dtype=np.float32)
         for number, cloud in enumerate(clouds):
             shown = cloud.coords
             if window is not None:
                 shown = shown[((shown[:, -2:] >= low[-2:]) & (shown[:, -2:] <= high[-2:])).all(axis=1)]
-            axes.scatter(
-                shown[:, across], shown[:, down], color=cloud.colour, linewidths=0,
-                s=_area(len(shown), width, height, number == len(clouds) - 1 and number > 0),
-            )  # fmt: skip
-        axes.set_xlim(low[across], high[across])
-        axes.set_ylim(high[down], low[down])  # rows count downwards
-        axes.set_aspect("equal", adjustable="box")
-        if window is not None:
-            axes.set_xticks([])
-            axes.set_yticks([])
-            for spine in axes.spines.values():
-                spine.set_color(RULE)
-            continue
-        plain_axes(axes)
-        names = "zyx"[3 - ndim :]
-        axes.set_xlabel(f"{names[across]} ({clouds[0].unit})", **STYLE)
-        axes.set_ylabel(f"{names[down]} ({clouds[0].unit})", **STYLE)
-    if len(clouds) > 1 and window is None:
-        key = [Line2D([], [], marker="o", linestyle="", color=c.colour, markersize=4, label=c.name) for c in clouds]
-        figure.legend(
-            handles=key, loc="outside upper left", ncols=2, frameon=False, fontsize=8, labelcolor=INK, handletextpad=0.2
+            across, down = view
+            at = (shown[:, [down, across]] - low[[down, across]]) * scale
+            on_top = number == len(clouds) - 1 and number > 0
+            _stamp(panel, at, _radius(len(shown), max_px * max_px, on_top), cloud.colour)
+        panels.append((panel, view))
+    if window is not None:
+        return _framed(panels[0][0])
+    return _with_axes(panels, (low, scale), clouds, ndim)
+
+
+def _radius(count: int, room: float, on_top: bool) -> float:
+    """Radius of a dot in px: of a quarter of the space per dot, within bounds; smaller for dots on top of another side."""
+    area = float(np.clip(0.25 * room / max(count, 1), 3.0, 100.0))
+    return math.sqrt(area * (0.4 if on_top else 1.0) / math.pi)
+
+
+def _stamp(panel: Array, at: NDArray[np.float64], radius: float, colour: str) -> None:
+    """Draw round dots with soft rims at positions ``[N, 2]`` (y, x) in px into ``panel`` ``[h, w, 3]``."""
+    height, width = panel.shape[:2]
+    cover = np.zeros((height, width), dtype=np.float32)
+    nearest = np.floor(at).astype(np.int64)
+    reach = math.ceil(radius + 0.5)
+    for dy in range(-reach, reach + 1):
+        for dx in range(-reach, reach + 1):
+            index = nearest + np.array([dy, dx])
+            away = np.hypot(*(index + 0.5 - at).T)
+            part = np.clip(radius + 0.5 - away, 0, 1)
+            keep = (part > 0) & ((index >= 0) & (index < np.array([height, width]))).all(axis=1)
+            np.maximum.at(cover, (index[keep, 0], index[keep, 1]), part[keep].astype(np.float32))
+    paint = np.array([int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)], dtype=np.float32)
+    panel += cover[..., None] * (paint - panel)
+
+
+def _bytes(picture: PIL.Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _drawn(panel: Array) -> PIL.Image.Image:
+    return PIL.Image.fromarray((np.clip(panel, 0, 1) * 255 + 0.5).astype(np.uint8))
+
+
+def _framed(panel: Array) -> bytes:
+    picture = _drawn(panel)
+    pen = PIL.ImageDraw.Draw(picture)
+    pen.rectangle((0, 0, picture.width - 1, picture.height - 1), outline=RULE)
+    return _bytes(picture)
+
+
+def _with_axes(
+    panels: list[tuple[Array, tuple[int, int]]],
+    frame: tuple[NDArray[np.float64], float],
+    clouds: tuple[Cloud, ...],
+    ndim: int,
+) -> bytes:
+    """The panels side by side, with numbers beside them, names of the axes, and a key where there are two sides."""
+    low, scale = frame
+    size = max(
+        13, round(max(max(panel.shape[:2]) for panel, _ in panels) / 43)
+    )  # px; the page shows large pictures at half size
+    left, gap, bottom, top = 5 * size, 2 * size, 3 * size + 6, 2 * size + 4 if len(clouds) > 1 else size
+    width = sum(panel.shape[1] + left for panel, _ in panels) + gap
+    height = top + max(panel.shape[0] for panel, _ in panels) + bottom
+    picture = PIL.Image.new("RGB", (max(width, 260), height), "white")
+    pen = PIL.ImageDraw.Draw(picture)
+    font = PIL.ImageFont.load_default(size)
+    names = "zyx"[3 - ndim :]
+    unit = clouds[0].unit.replace("µ", "u")  # the font that Pillow carries has no µ
+    x = left
+    for panel, (across, down) in panels:
+        tall, wide = panel.shape[:2]
+        picture.paste(_drawn(panel), (x, top))
+        pen.line((x - 1, top, x - 1, top + tall, x + wide, top + tall), fill=RULE)
+        for value in figures.ticks(float(low[across]), float(low[across]) + wide / scale, max(2, wide // (8 * size))):
+            at = x + (value - float(low[across])) * scale
+            pen.text((at, top + tall + 4), f"{value:.6g}", fill=MUTED, font=font, anchor="mt")
+        for value in figures.ticks(float(low[down]), float(low[down]) + tall / scale, max(2, tall // (6 * size))):
+            at = top + (value - float(low[down])) * scale
+            pen.text((x - 6, at), f"{value:.6g}", fill=MUTED, font=font, anchor="rm")
+        pen.text(
+            (x + wide / 2, top + tall + size + 10), f"{names[across]} ({unit})", fill=MUTED, font=font, anchor="mt"
         )
-    return png_of(figure)
-
-
-def _area(count: int, width: float, height: float, on_top: bool) -> float:
-    """Area of a dot in pt²: a quarter of the space per dot, within bounds; smaller for dots drawn on top of another side."""
-    room = 72**2 * width * height / max(count, 1)
-    area = float(np.clip(0.25 * room, 0.6, 24.0))
-    return area * (0.4 if on_top else 1.0)
+        pen.text((x - left + 4, top - 2), names[down], fill=MUTED, font=font, anchor="lt")
+        x += wide + left
+    if len(clouds) > 1:
+        x = left
+        for cloud in clouds:
+            pen.ellipse((x, size // 2, x + size // 1.6, size // 2 + size // 1.6), fill=cloud.colour)
+            pen.text((x + size, 0.8 * size), cloud.name, fill=INK, font=font, anchor="lm")
+            x += 8 * size
+    return _bytes(picture)
 
 
 def places(

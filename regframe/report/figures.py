@@ -1,19 +1,20 @@
-"""The report's drawings with axes and colour bars, as PNG bytes; uses Figure objects only, no global state of matplotlib."""
+"""The report's drawings with axes and colour bars, as SVG text made from small arrays; they follow a light or a dark page.
+
+Text in a figure is ours or a number, and escaped all the same.
+"""
 
 from __future__ import annotations
 
+import base64
+import html
 import io
 import math
-import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from matplotlib import font_manager  # noqa: F401 - loads the fonts once, before figures are timed
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.collections import LineCollection
-from matplotlib.colors import TwoSlopeNorm
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+import PIL.Image
 from numpy.typing import NDArray
 
 from ..data import Grid
@@ -23,50 +24,193 @@ INK = "#1c2530"
 MUTED = "#66717f"
 RULE = "#dfe4ea"
 LEVELS = ["#3b6fb6", "#e08a1e", "#2e9e6b", "#b34a8c", "#7a62c9", "#c2503f", "#4aa3b8", "#8a8f3c"]
-STYLE: dict[str, Any] = {"fontsize": 9, "color": MUTED}
+FOLD = (0.82, 0.10, 0.16)
+"""Colour of places where a map folds, red, green and blue in 0 … 1."""
+BLANK = (0.933, 0.945, 0.957)
+"""Colour of places without a value."""
+
+_MAPS = {
+    "viridis": "440154 48186a 472d7b 424086 3b528b 33638d 2c728e 26828e 21918c 1fa088 28ae80 3fbc73 5ec962 84d44b addc30 d8e219 "
+    "fde725",
+    "cividis": "00224e 002e6a 1a386f 32436d 434e6c 535a6d 61656f 6f7073 7d7c78 8c8878 9b9476 aba072 bcae6c cdbb63 dec958 f0d846 "
+    "fee838",
+    "magma_r": "fcfdbf fde0a1 fec287 fea571 fb8761 f4695c e55064 cf4070 b5367a 9b2e7f 812581 681c81 4f127b 341069 1c1044 090720 "
+    "000004",
+    "RdBu_r": "053061 175290 2a71b2 3f8ec0 6bacd1 9bc9e0 c2ddec e0ecf3 f7f6f6 fbe5d8 fbccb4 f5aa89 e48066 d05548 ba2832 930e26 "
+    "67001f",
+}
+"""Colour maps of matplotlib (CC0) at 17 equal steps, between which colours are interpolated."""
+
+_STYLE = (
+    f"<style>text{{font:11px system-ui,-apple-system,'Segoe UI',Roboto,sans-serif;fill:{MUTED}}}"
+    f".rule{{stroke:{RULE}}}.ink{{fill:{INK}}}"
+    "@media (prefers-color-scheme:dark){text{fill:#9aa7b5}.rule{stroke:#34404d}.ink{fill:#e4e9ef}}</style>"
+)
+_HIGH = 300  # pixels of a chart
 
 
-def figure_of(width: float, height: float) -> Figure:
-    """A figure of ``width`` × ``height`` inches at 150 dpi."""
-    figure = Figure(figsize=(width, height), dpi=150, layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
-    return figure
+def _colours(name: str) -> NDArray[np.float64]:
+    """The colours of a map ``[17, 3]``, 0 … 1."""
+    return np.array([[int(c[i : i + 2], 16) / 255 for i in (0, 2, 4)] for c in _MAPS[name].split()])
 
 
-def png_of(figure: Figure) -> bytes:
-    """A figure of `figure_of` as PNG bytes; drawn once, where ``figure.savefig`` draws all twice to lay it out."""
-    buffer, canvas = io.BytesIO(), figure.canvas
-    assert isinstance(canvas, FigureCanvasAgg)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # hide matplotlib's warnings on layout and missing glyphs
-        canvas.print_png(buffer)  # type: ignore[no-untyped-call]
-    return buffer.getvalue()
+def coloured(values: NDArray[Any], name: str) -> NDArray[np.float64]:
+    """Colours ``[h, w, 3]``, 0 … 1, of values 0 … 1 ``[h, w]``; those that are not finite are `BLANK`."""
+    known = np.isfinite(values)
+    at = np.clip(np.where(known, values, 0), 0, 1)
+    table = _colours(name)
+    steps = np.linspace(0, 1, len(table))
+    painted = np.stack([np.interp(at, steps, table[:, c]) for c in range(3)], axis=-1)
+    return np.where(known[..., None], painted, np.array(BLANK))
 
 
-def plain_axes(axes: Any) -> None:
-    """Give axes two faint lines and small numbers."""
-    for name, spine in axes.spines.items():
-        spine.set_visible(name in ("left", "bottom"))
-        spine.set_color(RULE)
-    axes.tick_params(colors=MUTED, labelsize=8, length=3)
+def ticks(low: float, high: float, wanted: int = 5) -> list[float]:
+    """Round numbers between ``low`` and ``high``, about ``wanted`` of them, a step of 1, 2 or 5 times a power of ten apart."""
+    span = high - low
+    if not (math.isfinite(span) and span > 0):
+        return [low] if math.isfinite(low) else []
+    rough = span / wanted
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next((s * power for s in (1, 2, 5) if s * power >= rough), 10 * power)
+    first = math.ceil(low / step - 1e-9)
+    return [i * step for i in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
-def _map_size(extent: tuple[float, ...]) -> tuple[float, float]:
-    """Figure size in inches for a map of this extent (height, width), with space for a colour bar."""
-    ratio = extent[0] / extent[1]
-    width = 4.6
-    return width, float(np.clip((width - 0.85) * ratio + 0.2, 1.8, 7.0))
+def number(value: float) -> str:
+    """A number beside an axis."""
+    return f"{value:.4g}".replace("-", "−")
 
 
-def _edges(canvas: Grid) -> tuple[float, float, float, float]:
-    """The ``extent`` argument of matplotlib for an image on ``canvas``: left, right, bottom, top."""
-    (y, x), (h, w) = canvas.origin[-2:], canvas.shape[-2:]
-    sy, sx = canvas.spacing[-2:]
-    return x - sx / 2, x + sx * (w - 0.5), y + sy * (h - 0.5), y - sy / 2
+def svg(width: float, height: float, body: str) -> str:
+    """A drawing as a document of its own."""
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {height:.0f}" width="{width:.0f}" '
+        f'height="{height:.0f}">{_STYLE}{body}</svg>'
+    )
 
 
-def energy(history: list[dict[str, Any]]) -> bytes | None:
-    """Plot of the energy per evaluation, a colour per stage and level, each relative to its first value; None without history."""
+def _text(x: float, y: float, said: str, anchor: str = "middle", more: str = "") -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{more}>{html.escape(said)}</text>'
+
+
+def _raster(picture: NDArray[Any], box: tuple[float, float, float, float], kind: str, sharp: bool) -> str:
+    """A picture ``[h, w, 3]``, 0 … 1, at x, y, width, height of a drawing."""
+    buffer = io.BytesIO()
+    pixels = PIL.Image.fromarray((np.clip(np.nan_to_num(picture), 0, 1) * 255 + 0.5).astype(np.uint8))
+    pixels.save(buffer, kind.upper(), **({"quality": 80} if kind == "jpeg" else {}))
+    x, y, width, height = box
+    data = base64.b64encode(buffer.getvalue()).decode("ascii")
+    style = ' style="image-rendering:pixelated"' if sharp else ""
+    return (
+        f'<image x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}" preserveAspectRatio="none"{style} '
+        f'href="data:image/{kind};base64,{data}"/>'
+    )
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One run of values of a chart.
+
+    Args:
+        x: positions ``[n]``.
+        y: values ``[n]``.
+        colour: of line and dots.
+        name: in the key; ``""`` for no entry.
+        line: whether a line joins them.
+        dot: radius of a dot in px; 0 for none.
+    """
+
+    x: Sequence[float] | NDArray[Any]
+    y: Sequence[float] | NDArray[Any]
+    colour: str
+    name: str = ""
+    line: bool = True
+    dot: float = 0.0
+
+
+@dataclass(frozen=True)
+class Axes:
+    """What stands beside a chart.
+
+    Args:
+        x: what runs across.
+        y: what runs up.
+        low: lowest value shown.
+        high: highest value shown.
+        log: whether values go up by powers of ten; both limits are positive then.
+        marks: positions of vertical lines.
+        wide: width in px: 820 for a chart as wide as the page, 500 for half of it, so that text is as large in both.
+    """
+
+    x: str
+    y: str
+    low: float
+    high: float
+    log: bool = False
+    marks: tuple[float, ...] = ()
+    wide: float = 820.0
+
+
+def chart(curves: Sequence[Curve], axes: Axes) -> str:
+    """A line chart as SVG; values that are not finite are left out."""
+    names = [c for c in curves if c.name]
+    left, top, right, bottom = (
+        62.0,
+        12.0,
+        axes.wide - ((150.0 if axes.wide > 600 else 92.0) if names else 12.0),
+        _HIGH - 44.0,
+    )
+    across = np.concatenate([np.asarray(c.x, dtype=float) for c in curves]) if curves else np.zeros(1)
+    first, last = float(across.min()), float(across.max())
+    first, last = (first - 0.5, last + 0.5) if last <= first else (first, last)
+    scale = math.log10 if axes.log else float
+    low, high = scale(axes.low), scale(axes.high)
+    high = high if high > low else low + 1.0
+
+    def px(x: Any) -> Any:
+        return left + (np.asarray(x, dtype=float) - first) / (last - first) * (right - left)
+
+    def py(y: Any) -> Any:
+        value = np.log10(np.maximum(np.asarray(y, dtype=float), 1e-300)) if axes.log else np.asarray(y, dtype=float)
+        return bottom - (value - low) / (high - low) * (bottom - top)
+
+    parts = []
+    levels = [10.0**e for e in range(math.ceil(low), math.floor(high) + 1)] if axes.log else ticks(low, high)
+    for value in levels:
+        at = float(py(value))
+        parts.append(
+            f'<path class="rule" d="M{left} {at:.1f}H{right}"/>{_text(left - 6, at + 4, number(value), "end")}'
+        )
+    for mark in axes.marks:
+        parts.append(f'<path class="rule" d="M{px(mark):.1f} {top}V{bottom}"/>')
+    for value in ticks(first, last, 8 if axes.wide > 600 else 5):
+        if value == round(value):
+            parts.append(_text(float(px(value)), bottom + 16, number(value)))
+    for curve in curves:
+        x, y = np.asarray(px(curve.x)), np.asarray(py(curve.y))
+        known = np.isfinite(y)
+        x, y = x[known], y[known].clip(top, bottom)
+        if curve.line and len(x) > 1:
+            run = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, y, strict=True))
+            parts.append(f'<polyline points="{run}" fill="none" stroke="{curve.colour}" stroke-width="1.8"/>')
+        if curve.dot:
+            spots = "".join(f"M{a:.1f} {b:.1f}h0" for a, b in zip(x, y, strict=True))
+            parts.append(
+                f'<path d="{spots}" stroke="{curve.colour}" stroke-width="{2 * curve.dot}" stroke-linecap="round" '
+                f'opacity="{0.5 if curve.line else 0.9}"/>'
+            )
+    for i, curve in enumerate(names):
+        row = top + 10 + 17 * i
+        parts.append(f'<circle cx="{right + 16}" cy="{row - 4}" r="4" fill="{curve.colour}"/>')
+        parts.append(_text(right + 26, row, curve.name, "start", ' class="ink"'))
+    middle = (top + bottom) / 2
+    parts.append(_text((left + right) / 2, _HIGH - 8, axes.x))
+    parts.append(_text(14, middle, axes.y, "middle", f' transform="rotate(-90 14 {middle})"'))
+    return svg(axes.wide, max(_HIGH, top + 20 + 17 * len(names)), "".join(parts))
+
+
+def energy(history: list[dict[str, Any]]) -> str | None:
+    """Chart of the energy per evaluation, a colour per stage and level, relative to its first value; None without history."""
     groups: dict[tuple[str, Any], list[float]] = {}
     for line in history:
         value = line.get("energy", line.get("loss"))
@@ -75,33 +219,23 @@ def energy(history: list[dict[str, Any]]) -> bytes | None:
     groups = {key: values for key, values in groups.items() if values}
     if not groups:
         return None
-    figure = figure_of(8.2, 3.0)
-    axes = figure.add_subplot()
-    plain_axes(axes)
-    start = 0
+    curves, marks, start = [], [], 0
     for i, ((stage, level), values) in enumerate(groups.items()):
         x = np.arange(start, start + len(values))
-        reference = abs(values[0]) or 1.0
-        relative = np.array(values) / reference
+        relative = np.array(values) / (abs(values[0]) or 1.0)
         label = " · ".join([*([stage] if stage else []), *([] if level is None else [f"level {level}"])]) or "energy"
         colour = LEVELS[i % len(LEVELS)]
         if i:
-            axes.axvline(start - 0.5, color=RULE, linewidth=0.8, zorder=0)
-        axes.plot(x, np.minimum.accumulate(relative), color=colour, linewidth=1.8, label=label)
-        axes.scatter(x, relative, s=5, color=colour, alpha=0.45, linewidths=0)
+            marks.append(start - 0.5)
+        curves.append(Curve(x, np.minimum.accumulate(relative), colour, label))
+        curves.append(Curve(x, relative, colour, line=False, dot=1.2))
         start += len(values)
-    lows = [min(v) / (abs(v[0]) or 1.0) for v in groups.values()]
-    axes.set_ylim(min(lows) - 0.05 * (1 - min(lows) + 0.02), 1.0 + 0.12 * (1 - min(lows) + 0.02))
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_xlabel("evaluation", **STYLE)
-    axes.set_ylabel("energy / first of its level", **STYLE)
-    axes.grid(axis="y", color=RULE, linewidth=0.6)
-    axes.set_axisbelow(True)
-    columns = 1 if len(groups) <= 5 else 2
-    axes.legend(
-        fontsize=7.5, frameon=False, labelcolor=INK, loc="upper left", bbox_to_anchor=(1.0, 1.02), ncols=columns
+    low = min(min(v) / (abs(v[0]) or 1.0) for v in groups.values())
+    margin = 1 - low + 0.02
+    axes = Axes(
+        "evaluation", "energy / first of its level", low - 0.05 * margin, 1.0 + 0.12 * margin, marks=tuple(marks)
     )
-    return png_of(figure)
+    return chart(curves, axes)
 
 
 def field_map(
@@ -112,44 +246,81 @@ def field_map(
     limits: tuple[float, float],
     centre: float | None = None,
     folds: NDArray[np.bool_] | None = None,
-) -> bytes:
-    """A scalar field ``[h, w]`` on ``canvas`` with a colour bar; NaN stays blank, places where the map folds are red dots."""
-    figure = figure_of(*_map_size(canvas.extent[-2:]))
-    axes = figure.add_subplot()
+) -> str:
+    """A scalar field ``[h, w]`` on ``canvas`` with a colour bar, as SVG; NaN stays blank, places where the map folds are red.
+
+    Args:
+        values: the field.
+        canvas: grid of its pixels.
+        label: what the colour bar says.
+        cmap: name of a colour map: viridis, cividis, magma_r, RdBu_r.
+        limits: values of the first and the last colour.
+        centre: value of the middle colour, between the limits; halfway where None.
+        folds: where the map folds, ``[h, w]``.
+    """
     low, high = limits
-    options: dict[str, Any] = {"vmin": low, "vmax": high}
-    if centre is not None:
-        options = {"norm": TwoSlopeNorm(centre, min(low, centre - 1e-6), max(high, centre + 1e-6))}
-    axes.set_facecolor("#eef1f4")
-    shown = axes.imshow(
-        np.ma.masked_invalid(values), cmap=cmap, extent=_edges(canvas), interpolation="nearest", **options
-    )
+    middle = (low + high) / 2 if centre is None else centre
+    known = [min(low, middle - 1e-12), middle, max(high, middle + 1e-12)]
+    share = np.interp(values, known, [0.0, 0.5, 1.0])
+    painted = coloured(np.where(np.isfinite(values), share, np.nan), cmap)
     if folds is not None and folds.any():
-        rows, cols = np.nonzero(folds)
-        y = canvas.origin[-2] + canvas.spacing[-2] * rows
-        x = canvas.origin[-1] + canvas.spacing[-1] * cols
-        axes.scatter(x, y, s=6, color="#d11a2a", linewidths=0)
-    axes.set_xticks([])
-    axes.set_yticks([])
-    for spine in axes.spines.values():
-        spine.set_color(RULE)
-    bar = figure.colorbar(shown, ax=axes, fraction=0.05, pad=0.02)
-    bar.set_label(label, **STYLE)
-    bar.ax.tick_params(colors=MUTED, labelsize=8)
-    bar.outline.set_visible(False)
-    return png_of(figure)
+        wide = folds.copy()
+        for axis, by in ((0, 1), (0, -1), (1, 1), (1, -1)):
+            wide |= np.roll(folds, by, axis) if folds.shape[axis] > 100 else folds
+        painted[wide] = FOLD
+    width, height = _size(canvas)
+    parts = [
+        f'<rect width="{width}" height="{height}" rx="3" fill="#eef1f4"/>',
+        _raster(painted, (0, 0, width, height), "png", sharp=True),
+    ]
+    bar, top, bottom = width + 14, 8.0, height - 8.0
+    stops = "".join(f'<stop offset="{i / 16:.4f}" stop-color="#{c}"/>' for i, c in enumerate(_MAPS[cmap].split()))
+    parts.append(f'<linearGradient id="g" x1="0" y1="1" x2="0" y2="0">{stops}</linearGradient>')
+    parts.append(f'<rect x="{bar}" y="{top}" width="14" height="{bottom - top}" fill="url(#g)"/>')
+    for value in ticks(low, high):
+        y = bottom - float(np.interp(value, known, [0.0, 0.5, 1.0])) * (bottom - top)
+        parts.append(_text(bar + 19, y + 4, number(value), "start"))
+    x, y = bar + 70, (top + bottom) / 2
+    parts.append(_text(x, y, label, "middle", f' transform="rotate(-90 {x} {y})"'))
+    return svg(width + 92, height, "".join(parts))
 
 
-def grid_map(picture: Array, canvas: Grid, lines: list[NDArray[np.float64]]) -> bytes:
-    """Lines ``[n, 2]`` (y, x) that are straight in the moving space, drawn over the warped picture ``[h, w, 3]``."""
-    height, width = canvas.extent[-2:]
-    figure = figure_of(4.6, float(np.clip(4.6 * height / width, 1.8, 7.0)))
-    axes = figure.add_axes((0, 0, 1, 1))
-    figure.set_layout_engine("none")
-    left, right, bottom, top = _edges(canvas)
-    axes.imshow(0.35 + 0.65 * picture, extent=(left, right, bottom, top), interpolation="bilinear")
-    axes.add_collection(LineCollection([line[:, ::-1] for line in lines], colors="#1f5fae", linewidths=0.9, alpha=0.9))
-    axes.set_xlim(left, right)
-    axes.set_ylim(bottom, top)
-    axes.set_axis_off()
-    return png_of(figure)
+def _size(canvas: Grid, width: float = 400.0) -> tuple[float, float]:
+    """Width and height in px of a map of ``canvas``."""
+    height, across = canvas.extent[-2:]
+    return width, float(np.clip(width * height / across, 120.0, 700.0))
+
+
+def grid_map(picture: Array, canvas: Grid, lines: list[NDArray[np.float64]]) -> str:
+    """Lines ``[n, 2]`` (y, x) that are straight in the moving space, over the warped picture ``[h, w, 3]``, as SVG."""
+    width, height = _size(canvas, 480.0)
+    (y, x), (sy, sx) = canvas.origin[-2:], canvas.spacing[-2:]
+    extent = np.array(canvas.extent[-2:])
+    step = max(1, max(picture.shape[:2]) // 600)
+    parts = [_raster(0.35 + 0.65 * picture[::step, ::step], (0, 0, width, height), "jpeg", sharp=False)]
+    for line in lines:
+        at = (line - np.array([y - sy / 2, x - sx / 2])) / extent * np.array([height, width])
+        at = at[np.isfinite(at).all(axis=1)].clip(-1e4, 1e4)
+        run = " ".join(f"{b:.1f},{a:.1f}" for a, b in at)
+        parts.append(f'<polyline points="{run}" fill="none" stroke="#1f5fae" stroke-width="1.2" opacity=".9"/>')
+    return svg(width, height, "".join(parts))
+
+
+def arrow_map(picture: Array, canvas: Grid, start: NDArray[np.float64], end: NDArray[np.float64]) -> str:
+    """Numbered arrows between positions ``[N, 2]`` (y, x) over a picture ``[h, w, 3]`` of ``canvas``, as SVG."""
+    width, height = _size(canvas, 640.0)
+    (y, x), (sy, sx) = canvas.origin[-2:], canvas.spacing[-2:]
+    low, scale = np.array([y - sy / 2, x - sx / 2]), np.array([height, width]) / np.array(canvas.extent[-2:])
+    step = max(1, max(picture.shape[:2]) // 700)
+    parts = [_raster(0.45 + 0.55 * picture[::step, ::step], (0, 0, width, height), "jpeg", sharp=False)]
+    for i, (a, b) in enumerate(zip((start - low) * scale, (end - low) * scale, strict=True)):
+        if not np.isfinite([*a, *b]).all():
+            continue
+        (ay, ax), (by, bx) = a.clip(-1e4, 1e4), b.clip(-1e4, 1e4)
+        parts.append(
+            f'<path d="M{ax:.1f} {ay:.1f}L{bx:.1f} {by:.1f}" stroke="#c2410c" stroke-width="2"/>'
+            f'<circle cx="{ax:.1f}" cy="{ay:.1f}" r="4" fill="none" stroke="#1f5fae" stroke-width="2"/>'
+            f'<circle cx="{bx:.1f}" cy="{by:.1f}" r="2.5" fill="#c2410c"/>'
+            f'<text x="{ax + 6:.1f}" y="{ay - 5:.1f}" style="fill:#1c2530;font-weight:700">{i + 1}</text>'
+        )
+    return svg(width, height, "".join(parts))

@@ -19,16 +19,18 @@ from ..fit.uncertainty import radius_90
 from ..io import outputs
 from ..maps import plane
 from ..maps.affine import Affine
+from ..maps.gridlines import grid_lines
 from ..result import Result
 from ..verdict import CLEAR, MEANING
-from . import dots, figures, pictures
-from .page import Picture, data_uri, fill, jpeg
+from . import dots, figures, pictures, words
+from .page import Picture, data_uri, fill, jpeg, svg_uri
 from .pictures import Array, Side, View
+from .words import Places
 
 MAX_PX = 900
 """Pixels along the longer side of the large pictures."""
 
-MAX_BYTES = 6_000_000
+MAX_BYTES = 5_000_000
 """Largest page in bytes, small enough to be mailed; pictures are compressed more strongly until it is reached."""
 
 
@@ -51,7 +53,7 @@ def write_run(
         if sides is None:
             return
         try:
-            write(result, *sides, folder / outputs.REPORT)
+            write(result, *sides, folder / outputs.REPORT, Places.of(path, run))
         except OSError:  # the disk is full, say: what is written beside it would not be whole either
             raise
         except Exception as error:  # noqa: BLE001 - whatever it is, it is no reason to lose the map
@@ -65,7 +67,9 @@ def write_run(
     outputs.write(path, result, run, overwrite, *extras, page)
 
 
-def write(result: Result, fixed: Image | PointSet, moving: Image | PointSet, path: str | Path) -> None:
+def write(
+    result: Result, fixed: Image | PointSet, moving: Image | PointSet, path: str | Path, places: Places | None = None
+) -> None:
     """Write the report of ``result`` as one HTML file.
 
     Args:
@@ -73,25 +77,36 @@ def write(result: Result, fixed: Image | PointSet, moving: Image | PointSet, pat
         fixed: the fixed data.
         moving: the moving data.
         path: the file, replaced if it exists.
+        places: where the run and its inputs lie, for the commands that the page shows; stand-ins where None.
     """
     for max_px, quality in ((MAX_PX, 86), (700, 78), (480, 70)):
-        html = render(result, fixed, moving, max_px, quality)
+        html = render(result, fixed, moving, max_px, quality, places)
         if len(html) <= MAX_BYTES:
             break
     Path(path).write_text(html, encoding="utf-8")
 
 
 def render(
-    result: Result, fixed: Image | PointSet, moving: Image | PointSet, max_px: int = MAX_PX, quality: int = 86
+    result: Result,
+    fixed: Image | PointSet,
+    moving: Image | PointSet,
+    max_px: int = MAX_PX,
+    quality: int = 86,
+    places: Places | None = None,
 ) -> str:
     """The page as text; ``max_px`` bounds the pictures' longer side, ``quality`` is JPEG's."""
+    places = places or Places()
     _, summary = MEANING.get(result.verdict, ("", ""))  # type: ignore[call-overload]
     return fill(
         "report.html",
         verdict=result.verdict,
         title=verdict.headline(result.verdict, result.confidence),
         summary=summary,
-        reasons=result.reasons,
+        expected=words.expected(result),
+        reasons=words.remarks(result),
+        steps=words.next_steps(result, places),
+        python=words.python_lines(places),
+        shell=words.shell_lines(places),
         cards=_cards(result.metrics),
         sides=[_side_facts("Fixed", fixed, result.fixed_grid), _side_facts("Moving", moving, result.moving_grid)],
         table=list(_flatten(result.metrics)),
@@ -124,8 +139,8 @@ def _draw(
     a_rgb = pictures.fade(m.rgb(after), seen_after)
     b_rgb = pictures.fade(m.rgb(before), seen_before)
 
-    def shown(title: str, picture: Array, note: str = "") -> Picture:
-        return Picture(title, jpeg(picture, quality), note)
+    def shown(title: str, picture: Array, note: str = "", part: str = "") -> Picture:
+        return Picture(title, jpeg(picture, quality), note, part)
 
     own_canvas = pictures.canvas_of(result.moving_grid, max_px)
     at_home = m.picture(View.of(own_canvas, Affine.identity(result.moving_grid.ndim, result.moving_grid.unit)))
@@ -136,8 +151,8 @@ def _draw(
         shown("Overlay before", overlay_before, colours),
         shown("Checkerboard after", pictures.checkerboard(f_rgb, a_rgb), "fixed and warped moving in turn"),
         shown("Checkerboard before", pictures.checkerboard(f_rgb, b_rgb), "fixed and unaligned moving in turn"),
-        shown("Fixed", f_rgb, "flip between this and the next to see what moves"),
-        shown("Moving, warped", a_rgb, "on the fixed canvas; hatched: outside the moving side"),
+        shown("Fixed", f_rgb, "flip between this and the next to see what moves", "fixed"),
+        shown("Moving, warped", a_rgb, "on the fixed canvas; hatched: outside the moving side", "moving"),
     ]
     other = _other_pose(result)
     rival = []
@@ -160,9 +175,10 @@ def _draw(
         else "Middle plane of the fixed volume."
         if volume
         else "",
-        "close_up": "Where the fixed side has most structure: fixed, warped moving, and both.",
-        "insets": _insets(result, _Drawn(fixed, moving, (f, m), canvas, f_ink, seen_after), quality),
+        "close_up": "At full resolution, where the two sides are most alike and where least: fixed, warped moving, and both.",
+        "insets": _insets(result, _Drawn(fixed, moving, (f, m), canvas, f_ink, a_ink, seen_after), quality),
         "maps": _maps(result, pictures.canvas_of(result.fixed_grid, min(max_px, 240)), canvas, a_rgb, seen_after),
+        "landmarks": _landmarks(result, canvas, overlay_after),
         "energy": _maybe("Energy", figures.energy(result.history)),
     }
 
@@ -175,20 +191,22 @@ def _draw_points(result: Result, fixed: PointSet, moving: PointSet, max_px: int)
     after = own.moved(result.transform, unit)
     left_out = dots.remarks(still, own)
 
-    def png(title: str, *clouds: dots.Cloud, note: str = dots.NOTE + left_out) -> Picture:
-        return Picture(title, data_uri(dots.picture(clouds, max_px), "png"), note)
+    def png(title: str, *clouds: dots.Cloud, note: str = dots.NOTE + left_out, part: str = "") -> Picture:
+        around = (still, after) if part else ()  # what the viewer lays on each other shows one extent
+        return Picture(title, data_uri(dots.picture(clouds, max_px, around=around), "png"), note, part)
 
     both = png("Overlay after", still, after), png("Overlay before", still, before)
     pair = png("Fixed", still, note="all of it"), png("Moving, as it came", own)
-    warped = png("Moving, warped", after, note="in the fixed space")
+    warped = png("Moving, warped", after, note="in the fixed space", part="moving")
+    alone = png("Fixed", still, note="all of it", part="fixed")
     other = _other_pose(result)
     rival = []
     if other is not None:
         note = "the next best start, which fits nearly as well"
         rival = [png("The other pose", still, own.moved(other, unit), note=note)]
 
-    def window(title: str, where: Any, *clouds: dots.Cloud) -> Picture:
-        return Picture(title, data_uri(dots.picture(clouds, 360, where), "png"))
+    def window(title: str, where: Any, *clouds: dots.Cloud, part: str = "") -> Picture:
+        return Picture(title, data_uri(dots.picture(clouds, 360, where), "png"), part=part)
 
     small = pictures.canvas_of(result.fixed_grid, min(max_px, 240))
     plane = Grid(small.shape[-2:], small.spacing[-2:], small.origin[-2:], small.unit)
@@ -196,16 +214,44 @@ def _draw_points(result: Result, fixed: PointSet, moving: PointSet, max_px: int)
     return {
         "pair": list(pair),
         "overlays": [Picture("Before", both[1].uri, both[1].note), Picture("After", both[0].uri, both[0].note)],
-        "viewer": [*both, Picture("Fixed", pair[0].uri, pair[0].note), warped, *rival],
+        "viewer": [*both, alone, warped, *rival],
+        "dots": True,
         "plane": "Seen along z, left, and along y, right." if fixed.ndim == 3 else "",
         "close_up": "Where both sides have most points: fixed, warped moving, and both.",
         "insets": [
-            [window("fixed", at, still), window("moving, warped", at, after), window("overlay", at, still, after)]
-            for at in dots.places((still, after), 3)
+            CloseUp(
+                number,
+                f"Dense place {number}",
+                (
+                    window("fixed", at, still, part="fixed"),
+                    window("moving, warped", at, after, part="moving"),
+                    window("overlay", at, still, after),
+                ),
+            )
+            for number, at in enumerate(dots.places((still, after), 3), start=1)
         ],
         "maps": _maps(result, small, canvas, dots.raster(after, canvas), np.ones(canvas.shape[-2:], dtype=np.bool_)),
+        "landmarks": _landmarks(result, canvas, dots.raster(still, canvas)),
         "energy": _maybe("Energy", figures.energy(result.history)),
     }
+
+
+def _landmarks(result: Result, canvas: Grid, picture: Array) -> Picture | None:
+    """Given pairs of landmarks over ``picture``, with arrows from each fixed one to where the map takes its partner."""
+    options = result.config.init_options
+    if result.config.init != "landmarks" or not {"fixed", "moving"} <= set(options):
+        return None
+    fixed, moving = (torch.tensor(options[side], dtype=torch.float64) for side in ("fixed", "moving"))
+    if fixed.shape != moving.shape or fixed.shape[-1] != result.transform.ndim:
+        return None
+    carried = result.transform.points(moving)
+    away = torch.linalg.vector_norm(carried - fixed, dim=1) / result.fixed_grid.pixel
+    drawn = figures.arrow_map(picture, canvas, fixed[:, -2:].numpy(), carried[:, -2:].numpy())
+    note = (
+        f"Arrows run from each of the {len(away)} fixed landmarks to where the map takes its partner; at the median "
+        f"{float(away.median()):.3g} px apart, at most {float(away.max()):.3g} px (number {int(away.argmax()) + 1})."
+    )
+    return Picture("Landmarks", svg_uri(drawn), note)
 
 
 def _other_pose(result: Result) -> Affine | None:
@@ -227,6 +273,7 @@ class _Drawn:
         looks: the two sides prepared for drawing.
         canvas: grid of the large pictures.
         ink: ink of the fixed side ``[h, w]``, 0 … 1.
+        moved: ink of the warped moving side ``[h, w]``, 0 … 1.
         seen: pixels ``[h, w]`` that the warped moving side covers.
     """
 
@@ -235,40 +282,62 @@ class _Drawn:
     looks: tuple[Side, Side]
     canvas: Grid
     ink: Array
+    moved: Array
     seen: NDArray[np.bool_]
 
 
-def _insets(result: Result, drawn: _Drawn, quality: int) -> list[list[Picture]]:
-    """Rows of three close-ups (fixed, warped moving, overlay) at full resolution, where there is most structure."""
-    canvas, (f, m) = drawn.canvas, drawn.looks
+@dataclass(frozen=True)
+class CloseUp:
+    """One place at full resolution.
+
+    Args:
+        number: its number on the page, from 1.
+        title: what is special about it.
+        pictures: fixed, warped moving, both.
+        note: a figure of it.
+    """
+
+    number: int
+    title: str
+    pictures: tuple[Picture, ...]
+    note: str = ""
+
+
+def _insets(result: Result, drawn: _Drawn, quality: int) -> list[CloseUp]:
+    """Close-ups (fixed, warped moving, overlay) at full resolution, where both sides are most alike and where least."""
     size = max(16, min(drawn.ink.shape) // 5)
     if min(drawn.ink.shape) < 48:
         return []
-    trust = drawn.seen.astype(np.float32)
-    if result.weight is not None and result.weight_grid is not None:
-        trust = trust * np.clip(_on_canvas(result.weight, result.weight_grid, canvas), 0.05, 1)
-    rows = []
-    for top, left in pictures.telling_places(drawn.ink, trust, size, 3):
-        plane = Grid(
-            (size, size),
-            canvas.spacing[-2:],
-            tuple(o + s * i for o, s, i in zip(canvas.origin[-2:], canvas.spacing[-2:], (top, left), strict=True)),
-            canvas.unit,
-        )
-        pixel = max(min(result.fixed_grid.spacing[-2:]), max(plane.extent) / 320)
-        region = pictures.lift(plane.resampled(pixel), result.fixed_grid)
-        own = Affine.identity(region.ndim, region.unit)
-        still = _closeup(drawn.fixed, f, View.of(region, own))
-        moved = _closeup(drawn.moving, m, View.of(region, result.transform))
-        inks = f.ink(still), m.ink(moved)
-        rows.append(
-            [
-                Picture("fixed", jpeg(f.rgb(still), quality)),
-                Picture("moving, warped", jpeg(m.rgb(moved), quality)),
-                Picture("overlay", jpeg(pictures.overlay(*inks), quality)),
-            ]
-        )
-    return rows
+    most, least = pictures.spots(drawn.ink, drawn.moved, drawn.seen, size, 2)
+    out: list[CloseUp] = []
+    for word, places in (("Most", most), ("Least", least)):
+        for i, spot in enumerate(places):
+            number = f" {i + 1}" if len(places) > 1 else ""
+            note = f"Correlation of both sides (tones adapted) {spot.likeness:.2f}."
+            row = _closeups(result, drawn, (spot.top, spot.left), size, quality)
+            out.append(CloseUp(len(out) + 1, f"{word} agreement{number}", row, note))
+    return out
+
+
+def _closeups(result: Result, drawn: _Drawn, corner: tuple[int, int], size: int, quality: int) -> tuple[Picture, ...]:
+    """The square of ``size`` canvas pixels at ``corner``: fixed, warped moving, both."""
+    canvas, (f, m) = drawn.canvas, drawn.looks
+    plane = Grid(
+        (size, size),
+        canvas.spacing[-2:],
+        tuple(o + s * i for o, s, i in zip(canvas.origin[-2:], canvas.spacing[-2:], corner, strict=True)),
+        canvas.unit,
+    )
+    pixel = max(min(result.fixed_grid.spacing[-2:]), max(plane.extent) / 320)
+    region = pictures.lift(plane.resampled(pixel), result.fixed_grid)
+    own = Affine.identity(region.ndim, region.unit)
+    still = _closeup(drawn.fixed, f, View.of(region, own))
+    moved = _closeup(drawn.moving, m, View.of(region, result.transform))
+    return (
+        Picture("fixed", jpeg(f.rgb(still), quality), part="fixed"),
+        Picture("moving, warped", jpeg(m.rgb(moved), quality), part="moving"),
+        Picture("overlay", jpeg(pictures.overlay(f.ink(still), m.ink(moved)), quality)),
+    )
 
 
 def _closeup(data: Image | PointSet, side: Side, view: View) -> Array:
@@ -292,9 +361,9 @@ def _maps(result: Result, small: Grid, canvas: Grid, warped: Array, seen: NDArra
     maps = []
     if result.weight is not None and result.weight_grid is not None:
         weight = np.clip(_on_canvas(result.weight, result.weight_grid, small), 0, 1)
-        png = figures.field_map(weight, small, "probability", "viridis", (0.0, 1.0))
+        drawn = figures.field_map(weight, small, "probability", "viridis", (0.0, 1.0))
         note = "Probability that a fixed pixel shows matching tissue, not background or an artefact."
-        maps.append(Picture("Matching weight", data_uri(png, "png"), note))
+        maps.append(Picture("Matching weight", svg_uri(drawn), note))
 
     positions = small.coords()
     pulled = result.transform.inverse().points(positions)
@@ -306,9 +375,9 @@ def _maps(result: Result, small: Grid, canvas: Grid, warped: Array, seen: NDArra
         shown = np.where(inside, radius, np.nan)
         top = float(np.nanpercentile(shown, 99.5)) if inside.any() else 1.0
         unit = result.fixed_grid.unit
-        png = figures.field_map(shown, small, unit, "cividis", (0.0, max(top, 1e-12)))
+        drawn = figures.field_map(shown, small, unit, "cividis", (0.0, max(top, 1e-12)))
         note = "Nine positions in ten are expected to lie within this distance of where they belong."
-        maps.append(Picture(f"Position uncertainty (90 % radius, {unit})", data_uri(png, "png"), note))
+        maps.append(Picture(f"Position uncertainty (90 % radius, {unit})", svg_uri(drawn), note))
 
     affine = float(torch.linalg.det(_linear(result)))
     determinant = result.transform.inverse().jacobian_determinant(small).reshape(small.shape[-2:]).numpy()
@@ -316,22 +385,22 @@ def _maps(result: Result, small: Grid, canvas: Grid, warped: Array, seen: NDArra
         change = np.where(determinant * affine > 0, 1 / (determinant * affine), np.nan)
     spread = float(np.nanpercentile(np.abs(np.log2(change[inside])), 99.5)) if inside.any() else 0.0
     spread = float(np.clip(spread, 0.05, 3.0)) if math.isfinite(spread) else 1.0
-    png = figures.field_map(
+    drawn = figures.field_map(
         np.where(inside, change, np.nan), small, f"{noun} ratio", "RdBu_r", (2**-spread, 2**spread), 1.0,
         folds=inside & ~(determinant * affine > 0),
     )  # fmt: skip
     note = f"Local {noun} change of the moving tissue beyond the affine part; red dots would be folds."
-    maps.append(Picture("Jacobian determinant", data_uri(png, "png"), note))
+    maps.append(Picture("Jacobian determinant", svg_uri(drawn), note))
 
     pixel = result.moving_grid.pixel
     bend = torch.linalg.vector_norm(pulled - result.affine.inverse().points(positions), dim=-1) / pixel
     shift = np.where(inside, bend.reshape(small.shape[-2:]).numpy(), np.nan)
     top = float(np.nanmax(shift)) if inside.any() else 1.0
-    png = figures.field_map(shift, small, "moving px", "magma_r", (0.0, max(top, 1e-3)))
-    maps.append(Picture("Displacement", data_uri(png, "png"), "How far the map departs from its affine part."))
+    drawn = figures.field_map(shift, small, "moving px", "magma_r", (0.0, max(top, 1e-3)))
+    maps.append(Picture("Displacement", svg_uri(drawn), "How far the map departs from its affine part."))
 
-    png = figures.grid_map(pictures.fade(warped, seen), canvas, _grid_lines(result))
-    maps.append(Picture("Deformed grid", data_uri(png, "png"), "Lines that are straight in the moving space."))
+    drawn = figures.grid_map(pictures.fade(warped, seen), canvas, grid_lines(result.transform, result.moving_grid))
+    maps.append(Picture("Deformed grid", svg_uri(drawn), "Lines that are straight in the moving space."))
     return maps
 
 
@@ -343,27 +412,8 @@ def _linear(result: Result) -> torch.Tensor:
     return (moved[1:] - moved[0]).T
 
 
-def _grid_lines(result: Result) -> list[NDArray[np.float64]]:
-    """A regular grid of the moving space, mapped to the fixed space: lines ``[n, 2]`` in (y, x)."""
-    grid = result.moving_grid
-    height, width = grid.extent[-2:]
-    step = max(height, width) / 18
-    low = [o - s / 2 for o, s in zip(grid.origin[-2:], grid.spacing[-2:], strict=True)]
-    along = 97
-    lines = []
-    for axis, (extent, other) in enumerate(((height, width), (width, height))):
-        for i in range(math.floor(extent / step) + 1):
-            yx = torch.empty((along, 2), dtype=torch.float64)
-            yx[:, axis] = low[axis] + i * step
-            yx[:, 1 - axis] = low[1 - axis] + torch.linspace(0, other, along, dtype=torch.float64)
-            if grid.ndim == 3:
-                yx = torch.cat([torch.full((along, 1), grid.center[0], dtype=torch.float64), yx], dim=1)
-            lines.append(result.transform.points(yx)[:, -2:].numpy())
-    return lines
-
-
-def _maybe(title: str, png: bytes | None) -> Picture | None:
-    return None if png is None else Picture(title, data_uri(png, "png"))
+def _maybe(title: str, drawn: str | None) -> Picture | None:
+    return None if drawn is None else Picture(title, svg_uri(drawn))
 
 
 def _side_facts(role: str, data: Image | PointSet, grid: Grid) -> dict[str, str]:

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from ..data import Grid, Image
@@ -19,7 +18,7 @@ from ..stack import align
 from ..stack.align import Stack
 from ..stack.posegraph import GUIDE
 from . import figures
-from .page import Picture, data_uri, fill, jpeg
+from .page import Picture, fill, jpeg, svg_uri
 from .pictures import Array, Look, look_of, shrink
 
 _HEADLINES = {
@@ -78,11 +77,9 @@ def render(stack: Stack, images: Sequence[Image], volume: Image) -> str:
         reasons=stack.reasons,
         cards=cards,
         cuts=_cuts(stack, before, volume),
-        coherence=Picture(
-            "Neighbours", data_uri(_coherence(m), "png"), "Correlation of every section with the next one."
-        ),
+        coherence=Picture("Neighbours", svg_uri(_coherence(m)), "Correlation of every section with the next one."),
         poses=Picture(
-            "Pairs", data_uri(_residuals(stack), "png"), "How far every registered pair is from the poses in the end."
+            "Pairs", svg_uri(_residuals(stack)), "How far every registered pair is from the poses in the end."
         ),
         montage=montage(stack, volume),
         sections=[_row(section) for section in m["sections"]],
@@ -182,43 +179,39 @@ def _row(section: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def _coherence(metrics: dict[str, Any]) -> bytes:
-    figure = figures.figure_of(7.2, 2.5)
-    axes = figure.add_subplot()
+def _coherence(metrics: dict[str, Any]) -> str:
     pairs = metrics["coherence"]["pairs"]
     at = [metrics["sections"][pair["sections"][0]]["position"] for pair in pairs]
-    for word, colour in (("before", figures.LEVELS[1]), ("after", figures.LEVELS[0])):
-        axes.plot(at, [pair[word]["ncc"] for pair in pairs], ".-", color=colour, lw=1.2, ms=5, label=word)
-    axes.set_xlabel("position of the section", **figures.STYLE)
-    axes.set_ylabel("correlation", **figures.STYLE)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_ylim(min(0.0, axes.get_ylim()[0]), 1.0)
-    axes.legend(frameon=False, fontsize=8)
-    figures.plain_axes(axes)
-    return figures.png_of(figure)
+    curves = [
+        figures.Curve(at, [pair[word]["ncc"] for pair in pairs], colour, word, dot=2.5)
+        for word, colour in (("before", figures.LEVELS[1]), ("after", figures.LEVELS[0]))
+    ]
+    lowest = min((pair[word]["ncc"] for pair in pairs for word in ("before", "after")), default=0.0)
+    return figures.chart(
+        curves, figures.Axes("position of the section", "correlation", min(0.0, lowest), 1.0, wide=500.0)
+    )
 
 
-def _residuals(stack: Stack) -> bytes:
-    figure = figures.figure_of(7.2, 2.5)
-    axes = figure.add_subplot()
+def _residuals(stack: Stack) -> str:
     position = [section["position"] for section in stack.metrics["sections"]]
     pixel = stack.plane_grid.pixel
     links = [link for link in stack.links if np.isfinite(link.residual)]
     apart: NDArray[Any] = np.array([1 if link.fixed == GUIDE else link.moving - link.fixed for link in links])
+
+    def curve(own: list[Any], colour: str, name: str) -> figures.Curve:
+        x = [position[link.moving] for link in own]
+        y = [max(link.residual / pixel, 1e-3) for link in own]
+        return figures.Curve(x, y, colour, name, line=False, dot=3.0)
+
+    curves = []
     for d in sorted(set(apart.tolist())):
         own = [link for link, n in zip(links, apart, strict=True) if n == d and link.weight > 0]
-        words = f"{d} apart" if d > 1 else "next"
         if own:
-            axes.plot([position[link.moving] for link in own], [max(link.residual / pixel, 1e-3) for link in own], ".", ms=5,
-                      color=figures.LEVELS[(d - 1) % len(figures.LEVELS)], label=words)  # fmt: skip
+            colour = figures.LEVELS[(d - 1) % len(figures.LEVELS)]
+            curves.append(curve(own, colour, f"{d} apart" if d > 1 else "next"))
     gone = [link for link in links if link.weight == 0]
     if gone:
-        axes.plot([position[link.moving] for link in gone], [max(link.residual / pixel, 1e-3) for link in gone], "x", ms=5,
-                  color=figures.LEVELS[5], label="given up")  # fmt: skip
-    axes.set_yscale("log")
-    axes.set_xlabel("position of the section", **figures.STYLE)
-    axes.set_ylabel("px", **figures.STYLE)
-    if links:
-        axes.legend(frameon=False, fontsize=8)
-    figures.plain_axes(axes)
-    return figures.png_of(figure)
+        curves.append(curve(gone, figures.LEVELS[5], "given up"))
+    values = [value for each in curves for value in each.y]
+    low, high = (min(values), max(values)) if values else (0.1, 1.0)
+    return figures.chart(curves, figures.Axes("position of the section", "px", low / 2, high * 2, log=True, wide=500.0))

@@ -384,9 +384,11 @@ def test_an_array_names_its_axes() -> None:
         regframe.open(array.astype(str), adapter="points", columns="y,x")
     with pytest.raises(ValueError, match=r"400 x 2; are these positions\?"):
         regframe.register(np.zeros((400, 2)), np.zeros((400, 2)))
-    with pytest.raises(ValueError, match=r"tensor of coordinates, got ndarray; torch\.from_numpy"):
-        regframe.PointSet(array)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="tensor of weights, got list"):
+    with pytest.raises(ValueError, match=r"tensor or numpy array of coordinates, got list; numpy\.asarray"):
+        regframe.PointSet(array.tolist())
+    with pytest.raises(ValueError, match="numeric array"):
+        regframe.PointSet(array.astype(str))
+    with pytest.raises(ValueError, match="tensor or numpy array of weights, got list"):
         regframe.PointSet(torch.zeros(2, 2), weights=["a", "b"])  # type: ignore[arg-type]
     swapped = regframe.open(array, adapter="points", columns="x,y", unit="um")
     assert swapped.unit == "µm"

@@ -17,6 +17,7 @@ import regframe as rf
 from regframe.batch import summary, work
 from regframe.batch.work import Outcome
 from regframe.report import results
+from regframe.report.page import script
 from regframe.stack import align
 
 NAMES = (
@@ -36,6 +37,7 @@ class Watched(html.parser.HTMLParser):
         super().__init__()
         self.runs: list[str] = []
         self.text = ""
+        self.scripts: list[str] = []
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -47,6 +49,9 @@ class Watched(html.parser.HTMLParser):
                 self.runs.append(f"{tag} {name}={value}")
 
     def handle_data(self, data: str) -> None:
+        if self.lasttag == "script" and self.cdata_elem == "script":
+            self.scripts.append(data)
+            return
         self.text += data
 
 
@@ -59,7 +64,8 @@ def test_names_of_files_and_channels_are_text_in_a_report(tmp_path: Path) -> Non
     result = dataclasses.replace(result, metrics={**result.metrics, "reasons": [name], "note": name})
     results.write(result, fixed, points, tmp_path / "report.html")
     page = Watched((tmp_path / "report.html").read_text(encoding="utf-8"))
-    assert page.runs == []
+    assert page.runs == ["script"]
+    assert page.scripts == [script()]  # the package's own, to the byte, and nothing else
     assert name in page.text
 
 
