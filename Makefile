@@ -17,6 +17,8 @@ TIMEOUT := $(if $(shell command -v timeout),timeout $(LIMIT))
 BENCHMARKS := $(if $(wildcard benchmarks/bench_*.py),benchmarks)
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# tests start many processes: what one of them has compiled, the next ones load
+unexport PYTHONDONTWRITEBYTECODE
 
 # tests of whole fits, whose outcome rounding decides: run under every instruction set that the processor has
 FITS := tests/fit tests/starts tests/solvers tests/stack tests/test_register.py tests/plugins/test_cells.py tests/plugins/test_volumes.py

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 
@@ -19,6 +20,12 @@ ROOT = Path(__file__).resolve().parent.parent
 torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 hypothesis.settings.register_profile("regframe", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("regframe")
+
+
+def pytest_collection_finish() -> None:
+    """What is loaded by now stays: it need not be searched for garbage in every test."""
+    gc.collect()
+    gc.freeze()
 
 
 def _data_dir() -> Path:

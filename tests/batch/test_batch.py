@@ -464,10 +464,9 @@ class Loopback:
     workers: dict[str, subprocess.Popen[bytes]]
 
 
-@pytest.fixture
-def loopback(tmp_path: Path) -> Iterator[Loopback]:
-    pytest.importorskip("distributed")
-    file, scratch = tmp_path / "scheduler.json", tmp_path / "dask"
+@contextlib.contextmanager
+def started(folder: Path) -> Iterator[Loopback]:
+    file, scratch = folder / "scheduler.json", folder / "dask"
     common = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     scheduler = subprocess.Popen(
         [sys.executable, "-m", "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard",
@@ -490,6 +489,22 @@ def loopback(tmp_path: Path) -> Iterator[Loopback]:
         for process in (scheduler, *workers.values()):
             process.kill()
             process.wait()
+
+
+@pytest.fixture
+def loopback(tmp_path: Path) -> Iterator[Loopback]:
+    """A cluster of a test that kills some of it."""
+    pytest.importorskip("distributed")
+    with started(tmp_path) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def standing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loopback]:
+    """A cluster of tests that leave it whole."""
+    pytest.importorskip("distributed")
+    with started(tmp_path_factory.mktemp("cluster")) as found:
+        yield found
 
 
 def cluster(loopback: Loopback) -> Any:
@@ -615,7 +630,9 @@ def until(ready: Callable[[], object], seconds: float = 60) -> None:
 
 def interrupt(path: Path, out: Path, number: int, group: bool, *more: str) -> tuple[int, str]:
     """Start a batch, send it (or it and all it started) a signal once jobs run; its exit code and what it said."""
-    line = [sys.executable, "-c", "from regframe.cli import main; main()", "batch", str(path), "-o", str(out), *more]
+    # on a busy machine a batch may need longer to end in good order than the time after which it is ended by force
+    code = "from regframe.cli import interrupts, main; interrupts.PATIENCE = 60; main()"
+    line = [sys.executable, "-c", code, "batch", str(path), "-o", str(out), *more]
     process = subprocess.Popen(
         line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
@@ -630,22 +647,23 @@ def interrupt(path: Path, out: Path, number: int, group: bool, *more: str) -> tu
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc")
-def test_an_interrupted_batch_leaves_no_process_and_goes_on(pairs: Path, loopback: Loopback) -> None:
-    cluster(loopback)
+def test_an_interrupted_batch_leaves_no_process_and_goes_on(pairs: Path, standing: Loopback) -> None:
+    cluster(standing)
     path, out = manifest(pairs, row("a")), pairs / "out"
     code, said = interrupt(path, out, signal.SIGINT, True, "--workers", "2", "--threads", "1")
     assert (code, "0 of 1 jobs are done" in said) == (130, True), said
     assert {p.name for p in out.iterdir()} == {batch_run.LOCK, summary.TABLE, summary.PAGE}
     assert (out / summary.TABLE).read_text().count(",pending,") == 1
-    code, _ = interrupt(path, out, signal.SIGKILL, False, "--scheduler", str(loopback.file))
+    code, _ = interrupt(path, out, signal.SIGKILL, False, "--scheduler", str(standing.file))
     assert code == -signal.SIGKILL
-    assert command(path, "-o", out, "--scheduler", loopback.file).stdout.startswith("1 job: ")
+    assert command(path, "-o", out, "--scheduler", standing.file).stdout.startswith("1 job: ")
     assert not list(out.glob(".*.partial"))
 
 
-def test_a_scheduler_that_is_lost(loopback: Loopback) -> None:
+def test_a_scheduler_that_is_lost(loopback: Loopback, monkeypatch: pytest.MonkeyPatch) -> None:
     import dask
 
+    monkeypatch.setattr(pools, "ANSWER", 5)  # seconds that a client tries to find a lost scheduler again
     with dask.config.set({"distributed.comm.timeouts.connect": "1s"}), cluster(loopback) as pool:
         threading.Timer(1.0, loopback.scheduler.kill).start()
         with pytest.raises(ConnectionError, match="the Dask scheduler was lost"):
@@ -673,19 +691,19 @@ def large(path: Path, side: int = 4700) -> Path:
     return path
 
 
-def test_a_large_image_is_shards_on_the_cluster(pairs: Path, loopback: Loopback) -> None:
+def test_a_large_image_is_shards_on_the_cluster(pairs: Path, standing: Loopback) -> None:
     """The tiles of one job, and those of ``apply image``, go to all workers; the pixels are those of one process."""
     image = large(pairs / "large.zarr")
     spacing = str(tissue(0).shape[0] / 4700)
     path = manifest(pairs, row("a", apply_image=image.name, apply_image_spacing=spacing, apply_image_level="0"))
     out = pairs / "out"
-    with cluster(loopback) as pool:
+    with cluster(standing) as pool:
         outcomes = run_batch(read_manifest(path), out, pool, Limits(memory=2 << 30))
     assert [o.status for o in outcomes] == ["done"], outcomes[0].reasons
     assert "10 shards on Dask at tcp://127.0.0.1" in (out / "a" / work.LOG).read_text()
 
     line = ["apply", "image", out / "a", image, "--to", "fixed", "--input-spacing", spacing, "--level", "0", "-o"]
-    for name, more, said in (("spread", ("--scheduler", loopback.file), "10 shards on"), ("alone", (), "wrote")):
+    for name, more, said in (("spread", ("--scheduler", standing.file), "10 shards on"), ("alone", (), "wrote")):
         outcome = click.testing.CliRunner().invoke(main, [*map(str, [*line, pairs / f"{name}.ome.zarr", *more])])
         assert outcome.exit_code == 0, outcome.stderr
         assert said in outcome.stderr
@@ -695,7 +713,7 @@ def test_a_large_image_is_shards_on_the_cluster(pairs: Path, loopback: Loopback)
     assert files[0] == files[1] == files[2]
 
     refused = click.testing.CliRunner().invoke(
-        main, [*map(str, [*line, pairs / "x.png", "--scheduler", loopback.file])]
+        main, [*map(str, [*line, pairs / "x.png", "--scheduler", standing.file])]
     )
     assert refused.exit_code == 2
     assert "wanted an output ending in .zarr or .tif for --scheduler, got 'x.png'" in refused.stderr
