@@ -239,7 +239,7 @@ def _started(config: Config, init: Any) -> tuple[Config, Any]:
             return Config.model_validate(
                 config.model_dump(exclude_unset=True) | {"init": "stated", "init_options": options}
             ), "stated"
-    if init == config.init:
+    if isinstance(init, str) and init == config.init:
         return config, "auto" if init == RUNNER_UP else init
     if isinstance(init, Result):
         init = init.affine

@@ -296,6 +296,8 @@ def run_job(job: Job, out: Path, limits: Limits) -> Outcome:
             inputs=inputs,
         )
         _renamed(log, folder, out / job.id).rename(folder / LOG)
+        if (folder / outputs.REPORT).is_file():
+            _in_place(folder / outputs.REPORT, folder)
         values = asdict(outcome)
         del values["kept"]
         (folder / RECORD).write_text(outputs.to_json(values, indent=2) + "\n", encoding="utf-8")
@@ -320,6 +322,12 @@ def _renamed(log: Path, folder: Path, final: Path) -> Path:
     if log.stat().st_size <= _MAX_RECORD:
         log.write_bytes(log.read_bytes().replace(os.fsencode(folder), os.fsencode(final)))
     return log
+
+
+def _in_place(page: Path, folder: Path) -> None:
+    """The commands that a page shows, with the folder as it will be called: beside, not within, the hidden one."""
+    hidden, final = os.fsencode(f"{folder.parent.name}/{folder.name}"), os.fsencode(folder.name)
+    page.write_bytes(page.read_bytes().replace(hidden, final))
 
 
 def _evaluation(folder: Path) -> dict[str, Any] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.machinery
 import importlib.util
 import sys
 from pathlib import Path
@@ -15,6 +16,14 @@ OF_A_FILE = "(file)"
 
 _loaded: dict[tuple[str, str], type] = {}
 """Classes by name and by the hash of the file's content."""
+
+
+class _Anew(importlib.machinery.SourceFileLoader):
+    """Runs the file as it is now: what is kept compiled beside it may be from before an edit of the same length."""
+
+    def path_stats(self, path: str) -> dict[str, int]:
+        """No times to compare with: nothing that is kept is read, and nothing is kept."""
+        raise OSError(path)
 
 
 def absolute(name: str) -> str:
@@ -45,7 +54,7 @@ def load(name: str) -> tuple[type, str]:
     found = _loaded.get((name, sha))
     if found is None:
         module = f"file_{path.stem}_{sha}".replace(".", "_")
-        spec = importlib.util.spec_from_file_location(module, path)
+        spec = importlib.util.spec_from_file_location(module, path, loader=_Anew(module, str(path)))
         assert spec is not None
         assert spec.loader is not None
         made = importlib.util.module_from_spec(spec)

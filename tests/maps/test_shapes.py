@@ -702,7 +702,7 @@ def test_channels_come_through_in_their_type(dtype: str, tmp_path: Path, saved: 
     pixels = (np.random.default_rng(0).random((5, 64, 50)) * 200).astype(dtype)
     image = rf.Image.from_array(pixels, "cyx", channels=tuple("abcde"))
     rf.adapter("image").save(image, tmp_path / "m.ome.zarr")
-    options = ("-o", tmp_path / "w.ome.zarr", "--to", "fixed", "--background", "border")
+    options = ("-o", tmp_path / "w.ome.zarr", "--to", "fixed")
     run("apply", "image", saved[0], tmp_path / "m.ome.zarr", *options)
     warped = rf.open(tmp_path / "w.ome.zarr")
     assert isinstance(warped, rf.Image)
