@@ -55,14 +55,20 @@ class Watched(html.parser.HTMLParser):
         self.text += data
 
 
-def test_names_of_files_and_channels_are_text_in_a_report(tmp_path: Path) -> None:
+def write_named(path: Path) -> str:
+    """Write a report of sides whose every name is all of `NAMES`, and return that."""
     name, grid = " ".join((*NAMES, FORMULA)), rf.Grid((30, 34))
     generator = torch.Generator().manual_seed(0)
     fixed = rf.Image(torch.rand((2, 30, 34), generator=generator), grid, (name, f"{name}2"), name=name)
     points = rf.PointSet(torch.rand((50, 2), generator=generator) * 29, name=name, table={name: [name] * 50})
     result = fake_result(grid, grid)
     result = dataclasses.replace(result, metrics={**result.metrics, "reasons": [name], "note": name})
-    results.write(result, fixed, points, tmp_path / "report.html")
+    results.write(result, fixed, points, path)
+    return name
+
+
+def test_names_of_files_and_channels_are_text_in_a_report(tmp_path: Path) -> None:
+    name = write_named(tmp_path / "report.html")
     page = Watched((tmp_path / "report.html").read_text(encoding="utf-8"))
     assert page.runs == ["script"]
     assert page.scripts == [script()]  # the package's own, to the byte, and nothing else
@@ -98,13 +104,7 @@ def test_names_run_nothing_in_a_browser(tmp_path: Path) -> None:
     chromium = Path("/usr/bin/chromium")
     if not chromium.exists():
         pytest.skip(f"needs a browser at {chromium}: apt-get install chromium")
-    name, grid = " ".join((*NAMES, FORMULA)), rf.Grid((30, 34))
-    generator = torch.Generator().manual_seed(0)
-    fixed = rf.Image(torch.rand((2, 30, 34), generator=generator), grid, (name, f"{name}2"), name=name)
-    points = rf.PointSet(torch.rand((50, 2), generator=generator) * 29, name=name, table={name: [name] * 50})
-    result = fake_result(grid, grid)
-    result = dataclasses.replace(result, metrics={**result.metrics, "reasons": [name], "note": name})
-    results.write(result, fixed, points, tmp_path / "report.html")
+    name = write_named(tmp_path / "report.html")
     attempt = work.Attempt(work.AS_ASKED, "bad input", name, 3.0, 5 << 20)
     outcomes = [Outcome(one, "failed", None, (one,), attempts=(attempt,), applied=(f"applied/{one}",)) for one in NAMES]
     (tmp_path / "summary.html").write_text(summary.page(outcomes, tmp_path), encoding="utf-8")
