@@ -18,6 +18,7 @@ import shutil
 import socket
 import tempfile
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,8 +43,9 @@ of a store's library, still writes into it."""
 
 live: set[Path] = set()
 """The folders of this process; what ends a process by force removes them."""
-past: set[Path] = set()
-"""Folders of this process that were removed: what a thread that was not told to stop has made anew is removed by `sweep`."""
+past: deque[Path] = deque(maxlen=16)
+"""The last folders of this process that were removed: what a thread that was not told to stop makes anew, `sweep` removes. A
+command writes a few at once; a process that runs for days must not keep them all."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,7 @@ def remove(folder: Path) -> None:
         if not os.path.lexists(folder):
             break
         time.sleep(_PAUSE)
-    past.add(folder)
+    past.append(folder)
 
 
 def sweep() -> None:
