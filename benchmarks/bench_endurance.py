@@ -132,6 +132,7 @@ def cohort(jobs: int, kills: int, folder: Path, seed: int = 0, bad: float = 0.03
             id=f"j{k:04d}",
             fixed=folder / "fixed.tif",
             moving=folder / ("bad.tif" if k in wrong else "moving.tif"),
+            init="identity",
             settings=fast,
         )
         for k in range(jobs)

@@ -14,7 +14,6 @@ import os
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -26,7 +25,7 @@ import regframe
 
 from ..io import outputs
 from ..remote.address import Remote
-from . import pools
+from . import forkserver, pools
 from .manifest import Job
 from .places import absent, argument, remote_signature
 
@@ -367,21 +366,8 @@ def _attempt(job: Job, folder: Path, log: Path, limits: Limits, model: str) -> t
     with log.open("ab") as lines:
         lines.write(f"--- {model}\n".encode())
         lines.flush()
-        process = subprocess.Popen(
-            # -P: modules in the current folder are not imported
-            [
-                sys.executable,
-                "-P",
-                "-c",
-                "from regframe.cli import main; main()",
-                "batch-job",
-                str(folder.parent.parent / job.id),
-            ],
-            stdin=subprocess.PIPE,
-            stdout=lines,
-            stderr=lines,
-            env=_environment(limits.threads),
-            start_new_session=True,  # Ctrl-C reaches the supervisor only, which ends this process
+        process = forkserver.start(
+            ["batch-job", str(folder.parent.parent / job.id)], lines, _environment(limits.threads)
         )
         assert process.stdin is not None
         try:
@@ -411,7 +397,7 @@ def _attempt(job: Job, folder: Path, log: Path, limits: Limits, model: str) -> t
         finally:
             if process.poll() is None:
                 process.kill()
-            process.wait()
+            code = process.wait()
             with contextlib.suppress(BrokenPipeError):
                 process.stdin.close()
     report: dict[str, Any] = {}
@@ -419,7 +405,7 @@ def _attempt(job: Job, folder: Path, log: Path, limits: Limits, model: str) -> t
         report = json.loads(answer.read_text(encoding="utf-8"))
     answer.unlink(missing_ok=True)
     waits.unlink(missing_ok=True)
-    outcome, reason = _ending(process.returncode, broke, report, limits, peak)
+    outcome, reason = _ending(code, broke, report, limits, peak)
     return Attempt(model, outcome, reason, time.monotonic() - began, peak), report
 
 

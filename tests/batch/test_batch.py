@@ -36,6 +36,7 @@ from regframe.batch import (
     Limits,
     ManifestError,
     Outcome,
+    forkserver,
     parse_size,
     pools,
     read_manifest,
@@ -370,17 +371,17 @@ def test_a_full_disk_is_no_verdict_on_the_job(pairs: Path) -> None:
 
 def test_a_job_that_breaks_once_is_done_with_a_simpler_model(pairs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first process is killed as soon as it runs."""
-    start = subprocess.Popen
+    start = forkserver.start
     started: list[Any] = []
 
-    def popen(*arguments: Any, **options: Any) -> Any:
+    def starting(*arguments: Any, **options: Any) -> Any:
         process = start(*arguments, **options)
         if not started:
             os.kill(process.pid, signal.SIGKILL)
         started.append(process)
         return process
 
-    monkeypatch.setattr(work.subprocess, "Popen", popen)
+    monkeypatch.setattr(work.forkserver, "start", starting)
     (outcome,) = run_batch(
         read_manifest(manifest(pairs, row("a", set="optimizer.max_iter=4"))), pairs / "out", InTurn()
     )
@@ -616,10 +617,10 @@ def jobs_running(out: Path) -> list[str]:
     found = []
     for item in Path("/proc").glob("[0-9]*/cmdline"):
         try:
-            line = item.read_bytes().decode().split("\0")
+            line = item.read_bytes().decode().replace("\0", " ")
         except OSError:
             continue
-        if "batch-job" in line and any(part.startswith(f"{out}/") for part in line):
+        if f" batch-job {out}/" in line:
             found.append(item.parent.name)
     return found
 
