@@ -112,7 +112,7 @@ class _Server:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self._process = subprocess.Popen(
-                [*_PYTHON, "from regframe.batch.forkserver import serve; serve()", str(theirs.fileno())],
+                [*_PYTHON, _SERVE, str(theirs.fileno())],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
@@ -157,6 +157,8 @@ class _Server:
 
 _PYTHON = (sys.executable, "-P", "-c")
 """-P: modules in the current folder are not imported."""
+_RUN = "from regframe.cli import main; main()"
+_SERVE = f"from regframe.batch.forkserver import serve\nif serve(): {_RUN}"
 _lock = threading.Lock()
 _server: _Server | None = None
 
@@ -181,7 +183,7 @@ def start(command: Sequence[str], log: IO[bytes], environment: Mapping[str, str]
                 except (OSError, ValueError):
                     close()
     return subprocess.Popen(
-        [*_PYTHON, "from regframe.cli import main; main()", *command],
+        [*_PYTHON, _RUN, *command],
         stdin=subprocess.PIPE,
         stdout=log,
         stderr=log,
@@ -202,8 +204,8 @@ def close() -> None:
 # ------------------------------------------------------------------------------------------------ inside the fork server
 
 
-def serve() -> None:
-    """The fork server: loads, then forks a process for each request; in that process, runs the command and ends with it."""
+def serve() -> bool:
+    """The fork server: loads, then forks a process for each request; True in that one, with its command in `sys.argv`."""
     control = socket.socket(fileno=int(sys.argv[1]))
     for name in LOADED:
         with contextlib.suppress(ImportError):  # the job will say so
@@ -211,10 +213,8 @@ def serve() -> None:
     control.send(b"ready")
     command = _forked(control)
     if command is not None:
-        from regframe.cli import main
-
         sys.argv = ["regframe", *command]
-        main()
+    return command is not None
 
 
 def _forked(control: socket.socket) -> list[str] | None:

@@ -10,10 +10,10 @@ Both are in the coordinates of the side's ``x`` and ``y`` axes: its own unit.
 
 from __future__ import annotations
 
-import io
 import os
-import pickle
+import pickletools
 import struct
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -79,9 +79,11 @@ def _clicked(path: Path) -> tuple[list[str], list[tuple[float, float]]]:
         header(file)
         rest = file.read()
     try:
-        content = _Plain(io.BytesIO(rest)).load()
-        found = content.items[0] if isinstance(content, _Array) else content
-        rows = [(f"{name}{i}", float(x), float(y)) for name, points in found.items() for i, (x, y) in enumerate(points)]
+        content = _read(rest)
+        found = content.state[-1][0] if isinstance(content, _Made) else content
+        rows = [
+            (f"{name}{i}", _number(x), _number(y)) for name, points in found.items() for i, (x, y) in enumerate(points)
+        ]
     except Exception as error:
         raise ValueError(
             f"wanted a dictionary of points (x, y) in {str(path)!r} as STalign's point_annotator saves it, got another content; "
@@ -92,42 +94,92 @@ def _clicked(path: Path) -> tuple[list[str], list[tuple[float, float]]]:
     return [name for name, _, _ in rows], [(x, y) for _, x, y in rows]
 
 
-class _Array:
-    """Stands in for an array; keeps its values."""
+@dataclass
+class _Made:
+    """What the file would have a function make: the function's name, its arguments, and a state; none is looked up or called."""
 
-    items: Any = ()
-
-    def __setstate__(self, state: Any) -> None:
-        self.items = state[-1] if isinstance(state[-1], list) else [_double(state[-1])]
-
-
-class _Type:
-    """Stands in for the type of an array's values."""
-
-    def __init__(self, *_: Any) -> None: ...
-
-    def __setstate__(self, state: Any) -> None: ...
+    name: str
+    arguments: Any
+    state: Any = ()
 
 
-def _double(raw: bytes) -> float:
-    (value,) = struct.unpack("<d", raw)
+def _number(value: Any) -> float:
+    """A number of a click: a plain one, or one of numpy's, whose eight bytes lie in its arguments or its state."""
+    if isinstance(value, _Made):
+        raw = value.arguments[1] if value.name.endswith(" scalar") else value.state[-1]
+        (value,) = struct.unpack("<d", raw)
     return float(value)
 
 
-def _scalar(_: Any, raw: bytes) -> float:
-    return _double(raw)
+def _read(data: bytes) -> Any:
+    """The dictionaries, lists, tuples, text and numbers that pickle instructions describe.
+
+    The instructions are taken apart by `pickletools`, which runs none, and replayed on plain values alone; ValueError for one
+    that is not listed here.
+    """
+    stack: list[Any] = []
+    marks: list[int] = []
+    memo: dict[int, Any] = {}
+
+    def marked() -> list[Any]:
+        start = marks.pop()
+        values = stack[start:]
+        del stack[start:]
+        return values
+
+    def last(count: int) -> list[Any]:
+        values = stack[len(stack) - count :]
+        del stack[len(stack) - count :]
+        return values
+
+    argument: Any
+    for opcode, argument, _ in pickletools.genops(data):
+        name = opcode.name
+        if name in ("PROTO", "FRAME", "STOP"):
+            continue
+        if name == "MARK":
+            marks.append(len(stack))
+        elif name in _LITERALS:
+            stack.append(argument)
+        elif name in _EMPTY:
+            stack.append(_EMPTY[name]())
+        elif name in _CONSTANTS:
+            stack.append(_CONSTANTS[name])
+        elif name in ("MEMOIZE", "PUT", "BINPUT", "LONG_BINPUT"):
+            memo[len(memo) if name == "MEMOIZE" else int(argument)] = stack[-1]
+        elif name in ("GET", "BINGET", "LONG_BINGET"):
+            stack.append(memo[int(argument)])
+        elif name in ("TUPLE1", "TUPLE2", "TUPLE3"):
+            stack.append(tuple(last(int(name[-1]))))
+        elif name in ("TUPLE", "LIST"):
+            stack.append((tuple if name == "TUPLE" else list)(marked()))
+        elif name in ("APPEND", "APPENDS"):
+            values = last(1) if name == "APPEND" else marked()
+            stack[-1].extend(values)
+        elif name in ("DICT", "SETITEM", "SETITEMS"):
+            values = last(2) if name == "SETITEM" else marked()
+            if name == "DICT":
+                stack.append({})
+            stack[-1].update(zip(values[::2], values[1::2], strict=True))
+        elif name == "GLOBAL":
+            stack.append(str(argument))
+        elif name == "STACK_GLOBAL":
+            stack.append(" ".join(last(2)))
+        elif name == "REDUCE":
+            stack.append(_Made(*last(2)))
+        elif name == "BUILD":
+            (state,) = last(1)
+            stack[-1].state = state
+        else:
+            raise ValueError(f"wanted numbers and text, got the instruction {name}")
+    (value,) = stack
+    return value
 
 
-class _Plain(pickle._Unpickler):  # that of Python itself: the compiled one allocates what the file says
-    """Reads dictionaries, lists, tuples, text and numbers."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        known = {
-            "_reconstruct": lambda *_: _Array(),
-            "ndarray": _Array,
-            "dtype": _Type,
-            "scalar": _scalar,
-        }
-        if module.split(".")[0] != "numpy" or name not in known:
-            raise ValueError(f"wanted numbers, got {name}")
-        return known[name]
+_LITERALS = frozenset(
+    ("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "FLOAT", "BINFLOAT", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE",
+     "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8"),
+)  # fmt: skip
+_EMPTY: dict[str, type] = {"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple}
+_CONSTANTS: dict[str, Any] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
+"""Instructions of pickle that put a value on the stack: the one they carry, an empty one, a constant."""
