@@ -138,14 +138,17 @@ def cohort(jobs: int, kills: int, folder: Path, seed: int = 0, bad: float = 0.03
         for k in range(jobs)
     ]
     events: list[str] = []
+    moments = sorted(rng.sample(range(1, 2 * jobs), kills))  # numbers of jobs begun and ended
     stop = threading.Event()
     killed = 0
 
     def kill() -> None:
         nonlocal killed
-        while killed < kills and not stop.wait(rng.uniform(1.0, 8.0)):
+        for moment in moments:
+            while len(events) < moment and not stop.wait(0.1):
+                pass
             workers = [p for p in multiprocessing.active_children() if p.is_alive()]
-            if workers and len(events) > 0:
+            if workers and not stop.is_set():
                 rng.choice(workers).kill()
                 killed += 1
 

@@ -28,6 +28,8 @@ from ..versions import version
 RESUBMITTED = 5
 """Number of times that a task is submitted again after Dask gave it up because its workers died. The task itself cannot kill a
 worker, because a job runs in a process of its own."""
+REPLACED = 10
+"""Number of times that each worker on this machine is replaced between two finished tasks: more is no accident."""
 TASK_BYTES = 1 << 16
 """Largest task in bytes: paths, options and numbers fit, an array does not."""
 
@@ -222,6 +224,7 @@ class Cluster:
         self.name = "Dask"
         self._open = contextlib.ExitStack()
         self._client: Any = None
+        self._here: Any = None  # the cluster that was started on this machine
 
     def __enter__(self) -> Cluster:
         dask: Any = importlib.import_module("dask")
@@ -243,6 +246,7 @@ class Cluster:
                     security=_encrypts() or None,
                     silence_logs=logging.CRITICAL,
                 )
+                self._here = cluster
                 self._open.callback(_close, cluster)
                 self._client = self._open.enter_context(distributed.Client(cluster))
                 self.name = f"Dask on this machine, {self.workers} workers"
@@ -323,6 +327,7 @@ class Cluster:
         ended: queue.SimpleQueue[Any] = queue.SimpleQueue()
         futures: dict[Any, int] = {}
         losses = [0] * len(items)
+        replaced = 0
 
         def submit(index: int) -> None:
             key = f"{topic}-{index}-{losses[index]}"
@@ -344,7 +349,14 @@ class Cluster:
                         f"the Dask scheduler was lost ({self.name}); the same command goes on where it was"
                     )
                 if future is None:
+                    replaced += self._replace()
+                    if replaced > REPLACED * self.workers:
+                        raise ConnectionError(
+                            f"the workers ended {replaced} times before they finished a task ({self.name}); look at the "
+                            "machine's memory and log; the same command goes on where it was"
+                        )
                     continue
+                replaced = 0
                 index = futures.pop(future)
                 error = future.exception() if future.status == "error" else None
                 if future.status in ("cancelled", "lost") or isinstance(error, distributed.KilledWorker):
@@ -364,6 +376,16 @@ class Cluster:
             if started is not None:
                 with contextlib.suppress(Exception):
                     client.unsubscribe_topic(topic)
+
+    def _replace(self) -> int:
+        """Start new workers on this machine for those that Dask gave up, as it does where one dies as it starts; their number."""
+        if self._here is None:
+            return 0
+        ended = [name for name, worker in self._here.workers.items() if worker.status.name in ("closed", "failed")]
+        if ended:
+            self._here.sync(self._here.scale_down, ended)
+            self._here.scale(self.workers)
+        return len(ended)
 
 
 def strangers_here() -> dict[str, tuple[str, str]]:

@@ -753,3 +753,14 @@ def test_a_broken_shard_stops_the_plan_and_the_rest_stays(tmp_path: Path) -> Non
 def test_no_array_travels(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="wanted a task of paths and options, at most 65536 bytes"):
         spread(FakePlan(tmp_path), InTurn(), functools.partial(print, np.zeros(10_000)))
+
+
+def test_a_worker_that_dies_as_it_starts_is_replaced() -> None:
+    """Dask restarts a worker that dies at work, and gives up one that dies while it starts."""
+    distributed = pytest.importorskip("distributed")
+    with pools.Cluster(workers=1) as pool:
+        (nanny,) = pool._here.workers.values()
+        pool._here.sync(nanny.close)
+        assert nanny.status == distributed.Status.closed
+        ended = pool.run(abs, [(-3,)])
+        assert list(ended) == [(0, 3)]
