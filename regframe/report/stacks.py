@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from ..stack.posegraph import GUIDE
 from . import figures
 from .page import Picture, fill, jpeg, svg_uri
 from .pictures import Array, Look, look_of, shrink
+from .words import typed
 
 _HEADLINES = {
     "pass": ("Confirmed", "Every section has its place among its neighbours."),
@@ -42,16 +45,21 @@ def save(stack: Stack, path: Path, images: Sequence[Image], overwrite: bool = Fa
     with align.staged(path, overwrite) as folder:
         volume = align.write_files(stack, folder, images)
         assert volume is not None  # there are images
-        write(stack, images, volume, folder / outputs.REPORT)
+        write(stack, images, volume, folder / outputs.REPORT, path)
 
 
-def write(stack: Stack, images: Sequence[Image], volume: Image, path: Path) -> None:
-    """Write the report of ``stack`` as one HTML file; ``volume`` is `Stack.volume` of ``images``."""
-    path.write_text(render(stack, images, volume), encoding="utf-8")
+def write(stack: Stack, images: Sequence[Image], volume: Image, path: Path, out: Path = Path("OUT")) -> None:
+    """Write the report of ``stack`` as one HTML file.
+
+    ``volume`` is `Stack.volume` of ``images``; ``out`` the stack's folder, for the commands that the page shows.
+    """
+    path.write_text(render(stack, images, volume, out), encoding="utf-8")
 
 
-def render(stack: Stack, images: Sequence[Image], volume: Image) -> str:
+def render(stack: Stack, images: Sequence[Image], volume: Image, out: Path = Path("OUT")) -> str:
     """The page as text."""
+    placed = next((k for k, result in enumerate(stack.results) if result is not None), 0)
+    files, section = typed(str(out)), f"{align.SECTIONS}/{align.section_folder(stack, placed)}"
     title, summary = _HEADLINES[stack.verdict]
     m = stack.metrics
     before = as_they_lay(stack, images, volume)
@@ -86,6 +94,9 @@ def render(stack: Stack, images: Sequence[Image], volume: Image) -> str:
         seconds=f"{m['seconds']:.0f}",
         canvas=" × ".join(str(n) for n in stack.grid.shape),
         reference=m["reference"]["name"],
+        volume=json.dumps(str(Path(files, align.VOLUME)), ensure_ascii=False),
+        section=json.dumps(str(Path(files, section)), ensure_ascii=False),
+        typed=shlex.quote(str(Path(files, section))),
         spacing=f"{m['spacing_z']['value']:.4g} {m['spacing_z']['unit']}",
     )
 

@@ -28,14 +28,14 @@ class Places:
     def of(cls, out: Path, run: dict[str, Any]) -> Places:
         """The places of a run whose inputs are recorded in ``run``; stand-ins for those that are not."""
         found = {
-            side: _typed(str(run[side]["path"]))
+            side: typed(str(run[side]["path"]))
             for side in ("fixed", "moving")
             if isinstance(run.get(side), dict) and run[side].get("path")
         }
-        return cls(out=_typed(str(out)), **found)
+        return cls(out=typed(str(out)), **found)
 
 
-def _typed(path: str) -> str:
+def typed(path: str) -> str:
     """A path as it would be typed in the present folder: relative where it lies below it."""
     try:
         return str(Path(path).relative_to(Path.cwd())) if Path(path).is_absolute() else path
