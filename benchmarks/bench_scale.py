@@ -80,7 +80,7 @@ def run(side: int, rounds: int, threads: int) -> dict[str, float]:
 def sizes(small: bool) -> list[int]:
     """Sides; the largest only where memory allows or ``REGFRAME_BENCH_LARGE=1`` asks for it."""
     if small:
-        return [64, 128]
+        return [64]
     large = os.environ.get("REGFRAME_BENCH_LARGE") == "1" or kib(Path("/proc/meminfo"), "MemAvailable") * 1024 >= NEEDED
     return [1024, 2048, 4096] + ([8192] if large else [])
 

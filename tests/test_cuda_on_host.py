@@ -3,6 +3,7 @@
 What this cannot show is said in ``cuda_on_host/cuda_on_host.h``: it is about results, not about speed or memory models.
 """
 
+import fcntl
 import math
 import os
 import shutil
@@ -47,11 +48,11 @@ def build(folder):
         )
     for process in running:
         finish(process)
-    library = folder / "cuda_on_host.so"
+    library, linked = folder / "cuda_on_host.so", folder / "linked.so"
     # the functions of torch that cuda_on_host.cpp stands in for must be its own, also where torch has them
     link = ["-shared", "-Wl,-Bsymbolic", f"-L{torch_folder / 'lib'}", "-ltorch_cpu"]
-    finish(subprocess.Popen([CXX, *objects, "-o", library, *link], stderr=subprocess.PIPE, text=True))
-    return library
+    finish(subprocess.Popen([CXX, *objects, "-o", linked, *link], stderr=subprocess.PIPE, text=True))
+    return linked.rename(library)
 
 
 def finish(process):
@@ -61,7 +62,14 @@ def finish(process):
 
 @pytest.fixture(scope="session")
 def library(tmp_path_factory):
-    torch.ops.load_library(str(build(tmp_path_factory.mktemp("cuda_on_host"))))
+    """The library, compiled once for all processes of a test run: the first one compiles with every core, others wait for it."""
+    here = tmp_path_factory.getbasetemp()
+    folder = (here.parent if "PYTEST_XDIST_WORKER" in os.environ else here) / "cuda_on_host"
+    folder.mkdir(exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        found = folder / "cuda_on_host.so"
+        torch.ops.load_library(str(found if found.exists() else build(folder)))
     return torch.ops.regframe_cuda_on_host
 
 

@@ -158,7 +158,7 @@ def test_the_page_on_spatialdata_runs(workplace: Path) -> None:
 def run_stalign_page(data_dir: Path, workplace: Path, wanted: list[int]) -> dict[str, Any]:
     (workplace / "data").symlink_to(data_dir, target_is_directory=True)
     page = ROOT / "docs" / "stalign.md"
-    found: dict[str, Any] = {"np": np, "rf": importlib.import_module("regframe")}
+    found: dict[str, Any] = {"np": np, "torch": torch, "rf": importlib.import_module("regframe")}
     bodies = blocks(page, "python")
     assert len(bodies) == 5
     for body in [bodies[i] for i in wanted]:
@@ -168,17 +168,18 @@ def run_stalign_page(data_dir: Path, workplace: Path, wanted: list[int]) -> dict
 
 
 def test_the_page_for_users_of_stalign_runs(data_dir: Path, workplace: Path) -> None:
-    found = run_stalign_page(data_dir, workplace, [0, 1, 2, 4])
-    assert found["merfish"] < 165
+    found = run_stalign_page(data_dir, workplace, [1, 4])
     assert np.quantile(found["error"], 0.9) < 3
-    assert np.median(found["landmarks_error"]) < 2
     assert found["matched"] > 0.9
     assert found["unmatched"] < 0.1
 
 
 @pytest.mark.slow
-def test_the_hearts_of_the_page_for_users_of_stalign(data_dir: Path, workplace: Path) -> None:
-    assert run_stalign_page(data_dir, workplace, [3])["heart"] > 0.88
+def test_the_rest_of_the_page_for_users_of_stalign_runs(data_dir: Path, workplace: Path) -> None:
+    found = run_stalign_page(data_dir, workplace, [0, 1, 2, 3])
+    assert found["merfish"] < 165
+    assert np.median(found["landmarks_error"]) < 2
+    assert found["heart"] > 0.88
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)

@@ -16,6 +16,7 @@ import pickle
 import queue
 import sys
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -30,6 +31,8 @@ RESUBMITTED = 5
 worker, because a job runs in a process of its own."""
 REPLACED = 10
 """Number of times that each worker on this machine is replaced between two finished tasks: more is no accident."""
+PATIENCE = 5.0
+"""Seconds without a process after which a worker counts as lost; Dask starts the next one at once, if it does."""
 TASK_BYTES = 1 << 16
 """Largest task in bytes: paths, options and numbers fit, an array does not."""
 
@@ -225,6 +228,7 @@ class Cluster:
         self._open = contextlib.ExitStack()
         self._client: Any = None
         self._here: Any = None  # the cluster that was started on this machine
+        self._gone: dict[Any, float] = {}  # since when a worker of it has no process
 
     def __enter__(self) -> Cluster:
         dask: Any = importlib.import_module("dask")
@@ -378,14 +382,28 @@ class Cluster:
                     client.unsubscribe_topic(topic)
 
     def _replace(self) -> int:
-        """Start new workers on this machine for those that Dask gave up, as it does where one dies as it starts; their number."""
+        """Start new workers on this machine for those whose processes are gone for good; returns their number.
+
+        Dask itself starts a worker again that dies at work; one that dies while it starts it may give up.
+        """
         if self._here is None:
             return 0
-        ended = [name for name, worker in self._here.workers.items() if worker.status.name in ("closed", "failed")]
-        if ended:
-            self._here.sync(self._here.scale_down, ended)
-            self._here.scale(self.workers)
-        return len(ended)
+        now = time.monotonic()
+        gone = {name: nanny for name, nanny in self._here.workers.items() if not nanny.is_alive()}
+        self._gone = {name: self._gone.get(name, now) for name in gone}
+        lost = [name for name, since in self._gone.items() if now - since > PATIENCE]
+        if lost:
+            self._here.loop.add_callback(self._start_again, {name: gone[name] for name in lost})
+        return len(lost)
+
+    def _start_again(self, lost: Mapping[Any, Any]) -> None:
+        """Forget these workers and start as many; runs in the loop of the cluster, which never waits for what is stuck."""
+        for name, nanny in lost.items():
+            self._here.worker_spec.pop(name, None)
+            self._here.workers.pop(name, None)
+            self._gone.pop(name, None)
+            self._here.loop.add_callback(nanny.close, reason="its process is gone")
+        self._here.scale(self.workers)
 
 
 def strangers_here() -> dict[str, tuple[str, str]]:
