@@ -296,7 +296,7 @@ class Task:
     metric: Metric | None
     start: Any
     config: Config
-    progress: Callable[[Progress], None] | None = None
+    progress: Callable[[Progress], object] | None = None
 
     @property
     def device(self) -> str:

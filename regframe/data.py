@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import display
+from .display import notebook
 
 AXES: dict[int, tuple[str, ...]] = {2: ("y", "x"), 3: ("z", "y", "x")}
 """Names of the spatial axes of an array, and of the components of a position, in order, by the number of dimensions."""
@@ -381,10 +381,10 @@ class Image:
         pixels = _plane(self)
         if channel is not None:
             pixels = pixels[..., [_channel(self, channel)]]
-        axes = display.axes_of(axes, self.name, self.grid.unit)
+        axes = notebook.axes_of(axes, self.name, self.grid.unit)
         grid = self.grid
-        shown = display.rgb(display.thinned(pixels, 2000), self.labels)
-        axes.imshow(shown, extent=display.edges(grid.shape, grid.spacing, grid.origin), interpolation="nearest")
+        shown = notebook.rgb(notebook.thinned(pixels, 2000), self.labels)
+        axes.imshow(shown, extent=notebook.edges(grid.shape, grid.spacing, grid.origin), interpolation="nearest")
         return axes
 
     def __repr__(self) -> str:
@@ -400,8 +400,8 @@ class Image:
             *([("weight", "a mask or trust per pixel")] if self.weight is not None else []),
             *([("read", str(self.reading))] if self.reading is not None else []),
         ]
-        small = display.thinned(_plane(self), display.THUMBNAIL)
-        return display.table(self.name, facts, display.rgb(small, self.labels))
+        small = notebook.thinned(_plane(self), notebook.THUMBNAIL)
+        return notebook.table(self.name, facts, notebook.rgb(small, self.labels))
 
 
 @dataclass(frozen=True)
@@ -553,9 +553,9 @@ class PointSet:
             The axes, x and y in the points' unit.
         """
         fresh = axes is None
-        axes = display.axes_of(axes, self.name, self.unit)
+        axes = notebook.axes_of(axes, self.name, self.unit)
         yx = self.coords[:, -2:].numpy()
-        step = max(1, -(-len(yx) // display.MOST_POINTS))
+        step = max(1, -(-len(yx) // notebook.MOST_POINTS))
         axes.scatter(yx[::step, 1], yx[::step, 0], **{"s": 2.0, "linewidths": 0, **style})
         axes.set_aspect("equal")
         if fresh:
@@ -578,7 +578,7 @@ class PointSet:
             *([("columns", _few(tuple(self.table)))] if self.table else []),
             *([("weights", "one per point")] if self.weights is not None else []),
         ]
-        return display.table(self.name, facts, display.dots(self.coords[:, -2:].numpy()))
+        return notebook.table(self.name, facts, notebook.dots(self.coords[:, -2:].numpy()))
 
 
 def _as_tensors(owner: Image | PointSet, *names: str) -> None:

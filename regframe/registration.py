@@ -14,6 +14,7 @@ from . import plugins, strangers, verdict
 from .config import Config
 from .contracts import Fitted, Metric, Progress, Solver, Task
 from .data import Image, PointSet
+from .display.bars import shown
 from .maps.affine import Affine
 from .result import Result
 from .solvers.far import brought_near, check_place
@@ -34,7 +35,7 @@ def register(
     init: Any = None,
     config: Config | None = None,
     device: str | None = None,
-    progress: Callable[[Progress], None] | None = None,
+    progress: bool | Callable[[Progress], object] | None = None,
 ) -> Result:
     """Align ``moving`` to ``fixed``; nothing has to be set.
 
@@ -54,14 +55,14 @@ def register(
             part is used; ``config.init`` where None. The settings of the result state it, so that they repeat the run.
         config: all settings that have no argument here; the defaults where None.
         device: where the fit runs; only ``cpu`` today; ``config.device`` where None.
-        progress: called with a `Progress` after every step of the fit.
+        progress: True draws bars, in a terminal or a notebook; a function is called with a `Progress` after every step.
 
     Raises:
         ValueError: for data that cannot be registered, with one sentence that says what was wanted, what came, what to do.
     """
-    with strangers.named():
+    with strangers.named(), shown(progress) as told:
         return _registered(
-            fixed, moving, metric, init, settled(config, metric, transform=transform, device=device), progress
+            fixed, moving, metric, init, settled(config, metric, transform=transform, device=device), told
         )
 
 
@@ -71,7 +72,7 @@ def _registered(
     metric: Metric | str | None,
     init: Any,
     config: Config,
-    progress: Callable[[Progress], None] | None,
+    progress: Callable[[Progress], object] | None,
 ) -> Result:
     """`register`, with its arguments written into the settings."""
     began = time.perf_counter()

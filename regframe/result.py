@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import display, plugins, verdict
+from . import plugins, verdict
 from .config import Config
 from .data import Grid, Image, PointSet, describe_grid
+from .display import notebook
 from .fit.uncertainty import radius_90
 from .maps.base import Transform
 from .maps.edges import move_shapes
@@ -85,7 +86,7 @@ class Result:
     def _repr_html_(self) -> str:
         radius = self.expected_error
         shown = [*grid_lines(self.transform, self.moving_grid)]
-        edges = display.edges(self.fixed_grid.shape, self.fixed_grid.spacing, self.fixed_grid.origin)
+        edges = notebook.edges(self.fixed_grid.shape, self.fixed_grid.spacing, self.fixed_grid.origin)
         unit = self.fixed_grid.unit
         facts = [
             ("fixed", describe_grid(self.fixed_grid)),
@@ -98,7 +99,7 @@ class Result:
             ),
             *([("why", reason) for reason in self.reasons]),
         ]
-        return display.table(verdict.headline(self.verdict, self.confidence), facts, display.lines(shown, edges))
+        return notebook.table(verdict.headline(self.verdict, self.confidence), facts, notebook.lines(shown, edges))
 
     @property
     def expected_error(self) -> float | None:
@@ -129,7 +130,7 @@ class Result:
             The axes, x and y in the fixed unit.
         """
         unit = self.fixed_grid.unit
-        axes = display.axes_of(axes, verdict.headline(self.verdict, self.confidence), unit)
+        axes = notebook.axes_of(axes, verdict.headline(self.verdict, self.confidence), unit)
         values, label = self.position_sd, f"90 % radius of a position ({unit})"
         if values is not None:
             values = values * radius_90(self.fixed_grid.ndim)
@@ -139,12 +140,14 @@ class Result:
             grid = self.weight_grid
             flat = values[values.shape[0] // 2] if values.ndim == 3 else values
             shown = axes.imshow(
-                flat.numpy(), extent=display.edges(grid.shape, grid.spacing, grid.origin), cmap="cividis"
+                flat.numpy(), extent=notebook.edges(grid.shape, grid.spacing, grid.origin), cmap="cividis"
             )
             axes.figure.colorbar(shown, ax=axes, label=label)
         for line in grid_lines(self.transform, self.moving_grid):
             axes.plot(line[:, 1], line[:, 0], color="#1f5fae", linewidth=0.8)
-        left, right, bottom, top = display.edges(self.fixed_grid.shape, self.fixed_grid.spacing, self.fixed_grid.origin)
+        left, right, bottom, top = notebook.edges(
+            self.fixed_grid.shape, self.fixed_grid.spacing, self.fixed_grid.origin
+        )
         axes.set(xlim=(left, right), ylim=(bottom, top), aspect="equal")
         return axes
 
@@ -161,18 +164,18 @@ class Result:
         Returns:
             The axes, x and y in the fixed unit.
         """
-        axes = display.axes_of(axes, f"{fixed.name} and {moving.name}", self.fixed_grid.unit)
+        axes = notebook.axes_of(axes, f"{fixed.name} and {moving.name}", self.fixed_grid.unit)
         grid = self.fixed_grid
-        left, right, bottom, top = display.edges(grid.shape, grid.spacing, grid.origin)
+        left, right, bottom, top = notebook.edges(grid.shape, grid.spacing, grid.origin)
         inks: dict[str, Any] = {}
         sides = {"fixed": fixed, "moving": self.to_fixed(moving)}
         for name, data in sides.items():
             if isinstance(data, Image):
-                inks[name] = display.ink(display.rgb(display.thinned(_flat(data), 1500), data.labels))
+                inks[name] = notebook.ink(notebook.rgb(notebook.thinned(_flat(data), 1500), data.labels))
         if inks:
             height, width = next(iter(inks.values())).shape
             blank = np.zeros((height, width), dtype=np.float32)
-            one, other = (display.fitted(inks.get(name, blank), (height, width)) for name in sides)
+            one, other = (notebook.fitted(inks.get(name, blank), (height, width)) for name in sides)
             axes.imshow(np.stack([1 - other, 1 - one, 1 - other], axis=-1), extent=(left, right, bottom, top))
         for data, colour in zip(sides.values(), ("#0072b2", "#e69f00"), strict=True):
             if isinstance(data, PointSet):

@@ -13,7 +13,7 @@ import torch
 from fake_result import fake_result
 
 import regframe as rf
-from regframe import display
+from regframe.display import notebook as display
 
 HOSTILE = "<script>alert(1)</script>"
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from ..display.bars import Bars
 from . import interrupts
 from ._common import (
     BadInput,
@@ -35,7 +36,6 @@ from ._common import (
     workers_option,
 )
 from .asread import as_read, finest_of
-from .progress import Bars
 from .streams import STREAM, streamed
 from .whereabouts import full_pixel, in_full_resolution, in_pixels, off_canvas, pixels_of
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
+from ..display.bars import Bars
 from ._common import bad_input, emit_json, finish, json_option, overwrite_option, path_type, verbose_option
-from .progress import Bars
 
 
 @click.command(short_help="Align a real image to a bent, recoloured copy and print the error.")

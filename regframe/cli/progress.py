@@ -1,27 +1,17 @@
-"""Progress on stderr: live at the foot of a terminal, plain lines elsewhere.
-
-`Bars` shows every `regframe.Progress` of register, demo, refine, apply and stack; `JobTable` shows the events of a batch, in
-which a job has a state and not a number of steps.
-"""
+"""The table of a batch while it runs, on stderr: a job has a state and not a number of steps, as `display.Bars` shows them."""
 
 from __future__ import annotations
 
 import contextlib
-import sys
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
-import click
+from ..display.bars import Screen
 
 if TYPE_CHECKING:
     from ..batch import JobEvent, Outcome, Pool
-    from ..contracts import Progress
 
-_FEW = 4
-"""Number of steps below which a stage without a loss gets no plain lines; others get one for each quarter of their steps."""
 _ENDED, _RUNNING = 8, 16
 """Rows in the table of a batch: for jobs that ended last, and for running jobs. With the header they fit a terminal of 30
 lines."""
@@ -29,113 +19,7 @@ TONES = {"pass": "green", "warn": "yellow", "fail": "red", "failed": "red"}
 """Colour of each state of a finished job."""
 
 
-class _Screen(ABC):
-    """A part of the terminal that is redrawn continually; plain lines only, where stderr is no terminal."""
-
-    def __init__(self) -> None:
-        self.live: Any = None
-
-    @abstractmethod
-    def widget(self, console: Any) -> Any:
-        """The object that rich draws on ``console``: a `rich.progress.Progress` or a `rich.live.Live`."""
-
-    def __enter__(self) -> Self:
-        if sys.stderr.isatty():
-            from rich.console import Console
-
-            self.live = self.widget(Console(stderr=True))
-            self.live.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Stop redrawing and leave the last state on the screen."""
-        if self.live is not None:
-            self.live.stop()
-            self.live = None
-
-    def line(self, text: str) -> None:
-        """Print a line above the live part."""
-        if self.live is not None:
-            self.live.console.print(text, highlight=False)
-        else:
-            click.echo(text, err=True)
-
-
-class Bars(_Screen):
-    """A bar for each stage (and each of its pyramid levels, where there are several), with the energy where one is minimised.
-
-    As plain lines: for a fit one line per finished level, because a level may converge long before its limit; for other stages
-    one line per quarter of their steps.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._task: Any = None
-        self._last: Progress | None = None
-
-    def widget(self, console: Any) -> Any:
-        """The progress bars of rich."""
-        from rich import progress as rich
-
-        return rich.Progress(
-            rich.TextColumn("{task.description}"),
-            rich.BarColumn(bar_width=32),
-            rich.TextColumn("{task.completed:>4.0f} / {task.total:.0f}"),
-            rich.TextColumn("{task.fields[loss]}"),
-            rich.TimeElapsedColumn(),
-            console=console,
-        )
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
-    ) -> None:
-        self._end(whole=error is None)
-        super().__exit__(kind, error, where)
-
-    def __call__(self, step: Progress) -> None:
-        """Show one step."""
-        last = self._last
-        again = last is not None and step.loss is None and step.done < last.done
-        if last is None or again or (last.stage, last.level) != (step.stage, step.level):
-            self._end(whole=True)
-            last = None
-            if self.live is not None:
-                self._task = self.live.add_task(_name(step), total=max(step.total, 1), loss=_energy(step))
-        self._last = step
-        if self.live is not None:
-            self.live.update(self._task, completed=step.done, loss=_energy(step))
-        elif step.loss is None and step.total >= _FEW:
-            before = 0 if last is None else last.done
-            if step.done * 4 // step.total > before * 4 // step.total:
-                self.line(f"{_name(step)}: {step.done} of {step.total}")
-
-    def _end(self, whole: bool) -> None:
-        """End the stage that is shown: draw its bar full, or print the line of a fit."""
-        step, self._last = self._last, None
-        if step is None:
-            return
-        if self.live is None:
-            if step.loss is not None:
-                self.line(f"{_name(step)}: {step.done} iterations, {_energy(step)}")
-        elif whole:  # the stage converged before its limit, or reported every step before doing it
-            n = max(step.done if step.loss is not None else step.total, 1)
-            self.live.update(self._task, total=n, completed=n)
-
-
-def _name(step: Progress) -> str:
-    return step.stage if step.n_levels == 1 else f"{step.stage:<11} level {step.level} of {step.n_levels}"
-
-
-def _energy(step: Progress) -> str:
-    return "" if step.loss is None else f"energy {step.loss:.5g}"
-
-
-class JobTable(_Screen):
+class JobTable(Screen):
     """The jobs of a batch: a table of running jobs and of those that ended last; as plain lines, one per finished job.
 
     Args:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..display.bars import Bars
 from ._common import (
     BadInput,
     bad_input,
@@ -27,7 +28,6 @@ from ._common import (
     verbose_option,
     workers_option,
 )
-from .progress import Bars
 
 if TYPE_CHECKING:
     from ..data import Pyramid

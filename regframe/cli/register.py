@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..display.bars import Bars
 from ._common import (
     BadInput,
     bad_input,
@@ -32,7 +33,6 @@ from ._common import (
     stated,
     verbose_option,
 )
-from .progress import Bars
 from .refine import levels, run_refinement, threads_option
 
 if TYPE_CHECKING:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..display.bars import Bars
 from ._common import (
     BadInput,
     adapter_options,
@@ -23,7 +24,6 @@ from ._common import (
     require_option,
     verbose_option,
 )
-from .progress import Bars
 from .register import resolved_config
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import Any
 from ..contracts import Progress
 from .energy import Energy
 
-Report = Callable[[Progress], None] | None
+Report = Callable[[Progress], object] | None
 """The function that is called with every step, or None."""
 
 

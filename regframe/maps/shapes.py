@@ -22,8 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import display
 from ..data import Grid, canonical_unit, unit_ratio
+from ..display import notebook
 
 MAX_VERTICES = 50_000_000
 """Largest number of vertices in a result, and of positions mapped along edges, unless the caller says otherwise: about 1 GB of
@@ -142,7 +142,7 @@ class Shapes:
             ("paths", ", ".join(f"{n:,} {word}" for n, word in words if n) or "–"),
             ("vertices", f"{len(self.coords):,} in {self.unit}"),
         ]
-        return display.table(self.name, facts, display.dots(self.coords.numpy()))
+        return notebook.table(self.name, facts, notebook.dots(self.coords.numpy()))
 
     def to_positions(self, grid: Grid, spacing: float | None = None) -> Shapes:
         """The shapes as positions in the space of ``grid``, in its unit.

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from ..contracts import Progress
 from ..data import Grid, Level, Pyramid
+from ..display.bars import shown
 from ..fit.mixture import flattest
 from ..fit.threads import on_threads, run_each, workers_of
 from ..fit.uncertainty import FLOOR
@@ -72,7 +73,7 @@ def refine(
     moving: Pyramid | Any,
     *,
     workers: int | None = None,
-    progress: Callable[[Progress], object] | None = None,
+    progress: bool | Callable[[Progress], object] | None = None,
 ) -> Result:
     """Improve the map of two images at full resolution, tile by tile, wherever an improvement can be shown.
 
@@ -85,8 +86,8 @@ def refine(
         fixed: every resolution of the fixed image, or anything `regframe.open_pyramid` reads.
         moving: every resolution of the moving image, or anything `regframe.open_pyramid` reads.
         workers: threads; None takes one per core.
-        progress: called after every tile; the stage is the round (``pixels of 0.5 µm``), with the number of tiles done and in
-            all.
+        progress: True draws bars; a function is called after every tile; the stage is the round (``pixels of 0.5 µm``), with the
+            number of tiles done and in all.
 
     Returns:
         The result with the refined map; ``metrics["refinement"]`` says what was done: ``rounds``, each with ``pixel`` (fixed
@@ -113,8 +114,8 @@ def refine(
     workers = workers_of(workers)
     fixed, moving = place_pyramid(fixed, result.fixed_grid), place_pyramid(moving, result.moving_grid)
     coarse = (result.fixed_grid if result.weight_grid is None else result.weight_grid).pixel
-    with on_threads(1), torch.no_grad():
-        field, rounds = _rounds(result, fixed, moving, coarse / fixed.grid.pixel, workers, progress)
+    with on_threads(1), torch.no_grad(), shown(progress) as told:
+        field, rounds = _rounds(result, fixed, moving, coarse / fixed.grid.pixel, workers, told)
     report: dict[str, Any] = {"kept": sum(r["kept"] for r in rounds), "rounds": rounds}
     metrics = dict(result.metrics)
     transform = result.transform

@@ -23,6 +23,7 @@ import torch
 
 from ..contracts import Progress
 from ..data import Grid, Image, Level, Pyramid, describe_grid
+from ..display.bars import shown
 from ..fit.threads import on_threads, run_each, workers_of
 from ..maps.backdrop import COLUMNS, ROWS, around
 from ..maps.base import Transform
@@ -120,7 +121,7 @@ def warp_slide(
     options: SlideOptions | None = None,
     workers: int | None = None,
     overwrite: bool = False,
-    progress: Callable[[Progress], object] | None = None,
+    progress: bool | Callable[[Progress], object] | None = None,
 ) -> Path | Remote:
     """Carry a large image by ``transform`` onto ``grid`` and write it, with its pyramid, to ``path``.
 
@@ -133,7 +134,8 @@ def warp_slide(
         options: which level is read, what lies beyond the image, how the output is cut.
         workers: threads; None takes one per core.
         overwrite: replace the output if it exists, and drop an unfinished one that was begun from something else.
-        progress: called after every shard, with the stage ``shards``, the number done and the total.
+        progress: True draws a bar; a function is called after every shard, with the stage ``shards``, the number done and
+            the total.
 
     Returns:
         ``path``.
@@ -145,7 +147,8 @@ def warp_slide(
         OSError: the output cannot be written; what was done stays, and a second call goes on from there.
     """
     plan = SlideWarp(pyramid, transform, grid, locate(path), options or SlideOptions())
-    return plan.write(workers, overwrite, progress)
+    with shown(progress) as told:
+        return plan.write(workers, overwrite, told)
 
 
 @dataclass(frozen=True)

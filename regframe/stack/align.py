@@ -21,6 +21,7 @@ from .. import plugins
 from ..config import Config
 from ..contracts import Progress
 from ..data import Grid, Image
+from ..display.bars import shown
 from ..io import claims, outputs
 from ..io.inputs import check_apart
 from ..io.spreadsheet import text_cell
@@ -147,7 +148,7 @@ def align_stack(
     transform: str = "rigid",
     options: StackOptions | None = None,
     config: Config | None = None,
-    progress: Callable[[Progress], object] | None = None,
+    progress: bool | Callable[[Progress], object] | None = None,
 ) -> Stack:
     """Align serial sections, given in order, into one stack.
 
@@ -162,7 +163,8 @@ def align_stack(
             size along the stack stays), ``lddmm`` (affine, then bent onto the average of their neighbours).
         options: guide, trusted places, number of neighbours.
         config: settings of `register` for every pair.
-        progress: called before each pair or section; stages are ``pairs``, ``doubtful pairs``, ``guide`` …
+        progress: True draws bars; a function is called before each pair or section; stages are ``pairs``, ``doubtful pairs``,
+            ``guide`` …
 
     Raises:
         ValueError: fewer than two sections with tissue, volumes, several units, positions that do not ascend, settings that name
@@ -176,23 +178,24 @@ def align_stack(
     sections = opened(images)
     planes = planes_of(positions, len(sections))
     _check_reference(reference, len(sections))
-    work = Work(sections, planes, config, transform, progress)
     if options.guide is not None:
         _check_guide(options.guide, sections[0].grid.unit)
     spacing = float(spacing_z) if spacing_z is not None else sections[0].grid.pixel
     if not (math.isfinite(spacing) and spacing > 0):
         raise ValueError(f"wanted a positive distance of the sections, got {spacing_z}")
     chained = reference == "chain"
-    posed = _posed(work, reference, options, spacing)
-    poses = posed.poses
-    canvas = work.canvas(poses)
-    rigidly: dict[int, Transform] = {k: Affine(torch.from_numpy(m), *work.units) for k, m in poses.items()}
-    before = work.pictures(work.as_they_lie(), work.canvas(work.as_they_lie()))
-    after = work.pictures(rigidly, canvas)
-    judged = Judge(work, poses, before, after)
-    mirrored = judged.mirrored() if options.check_mirrors else []
-    bent = work.bend(rigidly, canvas, judged.poor) if transform == "lddmm" else Bent(rigidly, {}, [])
-    final = work.pictures(bent.maps, canvas) if transform == "lddmm" else after
+    with shown(progress) as told:
+        work = Work(sections, planes, config, transform, told)
+        posed = _posed(work, reference, options, spacing)
+        poses = posed.poses
+        canvas = work.canvas(poses)
+        rigidly: dict[int, Transform] = {k: Affine(torch.from_numpy(m), *work.units) for k, m in poses.items()}
+        before = work.pictures(work.as_they_lie(), work.canvas(work.as_they_lie()))
+        after = work.pictures(rigidly, canvas)
+        judged = Judge(work, poses, before, after)
+        mirrored = judged.mirrored() if options.check_mirrors else []
+        bent = work.bend(rigidly, canvas, judged.poor) if transform == "lddmm" else Bent(rigidly, {}, [])
+        final = work.pictures(bent.maps, canvas) if transform == "lddmm" else after
     grid = Grid(
         (max(planes) - min(planes) + 1, *canvas.shape),
         (spacing, *canvas.spacing),

@@ -43,7 +43,7 @@ class Ask:
 
 
 def aligned(
-    sides: tuple[Image | PointSet, Image | PointSet], ask: Ask, progress: Callable[[Progress], None] | None = None
+    sides: tuple[Image | PointSet, Image | PointSet], ask: Ask, progress: Callable[[Progress], object] | None = None
 ) -> Result:
     """The registration that is asked for: exactly that of ``regframe register`` with the same start and settings."""
     fixed, moving = sides

@@ -26,9 +26,9 @@ from fake_result import fake_result
 
 import regframe
 from regframe.cli import main
-from regframe.cli.progress import Bars
 from regframe.contracts import Progress
 from regframe.data import Grid, Image, PointSet, Pyramid
+from regframe.display.bars import Bars
 from regframe.io import outputs
 from regframe.report import results
 from regframe.result import Result
