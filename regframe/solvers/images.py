@@ -17,6 +17,13 @@ from .preparation import evened, grey, prepare
 from .raster import Compared
 from .recipes import SURE
 
+SETTLED = 0.95
+"""Confidence from which a map of two images by one curve between their intensities is not fitted again by their local
+correlation."""
+KEPT = 0.8
+"""Share of the nats of evidence by the independent judge that the other of two fits has to have, to be taken for its higher
+confidence."""
+
 
 class Images(Solver):
     """Two images of one dimension, compared pixel by pixel: a search for the pose, then a fit coarse to fine."""
@@ -65,7 +72,8 @@ class Images(Solver):
             fitted = raster.fitted(pair, done, task.moving.grid)
             flat = task.fixed.grid.ndim == 2  # a volume is fitted again only where it is lost: that takes long
             sure = fitted.figures["confidence"] if flat else None
-            if task.metric is not None or not (done.fit.lost or (sure is not None and sure < CONFIRMED)):
+            doubted = sure is not None and sure < (CONFIRMED if pair.stained or pair.counted else SETTLED)
+            if task.metric is not None or not (done.fit.lost or doubted):
                 return fitted
             other = self.otherwise_compared(task, pair)
             again = raster.again(done, other, task, _recipe(other))
@@ -73,8 +81,8 @@ class Images(Solver):
             likelier = instead.figures["confidence"] or 0.0
             found = (instead.figures["place_confidence"] or 0.0) >= NO_EVIDENCE
             better = done.fit.lost and not again.fit.lost if sure is None else found and likelier > sure
-            better = better and (instead.figures["evidence"] or 0.0) >= (fitted.figures["evidence"] or 0.0)
-            return instead if better else fitted
+            kept = (instead.figures["evidence"] or 0.0) >= KEPT * (fitted.figures["evidence"] or 0.0)
+            return instead if better and kept else fitted
 
     def judge(self, fitted: Fitted) -> Iterable[Finding]:  # noqa: D102
         yield from verdict.of_images(fitted.figures, fitted.transform.ndim)
