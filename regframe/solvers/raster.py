@@ -308,6 +308,7 @@ def fitted(pair: Compared, done: Run, moving_grid: Grid) -> Fitted:
     }
     figures["counted"] = pair.counted
     figures["evidence"] = done.fit.nats
+    figures["evidence_affine"] = done.fit.nats if done.fit.straight_nats is None else done.fit.straight_nats
     if done.fit.held is not None:
         figures["landmarks_held"] = done.fit.held
     figures["confidence"] = confidence.of_images(figures, fixed.grid.shape)
