@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
-from typing import ClassVar
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar
 
 from .. import plugins, verdict
 from ..contracts import Fitted, Known, Solver, Task
 from ..data import Image, PointSet, describe_grid
 from ..fit.pyramid import Recipe
 from ..fit.threads import threads_for
-from ..verdict import CONFIRMED, NO_EVIDENCE, Finding
+from ..verdict import CONFIRMED, NO_EVIDENCE, TOGETHER, Finding
 from . import raster, recipes, samples
 from .preparation import evened, grey, prepare
 from .raster import Compared
@@ -74,15 +74,14 @@ class Images(Solver):
             fitted = raster.fitted(pair, done, task.moving.grid)
             flat = task.fixed.grid.ndim == 2  # a volume is fitted again only where it is lost: that takes long
             sure = fitted.figures["confidence"] if flat else None
-            doubted = sure is not None and sure < (CONFIRMED if pair.stained or pair.counted else SETTLED)
-            if task.metric is not None or not (done.fit.lost or doubted):
+            if task.metric is not None or not (done.fit.lost or (flat and _doubted(pair, fitted.figures))):
                 return fitted
             other = self.otherwise_compared(task, pair)
             again = raster.again(done, other, task, _recipe(other))
             instead = raster.fitted(other, again, task.moving.grid)
-            likelier = instead.figures["confidence"] or 0.0
             found = (instead.figures["place_confidence"] or 0.0) >= NO_EVIDENCE
-            better = done.fit.lost and not again.fit.lost if sure is None else found and likelier > sure
+            likelier = found and _likelier(instead.figures, fitted.figures)
+            better = done.fit.lost and not again.fit.lost if sure is None else likelier
             kept = (instead.figures["evidence"] or 0.0) >= KEPT * (fitted.figures["evidence"] or 0.0)
             return instead if better and kept else fitted
 
@@ -129,3 +128,18 @@ class Images(Solver):
 def _recipe(pair: Compared) -> Recipe:
     """How the fit of a pair differs from the default, by what its sides are."""
     return recipes.STAINED if pair.stained else recipes.COUNTED if pair.counted else Recipe()
+
+
+def _doubted(pair: Compared, figures: Mapping[str, Any]) -> bool:
+    """Whether a map with these figures asks for another comparison: it is not likely, or windows contradict it together."""
+    sure, limit = figures["confidence"], CONFIRMED if pair.stained or pair.counted else SETTLED
+    return sure is not None and (sure < limit or (not pair.counted and figures["agreement"]["together"] >= TOGETHER))
+
+
+def _likelier(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether the figures of ``one`` map speak for it rather than for the ``other``: it has more confidence; or windows contradict
+    the other one together, and of this one, which is confirmed, more agree and fewer contradict it together."""
+    (here, there), sure = (figures["agreement"] for figures in (one, other)), one["confidence"] or 0.0
+    agrees = here["together"] < there["together"] and here["nats"] > there["nats"]
+    mended = there["together"] >= TOGETHER and sure >= CONFIRMED and agrees
+    return bool(mended or sure > (other["confidence"] or 0.0))

@@ -11,8 +11,10 @@ import torch
 import regframe as rf
 from regframe.solvers import images, raster
 from regframe.solvers.images import KEPT, SETTLED, Images
-from regframe.verdict import CONFIRMED
+from regframe.verdict import CONFIRMED, TOGETHER
 
+AGREE = {"together": 0, "nats": 100.0}
+AGAINST = {"together": TOGETHER, "nats": 100.0}
 IMAGE = rf.Image(torch.rand((1, 16, 18)), rf.Grid((16, 18)), ("a",))
 
 
@@ -20,7 +22,7 @@ def chosen(
     monkeypatch: pytest.MonkeyPatch, first: dict[str, Any], second: dict[str, Any], **pair: bool
 ) -> tuple[str, int]:
     """Which of two fits with these figures is taken, ``first`` or ``second``, and how many were made."""
-    told = {"confidence": 0.9, "place_confidence": 0.9, "evidence": 100.0}
+    told = {"confidence": 0.9, "place_confidence": 0.9, "evidence": 100.0, "agreement": AGREE}
     fits = {"first": told | first, "second": told | second}
     made: list[str] = []
 
@@ -64,3 +66,16 @@ def test_other_kinds_are_fitted_again_where_they_are_not_confirmed(monkeypatch: 
     assert chosen(monkeypatch, {"confidence": CONFIRMED}, {"confidence": 0.98}, **{kind: True}) == ("first", 1)
     below = {"confidence": CONFIRMED - 0.01}
     assert chosen(monkeypatch, below, {"confidence": 0.98}, **{kind: True}) == ("second", 2)
+
+
+@pytest.mark.parametrize("stained", [False, True])
+def test_a_confirmed_map_that_windows_contradict_together_is_fitted_again(
+    monkeypatch: pytest.MonkeyPatch, stained: bool
+) -> None:
+    first = {"confidence": 0.98, "agreement": AGAINST}
+    second = {"confidence": 0.97, "agreement": {"together": 1, "nats": 101.0}}
+    assert chosen(monkeypatch, first, second, stained=stained) == ("second", 2)
+    assert chosen(monkeypatch, first, second | {"agreement": AGAINST | {"nats": 101.0}}, stained=stained)[0] == "first"
+    assert chosen(monkeypatch, first, second | {"agreement": AGREE | {"nats": 99.0}}, stained=stained)[0] == "first"
+    assert chosen(monkeypatch, first, second | {"confidence": CONFIRMED - 0.1}, stained=stained)[0] == "first"
+    assert chosen(monkeypatch, first, second, counted=True) == ("first", 1)
