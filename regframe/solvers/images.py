@@ -39,7 +39,7 @@ class Images(Solver):
     densities of two stains need not be related linearly."""
     in_uneven_light: ClassVar[str] = "lncc"
     """Name of the metric by which a fit is made again where the user names none and the default led away from the start, or to a
-    map that is not confirmed: light and shading that differ over the image contradict any one curve between both intensities."""
+    map that is doubtful: light and shading that differ over the image contradict any one curve between both intensities."""
 
     @classmethod
     def sample(cls) -> Known | None:  # noqa: D102
@@ -137,8 +137,11 @@ def _doubted(pair: Compared, figures: Mapping[str, Any]) -> bool:
 
 
 def _likelier(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether the figures of ``one`` map speak for it rather than for the ``other``: it has more confidence; or windows contradict
-    the other one together, and of this one, which is confirmed, more agree and fewer contradict it together."""
+    """Whether the figures of ``one`` map speak for it rather than for the ``other``.
+
+    It has more confidence, or windows contradict the other one together, and of this one, which is confirmed, more agree and
+    fewer contradict it together.
+    """
     (here, there), sure = (figures["agreement"] for figures in (one, other)), one["confidence"] or 0.0
     agrees = here["together"] < there["together"] and here["nats"] > there["nats"]
     mended = there["together"] >= TOGETHER and sure >= CONFIRMED and agrees
