@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..data import Grid
+from . import astray
 from .halvings import halve
 from .likeness import fit_contrast
 
@@ -64,6 +65,9 @@ class Agreement:
         drift: by how much neighbouring windows would all be moved alike, in pixels of the finest resolution: the root of the
             median inner product of the moves of two sure neighbours, in which what each finds by itself averages out.
         neighbours: pairs of sure neighbours that this was taken from.
+        together: windows that contradict the map in one place, neighbours that would all be moved alike (`fit.astray`).
+        where: the middle of these on the fixed grid, in its unit; empty where none contradicts.
+        off: by how much they would be moved, in pixels of the finest resolution, in the median.
     """
 
     windows: int
@@ -74,6 +78,9 @@ class Agreement:
     pixel: float
     drift: float
     neighbours: int
+    together: int = 0
+    where: tuple[float, ...] = ()
+    off: float = 0.0
 
 
 NONE = Agreement(0, 0, 0, 0, 0.0, 1.0, 0.0, 0)
@@ -95,6 +102,7 @@ def agreement(target: Tensor, warped: Tensor, inside: Tensor, grid: Grid) -> Agr
     while True:
         flat = [d for d, n in enumerate(grid.shape) if n == 1]
         one = _windows(_flat(target, flat), _flat(warped, flat), _flat(inside[None], flat)[0], pixel)
+        one = replace(one, where=_position(one.where, grid))
         enough = one.windows >= min(ENOUGH, max(best.windows, 1))  # a few windows lie on an outline by chance
         best = one if best is NONE or (enough and one.nats > best.nats) else best
         steady = one if one.neighbours > steady.neighbours else steady
@@ -106,13 +114,22 @@ def agreement(target: Tensor, warped: Tensor, inside: Tensor, grid: Grid) -> Agr
         pixel *= 2
 
 
+def _position(index: tuple[float, ...], grid: Grid) -> tuple[float, ...]:
+    """The position on a grid, in its unit, of an index that leaves out its axes of one pixel; nowhere stays nowhere."""
+    if not index:
+        return ()
+    rest = iter(index)
+    full = [0.0 if n == 1 else next(rest) for n in grid.shape]
+    return tuple(o + s * i for o, s, i in zip(grid.origin, grid.spacing, full, strict=True))
+
+
 def _flat(data: Tensor, axes: list[int]) -> Tensor:
     """``data`` ``[C, *S]`` without these axes of one pixel."""
     return data.squeeze([d + 1 for d in axes]) if axes else data
 
 
 def _windows(target: Tensor, warped: Tensor, inside: Tensor, pixel: float) -> Agreement:
-    """`agreement` at one resolution, of ``pixel`` pixels of the finest."""
+    """`agreement` at one resolution, of ``pixel`` pixels of the finest; ``where`` is an index of it."""
     ndim = inside.ndim
     seen = (inside > 0.95).to(torch.float32)
     if ndim not in WINDOW or min(seen.shape) < WINDOW[ndim] or float(seen.sum()) < WINDOW[ndim] ** ndim:
@@ -129,9 +146,14 @@ def _windows(target: Tensor, warped: Tensor, inside: Tensor, pixel: float) -> Ag
     best, second, place = _places(likeness, REACH[ndim])
     agree, sure = place.abs().amax(dim=1) <= NEAR, best - second > DISTINCT
     k, n = int(agree.sum()), len(likeness)
-    drift, neighbours = _drift(place, sure, shown.reshape([s // WINDOW[ndim] for s in inside.shape]))
+    lattice = shown.reshape([s // WINDOW[ndim] for s in inside.shape])
+    drift, neighbours = _drift(place, sure, lattice)
+    at, moves = astray.together(place, sure & ~agree, lattice)
+    where = tuple((WINDOW[ndim] * (at.to(torch.float64).mean(dim=0) + 0.5) - 0.5).tolist()) if len(at) else ()
+    off = float(moves.norm(dim=1).median()) * pixel if len(at) else 0.0
     nats = evidence(k, n, chance(ndim))
-    return Agreement(n, k, int(sure.sum()), int((sure & ~agree).sum()), nats, pixel, drift * pixel, neighbours)
+    against = int((sure & ~agree).sum())
+    return Agreement(n, k, int(sure.sum()), against, nats, pixel, drift * pixel, neighbours, len(at), where, off)
 
 
 def _drift(place: Tensor, sure: Tensor, shown: Tensor) -> tuple[float, int]:

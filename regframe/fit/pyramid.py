@@ -193,6 +193,7 @@ class Fit(Standing):
         texture: shared structure on the finest level of the affine fit, 0 … 1.
         sections: whether the sides are different cuts of tissue (see `Cuts`).
         nats: evidence for the map by the independent judge, in nats; None where there is no judge.
+        straight_nats: that of the affine fit before it was bent; None where there is no judge or no bend was tried.
         asked: kind of the affine part that was asked for, which ``increment`` may be simpler than.
         lost: whether the affine fit led away from a start that the judge preferred (see `LOST`).
         torn: by how much a bend that was given up for it changed areas, or None.
@@ -216,6 +217,7 @@ class Fit(Standing):
     texture: float = 1.0
     sections: bool = False
     nats: float | None = None
+    straight_nats: float | None = None
     asked: str = ""
     lost: bool = False
     torn: float | None = None
@@ -546,6 +548,7 @@ def _fit_bend(fit: Fit, levels: list[Level], fine: int, pair: Pair, report: Repo
 def _no_worse(fit: Fit, before: Fit, level: Level, pair: Pair, judge: Judge) -> Fit:
     """A fit that was bent, or the affine one ``before`` the bend, carried to the last level, where the judge prefers it."""
     ends = [judge(functools.partial(to_moving, one), one.pullback) for one in (fit, before)]
+    fit.straight_nats = before.straight_nats = ends[1]
     torn = 1.0 if fit.space is None else _strain(fit, level)
     if ends[0] - ends[1] >= 0 and torn <= TORN:
         return fit

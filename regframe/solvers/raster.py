@@ -308,6 +308,7 @@ def fitted(pair: Compared, done: Run, moving_grid: Grid) -> Fitted:
     }
     figures["counted"] = pair.counted
     figures["evidence"] = done.fit.nats
+    figures["evidence_affine"] = done.fit.nats if done.fit.straight_nats is None else done.fit.straight_nats
     if done.fit.held is not None:
         figures["landmarks_held"] = done.fit.held
     figures["confidence"] = confidence.of_images(figures, fixed.grid.shape)
@@ -436,13 +437,15 @@ def _zoom(affine: Affine, moving: Grid, fixed: Grid) -> float:
     return zoom
 
 
-def _agreement(laid: tuple[Tensor, Tensor, Tensor, Grid], fixed: Grid, zoom: float) -> dict[str, float]:
+def _agreement(laid: tuple[Tensor, Tensor, Tensor, Grid], fixed: Grid, zoom: float) -> dict[str, Any]:
     """`agreement.agreement` of the aligned images for ``metrics.json``; ``unit`` is a pixel of theirs in those of ``fixed``, and
-    ``coarse`` one of the coarser side, a moving one being ``zoom`` of them."""
+    ``coarse`` one of the coarser side, a moving one being ``zoom`` of them; ``where_unit`` is the unit of ``where``."""
     target, warped, inside, grid = laid
     seen = min(textured(target, inside), textured(warped, inside))
     sizes = {"unit": grid.pixel / fixed.pixel, "coarse": max(1.0, zoom)}
-    return dataclasses.asdict(agreement(*laid)) | sizes | {"textured": seen}
+    found = agreement(*laid)
+    where = {"where": list(found.where), "where_unit": fixed.unit}
+    return dataclasses.asdict(found) | where | sizes | {"textured": seen}
 
 
 def _coincidence(target: Tensor, warped: Tensor, inside: Tensor, grid: Grid) -> float:
