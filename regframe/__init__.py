@@ -40,6 +40,7 @@ _HOME = {
     "RemoteError": "remote.errors",
     "RemoteZarr": "remote.zarrstore",
     "Result": "result",
+    "Section": "contracts",
     "Sequence": "maps.sequence",
     "Series": "data",
     "Shapes": "maps.shapes",

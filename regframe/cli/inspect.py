@@ -380,6 +380,7 @@ def plugins(
                 ]
                 for kind, entries in _provided()
             }
+            | {"doors": [{"kind": kind, "name": name, "provider": provider} for kind, name, provider in _small_doors()]}
             | {
                 "plugins": [
                     {"name": p.name, "distribution": p.distribution, "status": p.status, "problems": list(p.problems)}
@@ -396,6 +397,8 @@ def plugins(
             click.echo(f"  {entry.name:<12} {entry.summary}")
             options = f"options: {', '.join(entry.options)}; " if entry.options else ""
             click.echo(f"  {'':<12} {options}from {entry.provider}")
+    for kind, name, provider_of in _small_doors():
+        click.echo(f"{kind}:  {name}, from {provider_of}")
     for provider in providers:
         if provider.status != "ok":
             click.echo(f"left out: {provider.name} of {provider.distribution} ({provider.status})")
@@ -409,6 +412,15 @@ def _provided() -> Iterator[tuple[str, tuple[Entry, ...]]]:
 
     for kind in found.KINDS:
         yield f"{kind}s", found.entries(kind)
+
+
+def _small_doors() -> Iterator[tuple[str, str, str]]:
+    """What packages add by name alone: its kind (``commands``, ``back ends``, ``sections``), name and package."""
+    from ..strangers import doors
+
+    for kind, group in doors.GROUPS.items():
+        for name, point in doors.points(group).items():
+            yield kind, name, doors.package(point)
 
 
 def _new(name: str, kinds: tuple[str, ...], as_json: bool) -> None:

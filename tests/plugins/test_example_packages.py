@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,7 +31,12 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         info = folder / f"{name}-0.1.0.dist-info"
         info.mkdir()
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name.replace('_', '-')}\nVersion: 0.1.0\n")
-        (info / "entry_points.txt").write_text(f"[regframe]\n{name} = {name}\n")
+        project = tomllib.loads((ROOT / "plugins" / name / "pyproject.toml").read_text())["project"]
+        lines = [
+            "\n".join([f"[{group}]", *(f"{word} = {place}" for word, place in points.items())])
+            for group, points in project["entry-points"].items()
+        ]
+        (info / "entry_points.txt").write_text("\n".join(lines) + "\n")
     places = [str(folder), *(str(ROOT / "plugins" / name / "src") for name in PACKAGES)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", ":".join([*places, *sys.path]))
@@ -96,6 +102,9 @@ def test_meshes_by_the_command(packages: None, tmp_path: Path) -> None:
     at = known.moving.coords
     away = (rf.load(tmp_path / "run").to_fixed(at) - known.transform.points(at)).norm(dim=1).max()
     assert float(away / (known.fixed.coords.amax(0) - known.fixed.coords.amin(0)).norm()) < 0.005
+    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert "<h2>Both surfaces</h2>" in page
+    assert "From example-mesh 0.1.0." in page
     adapter = ("--adapter", "mesh", "--adapter-set", "unit=um")
     command(
         "apply", "points", tmp_path / "run", tmp_path / "b.obj", "-o", tmp_path / "c.off", "--to", "fixed", *adapter
