@@ -229,6 +229,10 @@ def test_the_code_of_the_guide_runs(tmp_path: Path) -> None:
     assert points.coords.tolist() == [[2.5, 1.5], [4.0, 3.0]]
     grains.save(points, path)
     assert path.read_text() == "grains 1\n1.5 2.5\n3.0 4.0\n"
+    arrows = space["Arrows"](torch.tensor([[1.0, 2.0]]).double(), heading=torch.tensor([[0.0, 1.0]]).double())
+    quarter = rf.Affine(torch.tensor([[0.0, -1, 5], [1, 0, 0], [0, 0, 1]]).double())
+    assert space["carried"](arrows, quarter).heading.tolist() == [[-1.0, 0.0]]
+    assert rf.move_points(arrows, quarter).heading is arrows.heading
     for tests in (space["TestMyMetric"], space["TestGrains"]):  # the guide's own code passes what the guide demands
         assert not [(name, said) for name, status, said, _ in testing.run(tests) if status == "failed"]
     assert space["regframe_solvers"]() == [space["ByMiddle"]]
