@@ -6,7 +6,16 @@ The public names, loaded when they are first used, so that ``import regframe`` a
 from __future__ import annotations
 
 import importlib
+import os
+import sys
 from typing import Any
+
+torch_came_first = "torch" in sys.modules and not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys()
+"""Whether torch was loaded before this package, with threads that spin while they wait (see `regframe.fit.threads.settle`)."""
+if "torch" not in sys.modules and "GOMP_SPINCOUNT" not in os.environ:
+    # OpenMP threads that wait by spinning starve each other as soon as another process wants a core: a fit then takes many times
+    # as long. OpenMP reads the variable once, when torch is loaded; a value that the user has set is kept.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 _HOME = {
     "Adapter": "contracts",

@@ -498,6 +498,7 @@ def doctor(ctx: click.Context, as_json: bool, folder: Path | None, clean: bool) 
 
     from .. import ops
     from .. import plugins as found
+    from ..fit import threads
     from ..io import outputs
     from ..versions import versions
 
@@ -517,7 +518,14 @@ def doctor(ctx: click.Context, as_json: bool, folder: Path | None, clean: bool) 
         "broken_plugins": [f"{p.name} of {p.distribution}: {'; '.join(p.problems)}" for p in broken],
         "check": check,
         "extras": extras(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": threads.cores(),
+        "processor": {
+            "machine": os.cpu_count(),
+            "allowed": threads.allowed(),
+            "quota": threads.quota(),
+            "load": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
+            "threads_wait": threads.waiting(),
+        },
     }
     with bad_input():
         state["left_over"] = left_over(folder or Path(), clean)
@@ -529,6 +537,14 @@ def doctor(ctx: click.Context, as_json: bool, folder: Path | None, clean: bool) 
         click.echo("all is well" if healthy else "something is amiss: see above")
     if not check["ok"]:
         ctx.exit(1)
+
+
+def _processor(found: dict[str, Any]) -> str:
+    """What was found of the processor, in words."""
+    words = [f"{found['machine']} cores, {found['allowed']} allowed"]
+    words += [] if found["quota"] is None else [f"time for {found['quota']:g} of them (control group)"]
+    words += [] if found["load"] is None else [f"load {found['load']:g}"]
+    return ", ".join([*words, f"threads that wait are {found['threads_wait']}"])
 
 
 def _build_facts() -> dict[str, Any]:
@@ -587,6 +603,7 @@ def _print_state(state: dict[str, Any]) -> None:
     click.echo(
         f"host       {'compiled' if state['host'] else 'not compiled'}, {state['threads']} threads on {state['cores']} cores"
     )
+    click.echo(f"processor  {_processor(state['processor'])}")
     cuda = state["cuda"]
     device = ", ".join(cuda["devices"]) if cuda["available"] else "none"
     click.echo(f"cuda       {device} (torch built for {cuda['torch'] or 'the CPU only'})")
