@@ -6,16 +6,27 @@ The public names, loaded when they are first used, so that ``import regframe`` a
 from __future__ import annotations
 
 import importlib
-import os
-import sys
 from typing import Any
 
-torch_came_first = "torch" in sys.modules and not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys()
-"""Whether torch was loaded before this package, with threads that spin while they wait (see `regframe.fit.threads.settle`)."""
-if "torch" not in sys.modules and "GOMP_SPINCOUNT" not in os.environ:
-    # OpenMP threads that wait by spinning starve each other as soon as another process wants a core: a fit then takes many times
-    # as long. OpenMP reads the variable once, when torch is loaded; a value that the user has set is kept.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+def _ask_for_sleep() -> bool:
+    """Whether torch came first; where it did not, threads are asked to sleep while they wait.
+
+    OpenMP threads that wait by spinning starve each other as soon as another process wants a core: a fit then takes many times
+    as long. OpenMP reads the variable once, when torch is loaded; what the user has set is kept.
+    """
+    import os
+    import sys
+
+    if "torch" in sys.modules:
+        return not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys()
+    if "GOMP_SPINCOUNT" not in os.environ:
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    return False
+
+
+torch_came_first = _ask_for_sleep()
+"""Whether torch was loaded before this package, with threads that spin while they wait (see `regframe.machine.settle`)."""
 
 _HOME = {
     "Adapter": "contracts",

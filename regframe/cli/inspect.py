@@ -496,9 +496,8 @@ def doctor(ctx: click.Context, as_json: bool, folder: Path | None, clean: bool) 
     """
     import torch
 
-    from .. import ops
+    from .. import machine, ops
     from .. import plugins as found
-    from ..fit import threads
     from ..io import outputs
     from ..versions import versions
 
@@ -518,13 +517,13 @@ def doctor(ctx: click.Context, as_json: bool, folder: Path | None, clean: bool) 
         "broken_plugins": [f"{p.name} of {p.distribution}: {'; '.join(p.problems)}" for p in broken],
         "check": check,
         "extras": extras(),
-        "cores": threads.cores(),
+        "cores": machine.cores(),
         "processor": {
             "machine": os.cpu_count(),
-            "allowed": threads.allowed(),
-            "quota": threads.quota(),
+            "allowed": machine.allowed(),
+            "quota": machine.quota(),
             "load": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
-            "threads_wait": threads.waiting(),
+            "threads_wait": machine.waiting(),
         },
     }
     with bad_input():

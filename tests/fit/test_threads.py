@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import regframe
+from regframe import machine
 from regframe.cli import main
 from regframe.fit import threads
 
@@ -48,11 +49,11 @@ def test_a_control_group_limits_the_cores(
     tmp_path: Path, second: bool, limits: dict[str, str], cores: float | None
 ) -> None:
     group(tmp_path / "root", tmp_path / "own", second, limits)
-    assert threads.quota(tmp_path / "root", tmp_path / "own") == cores
+    assert machine.quota(tmp_path / "root", tmp_path / "own") == cores
 
 
 def test_where_nothing_is_said_there_is_no_limit(tmp_path: Path) -> None:
-    assert threads.quota(tmp_path, tmp_path / "none") is None
+    assert machine.quota(tmp_path, tmp_path / "none") is None
 
 
 @pytest.mark.parametrize(
@@ -61,9 +62,9 @@ def test_where_nothing_is_said_there_is_no_limit(tmp_path: Path) -> None:
 def test_a_fit_takes_no_more_threads_than_there_are_cores(
     monkeypatch: pytest.MonkeyPatch, allowed: int, quota: float | None, cores: int
 ) -> None:
-    monkeypatch.setattr(threads, "allowed", lambda: allowed)
-    monkeypatch.setattr(threads, "quota", lambda: quota)
-    assert threads.cores() == cores
+    monkeypatch.setattr(machine, "allowed", lambda: allowed)
+    monkeypatch.setattr(machine, "quota", lambda: quota)
+    assert machine.cores() == cores
     assert threads.workers_of(None) == cores
     before = torch.get_num_threads()
     with threads.on_threads(8), threads.threads_for(10**9):
@@ -100,20 +101,20 @@ def test_threads_that_torch_lets_spin_are_throttled(
 ) -> None:
     """Where torch came first one thread is parked, once; never on a single thread, whose loops wait for nobody."""
     monkeypatch.setattr(regframe, "torch_came_first", first)
-    monkeypatch.setattr(threads, "_parked", [])
+    monkeypatch.setattr(machine, "_parked", [])
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
     before = {t.ident for t in threading.enumerate()}
-    assert threads.waiting() == ("spinning" if first else "asleep")
+    assert machine.waiting() == ("spinning" if first else "asleep")
     with threads.on_threads(n):
-        threads.settle()
-        threads.settle()
+        machine.settle()
+        machine.settle()
     assert len({t.ident for t in threading.enumerate()} - before) == parked
-    assert threads.waiting() == ("asleep" if parked or not first else "spinning")
+    assert machine.waiting() == ("asleep" if parked or not first else "spinning")
 
 
 def test_doctor_says_what_it_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(threads, "allowed", lambda: 6)
-    monkeypatch.setattr(threads, "quota", lambda: 1.5)
+    monkeypatch.setattr(machine, "allowed", lambda: 6)
+    monkeypatch.setattr(machine, "quota", lambda: 1.5)
     done = click.testing.CliRunner().invoke(main, ["doctor"], catch_exceptions=False)
     assert f"processor  {os.cpu_count()} cores, 6 allowed, time for 1.5 of them (control group), load " in done.stdout
     assert "threads that wait are " in done.stdout
