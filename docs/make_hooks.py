@@ -11,7 +11,7 @@ CODE = HERE.parent / "regframe"
 CLASSES = {
     "contracts.py": (
         "Configured", "Adapter", "Metric", "Solver", "Start", "MapFormat",
-        "Task", "Fitted", "Otherwise", "Known", "Candidate", "Written", "Progress",
+        "Task", "Fitted", "Otherwise", "Known", "Candidate", "Written", "Progress", "Section",
     ),
     "slides/reader.py": ("PyramidAdapter", "TileWriter"),
 }  # fmt: skip

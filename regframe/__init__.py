@@ -8,6 +8,26 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+
+def _ask_for_sleep() -> bool:
+    """Whether torch came first; where it did not, threads are asked to sleep while they wait.
+
+    OpenMP threads that wait by spinning starve each other as soon as another process wants a core: a fit then takes many times
+    as long. OpenMP reads the variable once, when torch is loaded; what the user has set is kept.
+    """
+    import os
+    import sys
+
+    if "torch" in sys.modules:
+        return not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys()
+    if "GOMP_SPINCOUNT" not in os.environ:
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    return False
+
+
+torch_came_first = _ask_for_sleep()
+"""Whether torch was loaded before this package, with threads that spin while they wait (see `regframe.machine.settle`)."""
+
 _HOME = {
     "Adapter": "contracts",
     "Affine": "maps.affine",
@@ -40,6 +60,7 @@ _HOME = {
     "RemoteError": "remote.errors",
     "RemoteZarr": "remote.zarrstore",
     "Result": "result",
+    "Section": "contracts",
     "Sequence": "maps.sequence",
     "Series": "data",
     "Shapes": "maps.shapes",

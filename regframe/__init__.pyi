@@ -9,6 +9,7 @@ from .contracts import Known as Known
 from .contracts import MapFormat as MapFormat
 from .contracts import Metric as Metric
 from .contracts import Progress as Progress
+from .contracts import Section as Section
 from .contracts import Solver as Solver
 from .contracts import Start as Start
 from .contracts import Task as Task

@@ -1,8 +1,8 @@
 """The abstract classes that a plug-in implements, and the records that are passed to and returned by them.
 
 `Adapter` reads, moves and writes one modality; `Metric` compares two sides; `MapFormat` reads and writes a map in another
-program's file; `Solver` registers one kind of pair; `Start` says where a fit begins. ``docs/plugins.md`` leads from an empty
-folder to an installed plug-in.
+program's file; `Solver` registers one kind of pair; `Start` says where a fit begins; `Section` is what a package adds to the
+report. ``docs/plugins.md`` leads from an empty folder to an installed plug-in.
 """
 
 from __future__ import annotations
@@ -436,3 +436,25 @@ class Start(Configured):
         ``regframe plugins --check`` has it found; ``Known.tolerance`` is that of the start.
         """
         return None
+
+
+@dataclass(frozen=True)
+class Section:
+    """What a section of the report shows: words, a small table, a picture. All text is shown as text.
+
+    A class that the entry-point group ``regframe.sections`` names returns one from ``show(result)``, or None where it has nothing
+    to say of such a result.
+
+    Args:
+        title: its heading.
+        sentences: paragraphs, at most 20 of 600 characters.
+        table: rows of words and numbers, at most 50 rows of 8 cells of 200 characters.
+        picture: the bytes of a PNG file, at most 4 million pixels, or of an SVG, at most 400 kB, or the SVG as text; or None.
+        caption: what the picture shows.
+    """
+
+    title: str
+    sentences: Sequence[str] = ()
+    table: Sequence[Sequence[str | float | int | None]] = ()
+    picture: bytes | str | None = None
+    caption: str = ""

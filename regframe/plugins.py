@@ -31,6 +31,7 @@ from .contracts import API, Adapter, Configured, MapFormat, Metric, Solver, Star
 from .data import Image, PointSet, Pyramid
 from .remote.address import Remote, is_address, locate
 from .remote.errors import RemoteError
+from .strangers import doors
 
 GROUP = "regframe"
 """Name of the entry-point group of plug-ins, of the pluggy project, and of the distribution that is regframe itself."""
@@ -218,6 +219,11 @@ def store() -> Any:
         found = ", ".join(f"{point.name} of {_distribution(point)}" for point in points) or "none"
         raise PluginError(f"wanted one way to store results in the group {STORE!r}, got {found}; install regframe anew")
     return points[0].load()
+
+
+def disabled() -> frozenset[str]:
+    """Names of entry points that the environment variable `DISABLE` leaves out."""
+    return frozenset(name.strip() for name in os.environ.get(DISABLE, "").split(",") if name.strip())
 
 
 def refresh() -> None:
@@ -607,13 +613,13 @@ def _discover() -> _Found:
     found: list[Provider] = []
     entries: list[Entry] = []
     own: list[tuple[Any, frozenset[str], str]] = []
-    disabled = {name.strip() for name in os.environ.get(DISABLE, "").split(",") if name.strip()}
-    seen: set[str] = {"all"}
+    left_out = disabled()
+    seen: set[str] = {"all", *doors.points(doors.SECTIONS)}
     messages: list[str] = []
     for point in sorted(_entry_points(), key=lambda p: (_package(p), p.name)):
         provider = Provider(point.name, _distribution(point), point.value)
         seen.add(point.name)
-        if point.name in disabled or ("all" in disabled and _package(point) != GROUP):
+        if point.name in left_out or ("all" in left_out and _package(point) != GROUP):
             found.append(replace(provider, status="disabled"))
             continue
         ours = _package(point) == GROUP
@@ -634,7 +640,7 @@ def _discover() -> _Found:
         for p in found
         for problem in p.problems
     ]
-    unknown = sorted(disabled - seen)
+    unknown = sorted(left_out - seen)
     if unknown:
         names = ", ".join(sorted(seen - {"all"})) or "none"
         messages.append(f"{DISABLE} names {', '.join(unknown)}, but the plug-ins installed are {names}")

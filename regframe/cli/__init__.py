@@ -10,16 +10,11 @@ of it: ``job``), ``stack``, ``exchange`` (export and import), ``inspect`` (info,
 from __future__ import annotations
 
 import gc
-import os
 
 # Loading torch makes some 170 000 objects that stay. At Python's own threshold of 700 they are searched for garbage again and
 # again, a fifteenth of the time of a short command. What the user's program has raised further, or turned off, is kept.
 if 0 < gc.get_threshold()[0] < 10_000:
     gc.set_threshold(10_000)
-
-# OpenMP threads that wait by spinning starve each other as soon as another process wants a core: a fit then takes five times
-# as long. OpenMP reads the variable once, when torch loads it; a value that the user has set is kept.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from ._common import max_bytes_option
 from .apply import apply

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 import sys
 import traceback
 import warnings
@@ -261,8 +262,12 @@ def emit_json(value: Any) -> None:
         click.echo(to_json(value, indent=2))
 
 
+_EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
+"""Numbers with an exponent, of which YAML 1.1 takes those without a dot or a sign for words."""
+
+
 def parse_pairs(pairs: Sequence[str], option: str) -> dict[str, Any]:
-    """``k=v`` options as a dict, values read as YAML scalars; `BadInput` for anything else."""
+    """``k=v`` options as a dict, values read as YAML, and ``1e-3`` as a number too; `BadInput` for anything else."""
     import yaml
 
     values: dict[str, Any] = {}
@@ -271,7 +276,8 @@ def parse_pairs(pairs: Sequence[str], option: str) -> dict[str, Any]:
         if not equals or not key.strip():
             raise BadInput(f"wanted {option} KEY=VALUE, got {pair!r}")
         try:
-            values[key.strip()] = yaml.safe_load(text) if text.strip() else None
+            number = _EXPONENT.fullmatch(text.strip())
+            values[key.strip()] = float(text) if number else yaml.safe_load(text) if text.strip() else None
         except yaml.YAMLError as error:
             raise BadInput(f"wanted a YAML value in {option} {pair}, got {text!r}") from error
     return values

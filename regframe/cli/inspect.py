@@ -380,6 +380,7 @@ def plugins(
                 ]
                 for kind, entries in _provided()
             }
+            | {"doors": [{"kind": kind, "name": name, "provider": provider} for kind, name, provider in _small_doors()]}
             | {
                 "plugins": [
                     {"name": p.name, "distribution": p.distribution, "status": p.status, "problems": list(p.problems)}
@@ -396,6 +397,8 @@ def plugins(
             click.echo(f"  {entry.name:<12} {entry.summary}")
             options = f"options: {', '.join(entry.options)}; " if entry.options else ""
             click.echo(f"  {'':<12} {options}from {entry.provider}")
+    for kind, name, provider_of in _small_doors():
+        click.echo(f"{kind}:  {name}, from {provider_of}")
     for provider in providers:
         if provider.status != "ok":
             click.echo(f"left out: {provider.name} of {provider.distribution} ({provider.status})")
@@ -409,6 +412,15 @@ def _provided() -> Iterator[tuple[str, tuple[Entry, ...]]]:
 
     for kind in found.KINDS:
         yield f"{kind}s", found.entries(kind)
+
+
+def _small_doors() -> Iterator[tuple[str, str, str]]:
+    """What packages add by name alone: its kind (``commands``, ``back ends``, ``sections``), name and package."""
+    from ..strangers import doors
+
+    for kind, group in doors.GROUPS.items():
+        for name, point in doors.points(group).items():
+            yield kind, name, doors.package(point)
 
 
 def _new(name: str, kinds: tuple[str, ...], as_json: bool) -> None:
@@ -484,7 +496,7 @@ def doctor(ctx: click.Context, as_json: bool, folder: Path | None, clean: bool) 
     """
     import torch
 
-    from .. import ops
+    from .. import machine, ops
     from .. import plugins as found
     from ..io import outputs
     from ..versions import versions
@@ -505,7 +517,14 @@ def doctor(ctx: click.Context, as_json: bool, folder: Path | None, clean: bool) 
         "broken_plugins": [f"{p.name} of {p.distribution}: {'; '.join(p.problems)}" for p in broken],
         "check": check,
         "extras": extras(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": machine.cores(),
+        "processor": {
+            "machine": os.cpu_count(),
+            "allowed": machine.allowed(),
+            "quota": machine.quota(),
+            "load": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
+            "threads_wait": machine.waiting(),
+        },
     }
     with bad_input():
         state["left_over"] = left_over(folder or Path(), clean)
@@ -517,6 +536,14 @@ def doctor(ctx: click.Context, as_json: bool, folder: Path | None, clean: bool) 
         click.echo("all is well" if healthy else "something is amiss: see above")
     if not check["ok"]:
         ctx.exit(1)
+
+
+def _processor(found: dict[str, Any]) -> str:
+    """What was found of the processor, in words."""
+    words = [f"{found['machine']} cores, {found['allowed']} allowed"]
+    words += [] if found["quota"] is None else [f"time for {found['quota']:g} of them (control group)"]
+    words += [] if found["load"] is None else [f"load {found['load']:g}"]
+    return ", ".join([*words, f"threads that wait are {found['threads_wait']}"])
 
 
 def _build_facts() -> dict[str, Any]:
@@ -575,6 +602,7 @@ def _print_state(state: dict[str, Any]) -> None:
     click.echo(
         f"host       {'compiled' if state['host'] else 'not compiled'}, {state['threads']} threads on {state['cores']} cores"
     )
+    click.echo(f"processor  {_processor(state['processor'])}")
     cuda = state["cuda"]
     device = ", ".join(cuda["devices"]) if cuda["available"] else "none"
     click.echo(f"cuda       {device} (torch built for {cuda['torch'] or 'the CPU only'})")

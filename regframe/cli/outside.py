@@ -7,31 +7,20 @@ makes the pool of ``--scheduler NAME://…``.
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from typing import Any
 
 import click
 
-from ..strangers import claim_package
-from ._common import BadInput, Main
-
-COMMANDS, POOLS = "regframe.commands", "regframe.pools"
-"""Names of the entry-point groups."""
-
-
-def points(group: str) -> dict[str, EntryPoint]:
-    """The entry points of a group by name; of two of one name the first by the name of their package."""
-    found: dict[str, EntryPoint] = {}
-    for point in sorted(entry_points(group=group), key=lambda p: (_package(p), p.name)):
-        found.setdefault(point.name, point)
-    return found
+from ..strangers.doors import COMMANDS, POOLS, loaded, package, points
+from ._common import BadInput, Main, bad_input
 
 
 class Outside(click.Command):
     """A command of an installed package before it is imported; help of the group shows whose it is."""
 
     def __init__(self, point: EntryPoint) -> None:
-        super().__init__(point.name, short_help=f"Of {_package(point)}.", add_help_option=False)
+        super().__init__(point.name, short_help=f"Of {package(point)}.", add_help_option=False)
         self.point = point
         self.context_settings = {"ignore_unknown_options": True, "allow_extra_args": True}
 
@@ -39,7 +28,8 @@ class Outside(click.Command):
         self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
     ) -> click.Context:
         """The context of the command itself, which is imported now; `BadInput` where that fails or gives no command."""
-        found = _loaded(self.point, click.Command, "a click command")
+        with bad_input():
+            found = loaded(self.point, click.Command, "a click command")
         return found.make_context(info_name, args, parent=parent, **extra)  # type: ignore[no-any-return]
 
 
@@ -64,35 +54,17 @@ def pool_of(address: str) -> Callable[[int], Any] | None:
     point = points(POOLS).get(name) if mark else None
     if point is None:
         return None
-    made = _loaded(point, Callable, "a function of an address and a number of jobs")
+    with bad_input():
+        made = loaded(point, Callable, "a function of an address and a number of jobs")
 
     def opened(n: int) -> Any:
         pool = made(address, n)
         lacking = [key for key in ("name", "workers", "run", "__enter__", "__exit__") if not hasattr(pool, key)]
         if lacking:
             raise BadInput(
-                f"wanted a pool (regframe.batch.pools.Pool) from the back end {name!r} of {_package(point)}, got "
+                f"wanted a pool (regframe.batch.pools.Pool) from the back end {name!r} of {package(point)}, got "
                 f"{type(pool).__name__} without {', '.join(lacking)}; report this to who wrote it"
             )
         return pool
 
     return opened
-
-
-def _loaded(point: EntryPoint, kind: Any, words: str) -> Any:
-    who = f"{point.name!r} of {_package(point)}"
-    try:
-        found = point.load()
-    except (Exception, SystemExit) as error:
-        told = " ".join(str(error).split())[:200]
-        raise BadInput(
-            f"wanted {words} from {who}, got {type(error).__name__}: {told} at its import; report this to who wrote it"
-        ) from error
-    claim_package(point.value.partition(":")[0], f"{_package(point)} (command {point.name})")
-    if not isinstance(found, kind):
-        raise BadInput(f"wanted {words} from {who}, got {type(found).__name__}; report this to who wrote it")
-    return found
-
-
-def _package(point: EntryPoint) -> str:
-    return f"{point.dist.name} {point.dist.version}" if point.dist is not None else "an unknown package"

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import TypeVar
 
 import torch
 
+from ..machine import cores, settle
+
 T = TypeVar("T")
 
 PIXELS_PER_THREAD = 150_000
 """Least number of values (pixels times channels) per thread: with fewer, another thread costs more in waiting than it saves."""
-
-
-def cores() -> int:
-    """Number of cores on which this process may run."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def workers_of(wanted: int | None) -> int:
@@ -47,9 +43,11 @@ def threads_for(pixels: int) -> Iterator[None]:
     """Run torch, inside the block, on as many threads as pay for ``pixels`` values, and never more than are set.
 
     Threads that wait for each other after every few microseconds of work stall for whole time slices as soon as another
-    process wants a core: on a busy machine two threads on a small level are many times slower than one.
+    process wants a core: on a busy machine two threads on a small level are many times slower than one. They also are no more
+    than `cores`, whatever the machine has.
     """
-    with on_threads(max(1, min(torch.get_num_threads(), pixels // PIXELS_PER_THREAD))):
+    settle()
+    with on_threads(max(1, min(torch.get_num_threads(), pixels // PIXELS_PER_THREAD, cores()))):
         yield
 
 

@@ -22,7 +22,7 @@ from ..maps.affine import Affine
 from ..maps.gridlines import grid_lines
 from ..result import Result
 from ..verdict import CLEAR, MEANING
-from . import dots, figures, pictures, words
+from . import dots, figures, pictures, sections, words
 from .page import Picture, data_uri, fill, jpeg, svg_uri
 from .pictures import Array, Side, View
 from .words import Places
@@ -79,8 +79,9 @@ def write(
         path: the file, replaced if it exists.
         places: where the run and its inputs lie, for the commands that the page shows; stand-ins where None.
     """
+    more = sections.gathered(result)
     for max_px, quality in ((MAX_PX, 86), (700, 78), (480, 70)):
-        html = render(result, fixed, moving, max_px, quality, places)
+        html = render(result, fixed, moving, max_px, quality, places, more)
         if len(html) <= MAX_BYTES:
             break
     Path(path).write_text(html, encoding="utf-8")
@@ -93,8 +94,9 @@ def render(
     max_px: int = MAX_PX,
     quality: int = 86,
     places: Places | None = None,
+    more: tuple[list[sections.Shown], list[str]] = ([], []),
 ) -> str:
-    """The page as text; ``max_px`` bounds the pictures' longer side, ``quality`` is JPEG's."""
+    """The page as text; ``max_px`` bounds the pictures' longer side, ``quality`` is JPEG's, ``more`` is what packages add."""
     places = places or Places()
     _, summary = MEANING.get(result.verdict, ("", ""))  # type: ignore[call-overload]
     return fill(
@@ -111,6 +113,8 @@ def render(
         sides=[_side_facts("Fixed", fixed, result.fixed_grid), _side_facts("Moving", moving, result.moving_grid)],
         table=list(_flatten(result.metrics)),
         config=list(_flatten(result.config.model_dump(mode="json"))),
+        more=more[0],
+        left_out=more[1],
         **_draw(result, fixed, moving, max_px, quality),
     )
 

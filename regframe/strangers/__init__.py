@@ -1,7 +1,7 @@
 """Strangers' plug-ins in the process that they share with regframe and with each other.
 
 ``faults`` calls their errors by their names; ``state`` puts back what they change for everybody; ``files`` loads
-a class out of a single Python file.
+a class out of a single Python file; ``doors`` finds what packages add by name alone, such as commands.
 """
 
 from .faults import (

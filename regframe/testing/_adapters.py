@@ -71,6 +71,12 @@ class AdapterTests(PluginTests):
 
     # ---- recognising ------------------------------------------------------------------------------------------------
 
+    def _used(self, folder: Path) -> None:
+        source = self.sample(folder)
+        adapter = self.make()
+        self._score(source, adapter)
+        adapter.open(source)
+
     def test_matches_its_own(self, tmp_path: Path) -> None:
         """The confidence for the sample is above 0 and at most 1, as a string and as a path."""
         source = self.sample(tmp_path)

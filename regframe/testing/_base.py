@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 from unittest import SkipTest
 
+from .. import strangers
 from ..gate import FileError
 
 __all__ = ["PluginTests", "SkipTest", "refusal", "run", "want"]
@@ -50,6 +51,10 @@ def refusal(call: Callable[[], Any], what: str, kinds: tuple[type[Exception], ..
             "look at what came before it is used"
         ) from error
     return None
+
+
+LONGEST = 20.0
+"""Seconds that one use of a plug-in on the small data of the kit may take, on a busy machine too."""
 
 
 class PluginTests:
@@ -102,6 +107,32 @@ class PluginTests:
                 "an instance",
                 "check options in __init__ and raise a ValueError",
             )
+
+    def _used(self, folder: Path) -> None:
+        """One use of the plug-in on small data, as in a run; skipped where there are none."""
+        raise SkipTest("it has nothing small to be used on")
+
+    def test_leaves_the_process_alone(self, tmp_path: Path) -> None:
+        """Being made and used changes nothing that the whole process shares, prints nothing, and takes at most 20 s."""
+        printed, began = io.StringIO(), time.perf_counter()
+        with strangers.restored() as changed, contextlib.redirect_stdout(printed):
+            self._used(tmp_path)
+        took = time.perf_counter() - began
+        who = type(self.make()).__name__
+        want(
+            not changed,
+            f"{who} to leave the process as it was",
+            ", ".join(changed),
+            "set it for your own code alone, and put it back",
+        )
+        said = " ".join(printed.getvalue().split())
+        want(
+            not said,
+            f"nothing on standard output from {who}, which is the command's",
+            repr(said[:80]),
+            "use warnings, or logging",
+        )
+        want(took <= LONGEST, f"at most {LONGEST:g} s for one use of {who} on small data", f"{took:.1f} s")
 
     def test_variants(self) -> None:
         """All other checks pass too with each of the ``variants``, the sets of options that the kit or the class names."""

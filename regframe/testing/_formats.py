@@ -95,6 +95,11 @@ class FormatTests(PluginTests):
         )
         return None if said is not None else written[0]
 
+    def _used(self, folder: Path) -> None:
+        if not self._can("write"):
+            raise SkipTest("it is only read")
+        self._write(_result(2, ("px", "px"), False), folder)
+
     def test_it_says_which_files_are_its_own(self) -> None:
         """``suffixes`` are small letters with a dot; ``files`` begins with a file beside the path; nothing is read for it."""
         chosen = self.make()

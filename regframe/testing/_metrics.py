@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -135,6 +136,12 @@ class MetricTests(PluginTests):
         want(gradient is not None, "a value that depends on warped", "one that does not")
         assert gradient is not None
         return gradient
+
+    def _used(self, folder: Path) -> None:
+        pair = self.pair(self.ndims[0])
+        metric = self._ready(pair)
+        self._value(pair, metric)
+        self._gradient(pair, metric)
 
     # ---- values -----------------------------------------------------------------------------------------------------
 

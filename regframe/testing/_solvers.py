@@ -101,6 +101,12 @@ class SolverTests(PluginTests):
         super().__init_subclass__()
         cls._results, cls.told = {}, []
 
+    def _used(self, folder: Path) -> None:
+        known, solver = self.pair(), self.make()
+        solver.matches(known.fixed, known.moving)
+        config = Config(transform=type(solver).models[0])
+        solver.check(Task(known.fixed, known.moving, None, "auto", config))
+
     def test_it_says_what_it_is_for(self) -> None:
         """``models`` are words, and ``matches`` is surest of the sample, says 0 … 1 of anything, and changes nothing."""
         known, solver = self.pair(), self.make()
@@ -199,6 +205,10 @@ class StartTests(PluginTests):
     def pair(self) -> Known:
         """A pair, and the map from which a fit of it should begin."""
         raise SkipTest("it offers no sample(folder) to be tested with")
+
+    def _used(self, folder: Path) -> None:
+        known = self.pair()
+        self.make().find(Task(known.fixed, known.moving, None, "auto", Config()))
 
     def test_it_finds_the_known_start(self) -> None:
         """``find`` lists candidates, best first, whose first one is the known map, and changes nothing."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,7 +32,12 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         info = folder / f"{name}-0.1.0.dist-info"
         info.mkdir()
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name.replace('_', '-')}\nVersion: 0.1.0\n")
-        (info / "entry_points.txt").write_text(f"[regframe]\n{name} = {name}\n")
+        project = tomllib.loads((ROOT / "plugins" / name / "pyproject.toml").read_text())["project"]
+        lines = [
+            "\n".join([f"[{group}]", *(f"{word} = {place}" for word, place in points.items())])
+            for group, points in project["entry-points"].items()
+        ]
+        (info / "entry_points.txt").write_text("\n".join(lines) + "\n")
     places = [str(folder), *(str(ROOT / "plugins" / name / "src") for name in PACKAGES)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", ":".join([*places, *sys.path]))
@@ -96,6 +103,9 @@ def test_meshes_by_the_command(packages: None, tmp_path: Path) -> None:
     at = known.moving.coords
     away = (rf.load(tmp_path / "run").to_fixed(at) - known.transform.points(at)).norm(dim=1).max()
     assert float(away / (known.fixed.coords.amax(0) - known.fixed.coords.amin(0)).norm()) < 0.005
+    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert "<h2>Both surfaces</h2>" in page
+    assert "From example-mesh 0.1.0." in page
     adapter = ("--adapter", "mesh", "--adapter-set", "unit=um")
     command(
         "apply", "points", tmp_path / "run", tmp_path / "b.obj", "-o", tmp_path / "c.off", "--to", "fixed", *adapter
@@ -199,22 +209,53 @@ def test_a_slide_of_12288_px(packages: None, tmp_path: Path, out: str) -> None:
 
 @pytest.mark.slow
 def test_a_batch_on_two_workers(packages: None, tmp_path: Path) -> None:
-    """Each kind of pair is a job; workers find the packages by themselves."""
+    """Each kind of pair is a job; workers find the packages by themselves, and make the shards of a slide together."""
     pytest.importorskip("distributed")
     meshes(tmp_path, 42, "rigid")
-    slides(tmp_path, 512, 16)
+    slides(tmp_path, 4352, 64)
     turned_pair(tmp_path)
     rows = [
-        "id,fixed,moving,set",
-        "mesh,a.off,b.obj,transform=similarity",
-        "slide,fixed.rawslide.json,moving.rawslide.json,transform=rigid",
+        "id,fixed,moving,set,apply_image,apply_image_level",
+        "mesh,a.off,b.obj,transform=similarity,,",
+        "slide,fixed.rawslide.json,moving.rawslide.json,transform=rigid,moving.rawslide.json,0",
         f"start,fixed.tif,moving.tif,transform=similarity; init=viewer_matrix; init_options.path={tmp_path / 'viewer.json'}; "
-        "init_options.to=fixed",
+        "init_options.to=fixed,,",
     ]
     (tmp_path / "jobs.csv").write_text("\n".join(rows) + "\n")
-    command("batch", tmp_path / "jobs.csv", "-o", tmp_path / "out", "--workers", "2")
+    command("batch", tmp_path / "jobs.csv", "-o", tmp_path / "out", "--workers", "2", "--threads", "1")
     for name in ("mesh", "slide", "start"):
         assert json.loads((tmp_path / "out" / name / "metrics.json").read_text())["verdict"] in ("pass", "warn")
+    log = (tmp_path / "out" / "slide" / "job.log").read_text()
+    assert re.search(r"10 shards on Dask at \S+, 2 workers", log), log
+    carried = (tmp_path / "out" / "slide", tmp_path / "moving.rawslide.json", "--to", "fixed", "--level", "0")
+    command("apply", "image", *carried[:2], "-o", tmp_path / "alone.ome.zarr", *carried[2:], "--workers", "1")
+    (applied,) = (tmp_path / "out" / "slide" / "applied").iterdir()
+    alone, spread = (rf.open(path, level=0) for path in (tmp_path / "alone.ome.zarr", applied))
+    assert isinstance(alone, rf.Image)
+    assert isinstance(spread, rf.Image)
+    assert torch.equal(alone.data, spread.data)
+    command("export", tmp_path / "out" / "start", "-o", tmp_path / "map.bigwarp.csv")
+    assert (tmp_path / "map.bigwarp.csv").read_text().startswith('"Pt-0","true",')
+
+
+@pytest.mark.slow
+def test_the_own_format_of_a_slide_written_by_two_workers(packages: None, tmp_path: Path) -> None:
+    """Shards are computed on the workers of a running cluster; what is written is what one process writes."""
+    distributed = pytest.importorskip("distributed")
+    fixed, moving = slides(tmp_path, 4352, 64)
+    command("register", fixed, moving, "-o", tmp_path / "run", "--transform", "rigid")
+    line = ("apply", "image", tmp_path / "run", moving, "--to", "fixed", "--level", "0", "-o")
+    command(*line, tmp_path / "alone.rawslide", "--workers", "1")
+    local = {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0", "memory_limit": 0, "threads_per_worker": 1}
+    with distributed.LocalCluster(n_workers=2, silence_logs=50, **local) as cluster:
+        said = command(*line, tmp_path / "spread.rawslide", "--scheduler", cluster.scheduler_address)
+    assert "2 workers" in said
+    files = [
+        {p.relative_to(tmp_path / name): p.read_bytes() for p in (tmp_path / name).rglob("*") if p.is_file()}
+        for name in ("alone.rawslide", "spread.rawslide")
+    ]
+    assert len(files[0]) > 1
+    assert files[0] == files[1]
 
 
 @pytest.mark.slow
@@ -227,4 +268,7 @@ def test_a_stack_of_slides(packages: None, tmp_path: Path) -> None:
         write(tmp_path / f"s{k}.rawslide.json", [fine, fine[:, ::2, ::2]], 2.0)
     paths = sorted(tmp_path.glob("*.rawslide.json"))
     command("stack", *paths, "-o", tmp_path / "out", "--spacing-z", "20", "--order", "given")
-    assert len(list((tmp_path / "out" / "sections").iterdir())) == 3
+    sections = sorted((tmp_path / "out" / "sections").iterdir())
+    assert len(sections) == 3
+    command("export", sections[0], "-o", tmp_path / "map.bigwarp.csv")
+    assert (tmp_path / "map.bigwarp.csv").read_text().startswith('"Pt-0","true",')

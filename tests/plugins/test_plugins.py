@@ -23,6 +23,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from fake_result import fake_result
 from torch import Tensor
 
 import regframe as rf
@@ -228,10 +229,18 @@ def test_the_code_of_the_guide_runs(tmp_path: Path) -> None:
     assert points.coords.tolist() == [[2.5, 1.5], [4.0, 3.0]]
     grains.save(points, path)
     assert path.read_text() == "grains 1\n1.5 2.5\n3.0 4.0\n"
+    arrows = space["Arrows"](torch.tensor([[1.0, 2.0]]).double(), heading=torch.tensor([[0.0, 1.0]]).double())
+    quarter = rf.Affine(torch.tensor([[0.0, -1, 5], [1, 0, 0], [0, 0, 1]]).double())
+    assert space["carried"](arrows, quarter).heading.tolist() == [[-1.0, 0.0]]
+    assert rf.move_points(arrows, quarter).heading is arrows.heading
     for tests in (space["TestMyMetric"], space["TestGrains"]):  # the guide's own code passes what the guide demands
         assert not [(name, said) for name, status, said, _ in testing.run(tests) if status == "failed"]
     assert space["regframe_solvers"]() == [space["ByMiddle"]]
     assert space["regframe_starts"]() == [space["Turned"]]
+    turned = fake_result(
+        rf.Grid((20, 24)), rf.Grid((20, 24)), torch.tensor([[0.0, -1, 21], [1, 0, 2], [0, 0, 1]]).double()
+    )
+    assert space["Turn"]().show(turned).sentences == ["The moving side was turned by 90.0 degrees."]
     failed = [kit_of_the_guide(space, kind, tmp_path) for kind in ("solver", "start", "slide")]
     assert failed == [[], [], []]
 

@@ -226,7 +226,18 @@ def calls(function):
     return {"__call__": lambda self, warped, fixed, weight: function(warped, fixed, weight)}
 
 
+def seeding(self, warped, fixed, weight):
+    torch.manual_seed(0)
+    return distance(warped, fixed, weight)
+
+
+def speaking(self, source):
+    print("opened", source)
+    return Positions().open(source)
+
+
 METRICS = {
+    "a seed for everybody": ("leaves_the_process_alone", {"__call__": seeding}),
     "no docstring": ("name_and_summary", {"__doc__": None}),
     "a name of two words": ("name_and_summary", {"name": "two words"}),
     "options that nobody looks at": ("options_are_validated", {"__init__": unchecked}),
@@ -384,6 +395,7 @@ def turned(points):
 
 
 ADAPTERS = {
+    "words on standard output": ("leaves_the_process_alone", {"open": speaking}),
     "an unknown unit": ("options_are_validated", {"__init__": lambda self, unit="µm": setattr(self, "unit", unit)}),
     "a variant that cannot be made": ("variants", {"variants": ({"no_such": 1},)}),
     "no pyramid": ("pyramid", {"pyramid": lambda self, source: 3}),

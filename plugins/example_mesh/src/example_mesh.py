@@ -645,6 +645,36 @@ def known_pair(
     return regframe.Known(fixed, Mesh((moving.coords + half * noise)[kept], "µm", faces=faces), known)
 
 
+class Surfaces:
+    """A section of the report of two meshes: which share of each surface lies on the other one."""
+
+    def show(self, result: regframe.Result) -> regframe.Section | None:
+        """Words, a table and a bar for each surface; None for any other kind of result."""
+        shares = result.metrics.get("on_the_other")
+        if not isinstance(shares, (list, tuple)) or len(shares) != 2:
+            return None
+        names, unit = ("fixed", "moving"), result.fixed_grid.unit
+        bars = "".join(
+            f'<text x="4" y="{20 + 26 * k}">{name}</text>'
+            f'<rect x="70" y="{6 + 26 * k}" width="{300 * share:.0f}" height="18" fill="#1f5fae"/>'
+            for k, (name, share) in enumerate(zip(names, shares, strict=True))
+        )
+        distance = result.metrics.get("surface_distance")
+        return regframe.Section(
+            "Both surfaces",
+            [f"A place lies on the other surface where it is within {CLOSE:.0%} of the fixed one's radius of it."],
+            [
+                *(
+                    [f"{name} surface on the other one", f"{share:.0%}"]
+                    for name, share in zip(names, shares, strict=True)
+                ),
+                [f"median distance there ({unit})", distance],
+            ],
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 380 60" font-family="sans-serif" font-size="13">{bars}</svg>',
+            "Share of each surface that lies on the other one",
+        )
+
+
 @regframe.hookimpl
 def regframe_adapters() -> list[type[regframe.Adapter]]:
     """The adapter of this plug-in."""

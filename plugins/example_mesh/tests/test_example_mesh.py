@@ -1,8 +1,10 @@
 """The kit on the adapter ``mesh`` and the solver ``meshes``, and what is special about triangles."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
-from example_mesh import Mesh, MeshAdapter, Meshes, Surface, bumpy, closest, known_pair
+from example_mesh import Mesh, MeshAdapter, Meshes, Surface, Surfaces, bumpy, closest, known_pair
 
 import regframe
 from regframe.testing import AdapterTests, SolverTests
@@ -135,3 +137,13 @@ def test_samples_lie_on_the_surface():
     surface = Surface(ball.coords[ball.faces], 0)
     best, weights = closest(surface.samples, surface.corners[surface.nearest(surface.samples)])
     assert len(best) == len(weights) == len(surface.samples)
+
+
+def test_the_section_shows_the_shares():
+    def result(**figures):
+        return SimpleNamespace(metrics=figures, fixed_grid=regframe.Grid((2, 2, 2), unit="µm"))
+
+    shown = Surfaces().show(result(on_the_other=[0.9, 0.5], surface_distance=0.25))
+    assert [row[1] for row in shown.table] == ["90%", "50%", 0.25]
+    assert shown.picture.count("<rect") == 2
+    assert Surfaces().show(result()) is None

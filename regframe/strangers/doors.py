@@ -1,0 +1,54 @@
+"""The small doors: what installed packages add under an entry-point group of its own, read by name until it is used."""
+
+from __future__ import annotations
+
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from .faults import claim_package
+
+COMMANDS, POOLS, SECTIONS = "regframe.commands", "regframe.pools", "regframe.sections"
+"""Names of the entry-point groups: commands, batch back ends, sections of the report."""
+GROUPS = {"commands": COMMANDS, "back ends": POOLS, "sections": SECTIONS}
+"""The groups by what they hold, in the plural."""
+
+
+def points(group: str) -> dict[str, EntryPoint]:
+    """The entry points of a group by name; of two of one name the first by the name of their package."""
+    found: dict[str, EntryPoint] = {}
+    for point in sorted(entry_points(group=group), key=lambda p: (package(p), p.name)):
+        found.setdefault(point.name, point)
+    return found
+
+
+def package(point: EntryPoint) -> str:
+    """Name and version of the package that an entry point is of."""
+    return f"{point.dist.name} {point.dist.version}" if point.dist is not None else "an unknown package"
+
+
+def loaded(point: EntryPoint, kind: Any, words: str) -> Any:
+    """What an entry point names, imported now.
+
+    Args:
+        point: the entry point.
+        kind: what it has to be an instance of.
+        words: that in words, with an article.
+
+    Raises ValueError, in one sentence that names the package, where the import fails or gives something else.
+    """
+    who = f"{point.name!r} of {package(point)}"
+    try:
+        found = point.load()
+    except (Exception, SystemExit) as error:
+        told = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"wanted {words} from {who}, got {type(error).__name__}: {told} at its import; report this to who wrote it"
+        ) from error
+    claim_package(point.value.partition(":")[0], f"{package(point)} ({_word(point)} {point.name})")
+    if not isinstance(found, kind):
+        raise ValueError(f"wanted {words} from {who}, got {type(found).__name__}; report this to who wrote it")
+    return found
+
+
+def _word(point: EntryPoint) -> str:
+    return {COMMANDS: "command", POOLS: "back end"}.get(point.group, "section")
