@@ -10,14 +10,25 @@ command then writes.
 
 from __future__ import annotations
 
+import argparse
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tifffile
 import torch
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter, map_coordinates, zoom
+from skimage.registration import phase_cross_correlation
 
 import regframe as rf
 
@@ -193,3 +204,121 @@ def errors(result: rf.Result, known: Truth, reference: Truth, tissue: Tissue) ->
     found = result.transform.points(physical).numpy()
     fixed = result.fixed_grid
     return np.linalg.norm(reference((found - np.array(fixed.origin)) / np.array(fixed.spacing)) - there[on], axis=1)
+
+
+def in_channels(merged: Path, made: Rounds, reference: int, tissue: Tissue) -> dict[str, float]:
+    """Median distance in pixels, over windows, between each channel of a merged slide and where the truth has it."""
+    known = made.truths[reference]
+    assert known is not None
+    size = made.size
+    pyramid = rf.open_pyramid(merged)
+    at = np.stack(np.meshgrid(np.arange(float(size)), np.arange(float(size)), indexing="ij"), -1).reshape(-1, 2)
+    where = (known(at) + PAD).T.reshape(2, size, size)
+    starts = [
+        (y, x)
+        for y in range(WINDOW, size - 2 * WINDOW, 2 * WINDOW)
+        for x in range(WINDOW, size - 2 * WINDOW, 2 * WINDOW)
+    ]
+    out = {}
+    for i, name in enumerate(pyramid.channels):
+        plane = name.partition(" ")[0]
+        if made.stranger >= 0 and (plane in made.markers(made.stranger)[1:] or f"round{made.stranger + 1:02d}" in name):
+            continue
+        wanted = map_coordinates(made.plane(tissue, plane), where, order=3, mode="nearest")
+        seen = pyramid.levels[0].read((slice(0, size), slice(0, size)))[i].astype(np.float64)
+        windows = [(slice(y, y + WINDOW), slice(x, x + WINDOW)) for y, x in starts]
+        contrast = [float(wanted[w].std()) for w in windows]
+        most = float(np.median(contrast))
+        shifts = [
+            phase_cross_correlation(wanted[w], seen[w], upsample_factor=50, normalization=None)[0]
+            for w, c in zip(windows, contrast, strict=True)
+            if c >= most and seen[w].min() > 0
+        ]
+        out[name] = float(np.median(np.linalg.norm(shifts, axis=1)))
+    return out
+
+
+def command(made: Rounds, out: Path, merged: Path, more: list[str]) -> list[str]:
+    """The command line of a run."""
+    call = [sys.executable, "-c", "from regframe.cli import main; main()", "rounds", *map(str, made.paths)]
+    return [*call, "-o", str(out), "--merged", str(merged), "--repeats", "keep", "--json", "--workers", "1", *more]
+
+
+def run(call: list[str]) -> tuple[dict[str, Any], float, float]:
+    """What a command printed, its peak memory in MiB, and the seconds it took."""
+    began = time.perf_counter()
+    child = subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    assert child.stdout is not None
+    text = child.stdout.read()
+    _, _, usage = os.wait4(child.pid, 0)
+    return json.loads(text), usage.ru_maxrss / 1024, time.perf_counter() - began
+
+
+def bytes_of(*places: Path) -> str:
+    """Hash of all files below some places."""
+    sha = hashlib.sha256()
+    for place in places:
+        for path in sorted(p for p in [place, *place.rglob("*")] if p.is_file()):
+            sha.update(str(path.relative_to(place.parent)).replace(place.name, "x").encode() + path.read_bytes())
+    return sha.hexdigest()
+
+
+def killed(made: Rounds, folder: Path, wanted: str, seconds: float, times: int, more: list[str]) -> int:
+    """Number of runs, of ``times``, that were killed at a random moment and that the same command ended with other bytes."""
+    rng, wrong = np.random.default_rng(1), 0
+    for n in range(times):
+        out, merged = folder / f"k{n}", folder / f"k{n}.ome.zarr"
+        call = command(made, out, merged, more)
+        for _ in range(2):
+            child = subprocess.Popen(call, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            try:
+                child.wait(float(rng.uniform(0.1, 1.0)) * seconds)
+            except subprocess.TimeoutExpired:
+                child.send_signal(signal.SIGKILL)
+                child.wait()
+        run(call)
+        left = [p.name for p in folder.iterdir() if p.name.startswith((f"k{n}", f".k{n}")) and p not in (out, merged)]
+        wrong += bytes_of(out, merged) != wanted or bool(left)
+    return wrong
+
+
+def main() -> None:
+    """Make rounds, run the command on them, print what is left of the known maps."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--size", type=int, default=1024)
+    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kills", type=int, default=0)
+    parser.add_argument("--keep", type=Path)
+    parser.add_argument("more", nargs="*", help="further options of the command, after --")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = given.keep or Path(scratch)
+        folder.mkdir(exist_ok=True)
+        made = make(folder, given.size, given.rounds, given.seed)
+        tissue = Tissue.make(given.size, given.seed)
+        out, merged = folder / "OUT", folder / "OUT.ome.zarr"
+        said, memory, seconds = run(command(made, out, merged, given.more))
+        group = rf.load_group(out)
+        print(f"{group!r}, {seconds:.0f} s, peak memory {memory:.0f} MiB")
+        for k, image in enumerate(said["images"]):
+            what = {made.blurred: "the blurred one", made.stranger: "the stranger"}.get(k, "")
+            result, known, base = group.results[k], made.truths[k], made.truths[group.reference]
+            line = "no place"
+            if result is not None and known is not None and base is not None:
+                off = errors(result, known, base, tissue)
+                line = f"median {np.median(off):.3f} px, 90 % within {np.quantile(off, 0.9):.3f}"
+            why = image["reasons"][0][:70] if image["verdict"] != "pass" else ""
+            print(f"  {image['name']} {image['verdict']:5} {line}  {what} {why}")
+        found = in_channels(merged, made, group.reference, tissue)
+        print("on the pixels of the merged slide, median px by channel:", {k: round(v, 3) for k, v in found.items()})
+        print(f"worst channel {max(found.values()):.3f} px (bar 0.3)")
+        if given.kills:
+            wanted = bytes_of(out, merged)
+            print(
+                f"killed: {killed(made, folder, wanted, seconds, given.kills, given.more)} of {given.kills} ended otherwise"
+            )
+
+
+if __name__ == "__main__":
+    main()

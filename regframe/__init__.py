@@ -72,6 +72,7 @@ _HOME = {
     "load_group": "group.group",
     "locate": "remote.address",
     "match_points": "evaluation",
+    "merge_group": "group.merge",
     "metric": "plugins",
     "minimize": "fit.lbfgs",
     "move_points": "maps.resample",

@@ -710,7 +710,9 @@ def blurred(detail: float, usual: float) -> Iterable[Finding]:
 def unconfirmed_pair(names: str, reasons: Sequence[str]) -> Finding:
     """The warning on an image whose place rests on pairs that are not confirmed, and that no other pair supports."""
     why = f" ({reasons[0]})" if reasons else ""
-    return Finding("warn", f"its place rests on {names} alone, which is not confirmed{why}", remedy="look at the overlay")
+    return Finding(
+        "warn", f"its place rests on {names} alone, which is not confirmed{why}", remedy="look at the overlay"
+    )
 
 
 def by_way_of(names: Sequence[str]) -> Finding:
@@ -720,7 +722,9 @@ def by_way_of(names: Sequence[str]) -> Finding:
 
 def contradicted(names: Sequence[str]) -> Finding:
     """The warning on an image of which a pair was confirmed that contradicts the others."""
-    return Finding("warn", f"its pair with {some(names)} contradicts the others and was left out", remedy="look at the overlay")
+    return Finding(
+        "warn", f"its pair with {some(names)} contradicts the others and was left out", remedy="look at the overlay"
+    )
 
 
 def of_group(images: Sequence[Mapping[str, Any]]) -> Iterable[Finding]:

@@ -21,6 +21,7 @@ from ._common import (
     path_type,
     require_option,
     verbose_option,
+    workers_option,
 )
 from .progress import Bars
 from .register import resolved_config
@@ -60,6 +61,23 @@ if TYPE_CHECKING:
     "--metric", metavar="NAME", help="Metric by which every pair is compared; chosen from the data otherwise."
 )
 @click.option("--metric-set", metavar="K=V", multiple=True, help="Option of the metric.")
+@click.option(
+    "--merged",
+    type=path_type,
+    metavar="FILE",
+    help="Also write all channels of all images as one slide, .ome.zarr or .ome.tif; images in colours beside it.",
+)
+@click.option(
+    "--repeats",
+    type=click.Choice(["keep", "drop"]),
+    default="keep",
+    show_default=True,
+    help="Whether the merged slide keeps the channel aligned by (DAPI) of every image, or of the reference alone.",
+)
+@click.option(
+    "--subtract", metavar="NAME", help="Image of the background, subtracted from the merged slide's channels."
+)
+@workers_option("Threads that write the merged slide; one per core otherwise.")
 @click.option("--config", "config_file", type=path_type, metavar="FILE.yaml", help="Settings for every pair.")
 @click.option("--set", "settings", metavar="K=V", multiple=True, help="One setting, such as pyramid.max_pixels=300000.")
 @overwrite_option
@@ -78,6 +96,9 @@ def rounds(ctx: click.Context, /, **options: Any) -> None:
     members, config = _members(options)
     from ..group.folder import Run
 
+    for name in ("subtract", "workers"):
+        if options[name] is not None and options["merged"] is None:
+            raise BadInput(f"wanted --merged FILE beside --{name}, got none; name the slide to write")
     run = Run(out, members, options["reference"], config)
     with bad_input():
         group = None if options["overwrite"] else run.finished()
@@ -85,10 +106,13 @@ def rounds(ctx: click.Context, /, **options: Any) -> None:
     if group is None:
         with Bars() as progress, bad_input():
             group = run.write(options["overwrite"], progress)
+    slides = [] if options["merged"] is None else _merged(group, out, options)
     if options["as_json"]:
-        emit_json({**group.metrics, "output": str(out), "kept": kept})
+        emit_json({**group.metrics, "output": str(out), "kept": kept, "merged": slides})
     else:
         _say(group, out, kept)
+        for slide in slides:
+            click.echo(f"wrote {slide}")
     finish(group.metrics, ctx, options["require"])
 
 
@@ -158,6 +182,26 @@ def _channels(stated: tuple[str, ...], listed: dict[str, str], files: list[Path]
     if not by_name:
         return common
     return by_name if common is None else {name: by_name.get(name, common) for name in called}
+
+
+def _merged(group: Group, out: Path, options: dict[str, Any]) -> list[str]:
+    """Write the merged slide, or go on with it; returns the files."""
+    with bad_input():
+        from ..group import folder, merge
+        from ..io import inputs
+
+        inputs.check_apart(options["merged"], [out, *options["images"]])
+        plan = merge.planned(group, options["merged"], None, options["repeats"], options["subtract"])
+    for name in plan.dropped:
+        click.echo(f"merged: {name} is left out, a repeat of the reference's", err=True)
+    for name in plan.left_out:
+        click.echo(f"merged: {name} is no part of it", err=True)
+    with Bars() as progress, bad_input():
+        for each in plan.plans:
+            if options["overwrite"] or not folder.was_written(out, each):
+                folder.note_begun(out, each, options["overwrite"])
+                each.write(options["workers"], options["overwrite"], progress)
+    return [str(each.path) for each in plan.plans]
 
 
 def _say(group: Group, out: Path, kept: bool) -> None:

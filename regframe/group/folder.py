@@ -21,10 +21,15 @@ from ..plugins import PARTIAL
 from ..remote.address import locate
 from ..slides.job import identity_of
 from ..slides.unfinished import STORE, OnDisk
+from ..slides.warp import SlideWarp
 from ..versions import version
 from .align import aligned
 from .group import PAIRS, Group, check_output, is_group, load_group, write_files
 from .members import Member
+
+MERGED = "merged.json"
+"""File in a group's folder that says which merged slides were begun from it, and from what."""
+
 
 # ---- a run that can be killed -------------------------------------------------------------------------------------------
 
@@ -102,6 +107,33 @@ class Run:
                         extra(group, folder)
             shutil.rmtree(self.partial, ignore_errors=True)
         return group
+
+
+def was_written(folder: Path, plan: SlideWarp) -> bool:
+    """Whether the output of a plan is there, whole, and was begun by a run in ``folder`` from just this."""
+    path = Path(str(plan.path))
+    return path.exists() and _begun(folder).get(path.name) == plan.fingerprint
+
+
+def note_begun(folder: Path, plan: SlideWarp, overwrite: bool = False) -> None:
+    """Note in ``folder`` that the output of a plan is begun; FileExistsError where there is one that may not be replaced.
+
+    An output gets its name once it is whole: one that is there, and was noted, was finished.
+    """
+    path = Path(str(plan.path))
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"output {path} exists; choose another name, or pass --overwrite to replace it")
+    begun = _begun(folder) | {path.name: plan.fingerprint}
+    aside = folder / f".{MERGED}.new"
+    aside.write_text(json.dumps(dict(sorted(begun.items())), indent=2) + "\n", encoding="utf-8")
+    aside.rename(folder / MERGED)
+
+
+def _begun(folder: Path) -> dict[str, str]:
+    with contextlib.suppress(OSError, ValueError):
+        found = json.loads((folder / MERGED).read_text(encoding="utf-8"))
+        return found if isinstance(found, dict) else {}
+    return {}
 
 
 @contextlib.contextmanager

@@ -87,6 +87,7 @@ def _image(
     steps = way.ways.get(k, ())
     return {
         "name": member.name,
+        "channels": list(member.channels),
         "channel": member.choice.name,
         "channel_why": member.choice.why,
         "placed": result is not None,

@@ -29,7 +29,7 @@ def affine(turn: float, dy: float, dx: float, size: int = SIZE) -> NDArray[np.fl
     c, s = np.cos(np.deg2rad(turn)), np.sin(np.deg2rad(turn))
     linear, middle = np.array([[c, -s], [s, c]]), np.array([(size - 1) / 2] * 2)
     out = np.eye(3)
-    out[:2, :2], out[:2, 2] = linear, middle + [dy, dx] - linear @ middle
+    out[:2, :2], out[:2, 2] = linear, middle + np.array([dy, dx]) - linear @ middle
     return out
 
 

@@ -214,7 +214,7 @@ def test_bad_input_ends_in_one_sentence(
 
 def test_images_of_two_units_or_axes_are_refused() -> None:
     one, other = rounds(2)
-    with pytest.raises(ValueError, match="wanted images in one unit, got px .a. and µm .b."):
+    with pytest.raises(ValueError, match=r"wanted images in one unit, got px .a. and µm .b."):
         rf.register_group([one, other.replace(grid=rf.Grid(other.grid.shape, 0.5, unit="µm"))])
     with pytest.raises(ValueError, match="wanted 2 different names"):
         rf.register_group([one, other], names=["x", "x"])
