@@ -33,6 +33,10 @@ from .fit.lbfgs import Descent as Descent
 from .fit.lbfgs import minimize as minimize
 from .formats.exchange import read_map as read_map
 from .formats.exchange import write_map as write_map
+from .group.align import register_group as register_group
+from .group.group import Group as Group
+from .group.group import load_group as load_group
+from .group.merge import merge_group as merge_group
 from .hookspecs import hookimpl as hookimpl
 from .io.outputs import staged as staged
 from .io.paths import native_path as native_path

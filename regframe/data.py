@@ -460,6 +460,8 @@ class Pyramid:
         name: used in messages and captions.
         series: the images of the file, where it holds several.
         notes: sentences on what the file declares and how it was read: what was left out, converted or could not be read.
+        waves: excitation and emission wavelength of each channel in nm, None each where the file states none; empty where it
+            states none of any channel.
     """
 
     levels: tuple[Level, ...]
@@ -470,6 +472,7 @@ class Pyramid:
     name: str = "image"
     series: tuple[Series, ...] = ()
     notes: tuple[str, ...] = ()
+    waves: tuple[tuple[float | None, float | None], ...] = ()
 
     @property
     def grid(self) -> Grid:

@@ -708,3 +708,53 @@ def of_stack(sections: Sequence[Mapping[str, Any]], moved: Sequence[str], gaps: 
 def unstated_distance() -> Finding:
     """The remark that no distance between sections was stated."""
     return Finding("pass", "no distance of the sections was stated: the planes lie one pixel apart")
+
+
+# ---- groups ---------------------------------------------------------------------------------------------------------------
+
+SHARP = 0.7
+"""How much fine structure an image shows, over the median of the images of its group, below which it is reported as blurred. Made
+rounds that are as sharp as the first show 0.98 to 1.01 of the median, one blurred by 3 px 0.49 (``benchmarks/rounds.py``)."""
+ALIKE_IN_DETAIL = 0.25
+"""The least median of that figure at which it says anything: images of several sections share no fine structure."""
+
+
+def blurred(detail: float, usual: float) -> Iterable[Finding]:
+    """The warning on an image that shows ``detail`` of the reference's fine structure, where its group shows ``usual``."""
+    if usual >= ALIKE_IN_DETAIL and detail < SHARP * usual:
+        sentence = f"shows {detail / usual:.0%} of the fine structure that the others show: blurred, or not in place to a pixel"
+        yield Finding("warn", sentence, detail / usual, SHARP, remedy="look at it, or take that round again")
+
+
+def unconfirmed_pair(names: str, reasons: Sequence[str]) -> Finding:
+    """The warning on an image whose place rests on pairs that are not confirmed, and that no other pair supports."""
+    why = f" ({reasons[0]})" if reasons else ""
+    return Finding(
+        "warn", f"its place rests on {names} alone, which is not confirmed{why}", remedy="look at the overlay"
+    )
+
+
+def by_way_of(names: Sequence[str]) -> Finding:
+    """The remark on an image that reaches the reference over others."""
+    return Finding("pass", f"placed by way of {some(names)}, which it matches better than the reference")
+
+
+def contradicted(names: Sequence[str]) -> Finding:
+    """The warning on an image of which a pair was confirmed that contradicts the others."""
+    return Finding(
+        "warn", f"its pair with {some(names)} contradicts the others and was left out", remedy="look at the overlay"
+    )
+
+
+def of_group(images: Sequence[Mapping[str, Any]]) -> Iterable[Finding]:
+    """All findings on a group, from the ``name``, ``placed`` and ``verdict`` of its images."""
+    n = len(images)
+    lost = [image["name"] for image in images if not image["placed"]]
+    if lost:
+        severity: Severity = "fail" if len(lost) > n / 2 or len(lost) == n - 1 else "warn"
+        yield Finding(severity, f"{len(lost)} of {n} images could not be placed: {some(lost)}", len(lost), n / 2)
+    doubtful = [image["name"] for image in images if image["placed"] and image["verdict"] != "pass"]
+    if doubtful:
+        yield Finding("warn", f"{len(doubtful)} of {n} images want a look: {some(doubtful)}", len(doubtful), 0)
+    if not lost and not doubtful:
+        yield Finding("pass", f"all {n} images have their place")

@@ -308,7 +308,8 @@ class ImageAdapter(regframe.Adapter):
         notes = (*aloud, *raw.notes, *_left_out(order, raw, planes, self.planes, name))
         labels = self.labels or raw.labels
         taken = tuple(names[i] for i in chosen)
-        return regframe.Pyramid(tuple(levels), dtype, taken, colors, labels, name, raw.series, notes)
+        waves = tuple(raw.waves[i] for i in chosen) if len(raw.waves) == n else ()
+        return regframe.Pyramid(tuple(levels), dtype, taken, colors, labels, name, raw.series, notes, waves)
 
     def _raw(self, source: Any) -> tuple[Raw, str]:
         if isinstance(source, torch.Tensor):

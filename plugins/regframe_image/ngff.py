@@ -23,7 +23,7 @@ from regframe.gate.zarrs import check_array, open_gated, store_at
 
 from .axes import letter
 from .colour import RGB, is_picture
-from .ome import Declared, from_ome
+from .ome import Declared, from_ome, stated
 from .raw import (
     FAULTS,
     Array,
@@ -103,7 +103,9 @@ def open_zarr(path: Place, wanted: int | str | None = None) -> Raw:
     beside = _beside(images, members[index], len(members))
     _check_companion(path, raw, beside)
     raw = _calibrated(path, raw, beside)
-    raw = dataclasses.replace(raw, channels=_names(raw, beside), colors=raw.colors or beside.colors)
+    raw = dataclasses.replace(
+        raw, channels=_names(raw, beside), colors=raw.colors or beside.colors, waves=raw.waves or beside.waves
+    )
     if not found:
         return raw
     return dataclasses.replace(
@@ -182,7 +184,13 @@ def _image(path: Place, member: _Member) -> Raw:
         doubts=size.doubts,
         said=_turned(axes, path.name) if "z" in counted else (),
         notes=size.notes,
+        waves=stated([(_wave(c.get("excitationWave")), _wave(c.get("emissionWave"))) for c in shown]),
     )
+
+
+def _wave(value: Any) -> float | None:
+    """A wavelength in nm, as OMERO writes it; None for anything else."""
+    return float(value) if isinstance(value, (int, float)) and 0 < value < 1e6 else None
 
 
 def _turned(axes: list[dict[str, Any]], name: str) -> tuple[str, ...]:

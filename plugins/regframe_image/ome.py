@@ -19,6 +19,7 @@ class Declared:
         samples: stored samples of the channels in order, such as ``(3,)`` for one channel in colour.
         name: of the image.
         size: entries along y and x; (0, 0) where it is not said.
+        waves: excitation and emission wavelength of each channel in nm, None each where it is not said; empty where none is.
     """
 
     numbers: dict[str, float] = field(default_factory=dict)
@@ -28,6 +29,7 @@ class Declared:
     samples: tuple[int, ...] = ()
     name: str = ""
     size: tuple[int, int] = (0, 0)
+    waves: tuple[tuple[float | None, float | None], ...] = ()
 
 
 def from_ome(xml: str) -> list[Declared]:
@@ -70,7 +72,23 @@ def _declared(pixels: ElementTree.Element, name: str) -> Declared:
         tuple(_whole(c.get("SamplesPerPixel"), 1) for c in described),
         name,
         (_whole(pixels.get("SizeY"), 0), _whole(pixels.get("SizeX"), 0)),
+        stated([(_wave(c, "Excitation"), _wave(c, "Emission")) for c in described]),
     )
+
+
+def stated(waves: list[tuple[float | None, float | None]]) -> tuple[tuple[float | None, float | None], ...]:
+    """The wavelengths of all channels; empty where none is known."""
+    return tuple(waves) if any(wave != (None, None) for wave in waves) else ()
+
+
+def _wave(channel: ElementTree.Element, kind: str) -> float | None:
+    """A wavelength of a channel in nm; None where it is not stated in a unit that is known."""
+    factor = {"nm": 1.0, "µm": 1000.0, "Å": 0.1}.get(channel.get(f"{kind}WavelengthUnit", "nm"))  # nm: of the schema
+    try:
+        length = float(str(channel.get(f"{kind}Wavelength")))
+    except ValueError:
+        return None
+    return length * factor if factor is not None and 0 < length < 1e6 else None
 
 
 def _whole(text: str | None, default: int) -> int:

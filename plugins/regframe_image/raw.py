@@ -75,6 +75,7 @@ class Raw:
         unit: of spacing and origin, None where the file declares none.
         channels: channel names, empty where the file has none.
         colors: ``RRGGBB`` per channel, empty where the file has none.
+        waves: excitation and emission wavelength of each channel in nm, empty where the file has none.
         alpha: True where the last channel is opacity.
         premultiplied: True where the colours were multiplied by it when they were stored.
         labels: True where the file says that its values are ids.
@@ -101,6 +102,7 @@ class Raw:
     doubts: tuple[str, ...] = ()
     said: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    waves: tuple[tuple[float | None, float | None], ...] = ()
 
     @classmethod
     def whole(cls, shape: Sequence[int], dtype: Any, axes: str, read: Callable[[], Array], **kwargs: Any) -> Raw:

@@ -126,6 +126,7 @@ def open_tiff(path: Place, labels: bool, wanted: int | str | None = None) -> Raw
             *((f"{path.name}: {colours.note}",) if colours.note else ()),
             *_renamed(declared, colours, path.name),
         ),
+        waves=declared.waves,
     )
 
 

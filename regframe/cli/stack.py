@@ -95,7 +95,7 @@ def stack(ctx: click.Context, /, **options: Any) -> None:
 
         order = options["order"]
         paths, positions = sections.sort_sections(
-            _files(options["sections"]), order if order in ORDERS else _table(order)
+            image_files(options["sections"]), order if order in ORDERS else _table(order)
         )
         align.check_output(out, options["overwrite"], [*paths, options["guide"]])
     config = resolved_config({**options, "transform": None})
@@ -141,7 +141,7 @@ def stack(ctx: click.Context, /, **options: Any) -> None:
     finish(found.metrics, ctx, options["require"])
 
 
-def _files(given: tuple[Path, ...]) -> list[Path]:
+def image_files(given: tuple[Path, ...]) -> list[Path]:
     """The files given, or, for a folder, its files that some adapter reads."""
     if (
         len(given) == 1

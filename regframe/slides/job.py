@@ -85,7 +85,7 @@ class SlideJob:
             grid,
             locate(self.output),
             SlideOptions(self.level, self.background),
-            _identity(locate(self.input)),
+            identity_of(locate(self.input)),
         )
 
 
@@ -107,7 +107,7 @@ def run_shard(job: SlideJob, index: int) -> int:
 # ------------------------------------------------------------------------------------------------------------- helpers
 
 
-def _identity(path: Path | Remote) -> str:
+def identity_of(path: Path | Remote) -> str:
     """Size and modification time of a file; of a folder or a remote store, those of its metadata files."""
     if isinstance(path, Remote):
         objects = [path] if path.is_file() else [f for f in (path / name for name in _METADATA) if f.is_file()]

@@ -33,6 +33,7 @@ class ShardStore(ABC):
         channels: names of the channels.
         fill: value of shards that are not written.
         labels: whether values are ids; coarser levels then take every second pixel instead of means.
+        waves: excitation and emission wavelength of each channel in nm, as in `regframe.Pyramid`.
     """
 
     folder: Path | Remote
@@ -43,6 +44,7 @@ class ShardStore(ABC):
     channels: tuple[str, ...]
     fill: float
     labels: bool = False
+    waves: tuple[tuple[float | None, float | None], ...] = ()
 
     @property
     def disk(self) -> Path:

@@ -95,7 +95,10 @@ class TileStore(ShardStore):
                 metadata[f"PhysicalSize{axis}Unit"] = "pixel" if grid.unit == "px" else grid.unit
         if not self.rgb:
             numbers = [int.from_bytes(bytes.fromhex(c) + b"\xff", "big", signed=True) for c in colors]
-            metadata["Channel"] = {"Name": list(self.channels), "Color": numbers}
+            metadata["Channel"] = [
+                {"Name": channel, "Color": number} | _waves(self.waves[i] if self.waves else (None, None))
+                for i, (channel, number) in enumerate(zip(self.channels, numbers, strict=True))
+            ]
         options: dict[str, Any] = {
             "tile": (self.tile, self.tile),
             "compression": "zlib",
@@ -165,6 +168,15 @@ class TileStore(ShardStore):
                 for column in range(columns):
                     found = self._bytes(level, c, row, column)
                     yield empty if found is None else found
+
+
+def _waves(wave: tuple[float | None, float | None]) -> dict[str, Any]:
+    """The attributes of OME-XML for the excitation and emission wavelength of a channel, in nm."""
+    out: dict[str, Any] = {}
+    for kind, length in zip(("Excitation", "Emission"), wave, strict=True):
+        if length is not None:
+            out |= {f"{kind}Wavelength": length, f"{kind}WavelengthUnit": "nm"}
+    return out
 
 
 @functools.lru_cache(maxsize=512)

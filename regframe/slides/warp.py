@@ -346,7 +346,7 @@ class SlideWarp:
         with self.place.locked():
             with self._explained():
                 what = f"{self.pyramid.name} onto {describe_grid(self.grid)}"
-                self.place.prepare(overwrite, self._fingerprint(), what, self._store.create)
+                self.place.prepare(overwrite, self.fingerprint, what, self._store.create)
             yield self
 
     def run(self, index: int) -> None:
@@ -439,9 +439,11 @@ class SlideWarp:
             tuple(self.pyramid.channels),
             self.fill or 0.0,
             self.pyramid.labels,
+            tuple(self.pyramid.waves),
         )
 
-    def _fingerprint(self) -> str:
+    @functools.cached_property
+    def fingerprint(self) -> str:
         """Hash of everything that the pixels and their place in the store depend on."""
         sha = hashlib.sha256()
         pyramid = self.pyramid

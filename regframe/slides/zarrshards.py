@@ -127,7 +127,12 @@ class ZarrStore(ShardStore):
             if tuple(colors) == _COLOURS and self.dtype == np.uint8:
                 window = (0.0, 255.0)
             low, high = (0.0 if math.isnan(v) else v for v in window)
-            entry = {"label": name, "color": color, "active": True}
+            entry: dict[str, Any] = {"label": name, "color": color, "active": True}
+            for key, length in zip(
+                ("excitationWave", "emissionWave"), self.waves[i] if self.waves else (), strict=False
+            ):
+                if length is not None:  # the names that OMERO, whose rendering settings this block holds, gives them
+                    entry[key] = length
             channels.append(entry | {"window": {"min": low, "max": high, "start": low, "end": high}})
         return channels
 

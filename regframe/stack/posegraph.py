@@ -153,6 +153,7 @@ def reconcile(
     reference: int,
     kind: str = "rigid",
     hold: float | None = None,
+    stretch: float | None = STRETCH_OVER,
 ) -> dict[int, Floats]:
     """Poses that agree best with all pairs at once: Gauss-Newton on ``A_k ← A_k exp(ξ_k)``, pairs weighted anew each step.
 
@@ -161,10 +162,12 @@ def reconcile(
         nodes: the tissue of each node.
         start: poses to start from; a node without one is not placed.
         reference: the node whose pose is fixed; where any pair joins `GUIDE`, the guide is fixed instead.
-        kind: ``rigid`` or ``affine``; for ``affine``, stretch that changes more slowly than over `STRETCH_OVER` nodes is kept.
+        kind: ``rigid`` or ``affine``.
         hold: number of nodes over which a node's original place (its pose the identity) is trusted: shifts that vary more
             slowly along the stack are kept. In the end all poses are moved together so that the reference has its pose of
             ``start``.
+        stretch: for ``affine``, number of nodes over which a change of size or shear is undone, while slower ones are kept; None
+            where the nodes have no order, and each keeps the size that its pairs give it.
     """
     poses = {k: pose.copy() for k, pose in start.items()}
     links = [
@@ -204,8 +207,8 @@ def reconcile(
                 blocks[column[link.fixed]] = trust * np.stack([v.ravel() for v in moves], axis=1)
             system.add(blocks, -trust * away.ravel())
         for k in free:
-            if kind == "affine":
-                system.add(*_stretch_prior(column[k], poses[k], basis[k], size / STRETCH_OVER))
+            if kind == "affine" and stretch is not None:
+                system.add(*_stretch_prior(column[k], poses[k], basis[k], size / stretch))
             if hold is not None:
                 moves = [carry(g, nodes[k].probes) @ poses[k][:2, :2].T for g in basis[k]]
                 away = carry(poses[k], nodes[k].probes) - nodes[k].probes

@@ -1,0 +1,324 @@
+"""Rounds of one section whose maps are known: registered, merged, measured on the pixels of every channel; killed and resumed.
+
+    python benchmarks/rounds.py [--size 1024] [--rounds 8] [--seed 0] [--keep FOLDER]
+
+Every round shows the nuclei (DAPI) and three markers of its own, shifted by up to 40 px, turned by up to 1° and bent by up to
+3 px against the first; it is dimmer than the one before, has lost a tenth of its tissue, and its camera adds noise. One round is
+blurred, one shows another section. ``--kills N`` ends the command N times by SIGKILL and compares the bytes of what the same
+command then writes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tifffile
+import torch
+from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter, map_coordinates, zoom
+from skimage.registration import phase_cross_correlation
+
+import regframe as rf
+
+Floats = NDArray[np.float64]
+PAD = 96
+"""Pixels of tissue beyond the canvas on each side: more than the largest shift, so that every round is full."""
+SHIFT, TURN, BEND = 40.0, 1.0, 3.0
+"""Largest shift and bend in pixels, largest turn in degrees."""
+LOST = 0.1
+"""Share of the tissue that a round has lost."""
+BLEACH = 0.88
+"""Brightness of a round, over that of the one before."""
+WINDOW = 64
+"""Pixels per axis of the windows in which a channel of the merged slide is compared with the truth."""
+
+
+@dataclass(frozen=True)
+class Truth:
+    """The map of a round, moving → fixed, in pixels.
+
+    Args:
+        matrix: affine part ``[3, 3]``.
+        bend: coarse displacement ``[2, n, n]`` over the canvas, added to the position before the affine part.
+        size: pixels per axis of the canvas.
+    """
+
+    matrix: Floats
+    bend: Floats
+    size: int
+
+    def __call__(self, at: Floats) -> Floats:
+        """Positions ``[N, 2]`` of the round in the first round."""
+        scale = (self.bend.shape[1] - 1) / (self.size - 1)
+        by = np.stack([map_coordinates(band, (at * scale).T, order=3, mode="nearest") for band in self.bend], axis=1)
+        return np.asarray((at + by) @ self.matrix[:2, :2].T + self.matrix[:2, 2])
+
+
+def truth(size: int, rng: np.random.Generator) -> Truth:
+    """A map within `SHIFT`, `TURN` and `BEND`."""
+    angle = np.deg2rad(rng.uniform(-TURN, TURN))
+    c, s = np.cos(angle), np.sin(angle)
+    linear, middle = np.array([[c, -s], [s, c]]), np.array([(size - 1) / 2] * 2)
+    shift = rng.uniform(-SHIFT, SHIFT, 2) / np.sqrt(2)
+    matrix = np.eye(3)
+    matrix[:2, :2], matrix[:2, 2] = linear, middle + shift - linear @ middle
+    bend = np.stack([gaussian_filter(rng.standard_normal((33, 33)), 5.0, mode="reflect") for _ in range(2)])
+    return Truth(matrix, bend * BEND / np.linalg.norm(bend, axis=0).max(), size)
+
+
+@dataclass(frozen=True)
+class Tissue:
+    """A section: where it is, and its nuclei, on a canvas with `PAD` pixels more on each side.
+
+    Args:
+        mask: ``[H, W]`` 0 … 1.
+        cells: places ``[N, 2]`` of the nuclei.
+        rng: gives the stains.
+    """
+
+    mask: NDArray[np.float32]
+    cells: NDArray[np.intp]
+
+    @classmethod
+    def make(cls, size: int, seed: int) -> Tissue:
+        """A section of a seed."""
+        rng, whole = np.random.default_rng(seed), size + 2 * PAD
+        small = zoom(gaussian_filter(rng.standard_normal((64, 64)), 6.0, mode="wrap"), whole / 64, order=1)[
+            :whole, :whole
+        ]
+        mask = (small > np.quantile(small, 0.25)).astype(np.float32)
+        dense = zoom(rng.random((96, 96)), whole / 96, order=1)[:whole, :whole]
+        chance = mask * (0.2 + dense) / 160
+        cells = np.argwhere(rng.random(mask.shape, dtype=np.float32) < chance)
+        return cls(gaussian_filter(mask, 2.0), cells)
+
+    def stain(self, seed: int, share: float) -> NDArray[np.float32]:
+        """A stain of a share of the cells, 0 … 1: the nuclei where 1, else also what lies around them."""
+        rng = np.random.default_rng((seed, 7))
+        own = self.cells[rng.random(len(self.cells)) < share]
+        size = rng.integers(0, 3, len(own))
+        out = np.zeros(self.mask.shape, np.float32)
+        for k, width in enumerate((2.0, 2.6, 3.4)):
+            points = np.zeros(self.mask.shape, np.float32)
+            some = own[size == k]
+            points[some[:, 0], some[:, 1]] = rng.uniform(0.5, 1.0, len(some))
+            wide = width * (1.0 if share == 1 else 1.5)
+            out += gaussian_filter(points, wide) * np.float32(2 * np.pi * wide**2 * 1.4)
+        texture = gaussian_filter(rng.standard_normal(self.mask.shape, dtype=np.float32), 1.5)
+        return np.asarray((1 - np.exp(-out)) * (1 + 0.8 * texture).clip(0.3, 2) + 0.05 * self.mask, dtype=np.float32)
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """The made rounds of a folder.
+
+    Args:
+        paths: the files, OME-TIFF.
+        truths: map of each; None of the stranger.
+        blurred: number of the blurred round.
+        stranger: number of the round of another section.
+        seed: of the section.
+        size: pixels per axis.
+    """
+
+    paths: tuple[Path, ...]
+    truths: tuple[Truth | None, ...]
+    blurred: int
+    stranger: int
+    seed: int
+    size: int
+
+    def markers(self, k: int) -> tuple[str, ...]:
+        """Names of the channels of a round."""
+        return ("DAPI", *(f"M{3 * k + i}" for i in range(3)))
+
+    def plane(self, tissue: Tissue, name: str) -> NDArray[np.float32]:
+        """A channel where the first round has it, with `PAD` pixels more on each side, as it is without noise and loss."""
+        return tissue.stain(self.seed, 1.0) if name == "DAPI" else tissue.stain(self.seed + 100 + int(name[1:]), 0.3)
+
+
+def make(folder: Path, size: int, n: int, seed: int, odd: bool = True) -> Rounds:
+    """Write ``n`` rounds; with ``odd`` the last but one is of another section and the last but two is blurred."""
+    rng = np.random.default_rng(seed)
+    tissue, other = Tissue.make(size, seed), Tissue.make(size, seed + 5000)
+    truths: list[Truth | None] = [Truth(np.eye(3), np.zeros((2, 33, 33)), size)]
+    truths += [truth(size, rng) for _ in range(n - 1)]
+    blurred, stranger = (n - 3, n - 2) if odd else (-1, -1)
+    paths = tuple(folder / f"round{k + 1:02d}.ome.tif" for k in range(n))
+    found = Rounds(
+        paths, tuple(None if k == stranger else t for k, t in enumerate(truths)), blurred, stranger, seed, size
+    )
+    at = np.stack(np.meshgrid(np.arange(float(size)), np.arange(float(size)), indexing="ij"), axis=-1).reshape(-1, 2)
+    for k, path in enumerate(paths):
+        own = truths[k]
+        assert own is not None
+        where = (own(at) + PAD).T.reshape(2, size, size)
+        shown = other if k == stranger else tissue
+        lost = gaussian_filter(rng.standard_normal((size // 8, size // 8)), 3.0, mode="wrap")
+        lost = zoom(lost, 8, order=1)[:size, :size]
+        kept = (
+            gaussian_filter((lost < np.quantile(lost, 1 - LOST)).astype(np.float32), 1.0)
+            if k
+            else np.ones((size, size))
+        )
+        planes = []
+        for name in found.markers(k):
+            base = found.plane(shown, name) if k != stranger else shown.stain(seed + 9, 1.0 if name == "DAPI" else 0.3)
+            seen = map_coordinates(base, where, order=3, mode="nearest") * kept
+            if k == blurred:
+                seen = gaussian_filter(seen, 3.0)
+            bright = 3000 * BLEACH**k * (1.0 if name == "DAPI" else 0.6)
+            counts = rng.poisson(np.clip(seen * bright + 100, 0, None) / 4) * 4
+            planes.append(np.clip(counts, 0, 65535).astype(np.uint16))
+        colours = [-1 if name == "DAPI" else 0x00FF00FF for name in found.markers(k)]
+        channel = {"Name": list(found.markers(k)), "Color": colours, "EmissionWavelength": [461, 519, 565, 665],
+                   "EmissionWavelengthUnit": ["nm"] * 4}  # fmt: skip
+        metadata = {"axes": "CYX", "Channel": channel, "PhysicalSizeX": 0.5, "PhysicalSizeY": 0.5,
+                    "PhysicalSizeXUnit": "µm", "PhysicalSizeYUnit": "µm"}  # fmt: skip
+        tifffile.imwrite(path, np.stack(planes), ome=True, metadata=metadata, tile=(256, 256), photometric="minisblack")
+    return found
+
+
+def errors(result: rf.Result, known: Truth, reference: Truth, tissue: Tissue) -> Floats:
+    """Error of a map in pixels at a lattice of positions on the tissue, ``[N]``; ``reference`` is the truth of its fixed side."""
+    at = np.stack(
+        np.meshgrid(np.arange(8.0, known.size, 16), np.arange(8.0, known.size, 16), indexing="ij"), -1
+    ).reshape(-1, 2)
+    there = known(at)
+    on = map_coordinates(tissue.mask, (there + PAD).T, order=1, mode="constant") > 0.5
+    on &= ((there >= 0) & (there < known.size)).all(axis=1)
+    grid = result.moving_grid
+    physical = torch.from_numpy(at[on] * np.array(grid.spacing) + np.array(grid.origin))
+    found = result.transform.points(physical).numpy()
+    fixed = result.fixed_grid
+    return np.linalg.norm(reference((found - np.array(fixed.origin)) / np.array(fixed.spacing)) - there[on], axis=1)
+
+
+def in_channels(merged: Path, made: Rounds, reference: int, tissue: Tissue) -> dict[str, float]:
+    """Median distance in pixels, over windows, between each channel of a merged slide and where the truth has it."""
+    known = made.truths[reference]
+    assert known is not None
+    size = made.size
+    pyramid = rf.open_pyramid(merged)
+    at = np.stack(np.meshgrid(np.arange(float(size)), np.arange(float(size)), indexing="ij"), -1).reshape(-1, 2)
+    where = (known(at) + PAD).T.reshape(2, size, size)
+    starts = [
+        (y, x)
+        for y in range(WINDOW, size - 2 * WINDOW, 2 * WINDOW)
+        for x in range(WINDOW, size - 2 * WINDOW, 2 * WINDOW)
+    ]
+    out = {}
+    for i, name in enumerate(pyramid.channels):
+        plane = name.partition(" ")[0]
+        if made.stranger >= 0 and (plane in made.markers(made.stranger)[1:] or f"round{made.stranger + 1:02d}" in name):
+            continue
+        wanted = map_coordinates(made.plane(tissue, plane), where, order=3, mode="nearest")
+        seen = pyramid.levels[0].read((slice(0, size), slice(0, size)))[i].astype(np.float64)
+        windows = [(slice(y, y + WINDOW), slice(x, x + WINDOW)) for y, x in starts]
+        contrast = [float(wanted[w].std()) for w in windows]
+        most = float(np.median(contrast))
+        shifts = [
+            phase_cross_correlation(wanted[w], seen[w], upsample_factor=50, normalization=None)[0]
+            for w, c in zip(windows, contrast, strict=True)
+            if c >= most and seen[w].min() > 0
+        ]
+        out[name] = float(np.median(np.linalg.norm(shifts, axis=1)))
+    return out
+
+
+def command(made: Rounds, out: Path, merged: Path, more: list[str]) -> list[str]:
+    """The command line of a run."""
+    call = [sys.executable, "-c", "from regframe.cli import main; main()", "rounds", *map(str, made.paths)]
+    return [*call, "-o", str(out), "--merged", str(merged), "--repeats", "keep", "--json", "--workers", "1", *more]
+
+
+def run(call: list[str]) -> tuple[dict[str, Any], float, float]:
+    """What a command printed, its peak memory in MiB, and the seconds it took."""
+    began = time.perf_counter()
+    child = subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    assert child.stdout is not None
+    text = child.stdout.read()
+    _, _, usage = os.wait4(child.pid, 0)
+    return json.loads(text), usage.ru_maxrss / 1024, time.perf_counter() - began
+
+
+def bytes_of(*places: Path) -> str:
+    """Hash of all files below some places."""
+    sha = hashlib.sha256()
+    for place in places:
+        for path in sorted(p for p in [place, *place.rglob("*")] if p.is_file()):
+            sha.update(str(path.relative_to(place.parent)).replace(place.name, "x").encode() + path.read_bytes())
+    return sha.hexdigest()
+
+
+def killed(made: Rounds, folder: Path, wanted: str, seconds: float, times: int, more: list[str]) -> int:
+    """Number of runs, of ``times``, that were killed at a random moment and that the same command ended with other bytes."""
+    rng, wrong = np.random.default_rng(1), 0
+    for n in range(times):
+        out, merged = folder / f"k{n}", folder / f"k{n}.ome.zarr"
+        call = command(made, out, merged, more)
+        for _ in range(2):
+            child = subprocess.Popen(call, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            try:
+                child.wait(float(rng.uniform(0.1, 1.0)) * seconds)
+            except subprocess.TimeoutExpired:
+                child.send_signal(signal.SIGKILL)
+                child.wait()
+        run(call)
+        left = [p.name for p in folder.iterdir() if p.name.startswith((f"k{n}", f".k{n}")) and p not in (out, merged)]
+        wrong += bytes_of(out, merged) != wanted or bool(left)
+    return wrong
+
+
+def main() -> None:
+    """Make rounds, run the command on them, print what is left of the known maps."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--size", type=int, default=1024)
+    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kills", type=int, default=0)
+    parser.add_argument("--keep", type=Path)
+    parser.add_argument("more", nargs="*", help="further options of the command, after --")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = given.keep or Path(scratch)
+        folder.mkdir(exist_ok=True)
+        made = make(folder, given.size, given.rounds, given.seed)
+        tissue = Tissue.make(given.size, given.seed)
+        out, merged = folder / "OUT", folder / "OUT.ome.zarr"
+        said, memory, seconds = run(command(made, out, merged, given.more))
+        group = rf.load_group(out)
+        print(f"{group!r}, {seconds:.0f} s, peak memory {memory:.0f} MiB")
+        for k, image in enumerate(said["images"]):
+            what = {made.blurred: "the blurred one", made.stranger: "the stranger"}.get(k, "")
+            result, known, base = group.results[k], made.truths[k], made.truths[group.reference]
+            line = "no place"
+            if result is not None and known is not None and base is not None:
+                off = errors(result, known, base, tissue)
+                line = f"median {np.median(off):.3f} px, 90 % within {np.quantile(off, 0.9):.3f}"
+            why = image["reasons"][0][:70] if image["verdict"] != "pass" else ""
+            print(f"  {image['name']} {image['verdict']:5} {line}  {what} {why}")
+        found = in_channels(merged, made, group.reference, tissue)
+        print("on the pixels of the merged slide, median px by channel:", {k: round(v, 3) for k, v in found.items()})
+        print(f"worst channel {max(found.values()):.3f} px (bar 0.3)")
+        if given.kills:
+            wanted = bytes_of(out, merged)
+            print(
+                f"killed: {killed(made, folder, wanted, seconds, given.kills, given.more)} of {given.kills} ended otherwise"
+            )
+
+
+if __name__ == "__main__":
+    main()

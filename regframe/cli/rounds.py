@@ -1,0 +1,214 @@
+"""``regframe rounds``: many images of one tissue in, a map for each and one space for all out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ._common import (
+    BadInput,
+    adapter_options,
+    bad_input,
+    emit_json,
+    finish,
+    folder_option,
+    input_options,
+    json_option,
+    level_option,
+    overwrite_option,
+    path_type,
+    require_option,
+    verbose_option,
+    workers_option,
+)
+from .progress import Bars
+from .register import resolved_config
+from .stack import image_files
+
+if TYPE_CHECKING:
+    from ..group.group import Group
+    from ..group.members import Member
+
+
+@click.command(short_help="Bring many images of one tissue into one space.")
+@click.argument("images", type=path_type, nargs=-1, required=True)
+@folder_option()
+@click.option(
+    "--reference",
+    default="auto",
+    show_default=True,
+    metavar="NAME|auto",
+    help="Image that stays where it is, by name or number from 0; auto: the one that the others match best.",
+)
+@click.option(
+    "--channel",
+    "channels",
+    multiple=True,
+    metavar="C|NAME=C",
+    help="Channel to align by, of all images or of one; chosen otherwise: DAPI, or what repeats, or what is most alike.",
+)
+@click.option(
+    "--transform",
+    type=click.Choice(["rigid", "affine", "lddmm"]),
+    help="Model of the maps; lddmm (affine and a bend, where the data call for it) where not stated.",
+)
+@click.option("--mpp", type=float, metavar="UM", help="Pixel size of the images in µm.")
+@level_option("Pyramid level that is read of every image.")
+@input_options("Adapter of the images; sniffed otherwise.", "Option of the adapter.")
+@click.option(
+    "--metric", metavar="NAME", help="Metric by which every pair is compared; chosen from the data otherwise."
+)
+@click.option("--metric-set", metavar="K=V", multiple=True, help="Option of the metric.")
+@click.option(
+    "--merged",
+    type=path_type,
+    metavar="FILE",
+    help="Also write all channels of all images as one slide, .ome.zarr or .ome.tif; images in colours beside it.",
+)
+@click.option(
+    "--repeats",
+    type=click.Choice(["keep", "drop"]),
+    default="keep",
+    show_default=True,
+    help="Whether the merged slide keeps the channel aligned by (DAPI) of every image, or of the reference alone.",
+)
+@click.option(
+    "--subtract", metavar="NAME", help="Image of the background, subtracted from the merged slide's channels."
+)
+@workers_option("Threads that write the merged slide; one per core otherwise.")
+@click.option("--config", "config_file", type=path_type, metavar="FILE.yaml", help="Settings for every pair.")
+@click.option("--set", "settings", metavar="K=V", multiple=True, help="One setting, such as pyramid.max_pixels=300000.")
+@overwrite_option
+@require_option
+@json_option
+@verbose_option
+@click.pass_context
+def rounds(ctx: click.Context, /, **options: Any) -> None:
+    """Bring IMAGES of one tissue into the space of one of them: rounds of one section, or sections of one block.
+
+    IMAGES are files, or a folder of them, or a table (CSV, TSV) with the columns file, name and channel. Writes a map for each
+    image, figures, the pairs that were tried, and a report. A run that was killed goes on where it was; the same command after
+    its end changes nothing.
+    """
+    out: Path = options["out"]
+    members, config = _members(options)
+    from ..group.folder import Run
+
+    for name in ("subtract", "workers"):
+        if options[name] is not None and options["merged"] is None:
+            raise BadInput(f"wanted --merged FILE beside --{name}, got none; name the slide to write")
+    run = Run(out, members, options["reference"], config)
+    with bad_input():
+        group = None if options["overwrite"] else run.finished()
+    kept = group is not None
+    if group is None:
+        with Bars() as progress, bad_input():
+            group = run.write(options["overwrite"], progress)
+    slides = [] if options["merged"] is None else _merged(group, out, options)
+    if options["as_json"]:
+        emit_json({**group.metrics, "output": str(out), "kept": kept, "merged": slides})
+    else:
+        _say(group, out, kept)
+        for slide in slides:
+            click.echo(f"wrote {slide}")
+    finish(group.metrics, ctx, options["require"])
+
+
+def _members(options: dict[str, Any]) -> tuple[list[Member], Any]:
+    """The images, open, and the settings of every pair."""
+    with bad_input():
+        from ..group import align, folder, members
+        from ..io import inputs
+
+        files, names, channels = _listed(options["images"], folder)
+        if not options["overwrite"]:
+            inputs.check_apart(options["out"], files)
+    config = resolved_config(options)
+    with bad_input():
+        config = align.checked(config, None)
+    if config.metric == "auto" and config.metric_options:
+        raise BadInput("wanted --metric beside --metric-set, got options alone; name the metric they are for")
+    chosen = adapter_options(options["adapter_set"], "--adapter-set", options["mpp"])
+    if options["level"] is not None:
+        chosen["level"] = options["level"]
+    if options["adapter"] is not None:
+        chosen["adapter"] = options["adapter"]
+    with bad_input():
+        for file in files:
+            inputs.note(file)
+        wanted = _channels(options["channels"], channels, files, names)
+        found = members.opened(files, names, wanted, chosen)
+    for member in found:
+        click.echo(f"{member.name}: aligned by {member.choice.name} ({member.choice.why})", err=True)
+    return found, config
+
+
+def _listed(given: tuple[Path, ...], folder: Any) -> tuple[list[Path], list[str] | None, dict[str, str]]:
+    """Files, their names where a table states them, and channels by name or file."""
+    from ..stack.sections import sort_sections
+
+    if len(given) == 1 and given[0].suffix.lower() in (".csv", ".tsv", ".txt"):
+        files, names, channels = folder.read_manifest(given[0])
+        for file in files:
+            if not file.exists():
+                raise ValueError(f"wanted the images of {given[0]}, got {str(file)!r}, which does not exist")
+        return files, names, channels
+    paths = image_files(given)
+    return (sort_sections(paths, "natural")[0] if len(given) == 1 else paths), None, {}
+
+
+def _channels(stated: tuple[str, ...], listed: dict[str, str], files: list[Path], names: list[str] | None) -> Any:
+    """What `regframe.register_group` takes as ``channel``."""
+    from ..group.members import names_of
+
+    called = names_of(files, names)
+    by_name: dict[str, str | int] = {
+        name: listed[key]
+        for name, file in zip(called, files, strict=True)
+        for key in (name, str(file))
+        if key in listed
+    }
+    common: str | None = None
+    for one in stated:
+        name, equals, channel = one.rpartition("=")
+        if equals and name in called:
+            by_name[name] = channel
+        elif common is None:
+            common = one
+        else:
+            raise BadInput(f"wanted one --channel for all, or NAME=C with a name of {', '.join(called)}, got {one!r}")
+    if not by_name:
+        return common
+    return by_name if common is None else {name: by_name.get(name, common) for name in called}
+
+
+def _merged(group: Group, out: Path, options: dict[str, Any]) -> list[str]:
+    """Write the merged slide, or go on with it; returns the files."""
+    with bad_input():
+        from ..group import folder, merge
+        from ..io import inputs
+
+        inputs.check_apart(options["merged"], [out, *options["images"]])
+        plan = merge.planned(group, options["merged"], None, options["repeats"], options["subtract"])
+    for name in plan.dropped:
+        click.echo(f"merged: {name} is left out, a repeat of the reference's", err=True)
+    for name in plan.left_out:
+        click.echo(f"merged: {name} is no part of it", err=True)
+    with Bars() as progress, bad_input():
+        for each in plan.plans:
+            if options["overwrite"] or not folder.was_written(out, each):
+                folder.note_begun(out, each, options["overwrite"])
+                each.write(options["workers"], options["overwrite"], progress)
+    return [str(each.path) for each in plan.plans]
+
+
+def _say(group: Group, out: Path, kept: bool) -> None:
+    click.echo(repr(group))
+    for reason in group.reasons:
+        click.echo(f"  {reason}")
+    for image in group.metrics["images"]:
+        if image["verdict"] != "pass":
+            click.echo(f"  {image['name']}: {image['verdict']}: {image['reasons'][0]}")
+    click.echo(f"{out} was finished before and is as it was" if kept else f"wrote {out}")

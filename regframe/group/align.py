@@ -1,0 +1,276 @@
+"""`register_group`: registers pairs of many images of one tissue, reconciles them, and brings all into the space of one."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..composition import compose
+from ..config import Config
+from ..contracts import Progress
+from ..data import Grid
+from ..maps.affine import Affine
+from ..maps.base import Transform
+from ..maps.displacement import Displacement
+from ..maps.sequence import in_a_row
+from ..registration import settled
+from ..result import Result
+from ..versions import versions
+from . import judge, routes
+from .channels import Wanted
+from .group import Group
+from .kept import Kept
+from .members import Member, opened
+from .pairs import Pair, fit, timeless
+from .routes import Routes, Step
+
+TRANSFORMS = ("rigid", "affine", "lddmm")
+"""Models that ``transform`` accepts, each a special case of the next."""
+ALL_PAIRS = 5
+"""Number of images up to which every two are registered; of more, each to the next one and to the reference, since the number of
+all pairs grows with the square."""
+FARTHEST = 3
+"""How many others, in the order of the images, an image is registered to where it does not match the reference."""
+AS_GOOD = 0.02
+"""Difference of the mean confidences of their pairs up to which two images serve as well as the reference; the first is taken."""
+NODES = 17
+"""Nodes per axis of the field by which ways over other images correct a map: errors of maps are smoother than their bends."""
+VOTERS = 3
+"""Ways of an image to the reference, its own among them, from which their median is taken instead of its own: of two that differ,
+neither is known to be the better one, and of three one that is wrong changes little."""
+
+
+def register_group(
+    images: Iterable[Any],
+    *,
+    names: Sequence[str] | None = None,
+    reference: str | int = "auto",
+    channel: Wanted = None,
+    transform: str | None = None,
+    config: Config | None = None,
+    folder: str | Path | None = None,
+    progress: Callable[[Progress], object] | None = None,
+) -> Group:
+    """Bring many images of one tissue into the space of one of them; nothing has to be set.
+
+    Args:
+        images: 2D `Image` objects, or anything `regframe.open` reads as one: rounds of one section, neighbouring sections in
+            other stains. Sizes and channels may differ, the unit may not.
+        names: a name for each; those of the images or files where None.
+        reference: name or number of the image that stays where it is, or ``"auto"``: the one that the others match best.
+        channel: the channel to align by: a name or number for all, a mapping from names of images, or one per image. Where None,
+            the stain of the nucleus (DAPI, Hoechst …), a channel that is in every image, or those that are most alike.
+        transform: ``rigid``, ``affine`` or ``lddmm`` (affine plus a smooth bend); ``config.transform`` where None.
+        config: settings of `register` for every pair.
+        folder: where finished pairs are kept: the same call goes on with those that are missing. In memory where None.
+        progress: called before each pair; the stage is ``pairs``.
+
+    Raises:
+        ValueError: fewer than two images with tissue, points, volumes, several units, a reference or channel that there is not.
+    """
+    began = time.perf_counter()
+    config = checked(config, transform)
+    members = opened(images, names, channel)
+    return aligned(members, reference, config, None if folder is None else Path(folder), progress, began)
+
+
+def aligned(
+    members: list[Member],
+    reference: str | int,
+    config: Config,
+    folder: Path | None = None,
+    progress: Callable[[Progress], object] | None = None,
+    began: float | None = None,
+) -> Group:
+    """`register_group` of members that are open; ``began`` is the moment from which ``seconds`` are counted."""
+    began = time.perf_counter() if began is None else began
+    work = Work(members, config, Kept(folder, [m.name for m in members]), progress)
+    work.register(_place(reference, members))
+    way = routes.found(members, work.tried, work.reference, config.transform == "rigid")
+    maps = work.maps(way)
+    results = work.results(way, maps)
+    metrics = judge.metrics(members, work.tried, way, results)
+    metrics |= {
+        "transform": config.transform,
+        "reference": {"kind": str(reference), "image": members[work.reference].name},
+        "seconds": time.perf_counter() - began,
+        "versions": versions(),
+    }
+    judged = tuple(
+        None if result is None else dataclasses.replace(result, metrics=result.metrics | judge.own(metrics, k))
+        for k, result in enumerate(results)
+    )
+    return Group(
+        tuple(m.name for m in members), judged, tuple(work.tried), work.reference, metrics,
+        tuple(m.said for m in members),
+    )  # fmt: skip
+
+
+def checked(config: Config | None, transform: str | None) -> Config:
+    """The settings of every pair; ValueError for a model that no group has."""
+    config = settled(config, None, transform=transform)
+    if config.transform not in TRANSFORMS:
+        raise ValueError(f"wanted transform {' or '.join(TRANSFORMS)}, got {config.transform!r}; choose one of these")
+    return config
+
+
+def _place(reference: str | int, members: Sequence[Member]) -> int | None:
+    """The number of the reference; None where it is to be chosen."""
+    names = [member.name for member in members]
+    if isinstance(reference, str) and reference not in names:
+        if reference == "auto":
+            return None
+        if reference.isdecimal():
+            reference = int(reference)
+    k = names.index(reference) if isinstance(reference, str) and reference in names else reference
+    if not isinstance(k, int) or not 0 <= k < len(names):
+        raise ValueError(
+            f"wanted as reference auto, or one of {', '.join(names)}, got {reference!r}; name one of these"
+        )
+    if members[k].empty:
+        raise ValueError(f"wanted a reference with tissue, got {names[k]}: {members[k].empty}")
+    return k
+
+
+class Work:
+    """A group while it is being aligned: its images, and the pairs registered so far.
+
+    Args:
+        members: the images.
+        config: settings of every pair.
+        kept: where finished pairs are kept.
+        progress: called before each pair.
+
+    Raises ValueError for fewer than two images with tissue.
+    """
+
+    def __init__(
+        self, members: list[Member], config: Config, kept: Kept, progress: Callable[[Progress], object] | None = None
+    ) -> None:
+        self.members, self.config, self.kept, self._progress = members, config, kept, progress
+        self.good = [k for k, member in enumerate(members) if not member.empty]
+        if len(self.good) < 2:
+            raise ValueError(f"wanted at least two images with tissue, got {len(self.good)}; check files and channel")
+        self.tried: list[Pair] = []
+        self.reference = self.good[0]
+
+    # ---- pairs ----------------------------------------------------------------------------------------------------------
+
+    def register(self, reference: int | None) -> None:
+        """Register as many pairs as are needed; chooses the reference where it is None."""
+        good = self.good
+        if len(good) <= ALL_PAIRS:
+            near = [(a, b) for i, a in enumerate(good) for b in good[i + 1 :]]
+            near = [(b, a) if b == reference else (a, b) for a, b in near]
+        else:
+            near = [(b, a) if b == reference else (a, b) for a, b in itertools.pairwise(good)]
+        star = 0 if reference is not None and len(good) <= ALL_PAIRS else len(good) - 2
+        self._all(near, len(near) + star)
+        self.reference = self._best() if reference is None else reference
+        self._all([(self.reference, k) for k in good if k != self.reference], len(self.tried) + star)
+        self._farther()
+
+    def _all(self, wanted: Iterable[tuple[int, int]], total: int) -> None:
+        had = {(pair.fixed, pair.moving) for pair in self.tried}
+        for a, b in wanted:
+            if (a, b) in had:
+                continue
+            if self._progress is not None:
+                self._progress(Progress("pairs", len(self.tried), max(total, len(self.tried) + 1)))
+            pair = self.kept.find(a, b)
+            self.tried.append(self.kept.put(fit(self.members, a, b, self.config)) if pair is None else pair)
+
+    def _best(self) -> int:
+        """The image of the surest pairs; the first of several that are as good."""
+        sure: dict[int, list[float]] = {k: [] for k in self.good}
+        for pair in self.tried:
+            for k in (pair.fixed, pair.moving):
+                sure[k].append(pair.confidence if pair.verdict == "pass" else 0.0)
+        means = {k: float(np.mean(values)) for k, values in sure.items()}
+        best = max(means.values())
+        return next(k for k in self.good if means[k] >= best - AS_GOOD)
+
+    def _farther(self) -> None:
+        """Pairs with others, for images whose pair with the reference is not confirmed."""
+        sure = {pair.moving for pair in self.tried if pair.fixed == self.reference and pair.verdict == "pass"}
+        for k in [k for k in self.good if k != self.reference and k not in sure]:
+            tried = {frozenset((pair.fixed, pair.moving)) for pair in self.tried}
+            near = sorted(sure - {k}, key=lambda j: (abs(j - k), j))[:FARTHEST]
+            more = [(j, k) for j in near if frozenset((j, k)) not in tried]
+            self._all(more, len(self.tried) + len(more))
+
+    # ---- maps -----------------------------------------------------------------------------------------------------------
+
+    def maps(self, way: Routes) -> dict[int, Transform]:
+        """The map of every image that has a way to the reference, corrected by what other ways say."""
+        unit = self.members[self.reference].image.grid.unit
+        if self.config.transform != "lddmm":
+            return {k: Affine(torch.from_numpy(way.poses[k]), unit, unit) for k in way.ways}
+        first: dict[int, Transform] = {k: self._along(steps, unit) for k, steps in way.ways.items()}
+        return {k: self._corrected(k, way, first) for k in first}
+
+    def _along(self, steps: Sequence[Step], unit: str) -> Transform:
+        if not steps:
+            return Affine.identity(2, unit)
+        return routes.in_order(steps)
+
+    def _corrected(self, k: int, way: Routes, first: dict[int, Transform]) -> Transform:
+        """The map of image ``k``, moved to the median of all ways, where there are at least `VOTERS`."""
+        others = [ways for step, ways in routes.detours(k, way, self.tried, first) if way.trusted(step)]
+        if not way.ways[k] or len(others) + 1 < VOTERS:
+            return first[k]
+        grid = self.members[self.reference].image.grid
+        nodes = grid.resampled(tuple(e / NODES for e in grid.extent))
+        there = nodes.coords().reshape(-1, 2).numpy()  # [N, 2] in the space of the reference
+        here = routes.through([first[k].inverse()], there)
+        away = np.stack([np.zeros_like(there), *(routes.through(maps, here) - there for maps in others)])  # [W, N, 2]
+        shift = np.median(np.nan_to_num(away), axis=0)
+        field = torch.from_numpy(shift.T.reshape(2, *nodes.shape).copy()).to(torch.float32)
+        return in_a_row([first[k], Displacement(field, nodes)])
+
+    # ---- results --------------------------------------------------------------------------------------------------------
+
+    def results(self, way: Routes, maps: dict[int, Transform]) -> list[Result | None]:
+        """One result per image: its map, with the figures of the pair or of the chain of pairs that it was made of."""
+        out: list[Result | None] = []
+        for k, member in enumerate(self.members):
+            if k not in maps:
+                out.append(None)
+                continue
+            steps = way.ways[k]
+            base = self._base(member.image.grid, steps)
+            matrix = torch.from_numpy(way.poses[k]).to(torch.float64)
+            unit = member.image.grid.unit
+            out.append(
+                dataclasses.replace(base, transform=maps[k], affine=Affine(matrix, unit, unit), config=self.config)
+            )
+        return out
+
+    def _base(self, grid: Grid, steps: Sequence[Step]) -> Result:
+        if not steps:
+            same = Affine.identity(2, grid.unit)
+            return Result(same, grid, grid, judge.nothing(), self.config, same)
+        results = [step.pair.result for step in steps]
+        assert all(result is not None for result in results)
+        if len(steps) == 1 and not steps[0].backwards:
+            assert results[0] is not None
+            return dataclasses.replace(results[0], history=[])
+        if len(steps) == 1:
+            return dataclasses.replace(_turned(results[0]), history=[])  # type: ignore[arg-type]
+        back = [i for i, step in enumerate(steps, 1) if step.backwards]
+        return timeless(compose(*results, inverse=back))  # type: ignore[arg-type]
+
+
+def _turned(result: Result) -> Result:
+    """A result taken backwards: from its fixed to its moving side, without weights, which lie on its fixed side."""
+    return dataclasses.replace(
+        result, transform=result.transform.inverse(), affine=result.affine.inverse(), fixed_grid=result.moving_grid,
+        moving_grid=result.fixed_grid, weight=None, weight_grid=None, position_sd=None,
+    )  # fmt: skip

@@ -1,0 +1,66 @@
+"""Finished pairs on the disk: a run that was killed goes on with those that are missing."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..io import outputs
+from ..io.replacing import settle
+from ..io.store import load
+from .pairs import Pair
+
+RECORD = "pair.json"
+"""Name of the file of a pair's folder that is written last into it."""
+
+
+class Kept:
+    """The pairs of one run; each is a folder that is written aside and then renamed, so that it is whole or absent.
+
+    Args:
+        folder: where they lie; None keeps them in memory alone.
+        names: names of the images, recorded beside each pair.
+    """
+
+    def __init__(self, folder: Path | None, names: Sequence[str]) -> None:
+        self.folder, self.names = folder, tuple(names)
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            for stray in folder.glob("tmp-*"):  # left by a process that was killed
+                shutil.rmtree(stray)
+
+    def find(self, fixed: int, moving: int) -> Pair | None:
+        """A pair that was finished before; None where it was not."""
+        if self.folder is None or not (place := self._place(fixed, moving)).is_dir():
+            return None
+        said = json.loads((place / RECORD).read_text(encoding="utf-8"))
+        store = place / outputs.TRANSFORM
+        return Pair(fixed, moving, load(store) if store.is_dir() else None, said["error"])
+
+    def put(self, pair: Pair) -> Pair:
+        """Keep a pair; returns it as it will be read again."""
+        if self.folder is None:
+            return pair
+        aside = self.folder / f"tmp-{os.getpid()}"
+        if aside.exists():
+            shutil.rmtree(aside)
+        aside.mkdir()
+        if pair.result is not None:
+            pair.result.save(aside / outputs.TRANSFORM)
+        facts = {
+            "fixed": self.names[pair.fixed], "moving": self.names[pair.moving], "verdict": pair.verdict,
+            "confidence": pair.confidence, "reasons": list(pair.reasons), "error": pair.error,
+        }  # fmt: skip
+        (aside / RECORD).write_text(outputs.to_json(facts, indent=2) + "\n", encoding="utf-8")
+        settle(aside, self._place(pair.fixed, pair.moving))
+        aside.rename(self._place(pair.fixed, pair.moving))
+        found = self.find(pair.fixed, pair.moving)
+        assert found is not None
+        return found
+
+    def _place(self, fixed: int, moving: int) -> Path:
+        assert self.folder is not None
+        return self.folder / f"{fixed:03d}-{moving:03d}"

@@ -1,0 +1,239 @@
+"""`merge_group`: all channels of all images of a group as one slide, in the space of the reference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ..contracts import Progress
+from ..data import Grid, Image, Pyramid
+from ..remote.address import locate
+from ..slides.job import identity_of
+from ..slides.merged import Layer, MergedWarp, merged
+from ..slides.place import place_pyramid
+from ..slides.warp import SlideOptions, SlideWarp
+from .channels import NUCLEAR, is_colour
+from .group import Group
+from .members import pyramid_at
+
+Repeats = Literal["keep", "drop"]
+SAME_WAVE = 15.0
+"""Difference of two emission wavelengths in nm up to which two channels saw the same light: makers state peaks of filters and of
+dyes alike, and the bands of neighbouring channels lie 40 nm and more apart."""
+
+
+@dataclass(frozen=True)
+class Merge:
+    """The plans of what `merge_group` writes.
+
+    Args:
+        slide: the slide of all channels; None where every image is in colours.
+        colours: for each image in colours, the warp that puts it beside.
+        dropped: names of the channels that are left out, with their images.
+        left_out: images that have no place in the group, or serve as the background.
+    """
+
+    slide: MergedWarp | None
+    colours: tuple[SlideWarp, ...]
+    dropped: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+
+    @property
+    def plans(self) -> tuple[SlideWarp, ...]:
+        """All plans, the slide first."""
+        return (*([] if self.slide is None else [self.slide]), *self.colours)
+
+
+def merge_group(
+    group: Group,
+    path: str | Path,
+    *,
+    images: Sequence[Any] | None = None,
+    repeats: Repeats = "keep",
+    subtract: str | None = None,
+    workers: int | None = None,
+    overwrite: bool = False,
+    progress: Callable[[Progress], object] | None = None,
+) -> tuple[Path, ...]:
+    """Write all channels of all images of a group as one slide, on the finest pixels of the reference.
+
+    Every image is carried at full resolution, tile by tile, within bounded memory; values and type stay as they are. A call that
+    was killed goes on where it was. Images in colours are written beside the slide, each as ``NAME.IMAGE`` with its suffix.
+
+    Args:
+        group: the group.
+        path: ``NAME.zarr`` (OME-Zarr) or ``NAME.ome.tif``.
+        images: the images of the group in its order, where they lie elsewhere now or were in memory; its own sources where None.
+        repeats: ``drop`` leaves the channel by which images were aligned out of all but the reference; ``keep`` keeps all.
+        subtract: name of an image that shows the background alone: each of its channels is subtracted from those that saw the
+            same light, and it is no part of the slide.
+        workers: threads; None takes one per core.
+        overwrite: replace outputs that exist, and drop unfinished ones that were begun from something else.
+        progress: called after every shard.
+
+    Returns:
+        The files that were written, the slide first.
+
+    Raises:
+        ValueError: an image that cannot be opened or is no longer the one that was aligned, a background that is none of them, a
+            name that ends in neither suffix.
+        FileExistsError: an output exists.
+        OSError: an output cannot be written; a second call goes on from what was done.
+    """
+    plan = planned(group, Path(path), images, repeats, subtract)
+    for each in plan.plans:
+        each.write(workers, overwrite, progress)
+    return tuple(Path(str(each.path)) for each in plan.plans)
+
+
+def planned(
+    group: Group, path: Path, images: Sequence[Any] | None, repeats: Repeats = "keep", subtract: str | None = None
+) -> Merge:
+    """The plans of `merge_group`, none of which is begun."""
+    if repeats not in ("keep", "drop"):
+        raise ValueError(f"wanted repeats keep or drop, got {repeats!r}; choose one")
+    sources = _sources(group, images)
+    dark = None if subtract is None else _place(group, subtract)
+    pyramids = {
+        k: place_pyramid(pyramid_at(source, group.names[k], {}), result.moving_grid)
+        for k, (source, result) in enumerate(zip(sources, group.results, strict=True))
+        if result is not None
+    }
+    grid = pyramids[group.reference].grid
+    names = _Names(group, repeats)
+    layers, beside = [], []
+    for k in range(len(group.names)):
+        if k not in pyramids or k == dark:
+            continue
+        transform = group[k].transform
+        if is_colour(pyramids[k]):
+            beside.append(_beside(pyramids[k], transform, grid, path, group.names[k], _identity(sources[k])))
+            continue
+        take, called = names.of(k, pyramids[k])
+        minus = () if dark is None else _matched(pyramids[k], pyramids[dark], take)
+        layers.append(Layer(pyramids[k], transform, take, called, minus))
+    background = None
+    if dark is not None:
+        background = Layer(pyramids[dark], group[dark].transform, (), ())
+        if not any(one is not None for layer in layers for one in layer.minus):
+            raise ValueError(
+                f"wanted a background that shares a wavelength, a name or the order of its channels with others, got {subtract}; "
+                "leave --subtract out"
+            )
+    identity = repr([_identity(source) for source in sources])
+    slide = merged(tuple(layers), grid, path, path.name, background, None, identity) if layers else None
+    lost = [group.names[k] for k in range(len(group.names)) if k not in pyramids or k == dark]
+    return Merge(slide, tuple(beside), tuple(names.dropped), tuple(lost))
+
+
+def _sources(group: Group, images: Sequence[Any] | None) -> list[Any]:
+    if images is None:
+        lost = [source for source in group.sources if not locate(source).exists()]
+        if lost:
+            raise ValueError(f"wanted the images of the group, got {lost[0]!r}, which is no file; pass them as images=")
+        return [locate(source) for source in group.sources]
+    found = list(images)
+    if len(found) != len(group.names):
+        raise ValueError(f"wanted {len(group.names)} images, got {len(found)}; give one for each, in the group's order")
+    return found
+
+
+def _place(group: Group, name: str) -> int:
+    if name not in group.names:
+        raise ValueError(f"wanted as background one of {', '.join(group.names)}, got {name!r}; name one of these")
+    k = group.names.index(name)
+    if k == group.reference:
+        raise ValueError(f"wanted a background other than the reference, got {name}; name another --reference")
+    group[k]  # it has a place
+    return k
+
+
+def _beside(pyramid: Pyramid, transform: Any, grid: Grid, path: Path, name: str, identity: str) -> SlideWarp:
+    """The warp of an image in colours onto the canvas, beside the slide."""
+    ends = next(
+        (end for end in (".ome.zarr", ".ome.tif", ".ome.tiff", ".zarr", ".tif", ".tiff") if path.name.endswith(end)), ""
+    )
+    plain = "".join(c if c.isalnum() or c in "._-" else "_" for c in name)
+    target = path.with_name(f"{path.name[: len(path.name) - len(ends)]}.{plain}{ends or '.ome.zarr'}")
+    return SlideWarp(pyramid, transform, grid, target, SlideOptions(), identity)
+
+
+def _identity(source: Any) -> str:
+    return "" if isinstance(source, Image) else identity_of(locate(source))
+
+
+class _Names:
+    """Gives the channels of all images their names in the slide: their own, and that of the image where a name is there twice.
+
+    Args:
+        group: the group.
+        repeats: whether the channels by which the images were aligned are dropped but for the reference's.
+    """
+
+    def __init__(self, group: Group, repeats: Repeats) -> None:
+        self._group, self._repeats = group, repeats
+        self._given: set[str] = set()
+        self.dropped: list[str] = []
+
+    def of(self, k: int, pyramid: Pyramid) -> tuple[tuple[int, ...], tuple[str, ...]]:
+        """Numbers and names of the channels of image ``k`` that are taken."""
+        group, image = self._group, self._group.metrics["images"][k]
+        take, names = [], []
+        for i, channel in enumerate(pyramid.channels):
+            aligned = channel == image["channel"] and (
+                NUCLEAR.search(channel) or image["channel_why"] == "in every round"
+            )
+            if self._repeats == "drop" and aligned and k != group.reference:
+                self.dropped.append(f"{channel} of {group.names[k]}")
+                continue
+            take.append(i)
+            names.append(self._unique(channel, group.names[k]))
+        return tuple(take), tuple(names)
+
+    def _unique(self, channel: str, image: str) -> str:
+        name = f"{image} {channel}" if channel.isdecimal() else channel
+        if self._often(channel) and not channel.isdecimal():
+            name = f"{channel} ({image})"
+        unique, n = name, 2
+        while unique in self._given:
+            unique, n = f"{name} {n}", n + 1
+        self._given.add(unique)
+        return unique
+
+    def _often(self, channel: str) -> bool:
+        """Whether several images have a channel of this name that is taken."""
+        images = self._group.metrics["images"]
+        having = [k for k, image in enumerate(images) if channel in image.get("channels", ()) and image["placed"]]
+        if self._repeats == "drop" and any(images[k]["channel"] == channel for k in having):
+            having = [k for k in having if images[k]["channel"] != channel or k == self._group.reference]
+        return len(having) > 1
+
+
+def _matched(pyramid: Pyramid, dark: Pyramid, take: Sequence[int]) -> tuple[int | None, ...]:
+    """The background's channel that saw the same light as each channel taken; None for stains of the nucleus, and where none did.
+
+    It is told by the emission wavelength, else by the name, else by the place where both have as many channels.
+    """
+    out: list[int | None] = []
+    lower = [channel.lower() for channel in dark.channels]
+    for i in take:
+        found: int | None = None
+        if NUCLEAR.search(pyramid.channels[i]):
+            out.append(None)
+            continue
+        if len(pyramid.waves) == len(pyramid.channels) and len(dark.waves) == len(dark.channels):
+            wave = pyramid.waves[i][1]
+            near = [
+                (abs(other[1] - wave), j)
+                for j, other in enumerate(dark.waves)
+                if other[1] is not None and wave is not None
+            ]
+            found = min(near)[1] if near and min(near)[0] <= SAME_WAVE else None
+        elif pyramid.channels[i].lower() in lower:
+            found = lower.index(pyramid.channels[i].lower())
+        elif len(pyramid.channels) == len(dark.channels):
+            found = i
+        out.append(None if found is None or NUCLEAR.search(dark.channels[found]) else found)
+    return tuple(out)
