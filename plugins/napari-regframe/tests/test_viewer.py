@@ -43,13 +43,12 @@ def shifted(unit: str = "µm") -> rf.Result:
     return rf.Result(to_fixed, *grids, metrics, rf.Config(), to_fixed)
 
 
-def wait(worker: Any, seconds: float = 120.0) -> None:
+def wait(panel: Any, seconds: float = 120.0) -> None:
     end = time.monotonic() + seconds
-    while worker.is_running and time.monotonic() < end:
+    while not panel.go.enabled and time.monotonic() < end:
         QApplication.processEvents()
         time.sleep(0.02)
-    QApplication.processEvents()
-    assert not worker.is_running
+    assert panel.go.enabled
 
 
 def inside(a: Any, b: Any) -> np.ndarray[Any, Any]:
@@ -119,13 +118,15 @@ def test_two_layers_are_aligned(opened: tuple[Any, Any, Any]) -> None:
     _, panel = viewer.window.add_plugin_dock_widget("napari-regframe", "Align two layers")
     panel.fixed.value, panel.moving.value, panel.model.value = fixed, moving, "turned, scaled and sheared"
     marks = np.array([[80.0, 90.0], [200.0, 220.0], [120.0, 250.0]])
-    on_fixed = viewer.add_points((marks - FIXED_AT) / FINE, name="a", **places.layer_place(rf.Grid((9, 9), FINE, FIXED_AT, "µm")))
+    on_fixed = viewer.add_points(
+        (marks - FIXED_AT) / FINE, name="a", **places.layer_place(rf.Grid((9, 9), FINE, FIXED_AT, "µm"))
+    )
     on_moving = viewer.add_points(marks + SHIFT, name="b", units=("um", "um"))
     panel.fixed_points.value, panel.moving_points.value = on_fixed, on_moving
     seen: list[float] = []
     panel.bar.changed.connect(seen.append)
-    wait(panel.align())
-    assert panel.go.enabled
+    assert panel.align() is not None
+    wait(panel)
     assert not panel.stop.enabled
     result = panel.result
     assert result is not None, panel.says.value
@@ -150,13 +151,12 @@ def test_it_is_stopped(opened: tuple[Any, Any, Any]) -> None:
     panel.fixed.reset_choices()
     viewer.window.add_dock_widget(panel)
     panel.fixed.value, panel.moving.value = fixed, moving
-    worker = panel.align()
+    assert panel.align() is not None
     assert panel.align() is None
     panel.end()
-    wait(worker)
+    wait(panel)
     assert panel.says.value == "stopped; nothing was changed"
     assert len(viewer.layers) == 2
-    assert panel.go.enabled
 
 
 def test_what_cannot_be_aligned_is_said(opened: tuple[Any, Any, Any]) -> None:
@@ -201,7 +201,11 @@ def test_points_and_shapes_are_carried(viewer: Any, to: str) -> None:
     sign = -1 if to == "fixed" else 1
     viewer.add_image(np.zeros((9, 9)), name="map", metadata={reading.RESULT: {"result": result, "side": "fixed"}})
     dots = viewer.add_points(
-        np.array([[50.0, 60.0], [70.0, 90.0]]), scale=(2, 2), units=("um", "um"), size=[3, 5], features={"k": ["a", "b"]}
+        np.array([[50.0, 60.0], [70.0, 90.0]]),
+        scale=(2, 2),
+        units=("um", "um"),
+        size=[3, 5],
+        features={"k": ["a", "b"]},
     )
     box = np.array([[10.0, 10.0], [10.0, 60.0], [40.0, 60.0], [40.0, 10.0]])
     drawn = viewer.add_shapes([box, box, box[:3]], shape_type=["rectangle", "ellipse", "path"], units=("um", "um"))
@@ -225,8 +229,10 @@ def test_points_and_shapes_are_carried(viewer: Any, to: str) -> None:
 def test_there_and_back_is_where_it_was() -> None:
     result = shifted()
     dots = Points(np.array([[50.0, 60.0]]), units=("um", "um"))
-    (data, how, _), = carrying.carry(dots, result, "fixed")
-    (data, how, _), = carrying.carry(Points(data, **{k: how[k] for k in ("scale", "translate", "units")}), result, "moving")
+    ((data, how, _),) = carrying.carry(dots, result, "fixed")
+    ((data, how, _),) = carrying.carry(
+        Points(data, **{k: how[k] for k in ("scale", "translate", "units")}), result, "moving"
+    )
     assert np.allclose(data * how["scale"] + how["translate"], dots.data)
 
 
@@ -235,7 +241,7 @@ def test_labels_are_carried_with_their_ids() -> None:
     ids = np.zeros((620, 640), np.int32)
     ids[100:200, 150:300], ids[300:420, 320:400] = 7, 70000
     layer = Labels(ids, **places.layer_place(result.fixed_grid))
-    (data, how, kind), = carrying.carry(layer, result, "moving")
+    ((data, how, kind),) = carrying.carry(layer, result, "moving")
     assert kind == "labels"
     assert isinstance(data, np.ndarray)
     assert set(np.unique(data)) == {0, 7, 70000}
@@ -246,16 +252,19 @@ def test_labels_are_carried_with_their_ids() -> None:
 
 def test_an_image_of_the_moving_side_is_carried(pair: Pair) -> None:
     layer = Image(pair[1].data[0].numpy(), name="DAPI", **places.layer_place(pair[1].grid), colormap="blue")
-    (data, how, kind), = carrying.carry(layer, shifted(), "fixed")
+    ((data, how, kind),) = carrying.carry(layer, shifted(), "fixed")
     assert (kind, how["name"], how["colormap"].name) == ("image", "DAPI (on fixed)", "blue")
-    assert np.array_equal(np.asarray(data[0]), shifted().to_fixed(pair[1]).data[0].numpy())
+    one = pair[1].replace(data=pair[1].data[:1], channels=("0",))
+    assert np.array_equal(np.asarray(data[0]), shifted().to_fixed(one).data[0].numpy())
 
 
 # ---- landmarks -------------------------------------------------------------------------------------------------------
 
 
 def test_landmarks_go_out_and_come_in(viewer: Any, tmp_path: Path) -> None:
-    moving = viewer.add_points(np.array([[1.5, 2.0], [3.25, 4.0]]), name="moving marks", scale=(2, 2), units=("um", "um"))
+    moving = viewer.add_points(
+        np.array([[1.5, 2.0], [3.25, 4.0]]), name="moving marks", scale=(2, 2), units=("um", "um")
+    )
     fixed = viewer.add_points(np.array([[10.0, 20.0], [30.0, 41.0]]), name="fixed marks")
     path = tmp_path / "pairs.csv"
     assert viewer.layers.selection

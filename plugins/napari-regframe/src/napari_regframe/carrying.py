@@ -40,7 +40,9 @@ def carry(layer: Any, result: rf.Result, to: str) -> list[LayerData]:
     elif kind in ("Image", "Labels"):
         found = _pixels(layer, result, to)
     else:
-        raise ValueError(f"wanted points, shapes, labels or an image to carry, got the {kind.lower()} layer {layer.name!r}")
+        raise ValueError(
+            f"wanted points, shapes, labels or an image to carry, got the {kind.lower()} layer {layer.name!r}"
+        )
     kept = {RESULT: {"result": result, "side": to}}
     return [(data, {**how, "metadata": kept}, type_) for data, how, type_ in found]
 
@@ -99,11 +101,15 @@ def _shapes(layer: Any, result: rf.Result, to: str) -> list[LayerData]:
         corners = _outline(np.asarray(data, dtype=np.float64), kind)
         xy = positions(layer, corners, source)[:, ::-1].tolist()
         closed = kind in ("polygon", "rectangle", "ellipse")
-        shape = {"type": "Polygon", "coordinates": [[*xy, xy[0]]]} if closed else {"type": "LineString", "coordinates": xy}
+        shape = (
+            {"type": "Polygon", "coordinates": [[*xy, xy[0]]]} if closed else {"type": "LineString", "coordinates": xy}
+        )
         features.append({"type": "Feature", "geometry": shape, "properties": {}})
     if not features:
         return [([], {**layer_place(target), "name": _name(layer, to)}, "shapes")]
-    drawn = rf.Shapes.from_geojson({"type": "FeatureCollection", "features": features}, source.unit, "center", layer.name)
+    drawn = rf.Shapes.from_geojson(
+        {"type": "FeatureCollection", "features": features}, source.unit, "center", layer.name
+    )
     moved = result.to_fixed(drawn) if to == "fixed" else result.to_moving(drawn)
     outlines, kinds = [], []
     for path in range(len(moved.kinds)):

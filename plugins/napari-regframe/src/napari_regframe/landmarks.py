@@ -84,7 +84,9 @@ def write(path: str, layers: list[LayerData]) -> list[str]:
             f"wanted as many points of one dimension in both layers, got {sides[0][0].shape} and {sides[1][0].shape}"
         )
     axes = ("z", "y", "x")[-sides[0][0].shape[1] :]
-    header = [f"{side}_{axis}{unit}" for side, (_, unit) in zip(("fixed", "moving"), sides, strict=True) for axis in axes]
+    header = [
+        f"{side}_{axis}{unit}" for side, (_, unit) in zip(("fixed", "moving"), sides, strict=True) for axis in axes
+    ]
     aside = Path(f"{path}.partial")
     with aside.open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file, lineterminator="\n")
@@ -101,4 +103,6 @@ def _world(data: Any, how: dict[str, Any]) -> tuple[Array, str]:
     keys = ("scale", "translate", "rotate", "shear", "affine", "units", "axis_labels", "name")
     layer = Points(np.asarray(data), **{key: how[key] for key in keys if key in how})
     unit = rf.canonical_unit(str(layer.units[-1]))
-    return positions(layer, layer.data, rf.Grid((1,) * layer.ndim, unit=unit)), {"px": "", "µm": "_um"}.get(unit, f"_{unit}")
+    return positions(layer, layer.data, rf.Grid((1,) * layer.ndim, unit=unit)), {"px": "", "µm": "_um"}.get(
+        unit, f"_{unit}"
+    )

@@ -61,9 +61,7 @@ def stored(pyramid: rf.Pyramid) -> list[Any]:
     found = []
     for level in pyramid.levels:
         chunk = tuple(min(max(n, CHUNK), m) for n, m in zip(level.chunk[1:], level.grid.shape, strict=True))
-        found.append(
-            _array(level.read, len(pyramid.channels), level.grid.shape, pyramid.dtype, is_rgb(pyramid), chunk)
-        )
+        found.append(_array(level.read, len(pyramid.channels), level.grid.shape, pyramid.dtype, is_rgb(pyramid), chunk))
     return found
 
 

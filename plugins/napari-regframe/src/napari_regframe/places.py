@@ -36,10 +36,15 @@ def grid_of(layer: Layer) -> rf.Grid:
     """
     ndim = layer.ndim
     if ndim not in (2, 3):
-        raise ValueError(f"wanted a layer of the axes y, x or z, y, x, got {layer.name!r} with {ndim} axes; split it first")
+        raise ValueError(
+            f"wanted a layer of the axes y, x or z, y, x, got {layer.name!r} with {ndim} axes; split it first"
+        )
     matrix = _matrix(layer)
     linear = matrix[:-1, :-1]
-    if not np.allclose(linear, np.diag(np.diag(linear)), atol=1e-9 * np.abs(linear).max()) or (np.diag(linear) <= 0).any():
+    if (
+        not np.allclose(linear, np.diag(np.diag(linear)), atol=1e-9 * np.abs(linear).max())
+        or (np.diag(linear) <= 0).any()
+    ):
         raise ValueError(
             f"wanted a layer that is only scaled and shifted, got {layer.name!r}, which is turned, mirrored or sheared; "
             "reset its rotate, shear and affine: the alignment finds them"

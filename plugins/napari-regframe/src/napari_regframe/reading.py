@@ -53,15 +53,15 @@ def layers_of(result: rf.Result, fixed: Any = None, moving: Any = None) -> list[
     grids = [level.grid for level in fixed.levels] if isinstance(fixed, rf.Pyramid) else None
     found = [_with(result, "fixed", layer) for layer in _shown(fixed, "fixed", grids)]
     if isinstance(moving, rf.PointSet):
-        found.append(_with(result, "fixed", _dots(result.to_fixed(moving), f"{moving.name} (moved)", _COLOURS["moving"])))
+        found.append(
+            _with(result, "fixed", _dots(result.to_fixed(moving), f"{moving.name} (moved)", _COLOURS["moving"]))
+        )
     else:
         found += [_with(result, "fixed", layer) for layer in carried(result, moving, "fixed", grids)]
     return found + _doubt(result)
 
 
-def carried(
-    result: rf.Result, pyramid: rf.Pyramid, to: str, grids: Sequence[rf.Grid] | None = None
-) -> list[LayerData]:
+def carried(result: rf.Result, pyramid: rf.Pyramid, to: str, grids: Sequence[rf.Grid] | None = None) -> list[LayerData]:
     """An image of one side as layers on the other, lazy.
 
     Args:
@@ -111,7 +111,13 @@ def _layers(pyramid: rf.Pyramid, arrays: list[Any], grid: rf.Grid, name: str, co
             found.append((data, {**how, "name": title}, "labels"))
             continue
         tint = f"#{pyramid.colors[number]}" if len(pyramid.colors) == len(pyramid.channels) > 1 else colour
-        shown = {"name": title, "colormap": tint, "blending": "additive", "contrast_limits": limits[number], "rgb": False}
+        shown = {
+            "name": title,
+            "colormap": tint,
+            "blending": "additive",
+            "contrast_limits": limits[number],
+            "rgb": False,
+        }
         found.append((data, {**how, **shown}, "image"))
     return found
 

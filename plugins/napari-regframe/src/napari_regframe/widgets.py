@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import napari.viewer
 from magicgui.widgets import ComboBox, Container, Label, ProgressBar, PushButton, create_widget
 from napari.layers import Image, Labels, Layer, Points, Shapes
 from napari.qt.threading import create_worker
 from napari.utils.notifications import show_info
-from napari.viewer import Viewer
 
 import regframe as rf
 
@@ -20,7 +20,7 @@ _STAGES = {"start": "looking for the start", "affine": "turning and scaling", "l
 """Stages of a fit as the panel calls them."""
 
 
-def _add(viewer: Viewer, found: list[LayerData]) -> list[Layer]:
+def _add(viewer: napari.viewer.Viewer, found: list[LayerData]) -> list[Layer]:
     """Add layers to a viewer and return them."""
     return [viewer.add_layer(Layer.create(data, how, kind)) for data, how, kind in found]
 
@@ -37,7 +37,7 @@ class Align(Container):  # type: ignore[misc]
         viewer: the viewer whose layers are offered.
     """
 
-    def __init__(self, viewer: Viewer) -> None:
+    def __init__(self, viewer: napari.viewer.Viewer) -> None:
         self._viewer = viewer
         self._worker: Any = None
         self.result: rf.Result | None = None
@@ -52,7 +52,14 @@ class Align(Container):  # type: ignore[misc]
         self.says = Label(value="")
         super().__init__(
             widgets=[
-                self.fixed, self.moving, self.model, self.fixed_points, self.moving_points, self.go, self.stop, self.bar,
+                self.fixed,
+                self.moving,
+                self.model,
+                self.fixed_points,
+                self.moving_points,
+                self.go,
+                self.stop,
+                self.bar,
                 self.says,
             ]  # fmt: skip
         )
@@ -109,7 +116,10 @@ class Align(Container):  # type: ignore[misc]
         inside = min(1.0, progress.done / max(1, progress.total))
         share = (progress.level + inside) / max(1, progress.n_levels)
         self.bar.value = max(self.bar.value, round(100 * min(1.0, share)) if progress.stage == "lddmm" else 1)
-        _words(self.says, f"{_STAGES.get(progress.stage, progress.stage)}, resolution {progress.level + 1} of {progress.n_levels}")
+        _words(
+            self.says,
+            f"{_STAGES.get(progress.stage, progress.stage)}, resolution {progress.level + 1} of {progress.n_levels}",
+        )
 
     def _done(self, job: aligning.Job, result: rf.Result, shown: Any, points: tuple[Any, Any]) -> None:
         self.result = result
@@ -139,15 +149,20 @@ class Carry(Container):  # type: ignore[misc]
         viewer: the viewer whose layers are offered.
     """
 
-    def __init__(self, viewer: Viewer) -> None:
+    def __init__(self, viewer: napari.viewer.Viewer) -> None:
         self._viewer = viewer
-        self.layer = ComboBox(label="layer", choices=lambda _: self._named(lambda one: isinstance(one, (Image, Labels, Points, Shapes))))
+        self.layer = ComboBox(
+            label="layer", choices=lambda _: self._named(lambda one: isinstance(one, (Image, Labels, Points, Shapes)))
+        )
         self.by = ComboBox(label="by", choices=lambda _: self._named(lambda one: carrying.result_of(one) is not None))
         self.to = ComboBox(label="to the side", choices=["fixed", "moving"])
         self.go = PushButton(text="Carry")
         self.says = Label(value="")
         super().__init__(widgets=[self.layer, self.by, self.to, self.go, self.says])
-        _words(self.says, "A layer drawn on one image is brought to the other by the alignment of the layer chosen under 'by'.")
+        _words(
+            self.says,
+            "A layer drawn on one image is brought to the other by the alignment of the layer chosen under 'by'.",
+        )
         self.go.changed.connect(self.carry)
         for event in (viewer.layers.events.inserted, viewer.layers.events.removed):
             event.connect(self.renew)
@@ -162,7 +177,9 @@ class Carry(Container):  # type: ignore[misc]
         """Add the carried layer and return it; none where it cannot be carried, which the panel then says."""
         try:
             if self.layer.value is None or self.by.value is None:
-                raise ValueError("wanted a layer, and one that regframe has aligned, got none; open or make an alignment first")
+                raise ValueError(
+                    "wanted a layer, and one that regframe has aligned, got none; open or make an alignment first"
+                )
             layer = self.layer.value
             result = carrying.result_of(self.by.value)
             assert result is not None
