@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,6 @@ from click.testing import CliRunner
 from scipy import ndimage
 
 import regframe as rf
-from regframe.cli import main
 
 os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
 MISSING = [name for name in ("napari", "npe2", "magicgui", "PyQt6") if find_spec(name) is None]
@@ -76,7 +76,8 @@ def run(pair: tuple[rf.Image, rf.Image], tmp_path_factory: pytest.TempPathFactor
         pyramid = rf.Pyramid((level,), data.dtype, image.channels, name=image.name)
         rf.warp_slide(pyramid, here, image.grid, folder / f"{image.name}.ome.zarr", options=rf.SlideOptions(chunk=128))
     paths = [str(folder / f"{name}.ome.zarr") for name in ("fixed", "moving")]
-    done = CliRunner().invoke(main, ["register", *paths, "-o", str(folder / "out"), "--transform", "affine"])
+    (command,) = entry_points(group="console_scripts", name="regframe")
+    done = CliRunner().invoke(command.load(), ["register", *paths, "-o", str(folder / "out"), "--transform", "affine"])
     assert done.exit_code == 0, done.output
     return folder / "out"
 
@@ -85,11 +86,10 @@ def run(pair: tuple[rf.Image, rf.Image], tmp_path_factory: pytest.TempPathFactor
 def viewer(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A viewer of napari with this plug-in; where there is no graphics, what napari asks the card is answered for it."""
     import napari
+    import napari_regframe
     import vispy.gloo.gl as gl
     from napari._vispy.utils.gl import get_gl_extensions, get_max_texture_sizes
     from npe2 import PluginManager, PluginManifest
-
-    import napari_regframe
 
     real = gl.glGetParameter
 

@@ -1,8 +1,7 @@
 """Says what is missing where nothing else here can run."""
 
-from conftest import MISSING
-
 import pytest
+from conftest import MISSING
 
 
 def test_what_is_needed_is_installed() -> None:

@@ -6,17 +6,17 @@ import time
 from pathlib import Path
 from typing import Any
 
+import napari_regframe
 import numpy as np
 import pytest
 import torch
 from conftest import COARSE, FINE, FIXED_AT, SHIFT, levels_of
 from napari.layers import Image, Labels, Points, Shapes
+from napari_regframe import carrying, landmarks, places, reading, widgets
 from npe2 import PluginManager, PluginManifest
 from qtpy.QtWidgets import QApplication
 
-import napari_regframe
 import regframe as rf
-from napari_regframe import carrying, landmarks, places, reading, widgets
 
 Pair = tuple[rf.Image, rf.Image]
 
@@ -241,7 +241,7 @@ def test_labels_are_carried_with_their_ids() -> None:
     ids = np.zeros((620, 640), np.int32)
     ids[100:200, 150:300], ids[300:420, 320:400] = 7, 70000
     layer = Labels(ids, **places.layer_place(result.fixed_grid))
-    ((data, how, kind),) = carrying.carry(layer, result, "moving")
+    ((data, _, kind),) = carrying.carry(layer, result, "moving")
     assert kind == "labels"
     assert isinstance(data, np.ndarray)
     assert set(np.unique(data)) == {0, 7, 70000}

@@ -13,7 +13,7 @@ from .places import Array, grid_of, indices, layer_place, positions, pyramid_of,
 from .reading import RESULT, LayerData, carried
 
 _WHOLE = 1 << 26
-"""Pixels of a canvas up to which carried labels are computed at once, so that they can be painted on: 64 million, some seconds."""
+"""Pixels of a canvas up to which carried labels are computed at once, so that they can be painted on: some seconds."""
 _ELLIPSE = 96
 """Corners of the polygon that an ellipse becomes before it is carried: its edge is off by 0.05 % of its radius."""
 

@@ -6,14 +6,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import dask
-import dask.array as da
+import dask.array
 import numpy as np
+from dask.delayed import delayed
 from numpy.typing import NDArray
 
 import regframe as rf
 
 Array = NDArray[Any]
+da: Any = dask.array  # some of its functions are untyped
 CHUNK = 512
 """Pixels per axis that are warped together: some 30 ms for three channels, and about what a screen shows of one tile."""
 
@@ -82,7 +83,7 @@ def warped(pyramid: rf.Pyramid, transform: rf.Transform, grids: Sequence[rf.Grid
 def resampled(image: rf.Image, carry: Callable[[rf.Image], rf.Image], grid: rf.Grid) -> list[Any]:
     """A volume, or a section of one, carried as a whole once it is looked at: one dask array ``[C, *S]``."""
     shape = (len(image.channels), *grid.shape)
-    whole = dask.delayed(lambda: carry(image).data.numpy())()
+    whole = delayed(lambda: carry(image).data.numpy())()
     dtype = image.data.numpy().dtype
     return [da.from_delayed(whole, shape, dtype, meta=np.empty((0,) * len(shape), dtype))]
 

@@ -65,7 +65,7 @@ def _matrix(layer: Layer) -> Array:
 
 
 def pyramid_of(layer: Layer) -> rf.Pyramid:
-    """The pixels of an image or labels layer at every resolution that it has, lazy, opacity left out; raises what `grid_of` does."""
+    """The pixels of an image or labels layer at every resolution, lazy, without their opacity; raises what `grid_of` does."""
     grid = grid_of(layer)
     arrays = list(layer.data) if layer.multiscale else [layer.data]
     labels = type(layer).__name__ == "Labels"

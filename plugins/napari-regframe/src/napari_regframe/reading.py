@@ -77,11 +77,17 @@ def carried(result: rf.Result, pyramid: rf.Pyramid, to: str, grids: Sequence[rf.
         grids = list(grids or lazy.canvases(own))
         transform = result.transform if to == "fixed" else result.transform.inverse()
         arrays = lazy.warped(pyramid, transform, grids)
-        return _layers(pyramid, arrays, grids[0], name, colour)
+        return [_half_seen(layer) for layer in _layers(pyramid, arrays, grids[0], name, colour)]
     carry = result.to_fixed if to == "fixed" else result.to_moving
     if result.section and to == "fixed":
         own = rf.Grid(own.shape[1:], own.spacing[1:], own.origin[1:], own.unit)
     return _layers(pyramid, lazy.resampled(pyramid.image(), carry, own), own, name, colour)
+
+
+def _half_seen(layer: LayerData) -> LayerData:
+    """A layer in its own colours that lets the one below through."""
+    data, how, kind = layer
+    return data, {**how, "opacity": 0.5} if how.get("rgb") else how, kind
 
 
 def _with(result: rf.Result, side: str, layer: LayerData) -> LayerData:
@@ -100,7 +106,7 @@ def _layers(pyramid: rf.Pyramid, arrays: list[Any], grid: rf.Grid, name: str, co
     """One layer of an image in its own colours or of ids, one per channel of another."""
     how: dict[str, Any] = {**layer_place(grid), "multiscale": len(arrays) > 1}
     if lazy.is_rgb(pyramid):
-        return [(arrays if len(arrays) > 1 else arrays[0], {**how, "name": name, "rgb": True, "opacity": 0.6}, "image")]
+        return [(arrays if len(arrays) > 1 else arrays[0], {**how, "name": name, "rgb": True}, "image")]
     found: list[LayerData] = []
     limits = [None] * len(pyramid.channels) if pyramid.labels else _contrasts(pyramid)
     for number, channel in enumerate(pyramid.channels):

@@ -50,19 +50,8 @@ class Align(Container):  # type: ignore[misc]
         self.stop = PushButton(text="Stop", enabled=False)
         self.bar = ProgressBar(min=0, max=100, value=0, visible=True)
         self.says = Label(value="")
-        super().__init__(
-            widgets=[
-                self.fixed,
-                self.moving,
-                self.model,
-                self.fixed_points,
-                self.moving_points,
-                self.go,
-                self.stop,
-                self.bar,
-                self.says,
-            ]  # fmt: skip
-        )
+        choices = [self.fixed, self.moving, self.model, self.fixed_points, self.moving_points]
+        super().__init__(widgets=[*choices, self.go, self.stop, self.bar, self.says])
         _words(self.says, "Choose the two images. The moving one is brought onto the fixed one, as a new layer.")
         self.go.changed.connect(self.align)
         self.stop.changed.connect(self.end)
