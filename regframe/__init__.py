@@ -101,6 +101,7 @@ _HOME = {
     "native_path": "io.paths",
     "open": "plugins",
     "open_pyramid": "plugins",
+    "open_sides": "view.recorded",
     "ops": "",
     "pair_points": "io.tables",
     "position_columns": "io.tables",

@@ -91,5 +91,6 @@ from .stack.align import StackOptions as StackOptions
 from .stack.align import align_stack as align_stack
 from .starts.landmarks import landmarks as landmarks
 from .verdict import Finding as Finding
+from .view.recorded import open_sides as open_sides
 
 __version__: str

@@ -209,6 +209,9 @@ class MapFormat(Configured):
     default_unit: ClassVar[str | None] = "mm"
     """Length unit of the numbers where the user names none; None where the user has to: ``unit`` then is ``""``, and may be
     ``"px"``."""
+    in_pixels: ClassVar[bool] = False
+    """Whether the numbers are always pixels of full resolution; ``__init__`` then takes their grids as ``fixed_pixels`` and
+    ``moving_pixels``, and ``default_unit`` is None."""
 
     def write(self, result: Any, path: Path, *, to: Side, unit: str, tolerance: float) -> Written:
         """Write a map; a format that does not override this can only be read.

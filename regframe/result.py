@@ -75,6 +75,11 @@ class Result:
         value = self.metrics.get("confidence")
         return None if value is None else float(value)
 
+    @property
+    def headline(self) -> str:
+        """The verdict in plain words, with the confidence where it is known."""
+        return verdict.headline(self.verdict, self.confidence)
+
     def __repr__(self) -> str:
         m = self.metrics
         sure = "" if self.confidence is None else f"confidence {self.confidence:.2f}, "
@@ -99,7 +104,7 @@ class Result:
             ),
             *([("why", reason) for reason in self.reasons]),
         ]
-        return notebook.table(verdict.headline(self.verdict, self.confidence), facts, notebook.lines(shown, edges))
+        return notebook.table(self.headline, facts, notebook.lines(shown, edges))
 
     @property
     def expected_error(self) -> float | None:
@@ -130,7 +135,7 @@ class Result:
             The axes, x and y in the fixed unit.
         """
         unit = self.fixed_grid.unit
-        axes = notebook.axes_of(axes, verdict.headline(self.verdict, self.confidence), unit)
+        axes = notebook.axes_of(axes, self.headline, unit)
         values, label = self.position_sd, f"90 % radius of a position ({unit})"
         if values is not None:
             values = values * radius_90(self.fixed_grid.ndim)

@@ -140,13 +140,16 @@ def export(
     """Write the map of OUT to PATH; the help text for users is `EXPORT_HELP`."""
     import regframe
 
+    from ..formats import exchange
     from ..io.inputs import check_apart
     from ..io.outputs import TRANSFORM
 
     result = load_result(result_folder)
     side = result.fixed_grid if to == "moving" else result.moving_grid
     options = {"spacing": spacing, **_format_settings(settings)}
-    if unit == "px":
+    with bad_input():
+        in_pixels = exchange.format_of(output, name, reading=False).in_pixels
+    if unit == "px" or in_pixels:
         options = {**_recorded_pixels(result_folder, result), **options}
     with bad_input():
         check_apart(output, [result_folder / TRANSFORM, points_file])
@@ -229,6 +232,7 @@ def import_(ctx: click.Context, /, **options: Any) -> None:
     """
     import regframe
 
+    from ..formats import exchange
     from ..io import inputs, outputs
     from ..report import results
 
@@ -250,7 +254,9 @@ def import_(ctx: click.Context, /, **options: Any) -> None:
         run[side] = {"path": file.resolve(), "adapter": adapter.name, "options": used}
     fixed, moving = [_canvas(data) for data in sides] or (None, None)
     own = _format_settings(options["settings"])
-    if "px" in (options["unit"], own.get("fixed_unit"), own.get("moving_unit")):
+    with bad_input():
+        in_pixels = exchange.format_of(path, options["name"]).in_pixels
+    if in_pixels or "px" in (options["unit"], own.get("fixed_unit"), own.get("moving_unit")):
         for side, grid in (("fixed", fixed), ("moving", moving)):
             if grid is not None and grid.unit != "px":
                 own[f"{side}_pixels"] = finest_grid(options[side], run[side]["adapter"], run[side]["options"])

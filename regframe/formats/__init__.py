@@ -1,9 +1,9 @@
 """Maps in the files of other programs, one module per format.
 
 ``itk``, ``ants``, ``nifti`` and ``elastix`` are formats of ITK's family of programs; ``npz`` is plain numpy arrays, ``ngff`` an
-OME-Zarr store, ``matrix`` bare numbers, ``points`` moved positions as csv and geojson. ``steps`` turns a map into the matrices
-and displacement fields that such files hold, and back. ``exchange`` chooses the format, writes to a temporary name and renames,
-reads and judges.
+OME-Zarr store, ``matrix`` bare numbers, ``qupath`` maps for QuPath, ``points`` moved positions as csv and geojson. ``steps``
+turns a map into the matrices and displacement fields that such files hold, and back. ``exchange`` chooses the format, writes to
+a temporary name and renames, reads and judges.
 
 This module names the formats without importing them, so that the command line can list them without loading torch.
 """
@@ -55,7 +55,9 @@ BUILT_IN = (
     BuiltIn("elastix", "elastix.Elastix", ".txt: transform parameters of an affine map"),
     BuiltIn("npz", "npz.Npz", ".npz: plain numpy arrays, exact"),
     BuiltIn("ngff", "ngff.Ngff", ".ome.zarr: an OME-Zarr 0.6 store"),
+    BuiltIn("qupath", "qupath.Alignment", ".qupath.txt: an affine map to paste into QuPath's Interactive image alignment"),
     BuiltIn("matrix", "matrix.Matrix", ".npy, .csv, .txt (--format matrix): an affine map as bare numbers (Xenium Explorer)"),
+    BuiltIn("warpy", "qupath.Warpy", ".warpy.json, transform_1_2.json (--format warpy): a map for QuPath's extension Warpy"),
     BuiltIn("csv", "points.Csv", ".csv: positions on both sides as a table"),
     BuiltIn("geojson", "points.GeoJson", ".geojson: positions on both sides as points, for QuPath"),
 )  # fmt: skip

@@ -22,7 +22,6 @@ from ..evaluation import map_figures
 from ..io import outputs, store
 from ..maps.affine import Affine
 from ..maps.base import Transform
-from ..maps.fields import MAX_NODES
 from ..maps.known import known
 from ..result import Result
 from ..versions import versions
@@ -99,8 +98,8 @@ def write_map(
     Args:
         result: what `register` returned.
         path: file to write; for ``ants`` the prefix of three files, for ``ngff`` a folder.
-        format: ``itk``, ``ants``, ``nifti``, ``elastix``, ``npz``, ``ngff``, ``matrix``, ``csv`` or ``geojson``; where None, the
-            suffix says it.
+        format: ``itk``, ``ants``, ``nifti``, ``elastix``, ``npz``, ``ngff``, ``matrix``, ``qupath``, ``warpy``, ``csv`` or
+            ``geojson``; where None, the suffix says it.
         to: the side that the written map takes positions to. Other programs resample the moving image on the fixed canvas with
             a map to ``moving``, the default. Formats that hold both directions ignore it.
         unit: length unit of the numbers, for sides that have a length unit and formats that declare none, mm where None; NIfTI,
@@ -128,8 +127,8 @@ def write_map(
         _check_left(places, files)
     if written.max_error_px is not None and written.max_error_px > store.WORTH_A_WARNING_PX:
         warnings.warn(
-            f"the map in {files[-1].name} is up to {written.max_error_px:.2g} px off, the best that one field of {MAX_NODES} "
-            "nodes can do for this much bending; .h5 and ngff come closer, and ngff and npz hold the exact map for regframe "
+            f"the map in {files[-1].name} is up to {written.max_error_px:.2g} px off, the best that this format can do "
+            "for this much bending; .h5 and ngff come closer, and ngff and npz hold the exact map for regframe "
             "itself",
             stacklevel=2,
         )
