@@ -29,7 +29,7 @@ FITS := tests/fit tests/starts tests/solvers tests/stack tests/test_register.py 
 SANITIZED := tests/test_ops.py tests/test_host.py tests/fit tests/maps
 RACES := tests/test_host.py tests/test_ops.py
 
-.PHONY: install demo test test-slow test-isa test-sanitized lint bench clean distclean
+.PHONY: wheel check-wheel install demo test test-slow test-isa test-sanitized lint bench clean distclean
 
 install: $(STAMP)
 
@@ -101,6 +101,16 @@ bench: install
 	rm -f build/bench.jsonl
 	REGFRAME_BENCH_JSON=$(CURDIR)/build/bench.jsonl $(BIN)/python -m pytest benchmarks -o python_files="bench_*.py" -s $(PYTEST_ARGS)
 	$(BIN)/python benchmarks/make_table.py build/bench.jsonl -o benchmarks/RESULTS.md
+
+# the sdist and this machine's wheel, in dist/, and whether they hold: twice the same bytes, and run where there is no compiler
+wheel: $(RUNTIME)
+	@$(PIP) --quiet "regframe[release]"
+	PYTHON="$(CURDIR)/$(BIN)/python" .ci/wheel
+
+check-wheel: wheel
+	PYTHON="$(CURDIR)/$(BIN)/python" OUT=build/again .ci/wheel
+	@for file in build/again/*.whl; do cmp "$$file" "dist/$${file##*/}" && echo "$${file##*/}: the same bytes twice" || exit 1; done
+	for file in build/again/*.whl; do .ci/check_wheel "dist/$${file##*/}" "$(CURDIR)/$(BIN)/python" || exit 1; done
 
 clean:
 	rm -rf build dist demo-output demo-output-run demo-data *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
