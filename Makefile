@@ -11,7 +11,9 @@ PYTEST_ARGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
+RUNTIME := $(VENV)/.runtime
 STAMP := $(VENV)/.installed
+PIP = $(BIN)/python -m pip install --no-warn-script-location
 SOURCES := pyproject.toml setup.py $(wildcard csrc/*.cpp csrc/*.h csrc/*/*.cpp csrc/*/*.h csrc/*/*.inc csrc/*/*.cu csrc/*/*.cuh)
 TIMEOUT := $(if $(shell command -v timeout),timeout $(LIMIT))
 BENCHMARKS := $(if $(wildcard benchmarks/bench_*.py),benchmarks)
@@ -27,7 +29,7 @@ FITS := tests/fit tests/starts tests/solvers tests/stack tests/test_register.py 
 SANITIZED := tests/test_ops.py tests/test_host.py tests/fit tests/maps
 RACES := tests/test_host.py tests/test_ops.py
 
-.PHONY: install demo test test-slow test-isa test-sanitized lint bench clean distclean
+.PHONY: wheel check-wheel install demo test test-slow test-isa test-sanitized lint bench clean distclean
 
 install: $(STAMP)
 
@@ -36,16 +38,26 @@ $(BIN)/python:
 	  { echo "wanted Python 3.11 or later, got $$($(PYTHON) --version 2>&1); pass PYTHON=python3.12" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 
-$(STAMP): $(SOURCES) | $(BIN)/python
+# the package, compiled, with what `regframe demo` and `regframe view` need: what is done is said, and pip shows its progress
+$(RUNTIME): $(SOURCES) | $(BIN)/python
 	@command -v $${CXX:-g++} >/dev/null || { echo "wanted a C++ compiler, found no $${CXX:-g++}; install g++" >&2; exit 2; }
-	$(BIN)/python -m pip install --quiet "setuptools>=80" wheel
-	$(BIN)/python -m pip install --quiet $(TORCH)
-	$(BIN)/python -m pip install --quiet "pybind11>=2.13" ninja "numpy>=2"
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pip install --quiet --no-build-isolation -e ".[dev]"
+	@echo "[1/4] tools that build"
+	@$(PIP) "setuptools>=80" wheel "pybind11>=2.13" ninja "numpy>=2"
+	@echo "[2/4] torch: 0.2 to 2 GB, minutes on a slow line"
+	@$(PIP) $(TORCH)
+	@echo "[3/4] what regframe reads and draws with, and regframe itself, compiled: about two minutes"
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) --no-build-isolation -e ".[view]"
+	@touch $(RUNTIME)
+
+# all tools of the developers on top
+$(STAMP): $(RUNTIME)
+	@echo "tools of the developers, and every reader that the tests use: minutes"
+	@$(PIP) "regframe[dev]"  # regframe is there: only what the extra names is installed, nothing is compiled again
 	@touch $(STAMP)
 
-demo: install
-	$(BIN)/regframe demo -o demo-output --overwrite
+demo: $(RUNTIME)
+	@echo "[4/4] one real alignment, into demo-output"
+	@$(BIN)/regframe demo -o demo-output --overwrite
 
 test: install
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(TIMEOUT) $(BIN)/python -m pytest tests $(BENCHMARKS) -n $(WORKERS) --dist worksteal -m "not slow" \
@@ -90,9 +102,19 @@ bench: install
 	REGFRAME_BENCH_JSON=$(CURDIR)/build/bench.jsonl $(BIN)/python -m pytest benchmarks -o python_files="bench_*.py" -s $(PYTEST_ARGS)
 	$(BIN)/python benchmarks/make_table.py build/bench.jsonl -o benchmarks/RESULTS.md
 
+# the sdist and this machine's wheel, in dist/, and whether they hold: twice the same bytes, and run where there is no compiler
+wheel: $(RUNTIME)
+	@$(PIP) --quiet "regframe[release]"
+	PYTHON="$(CURDIR)/$(BIN)/python" .ci/wheel
+
+check-wheel: wheel
+	PYTHON="$(CURDIR)/$(BIN)/python" OUT=build/again .ci/wheel
+	@for file in build/again/*.whl; do cmp "$$file" "dist/$${file##*/}" && echo "$${file##*/}: the same bytes twice" || exit 1; done
+	for file in build/again/*.whl; do .ci/check_wheel "dist/$${file##*/}" "$(CURDIR)/$(BIN)/python" || exit 1; done
+
 clean:
-	rm -rf build dist demo-output *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
-	rm -f regframe/*.so $(STAMP)
+	rm -rf build dist demo-output demo-output-run demo-data *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -f regframe/*.so $(STAMP) $(RUNTIME)
 	find . -name __pycache__ -not -path "./$(VENV)/*" -prune -exec rm -rf {} +
 
 distclean: clean

@@ -1,4 +1,5 @@
 import os
+import sys
 from pathlib import Path
 
 import pybind11
@@ -19,16 +20,24 @@ CHECKED = (
 if "thread" in SANITIZE:
     CHECKED.append("-DREGFRAME_JOINED_THREADS")  # see csrc/cpu/velocity.h
 PREFIX = f"-ffile-prefix-map={ROOT}/="  # keeps build paths out of error messages
+WINDOWS = sys.platform == "win32"
 
 
 def sources(*folders: str, suffix: str) -> list[str]:
     return sorted(str(path.relative_to(ROOT)) for folder in folders for path in (ROOT / folder).glob(f"*{suffix}"))
 
 
+def flags(*further: str) -> list[str]:
+    """Options of the C++ compiler; on Windows that is clang-cl (``CXX=clang-cl``), for Microsoft's has no vector types."""
+    if WINDOWS:
+        return ["/O2", "/std:c++17", "/EHsc", f"/clang:{PREFIX}", *(flag for flag in further if flag.startswith("-D"))]
+    return ["-O3", "-g0", "-std=c++17", PREFIX, *further, *CHECKED]
+
+
 def ops_extension() -> Extension:
     # a torch without CUDA has nothing to link CUDA kernels with; is_available() would say no on a builder without a GPU
     with_cuda = CUDA_HOME is not None and torch.version.cuda is not None and os.environ.get("REGFRAME_NO_CUDA") != "1"
-    cxx = ["-O3", "-g0", "-std=c++17", "-Wno-psabi", STABLE_ABI, PREFIX, *CHECKED]
+    cxx = flags("-Wno-psabi", STABLE_ABI)
     nvcc = ["-O3", "-std=c++17", "-DUSE_CUDA", STABLE_ABI, "-Xcompiler", PREFIX]
     files = sources("csrc", "csrc/cpu", suffix=".cpp")
     make = CppExtension
@@ -58,8 +67,8 @@ def host_extension() -> Extension:
         sources("csrc/host", suffix=".cpp"),
         depends=sources("csrc/host", suffix=".h"),
         include_dirs=[pybind11.get_include(), str(ROOT / "csrc" / "host")],
-        extra_compile_args=["-O3", "-g0", "-std=c++17", "-fvisibility=hidden", PREFIX, *CHECKED],
-        extra_link_args=["-pthread", *CHECKED[:1]],
+        extra_compile_args=flags("-fvisibility=hidden"),
+        extra_link_args=[] if WINDOWS else ["-pthread", *CHECKED[:1]],
         language="c++",
     )
 

@@ -43,15 +43,15 @@ def anchors(page: Path) -> set[str]:
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder with the files that the README names; a zoomed image of scikit-image where the real pair is absent."""
     if SEED.is_dir():
-        for name in ("cells2_crop.jpg", "cells.jpg"):
-            (tmp_path / name).write_bytes((SEED / name).read_bytes())
+        for name, as_named in (("cells2_crop.jpg", "fixed.png"), ("cells.jpg", "moving.png")):
+            (tmp_path / as_named).write_bytes((SEED / name).read_bytes())
     else:
         from skimage.data import immunohistochemistry
 
         whole = Image.fromarray(immunohistochemistry()[:446, :446])  # type: ignore[no-untyped-call]
-        whole.resize((223, 223)).crop((19, 19, 204, 204)).resize((223, 223)).save(tmp_path / "cells2_crop.jpg")
+        whole.resize((223, 223)).crop((19, 19, 204, 204)).resize((223, 223)).save(tmp_path / "fixed.png")
         grey = 255 - np.asarray(whole.resize((223, 223)).convert("L"))
-        Image.fromarray(grey).convert("RGB").save(tmp_path / "cells.jpg")
+        Image.fromarray(grey).convert("RGB").save(tmp_path / "moving.png")
     (tmp_path / "cells.csv").write_text("id,x,y,type\n1,60,100,epithelium\n2,100,75,macrophage\n3,190,150,vessel\n")
     ring, dot = [[60, 40], [150, 60], [130, 170], [60, 40]], [190, 150]
     shapes = [{"type": "Polygon", "coordinates": [ring]}, {"type": "Point", "coordinates": dot}]
@@ -78,7 +78,7 @@ def test_readme_python_runs(workplace: Path) -> None:
     for body in found:
         exec(compile(body, "README.md", "exec"), names)
     assert "Result(" in repr(names["again"])
-    assert (workplace / "lung.ome.zarr").is_dir()
+    assert (workplace / "section.ome.zarr").is_dir()
 
 
 def test_readme_commands_run(workplace: Path) -> None:

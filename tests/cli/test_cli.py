@@ -731,7 +731,7 @@ def test_demo_command(tmp_path: Path, fake: Fake) -> None:
     outcome = run("demo", "-o", tmp_path / "demo")
     assert "before" in outcome.stdout
     assert (tmp_path / "demo" / "report.html").as_uri() in outcome.stdout
-    assert {p.name for p in (tmp_path / "demo").iterdir()} == FILES
+    assert {p.name for p in (tmp_path / "demo").iterdir()} == FILES | {"inputs"}
     run("demo", "-o", tmp_path / "demo", code=2)
     assert "error_px" in json.loads(run("demo", "-o", tmp_path / "demo", "--overwrite", "--json").stdout)
 
