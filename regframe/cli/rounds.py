@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..display.bars import Bars
 from ._common import (
     BadInput,
     adapter_options,
@@ -23,7 +24,6 @@ from ._common import (
     verbose_option,
     workers_option,
 )
-from .progress import Bars
 from .register import resolved_config
 from .stack import image_files
 
