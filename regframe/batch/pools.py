@@ -235,7 +235,11 @@ class Cluster:
         distributed: Any = importlib.import_module("distributed")
         self._open.enter_context(
             dask.config.set(
-                {"distributed.scheduler.allowed-failures": RESUBMITTED, "distributed.admin.tick.limit": "1h"}
+                {
+                    "distributed.scheduler.allowed-failures": RESUBMITTED,
+                    "distributed.admin.tick.limit": "1h",
+                    "distributed.deploy.lost-worker-timeout": "1h",  # a busy machine takes long to start one again
+                }
             )
         )
         try:
@@ -389,20 +393,22 @@ class Cluster:
         if self._here is None:
             return 0
         now = time.monotonic()
-        gone = {name: nanny for name, nanny in self._here.workers.items() if not nanny.is_alive()}
+        known = dict(self._here.workers)  # without those that Dask removed
+        gone = [name for name in self._here.worker_spec if name not in known or not known[name].is_alive()]
         self._gone = {name: self._gone.get(name, now) for name in gone}
         lost = [name for name, since in self._gone.items() if now - since > PATIENCE]
         if lost:
-            self._here.loop.add_callback(self._start_again, {name: gone[name] for name in lost})
+            self._here.loop.add_callback(self._start_again, lost)
         return len(lost)
 
-    def _start_again(self, lost: Mapping[Any, Any]) -> None:
+    def _start_again(self, lost: Sequence[Any]) -> None:
         """Forget these workers and start as many; runs in the loop of the cluster, which never waits for what is stuck."""
-        for name, nanny in lost.items():
+        for name in lost:
             self._here.worker_spec.pop(name, None)
-            self._here.workers.pop(name, None)
             self._gone.pop(name, None)
-            self._here.loop.add_callback(nanny.close, reason="its process is gone")
+            nanny = self._here.workers.pop(name, None)
+            if nanny is not None:
+                self._here.loop.add_callback(nanny.close, reason="its process is gone")
         self._here.scale(self.workers)
 
 

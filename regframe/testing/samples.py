@@ -41,7 +41,7 @@ def write_pair(folder: Path, pair: demo.Pair) -> list[Path]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     for name, image in (("fixed.png", pair.fixed), ("moving.png", pair.moving)):
-        plugins.adapter("image").save(image, folder / name)
+        plugins.find_adapter(image).save(image, folder / name)
     rows = [(i, f"{x:g}", f"{y:g}", kind) for i, (x, y, kind) in enumerate(CELLS, 1)]
     _table(folder / "cells.csv", ("id", "x", "y", "type"), rows)
     _true_pairs(folder, pair)
@@ -95,7 +95,7 @@ def write(folder: Path) -> tuple[list[Path], list[str]]:
 
 def _slides(folder: Path, pair: demo.Pair) -> list[str]:
     """The pair at twice its size with pixels of `MPP` µm, as pyramids in the formats that slides come in."""
-    adapter = plugins.adapter("image")
+    adapter = plugins.find_adapter(pair.fixed)
     sides = {name: _enlarged(image) for name, image in (("he", pair.fixed), ("ihc", pair.moving))}
     for name, image in sides.items():
         adapter.save(image, folder / f"{name}.ome.zarr")
@@ -239,7 +239,7 @@ def _sections(folder: Path, pair: demo.Pair) -> list[str]:
         center = torch.tensor(pair.moving.grid.center, dtype=torch.float64)
         matrix[:2, 2] = center - matrix[:2, :2] @ center + torch.tensor([dy, dx], dtype=torch.float64)
         unit = pair.moving.grid.unit
-        plugins.adapter("image").save(
+        plugins.find_adapter(pair.moving).save(
             resample(pair.moving, Affine(matrix, unit, unit), coarse), folder / "sections" / f"s{k:02}.png"
         )
     return ["sections"]

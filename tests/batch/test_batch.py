@@ -756,11 +756,14 @@ def test_no_array_travels(tmp_path: Path) -> None:
 
 
 def test_a_worker_that_dies_as_it_starts_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Dask restarts a worker that dies at work, and gives up one that dies while it starts."""
+    """Dask restarts a worker that dies at work, gives up one that dies while it starts, and removes one that is slow to come."""
     pytest.importorskip("distributed")
     monkeypatch.setattr(pools, "PATIENCE", 0.5)
     with pools.Cluster(workers=1) as pool:
-        (nanny,) = pool._here.workers.values()
-        pool._here.sync(nanny.close)
-        assert not nanny.is_alive()
-        assert list(pool.run(abs, [(-3,)])) == [(0, 3)]
+        for removed in (False, True):
+            (nanny,) = pool._here.workers.values()
+            pool._here.sync(nanny.close)
+            assert not nanny.is_alive()
+            if removed:
+                pool._here.workers.clear()
+            assert list(pool.run(abs, [(-3,)])) == [(0, 3)]
