@@ -4,6 +4,6 @@ The data: ``frames`` (normalised coordinates), ``halvings`` (one side at every r
 ``mapspace``. What is minimised: ``energy``, with weights by ``mixture``, and by a metric that ``measured`` has checked. How:
 ``lbfgs``, ``precondition``, in the order of ``pyramid``, which follows the solver's `pyramid.Recipe`; between two cuts
 ``fluid`` (a bend that follows in small steps). For points: ``clouds`` (the mixture) and ``closed`` (closed forms). Figures of a
-finished fit: ``likeness``, ``agreement`` with ``astray`` (where it ends), ``uncertainty``, and ``further`` (how far one that ran out of iterations would have
-gone). ``steps`` reports progress; ``threads`` bounds the number of threads.
+finished fit: ``likeness``, ``agreement`` with ``astray``, ``uncertainty``, and ``further`` (how far one that ran out of
+iterations would have gone). ``steps`` reports progress; ``threads`` bounds the number of threads.
 """
