@@ -77,6 +77,15 @@ if TYPE_CHECKING:
 @click.option(
     "--subtract", metavar="NAME", help="Image of the background, subtracted from the merged slide's channels."
 )
+@click.option(
+    "--matches", type=path_type, metavar="FILE", help="Also write which nucleus is which: a table, .csv or .parquet."
+)
+@click.option(
+    "--labels",
+    multiple=True,
+    metavar="NAME=FILE",
+    help="Label image of the nuclei of an image, for --matches; found in the channel aligned by otherwise.",
+)
 @workers_option("Threads that write the merged slide; one per core otherwise.")
 @click.option("--config", "config_file", type=path_type, metavar="FILE.yaml", help="Settings for every pair.")
 @click.option("--set", "settings", metavar="K=V", multiple=True, help="One setting, such as pyramid.max_pixels=300000.")
@@ -96,9 +105,9 @@ def rounds(ctx: click.Context, /, **options: Any) -> None:
     members, config = _members(options)
     from ..group.folder import Run
 
-    for name in ("subtract", "workers"):
-        if options[name] is not None and options["merged"] is None:
-            raise BadInput(f"wanted --merged FILE beside --{name}, got none; name the slide to write")
+    for name, beside in (("subtract", "merged"), ("workers", "merged"), ("labels", "matches")):
+        if options[name] and options[beside] is None:
+            raise BadInput(f"wanted --{beside} FILE beside --{name}, got none; name what to write")
     run = Run(out, members, options["reference"], config)
     with bad_input():
         group = None if options["overwrite"] else run.finished()
@@ -106,11 +115,14 @@ def rounds(ctx: click.Context, /, **options: Any) -> None:
     if group is None:
         with Bars() as progress, bad_input():
             group = run.write(options["overwrite"], progress)
+    matched = None if options["matches"] is None else _matched(group, options)
     slides = [] if options["merged"] is None else _merged(group, out, options)
     if options["as_json"]:
-        emit_json({**group.metrics, "output": str(out), "kept": kept, "merged": slides})
+        emit_json({**group.metrics, "output": str(out), "kept": kept, "merged": slides, "matches": matched})
     else:
         _say(group, out, kept)
+        for name, one in (matched or {}).items():
+            click.echo(f"  {name}: {one['share']:.0%} of {one['n']} nuclei matched ({one['chance']:.1%} by chance)")
         for slide in slides:
             click.echo(f"wrote {slide}")
     finish(group.metrics, ctx, options["require"])
@@ -182,6 +194,22 @@ def _channels(stated: tuple[str, ...], listed: dict[str, str], files: list[Path]
     if not by_name:
         return common
     return by_name if common is None else {name: by_name.get(name, common) for name in called}
+
+
+def _matched(group: Group, options: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Match the nuclei of all images and write their table; returns the figures of each image."""
+    with bad_input():
+        from ..group import nuclei
+
+        labels = {}
+        for pair in options["labels"]:
+            name, equals, file = pair.rpartition("=")
+            if not equals:
+                raise BadInput(f"wanted --labels NAME=FILE, got {pair!r}")
+            labels[name] = Path(file)
+        found = nuclei.match_nuclei(group, labels=labels)
+        nuclei.write_matches(options["matches"], group, found, options["overwrite"])
+    return nuclei.figures(group, found)
 
 
 def _merged(group: Group, out: Path, options: dict[str, Any]) -> list[str]:

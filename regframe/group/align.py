@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,6 @@ from ..data import Grid
 from ..maps.affine import Affine
 from ..maps.base import Transform
 from ..maps.displacement import Displacement
-from ..maps.sequence import in_a_row
 from ..registration import settled
 from ..result import Result
 from ..versions import versions
@@ -139,6 +139,19 @@ def _place(reference: str | int, members: Sequence[Member]) -> int | None:
     return k
 
 
+@dataclass(frozen=True)
+class Mapped:
+    """The map of an image.
+
+    Args:
+        transform: along its way to the reference.
+        correction: what follows in the space of the reference, or None.
+    """
+
+    transform: Transform
+    correction: Displacement | None = None
+
+
 class Work:
     """A group while it is being aligned: its images, and the pairs registered so far.
 
@@ -208,24 +221,20 @@ class Work:
 
     # ---- maps -----------------------------------------------------------------------------------------------------------
 
-    def maps(self, way: Routes) -> dict[int, Transform]:
-        """The map of every image that has a way to the reference, corrected by what other ways say."""
+    def maps(self, way: Routes) -> dict[int, Mapped]:
+        """The map of every image that has a way to the reference, and what other ways say of it."""
         unit = self.members[self.reference].image.grid.unit
         if self.config.transform != "lddmm":
-            return {k: Affine(torch.from_numpy(way.poses[k]), unit, unit) for k in way.ways}
-        first: dict[int, Transform] = {k: self._along(steps, unit) for k, steps in way.ways.items()}
-        return {k: self._corrected(k, way, first) for k in first}
+            return {k: Mapped(Affine(torch.from_numpy(way.poses[k]), unit, unit)) for k in way.ways}
+        same = Affine.identity(2, unit)
+        first: dict[int, Transform] = {k: routes.in_order(w) if w else same for k, w in way.ways.items()}
+        return {k: Mapped(first[k], self._corrected(k, way, first)) for k in first}
 
-    def _along(self, steps: Sequence[Step], unit: str) -> Transform:
-        if not steps:
-            return Affine.identity(2, unit)
-        return routes.in_order(steps)
-
-    def _corrected(self, k: int, way: Routes, first: dict[int, Transform]) -> Transform:
-        """The map of image ``k``, moved to the median of all ways, where there are at least `VOTERS`."""
+    def _corrected(self, k: int, way: Routes, first: dict[int, Transform]) -> Displacement | None:
+        """What takes the map of image ``k`` to the median of all ways; None where there are fewer than `VOTERS`."""
         others = [ways for step, ways in routes.detours(k, way, self.tried, first) if way.trusted(step)]
         if not way.ways[k] or len(others) + 1 < VOTERS:
-            return first[k]
+            return None
         grid = self.members[self.reference].image.grid
         nodes = grid.resampled(tuple(e / NODES for e in grid.extent))
         there = nodes.coords().reshape(-1, 2).numpy()  # [N, 2] in the space of the reference
@@ -233,11 +242,11 @@ class Work:
         away = np.stack([np.zeros_like(there), *(routes.through(maps, here) - there for maps in others)])  # [W, N, 2]
         shift = np.median(np.nan_to_num(away), axis=0)
         field = torch.from_numpy(shift.T.reshape(2, *nodes.shape).copy()).to(torch.float32)
-        return in_a_row([first[k], Displacement(field, nodes)])
+        return Displacement(field, nodes)
 
     # ---- results --------------------------------------------------------------------------------------------------------
 
-    def results(self, way: Routes, maps: dict[int, Transform]) -> list[Result | None]:
+    def results(self, way: Routes, maps: dict[int, Mapped]) -> list[Result | None]:
         """One result per image: its map, with the figures of the pair or of the chain of pairs that it was made of."""
         out: list[Result | None] = []
         for k, member in enumerate(self.members):
@@ -246,12 +255,22 @@ class Work:
                 continue
             steps = way.ways[k]
             base = self._base(member.image.grid, steps)
+            mapped = maps[k].transform
+            if maps[k].correction is not None:  # one bend in the end, which every format holds
+                mapped = compose(dataclasses.replace(base, transform=mapped), self._correcting(maps[k])).transform
             matrix = torch.from_numpy(way.poses[k]).to(torch.float64)
             unit = member.image.grid.unit
             out.append(
-                dataclasses.replace(base, transform=maps[k], affine=Affine(matrix, unit, unit), config=self.config)
+                dataclasses.replace(base, transform=mapped, affine=Affine(matrix, unit, unit), config=self.config)
             )
         return out
+
+    def _correcting(self, mapped: Mapped) -> Result:
+        """A correction as a result, from the space of the reference to itself."""
+        grid = self.members[self.reference].image.grid
+        same = Affine.identity(2, grid.unit)
+        assert mapped.correction is not None
+        return Result(mapped.correction, grid, grid, judge.nothing(), self.config, same)
 
     def _base(self, grid: Grid, steps: Sequence[Step]) -> Result:
         if not steps:

@@ -235,3 +235,15 @@ def test_turned_rounds_keep_their_size_where_rigid(known: Register) -> None:
 
 def test_a_shown_section_differs_from_another() -> None:
     assert shown(section(1), affine(0, 0, 0), 0).data.ne(shown(section(2), affine(0, 0, 0), 0).data).any()
+
+
+def test_corrected_maps_that_bend_are_saved_and_read(known: Register, tmp_path: Path) -> None:
+    known.bend = 2.0
+    group = rf.register_group(rounds(4), transform="lddmm")
+    group.save(tmp_path / "OUT")
+    again = rf.load_group(tmp_path / "OUT")
+    at = torch.tensor([[40.0, 50.0]], dtype=torch.float64)
+    for name in "bcd":
+        assert torch.equal(again[name].to_fixed(at), group[name].to_fixed(at))
+        there = group[name].transform.inverse().points(group[name].to_fixed(at))
+        assert torch.allclose(there, at, atol=1e-3)
