@@ -104,6 +104,7 @@ def rounds(ctx: click.Context, /, **options: Any) -> None:
     out: Path = options["out"]
     members, config = _members(options)
     from ..group.folder import Run
+    from ..io import outputs
 
     for name, beside in (("subtract", "merged"), ("workers", "merged"), ("labels", "matches")):
         if options[name] and options[beside] is None:
@@ -114,7 +115,14 @@ def rounds(ctx: click.Context, /, **options: Any) -> None:
     kept = group is not None
     if group is None:
         with Bars() as progress, bad_input():
-            group = run.write(options["overwrite"], progress)
+            from ..report import groups
+
+            shown = [member.image for member in members]
+            group = run.write(
+                options["overwrite"],
+                progress,
+                lambda group, folder: groups.write(group, shown, folder / outputs.REPORT),
+            )
     matched = None if options["matches"] is None else _matched(group, options)
     slides = [] if options["merged"] is None else _merged(group, out, options)
     if options["as_json"]:
@@ -239,4 +247,6 @@ def _say(group: Group, out: Path, kept: bool) -> None:
     for image in group.metrics["images"]:
         if image["verdict"] != "pass":
             click.echo(f"  {image['name']}: {image['verdict']}: {image['reasons'][0]}")
-    click.echo(f"{out} was finished before and is as it was" if kept else f"wrote {out}")
+    click.echo(
+        f"{out} was finished before and is as it was" if kept else f"wrote {out} (report: {out / 'report.html'})"
+    )

@@ -6,7 +6,6 @@ import dataclasses
 import itertools
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,6 @@ from ..config import Config
 from ..contracts import Progress
 from ..data import Grid
 from ..maps.affine import Affine
-from ..maps.base import Transform
-from ..maps.displacement import Displacement
 from ..registration import settled
 from ..result import Result
 from ..versions import versions
@@ -40,11 +37,6 @@ FARTHEST = 3
 """How many others, in the order of the images, an image is registered to where it does not match the reference."""
 AS_GOOD = 0.02
 """Difference of the mean confidences of their pairs up to which two images serve as well as the reference; the first is taken."""
-NODES = 17
-"""Nodes per axis of the field by which ways over other images correct a map: errors of maps are smoother than their bends."""
-VOTERS = 3
-"""Ways of an image to the reference, its own among them, from which their median is taken instead of its own: of two that differ,
-neither is known to be the better one, and of three one that is wrong changes little."""
 
 
 def register_group(
@@ -94,8 +86,7 @@ def aligned(
     work = Work(members, config, Kept(folder, [m.name for m in members]), progress)
     work.register(_place(reference, members))
     way = routes.found(members, work.tried, work.reference, config.transform == "rigid")
-    maps = work.maps(way)
-    results = work.results(way, maps)
+    results = work.results(way)
     metrics = judge.metrics(members, work.tried, way, results)
     metrics |= {
         "transform": config.transform,
@@ -139,19 +130,6 @@ def _place(reference: str | int, members: Sequence[Member]) -> int | None:
     return k
 
 
-@dataclass(frozen=True)
-class Mapped:
-    """The map of an image.
-
-    Args:
-        transform: along its way to the reference.
-        correction: what follows in the space of the reference, or None.
-    """
-
-    transform: Transform
-    correction: Displacement | None = None
-
-
 class Work:
     """A group while it is being aligned: its images, and the pairs registered so far.
 
@@ -184,7 +162,7 @@ class Work:
             near = [(b, a) if b == reference else (a, b) for a, b in near]
         else:
             near = [(b, a) if b == reference else (a, b) for a, b in itertools.pairwise(good)]
-        star = 0 if reference is not None and len(good) <= ALL_PAIRS else len(good) - 2
+        star = 0 if len(good) <= ALL_PAIRS else len(good) - 2
         self._all(near, len(near) + star)
         self.reference = self._best() if reference is None else reference
         self._all([(self.reference, k) for k in good if k != self.reference], len(self.tried) + star)
@@ -219,58 +197,25 @@ class Work:
             more = [(j, k) for j in near if frozenset((j, k)) not in tried]
             self._all(more, len(self.tried) + len(more))
 
-    # ---- maps -----------------------------------------------------------------------------------------------------------
-
-    def maps(self, way: Routes) -> dict[int, Mapped]:
-        """The map of every image that has a way to the reference, and what other ways say of it."""
-        unit = self.members[self.reference].image.grid.unit
-        if self.config.transform != "lddmm":
-            return {k: Mapped(Affine(torch.from_numpy(way.poses[k]), unit, unit)) for k in way.ways}
-        same = Affine.identity(2, unit)
-        first: dict[int, Transform] = {k: routes.in_order(w) if w else same for k, w in way.ways.items()}
-        return {k: Mapped(first[k], self._corrected(k, way, first)) for k in first}
-
-    def _corrected(self, k: int, way: Routes, first: dict[int, Transform]) -> Displacement | None:
-        """What takes the map of image ``k`` to the median of all ways; None where there are fewer than `VOTERS`."""
-        others = [ways for step, ways in routes.detours(k, way, self.tried, first) if way.trusted(step)]
-        if not way.ways[k] or len(others) + 1 < VOTERS:
-            return None
-        grid = self.members[self.reference].image.grid
-        nodes = grid.resampled(tuple(e / NODES for e in grid.extent))
-        there = nodes.coords().reshape(-1, 2).numpy()  # [N, 2] in the space of the reference
-        here = routes.through([first[k].inverse()], there)
-        away = np.stack([np.zeros_like(there), *(routes.through(maps, here) - there for maps in others)])  # [W, N, 2]
-        shift = np.median(np.nan_to_num(away), axis=0)
-        field = torch.from_numpy(shift.T.reshape(2, *nodes.shape).copy()).to(torch.float32)
-        return Displacement(field, nodes)
-
     # ---- results --------------------------------------------------------------------------------------------------------
 
-    def results(self, way: Routes, maps: dict[int, Mapped]) -> list[Result | None]:
-        """One result per image: its map, with the figures of the pair or of the chain of pairs that it was made of."""
+    def results(self, way: Routes) -> list[Result | None]:
+        """One result per image, None without a way to the reference: its map, with the figures of the pairs that it is made of.
+
+        Where nothing bends, the map is the reconciled pose. Of maps that bend no mean is taken over several ways: on made rounds
+        the median of three ways and more was no nearer to the truth than the likeliest one, and off the tissue, where all of
+        them guess, it tore the map.
+        """
         out: list[Result | None] = []
         for k, member in enumerate(self.members):
-            if k not in maps:
+            if k not in way.ways:
                 out.append(None)
                 continue
-            steps = way.ways[k]
-            base = self._base(member.image.grid, steps)
-            mapped = maps[k].transform
-            if maps[k].correction is not None:  # one bend in the end, which every format holds
-                mapped = compose(dataclasses.replace(base, transform=mapped), self._correcting(maps[k])).transform
-            matrix = torch.from_numpy(way.poses[k]).to(torch.float64)
-            unit = member.image.grid.unit
-            out.append(
-                dataclasses.replace(base, transform=mapped, affine=Affine(matrix, unit, unit), config=self.config)
-            )
+            base, unit = self._base(member.image.grid, way.ways[k]), member.image.grid.unit
+            pose = Affine(torch.from_numpy(way.poses[k]).to(torch.float64), unit, unit)
+            transform = base.transform if self.config.transform == "lddmm" else pose
+            out.append(dataclasses.replace(base, transform=transform, affine=pose, config=self.config))
         return out
-
-    def _correcting(self, mapped: Mapped) -> Result:
-        """A correction as a result, from the space of the reference to itself."""
-        grid = self.members[self.reference].image.grid
-        same = Affine.identity(2, grid.unit)
-        assert mapped.correction is not None
-        return Result(mapped.correction, grid, grid, judge.nothing(), self.config, same)
 
     def _base(self, grid: Grid, steps: Sequence[Step]) -> Result:
         if not steps:
