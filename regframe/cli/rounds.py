@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from . import interrupts
 from ._common import (
     BadInput,
     adapter_options,
@@ -28,6 +29,7 @@ from .register import resolved_config
 from .stack import image_files
 
 if TYPE_CHECKING:
+    from ..config import Config
     from ..group.group import Group
     from ..group.members import Member
 
@@ -103,28 +105,16 @@ def rounds(ctx: click.Context, /, **options: Any) -> None:
     """
     out: Path = options["out"]
     members, config = _members(options)
-    from ..group.folder import Run
-    from ..io import outputs
-
     for name, beside in (("subtract", "merged"), ("workers", "merged"), ("labels", "matches")):
         if options[name] and options[beside] is None:
             raise BadInput(f"wanted --{beside} FILE beside --{name}, got none; name what to write")
-    run = Run(out, members, options["reference"], config)
-    with bad_input():
-        group = None if options["overwrite"] else run.finished()
-    kept = group is not None
-    if group is None:
-        with Bars() as progress, bad_input():
-            from ..report import groups
-
-            shown = [member.image for member in members]
-            group = run.write(
-                options["overwrite"],
-                progress,
-                lambda group, folder: groups.write(group, shown, folder / outputs.REPORT),
-            )
-    matched = None if options["matches"] is None else _matched(group, options)
-    slides = [] if options["merged"] is None else _merged(group, out, options)
+    try:
+        group, kept = _group(members, config, options)
+        matched = None if options["matches"] is None else _matched(group, options)
+        slides = [] if options["merged"] is None else _merged(group, out, options)
+    except KeyboardInterrupt as stop:
+        interrupts.say("interrupted; pairs and shards that were finished are kept: run the same command again to go on")
+        ctx.exit(interrupts.code_of(stop))
     if options["as_json"]:
         emit_json({**group.metrics, "output": str(out), "kept": kept, "merged": slides, "matches": matched})
     else:
@@ -136,7 +126,27 @@ def rounds(ctx: click.Context, /, **options: Any) -> None:
     finish(group.metrics, ctx, options["require"])
 
 
-def _members(options: dict[str, Any]) -> tuple[list[Member], Any]:
+def _group(members: list[Member], config: Config, options: dict[str, Any]) -> tuple[Group, bool]:
+    """The group, and whether its folder was finished before."""
+    from ..group.folder import Run
+    from ..io import outputs
+
+    run = Run(options["out"], members, options["reference"], config)
+    with bad_input():
+        found = None if options["overwrite"] else run.finished()
+    if found is not None:
+        return found, True
+    with Bars() as progress, bad_input():
+        from ..report import groups
+
+        shown = [member.image for member in members]
+        found = run.write(
+            options["overwrite"], progress, lambda group, folder: groups.write(group, shown, folder / outputs.REPORT)
+        )
+    return found, False
+
+
+def _members(options: dict[str, Any]) -> tuple[list[Member], Config]:
     """The images, open, and the settings of every pair."""
     with bad_input():
         from ..group import align, folder, members

@@ -24,7 +24,7 @@ from . import judge, routes
 from .channels import Wanted
 from .group import Group
 from .kept import Kept
-from .members import Member, opened
+from .members import Member, fingerprint, opened
 from .pairs import Pair, fit, timeless
 from .routes import Routes, Step
 
@@ -61,7 +61,8 @@ def register_group(
             the stain of the nucleus (DAPI, Hoechst …), a channel that is in every image, or those that are most alike.
         transform: ``rigid``, ``affine`` or ``lddmm`` (affine plus a smooth bend); ``config.transform`` where None.
         config: settings of `register` for every pair.
-        folder: where finished pairs are kept: the same call goes on with those that are missing. In memory where None.
+        folder: where finished pairs are kept: the same call goes on with those that are missing, a call with other images,
+            channels or settings is refused. In memory where None.
         progress: called before each pair; the stage is ``pairs``.
 
     Raises:
@@ -83,7 +84,7 @@ def aligned(
 ) -> Group:
     """`register_group` of members that are open; ``began`` is the moment from which ``seconds`` are counted."""
     began = time.perf_counter() if began is None else began
-    work = Work(members, config, Kept(folder, [m.name for m in members]), progress)
+    work = Work(members, config, Kept(folder, [m.name for m in members], fingerprint(members, config)), progress)
     work.register(_place(reference, members))
     way = routes.found(members, work.tried, work.reference, config.transform == "rigid")
     results = work.results(way)

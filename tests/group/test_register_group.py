@@ -248,3 +248,15 @@ def test_chains_of_maps_that_bend_are_saved_and_read(known: Register, tmp_path: 
         assert torch.equal(again[name].to_fixed(at), group[name].to_fixed(at))
         there = group[name].transform.inverse().points(group[name].to_fixed(at))
         assert torch.allclose(there, at, atol=1e-3)
+
+
+def test_pairs_that_are_kept_are_those_of_the_same_call(known: Register, tmp_path: Path) -> None:
+    images = rounds(3)
+    first = rf.register_group(images, transform="affine", folder=tmp_path / "kept")
+    again = rf.register_group(images, transform="affine", folder=tmp_path / "kept", reference="b")
+    assert (first.reference, again.reference) == (0, 1)
+    assert len(known.calls) == len(set(known.calls)) == 4  # of the three pairs, one the other way round
+    with pytest.raises(
+        ValueError, match=r"wanted to go on with the pairs in .*, got other images, channels or settings"
+    ):
+        rf.register_group(images, transform="rigid", folder=tmp_path / "kept")
