@@ -26,15 +26,11 @@ def known(monkeypatch: pytest.MonkeyPatch) -> Register:
 
 
 def test_rounds_are_found_by_registering(tmp_path: Path) -> None:
-    group = rf.register_group(rounds(3), transform="affine")
-    assert (group.verdict, group.reference, len(group.pairs)) == ("pass", 0, 3)
-    for k in (1, 2):
-        result = group.results[k]
-        assert result is not None
-        assert error(result, MAPS[k]) < 0.15
-    assert group.metrics["residual_px"] < 0.2
-    drift = group.metrics["images"][2]["drift"]
-    assert drift["turn_degrees"] == pytest.approx(-1.5, abs=0.1)
+    group = rf.register_group(rounds(2), transform="affine")
+    assert (group.verdict, group.reference, len(group.pairs)) == ("pass", 0, 1)
+    assert error(group["b"], MAPS[1]) < 0.15
+    drift = group.metrics["images"][1]["drift"]
+    assert drift["turn_degrees"] == pytest.approx(1.0, abs=0.1)
     assert drift["scale"] == pytest.approx(1, abs=0.01)
     group.save(tmp_path / "OUT")
     again = rf.load_group(tmp_path / "OUT")
@@ -238,13 +234,14 @@ def test_a_shown_section_differs_from_another() -> None:
 
 
 def test_chains_of_maps_that_bend_are_saved_and_read(known: Register, tmp_path: Path) -> None:
-    known.bend = 2.0
-    known.verdicts = {("a", "d"): ("fail", 0.0), ("b", "d"): ("fail", 0.0)}
-    group = rf.register_group(rounds(4), transform="lddmm")
+    known.bend = 0.005  # more would be sampled finely, for its kinks
+    known.verdicts = {("a", "c"): ("fail", 0.0)}
+    group = rf.register_group(rounds(3), transform="lddmm", reference="a")
+    assert group.metrics["images"][2]["via"] == ["b"]
     group.save(tmp_path / "OUT")
     again = rf.load_group(tmp_path / "OUT")
     at = torch.tensor([[40.0, 50.0]], dtype=torch.float64)
-    for name in "bcd":
+    for name in "bc":
         assert torch.equal(again[name].to_fixed(at), group[name].to_fixed(at))
         there = group[name].transform.inverse().points(group[name].to_fixed(at))
         assert torch.allclose(there, at, atol=1e-3)
