@@ -214,11 +214,9 @@ def in_channels(merged: Path, made: Rounds, reference: int, tissue: Tissue) -> d
     pyramid = rf.open_pyramid(merged)
     at = np.stack(np.meshgrid(np.arange(float(size)), np.arange(float(size)), indexing="ij"), -1).reshape(-1, 2)
     where = (known(at) + PAD).T.reshape(2, size, size)
-    starts = [
-        (y, x)
-        for y in range(WINDOW, size - 2 * WINDOW, 2 * WINDOW)
-        for x in range(WINDOW, size - 2 * WINDOW, 2 * WINDOW)
-    ]
+    step = WINDOW if size < 512 else 2 * WINDOW
+    ends = range(WINDOW // 2, size - WINDOW - WINDOW // 2 + 1, step)
+    starts = [(y, x) for y in ends for x in ends]
     out = {}
     for i, name in enumerate(pyramid.channels):
         plane = name.partition(" ")[0]
@@ -234,7 +232,8 @@ def in_channels(merged: Path, made: Rounds, reference: int, tissue: Tissue) -> d
             for w, c in zip(windows, contrast, strict=True)
             if c >= most and seen[w].min() > 0
         ]
-        out[name] = float(np.median(np.linalg.norm(shifts, axis=1)))
+        if shifts:
+            out[name] = float(np.median(np.linalg.norm(shifts, axis=1)))
     return out
 
 

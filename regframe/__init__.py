@@ -92,6 +92,7 @@ _HOME = {
     "load": "io.store",
     "load_group": "group.group",
     "locate": "remote.address",
+    "match_nuclei": "group.nuclei",
     "match_points": "evaluation",
     "merge_group": "group.merge",
     "metric": "plugins",

@@ -37,6 +37,7 @@ from .group.align import register_group as register_group
 from .group.group import Group as Group
 from .group.group import load_group as load_group
 from .group.merge import merge_group as merge_group
+from .group.nuclei import match_nuclei as match_nuclei
 from .hookspecs import hookimpl as hookimpl
 from .io.outputs import staged as staged
 from .io.paths import native_path as native_path

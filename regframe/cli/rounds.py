@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..display.bars import Bars
+from . import interrupts
 from ._common import (
     BadInput,
     adapter_options,
@@ -28,6 +29,7 @@ from .register import resolved_config
 from .stack import image_files
 
 if TYPE_CHECKING:
+    from ..config import Config
     from ..group.group import Group
     from ..group.members import Member
 
@@ -77,6 +79,15 @@ if TYPE_CHECKING:
 @click.option(
     "--subtract", metavar="NAME", help="Image of the background, subtracted from the merged slide's channels."
 )
+@click.option(
+    "--matches", type=path_type, metavar="FILE", help="Also write which nucleus is which: a table, .csv or .parquet."
+)
+@click.option(
+    "--labels",
+    multiple=True,
+    metavar="NAME=FILE",
+    help="Label image of the nuclei of an image, for --matches; found in the channel aligned by otherwise.",
+)
 @workers_option("Threads that write the merged slide; one per core otherwise.")
 @click.option("--config", "config_file", type=path_type, metavar="FILE.yaml", help="Settings for every pair.")
 @click.option("--set", "settings", metavar="K=V", multiple=True, help="One setting, such as pyramid.max_pixels=300000.")
@@ -94,29 +105,48 @@ def rounds(ctx: click.Context, /, **options: Any) -> None:
     """
     out: Path = options["out"]
     members, config = _members(options)
-    from ..group.folder import Run
-
-    for name in ("subtract", "workers"):
-        if options[name] is not None and options["merged"] is None:
-            raise BadInput(f"wanted --merged FILE beside --{name}, got none; name the slide to write")
-    run = Run(out, members, options["reference"], config)
-    with bad_input():
-        group = None if options["overwrite"] else run.finished()
-    kept = group is not None
-    if group is None:
-        with Bars() as progress, bad_input():
-            group = run.write(options["overwrite"], progress)
-    slides = [] if options["merged"] is None else _merged(group, out, options)
+    for name, beside in (("subtract", "merged"), ("workers", "merged"), ("labels", "matches")):
+        if options[name] and options[beside] is None:
+            raise BadInput(f"wanted --{beside} FILE beside --{name}, got none; name what to write")
+    try:
+        group, kept = _group(members, config, options)
+        matched = None if options["matches"] is None else _matched(group, options)
+        slides = [] if options["merged"] is None else _merged(group, out, options)
+    except KeyboardInterrupt as stop:
+        interrupts.say("interrupted; pairs and shards that were finished are kept: run the same command again to go on")
+        ctx.exit(interrupts.code_of(stop))
     if options["as_json"]:
-        emit_json({**group.metrics, "output": str(out), "kept": kept, "merged": slides})
+        emit_json({**group.metrics, "output": str(out), "kept": kept, "merged": slides, "matches": matched})
     else:
         _say(group, out, kept)
+        for name, one in (matched or {}).items():
+            click.echo(f"  {name}: {one['share']:.0%} of {one['n']} nuclei matched ({one['chance']:.1%} by chance)")
         for slide in slides:
             click.echo(f"wrote {slide}")
     finish(group.metrics, ctx, options["require"])
 
 
-def _members(options: dict[str, Any]) -> tuple[list[Member], Any]:
+def _group(members: list[Member], config: Config, options: dict[str, Any]) -> tuple[Group, bool]:
+    """The group, and whether its folder was finished before."""
+    from ..group.folder import Run
+    from ..io import outputs
+
+    run = Run(options["out"], members, options["reference"], config)
+    with bad_input():
+        found = None if options["overwrite"] else run.finished()
+    if found is not None:
+        return found, True
+    with Bars() as progress, bad_input():
+        from ..report import groups
+
+        shown = [member.image for member in members]
+        found = run.write(
+            options["overwrite"], progress, lambda group, folder: groups.write(group, shown, folder / outputs.REPORT)
+        )
+    return found, False
+
+
+def _members(options: dict[str, Any]) -> tuple[list[Member], Config]:
     """The images, open, and the settings of every pair."""
     with bad_input():
         from ..group import align, folder, members
@@ -184,6 +214,22 @@ def _channels(stated: tuple[str, ...], listed: dict[str, str], files: list[Path]
     return by_name if common is None else {name: by_name.get(name, common) for name in called}
 
 
+def _matched(group: Group, options: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Match the nuclei of all images and write their table; returns the figures of each image."""
+    with bad_input():
+        from ..group import nuclei
+
+        labels = {}
+        for pair in options["labels"]:
+            name, equals, file = pair.rpartition("=")
+            if not equals:
+                raise BadInput(f"wanted --labels NAME=FILE, got {pair!r}")
+            labels[name] = Path(file)
+        found = nuclei.match_nuclei(group, labels=labels)
+        nuclei.write_matches(options["matches"], group, found, options["overwrite"])
+    return nuclei.figures(group, found)
+
+
 def _merged(group: Group, out: Path, options: dict[str, Any]) -> list[str]:
     """Write the merged slide, or go on with it; returns the files."""
     with bad_input():
@@ -211,4 +257,6 @@ def _say(group: Group, out: Path, kept: bool) -> None:
     for image in group.metrics["images"]:
         if image["verdict"] != "pass":
             click.echo(f"  {image['name']}: {image['verdict']}: {image['reasons'][0]}")
-    click.echo(f"{out} was finished before and is as it was" if kept else f"wrote {out}")
+    click.echo(
+        f"{out} was finished before and is as it was" if kept else f"wrote {out} (report: {out / 'report.html'})"
+    )

@@ -17,9 +17,6 @@ from ..config import Config
 from ..contracts import Progress
 from ..data import Grid
 from ..maps.affine import Affine
-from ..maps.base import Transform
-from ..maps.displacement import Displacement
-from ..maps.sequence import in_a_row
 from ..registration import settled
 from ..result import Result
 from ..versions import versions
@@ -27,7 +24,7 @@ from . import judge, routes
 from .channels import Wanted
 from .group import Group
 from .kept import Kept
-from .members import Member, opened
+from .members import Member, fingerprint, opened
 from .pairs import Pair, fit, timeless
 from .routes import Routes, Step
 
@@ -40,11 +37,6 @@ FARTHEST = 3
 """How many others, in the order of the images, an image is registered to where it does not match the reference."""
 AS_GOOD = 0.02
 """Difference of the mean confidences of their pairs up to which two images serve as well as the reference; the first is taken."""
-NODES = 17
-"""Nodes per axis of the field by which ways over other images correct a map: errors of maps are smoother than their bends."""
-VOTERS = 3
-"""Ways of an image to the reference, its own among them, from which their median is taken instead of its own: of two that differ,
-neither is known to be the better one, and of three one that is wrong changes little."""
 
 
 def register_group(
@@ -69,7 +61,8 @@ def register_group(
             the stain of the nucleus (DAPI, Hoechst …), a channel that is in every image, or those that are most alike.
         transform: ``rigid``, ``affine`` or ``lddmm`` (affine plus a smooth bend); ``config.transform`` where None.
         config: settings of `register` for every pair.
-        folder: where finished pairs are kept: the same call goes on with those that are missing. In memory where None.
+        folder: where finished pairs are kept: the same call goes on with those that are missing, a call with other images,
+            channels or settings is refused. In memory where None.
         progress: called before each pair; the stage is ``pairs``.
 
     Raises:
@@ -91,11 +84,10 @@ def aligned(
 ) -> Group:
     """`register_group` of members that are open; ``began`` is the moment from which ``seconds`` are counted."""
     began = time.perf_counter() if began is None else began
-    work = Work(members, config, Kept(folder, [m.name for m in members]), progress)
+    work = Work(members, config, Kept(folder, [m.name for m in members], fingerprint(members, config)), progress)
     work.register(_place(reference, members))
     way = routes.found(members, work.tried, work.reference, config.transform == "rigid")
-    maps = work.maps(way)
-    results = work.results(way, maps)
+    results = work.results(way)
     metrics = judge.metrics(members, work.tried, way, results)
     metrics |= {
         "transform": config.transform,
@@ -171,7 +163,7 @@ class Work:
             near = [(b, a) if b == reference else (a, b) for a, b in near]
         else:
             near = [(b, a) if b == reference else (a, b) for a, b in itertools.pairwise(good)]
-        star = 0 if reference is not None and len(good) <= ALL_PAIRS else len(good) - 2
+        star = 0 if len(good) <= ALL_PAIRS else len(good) - 2
         self._all(near, len(near) + star)
         self.reference = self._best() if reference is None else reference
         self._all([(self.reference, k) for k in good if k != self.reference], len(self.tried) + star)
@@ -206,51 +198,24 @@ class Work:
             more = [(j, k) for j in near if frozenset((j, k)) not in tried]
             self._all(more, len(self.tried) + len(more))
 
-    # ---- maps -----------------------------------------------------------------------------------------------------------
-
-    def maps(self, way: Routes) -> dict[int, Transform]:
-        """The map of every image that has a way to the reference, corrected by what other ways say."""
-        unit = self.members[self.reference].image.grid.unit
-        if self.config.transform != "lddmm":
-            return {k: Affine(torch.from_numpy(way.poses[k]), unit, unit) for k in way.ways}
-        first: dict[int, Transform] = {k: self._along(steps, unit) for k, steps in way.ways.items()}
-        return {k: self._corrected(k, way, first) for k in first}
-
-    def _along(self, steps: Sequence[Step], unit: str) -> Transform:
-        if not steps:
-            return Affine.identity(2, unit)
-        return routes.in_order(steps)
-
-    def _corrected(self, k: int, way: Routes, first: dict[int, Transform]) -> Transform:
-        """The map of image ``k``, moved to the median of all ways, where there are at least `VOTERS`."""
-        others = [ways for step, ways in routes.detours(k, way, self.tried, first) if way.trusted(step)]
-        if not way.ways[k] or len(others) + 1 < VOTERS:
-            return first[k]
-        grid = self.members[self.reference].image.grid
-        nodes = grid.resampled(tuple(e / NODES for e in grid.extent))
-        there = nodes.coords().reshape(-1, 2).numpy()  # [N, 2] in the space of the reference
-        here = routes.through([first[k].inverse()], there)
-        away = np.stack([np.zeros_like(there), *(routes.through(maps, here) - there for maps in others)])  # [W, N, 2]
-        shift = np.median(np.nan_to_num(away), axis=0)
-        field = torch.from_numpy(shift.T.reshape(2, *nodes.shape).copy()).to(torch.float32)
-        return in_a_row([first[k], Displacement(field, nodes)])
-
     # ---- results --------------------------------------------------------------------------------------------------------
 
-    def results(self, way: Routes, maps: dict[int, Transform]) -> list[Result | None]:
-        """One result per image: its map, with the figures of the pair or of the chain of pairs that it was made of."""
+    def results(self, way: Routes) -> list[Result | None]:
+        """One result per image, None without a way to the reference: its map, with the figures of the pairs that it is made of.
+
+        Where nothing bends, the map is the reconciled pose. Of maps that bend no mean is taken over several ways: on made rounds
+        the median of three ways and more was no nearer to the truth than the likeliest one, and off the tissue, where all of
+        them guess, it tore the map.
+        """
         out: list[Result | None] = []
         for k, member in enumerate(self.members):
-            if k not in maps:
+            if k not in way.ways:
                 out.append(None)
                 continue
-            steps = way.ways[k]
-            base = self._base(member.image.grid, steps)
-            matrix = torch.from_numpy(way.poses[k]).to(torch.float64)
-            unit = member.image.grid.unit
-            out.append(
-                dataclasses.replace(base, transform=maps[k], affine=Affine(matrix, unit, unit), config=self.config)
-            )
+            base, unit = self._base(member.image.grid, way.ways[k]), member.image.grid.unit
+            pose = Affine(torch.from_numpy(way.poses[k]).to(torch.float64), unit, unit)
+            transform = base.transform if self.config.transform == "lddmm" else pose
+            out.append(dataclasses.replace(base, transform=transform, affine=pose, config=self.config))
         return out
 
     def _base(self, grid: Grid, steps: Sequence[Step]) -> Result:

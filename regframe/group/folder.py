@@ -4,28 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import dataclasses
 import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ..config import Config
 from ..contracts import Progress
 from ..io import claims, outputs
 from ..io.text import decoded
 from ..plugins import PARTIAL
-from ..remote.address import locate
-from ..slides.job import identity_of
 from ..slides.unfinished import STORE, OnDisk
 from ..slides.warp import SlideWarp
-from ..versions import version
 from .align import aligned
 from .group import PAIRS, Group, check_output, is_group, load_group, write_files
-from .members import Member
+from .kept import PLAN
+from .members import Member, fingerprint
 
 MERGED = "merged.json"
 """File in a group's folder that says which merged slides were begun from it, and from what."""
@@ -57,16 +53,7 @@ class Run:
 
     def plan(self) -> str:
         """Hash of all that the folder depends on."""
-        facts: list[Any] = [version(), str(self.reference), self.config.model_dump(mode="json")]
-        for member in self.members:
-            image = member.image
-            source = (
-                hashlib.sha256(image.data.numpy().tobytes()).hexdigest()
-                if member.source is image or not isinstance(member.source, (str, Path))
-                else identity_of(locate(member.source))
-            )
-            facts.append([member.name, source, dataclasses.asdict(member.choice), repr(image.grid)])
-        return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
+        return hashlib.sha256(f"{fingerprint(self.members, self.config)} {self.reference}".encode()).hexdigest()
 
     def finished(self) -> Group | None:
         """The group, where this run has written its folder before; None otherwise."""
@@ -139,7 +126,7 @@ def _begun(folder: Path) -> dict[str, str]:
 @contextlib.contextmanager
 def _pairs_in(source: Path, target: Path) -> Iterator[None]:
     """Copy the finished pairs into the folder that gets its name next; those of an unfinished run stay until it has."""
-    shutil.copytree(source, target, ignore=shutil.ignore_patterns("tmp-*"))
+    shutil.copytree(source, target, ignore=shutil.ignore_patterns("tmp-*", PLAN))
     yield
 
 

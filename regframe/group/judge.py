@@ -192,11 +192,11 @@ def _why_not(k: int, members: Sequence[Member], own_pairs: Sequence[Pair], way: 
     if members[k].empty:
         return members[k].empty
     hopeful = [pair for pair in own_pairs if pair.confidence > 0]
-    names = [members[p.fixed if p.moving == k else p.moving].name for p in own_pairs]
+    names = list(dict.fromkeys(members[p.fixed if p.moving == k else p.moving].name for p in own_pairs))
     if hopeful:
         return f"matches none of {verdict.some(names)}: the pairs that were found contradict each other"
     direct = next((p for p in own_pairs if way.reference in (p.fixed, p.moving)), own_pairs[0] if own_pairs else None)
-    said = f" ({direct.reasons[0]})" if direct is not None and direct.reasons else ""
+    said = f" ({direct.reasons[0].partition(';')[0]})" if direct is not None and direct.reasons else ""
     return f"matches none of {verdict.some(names)}: another section, or nothing to align by{said}"
 
 

@@ -15,6 +15,8 @@ from .pairs import Pair
 
 RECORD = "pair.json"
 """Name of the file of a pair's folder that is written last into it."""
+PLAN = "plan.txt"
+"""Name of the file that says what the pairs beside it were made from."""
 
 
 class Kept:
@@ -23,14 +25,17 @@ class Kept:
     Args:
         folder: where they lie; None keeps them in memory alone.
         names: names of the images, recorded beside each pair.
+        plan: hash of what the pairs depend on; ValueError where the folder holds pairs of another. Not looked at where empty.
     """
 
-    def __init__(self, folder: Path | None, names: Sequence[str]) -> None:
+    def __init__(self, folder: Path | None, names: Sequence[str], plan: str = "") -> None:
         self.folder, self.names = folder, tuple(names)
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
+            if plan:
+                _check_plan(folder, plan)
             for stray in folder.glob("tmp-*"):  # left by a process that was killed
-                shutil.rmtree(stray)
+                shutil.rmtree(stray) if stray.is_dir() else stray.unlink()
 
     def find(self, fixed: int, moving: int) -> Pair | None:
         """A pair that was finished before; None where it was not."""
@@ -64,3 +69,18 @@ class Kept:
     def _place(self, fixed: int, moving: int) -> Path:
         assert self.folder is not None
         return self.folder / f"{fixed:03d}-{moving:03d}"
+
+
+def _check_plan(folder: Path, plan: str) -> None:
+    """Note what the pairs of a folder depend on; ValueError where it is noted that they depend on something else."""
+    note = folder / PLAN
+    if note.is_file():
+        if note.read_text(encoding="utf-8").strip() != plan:
+            raise ValueError(
+                f"wanted to go on with the pairs in {folder}, got other images, channels or settings than they were made from; "
+                "name another folder"
+            )
+        return
+    aside = folder / f"tmp-{os.getpid()}-plan"
+    aside.write_text(plan + "\n", encoding="utf-8")
+    aside.rename(note)

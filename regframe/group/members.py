@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,10 +14,14 @@ from typing import Any
 import numpy as np
 
 from .. import plugins
+from ..config import Config
 from ..data import Image, Pyramid
+from ..remote.address import Remote, locate
+from ..slides.job import identity_of
 from ..slides.levels import pyramid_of
 from ..stack.posegraph import Floats, Node
 from ..stack.sections import Section
+from ..versions import version
 from .channels import Choice, Wanted, chosen, is_colour
 
 PROBES = 400
@@ -170,3 +176,16 @@ def names_of(sources: Sequence[Any], names: Sequence[str] | None) -> list[str]:
             name, n = f"{base} ({n})", n + 1
         out.append(name)
     return out
+
+
+def fingerprint(members: Sequence[Member], config: Config) -> str:
+    """Hash of all that the pairs of a group depend on: images, channels, settings, version."""
+    facts: list[Any] = [version(), config.model_dump(mode="json")]
+    for member in members:
+        if isinstance(member.source, (str, os.PathLike, Remote)):
+            source = identity_of(locate(member.source))
+        else:
+            source = hashlib.sha256(member.image.data.numpy().tobytes()).hexdigest()
+        choice = (member.choice.index, member.choice.name)
+        facts.append([member.name, source, choice, dict(member.options), repr(member.image.grid)])
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()

@@ -94,7 +94,7 @@ def planned(
     """The plans of `merge_group`, none of which is begun."""
     if repeats not in ("keep", "drop"):
         raise ValueError(f"wanted repeats keep or drop, got {repeats!r}; choose one")
-    sources = _sources(group, images)
+    sources = sources_of(group, images)
     dark = None if subtract is None else _place(group, subtract)
     pyramids = {
         k: place_pyramid(pyramid_at(source, group.names[k], {}), result.moving_grid)
@@ -128,7 +128,8 @@ def planned(
     return Merge(slide, tuple(beside), tuple(names.dropped), tuple(lost))
 
 
-def _sources(group: Group, images: Sequence[Any] | None) -> list[Any]:
+def sources_of(group: Group, images: Sequence[Any] | None) -> list[Any]:
+    """What each image of a group is read from: ``images``, or its own sources; ValueError where these are no files."""
     if images is None:
         lost = [source for source in group.sources if not locate(source).exists()]
         if lost:

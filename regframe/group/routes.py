@@ -70,7 +70,6 @@ class Routes:
         reference: the image that stays where it is.
         poses: pose ``[3, 3]`` of every image that some pair joins to the reference, by number; reconciled over all loops.
         links: the pairs as links of the graph; weight 0 where a pair contradicts the others, or failed.
-        mostly_bent: whether more than half of the pairs that are used have a bend.
         ways: the pairs that lead from each image to the reference, in the order of application; empty for the reference.
     """
 
@@ -78,15 +77,10 @@ class Routes:
     poses: dict[int, Floats]
     links: tuple[Link, ...]
     ways: dict[int, tuple[Step, ...]]
-    mostly_bent: bool = False
 
     def link(self, pair: Pair) -> Link:
         """The link of a pair."""
         return next(link for link in self.links if (link.fixed, link.moving) == (pair.fixed, pair.moving))
-
-    def trusted(self, step: Step) -> bool:
-        """Whether another way of an image, by way of ``step``, says something of its bend."""
-        return not self.mostly_bent or all(is_bent(s.pair) for s in (step, *self.ways[step.end]))
 
     def used(self, pair: Pair) -> bool:
         """Whether a pair agrees with the others."""
@@ -112,7 +106,7 @@ def found(members: Sequence[Member], pairs: Sequence[Pair], reference: int, rigi
     routes = Routes(reference, poses, kept, {})
     used = [pair for pair in pairs if routes.used(pair)]
     bent = sum(map(is_bent, used)) > len(used) / 2
-    return dataclasses.replace(routes, ways=_ways(used, reference, bent), mostly_bent=bent)
+    return dataclasses.replace(routes, ways=_ways(used, reference, bent))
 
 
 def is_bent(pair: Pair) -> bool:

@@ -26,15 +26,11 @@ def known(monkeypatch: pytest.MonkeyPatch) -> Register:
 
 
 def test_rounds_are_found_by_registering(tmp_path: Path) -> None:
-    group = rf.register_group(rounds(3), transform="affine")
-    assert (group.verdict, group.reference, len(group.pairs)) == ("pass", 0, 3)
-    for k in (1, 2):
-        result = group.results[k]
-        assert result is not None
-        assert error(result, MAPS[k]) < 0.15
-    assert group.metrics["residual_px"] < 0.2
-    drift = group.metrics["images"][2]["drift"]
-    assert drift["turn_degrees"] == pytest.approx(-1.5, abs=0.1)
+    group = rf.register_group(rounds(2), transform="affine")
+    assert (group.verdict, group.reference, len(group.pairs)) == ("pass", 0, 1)
+    assert error(group["b"], MAPS[1]) < 0.15
+    drift = group.metrics["images"][1]["drift"]
+    assert drift["turn_degrees"] == pytest.approx(1.0, abs=0.1)
     assert drift["scale"] == pytest.approx(1, abs=0.01)
     group.save(tmp_path / "OUT")
     again = rf.load_group(tmp_path / "OUT")
@@ -99,10 +95,10 @@ def test_a_pair_that_is_not_confirmed_is_said_unless_others_support_it(known: Re
     assert rf.register_group(rounds(3), transform="affine").metrics["images"][1]["verdict"] == "pass"
 
 
-def test_other_ways_correct_a_map(known: Register) -> None:
+def test_other_ways_correct_a_pose(known: Register) -> None:
     known.off = {("a", "b"): 0.4}
-    alone = rf.register_group(rounds(2), transform="lddmm")
-    many = rf.register_group(rounds(5), transform="lddmm")
+    alone = rf.register_group(rounds(2), transform="affine")
+    many = rf.register_group(rounds(5), transform="affine")
     assert error(alone["b"], MAPS[1]) == pytest.approx(0.4, abs=0.01)
     assert error(many["b"], MAPS[1]) < 0.2
     assert many.metrics["pairs"][0]["residual_px"] > 0.1
@@ -235,3 +231,29 @@ def test_turned_rounds_keep_their_size_where_rigid(known: Register) -> None:
 
 def test_a_shown_section_differs_from_another() -> None:
     assert shown(section(1), affine(0, 0, 0), 0).data.ne(shown(section(2), affine(0, 0, 0), 0).data).any()
+
+
+def test_chains_of_maps_that_bend_are_saved_and_read(known: Register, tmp_path: Path) -> None:
+    known.bend = 0.005  # more would be sampled finely, for its kinks
+    known.verdicts = {("a", "c"): ("fail", 0.0)}
+    group = rf.register_group(rounds(3), transform="lddmm", reference="a")
+    assert group.metrics["images"][2]["via"] == ["b"]
+    group.save(tmp_path / "OUT")
+    again = rf.load_group(tmp_path / "OUT")
+    at = torch.tensor([[40.0, 50.0]], dtype=torch.float64)
+    for name in "bc":
+        assert torch.equal(again[name].to_fixed(at), group[name].to_fixed(at))
+        there = group[name].transform.inverse().points(group[name].to_fixed(at))
+        assert torch.allclose(there, at, atol=1e-3)
+
+
+def test_pairs_that_are_kept_are_those_of_the_same_call(known: Register, tmp_path: Path) -> None:
+    images = rounds(3)
+    first = rf.register_group(images, transform="affine", folder=tmp_path / "kept")
+    again = rf.register_group(images, transform="affine", folder=tmp_path / "kept", reference="b")
+    assert (first.reference, again.reference) == (0, 1)
+    assert len(known.calls) == len(set(known.calls)) == 4  # of the three pairs, one the other way round
+    with pytest.raises(
+        ValueError, match=r"wanted to go on with the pairs in .*, got other images, channels or settings"
+    ):
+        rf.register_group(images, transform="rigid", folder=tmp_path / "kept")
