@@ -1,7 +1,8 @@
 """The command line: click commands over the public API. Nothing here imports torch before a command needs it.
 
 One module per command: ``register``, ``refine``, ``view``, ``apply``, ``evaluate``, ``compose``, ``report``, ``batch`` (each job
-of it: ``job``), ``stack``, ``exchange`` (export and import), ``inspect`` (info, plugins, doctor), ``demo``, ``bench``;
+of it: ``job``), ``stack``, ``exchange`` (export and import), ``inspect`` (info, plugins, doctor), ``demo``,
+``shrink`` (shrink-case), ``bench``;
 ``progress`` is the display of all, ``interrupts`` how all end when told to, ``leftovers`` what doctor says of interrupted runs,
 ``streams`` puts standard input and output in place of files, ``asread`` says how a run read a file that is moved,
 ``whereabouts`` whether points lie where they belong, ``outside`` lists the commands of installed packages.
@@ -35,6 +36,7 @@ from .outside import Whole
 from .refine import refine
 from .register import register
 from .report import report
+from .shrink import shrink_case
 from .stack import stack
 from .view import view
 
@@ -63,6 +65,7 @@ for command in (
     plugins,
     doctor,
     demo,
+    shrink_case,
     bench,
 ):
     main.add_command(command)
