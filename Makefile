@@ -29,7 +29,7 @@ FITS := tests/fit tests/starts tests/solvers tests/stack tests/test_register.py 
 SANITIZED := tests/test_ops.py tests/test_host.py tests/fit tests/maps
 RACES := tests/test_host.py tests/test_ops.py
 
-.PHONY: wheel check-wheel install demo test test-slow test-isa test-sanitized lint bench clean distclean
+.PHONY: docs wheel check-wheel audit install demo test test-slow test-isa test-sanitized lint bench clean distclean
 
 install: $(STAMP)
 
@@ -111,6 +111,18 @@ check-wheel: wheel
 	PYTHON="$(CURDIR)/$(BIN)/python" OUT=build/again .ci/wheel
 	@for file in build/again/*.whl; do cmp "$$file" "dist/$${file##*/}" && echo "$${file##*/}: the same bytes twice" || exit 1; done
 	for file in build/again/*.whl; do .ci/check_wheel "dist/$${file##*/}" "$(CURDIR)/$(BIN)/python" || exit 1; done
+
+# the documentation as a site, in build/site/index.html: no network, warnings are errors
+docs: $(RUNTIME)
+	@$(PIP) --quiet "regframe[docs]"
+	$(BIN)/python docs/make_site.py build/site
+
+# what an installation is made of (CycloneDX) and whether anything is known against it
+audit: $(RUNTIME)
+	@mkdir -p build
+	@$(PIP) --quiet pip-audit cyclonedx-bom
+	$(BIN)/cyclonedx-py environment $(BIN)/python --pyproject pyproject.toml --output-file build/sbom.cdx.json
+	$(BIN)/pip-audit --local --skip-editable
 
 clean:
 	rm -rf build dist demo-output demo-output-run demo-data *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

@@ -22,7 +22,19 @@ from regframe.testing import demo, samples
 
 ROOT = Path(__file__).resolve().parents[1]
 
-DOCUMENTS = ("README", "shapes", "interchange", "points", "cells", "slides", "vendors", "files", "stack", "atlas")
+DOCUMENTS = (
+    "README",
+    "shapes",
+    "interchange",
+    "points",
+    "cells",
+    "slides",
+    "vendors",
+    "files",
+    "stack",
+    "atlas",
+    "wrong",
+)
 """Pages whose commands run, as printed, in the folder that ``regframe demo --data`` writes."""
 
 

@@ -371,7 +371,7 @@ class _TiledPages(_Pages):
         self.arguments = [
             {"jpegtables": p.jpegtables, "jpegheader": page.jpegheader} if jpeg and p is not None else {} for p in pages
         ]
-        page.init_decode()
+        page.decode  # noqa: B018 - made here, by one thread, for all that read; `init_decode` is of tifffile 2026.2 and later
         height, width = (page.tilelength, page.tilewidth) if page.is_tiled else (page.rowsperstrip, page.imagewidth)
         if not page.is_tiled:
             height = min(height, page.imagelength)

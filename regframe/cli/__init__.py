@@ -1,7 +1,8 @@
 """The command line: click commands over the public API. Nothing here imports torch before a command needs it.
 
 One module per command: ``register``, ``refine``, ``view``, ``apply``, ``evaluate``, ``compose``, ``report``, ``batch`` (each job
-of it: ``job``), ``stack``, ``rounds``, ``exchange`` (export, import), ``inspect`` (info, plugins, doctor), ``demo``, ``bench``;
+of it: ``job``), ``stack``, ``rounds``, ``exchange`` (export, import), ``inspect`` (info, plugins, doctor), ``demo``,
+``shrink`` (shrink-case), ``bench``;
 ``progress`` is the display of all, ``interrupts`` how all end when told to, ``leftovers`` what doctor says of interrupted runs,
 ``streams`` puts standard input and output in place of files, ``asread`` says how a run read a file that is moved,
 ``whereabouts`` whether points lie where they belong, ``outside`` lists the commands of installed packages.
@@ -31,6 +32,7 @@ from .refine import refine
 from .register import register
 from .report import report
 from .rounds import rounds
+from .shrink import shrink_case
 from .stack import stack
 from .view import view
 
@@ -60,6 +62,7 @@ for command in (
     plugins,
     doctor,
     demo,
+    shrink_case,
     bench,
 ):
     main.add_command(command)

@@ -86,9 +86,15 @@ def demo(ctx: click.Context, out: Path, seed: int, data: Path | None, overwrite:
 
 def _sides(out: Path, pair: Pair) -> dict[str, Any]:
     """Where the two images will lie, as `register` records it, so that `view` and `report` find them."""
+    from .. import plugins
+
     return {
-        side: {"path": (out / INPUTS / f"{side}.png").resolve(), "adapter": "image", "options": {}}
-        for side in ("fixed", "moving")
+        side: {
+            "path": (out / INPUTS / f"{side}.png").resolve(),
+            "adapter": plugins.find_adapter(image).name,
+            "options": {},
+        }
+        for side, image in (("fixed", pair.fixed), ("moving", pair.moving))
     }
 
 

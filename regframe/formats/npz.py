@@ -89,7 +89,7 @@ def write(path: Path, result: Result, tolerance: float) -> None:
             arrays |= {f"displacement_{name}": field.field.numpy(), **_grid(f"displacement_{name}", field.grid)}
     plain: dict[str, Any] = {name: np.asarray(values) for name, values in arrays.items()}
     with path.open("wb") as file:  # an open file, because numpy would add a suffix to a path without one
-        np.savez_compressed(file, allow_pickle=False, **plain)
+        np.savez_compressed(file, **plain)  # no `allow_pickle=`: numpy 2.0 would write an array of that name
 
 
 def _grid(name: str, grid: Grid) -> dict[str, Any]:

@@ -233,6 +233,8 @@ def _tiff(path: Path) -> str:
                 ends = [o + n for o, n in zip(page.dataoffsets, page.databytecounts, strict=True)]
                 if ends and max(ends) > size:
                     return _short(size, max(ends))
+    except tifffile.TiffFileError as error:  # which is a ValueError of its own accord in later versions only
+        raise ValueError(str(error)) from error
     finally:
         logger.removeHandler(heard)
         logger.propagate = goes_on

@@ -56,7 +56,7 @@ class RemoteShards(ZarrStore):
             return []
         made: dict[str, Any] = {}
         array = self.create_level(zarr.create_group(store=MemoryStore(made), zarr_format=3), level)
-        alone(array.async_array.setitem(self.region_of(level, place, pixels), pixels))
+        alone(array._async_array.setitem(self.region_of(level, place, pixels), pixels))
         name = f"{level}/c/0/{place[0]}/{place[1]}"
         if name not in made:
             return []
@@ -71,7 +71,7 @@ class RemoteShards(ZarrStore):
             name = f"{level}/c/0/{row}/{column}"
             with contextlib.suppress(FileNotFoundError):  # background
                 held[name] = cpu.Buffer.from_bytes((self._root / name).read_bytes())
-        return np.asarray(alone(array.async_array.getitem((slice(None), *region))))
+        return np.asarray(alone(array._async_array.getitem((slice(None), *region))))
 
     def finish(self, target: Path, name: str, colors: Sequence[str], version: str) -> Path:  # noqa: D102
         made: dict[str, Any] = {}

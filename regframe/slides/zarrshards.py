@@ -68,11 +68,11 @@ class ZarrStore(ShardStore):
         # delete what a killed writer may have left: zarr would merge it with the new pixels
         file.unlink(missing_ok=True)
         if pixels is not None:
-            alone(self._arrays[level].async_array.setitem(self.region_of(level, place, pixels), pixels))
+            alone(self._arrays[level]._async_array.setitem(self.region_of(level, place, pixels), pixels))
         return [name] if pixels is not None and file.exists() else []
 
     def read(self, level: int, region: Sequence[slice]) -> Array:  # noqa: D102
-        return np.asarray(alone(self._arrays[level].async_array.getitem((slice(None), *region))))
+        return np.asarray(alone(self._arrays[level]._async_array.getitem((slice(None), *region))))
 
     def finish(self, target: Path, name: str, colors: Sequence[str], version: str) -> Path:  # noqa: D102
         root = zarr.open_group(LocalStore(self.disk), mode="r+")

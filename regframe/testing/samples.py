@@ -41,7 +41,7 @@ def write_pair(folder: Path, pair: demo.Pair) -> list[Path]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     for name, image in (("fixed.png", pair.fixed), ("moving.png", pair.moving)):
-        plugins.find_adapter(image).save(image, folder / name)
+        _save(image, folder / name)
     rows = [(i, f"{x:g}", f"{y:g}", kind) for i, (x, y, kind) in enumerate(CELLS, 1)]
     _table(folder / "cells.csv", ("id", "x", "y", "type"), rows)
     _true_pairs(folder, pair)
@@ -95,12 +95,11 @@ def write(folder: Path) -> tuple[list[Path], list[str]]:
 
 def _slides(folder: Path, pair: demo.Pair) -> list[str]:
     """The pair at twice its size with pixels of `MPP` µm, as pyramids in the formats that slides come in."""
-    adapter = plugins.find_adapter(pair.fixed)
     sides = {name: _enlarged(image) for name, image in (("he", pair.fixed), ("ihc", pair.moving))}
     for name, image in sides.items():
-        adapter.save(image, folder / f"{name}.ome.zarr")
-        adapter.save(image, folder / f"{name}.ome.tif")
-    adapter.save(sides["he"], folder / "slide.ome.zarr")
+        _save(image, folder / f"{name}.ome.zarr")
+        _save(image, folder / f"{name}.ome.tif")
+    _save(sides["he"], folder / "slide.ome.zarr")
     channel = sides["he"].data[:1].numpy()
     with tifffile.TiffWriter(folder / "slide.ome.tif", ome=True) as file:
         file.write(channel[0], photometric="minisblack", metadata={**_pixels(MPP), "Name": "scan"})
@@ -239,9 +238,7 @@ def _sections(folder: Path, pair: demo.Pair) -> list[str]:
         center = torch.tensor(pair.moving.grid.center, dtype=torch.float64)
         matrix[:2, 2] = center - matrix[:2, :2] @ center + torch.tensor([dy, dx], dtype=torch.float64)
         unit = pair.moving.grid.unit
-        plugins.find_adapter(pair.moving).save(
-            resample(pair.moving, Affine(matrix, unit, unit), coarse), folder / "sections" / f"s{k:02}.png"
-        )
+        _save(resample(pair.moving, Affine(matrix, unit, unit), coarse), folder / "sections" / f"s{k:02}.png")
     return ["sections"]
 
 
@@ -254,6 +251,11 @@ def _h5ad(path: Path) -> Path:
     counts = generator.poisson(3, (60, 2)).astype(np.float32)
     anndata.AnnData(counts, obsm={"spatial": xy}).write_h5ad(path)
     return path
+
+
+def _save(image: Image, path: Path) -> None:
+    """Write by suffix, with whatever adapter reads images."""
+    plugins.find_adapter(image).save(image, path)
 
 
 def _table(path: Path, header: Iterable[str], rows: Iterable[Iterable[object]]) -> None:

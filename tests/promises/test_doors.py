@@ -1,0 +1,119 @@
+"""Every way to install says what pyproject.toml says; forms and workflows are what they are read as; completion completes."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pytest
+import yaml
+from click.shell_completion import BashComplete, FishComplete, ShellComplete, ZshComplete
+
+from regframe.cli import main
+
+ROOT = Path(__file__).resolve().parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+ELSEWHERE = {"torch": "pytorch", "matplotlib": "matplotlib-base"}
+"""Names on conda-forge of packages that PyPI calls otherwise."""
+
+
+def promised() -> set[str]:
+    names = (re.fullmatch(r"([\w-]+)>=([\w.]+)", text) for text in PROJECT["dependencies"])
+    return {f"{ELSEWHERE.get(m[1], m[1])} >={m[2]}" for m in names if m is not None}
+
+
+def recipe() -> dict[str, Any]:
+    """The recipe as conda-build renders it, for a plain build on Linux: lines with another selector fall away."""
+    text = (ROOT / "recipe" / "meta.yaml").read_text(encoding="utf-8")
+    lines = [line for line in text.splitlines() if not re.search(r"# \[", line)]
+    given = {name: (lambda kind, name=name: f"{name}_{kind}") for name in ("compiler", "stdlib")}
+    rendered = (
+        jinja2.Environment().from_string("\n".join(lines)).render(PYTHON="$PYTHON", target_platform="linux-64", **given)
+    )
+    found = yaml.safe_load(rendered)
+    assert isinstance(found, dict)
+    return found
+
+
+def test_the_recipe_wants_what_the_package_wants() -> None:
+    found = recipe()
+    assert set(found["requirements"]["run"]) == {"python", *promised()}
+    assert len(promised()) == len(PROJECT["dependencies"])
+    assert list(found) == [
+        "package",
+        "source",
+        "build",
+        "requirements",
+        "test",
+        "about",
+        "extra",
+    ]
+    assert found["package"]["version"] == PROJECT["version"]
+    assert found["about"]["license"] == PROJECT["license"]
+    assert found["about"]["license_file"] == PROJECT["license-files"]
+    assert all((ROOT / name).is_file() for name in found["about"]["license_file"])
+    points = {f"{name} = {place}" for name, place in PROJECT["scripts"].items()}
+    assert set(found["build"]["entry_points"]) == points
+    host = " ".join(found["requirements"]["host"])
+    assert all(name in host for name in ("pip", "setuptools >=80", "pybind11 >=2.13", "pytorch >=2.10", "numpy >=2"))
+
+
+def test_the_environment_of_conda_wants_what_the_package_wants() -> None:
+    found = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
+    plain = {entry for entry in found["dependencies"] if isinstance(entry, str)}
+    assert promised() <= plain
+    assert {"python >=3.11,<3.15", "cxx-compiler", "ninja", "pybind11 >=2.13", "setuptools >=80"} <= plain
+
+
+def test_the_citation_is_of_this_version() -> None:
+    found = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert {"cff-version", "message", "title", "authors"} <= set(found)
+    assert found["version"] == PROJECT["version"]
+    assert found["license"] == PROJECT["license"]
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert all(reference["title"].rstrip(".") in readme for reference in found["references"])
+
+
+@pytest.mark.parametrize(
+    "form", sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml")), ids=lambda path: path.stem
+)
+def test_a_form_asks_for_what_is_needed(form: Path) -> None:
+    found = yaml.safe_load(form.read_text(encoding="utf-8"))
+    assert {"name", "description", "body"} <= set(found)
+    ids = [field["id"] for field in found["body"]]
+    assert len(ids) == len(set(ids))
+    for field in found["body"]:
+        assert field["type"] in ("textarea", "input", "dropdown", "checkboxes", "markdown")
+        assert field["attributes"]["label"]
+    text = form.read_text(encoding="utf-8")
+    assert "regframe doctor --json" in text
+    assert "regframe shrink-case" in text
+
+
+@pytest.mark.parametrize("workflow", sorted((ROOT / ".github" / "workflows").glob("*.yml")), ids=lambda path: path.stem)
+def test_a_workflow_runs_what_there_is(workflow: Path) -> None:
+    text = workflow.read_text(encoding="utf-8")
+    found = yaml.safe_load(text)
+    assert found["permissions"] == {"contents": "read"}
+    assert all("timeout-minutes" in job or job["runs-on"] for job in found["jobs"].values())
+    targets = re.findall(r"run: make ([\w-]+)", text)
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in targets)
+    sessions = re.findall(r"nox -s ([\w. -]+)", text)
+    known = (ROOT / "noxfile.py").read_text(encoding="utf-8")
+    assert all(f"def {name.partition('-')[0]}(" in known for line in sessions for name in line.split())
+
+
+@pytest.mark.parametrize("shell", [BashComplete, ZshComplete, FishComplete])
+def test_shells_complete_commands_and_options(shell: type[ShellComplete]) -> None:
+    page = (ROOT / "docs" / "install.md").read_text(encoding="utf-8")
+    assert f"_REGFRAME_COMPLETE={shell.name}_source regframe" in page
+    completion = shell(main, {}, "regframe", "_REGFRAME_COMPLETE")
+    assert {item.value for item in completion.get_completions([], "re")} >= {"register", "report", "refine"}
+    assert {item.value for item in completion.get_completions(["register"], "--fixed-")} >= {
+        "--fixed-mpp",
+        "--fixed-channel",
+    }
