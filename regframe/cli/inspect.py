@@ -18,12 +18,12 @@ from ._common import (
     adapter_options,
     bad_input,
     emit_json,
+    input_type,
     json_option,
     open_levels,
     open_side,
     overwrite_option,
     path_type,
-    place_type,
     verbose_option,
 )
 from .leftovers import extras, left_over
@@ -41,7 +41,7 @@ _READ = 64 << 30
 
 
 @click.command(short_help="Say what a file or a result is.")
-@click.argument("path", type=place_type)
+@click.argument("path", type=input_type)
 @click.option("--adapter", metavar="NAME", help="Adapter; sniffed otherwise.")
 @click.option("--set", "pairs", metavar="K=V", multiple=True, help="Option of the adapter.")
 @click.option("--thumbnail", type=path_type, metavar="FILE.png", help="Write a small picture of an image.")
@@ -64,8 +64,6 @@ def info(
     from ..io import outputs
 
     with bad_input():
-        if isinstance(path, Path) and not path.exists():
-            raise FileNotFoundError(f"wanted an existing file or folder, got {str(path)!r}, which does not exist")
         if thumbnail is not None:
             if thumbnail.suffix.lower() != ".png":
                 raise ValueError(f"wanted a thumbnail ending in .png, got {str(thumbnail)!r}; change its name")
