@@ -88,6 +88,7 @@ _HOME = {
     "is_text": "io.text",
     "labels_at": "evaluation",
     "landmarks": "starts.landmarks",
+    "later": "",
     "load": "io.store",
     "locate": "remote.address",
     "match_points": "evaluation",

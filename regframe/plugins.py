@@ -63,8 +63,9 @@ _HOOKS: dict[Kind, tuple[str, type]] = {
 }
 KINDS: tuple[Kind, ...] = tuple(_HOOKS)
 """Kinds of classes that plug-ins provide, each through a hook of its own."""
-_LATER: frozenset[Kind] = frozenset({"solver", "start", "format"})
-"""Kinds whose hooks regframe's own modules are only asked when one is looked up: they import the engine, and formats of files."""
+_LATER: frozenset[Kind] = frozenset({"metric", "solver", "start", "format"})
+"""Kinds whose hooks regframe's own modules are only asked when one is looked up: they import torch, the engine, and formats of
+files."""
 
 
 _options: weakref.WeakKeyDictionary[Any, dict[str, Any]] = (

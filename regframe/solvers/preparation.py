@@ -22,14 +22,9 @@ from torch import Tensor
 
 from ..data import Image
 from ..fit.mixture import flattest
+from .plain import CORNERS, LOOKED_AT, PADDED
 from .unseen import filled, settled
 
-LOOKED_AT = 300_000
-"""About how many pixels of a picture are examined: larger pictures are thinned to every n-th pixel along each axis, which
-bounds the time and gives sizes in pixels one meaning."""
-PADDED = 0.005
-"""Least share of the canvas that a region of one exact colour, reaching in from a corner, must fill to count as padding. In
-`_lit` also the largest share of pixels that may be brighter than the background of transmitted light."""
 APART = 0.1
 """Difference in intensity, as a fraction of the picture's range, from which two colours cannot be one background."""
 RECTANGULAR = 0.95
@@ -73,8 +68,6 @@ NEUTRAL = 0.15
 FEW_COUNTED = 3 / 8
 """Number of things added to every count before its root is taken (Anscombe 1948):
 the variance then is even down to few things."""
-CORNERS = ((0, 0), (0, -1), (-1, 0), (-1, -1))
-"""Indices of a picture's corner pixels, (y, x)."""
 
 
 @dataclass(frozen=True)
