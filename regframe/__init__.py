@@ -89,6 +89,7 @@ _HOME = {
     "is_text": "io.text",
     "labels_at": "evaluation",
     "landmarks": "starts.landmarks",
+    "later": "",
     "load": "io.store",
     "load_group": "group.group",
     "locate": "remote.address",

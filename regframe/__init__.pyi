@@ -1,4 +1,5 @@
 from . import gate as gate
+from . import later as later
 from . import ops as ops
 from .composition import compose as compose
 from .config import Config as Config

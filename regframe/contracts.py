@@ -12,16 +12,19 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from torch import Tensor
-
-from . import gate, ops, strangers
+from . import gate, strangers
 from .config import Config
 from .data import Grid, Image, PointSet, Pyramid
 from .maps.affine import Affine
 from .maps.base import Transform
 from .verdict import Finding
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from . import ops
 
 API = 1
 """Number of the interface of plug-ins: it rises where a method that they implement, or what it is given, changes."""

@@ -10,13 +10,15 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from .display import notebook
+from .later import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 AXES: dict[int, tuple[str, ...]] = {2: ("y", "x"), 3: ("z", "y", "x")}
 """Names of the spatial axes of an array, and of the components of a position, in order, by the number of dimensions."""
@@ -294,7 +296,7 @@ class Image:
 
     def __post_init__(self) -> None:
         _as_tensors(self, "data", "weight")
-        if not isinstance(self.data, Tensor):
+        if not isinstance(self.data, torch.Tensor):
             raise TypeError(
                 f"wanted a torch tensor or numpy array [C, *S], got {type(self.data).__name__}; use Image.from_array"
             )
@@ -327,7 +329,7 @@ class Image:
         Without ``axes`` a 2D array is ``yx`` and a 3D one with 3 or 4 entries last (and more in the others) ``yxc``;
         anything else raises ValueError, for it could mean two things.
         """
-        tensor = array if isinstance(array, Tensor) else torch.from_numpy(_native(array))
+        tensor = array if isinstance(array, torch.Tensor) else torch.from_numpy(_native(array))
         if axes is None:
             if tensor.ndim == 2:
                 axes = "yx"

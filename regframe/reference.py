@@ -18,9 +18,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+from .later import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 NEWTON_ITERATIONS = 12
 """Largest number of Newton iterations for one step. Where a step stays within a cell of the multilinear velocity two or three

@@ -21,7 +21,19 @@ PLUGINS = ROOT / "plugins"
 
 ROWS: dict[int, set[str]] = {
     0: {"_C", "_host"},
-    1: {"hookspecs", "config", "display", "gate", "machine", "reference", "ops", "remote", "strangers", "versions"},
+    1: {
+        "hookspecs",
+        "config",
+        "display",
+        "gate",
+        "later",
+        "machine",
+        "reference",
+        "ops",
+        "remote",
+        "strangers",
+        "versions",
+    },
     2: {"data", "maps"},
     3: {"confidence", "contracts", "plugins", "verdict"},
     4: {"fit"},

@@ -5,9 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
-
-import torch
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import regframe
 
@@ -15,6 +13,11 @@ from .components import project
 from .drawing import Drawing
 from .raster import hull, near
 from .tables import ANNDATA, KEY_ADDED, PARQUET, Cells, read_cells, write_cells
+
+if TYPE_CHECKING:
+    import torch
+else:
+    torch = regframe.later.torch
 
 FIELDS = ("all", "hull")
 """Where no cells means no tissue: everywhere, or within the convex hull of the cells."""

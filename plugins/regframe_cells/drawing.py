@@ -7,16 +7,20 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 import regframe
 
 from .raster import MARGIN, Array, canvas, check_size, near, propose_spacing, rasterize
 from .tables import Cells
+
+if TYPE_CHECKING:
+    import torch
+else:
+    torch = regframe.later.torch
 
 MOST_WEIGHTS = 1 << 28
 """Weights (cells times genes, float64) that are held at once at most: 2 GiB."""

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.spatial import ConvexHull, QhullError, cKDTree
 
 import regframe
 
@@ -73,6 +72,8 @@ def propose_spacing(coords: Array) -> float:
     Raises:
         ValueError: where there are fewer than 16 cells, or most of them lie on one another.
     """
+    from scipy.spatial import cKDTree
+
     step = max(1, len(coords) // ASKED)
     room = 0.0
     if len(coords) >= 2 * NEIGHBOURS:
@@ -139,6 +140,8 @@ def hull(coords: Array, grid: regframe.Grid) -> NDArray[np.float32]:
 
     ValueError where the positions lie on one line.
     """
+    from scipy.spatial import ConvexHull, QhullError
+
     try:
         sides = ConvexHull(coords).equations  # [K, 3]: outward normal and offset
     except (QhullError, ValueError):

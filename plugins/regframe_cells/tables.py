@@ -12,15 +12,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 import regframe
 
 from .sizes import check_parquet
+
+if TYPE_CHECKING:
+    import torch
+else:
+    torch = regframe.later.torch
 
 Array = NDArray[np.float64]
 

@@ -9,10 +9,9 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-import torch
 
 import regframe
 
@@ -30,6 +29,11 @@ from .vendor import SUFFIXES as _SLIDES
 from .vendor import is_slide, open_slide
 from .volume import SUFFIXES as _VOLUMES
 from .volume import open_volume, volume_kind, write_volume
+
+if TYPE_CHECKING:
+    import torch
+else:
+    torch = regframe.later.torch
 
 _SUFFIXES = (
     ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".svs", ".ndpi", ".scn", ".npy", ".zarr", ".zarr.zip", *_SLIDES, *_MICROSCOPES,
@@ -127,7 +131,7 @@ class ImageAdapter(regframe.Adapter):
 
     def matches(self, source: Any) -> float:
         """1 for images, tensors and arrays, 0.9 for a file or folder with their content, 0.1 for their suffix alone."""
-        if isinstance(source, (regframe.Image, torch.Tensor, np.ndarray)):
+        if isinstance(source, (regframe.Image, np.ndarray)) or regframe.later.is_tensor(source):
             return 1.0
         if not isinstance(source, (str, os.PathLike, regframe.Remote)):
             return 0.0
@@ -312,7 +316,7 @@ class ImageAdapter(regframe.Adapter):
         return regframe.Pyramid(tuple(levels), dtype, taken, colors, labels, name, raw.series, notes, waves)
 
     def _raw(self, source: Any) -> tuple[Raw, str]:
-        if isinstance(source, torch.Tensor):
+        if regframe.later.is_tensor(source):
             source = source.detach().cpu().numpy()
         if isinstance(source, np.ndarray):
             only_series(self.series, "an array")

@@ -9,15 +9,19 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 import regframe
 
 from .raw import Array, Region
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+else:
+    torch = regframe.later.torch
 
 _SHAPE = 1.5
 """Pixels by which an axis of a mask may differ from that of its image, sizes apart: rounding costs half of one on either side."""

@@ -11,15 +11,11 @@ import warnings
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import zarr
-from zarr.codecs import BloscCodec
-from zarr.storage import LocalStore
 
 import regframe
-from regframe.gate.zarrs import check_array, open_gated, store_at
 
 from .axes import letter
 from .colour import RGB, is_picture
@@ -43,6 +39,11 @@ from .raw import (
 )
 from .series import Found, choose, listed, only_series, role_of, told
 from .units import CONTRADICTION, calibrate, ratio
+
+if TYPE_CHECKING:
+    import zarr
+else:
+    zarr = regframe.later.module("zarr")
 
 _ROOTS = ("zarr.json", ".zgroup", ".zattrs", ".zarray")
 """Files one of which lies at the root of a Zarr store, of format 3 or 2."""
@@ -262,6 +263,8 @@ class ZarrRegion:
 
 def _opened(path: Place, identity: Stamp, key: str) -> Any:
     """One array of a store, of which no chunk is taken that is larger than it can be."""
+    from regframe.gate.zarrs import open_gated, store_at
+
     check_unchanged(_stamp(path, key), identity, "store")
     array = open_gated(_store(path), key)
     most = 2 * math.prod(array.shards or array.chunks) * np.dtype(array.dtype).itemsize + _OVERHEAD
@@ -271,6 +274,8 @@ def _opened(path: Place, identity: Stamp, key: str) -> Any:
 
 
 def _store(path: Place) -> Any:
+    from regframe.gate.zarrs import store_at
+
     if isinstance(path, regframe.Remote):
         return regframe.RemoteZarr(path)
     return store_at(path)
@@ -303,6 +308,8 @@ def _inside(path: Place, key: Any) -> str:
 
 def _chunk(path: Place, array: Any) -> tuple[int, ...]:
     """Pixels per axis that are decoded together: an inner chunk where there are shards."""
+    from regframe.gate.zarrs import check_array
+
     chunk = tuple(int(n) for n in array.chunks)
     with readable(path, "Zarr"):
         check_array(array)
@@ -446,6 +453,9 @@ def write_zarr(path: Path, image: regframe.Image) -> None:
     Intensities are averaged over 2 × 2 pixels, of labels every second pixel is kept; each level states where its
     pixels are.
     """
+    from zarr.codecs import BloscCodec
+    from zarr.storage import LocalStore
+
     group: Any = zarr.open_group(LocalStore(path), mode="w", zarr_format=3)
     array: Array = image.data.detach().cpu().numpy()  # [C, *S]
     axes, labels = ["c", *image.grid.axes], image.labels

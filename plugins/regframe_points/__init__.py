@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-import torch
 
 import regframe
 
 from ._files import LasAdapter, PlyAdapter
-from ._metrics import Kernel, PointMixture
+
+if TYPE_CHECKING:
+    import torch
+else:
+    torch = regframe.later.torch
 
 _HEAD = 4096
 """Bytes at the beginning of a file, unpacked, by which text is told from other data."""
@@ -102,4 +105,6 @@ def regframe_adapters() -> list[type[regframe.Adapter]]:
 @regframe.hookimpl
 def regframe_metrics() -> list[type[regframe.Metric]]:
     """The metrics of this plug-in."""
+    from ._metrics import Kernel, PointMixture
+
     return [PointMixture, Kernel]

@@ -7,14 +7,18 @@ import importlib.util
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-import torch
 
 import regframe
 
 from ._las import check_las
+
+if TYPE_CHECKING:
+    import torch
+else:
+    torch = regframe.later.torch
 
 MOST_POINTS = 200_000_000
 """Points that a file may declare before it is refused unread: their positions alone take 4.8 GB in float64."""

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 import regframe
 
 from .folder import Folder
+
+if TYPE_CHECKING:
+    import torch
+else:
+    torch = regframe.later.torch
 
 MOST_COUNTS = 4_000_000_000
 """Entries of a matrix that are summed at most: those of a Visium HD slide at 2 µm are some hundred millions."""

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 import regframe
 
 from .adapter import VendorAdapter
+
+if TYPE_CHECKING:
+    import torch
+else:
+    torch = regframe.later.torch
 
 
 @dataclass(frozen=True)

@@ -11,14 +11,17 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 import regframe
 
 from .folder import Folder
 from .layouts import Table
+
+if TYPE_CHECKING:
+    import torch
+else:
+    torch = regframe.later.torch
 
 COUNTS = "in_tissue"
 """Column of 0 and 1 that says which spots or bins of a Visium array lie on tissue."""

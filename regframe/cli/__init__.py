@@ -12,11 +12,14 @@ from __future__ import annotations
 
 import gc
 
+import click
+
 # Loading torch makes some 170 000 objects that stay. At Python's own threshold of 700 they are searched for garbage again and
 # again, a fifteenth of the time of a short command. What the user's program has raised further, or turned off, is kept.
 if 0 < gc.get_threshold()[0] < 10_000:
     gc.set_threshold(10_000)
 
+from ..versions import version
 from ._common import max_bytes_option
 from .apply import apply
 from .batch import batch
@@ -41,8 +44,27 @@ HELP = """Align images and point tables of tissue: one verb, one map, in both di
 Exit codes: 0 done, 3 done but the verdict is worse than --require asks (fail, if nothing is asked), 2 bad input, 1 a defect.
 """
 
+
+def _say_version(ctx: click.Context, _: click.Parameter, value: bool) -> None:
+    if value:
+        click.echo(f"regframe {version()}")
+        ctx.exit()
+
+
+version_option = click.Option(
+    ["--version"],
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_say_version,
+    help="Say the version and end.",
+)
+
 main = Whole(
-    name="regframe", help=HELP, params=[max_bytes_option], context_settings={"help_option_names": ["-h", "--help"]}
+    name="regframe",
+    help=HELP,
+    params=[max_bytes_option, version_option],
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 for command in (
     register,

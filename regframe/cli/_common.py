@@ -220,7 +220,13 @@ max_bytes_option = click.Option(
     help="Most bytes that one file may unpack to, such as 8G (REGFRAME_MAX_BYTES); 4G where not stated.",
 )
 verbose_option = click.option(
-    "-v", "--verbose", is_flag=True, expose_value=False, callback=_set_verbose, help="Show the traceback of an error."
+    "-v",
+    "--verbose",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_set_verbose,
+    help="Show the traceback of an error.",
 )
 json_option = click.option(
     "--json",
@@ -244,7 +250,45 @@ class _PlaceType(click.Path):
             return locate(value)
 
 
+class _InputType(_PlaceType):
+    """A path or an address that is read: a path where nothing is, is refused before the command loads what it needs."""
+
+    def __init__(self, wanted: str = "an existing file or folder") -> None:
+        super().__init__(path_type=Path)
+        self.wanted = wanted
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """A `pathlib.Path` of something, or a `regframe.Remote`; `BadInput` for a path of nothing."""
+        place = super().convert(value, param, ctx)
+        if isinstance(place, Path) and place != streams.STREAM and "://" not in str(place):
+            with bad_input():
+                self.find(place)
+                if not place.exists():
+                    raise FileNotFoundError(f"wanted {self.wanted}, got {str(place)!r}, which does not exist")
+        return place
+
+    def find(self, path: Path) -> None:
+        """Nothing more is looked for."""
+
+
+class _ResultType(_InputType):
+    """The folder of a saved result on this disk."""
+
+    def __init__(self) -> None:
+        super().__init__("a folder that `regframe register` wrote")
+
+    def find(self, path: Path) -> None:
+        """Give a folder its name whose writer died between two renames."""
+        if not path.exists():
+            from ..io.claims import heal
+
+            heal(path)
+
+
 place_type = _PlaceType(path_type=Path)
+input_type = _InputType()
+section_type = _InputType("a section")
+result_type = _ResultType()
 
 
 def on_disk(path: Path | Remote, what: str) -> Path:
@@ -294,7 +338,7 @@ def options(*group: Callable[[_F], _F]) -> Callable[[_F], _F]:
     return decorate
 
 
-result_argument = click.argument("result_folder", type=path_type, metavar="OUT")
+result_argument = click.argument("result_folder", type=result_type, metavar="OUT")
 
 
 def folder_option(metavar: str = "OUT", help: str = "Folder to write.") -> Callable[[_F], _F]:
@@ -436,16 +480,10 @@ def load_result(path: Path) -> Result:
     """A saved result; `BadInput` where there is none."""
     import regframe
 
-    from ..io.claims import heal
     from ..io.inputs import steady
 
+    result_type.convert(path, None, None)
     with bad_input():
-        if not path.exists():
-            heal(path)  # a process may have died between two renames
-        if not path.exists():
-            raise FileNotFoundError(
-                f"wanted a folder that `regframe register` wrote, got {str(path)!r}, which does not exist"
-            )
         return steady(path, regframe.load)
 
 

@@ -21,6 +21,7 @@ from ._common import (
     bad_input,
     emit_json,
     input_options,
+    input_type,
     json_option,
     level_option,
     load_result,
@@ -120,7 +121,7 @@ def _carries(
 
         return options(
             result_argument,
-            click.argument("input_file", type=place_type, metavar="INPUT"),
+            click.argument("input_file", type=input_type, metavar="INPUT"),
             click.option(
                 "-o", "--output", type=place_type, required=True, help=f"File to write{also.format('output')}."
             ),

@@ -18,9 +18,9 @@ from ._common import (
     load_result,
     open_recorded,
     overwrite_option,
-    path_type,
     recorded_run,
     require_option,
+    result_type,
     verbose_option,
 )
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 @click.command(short_help="Join results A→B→C to one.")
-@click.argument("results", nargs=-1, required=True, type=path_type, metavar="A B ...")
+@click.argument("results", nargs=-1, required=True, type=result_type, metavar="A B ...")
 @folder_option()
 @click.option(
     "--inverse",

@@ -16,6 +16,7 @@ from ._common import (
     emit_json,
     finest_grid,
     finish,
+    input_type,
     json_option,
     load_result,
     open_side,
@@ -24,6 +25,7 @@ from ._common import (
     path_type,
     recorded_run,
     require_option,
+    result_type,
     sentence,
     side_options,
     stated,
@@ -105,7 +107,7 @@ class _Listing(click.Command):
 
 
 @click.command(cls=_Listing, short_help="Write a map for another program.", help=EXPORT_HELP)
-@click.argument("result_folder", type=path_type, metavar="OUT")
+@click.argument("result_folder", type=result_type, metavar="OUT")
 @_format_option
 @_format_set_option
 @click.option("-o", "--output", type=path_type, required=True, metavar="PATH", help="File to write; ants: a prefix.")
@@ -210,8 +212,10 @@ def _say_numbers(written: Written, ndim: int) -> None:
 @_format_option
 @_format_set_option
 @click.option("-o", "--output", "out", type=path_type, required=True, metavar="OUT", help="Folder to write.")
-@click.option("--fixed", type=path_type, metavar="FILE", help="The fixed image; npz and regframe's own ngff need none.")
-@click.option("--moving", type=path_type, metavar="FILE", help="The moving image; with --fixed or not at all.")
+@click.option(
+    "--fixed", type=input_type, metavar="FILE", help="The fixed image; npz and regframe's own ngff need none."
+)
+@click.option("--moving", type=input_type, metavar="FILE", help="The moving image; with --fixed or not at all.")
 @_to_option("Side that the file's transform takes positions to.")
 @_unit_option
 @click.option("--fixed-system", metavar="NAME", help="ngff: coordinate system of the fixed side.  [default: fixed]")

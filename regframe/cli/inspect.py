@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import os
@@ -18,12 +19,12 @@ from ._common import (
     adapter_options,
     bad_input,
     emit_json,
+    input_type,
     json_option,
     open_levels,
     open_side,
     overwrite_option,
     path_type,
-    place_type,
     verbose_option,
 )
 from .leftovers import extras, left_over
@@ -41,7 +42,7 @@ _READ = 64 << 30
 
 
 @click.command(short_help="Say what a file or a result is.")
-@click.argument("path", type=place_type)
+@click.argument("path", type=input_type)
 @click.option("--adapter", metavar="NAME", help="Adapter; sniffed otherwise.")
 @click.option("--set", "pairs", metavar="K=V", multiple=True, help="Option of the adapter.")
 @click.option("--thumbnail", type=path_type, metavar="FILE.png", help="Write a small picture of an image.")
@@ -64,8 +65,6 @@ def info(
     from ..io import outputs
 
     with bad_input():
-        if isinstance(path, Path) and not path.exists():
-            raise FileNotFoundError(f"wanted an existing file or folder, got {str(path)!r}, which does not exist")
         if thumbnail is not None:
             if thumbnail.suffix.lower() != ".png":
                 raise ValueError(f"wanted a thumbnail ending in .png, got {str(thumbnail)!r}; change its name")
@@ -76,7 +75,7 @@ def info(
         options = adapter_options(pairs, "--set")
         pyramid, reader = open_levels(path, adapter, options)
         if pyramid is not None:
-            found = _pyramid_facts(pyramid, reader) | _no_data(pyramid, reader, path)
+            found = _pyramid_facts(pyramid, reader) | _no_data(pyramid, reader, path, bool(options))
         else:
             found = facts(open_side(path, adapter, options)[0], reader)
             with bad_input():
@@ -283,15 +282,27 @@ def _series_facts(one: Series) -> dict[str, Any]:
     return dataclasses.asdict(one) | {"shape": list(one.shape), "spacing": spacing}
 
 
-def _no_data(pyramid: Pyramid, adapter: Adapter, path: Path | Remote) -> dict[str, Any]:
+def _no_data(pyramid: Pyramid, adapter: Adapter, path: Path | Remote, stated: bool) -> dict[str, Any]:
     """Shares of the canvas that hold no data, as a registration finds them; nothing for labels, for what is too large to be read
-    for this, and for what cannot be registered."""
-    from ..data import Image
+    for this, and for what cannot be registered.
+
+    ``stated`` says that the adapter has options, such as a mask. Most pictures have no such pixels, which is seen without torch.
+    """
     from ..slides.levels import choose_level
+    from ..solvers.plain import plain
+    from ..strangers import provider_of
+
+    chosen, factor = choose_level(pyramid)
+    if pyramid.labels or max(factor) > 1:
+        return {}
+    if not stated and not provider_of(adapter):
+        with contextlib.suppress(ValueError, OSError):
+            level = pyramid.levels[chosen]
+            if plain(level.read(tuple(slice(0, n) for n in level.grid.shape))):
+                return {"no_data": dict.fromkeys(("nan", "nodata", "padded", "masked"), 0.0)}
+    from ..data import Image
     from ..solvers.preparation import prepare
 
-    if pyramid.labels or max(choose_level(pyramid)[1]) > 1:
-        return {}
     try:
         image = adapter.open(path)
     except ValueError:  # damaged, or infinite somewhere: what reads the pixels says so

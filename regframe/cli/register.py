@@ -17,6 +17,7 @@ from ._common import (
     finest_grid,
     finish,
     folder_option,
+    input_type,
     json_option,
     level_option,
     load_result,
@@ -24,7 +25,6 @@ from ._common import (
     overwrite_option,
     parse_pairs,
     path_type,
-    place_type,
     require_option,
     save_warped_option,
     say_notes,
@@ -44,8 +44,8 @@ if TYPE_CHECKING:
 
 
 @click.command(short_help="Align a moving file to a fixed one.")
-@click.argument("fixed", type=place_type)
-@click.argument("moving", type=place_type)
+@click.argument("fixed", type=input_type)
+@click.argument("moving", type=input_type)
 @folder_option()
 @click.option("--landmarks", type=path_type, metavar="P.csv", help="Pairs: fixed_y, fixed_x, moving_y, moving_x.")
 @click.option(

@@ -22,6 +22,7 @@ from ._common import (
     overwrite_option,
     path_type,
     require_option,
+    section_type,
     verbose_option,
 )
 from .register import resolved_config
@@ -33,7 +34,7 @@ ORDERS = ("natural", "number", "given")
 
 
 @click.command(short_help="Align serial sections into one volume.")
-@click.argument("sections", type=path_type, nargs=-1, required=True)
+@click.argument("sections", type=section_type, nargs=-1, required=True)
 @folder_option()
 @click.option(
     "--order",

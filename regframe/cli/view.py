@@ -18,6 +18,7 @@ from ._common import (
     path_type,
     place_type,
     recorded_run,
+    result_type,
     side_options,
     stated,
     verbose_option,
@@ -103,6 +104,7 @@ def _setting(places: tuple[Path | Remote, ...], options: dict[str, Any]) -> Sett
 
 def _of_run(folder: Path, options: dict[str, Any]) -> Setting:
     """A finished run; its inputs are those that it recorded."""
+    result_type.convert(folder, None, None)
     from ..io import outputs
     from ..remote.address import locate
     from ..view import steps

@@ -9,11 +9,13 @@ source image at ``transform.inverse().points(y)``. A map is used in no other way
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from ..data import AXES, Grid
+from ..later import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Transform(ABC):

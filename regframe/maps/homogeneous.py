@@ -6,8 +6,12 @@ faster. Everything here is differentiable.
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
+
+from ..later import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def compose(*matrices: Tensor) -> Tensor:

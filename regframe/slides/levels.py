@@ -6,9 +6,9 @@ import math
 from typing import Any
 
 import numpy as np
-import torch
 
 from ..data import Grid, Image, Level, Pyramid
+from ..later import torch
 
 
 def pyramid_of(image: Image) -> Pyramid:

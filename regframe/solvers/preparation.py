@@ -16,20 +16,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy import ndimage
-from scipy.spatial import ConvexHull, cKDTree
 from skimage.filters import threshold_otsu
 from torch import Tensor
 
 from ..data import Image
 from ..fit.mixture import flattest
+from .plain import CORNERS, LOOKED_AT, PADDED
 from .unseen import filled, settled
 
-LOOKED_AT = 300_000
-"""About how many pixels of a picture are examined: larger pictures are thinned to every n-th pixel along each axis, which
-bounds the time and gives sizes in pixels one meaning."""
-PADDED = 0.005
-"""Least share of the canvas that a region of one exact colour, reaching in from a corner, must fill to count as padding. In
-`_lit` also the largest share of pixels that may be brighter than the background of transmitted light."""
 APART = 0.1
 """Difference in intensity, as a fraction of the picture's range, from which two colours cannot be one background."""
 RECTANGULAR = 0.95
@@ -73,8 +67,6 @@ NEUTRAL = 0.15
 FEW_COUNTED = 3 / 8
 """Number of things added to every count before its root is taken (Anscombe 1948):
 the variance then is even down to few things."""
-CORNERS = ((0, 0), (0, -1), (-1, 0), (-1, -1))
-"""Indices of a picture's corner pixels, (y, x)."""
 
 
 @dataclass(frozen=True)
@@ -271,6 +263,8 @@ def _even(data: Tensor) -> Tensor:
 
 def _marks(apart: Tensor) -> Tensor:
     """Pixels ``[H, W]`` of printed marks, from each pixel's distance ``[H, W]`` to the background colour."""
+    from scipy.spatial import cKDTree
+
     none = torch.zeros_like(apart, dtype=torch.bool)
     smooth = ndimage.gaussian_filter(apart.numpy(), 0.5)
     if not smooth.max() > smooth.min():
@@ -354,6 +348,8 @@ def _cut_straight(mask: Tensor) -> bool:
 
 def _polygonal(mask: Tensor) -> bool:
     """Whether the pixels of a mask ``[H, W]`` fill a convex polygon of few sides."""
+    from scipy.spatial import ConvexHull
+
     rows = mask.nonzero().numpy().astype(np.float64)
     if len(rows) < 16 or np.ptp(rows, axis=0).min() < 2:
         return False
@@ -380,6 +376,8 @@ def _straight_pieces(line: NDArray[np.float64], tolerance: float) -> int:
 
 def _rectangular(mask: Tensor) -> float:
     """Share of its smallest enclosing rectangle, turned as need be, that the pixels of a mask ``[H, W]`` fill."""
+    from scipy.spatial import ConvexHull
+
     rows = mask.nonzero().to(torch.float64)
     if len(rows) < 16 or float(rows.amax(dim=0).sub(rows.amin(dim=0)).amin()) < 2:
         return 0.0

@@ -16,18 +16,13 @@ from scipy import ndimage
 from torch import Tensor
 
 from ..data import Image
+from .plain import FAR, SAMPLED, usual_range
 
 MOSTLY = 0.9
 """Share of the pixels that may be no number: of an image with more of them too little is left to align."""
-USUAL = 0.001
-"""Share of the pixels, medians of their neighbourhood, that lie below the usual range of an image, and above it. Hot pixels
-reach 1 % in bad sensors, but a median of neighbours hardly ever is one."""
 NEAR = 1.0
 """Widths of the usual range that a value may lie outside of it and be left as it is. Of 87 pictures of tissue,
 cells and everyday things (``shared/data``, scikit-image) 78 have no pixel further out and none has 3 in 10⁴."""
-FAR = 3.0
-"""Widths of the usual range by which one repeated value must lie outside of it to stand for no data. Markers in use (-9999,
-1e20, 65535 of a 12-bit camera) come to 10 and more; air of -3024 in a CT of -1000 to 1500 stays under 1."""
 STRAYS = 0.02
 """Share of the pixels that may be replaced by their neighbours' median: where more lie far off, single bright pixels are what
 the image shows, and they are only cut at `NEAR`. Sensors with 1 % of hot pixels are bad ones."""
@@ -37,8 +32,6 @@ was not imaged."""
 OFF = 0.1
 """Share of the range of intensities, a hundredth at either end aside, by which half of the pixels on either side of such a line
 must differ from it: empty glass has rows of one value too, beside rows that differ by the noise of a JPEG."""
-SAMPLED = 50_000
-"""Pixels from which the usual range is taken, about: its ends then rest on 50 of them."""
 MARKERS = 4
 """Values that stand for no data in one channel at most: two are known to occur together, too low and too high."""
 
@@ -155,7 +148,7 @@ def _usual(channel: Tensor, hidden: Tensor) -> _Usual | None:
     while len(markers) < MARKERS and seen.size:
         for extreme in (float(seen.max()), float(seen.min())):
             without = torch.where(windows == extreme, torch.nan, windows)
-            low, high = _range(without)
+            low, high = usual_range(without.numpy())
             beyond = max(extreme - high, low - extreme)
             plausible = extreme == 255 if colour else extreme != 0
             if plausible and high > low and beyond > FAR * (high - low) and int((seen == extreme).sum()) > 1:
@@ -164,21 +157,11 @@ def _usual(channel: Tensor, hidden: Tensor) -> _Usual | None:
                 break
         else:
             break
-    low, high = _range(windows)
+    low, high = usual_range(windows.numpy())
     low, high = low - NEAR * (high - low), high + NEAR * (high - low)
     if not high > low or (not markers and low <= float(seen.min()) and float(seen.max()) <= high):
         return None
     return _Usual(low, high, tuple(markers))
-
-
-def _range(windows: Tensor) -> tuple[float, float]:
-    """The usual range of windows ``[n, k]``, NaN where nothing is known: that of their medians, `USUAL` of them aside."""
-    medians = windows.nanmedian(dim=1).values
-    medians = medians[~medians.isnan()].sort().values
-    if len(medians) == 0:
-        return 0.0, 0.0
-    skip = int(USUAL * len(medians))
-    return float(medians[skip]), float(medians[len(medians) - 1 - skip])
 
 
 def _windows(channel: Tensor, known: Tensor, places: Tensor, radius: int) -> Tensor:
