@@ -23,8 +23,9 @@ correlation. Of 20 such maps of the proving ground that were fitted both ways (`
 500) eleven were wrong, with confidences of up to 0.93; by local correlation nine of these came right, the others within 1.5
 bars. One that was right was wrong by it, by 1.04 bars, and had less confidence so."""
 KEPT = 0.9
-"""Share of the nats of evidence by the independent judge that the other of two fits has to have, to be taken for its higher
-confidence: the right ones of `SETTLED` had 90 % and more, for a bend that follows light may gain some."""
+"""Share of the nats of evidence by the independent judge that the other of two fits has to have, where it is confirmed, to be
+taken for its higher confidence: the right ones of `SETTLED` had 90 % and more, for a bend that follows light may gain some.
+One that is not confirmed has to have all of them."""
 
 
 class Images(Solver):
@@ -82,8 +83,9 @@ class Images(Solver):
             found = (instead.figures["place_confidence"] or 0.0) >= NO_EVIDENCE
             likelier = found and _likelier(instead.figures, fitted.figures)
             better = done.fit.lost and not again.fit.lost if sure is None else likelier
-            kept = (instead.figures["evidence"] or 0.0) >= KEPT * (fitted.figures["evidence"] or 0.0)
-            return instead if better and kept else fitted
+            confirmed = (instead.figures["confidence"] or 0.0) >= CONFIRMED
+            least = (fitted.figures["evidence"] or 0.0) * (KEPT if confirmed else 1.0)
+            return instead if better and (instead.figures["evidence"] or 0.0) >= least else fitted
 
     def judge(self, fitted: Fitted) -> Iterable[Finding]:  # noqa: D102
         yield from verdict.of_images(fitted.figures, fitted.transform.ndim)

@@ -59,6 +59,8 @@ def test_a_little_evidence_may_be_lost_by_that_and_not_much(monkeypatch: pytest.
     likelier = {"confidence": 0.98}
     assert chosen(monkeypatch, {"evidence": 100.0}, likelier | {"evidence": 100 * KEPT})[0] == "second"
     assert chosen(monkeypatch, {"evidence": 100.0}, likelier | {"evidence": 99 * KEPT})[0] == "first"
+    neither = {"confidence": 0.1}, {"confidence": 0.3, "evidence": 99.0}  # none of it by a map that is not confirmed
+    assert chosen(monkeypatch, *neither)[0] == "first"
 
 
 @pytest.mark.parametrize("kind", ["stained", "counted"])

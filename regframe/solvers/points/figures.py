@@ -192,7 +192,7 @@ def _physical(pose: Floats, before: float, grids: tuple[Grid, Grid]) -> Floats:
     return out
 
 
-def _tree(places: NDArray[np.float64]) -> Any:
+def _tree(places: Floats) -> Any:
     """A search tree of positions ``[N, D]``; scipy's is loaded where one is needed."""
     from scipy.spatial import cKDTree
 
