@@ -238,7 +238,7 @@ class Result:
         Args:
             fixed: the fixed data, or a path to open; what the run recorded where None.
             moving: the moving data, likewise.
-            size: pixels along the longer side of the pictures, which the notebook holds: 1 MB at 720 pixels or less.
+            size: pixels along the longer side of the pictures, which the notebook holds: some 2 MB of tissue at 720 pixels.
 
         Returns:
             The widget; its traits ``mode`` and ``amount`` may be read and set.
