@@ -82,6 +82,19 @@ def test_layers_are_lazy_and_hold_the_pixels_of_the_map(
         assert np.array_equal(part, np.asarray(data[0])[20:31, 50:70])
 
 
+def test_volumes_are_carried_as_a_whole_once_they_are_looked_at(reading: ModuleType) -> None:
+    grid = rf.Grid((5, 20, 24), (2.0, 0.5, 0.5), unit="µm")
+    pixels = np.random.default_rng(0).integers(0, 999, (1, *grid.shape), dtype=np.uint16)
+    level = rf.Level(grid, pixels.shape, lambda region: pixels[(slice(None), *region)])
+    volume = rf.Pyramid((level,), pixels.dtype, ("0",), name="brain")
+    result = fake_result(grid, grid, bend=0.5)
+    fixed, moved, *_ = reading.layers_of(result, volume, volume)
+    assert np.array_equal(np.asarray(fixed[0]), pixels[0])
+    assert hasattr(moved[0], "dask")
+    assert np.array_equal(np.asarray(moved[0]), result.to_fixed(volume.image()).data.numpy()[0])
+    assert moved[1]["axis_labels"] == ("z", "y", "x")
+
+
 def test_what_is_no_run_is_not_taken(reading: ModuleType, tmp_path: Path) -> None:
     assert reading.reader_of(str(tmp_path)) is None
     assert reading.reader_of([str(tmp_path)]) is None
