@@ -230,6 +230,28 @@ class Result:
             data = _lifted(data)
         return _carry(data, self.transform.inverse(), self.moving_grid)
 
+    def viewer(
+        self,
+        fixed: Image | PointSet | str | Path | None = None,
+        moving: Image | PointSet | str | Path | None = None,
+        size: int = 720,
+    ) -> Any:
+        """Both sides over each other in a notebook: a widget with swipe, flicker and opacity; needs the extra ``notebook``.
+
+        Args:
+            fixed: the fixed data, or a path to open; what the run recorded where None.
+            moving: the moving data, likewise.
+            size: pixels along the longer side of the pictures, which the notebook holds: some 2 MB of tissue at 720 pixels.
+
+        Returns:
+            The widget; its traits ``mode`` and ``amount`` may be read and set.
+
+        Raises:
+            ValueError: nothing says what a side was, or the size is none.
+            ImportError: the extra is missing; the message has the line that installs it.
+        """
+        return plugins.pages().viewer(self, fixed, moving, size)
+
     def save(self, path: str | Path, overwrite: bool = False) -> None:
         """Write the map as one OME-Zarr 0.6 folder (see ``docs/format.md``).
 

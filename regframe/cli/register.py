@@ -280,10 +280,11 @@ def _start(path: Path, options: dict[str, Any], fixed: Image | PointSet, moving:
     data = {"fixed": fixed, "moving": moving}
     with bad_input():
         chosen = exchange.format_of(path)
-    bare = chosen.default_unit is None
+    bare = chosen.default_unit is None and not chosen.in_pixels
     own: dict[str, Any] = {}
     for side, one in data.items():
-        if bare and options["init_unit"] == "px" and isinstance(one, Image) and one.grid.unit != "px":
+        in_pixels = chosen.in_pixels or (bare and options["init_unit"] == "px")
+        if in_pixels and isinstance(one, Image) and one.grid.unit != "px":
             own[f"{side}_pixels"] = _own_grid(side, options)
     fixed_grid, moving_grid = (
         one.grid if isinstance(one, Image) else Grid((1,) * one.ndim, unit=one.unit) for one in data.values()

@@ -2,7 +2,7 @@
 
 ``results``, ``stacks`` and ``groups`` write the kinds of page, ``page`` is what they share; ``pictures`` draws images, ``dots``
 points, ``figures`` curves and maps of numbers; ``words`` says what was shown and what to do next; ``again`` draws the page of a
-saved result again, ``sections`` asks installed packages for more.
+saved result again, ``notebook`` is the viewer of a result in a notebook, ``sections`` asks installed packages for more.
 """
 
 from __future__ import annotations

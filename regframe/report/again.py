@@ -37,6 +37,27 @@ def write(result: Result, path: Path | None, fixed: Any, moving: Any) -> Path:
     if path is None and saved is None:
         raise ValueError("wanted a path for the page of a result that was never saved, got none; name a file (.html)")
     target = page_path(saved) if path is None and saved is not None else Path(str(path))
+    sides, run = _sides(saved, fixed, moving)
+    places = Places.of(target if saved is None else run_of(saved) or saved, run)
+    with outputs.staged(target, overwrite=True) as aside:
+        results.write(result, sides[0], sides[1], aside, places)
+    return target
+
+
+def viewer(result: Result, fixed: Any, moving: Any, size: int) -> Any:
+    """What `Result.viewer` does: returns the widget."""
+    try:
+        from . import notebook
+    except ImportError as error:
+        raise ImportError(
+            f"wanted the extra 'notebook' for the viewer, got {error}; pip install 'regframe[notebook]'"
+        ) from error
+    sides, _ = _sides(result.folder, fixed, moving)
+    return notebook.viewer(result, sides[0], sides[1], size)
+
+
+def _sides(saved: Path | None, fixed: Any, moving: Any) -> tuple[list[Image | PointSet], dict[str, dict[str, Any]]]:
+    """Both sides, opened where they are not given, and how; ValueError where nothing says what a side was."""
     run = {side: dict(how) for side, how in recorded(saved).items()}
     sides: list[Image | PointSet] = []
     for side, given in (("fixed", fixed), ("moving", moving)):
@@ -53,10 +74,7 @@ def write(result: Result, path: Path | None, fixed: Any, moving: Any) -> Path:
             )
         source = locate(how["path"])
         sides.append(plugins.open(source, how.get("adapter"), **(how.get("options") or {})))
-    places = Places.of(target if saved is None else run_of(saved) or saved, run)
-    with outputs.staged(target, overwrite=True) as aside:
-        results.write(result, sides[0], sides[1], aside, places)
-    return target
+    return sides, run
 
 
 def recorded(folder: Path | None) -> dict[str, dict[str, Any]]:

@@ -256,7 +256,10 @@ class Side:
         grid = data.grid
         spacing = max(max(grid.extent[-2:]) / max_px, min(grid.spacing[-2:]))
         small = shrink(data, spacing)
-        return cls(small, look_of(small))
+        look = look_of(small)
+        if data.data.shape[0] == 3 and data.data.dtype == torch.uint8:  # means of bytes are colours still
+            look = replace(look, colour=True)
+        return cls(small, look)
 
     def picture(self, view: View) -> Array:
         """Values ``[C, h, w]`` of an image, or the density of points ``[1, h, w]``, 0 … 1, on a view."""

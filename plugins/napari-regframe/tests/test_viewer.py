@@ -258,6 +258,18 @@ def test_an_image_of_the_moving_side_is_carried(pair: Pair) -> None:
     assert np.array_equal(np.asarray(data[0]), shifted().to_fixed(one).data[0].numpy())
 
 
+def test_points_of_a_section_go_into_its_volume() -> None:
+    matrix = torch.eye(4, dtype=torch.float64)
+    matrix[:3, 3] = torch.tensor([-30.0, 2.0, 5.0])
+    way, flat = rf.Affine(matrix, "µm", "µm"), shifted()
+    plane, volume = rf.Grid((1, 40, 50), 2.0, (), "µm"), rf.Grid((60, 50, 60), 1.0, (), "µm")
+    result = rf.Result(way, plane, volume, flat.metrics, flat.config, way, section=True)
+    (found,) = carrying.carry(Points(np.array([[5.0, 6.0]]), units=("um", "um")), result, "moving")
+    assert np.allclose(found[0] * found[1]["scale"] + found[1]["translate"], [[30.0, 3.0, 1.0]])
+    with pytest.raises(ValueError, match="a plane fills no volume"):
+        carrying.carry(Image(np.zeros((40, 50)), units=("um", "um")), result, "moving")
+
+
 # ---- landmarks -------------------------------------------------------------------------------------------------------
 
 

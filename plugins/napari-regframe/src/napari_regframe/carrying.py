@@ -48,8 +48,11 @@ def carry(layer: Any, result: rf.Result, to: str) -> list[LayerData]:
 
 
 def _sides(result: rf.Result, to: str) -> tuple[rf.Grid, rf.Grid]:
-    """The canvas that is left, and that which is reached."""
-    ends = (result.moving_grid, result.fixed_grid)
+    """The canvas that is left, and that which is reached; of a section in a volume the plane, where it is left."""
+    fixed = result.fixed_grid
+    if result.section and to == "moving":
+        fixed = rf.Grid(fixed.shape[1:], fixed.spacing[1:], fixed.origin[1:], fixed.unit)
+    ends = (result.moving_grid, fixed)
     return ends if to == "fixed" else ends[::-1]
 
 
@@ -142,7 +145,7 @@ def _outline(corners: Array, kind: str) -> Array:
 
 def _pixels(layer: Any, result: rf.Result, to: str) -> list[LayerData]:
     source, target = _sides(result, to)
-    if source.ndim == 3 and to == "moving" and result.section:
+    if to == "moving" and result.section:
         raise ValueError(f"wanted points to carry into a volume, got {layer.name!r}; a plane fills no volume")
     pyramid = _in_unit(pyramid_of(layer), grid_of(layer), source)
     name = _name(layer, to)

@@ -16,7 +16,7 @@ import regframe as rf
 Array = NDArray[Any]
 da: Any = dask.array  # some of its functions are untyped
 CHUNK = 512
-"""Pixels per axis that are warped together: some 30 ms for three channels, and about what a screen shows of one tile."""
+"""Pixels per axis that are warped together: 0.15 s for three channels of a slide of 12 000 px, on a core that others used too."""
 
 
 class _Tiles:

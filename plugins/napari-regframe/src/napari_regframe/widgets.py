@@ -10,6 +10,7 @@ from magicgui.widgets import ComboBox, Container, Label, ProgressBar, PushButton
 from napari.layers import Image, Labels, Layer, Points, Shapes
 from napari.qt.threading import create_worker
 from napari.utils.notifications import show_info
+from qtpy.QtWidgets import QSizePolicy
 
 import regframe as rf
 
@@ -26,8 +27,10 @@ def _add(viewer: napari.viewer.Viewer, found: list[LayerData]) -> list[Layer]:
 
 
 def _words(widget: Label, text: str) -> None:
+    """Show text in as many lines as the panel's width needs."""
     widget.value = text
     widget.native.setWordWrap(True)
+    widget.native.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.MinimumExpanding)
 
 
 class Align(Container):  # type: ignore[misc]
