@@ -88,6 +88,7 @@ def _image(
     return {
         "name": member.name,
         "channels": list(member.channels),
+        "options": dict(member.options),
         "channel": member.choice.name,
         "channel_why": member.choice.why,
         "placed": result is not None,

@@ -97,7 +97,7 @@ def planned(
     sources = sources_of(group, images)
     dark = None if subtract is None else _place(group, subtract)
     pyramids = {
-        k: place_pyramid(pyramid_at(source, group.names[k], {}), result.moving_grid)
+        k: place_pyramid(pyramid_at(source, group.names[k], _finest(group, k, source)), result.moving_grid)
         for k, (source, result) in enumerate(zip(sources, group.results, strict=True))
         if result is not None
     }
@@ -139,6 +139,12 @@ def sources_of(group: Group, images: Sequence[Any] | None) -> list[Any]:
     if len(found) != len(group.names):
         raise ValueError(f"wanted {len(group.names)} images, got {len(found)}; give one for each, in the group's order")
     return found
+
+
+def _finest(group: Group, k: int, source: Any) -> dict[str, Any]:
+    """The options by which a file was opened, but for the level: all of them are carried."""
+    stated = {} if isinstance(source, Image) else group.metrics["images"][k].get("options", {})
+    return {name: value for name, value in stated.items() if name != "level"}
 
 
 def _place(group: Group, name: str) -> int:

@@ -326,7 +326,7 @@ def _nuclei(group: Group, k: int, source: Any, labels: Any) -> Nuclei:
     index = channels.index(wanted) if wanted in channels else 0
     if isinstance(source, Image):
         return found(source.replace(data=source.data[index : index + 1], channels=(source.channels[index],)))
-    one: dict[str, Any] = {"channels": index} if len(channels) > 1 else {}
+    one = dict(group.metrics["images"][k].get("options", {})) | ({"channels": index} if len(channels) > 1 else {})
     image = plugins.open(source, **one)
     assert isinstance(image, Image)
     return found(image)

@@ -181,3 +181,37 @@ def test_types_that_differ_are_held_by_one(known: Register, tmp_path: Path) -> N
     assert np.array_equal(found.data[0].numpy(), small.data[0].numpy())
     with pytest.raises(ValueError, match="which is no file; pass them as images="):
         rf.merge_group(group, tmp_path / "n.ome.zarr")
+
+
+def test_a_pixel_size_that_was_stated_is_stated_again(known: Register, tmp_path: Path) -> None:
+    paths = []
+    for k, name in enumerate("ab"):
+        paths.append(str(tmp_path / f"{name}.tif"))
+        tifffile.imwrite(paths[-1], planes(k)[:2], photometric="minisblack", metadata={"axes": "CYX"})
+    arguments = [
+        "rounds",
+        *paths,
+        "-o",
+        str(tmp_path / "OUT"),
+        "--transform",
+        "affine",
+        "--reference",
+        "a",
+        "--mpp",
+        "0.5",
+    ]
+    arguments += [
+        "--channel",
+        "0",
+        "--merged",
+        str(tmp_path / "m.ome.zarr"),
+        "--matches",
+        str(tmp_path / "m.csv"),
+        "--workers",
+        "1",
+    ]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0, result.output
+    found = rf.open_pyramid(tmp_path / "m.ome.zarr")
+    assert (found.grid.spacing, found.grid.unit) == ((0.5, 0.5), "µm")
+    assert found.channels == ("a 0", "a 1", "b 0", "b 1")
