@@ -20,7 +20,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any, Literal
 
@@ -206,7 +206,7 @@ def pages() -> Any:
     page; where the installed package is older than the group, it is regframe's own.
     """
     own = EntryPoint("html", "regframe.report.again", PAGES)
-    return next(iter(entry_points(group=PAGES)), own).load()
+    return next(iter(doors.of_group(PAGES)), own).load()
 
 
 def store() -> Any:
@@ -215,7 +215,7 @@ def store() -> Any:
     It is found through the one entry point of the group `STORE`, so that `regframe.Result` can save itself without importing a
     file format. PluginError where there is not exactly one such entry point.
     """
-    points = tuple(entry_points(group=STORE))
+    points = doors.of_group(STORE)
     if len(points) != 1:
         found = ", ".join(f"{point.name} of {_distribution(point)}" for point in points) or "none"
         raise PluginError(f"wanted one way to store results in the group {STORE!r}, got {found}; install regframe anew")
@@ -230,6 +230,7 @@ def disabled() -> frozenset[str]:
 def refresh() -> None:
     """Forget all plug-ins, so that the next look-up searches again (for packages installed while the process runs)."""
     importlib.invalidate_caches()  # folders are listed anew, even where they changed within the clock's grain
+    doors.forget()
     _discover.cache_clear()
     _own.cache_clear()
     strangers.forget()
@@ -587,7 +588,7 @@ def options_of(instance: Any) -> dict[str, Any]:
 
 def _entry_points() -> tuple[EntryPoint, ...]:
     """The entry points of the group `GROUP`; a function of its own so that tests can replace it."""
-    return tuple(entry_points(group=GROUP))
+    return doors.of_group(GROUP)
 
 
 @dataclass(frozen=True)
@@ -798,11 +799,11 @@ def _fault(cls: Any, base: type, named: bool = True) -> str | None:
 
 
 def _package(point: EntryPoint) -> str:
-    return str(point.dist.name) if point.dist is not None else "an unknown package"
+    return doors.named(point.dist)[0] if point.dist is not None else "an unknown package"
 
 
 def _distribution(point: EntryPoint) -> str:
-    return f"{point.dist.name} {point.dist.version}" if point.dist is not None else "an unknown package"
+    return doors.package(point)
 
 
 def _reason(error: BaseException) -> str:

@@ -6,6 +6,8 @@ makes the pool of ``--scheduler NAME://…``.
 
 from __future__ import annotations
 
+import atexit
+import gc
 from collections.abc import Callable
 from importlib.metadata import EntryPoint
 from typing import Any
@@ -35,6 +37,13 @@ class Outside(click.Command):
 
 class Whole(Main):
     """The group of all commands, those of installed packages last."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The program itself, and not a call from another one: what it holds at its end is not searched for garbage."""
+        atexit.register(
+            gc.freeze
+        )  # torch alone is 170 000 objects, which the interpreter would look through before it ends
+        return super().__call__(*args, **kwargs)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """The names of regframe's commands, then those of installed packages."""

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.spatial import cKDTree
 
 from ..data import Grid, PointSet
 from .closed import turn_of
@@ -72,6 +71,8 @@ def distinct(points: PointSet) -> Floats:
 
 def spacing_of(places: Floats) -> float:
     """Median distance from a place to its nearest neighbour, for distinct places ``[N, D]``, in their length unit."""
+    from scipy.spatial import cKDTree
+
     step = max(1, len(places) // 20_000)
     distance = np.asarray(cKDTree(places).query(places[::step], k=2)[0])
     return float(np.median(distance[:, 1]))
@@ -150,6 +151,8 @@ def match(warped: Floats, fixed: Floats, sigma: float, outliers: float, volume: 
         outliers: ω, share of fixed points without a partner.
         volume: V, volume over which points without a partner are spread evenly.
     """
+    from scipy.spatial import cKDTree
+
     k = min(NEIGHBOURS[len(fixed) > SMALL], len(warped))
     found = cKDTree(warped).query(fixed, k=k)
     distance, rows = (np.asarray(part).reshape(len(fixed), k) for part in found)

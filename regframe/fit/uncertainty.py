@@ -13,10 +13,7 @@ import math
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.linalg import cholesky, solve_triangular
 from scipy.ndimage import gaussian_filter, map_coordinates
-from scipy.spatial.distance import cdist
-from scipy.special import gamma, kv
 from torch import Tensor
 
 from ..data import Grid
@@ -267,6 +264,10 @@ def posterior_variance(rho: Array, blocks: Grid, scale: float, order: float, dev
         order: p.
         deviation: prior standard deviation of a displacement, in that length unit.
     """
+    from scipy.linalg import cholesky, solve_triangular
+    from scipy.spatial.distance import cdist
+    from scipy.special import gamma, kv
+
     where = blocks.coords().reshape(-1, blocks.ndim).numpy()
     known = rho.reshape(-1) > 1e-6 * max(float(rho.max()), 1e-300)
     nu = max(2 * order - blocks.ndim / 2, 0.5)

@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy import ndimage
-from scipy.spatial import ConvexHull, cKDTree
 from skimage.filters import threshold_otsu
 from torch import Tensor
 
@@ -264,6 +263,8 @@ def _even(data: Tensor) -> Tensor:
 
 def _marks(apart: Tensor) -> Tensor:
     """Pixels ``[H, W]`` of printed marks, from each pixel's distance ``[H, W]`` to the background colour."""
+    from scipy.spatial import cKDTree
+
     none = torch.zeros_like(apart, dtype=torch.bool)
     smooth = ndimage.gaussian_filter(apart.numpy(), 0.5)
     if not smooth.max() > smooth.min():
@@ -347,6 +348,8 @@ def _cut_straight(mask: Tensor) -> bool:
 
 def _polygonal(mask: Tensor) -> bool:
     """Whether the pixels of a mask ``[H, W]`` fill a convex polygon of few sides."""
+    from scipy.spatial import ConvexHull
+
     rows = mask.nonzero().numpy().astype(np.float64)
     if len(rows) < 16 or np.ptp(rows, axis=0).min() < 2:
         return False
@@ -373,6 +376,8 @@ def _straight_pieces(line: NDArray[np.float64], tolerance: float) -> int:
 
 def _rectangular(mask: Tensor) -> float:
     """Share of its smallest enclosing rectangle, turned as need be, that the pixels of a mask ``[H, W]`` fill."""
+    from scipy.spatial import ConvexHull
+
     rows = mask.nonzero().to(torch.float64)
     if len(rows) < 16 or float(rows.amax(dim=0).sub(rows.amin(dim=0)).amin()) < 2:
         return 0.0

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import sys
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import Any
 
 from .faults import claim_package
@@ -13,17 +16,47 @@ GROUPS = {"commands": COMMANDS, "back ends": POOLS, "sections": SECTIONS}
 """The groups by what they hold, in the plural."""
 
 
+def of_group(name: str) -> tuple[EntryPoint, ...]:
+    """The entry points of a group; what is installed is read once, until a folder of ``sys.path`` changes (see `forget`)."""
+    return tuple(_installed(tuple((place, _changed(place)) for place in sys.path)).select(group=name))
+
+
+def forget() -> None:
+    """Read what is installed anew at the next question."""
+    _installed.cache_clear()
+
+
+@functools.lru_cache(maxsize=1)
+def _installed(places: tuple[tuple[str, int], ...]) -> Any:
+    """All entry points of the packages in some folders, which are those of ``sys.path`` as they are now."""
+    return entry_points()
+
+
+def _changed(place: str) -> int:
+    """When a folder was last changed, in ns; 0 for what is none."""
+    try:
+        return Path(place).stat().st_mtime_ns
+    except OSError:
+        return 0
+
+
 def points(group: str) -> dict[str, EntryPoint]:
     """The entry points of a group by name; of two of one name the first by the name of their package."""
     found: dict[str, EntryPoint] = {}
-    for point in sorted(entry_points(group=group), key=lambda p: (package(p), p.name)):
+    for point in sorted(of_group(group), key=lambda p: (package(p), p.name)):
         found.setdefault(point.name, point)
     return found
 
 
 def package(point: EntryPoint) -> str:
     """Name and version of the package that an entry point is of."""
-    return f"{point.dist.name} {point.dist.version}" if point.dist is not None else "an unknown package"
+    return " ".join(named(point.dist)) if point.dist is not None else "an unknown package"
+
+
+@functools.lru_cache(maxsize=256)
+def named(dist: Any) -> tuple[str, str]:
+    """Name and version of a distribution, for which its metadata are read once."""
+    return str(dist.name), str(dist.version)
 
 
 def loaded(point: EntryPoint, kind: Any, words: str) -> Any:

@@ -15,7 +15,6 @@ import math
 import numpy as np
 import torch
 from scipy.ndimage import gaussian_filter
-from scipy.spatial import ConvexHull, cKDTree
 
 from ...data import Grid, Image, PointSet, unit_ratio
 from ...fit.clouds import distinct
@@ -49,6 +48,8 @@ def room_of(points: PointSet) -> float:
     It follows from the distance to the eighth neighbour: the volume of a ball of that radius, divided by eight, to the power 1/D.
     The median keeps holes, empty glass and stray points from counting.
     """
+    from scipy.spatial import cKDTree
+
     places = distinct(points)
     k = min(NEIGHBOURS, len(places) - 1)
     step = max(1, len(places) // 20_000)
@@ -59,6 +60,8 @@ def room_of(points: PointSet) -> float:
 
 def regular(points: PointSet) -> bool:
     """Whether the points lie on a lattice, as the spots of an array do: their density shows only where the lattice ends."""
+    from scipy.spatial import cKDTree
+
     places = distinct(points)
     step = max(1, len(places) // 20_000)
     near = np.asarray(cKDTree(places).query(places[::step], k=2)[0])[:, 1]
@@ -80,6 +83,8 @@ def draw(points: PointSet, image: Image, side: str) -> Image:
     Raises:
         ValueError: for too few points, and for points scattered so widely that pixels would be wider than their spacing.
     """
+    from scipy.spatial import ConvexHull
+
     if points.ndim != image.grid.ndim:
         raise ValueError(
             f"wanted points and an image of one dimension, got {points.ndim}D points and a {image.grid.ndim}D image; "

@@ -27,9 +27,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
-from scipy.optimize import minimize as simplex
-from scipy.spatial import cKDTree
-from scipy.spatial.distance import cdist
 from torch import Tensor
 
 from ...config import Config
@@ -159,6 +156,8 @@ def show(image: Image, drawing: Image, at: Floats, room: float) -> Shown | None:
         at: current positions of the points in the image's frame ``[N, D]``.
         room: spacing of the points, in the image's frame.
     """
+    from scipy.spatial import cKDTree
+
     grid = Frame.of(image.grid).grid(image.grid)
     weight = torch.ones(grid.shape) if image.weight is None else image.weight.to(torch.float32)
     data = image.data.to(torch.float32)
@@ -272,6 +271,8 @@ class Field:
 
     def __call__(self, at: Floats) -> Floats:
         """The mapped positions of ``at`` ``[M, D]``."""
+        from scipy.spatial.distance import cdist
+
         out: Floats = _rows(at, self.at) @ self.trend
         if self.strength > 0:
             out = out + self.strength**2 * _kernel(cdist(at, self.at) / self.length) @ self.pull
@@ -302,6 +303,9 @@ def learn(at: Floats, found: Floats, trust: Floats, noise: float, seed: int) -> 
         noise: least standard deviation of a position, in the frame.
         seed: of the random subset from which length, strength and noise are estimated.
     """
+    from scipy.optimize import minimize as simplex
+    from scipy.spatial.distance import cdist
+
     extent = float(np.prod(np.ptp(at, axis=0)) ** (1 / at.shape[1]))
     some = np.random.default_rng(seed).permutation(len(at))[:LEARNT]
     rows, distance = _rows(at, at), cdist(at[some], at[some])

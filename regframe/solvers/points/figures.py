@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.spatial import cKDTree
 from torch import Tensor
 
 from ... import confidence
@@ -101,10 +100,10 @@ def finish(
         tuple(max(3 * s, e / 64) for s, e in zip(fixed_grid.spacing, fixed_grid.extent, strict=True))
     )
     at = grid.coords().reshape(-1, fixed.ndim).numpy()
-    _, rows = cKDTree(physical.numpy()).query(at, k=min(8, len(physical)))
+    _, rows = _tree(physical.numpy()).query(at, k=min(8, len(physical)))
     unbent = config.transform == "lddmm" and fit.space is None
     sd = _position_sd(fit, p, some(q, MOST_FITTED, config.seed), unbent, fixed_grid, grid)
-    here = sd.reshape(-1).numpy()[cKDTree(at).query(physical.numpy())[1]]
+    here = sd.reshape(-1).numpy()[_tree(at).query(physical.numpy())[1]]
     figures["position_sd"] = {
         "median": float(np.median(here)),
         "p90": float(np.quantile(here, 0.9)),
@@ -131,7 +130,7 @@ def _of_the_map(
     error = (phi.points(back.points(physical)) - physical).norm(dim=1) / fixed.pixel
     factor = max(1.0, (math.prod(fixed.shape) / MOST_AREAS) ** (1 / fixed.ndim))
     coarse = fixed.resampled(tuple(s * factor for s in fixed.spacing))
-    where = torch.from_numpy(cKDTree(physical.numpy()).query(coarse.coords().reshape(-1, fixed.ndim).numpy())[0])
+    where = torch.from_numpy(_tree(physical.numpy()).query(coarse.coords().reshape(-1, fixed.ndim).numpy())[0])
     near = where.reshape(coarse.shape) <= 2 * max(coarse.pixel, fixed.pixel)
     area = (back.jacobian_determinant(coarse) * homogeneous.determinant(affine.matrix))[near]
     there = torch.from_numpy(carried(Frame.of(moving).matrix().inverse().numpy(), own))
@@ -191,3 +190,10 @@ def _physical(pose: Floats, before: float, grids: tuple[Grid, Grid]) -> Floats:
     to_fixed, to_moving = (Frame.of(grid).matrix().numpy() for grid in grids)
     out: Floats = np.linalg.inv(to_fixed) @ pose @ np.diag([*[before] * (len(pose) - 1), 1.0]) @ to_moving
     return out
+
+
+def _tree(places: np.ndarray[Any, Any]) -> Any:
+    """A search tree of positions ``[N, D]``; scipy's is loaded where one is needed."""
+    from scipy.spatial import cKDTree
+
+    return cKDTree(places)
