@@ -142,6 +142,7 @@ def test_commands_are_named_as_the_demo_was_called(
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # a section without a pixel size is remarked on, as its page says
 @pytest.mark.parametrize("page", DOCUMENTS)
 def test_commands_run_as_they_are_printed(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
