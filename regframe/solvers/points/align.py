@@ -338,7 +338,7 @@ def held_out(straight: State, clouds: Clouds) -> dict[str, float]:
     }
 
 
-def best_scale(warped: Floats, fixed: Floats, sigma: float, outliers: float, volume: float) -> Floats:
+def best_scale(warped: Floats, fixed: Floats, sigma: float, outliers: float, volume: float | Floats) -> Floats:
     """Log-densities ``[M]`` of held-out points, at the scale σ under which they are most likely.
 
     That scale is wider than the one of the fit, which lies closer to the points it was fitted to.
@@ -348,7 +348,7 @@ def best_scale(warped: Floats, fixed: Floats, sigma: float, outliers: float, vol
         fixed: held-out points ``[M, D]``.
         sigma: narrowest scale, in fixed pixels.
         outliers: ω to begin with.
-        volume: V, in fixed pixels to the D-th power.
+        volume: V, in fixed pixels to the D-th power, one or ``[M]``.
     """
     best = np.full(len(fixed), -np.inf)
     for _ in range(SCALES):
