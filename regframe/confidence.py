@@ -201,6 +201,10 @@ MODELS = {"images": IMAGES, "place": PLACE, "volumes": VOLUMES, "points": POINTS
 """Every model: of the three kinds of pairs, and ``place`` of images, too."""
 
 
+BY_CELLS = 0.95
+"""Least confidence of a map of two densities that their cells have confirmed (`solvers.cellwise`)."""
+
+
 def of_images(figures: Figures, shape: tuple[int, ...]) -> float | None:
     """Confidence of a map of two images or two volumes, from its figures; ``shape`` is that of the fixed one.
 

@@ -6,7 +6,6 @@ what they achieve together.
 
 from __future__ import annotations
 
-import functools
 import math
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -19,7 +18,7 @@ from torch import Tensor
 from ... import ops, reference
 from ...config import Config
 from ...data import Grid, Original
-from ...fit.clouds import SMALL, Floats, match, outliers_of, room_of, some, spacing_of, thinned
+from ...fit.clouds import SMALL, Floats, match, outliers_of, some, spacing_of, thinned
 from ...fit.frames import Increment, affine_kind
 from ...fit.lbfgs import Descent
 from ...fit.mapspace import MapSpace, Standing
@@ -77,8 +76,6 @@ class Clouds:
         backwards: whether ``p`` are the fixed points and ``q`` the moving ones: the moving points are then taken as draws around
             the fixed ones, pulled back, and σ and V are in moving pixels. Of two sides the one with fewer points is to be drawn:
             its points have partners, where most of the other's have none.
-        among: whether points of ``q`` without a partner lie where ``q`` has points, not anywhere in its box. The density of
-            points then explains nothing, only which of them are partners does.
     """
 
     p: Floats
@@ -87,17 +84,16 @@ class Clouds:
     config: Config
     originals: tuple[Original, Original] | None = None
     backwards: bool = False
-    among: bool = False
 
     @property
     def scaled(self) -> Floats:
         """Moving points ``[N, D]``, in fixed pixels."""
         return self.p * self.before
 
-    @functools.cached_property
-    def volume(self) -> float | Floats:
-        """V: volume of the fixed cloud's box, in fixed pixels to the D-th power; where ``among``, one over the density ``[M]``."""
-        return room_of(self.q) if self.among else float(np.prod(np.ptp(self.q, axis=0)))
+    @property
+    def volume(self) -> float:
+        """V: volume of the box of ``q``, in its pixels to the D-th power."""
+        return float(np.prod(np.ptp(self.q, axis=0)))
 
     @property
     def radius(self) -> float:
@@ -120,7 +116,7 @@ class CloudEnergy:
         rows: the K nearest moving points of each fixed one ``[M, K]``.
         sigma: σ in fixed pixels.
         outliers: ω, the share of fixed points without a partner.
-        volume: V, in fixed pixels to the D-th power, one or ``[M]``.
+        volume: V, in fixed pixels to the D-th power.
         maps: the maps that the variables choose among; they must bend.
         backwards: whether ``p`` are fixed points and ``q`` moving ones (see `Clouds`); lengths are then in moving pixels.
     """
@@ -132,7 +128,7 @@ class CloudEnergy:
         rows: NDArray[np.intp],
         sigma: float,
         outliers: float,
-        volume: float | Floats,
+        volume: float,
         maps: MapSpace,
         backwards: bool = False,
     ) -> None:
@@ -143,7 +139,7 @@ class CloudEnergy:
         self.rows = torch.from_numpy(place.reshape(-1))  # [M * K]
         self.sigma, self.maps, self.backwards = sigma, maps, backwards
         self._constant = math.log((1 - outliers) / len(p)) - ndim * math.log(sigma) - ndim / 2 * math.log(2 * math.pi)
-        self._uniform = torch.as_tensor(np.log(outliers / volume), dtype=torch.float32)
+        self._uniform = torch.tensor(math.log(outliers / volume), dtype=torch.float32)
         self._rim = torch.from_numpy(np.stack([(rim := p if backwards else q).min(axis=0), rim.max(axis=0)]))
         self.n_evaluations = 0
         self.value = math.nan
