@@ -41,16 +41,21 @@ MOST = 3000
 hundredth of a cell's room already."""
 WIDEST = 3.0
 """σ at the start, in pixels of the coarser side, which the adapter makes a third as wide as the room of its cells: what a pose,
-or a map of densities, may be off by. Of 3, 6 and 12, on eleven made pairs (`benchmarks.proving`, seeds 500 to 504 and five that were
-wrong before), 3 brings most home."""
+or a map of densities, may be off by. Of 3, 6 and 12 px, on eleven made pairs (`benchmarks.proving`, seeds 500 to 504 and five
+that were wrong before), 3 brings most home."""
 SHARPEST = 0.3
 """Smallest σ, in pixels of the finer side, a tenth of the room of a cell: below it a bend follows a few cells that lie on each
 other by chance (with 0.1 a made pair ends 1.3 px off that ends 0.4 px off with a wider σ)."""
-APART = 1.0
-"""Largest σ of a map that tells cells from their neighbours, over the median distance to the nearest one of the denser side."""
+APART = 0.75
+"""Largest σ of a map that tells cells from their neighbours, over the median distance to the nearest one of the denser side. Right
+maps of made pairs have 0.1 to 0.6; one that was 1.07 of its bar off, `block` 40004, had 0.98."""
 REGULAR = 0.15
 """Spread of the distances to the nearest neighbour (standard deviation over mean) under which positions are a lattice of spots,
 which fits wherever it is shifted by its own period, and no cells. Lattices have 0 to 0.05, cells 0.3 to 0.6."""
+UNSEEN = 0.1
+"""Rms displacement that the prior allows for at a scale σ, over σ, whatever was found so far. Without it the prior of few cells
+closes before their bend is seen, and `position_sd` holds 16 to 64 % of the positions, not 90; with 0.2 and 0.5 a bend of 200
+cells follows their jitter (`technologies`, seeds 500 to 502 of ``benchmarks/proving``, and one more)."""
 FOLDS = 3
 """Parts of the cells drawn; each is held out once from a fit to the others."""
 STEP = 2.0
@@ -184,7 +189,7 @@ def refined(fit: Fit, sides: tuple[Image, Image], began: Tensor, config: Config)
     backwards, zoom = len(p) < len(q), fit.maps.zoom
     centres, drawn = (q, p) if backwards else (p, q)
     own = 1 / zoom if backwards else zoom  # size of a pixel of the centres' side, in pixels of the side of those drawn
-    clouds = Clouds(centres, some(drawn, MOST, config.seed), 1.0, config, backwards=backwards)
+    clouds = Clouds(centres, some(drawn, MOST, config.seed), 1.0, config, backwards=backwards, unseen=UNSEEN)
     test = _Test(clouds, SHARPEST * min(1.0, own))
     starts = list(_starts(fit, sides[1], began, clouds, WIDEST * max(1.0, own)))
     first = [test.tried(start, test.parts[:1]) for start in starts]
@@ -197,8 +202,11 @@ def refined(fit: Fit, sides: tuple[Image, Image], began: Tensor, config: Config)
     if sure < SURE:
         return None
     known = CloudFit(fit.x, fit.maps, test.narrowest, 0.5)
-    gain = float((here - np.concatenate([test.explained(known, rows) for rows in test.parts])).mean())
-    final = test.fitted(starts[chosen]) if gain > 0 else None
+    more = here - np.concatenate([test.explained(known, rows) for rows in test.parts])
+    gain, error = float(more.mean()), float(more.std() / math.sqrt(len(more)))
+    final = (
+        test.fitted(starts[chosen]) if gain > -error else None
+    )  # few cells tell maps apart less than right from wrong
     if final is None or not math.isfinite(final.energy) or final.sigma > APART * apart:
         return None
     return Refined(final, clouds, gain, sure, chosen == 0)

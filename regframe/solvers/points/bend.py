@@ -76,6 +76,8 @@ class Clouds:
         backwards: whether ``p`` are the fixed points and ``q`` the moving ones: the moving points are then taken as draws around
             the fixed ones, pulled back, and σ and V are in moving pixels. Of two sides the one with fewer points is to be drawn:
             its points have partners, where most of the other's have none.
+        unseen: rms displacement, over σ, that the prior allows for although no such bend was found: at a wide σ a bend of parts
+            of it is not seen yet, and a prior that shut it out would keep it out at every narrower one.
     """
 
     p: Floats
@@ -84,6 +86,7 @@ class Clouds:
     config: Config
     originals: tuple[Original, Original] | None = None
     backwards: bool = False
+    unseen: float = 0.0
 
     @property
     def scaled(self) -> Floats:
@@ -241,7 +244,8 @@ def bend(clouds: Clouds, fit: CloudFit, narrowest: float, level: int = 0, report
         if worse >= 3 or lost or now.sigma <= narrowest:
             break
         if config.sigma_regularizer is None:
-            now.adapt_prior(_rms(now, clouds), DEVIATION_MARGIN)
+            sigma = now.sigma / (1.0 if clouds.backwards else now.maps.zoom)  # in moving pixels
+            now.adapt_prior(max(_rms(now, clouds), clouds.unseen * sigma), DEVIATION_MARGIN)
         residual = math.sqrt(max(square, 0.0))
         now.sigma = max(min(now.sigma * COOLING_BEND[large], max(2 * residual, 0.3 * now.sigma)), narrowest)
     best.energy = lowest
