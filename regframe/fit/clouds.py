@@ -168,10 +168,16 @@ def match(warped: Floats, fixed: Floats, sigma: float, outliers: float, volume: 
         volume: V, volume over which points without a partner are spread evenly; or one over the density of those at each fixed
             point ``[M]``.
     """
+    squares, rows = nearest(warped, fixed)
+    return posterior(squares, rows, sigma, outliers, volume, len(warped), fixed.shape[1])
+
+
+def nearest(warped: Floats, fixed: Floats) -> tuple[Floats, NDArray[np.intp]]:
+    """Squared distances ``[M, K]`` from fixed points ``[M, D]`` to the nearest mapped moving ones ``[N, D]``, and their rows."""
     k = min(NEIGHBOURS[len(fixed) > SMALL], len(warped))
     found = cKDTree(warped).query(fixed, k=k)
     distance, rows = (np.asarray(part).reshape(len(fixed), k) for part in found)
-    return posterior(distance**2, rows, sigma, outliers, volume, len(warped), fixed.shape[1])
+    return distance**2, rows
 
 
 def posterior(

@@ -34,6 +34,8 @@ from .points.align import best_scale
 from .points.bend import CloudFit, Clouds, bend
 from .points.figures import position_sd
 
+MANY = 300_000
+"""Things on either side above which nothing is refined: transcripts, not cells."""
 FEWEST = 30
 """Distinct cells on either side under which nothing is refined: fewer determine no bend."""
 MOST = 3000
@@ -47,8 +49,8 @@ SHARPEST = 0.3
 """Smallest σ, in pixels of the finer side, a tenth of the room of a cell: below it a bend follows a few cells that lie on each
 other by chance (with 0.1 a made pair ends 1.3 px off that ends 0.4 px off with a wider σ)."""
 APART = 0.75
-"""Largest σ of a map that tells cells from their neighbours, over the median distance to the nearest one of the denser side. Right
-maps of made pairs have 0.1 to 0.6; one that was 1.07 of its bar off, `block` 40004, had 0.98."""
+"""Largest σ of a map that tells cells from their neighbours, over the median distance to the nearest one of the denser side.
+Right maps of made pairs have 0.1 to 0.6; one that was 1.07 of its bar off, `block` 40004, had 0.98."""
 REGULAR = 0.15
 """Spread of the distances to the nearest neighbour (standard deviation over mean) under which positions are a lattice of spots,
 which fits wherever it is shifted by its own period, and no cells. Lattices have 0 to 0.05, cells 0.3 to 0.6."""
@@ -161,9 +163,9 @@ class _Test:
 
 
 def cells_of(image: Image) -> Floats | None:
-    """Positions ``[N, 2]`` of the distinct cells of an image in its normalised frame; None where they are not known, too few,
-    or a lattice."""
-    if image.things is None or image.grid.ndim != 2:
+    """Positions ``[N, 2]`` of the distinct cells of an image in its normalised frame; None where they are not known, too few
+    or too many, or a lattice."""
+    if image.things is None or image.grid.ndim != 2 or len(image.things) > MANY:
         return None
     grid = Frame.of(image.grid).grid(image.grid)
     at: Floats = np.unique(image.things.numpy() * np.array(grid.spacing) + np.array(grid.origin), axis=0)

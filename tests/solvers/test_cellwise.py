@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 import regframe as rf
 from regframe.config import Config
 from regframe.fit.clouds import match, room_of
-from regframe.fit.frames import Increment
+from regframe.fit.frames import Frame, Increment
 from regframe.fit.mapspace import MapSpace
 from regframe.fit.prior import PICTURES, velocity_space
 from regframe.maps.affine import Affine
 from regframe.maps.resample import resample
-from regframe.solvers.cellwise import cells_of
-from regframe.solvers.points.bend import CloudEnergy
+from regframe.solvers.cellwise import cells_of, refined
+from regframe.solvers.points.bend import CloudEnergy, CloudFit
 
 Array = NDArray[np.float64]
 
@@ -64,12 +64,20 @@ def test_the_same_cells_bring_the_map_to_a_fraction_of_a_room() -> None:
     assert 0.1 < float(result.metrics["position_sd"]["median"]) < 2.0
 
 
-def test_other_cells_keep_the_map_of_the_densities() -> None:
+@pytest.mark.parametrize("same", [False, True])
+def test_only_the_same_cells_refine_a_map(same: bool) -> None:
+    """From a map that is right to a third of a room: half of the cells on one side, the other half, or the same ones, moved."""
     rng = np.random.default_rng(4)
-    cells = tissue(rng, 400)
+    cells = tissue(rng, 500)
     half = rng.random(len(cells)) < 0.5
-    result = rf.register(drawn(cells[half]), drawn(bent(cells[~half])))
-    assert "cells" not in result.metrics
+    fixed, moving = drawn(cells if same else cells[half]), drawn(cells[~half] + [40.0, -7.0])
+    truth = torch.eye(3, dtype=torch.float64)
+    truth[:2, 2] = torch.tensor([43.0, -8.0])
+    frames = [Frame.of(side.grid).matrix() for side in (moving, fixed)]
+    began = frames[0] @ truth @ torch.linalg.inv(frames[1])
+    fit = CloudFit(torch.zeros(6), MapSpace(began, Increment("affine", 2, 40.0)), 1.0, 0.5)
+    found = refined(fit, (fixed, moving), began, Config())  # type: ignore[arg-type]  # a fit of images has these fields, too
+    assert (found is not None) is same
 
 
 @pytest.mark.parametrize(("jitter", "known"), [(0.0, False), (0.02, False), (0.3, True)])
