@@ -203,8 +203,8 @@ MODELS = {"images": IMAGES, "place": PLACE, "volumes": VOLUMES, "points": POINTS
 
 BY_CELLS = 0.95
 """Least confidence of a map of two densities that their cells have confirmed (`solvers.cellwise`): the share of such maps that is
-right, with one half more of each kind. Population: 19 unseen made pairs (`technologies`, `block`, `cells` from 40000 on), of
-which 18 were right; the other one's scale is refused now."""
+right, with one half more of each kind. Population: 29 unseen made pairs (`technologies`, `block`, `cells` from 40000 on), of
+which 28 were right; the scale of the other one is refused now (`APART`)."""
 
 
 def of_images(figures: Figures, shape: tuple[int, ...]) -> float | None:
