@@ -209,6 +209,12 @@ MODELS = {"images": IMAGES, "place": PLACE, "volumes": VOLUMES, "points": POINTS
 """Every model: of the three kinds of pairs, and ``place`` of images, too."""
 
 
+BY_CELLS = 0.95
+"""Least confidence of a map of two densities that their cells have confirmed (`solvers.cellwise`): the share of such maps that is
+right, with one half more of each kind. Population: 29 unseen made pairs (`technologies`, `block`, `cells` from 40000 on), of
+which 28 were right; the scale of the other one is refused now (`APART`)."""
+
+
 def of_images(figures: Figures, shape: tuple[int, ...]) -> float | None:
     """Confidence of a map of two images or two volumes, from its figures; ``shape`` is that of the fixed one.
 

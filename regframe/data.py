@@ -282,6 +282,8 @@ class Image:
         counted: where values are counts or densities of things (cells), the number of things that a value of 1 stands for: the
             square of a value's mean over its variance, if things lie where chance puts them. None for measured intensities.
         before: what the side was before it was standardised, of an image that a fit hands to a metric; None elsewhere.
+        things: of a density of things (cells) where each of them lies, ``[N, D]`` in pixels of the grid (0 is the middle of the
+            first pixel); None where that is not known.
     """
 
     data: Tensor
@@ -293,9 +295,10 @@ class Image:
     reading: Reading | None = None
     counted: float | None = None
     before: Original | None = None
+    things: Tensor | None = None
 
     def __post_init__(self) -> None:
-        _as_tensors(self, "data", "weight")
+        _as_tensors(self, "data", "weight", "things")
         if not isinstance(self.data, torch.Tensor):
             raise TypeError(
                 f"wanted a torch tensor or numpy array [C, *S], got {type(self.data).__name__}; use Image.from_array"

@@ -384,6 +384,8 @@ def _evidence(figures: Mapping[str, Any], confidence: float, ndim: int) -> Itera
     elsewhere = f", {against} clearly best elsewhere" if against else ""
     percent = spoken(confidence)
     place = figures["place_confidence"]
+    if cells := figures.get("cells"):
+        seen = f"cells that were held out have partners in place, {cells['sure']:.0f} standard errors beyond chance; {seen}"
     alike = figures["counted"] and found["nats"] >= BEYOND_CHANCE and found["sure"] - against >= SURE
     evident = ndim == 2 and (alike or (figures["evidence"] or 0.0) >= EVIDENT) and _factor(figures) <= VIOLENT
     if place < NO_EVIDENCE and not evident:
@@ -437,7 +439,8 @@ def _belonging(figures: Mapping[str, Any], ndim: int) -> Iterable[Finding]:
 def _bending(figures: Mapping[str, Any]) -> Iterable[Finding]:
     """Whether the bend made the fit worse, changed areas more than tissue can, or produced most of the likeness by itself."""
     explained = figures["explained_variance"]
-    if explained["final"] + NOTHING_IN_COMMON < explained["start"]:
+    cells = figures.get("cells") is not None  # densities of few cells say less than the cells themselves
+    if explained["final"] + NOTHING_IN_COMMON < explained["start"] and not cells:
         sentence = "the map explains less of the fixed image than its start did"
         yield Finding("fail", sentence, explained["final"], explained["start"], f"{STRAIGHT}, or {LANDMARKS}")
     low, high = figures["jacobian_min"], figures["jacobian_max"]

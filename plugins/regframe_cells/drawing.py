@@ -172,7 +172,9 @@ class Drawing:
         unit = weighted.cells.unit
         names = [f"{name} σ{s:g} {unit}" if len(sigmas) > 1 else name for s in sigmas for name in weighted.names]
         counted = _counted(weighted.weights, min(sigmas) / grid.pixel)
-        return regframe.Image(torch.from_numpy(data), grid, tuple(names), name=weighted.cells.name, counted=counted)
+        things = torch.from_numpy((coords - np.array(grid.origin)) / np.array(grid.spacing))
+        name = weighted.cells.name
+        return regframe.Image(torch.from_numpy(data), grid, tuple(names), name=name, counted=counted, things=things)
 
 
 def _counted(weights: Array, sigma: float) -> float | None:

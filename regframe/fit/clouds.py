@@ -78,6 +78,25 @@ def spacing_of(places: Floats) -> float:
     return float(np.median(distance[:, 1]))
 
 
+AROUND = 16
+"""Neighbours by whose distance the density of points is told: known to within a quarter, over four rooms of a point across."""
+
+
+def room_of(places: Floats) -> Floats:
+    """One over the density of places ``[N, D]`` at each of them ``[N]``, in their volume; the density integrates to 1.
+
+    By the distance to the `AROUND`-th neighbour, which leaves the place itself out.
+    """
+    from scipy.spatial import cKDTree
+
+    n, ndim = places.shape
+    k = min(AROUND, n - 1)
+    radius = np.asarray(cKDTree(places).query(places, k=k + 1)[0])[:, -1]
+    ball = math.pi ** (ndim / 2) / math.gamma(ndim / 2 + 1) * np.maximum(radius, 1e-9) ** ndim
+    out: Floats = ball * (n - 1) / max(k - 1, 1)
+    return out
+
+
 def canvas(points: PointSet) -> Grid:
     """The canvas of a cloud: its bounding box, with pixels as wide as the median distance to the nearest neighbour.
 
@@ -141,7 +160,7 @@ class Match:
     square: float
 
 
-def match(warped: Floats, fixed: Floats, sigma: float, outliers: float, volume: float) -> Match:
+def match(warped: Floats, fixed: Floats, sigma: float, outliers: float, volume: float | Floats) -> Match:
     """One E step (Myronenko & Song 2010, eq. 6) over the nearest pairs.
 
     Args:
@@ -149,18 +168,25 @@ def match(warped: Floats, fixed: Floats, sigma: float, outliers: float, volume: 
         fixed: fixed points ``[M, D]``.
         sigma: σ, in the length unit of the positions.
         outliers: ω, share of fixed points without a partner.
-        volume: V, volume over which points without a partner are spread evenly.
+        volume: V, volume over which points without a partner are spread evenly; or one over the density of those at each fixed
+            point ``[M]``.
     """
+    squares, rows = nearest(warped, fixed)
+    return posterior(squares, rows, sigma, outliers, volume, len(warped), fixed.shape[1])
+
+
+def nearest(warped: Floats, fixed: Floats) -> tuple[Floats, NDArray[np.intp]]:
+    """Squared distances ``[M, K]`` from fixed points ``[M, D]`` to the nearest mapped moving ones ``[N, D]``, and their rows."""
     from scipy.spatial import cKDTree
 
     k = min(NEIGHBOURS[len(fixed) > SMALL], len(warped))
     found = cKDTree(warped).query(fixed, k=k)
     distance, rows = (np.asarray(part).reshape(len(fixed), k) for part in found)
-    return posterior(distance**2, rows, sigma, outliers, volume, len(warped), fixed.shape[1])
+    return distance**2, rows
 
 
 def posterior(
-    squares: Floats, rows: NDArray[np.intp], sigma: float, outliers: float, volume: float, n: int, ndim: int
+    squares: Floats, rows: NDArray[np.intp], sigma: float, outliers: float, volume: float | Floats, n: int, ndim: int
 ) -> Match:
     """`match` from distances that are already known.
 
@@ -169,13 +195,13 @@ def posterior(
         rows: rows of the moving points they belong to ``[M, K]``.
         sigma: σ, in the length unit of the positions.
         outliers: ω.
-        volume: V.
+        volume: V, one or ``[M]``.
         n: number of moving points in all.
         ndim: 2 or 3.
     """
     constant = math.log((1 - outliers) / n) - ndim * math.log(sigma) - ndim / 2 * math.log(2 * math.pi)
     logits = constant - squares / (2 * sigma**2)
-    uniform = math.log(max(outliers, 1e-300) / volume)
+    uniform = np.log(max(outliers, 1e-300) / volume)
     top = np.maximum(logits.max(axis=1), uniform)
     share = np.exp(logits - top[:, None])
     total = share.sum(axis=1) + np.exp(uniform - top)

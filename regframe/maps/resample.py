@@ -49,7 +49,7 @@ def resample(image: Image, transform: Transform, grid: Grid, background: float |
     if image.weight is not None:
         mask = image.weight[None].to(torch.float32)
         weight = resample_part(Part(mask, image.grid, start), pull, tile, False, 0.0)[0]
-    return image.replace(data=data, grid=grid, weight=weight, reading=None)
+    return image.replace(data=data, grid=grid, weight=weight, reading=None, things=None)
 
 
 class Part(NamedTuple):

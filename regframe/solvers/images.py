@@ -71,11 +71,12 @@ class Images(Solver):
         assert isinstance(task.moving, Image)
         with threads_for(max(task.fixed.data.numel(), task.moving.data.numel())):
             pair = self.compare(task)
-            done = raster.run(pair, task, _recipe(pair))
+            done = raster.by_cells(raster.run(pair, task, _recipe(pair)), pair, task, _recipe(pair))
             fitted = raster.fitted(pair, done, task.moving.grid)
             flat = task.fixed.grid.ndim == 2  # a volume is fitted again only where it is lost: that takes long
             sure = fitted.figures["confidence"] if flat else None
-            if task.metric is not None or not (done.fit.lost or (flat and _doubted(pair, fitted.figures))):
+            doubted = done.fit.lost or (flat and _doubted(pair, fitted.figures))
+            if task.metric is not None or done.cells is not None or not doubted:
                 return fitted
             other = self.otherwise_compared(task, pair)
             again = raster.again(done, other, task, _recipe(other))

@@ -35,6 +35,7 @@ from ..starts import images, pose
 from ..starts.evidence import Judge
 from ..starts.landmarks import Landmarks
 from ..verdict import Finding, unknown_scale
+from . import cellwise
 from .preparation import Look
 from .unseen import MOSTLY, not_finite
 
@@ -169,6 +170,7 @@ class Run:
         found: the outcome of the search for the start; None where the start was given.
         fit: the fit.
         judge: what weighed it; None where nothing did, or it is not known.
+        cells: the map refined by the cells of both sides, which is that of ``fit``; None where it was not.
     """
 
     sides: tuple[Halvings, Halvings]
@@ -176,6 +178,7 @@ class Run:
     found: pose.Pose | None
     fit: Fit
     judge: Judge | None = None
+    cells: cellwise.Refined | None = None
 
 
 def run(pair: Compared, task: Task, recipe: Recipe) -> Run:
@@ -193,6 +196,20 @@ def again(done: Run, pair: Compared, task: Task, recipe: Recipe) -> Run:
         sides = Halvings(pair.fixed), Halvings(pair.moving)
         judge = _judge(sides, done.start, task, recipe)
     return dataclasses.replace(done, sides=sides, fit=fit(pair, sides, done.start, task, recipe, judge), judge=judge)
+
+
+def by_cells(done: Run, pair: Compared, task: Task, recipe: Recipe) -> Run:
+    """``done`` with its map refined by the cells of two densities, where these are known to be the same ones (`cellwise`)."""
+    if not pair.counted or task.metric is not None or task.config.sigma_landmarks is not None:
+        return done
+    began = pullback(done.sides, done.start)
+    found = cellwise.refined(done.fit, (pair.fixed, pair.moving), began, task.config)
+    if found is None:
+        return done
+    fit = cellwise.adopted(done.fit, found, Pair(*done.sides, pair.ready, task.config, None, recipe, done.judge))
+    if done.judge is not None:
+        fit.nats = done.judge(functools.partial(to_moving, fit), fit.pullback)
+    return dataclasses.replace(done, fit=fit, cells=found)
 
 
 def _judge(sides: tuple[Halvings, Halvings], start: Tensor, task: Task, recipe: Recipe) -> Judge | None:
@@ -314,10 +331,14 @@ def fitted(pair: Compared, done: Run, moving_grid: Grid) -> Fitted:
     figures["confidence"] = confidence.of_images(figures, fixed.grid.shape)
     sure = figures["confidence"]
     figures["place_confidence"] = None if sure is None else confidence.of_place(figures, fixed.grid.ndim)
+    if done.cells is not None:
+        figures["cells"] = done.cells.figures()
+        for name in ("confidence", "place_confidence"):
+            figures[name] = max(figures[name] or 0.0, confidence.BY_CELLS)
     figures["metric"] = {"name": type(pair.metric).name, "why": pair.why}
     if not fit.steep and fit.last is not None and fit.last.constant(fit.x):
         figures["metric"]["constant"] = True
-    sd, figures["position_sd"] = _position_sd(fit, fixed.grid)
+    sd, figures["position_sd"] = _position_sd(done, fixed.grid)
     figures["threads"] = torch.get_num_threads()
     assert fit.overlap is not None
     assert fit.matching is not None
@@ -464,11 +485,15 @@ def _coincidence(target: Tensor, warped: Tensor, inside: Tensor, grid: Grid) -> 
         target, warped, inside = stacked[: len(target)], stacked[len(target) : -1], stacked[-1]
 
 
-def _position_sd(fit: Fit, fixed: Grid) -> tuple[Tensor, dict[str, Any]]:
+def _position_sd(done: Run, fixed: Grid) -> tuple[Tensor, dict[str, Any]]:
     """Standard deviation per axis ``[*S]``, in the fixed unit, of every fixed pixel of the last level; and its median and p90."""
+    fit = done.fit
     assert fit.last is not None
     assert fit.overlap is not None
-    sd = uncertainty.position_sd(fit.last, fit.x, fit.sections) * fixed.pixel
+    if done.cells is not None:
+        sd = done.cells.position_sd(fixed, _level_grid(fixed, fit))
+    else:
+        sd = uncertainty.position_sd(fit.last, fit.x, fit.sections) * fixed.pixel
     further: dict[str, float] = {}
     if (
         fit.reasons and fit.reasons[-1] == "max_iter"

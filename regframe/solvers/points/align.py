@@ -31,7 +31,19 @@ from torch import Tensor
 from ...config import Config
 from ...contracts import Fitted
 from ...data import Grid, Original, PointSet
-from ...fit.clouds import SMALL, Floats, carried, distinct, match, outliers_of, radius_of, some, spacing_of, thinned
+from ...fit.clouds import (
+    SMALL,
+    Floats,
+    carried,
+    distinct,
+    nearest,
+    outliers_of,
+    posterior,
+    radius_of,
+    some,
+    spacing_of,
+    thinned,
+)
 from ...fit.frames import Frame, affine_kind
 from ...fit.steps import Report
 from ...starts.points import APART, Found, search, unlikely
@@ -338,7 +350,7 @@ def held_out(straight: State, clouds: Clouds) -> dict[str, float]:
     }
 
 
-def best_scale(warped: Floats, fixed: Floats, sigma: float, outliers: float, volume: float) -> Floats:
+def best_scale(warped: Floats, fixed: Floats, sigma: float, outliers: float, volume: float | Floats) -> Floats:
     """Log-densities ``[M]`` of held-out points, at the scale σ under which they are most likely.
 
     That scale is wider than the one of the fit, which lies closer to the points it was fitted to.
@@ -348,12 +360,13 @@ def best_scale(warped: Floats, fixed: Floats, sigma: float, outliers: float, vol
         fixed: held-out points ``[M, D]``.
         sigma: narrowest scale, in fixed pixels.
         outliers: ω to begin with.
-        volume: V, in fixed pixels to the D-th power.
+        volume: V, in fixed pixels to the D-th power, one or ``[M]``.
     """
     best = np.full(len(fixed), -np.inf)
+    squares, rows = nearest(warped, fixed)
     for _ in range(SCALES):
         for _ in range(2):
-            found = match(warped, fixed, sigma, outliers, volume)
+            found = posterior(squares, rows, sigma, outliers, volume, len(warped), fixed.shape[1])
             outliers = outliers_of(found)
         if found.log_density.mean() > best.mean():
             best = found.log_density

@@ -73,6 +73,11 @@ class Clouds:
         before: size of one moving pixel in fixed pixels, from the units; applied to moving points before a straight map.
         config: all settings, lengths in moving pixels.
         originals: the fixed and the moving side before they were brought into their frames, or None.
+        backwards: whether ``p`` are the fixed points and ``q`` the moving ones: the moving points are then taken as draws around
+            the fixed ones, pulled back, and σ and V are in moving pixels. Of two sides the one with fewer points is to be drawn:
+            its points have partners, where most of the other's have none.
+        unseen: rms displacement, over σ, that the prior allows for although no such bend was found: at a wide σ a bend of parts
+            of it is not seen yet, and a prior that shut it out would keep it out at every narrower one.
     """
 
     p: Floats
@@ -80,6 +85,8 @@ class Clouds:
     before: float
     config: Config
     originals: tuple[Original, Original] | None = None
+    backwards: bool = False
+    unseen: float = 0.0
 
     @property
     def scaled(self) -> Floats:
@@ -88,7 +95,7 @@ class Clouds:
 
     @property
     def volume(self) -> float:
-        """V: volume of the fixed cloud's box, in fixed pixels to the D-th power."""
+        """V: volume of the box of ``q``, in its pixels to the D-th power."""
         return float(np.prod(np.ptp(self.q, axis=0)))
 
     @property
@@ -114,20 +121,29 @@ class CloudEnergy:
         outliers: ω, the share of fixed points without a partner.
         volume: V, in fixed pixels to the D-th power.
         maps: the maps that the variables choose among; they must bend.
+        backwards: whether ``p`` are fixed points and ``q`` moving ones (see `Clouds`); lengths are then in moving pixels.
     """
 
     def __init__(
-        self, p: Floats, q: Floats, rows: NDArray[np.intp], sigma: float, outliers: float, volume: float, maps: MapSpace
+        self,
+        p: Floats,
+        q: Floats,
+        rows: NDArray[np.intp],
+        sigma: float,
+        outliers: float,
+        volume: float,
+        maps: MapSpace,
+        backwards: bool = False,
     ) -> None:
         ndim = p.shape[1]
         used, place = np.unique(rows, return_inverse=True)
         self.p = torch.from_numpy(p[used]).to(torch.float32)  # [N', D]
         self.q = torch.from_numpy(q).to(torch.float32)  # [M, D]
         self.rows = torch.from_numpy(place.reshape(-1))  # [M * K]
-        self.sigma, self.maps = sigma, maps
+        self.sigma, self.maps, self.backwards = sigma, maps, backwards
         self._constant = math.log((1 - outliers) / len(p)) - ndim * math.log(sigma) - ndim / 2 * math.log(2 * math.pi)
         self._uniform = torch.tensor(math.log(outliers / volume), dtype=torch.float32)
-        self._rim = torch.from_numpy(np.stack([q.min(axis=0), q.max(axis=0)]))
+        self._rim = torch.from_numpy(np.stack([(rim := p if backwards else q).min(axis=0), rim.max(axis=0)]))
         self.n_evaluations = 0
         self.value = math.nan
         self.regularizer = 0.0
@@ -142,9 +158,13 @@ class CloudEnergy:
         with torch.enable_grad():
             affine = q.requires_grad_(True)
             velocity = space.velocity(u).requires_grad_(True)
-            moved = ops.flow_points(self.p, velocity, space.grid.spacing, space.grid.origin, space.n_steps, False)
-            pullback = self.maps.pullback(affine)
-            warped = reference.carry(homogeneous.inverse(pullback).to(torch.float32), moved)  # [N', D]
+            pullback, grid = self.maps.pullback(affine), space.grid
+            if self.backwards:
+                at = reference.carry(pullback.to(torch.float32), self.p)
+                warped = ops.flow_points(at, velocity, grid.spacing, grid.origin, space.n_steps, True)  # [N', D]
+            else:
+                moved = ops.flow_points(self.p, velocity, grid.spacing, grid.origin, space.n_steps, False)
+                warped = reference.carry(homogeneous.inverse(pullback).to(torch.float32), moved)  # [N', D]
             pairs = warped.index_select(0, self.rows).reshape(len(self.q), -1, self.p.shape[1])
             squares = (pairs - self.q[:, None]).square().sum(dim=2)  # [M, K]
             density = torch.logsumexp(self._constant - squares / (2 * self.sigma**2), dim=1)
@@ -157,7 +177,7 @@ class CloudEnergy:
     def movement(self, change: Tensor) -> float:
         """The largest distance a change of the variables moves a point, to first order, in units of σ."""
         rim, bend = self.maps.moves(change, self._rim)
-        return (float(rim.norm(dim=1).max()) + bend) / self.sigma
+        return (float(rim.norm(dim=1).max()) + bend) / (self.sigma * (self.maps.zoom if self.backwards else 1.0))
 
 
 @dataclass
@@ -182,9 +202,9 @@ class CloudFit(Standing):
     energy: float = math.inf
     constant: bool = False
 
-    def warp(self, p: Floats) -> Floats:
-        """Points of the moving frame ``[N, D]``, mapped to the fixed frame."""
-        out: Floats = self.maps.points(self.x, torch.from_numpy(p)).detach().numpy()
+    def warp(self, p: Floats, backwards: bool = False) -> Floats:
+        """Points of the moving frame ``[N, D]``, mapped to the fixed frame; or the other way, ``backwards``."""
+        out: Floats = self.maps.points(self.x, torch.from_numpy(p), to_moving=backwards).detach().numpy()
         return out
 
 
@@ -224,7 +244,8 @@ def bend(clouds: Clouds, fit: CloudFit, narrowest: float, level: int = 0, report
         if worse >= 3 or lost or now.sigma <= narrowest:
             break
         if config.sigma_regularizer is None:
-            now.adapt_prior(_rms(now, clouds.p), DEVIATION_MARGIN)
+            sigma = now.sigma / (1.0 if clouds.backwards else now.maps.zoom)  # in moving pixels
+            now.adapt_prior(max(_rms(now, clouds), clouds.unseen * sigma), DEVIATION_MARGIN)
         residual = math.sqrt(max(square, 0.0))
         now.sigma = max(min(now.sigma * COOLING_BEND[large], max(2 * residual, 0.3 * now.sigma)), narrowest)
     best.energy = lowest
@@ -241,11 +262,12 @@ def _descend_at_scale(clouds: Clouds, fit: CloudFit) -> tuple[str, CloudEnergy, 
     p, q, config = clouds.p, clouds.q, clouds.config
     fit.take_enough_steps(config)
     assert fit.space is not None
-    found = match(fit.warp(p), q, fit.sigma, fit.outliers, clouds.volume)
+    found = match(fit.warp(p, clouds.backwards), q, fit.sigma, fit.outliers, clouds.volume)
     fit.outliers = outliers_of(found)
-    energy = CloudEnergy(p, q, found.rows, fit.sigma, fit.outliers, clouds.volume, fit.maps)
-    nodes = max(1.0, float(np.prod(np.ptp(p, axis=0))) / math.prod(fit.space.waves.spacing))
-    change = Preconditioner(fit.maps, nodes, float(found.share.sum()) / fit.sigma**2)
+    energy = CloudEnergy(p, q, found.rows, fit.sigma, fit.outliers, clouds.volume, fit.maps, clouds.backwards)
+    own, sigma = (q, fit.sigma * fit.maps.zoom) if clouds.backwards else (p, fit.sigma)
+    nodes = max(1.0, float(np.prod(np.ptp(own, axis=0))) / math.prod(fit.space.waves.spacing))
+    change = Preconditioner(fit.maps, nodes, float(found.share.sum()) / sigma**2)
     descent = Descent(
         STEPS[len(q) > SMALL], TOLERANCE, config.optimizer.memory, max_move=MAX_MOVE, worthwhile=WORTH * len(q)
     )
@@ -255,11 +277,11 @@ def _descend_at_scale(clouds: Clouds, fit: CloudFit) -> tuple[str, CloudEnergy, 
     return outcome.reason, energy, found.square
 
 
-def _rms(fit: CloudFit, p: Floats) -> float:
-    """Root mean square displacement per axis of moving points ``[N, D]`` by the fit's velocity, in moving pixels."""
+def _rms(fit: CloudFit, clouds: Clouds) -> float:
+    """Root mean square displacement per axis of the moving points by the fit's velocity, in moving pixels."""
     assert fit.space is not None
     assert fit.velocity is not None
-    grid, at = fit.space.grid, torch.from_numpy(p).to(torch.float32)
+    grid, at = fit.space.grid, torch.from_numpy(clouds.q if clouds.backwards else clouds.p).to(torch.float32)
     moved = ops.flow_points(at, fit.velocity, grid.spacing, grid.origin, fit.space.n_steps, False)
     return float((moved - at).square().mean().sqrt())
 

@@ -102,7 +102,7 @@ def finish(
     at = grid.coords().reshape(-1, fixed.ndim).numpy()
     _, rows = _tree(physical.numpy()).query(at, k=min(8, len(physical)))
     unbent = config.transform == "lddmm" and fit.space is None
-    sd = _position_sd(fit, p, some(q, MOST_FITTED, config.seed), unbent, fixed_grid, grid)
+    sd = position_sd(fit, p, some(q, MOST_FITTED, config.seed), unbent, fixed_grid, grid)
     here = sd.reshape(-1).numpy()[_tree(at).query(physical.numpy())[1]]
     figures["position_sd"] = {
         "median": float(np.median(here)),
@@ -153,7 +153,7 @@ def _structureless(q: Floats, volume: float) -> float:
     return float(max(broad, -math.log(volume)))
 
 
-def _position_sd(fit: CloudFit, p: Floats, q: Floats, unbent: bool, fixed: Grid, onto: Grid) -> Tensor:
+def position_sd(fit: CloudFit, p: Floats, q: Floats, unbent: bool, fixed: Grid, onto: Grid) -> Tensor:
     """Standard deviation per axis ``[*S]`` of the mapped position on the grid ``onto``, in the fixed unit.
 
     It is `uncertainty.position_sd_of_points`. Where a bend was asked for and not confirmed, σ² is added to the variance, because
