@@ -31,13 +31,14 @@ def chosen(
         return SimpleNamespace(figures=fits[done.name], name=done.name)
 
     def done(name: str) -> Any:
-        return SimpleNamespace(name=name, fit=SimpleNamespace(lost=False))
+        return SimpleNamespace(name=name, fit=SimpleNamespace(lost=False), cells=None)
 
     compared = SimpleNamespace(**{"stained": False, "counted": False} | pair)
     monkeypatch.setattr(Images, "compare", lambda self, task: compared)
     monkeypatch.setattr(Images, "otherwise_compared", lambda self, task, pair: compared)
     monkeypatch.setattr(images, "_recipe", lambda pair: None)
     monkeypatch.setattr(raster, "run", lambda *_: done("first"))
+    monkeypatch.setattr(raster, "by_cells", lambda done, *_: done)
     monkeypatch.setattr(raster, "again", lambda *_: done("second"))
     monkeypatch.setattr(raster, "fitted", fitted)
     task = SimpleNamespace(fixed=IMAGE, moving=IMAGE, metric=None)
