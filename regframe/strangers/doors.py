@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import Distribution, EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
@@ -53,9 +53,13 @@ def package(point: EntryPoint) -> str:
     return " ".join(named(point.dist)) if point.dist is not None else "an unknown package"
 
 
-@functools.lru_cache(maxsize=256)
 def named(dist: Any) -> tuple[str, str]:
     """Name and version of a distribution, for which its metadata are read once."""
+    return _named(dist) if isinstance(dist, Distribution) else (str(dist.name), str(dist.version))
+
+
+@functools.lru_cache(maxsize=256)
+def _named(dist: Distribution) -> tuple[str, str]:
     return str(dist.name), str(dist.version)
 
 

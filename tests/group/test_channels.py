@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from made import MAPS, section, shown
+from fake_rounds import MAPS, section, shown
 
 from regframe.data import Grid, Image, Level, Pyramid
 from regframe.group.channels import chosen

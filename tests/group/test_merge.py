@@ -12,7 +12,7 @@ import tifffile
 import torch
 import zarr
 from click.testing import CliRunner
-from made import MAPS, Register, bytes_of, section, shown
+from fake_rounds import MAPS, Register, bytes_of, section, shown
 
 import regframe as rf
 from regframe.cli import main

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tifffile
 from click.testing import CliRunner
-from made import MAPS, Register, as_path, rounds
+from fake_rounds import MAPS, Register, as_path, rounds
 from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.spatial import cKDTree

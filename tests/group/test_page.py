@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from made import MAPS, Register, rounds
+from fake_rounds import MAPS, Register, rounds
 
 import regframe as rf
 from regframe.group import pairs

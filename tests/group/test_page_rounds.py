@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from made import MAPS, Register, as_path, rounds, section, shown
+from fake_rounds import MAPS, Register, as_path, rounds, section, shown
 
 from regframe.cli import main
 from regframe.group import pairs

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from made import MAPS, Register, affine, as_path, bytes_of, error, rounds, section, shown
+from fake_rounds import MAPS, Register, affine, as_path, bytes_of, error, rounds, section, shown
 
 import regframe as rf
 from regframe.cli import main

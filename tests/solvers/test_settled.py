@@ -10,7 +10,7 @@ import torch
 
 import regframe as rf
 from regframe.solvers import images, raster
-from regframe.solvers.images import KEPT, SETTLED, Images
+from regframe.solvers.images import GAIN, KEPT, SETTLED, Images
 from regframe.verdict import CONFIRMED, TOGETHER
 
 AGREE = {"together": 0, "nats": 100.0}
@@ -52,7 +52,8 @@ def test_a_settled_map_is_not_fitted_again(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_a_doubtful_one_gives_way_to_a_likelier_one(monkeypatch: pytest.MonkeyPatch) -> None:
     doubtful = {"confidence": SETTLED - 0.01}
-    assert chosen(monkeypatch, doubtful, {"confidence": 0.98}) == ("second", 2)
+    assert chosen(monkeypatch, doubtful, {"confidence": SETTLED - 0.01 + 1.1 * GAIN}) == ("second", 2)
+    assert chosen(monkeypatch, doubtful, {"confidence": SETTLED - 0.01 + 0.9 * GAIN}) == ("first", 2)  # as good
     assert chosen(monkeypatch, doubtful, {"confidence": SETTLED - 0.02}) == ("first", 2)
 
 
