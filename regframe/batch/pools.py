@@ -24,6 +24,7 @@ from typing import Any, Protocol
 
 import regframe
 
+from ..machine import allowed, quota
 from ..versions import version
 
 RESUBMITTED = 5
@@ -124,12 +125,10 @@ def spread(
 
 def machine() -> tuple[int, int]:
     """Number of cores and bytes of memory that this process may use: limited by the machine, its affinity, or a control group."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    given = quota()
+    cores = allowed() if given is None else max(1, min(allowed(), int(given)))
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     for folder in _control_groups(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")):
-        with contextlib.suppress(OSError, ValueError):
-            quota, period = (folder / "cpu.max").read_text().split()
-            cores = min(cores, max(1, int(quota) // int(period)))
         for name in ("memory.max", "memory.limit_in_bytes"):
             with contextlib.suppress(OSError, ValueError):
                 memory = min(memory, int((folder / name).read_text()))
