@@ -41,8 +41,9 @@ if TYPE_CHECKING:
     "--reference",
     default="auto",
     show_default=True,
-    metavar="NAME|auto",
-    help="Image that stays where it is, by name or number from 0; auto: the one that the others match best.",
+    metavar="NAME|auto|none",
+    help="Image that stays where it is, by name or number from 0; auto: the one that the others match best; none: all come to "
+    "their mean, which is written too.",
 )
 @click.option(
     "--channel",

@@ -27,6 +27,7 @@ from .kept import Kept
 from .members import Member, fingerprint, opened
 from .pairs import Pair, fit, timeless
 from .routes import Routes, Step
+from .template import template
 
 TRANSFORMS = ("rigid", "affine", "lddmm")
 """Models that ``transform`` accepts, each a special case of the next."""
@@ -35,6 +36,8 @@ ALL_PAIRS = 5
 all pairs grows with the square."""
 FARTHEST = 3
 """How many others, in the order of the images, an image is registered to where it does not match the reference."""
+NONE = "none"
+"""What ``reference`` is where the images come to their mean."""
 AS_GOOD = 0.02
 """Difference of the mean confidences of their pairs up to which two images serve as well as the reference; the first is taken."""
 
@@ -56,7 +59,8 @@ def register_group(
         images: 2D `Image` objects, or anything `regframe.open` reads as one: rounds of one section, neighbouring sections in
             other stains. Sizes and channels may differ, the unit may not.
         names: a name for each; those of the images or files where None.
-        reference: name or number of the image that stays where it is, or ``"auto"``: the one that the others match best.
+        reference: name or number of the image that stays where it is; ``"auto"``: the one that the others match best; or
+            ``"none"``: none is favoured, all are brought to their mean (`regframe.group.template`), which is in ``template``.
         channel: the channel to align by: a name or number for all, a mapping from names of images, or one per image. Where None,
             the stain of the nucleus (DAPI, Hoechst …), a channel that is in every image, or those that are most alike.
         transform: ``rigid``, ``affine`` or ``lddmm`` (affine plus a smooth bend); ``config.transform`` where None.
@@ -89,6 +93,11 @@ def aligned(
     way = routes.found(members, work.tried, work.reference, config.transform == "rigid")
     results = work.results(way)
     metrics = judge.metrics(members, work.tried, way, results)
+    found = None
+    if reference == NONE and NONE not in [member.name for member in members]:
+        found = template([member.image for member in members], results, work.reference, config, progress)
+        results = list(found.results)
+        metrics = judge.on_mean(metrics, members, found)
     metrics |= {
         "transform": config.transform,
         "reference": {"kind": str(reference), "image": members[work.reference].name},
@@ -101,7 +110,7 @@ def aligned(
     )
     return Group(
         tuple(m.name for m in members), judged, tuple(work.tried), work.reference, metrics,
-        tuple(m.said for m in members),
+        tuple(m.said for m in members), *((found.image, found.variance) if found else ()),
     )  # fmt: skip
 
 
@@ -117,14 +126,14 @@ def _place(reference: str | int, members: Sequence[Member]) -> int | None:
     """The number of the reference; None where it is to be chosen."""
     names = [member.name for member in members]
     if isinstance(reference, str) and reference not in names:
-        if reference == "auto":
+        if reference in ("auto", NONE):
             return None
         if reference.isdecimal():
             reference = int(reference)
     k = names.index(reference) if isinstance(reference, str) and reference in names else reference
     if not isinstance(k, int) or not 0 <= k < len(names):
         raise ValueError(
-            f"wanted as reference auto, or one of {', '.join(names)}, got {reference!r}; name one of these"
+            f"wanted as reference auto, none, or one of {', '.join(names)}, got {reference!r}; name one of these"
         )
     if members[k].empty:
         raise ValueError(f"wanted a reference with tissue, got {names[k]}: {members[k].empty}")

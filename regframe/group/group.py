@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .. import plugins
+from ..data import Image
 from ..io import claims, outputs
 from ..io.inputs import check_apart
 from ..io.spreadsheet import text_cell
@@ -20,11 +22,13 @@ from .pairs import Pair
 
 ROUNDS, PAIRS = "rounds", "pairs"
 """Folders in that of a group: of the maps of its images, and of the pairs that were tried."""
+TEMPLATE, VARIANCE = "template.ome.zarr", "variance.ome.zarr"
+"""The mean and the variance of what the images show, where none of them is the reference."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """Images of one tissue in the space of one of them.
+    """Images of one tissue in the space of one of them, or of their mean.
 
     Args:
         names: names of the images, in their order.
@@ -35,6 +39,9 @@ class Group:
         metrics: the content of ``metrics.json``: verdict and reasons of the whole; under ``images``, of each image, its verdict,
             reasons, channel, way, drift and residual; under ``pairs``, of each pair, its verdict, confidence and residual.
         sources: what each image was made of: a path, or the name of an image in memory.
+        template: with ``reference="none"`` the mean of what all images show, in the space of the results; None otherwise. The
+            space is then that of no image: ``reference`` is the one whose canvas and pose it has.
+        variance: the variance of what they show, per pixel of ``template``.
     """
 
     names: tuple[str, ...]
@@ -43,6 +50,8 @@ class Group:
     reference: int
     metrics: dict[str, Any]
     sources: tuple[str, ...] = ()
+    template: Image | None = None
+    variance: Image | None = None
 
     @property
     def verdict(self) -> str:
@@ -69,8 +78,9 @@ class Group:
         placed = sum(result is not None for result in self.results)
         off = self.metrics["residual_px"]
         said = "" if off is None else f", residual {off:.2g} px"
+        where = "their mean" if self.template is not None else self.names[self.reference]
         return (
-            f"Group({self.verdict}, {placed} of {len(self.names)} images placed on {self.names[self.reference]}, "
+            f"Group({self.verdict}, {placed} of {len(self.names)} images placed on {where}, "
             f"{len(self.pairs)} pairs{said})"
         )
 
@@ -128,6 +138,9 @@ def write_files(group: Group, folder: Path) -> None:
             place.mkdir(parents=True)
             result.save(place / outputs.TRANSFORM)
             (place / outputs.METRICS).write_text(outputs.to_json(result.metrics, indent=2) + "\n", encoding="utf-8")
+    for name, image in ((TEMPLATE, group.template), (VARIANCE, group.variance)):
+        if image is not None:
+            plugins.find_adapter(image).save(image, folder / name)
     _table(folder / "rounds.csv", rows)
     keys = ("fixed", "moving", "verdict", "confidence", "used", "residual_px", "model")
     _table(folder / "pairs.csv", [{key: pair[key] for key in keys} for pair in group.metrics["pairs"]])
@@ -210,4 +223,14 @@ def load_group(path: str | Path) -> Group:
     results = [load(folder / ROUNDS / folder_of(names, k)) if here else None for k, here in enumerate(placed)]
     kept = Kept(folder / PAIRS, names)
     pairs = tuple(pair for a, b in tried if (pair := kept.find(a, b)) is not None)
-    return Group(names, tuple(results), pairs, reference, told, sources)
+    mean, variance = (_image(folder / name) for name in (TEMPLATE, VARIANCE))
+    return Group(names, tuple(results), pairs, reference, told, sources, mean, variance)
+
+
+def _image(path: Path) -> Image | None:
+    if not path.exists():
+        return None
+    found = plugins.open(path)
+    if not isinstance(found, Image):
+        raise ValueError(f"wanted an image in {path}, got something else; run it again")
+    return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -22,6 +22,9 @@ from . import routes
 from .members import Member
 from .pairs import Pair, bend_of, matrix_of
 from .routes import Routes
+
+if TYPE_CHECKING:
+    from .template import Template
 
 FINE = (1.0, 2.0)
 """Standard deviations, in pixels, of the finest structure by which a blurred round is told from a sharp one."""
@@ -58,6 +61,24 @@ def metrics(
         "images": images,
         "pairs": [_pair(pair, members, way) for pair in pairs],
     }
+
+
+def on_mean(whole: dict[str, Any], members: Sequence[Member], mean: Template) -> dict[str, Any]:
+    """The figures of a group whose images were brought to their mean: none is the reference, and drifts are from the mean."""
+    images = []
+    for entry, member, result in zip(whole["images"], members, mean.results, strict=True):
+        changed = dict(entry)
+        if entry["reference"]:
+            changed |= {"reference": False, **verdict.conclude([Finding("pass", "gave the mean its canvas and pose")])}
+        changed["drift"] = None if result is None else _drift(member, result)
+        images.append(changed)
+    drift = [image["drift"]["moved_px"] for image in images if image["drift"]]
+    return whole | {
+        "images": images,
+        "drift_px": {"median": float(np.median(drift)), "max": float(np.max(drift))} if drift else None,
+        "template": {"bias_px": mean.bias_px, "shape_px": mean.shape_px, "rounds": len(mean.moved_px),
+                     "moved_px": list(mean.moved_px)},
+    }  # fmt: skip
 
 
 def own(whole: dict[str, Any], k: int) -> dict[str, Any]:

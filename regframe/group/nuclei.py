@@ -305,12 +305,15 @@ def match_nuclei(
         if result is not None
     }
     base = every[group.reference]
+    there = group[group.reference].transform.points(
+        torch.from_numpy(base.coords)
+    )  # where it is: the mean may lie elsewhere
     out = {}
     for k, own in every.items():
         moved = group[k].transform.points(torch.from_numpy(own.coords)).numpy()
-        back = group[k].transform.inverse().points(torch.from_numpy(base.coords))
+        back = group[k].transform.inverse().points(there)
         on = np.asarray(group[k].moving_grid.contains(back).numpy(), dtype=bool)
-        out[group.names[k]] = (match(base.coords, moved, on, base.size), own)
+        out[group.names[k]] = (match(there.numpy(), moved, on, base.size), own)
     return out
 
 

@@ -74,6 +74,7 @@ def render(group: Group, images: Sequence[Image]) -> str:
         ),
         images=[_row(image) for image in m["images"]],
         reference=group.names[group.reference],
+        space=group.names[group.reference] if group.template is None else "the mean of all",
         canvas=" × ".join(str(n) for n in images[group.reference].grid.shape),
     )
 
@@ -141,13 +142,18 @@ class _Shown:
         placed = placed[:: -(-len(placed) // MOST_FRAMES)]
         grid = _canvas(self.images[self.group.reference].grid, FLICKER)
         out = []
-        for n, k in enumerate(placed):
+        for _n, k in enumerate(placed):
             picture = _carried(self.images[k], self.group[k].transform, grid)
             look: Look = self.looks[k]
             verdict = self.group.metrics["images"][k]["verdict"]
             frame = {"uri": jpeg(look.rgb(picture), 82), "name": self.group.names[k], "verdict": verdict}
-            out.append(frame | {"delay": f"{SECONDS * n:.3g}"})
-        return out
+            out.append(frame)
+        for name, image in (("mean of all", self.group.template), ("their variance", self.group.variance)):
+            if image is not None:
+                small = _carried(image, Affine.identity(2, grid.unit), grid)
+                uri = jpeg(look_of(shrink(image, max(image.grid.extent) / FLICKER)).rgb(small), 82)
+                out.append({"uri": uri, "name": name, "verdict": "pass"})
+        return [frame | {"delay": f"{SECONDS * n:.3g}"} for n, frame in enumerate(out)]
 
 
 def _canvas(grid: Grid, most: int) -> Grid:

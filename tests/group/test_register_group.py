@@ -110,7 +110,7 @@ def test_the_reference_is_the_best_matched_or_the_named(known: Register) -> None
     group = rf.register_group(rounds(4), transform="affine", reference="c")
     assert group.reference == 2
     assert error(group["b"], np.linalg.inv(MAPS[2]) @ MAPS[1]) < 0.02
-    with pytest.raises(ValueError, match="wanted as reference auto, or one of a, b, c, d, got 'z'"):
+    with pytest.raises(ValueError, match="wanted as reference auto, none, or one of a, b, c, d, got 'z'"):
         rf.register_group(rounds(4), reference="z")
 
 
@@ -191,7 +191,7 @@ def test_a_folder_a_table_or_files(known: Register, tmp_path: Path) -> None:
         (["a.ome.tif", "nowhere.tif"], "does not exist"),
         (["a.ome.tif"], "wanted at least two images"),
         (["a.ome.tif", "b.ome.tif", "--channel", "CD3"], "wanted the channel 'CD3' in a, got"),
-        (["a.ome.tif", "b.ome.tif", "--reference", "q"], "wanted as reference auto, or one of a, b"),
+        (["a.ome.tif", "b.ome.tif", "--reference", "q"], "wanted as reference auto, none, or one of a, b"),
         (["bad.csv"], "column 'file'"),
     ],
 )
