@@ -15,6 +15,7 @@ from .config import Config
 from .contracts import Fitted, Metric, Progress, Solver, Task
 from .data import Image, PointSet
 from .display.bars import shown
+from .formats import starts
 from .maps.affine import Affine
 from .result import Result
 from .solvers.far import brought_near, check_place
@@ -50,15 +51,18 @@ def register(
             bend); ``config.transform`` where None.
         init: where the fit begins: ``"auto"`` (a search over turn, mirror and shift), ``"runner-up"`` (the second best that this
             search found), ``"rotate=90"``, ``"mirror"``, ``"scale=2"`` or several (``"rotate=90,mirror"``; see
-            `regframe.starts.stated`), the name of a start (``"identity"`` …),
-            `regframe.landmarks`, an affine `Transform` from moving to fixed, or an earlier `Result`, of which only the affine
-            part is used; ``config.init`` where None. The settings of the result state it, so that they repeat the run.
+            `regframe.starts.stated`), the name of a start (``"identity"`` …), the path of a saved result or of an affine map that
+            `regframe.read_map` reads, `regframe.landmarks`, an affine `Transform` from moving to fixed, an array ``[D+1, D+1]``
+            that is one (units of the sides, components (z,) y, x), or an earlier `Result`. Of results only the affine part is
+            used; ``config.init`` where None. The settings of the result state it in numbers, so that they repeat the run.
         config: all settings that have no argument here; the defaults where None.
         device: where the fit runs; only ``cpu`` today; ``config.device`` where None.
         progress: True draws bars, in a terminal or a notebook; a function is called with a `Progress` after every step.
 
     Raises:
         ValueError: for data that cannot be registered, with one sentence that says what was wanted, what came, what to do.
+        FileNotFoundError: for a path of nothing.
+        ImportError: for a file whose reader is an extra; the message has the line that installs it.
     """
     with strangers.named(), shown(progress) as told:
         return _registered(
@@ -76,10 +80,12 @@ def _registered(
 ) -> Result:
     """`register`, with its arguments written into the settings."""
     began = time.perf_counter()
+    fixed, moving = _opened(fixed), _opened(moving)
+    init, remark = starts.begun(init, fixed, moving)
     config, start = _started(config, init)
     task = Task(
-        fixed=_opened(fixed),
-        moving=_opened(moving),
+        fixed=fixed,
+        moving=moving,
         metric=_measure(metric, config),
         start=start,
         config=config,
@@ -111,7 +117,8 @@ def _registered(
         fitted, found = _fitted(solver, near)
         if verdict.worst(found) == "fail":
             fitted, found = _otherwise(solver, near, fitted, found)
-    result = assembled(back(fitted), task, [*doubts, *found], time.perf_counter() - began)
+    remarks = [verdict.read_start(remark)] if remark else []
+    result = assembled(back(fitted), task, [*doubts, *found, *remarks], time.perf_counter() - began)
     begun = plugins.entry("start", start).cls if isinstance(start, str) and start != "auto" else None
     result.metrics["versions"] |= strangers.versions_of(solver, task.metric, begun, task.fixed, task.moving)
     return result

@@ -20,7 +20,6 @@ from ._common import (
     input_type,
     json_option,
     level_option,
-    load_result,
     open_side,
     overwrite_option,
     parse_pairs,
@@ -37,7 +36,7 @@ from .refine import levels, run_refinement, threads_option
 
 if TYPE_CHECKING:
     from ..config import Config
-    from ..contracts import Adapter, Side
+    from ..contracts import Adapter
     from ..data import Image, PointSet
     from ..remote.address import Remote
     from ..result import Result
@@ -202,18 +201,11 @@ _WITH_OPTIONS = ("metric", "init", "solver")
 
 
 def _names_start(init: str) -> bool:
-    """Whether a value of ``--init`` names a start: no file, but ``auto``, a word that a plug-in provides, or FILE.py:CLASS."""
-    from .. import plugins, strangers
-    from ..starts.stated import RUNNER_UP, said
+    """Whether a value of ``--init`` names a start, and no file."""
+    from ..formats import starts
 
-    if init == "auto" or Path(init).exists():
-        return init == "auto"
-    if strangers.in_file(init):
-        return True
     with bad_input():
-        if init == RUNNER_UP or said(init) is not None:
-            return True
-    return init.rpartition("/")[2] in {entry.name for entry in plugins.entries("start")}
+        return starts.names_start(init)
 
 
 def _metric(config: Config) -> Any:
@@ -264,42 +256,23 @@ def _init(options: dict[str, Any], fixed: Image | PointSet, moving: Image | Poin
         with bad_input():
             return _landmarks(landmarks, fixed, moving, options)
     stated = [name for name in ("init_to", "init_unit") if options[name] is not None]
-    if init is not None and Path(init).is_file():
-        return _start(Path(init), options, fixed, moving)
-    if stated:
+    if stated and not (init is not None and Path(init).is_file()):
         raise BadInput(f"wanted --init FILE beside --{stated[0].replace('_', '-')}, got --init {init}; leave it out")
-    return None if init is None or _names_start(init) else load_result(Path(init))
+    return None if init is None or _names_start(init) else _start(init, options, fixed, moving)
 
 
-def _start(path: Path, options: dict[str, Any], fixed: Image | PointSet, moving: Image | PointSet) -> Any:
-    """The affine map of another program's file as a start, moving → fixed; says how a bare matrix was taken."""
-    from ..data import Grid, Image
-    from ..formats import exchange
-    from ..maps import bends
+def _start(init: str, options: dict[str, Any], fixed: Image | PointSet, moving: Image | PointSet) -> Any:
+    """The start in a saved result or in another program's file; says how a bare matrix was taken."""
+    from ..formats import starts
 
-    data = {"fixed": fixed, "moving": moving}
+    path = Path(init)
     with bad_input():
-        chosen = exchange.format_of(path)
-    bare = chosen.default_unit is None and not chosen.in_pixels
-    own: dict[str, Any] = {}
-    for side, one in data.items():
-        in_pixels = chosen.in_pixels or (bare and options["init_unit"] == "px")
-        if in_pixels and isinstance(one, Image) and one.grid.unit != "px":
-            own[f"{side}_pixels"] = _own_grid(side, options)
-    fixed_grid, moving_grid = (
-        one.grid if isinstance(one, Image) else Grid((1,) * one.ndim, unit=one.unit) for one in data.values()
-    )
-    with bad_input():
-        to: Side = options["init_to"] or ("fixed" if bare else "moving")
+        if not path.is_file():
+            return starts.saved(path)
         try:
-            result = exchange.read_map(
-                path, fixed_grid, moving_grid, chosen.name, to=to, unit=options["init_unit"], **own
-            )
+            result, said = starts.of_file(path, fixed, moving, to=options["init_to"], unit=options["init_unit"])
         except ImportError as error:
             raise BadInput(sentence(error)) from error
-        if bends.split(result.transform)[1] is not None:
-            raise ValueError(f"wanted an affine map to start from, got one that bends in {path}; import it instead")
-    said = result.metrics.get("imported", {}).get("said")
     if said:
         click.echo(f"start: {said}; --init-to and --init-unit say it is otherwise", err=True)
     return result
