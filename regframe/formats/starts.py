@@ -116,7 +116,7 @@ def of_file(
     if bare and unit is None and any(grid.unit != "px" for grid in grids):
         raise ValueError(
             f"wanted the unit of the numbers in {path}, a bare matrix, got none; state it with --init-unit um (or px, pixels at "
-            f"full resolution), in Python with init=regframe.read_map({path.name!r}, fixed.grid, moving.grid, to='fixed', unit='um')"
+            f"full resolution), in Python init=regframe.read_map({path.name!r}, fixed.grid, moving.grid, to=…, unit=…)"
         )
     result = exchange.read_map(
         path, grids[0], grids[1], chosen.name, to=to or ("fixed" if bare else "moving"), unit=unit, **own
