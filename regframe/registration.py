@@ -19,7 +19,7 @@ from .formats import starts
 from .maps.affine import Affine
 from .result import Result
 from .solvers.far import brought_near, check_place
-from .starts.given import first_pose
+from .starts.given import first_pose, given
 from .starts.landmarks import Landmarks
 from .starts.stated import RUNNER_UP
 from .starts.stated import said as said_in
@@ -80,6 +80,61 @@ def _registered(
 ) -> Result:
     """`register`, with its arguments written into the settings."""
     began = time.perf_counter()
+    plan = planned(fixed, moving, metric, init, config, progress)
+    solver, task, start = plan.solver, plan.task, plan.named
+    for doubt in plan.doubts:
+        warnings.warn(f"regframe: {doubt.words}", UserWarning, stacklevel=3)
+    near, back = brought_near(task)
+    # the caller may be inside torch.no_grad() or inference_mode(); the fit needs gradients all the same
+    with torch.inference_mode(False), torch.enable_grad():
+        fitted, found = _fitted(solver, near)
+        if verdict.worst(found) == "fail":
+            fitted, found = _otherwise(solver, near, fitted, found)
+    result = assembled(back(fitted), task, [*plan.doubts, *found, *plan.remarks], time.perf_counter() - began)
+    begun = plugins.entry("start", start).cls if start is not None else None
+    result.metrics["versions"] |= strangers.versions_of(solver, task.metric, begun, task.fixed, task.moving)
+    return result
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A registration that may begin: both sides are open, and nothing of what was asked for contradicts them.
+
+    Args:
+        solver: what registers this kind of pair.
+        task: what it is asked.
+        doubts: remarks on what is doubtful but possible.
+        named: name of the start that was asked for, or None.
+        remarks: what is to be said of the start beside the findings of the fit.
+    """
+
+    solver: Solver
+    task: Task
+    doubts: tuple[Finding, ...]
+    named: str | None
+    remarks: tuple[Finding, ...]
+
+
+def planned(
+    fixed: Any,
+    moving: Any,
+    metric: Metric | str | None,
+    init: Any,
+    config: Config,
+    progress: Callable[[Progress], object] | None = None,
+) -> Plan:
+    """All of `register` that comes before the fit: opens, reads and checks everything.
+
+    Args:
+        fixed: as `register` takes it.
+        moving: as `register` takes it.
+        metric: as `register` takes it.
+        init: as `register` takes it.
+        config: all settings, `settled`.
+        progress: called after every step of the fit.
+
+    Raises what `register` raises.
+    """
     fixed, moving = _opened(fixed), _opened(moving)
     init, remark = starts.begun(init, fixed, moving)
     config, start = _started(config, init)
@@ -91,9 +146,10 @@ def _registered(
         config=config,
         progress=progress,
     )
-    if isinstance(start, str) and start != "auto":
+    named = start if isinstance(start, str) and start != "auto" else None
+    if named is not None:
         task = dataclasses.replace(
-            task, start=first_pose(start, config.init_options, dataclasses.replace(task, start="auto"))
+            task, start=first_pose(named, config.init_options, dataclasses.replace(task, start="auto"))
         )
     if config.init == RUNNER_UP:
         _check_runner_up(task)
@@ -106,22 +162,16 @@ def _registered(
             f"wanted transform {' or '.join(solver.models)} for this kind of pair ({solver.name}), got {config.transform!r}; "
             "choose one of these"
         )
-    doubts = [*_findings(solver.check(task), solver, "check"), *_of_landmarks(task)]
-    for doubt in doubts:
-        warnings.warn(f"regframe: {doubt.words}", UserWarning, stacklevel=3)
+    doubts = (*_findings(solver.check(task), solver, "check"), *_of_landmarks(task))
     for side, data in (("fixed", task.fixed), ("moving", task.moving)):
         check_place(data, side)
-    near, back = brought_near(task)
-    # the caller may be inside torch.no_grad() or inference_mode(); the fit needs gradients all the same
-    with torch.inference_mode(False), torch.enable_grad():
-        fitted, found = _fitted(solver, near)
-        if verdict.worst(found) == "fail":
-            fitted, found = _otherwise(solver, near, fitted, found)
-    remarks = [verdict.read_start(remark)] if remark else []
-    result = assembled(back(fitted), task, [*doubts, *found, *remarks], time.perf_counter() - began)
-    begun = plugins.entry("start", start).cls if isinstance(start, str) and start != "auto" else None
-    result.metrics["versions"] |= strangers.versions_of(solver, task.metric, begun, task.fixed, task.moving)
-    return result
+    if (
+        isinstance(task.fixed, Image)
+        and isinstance(task.moving, Image)
+        and task.fixed.grid.ndim == task.moving.grid.ndim
+    ):
+        given(task.fixed.grid, task.moving.grid, task.start, config)  # refuses what is no start of this pair
+    return Plan(solver, task, doubts, named, (verdict.read_start(remark),) if remark else ())
 
 
 def _fitted(solver: Solver, task: Task) -> tuple[Fitted, list[Finding]]:

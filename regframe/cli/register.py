@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..display.bars import Bars
+from . import forecast
 from ._common import (
     BadInput,
     bad_input,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from ..config import Config
     from ..contracts import Adapter
     from ..data import Image, PointSet
+    from ..registration import Plan
     from ..remote.address import Remote
     from ..result import Result
 
@@ -90,7 +92,11 @@ if TYPE_CHECKING:
 @threads_option
 @save_warped_option
 @overwrite_option
-@click.option("--dry-run", is_flag=True, help="Open and check everything, say what would be done, write nothing.")
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Read and check everything, say what would be done and how long it takes, write nothing.",
+)
 @require_option
 @json_option
 @verbose_option
@@ -124,11 +130,18 @@ def register(ctx: click.Context, /, **options: Any) -> None:
     if options["workers"] is not None and not options["refined"]:
         raise BadInput("wanted --refine beside --workers, got --workers alone; leave it out")
     sides = levels(run) if options["refined"] else None
-    if options["dry_run"]:
-        _dry_run(out, config, fixed, moving, fixed_adapter, moving_adapter, run, as_json)
-        return
-
     import regframe
+
+    from .. import strangers
+    from ..registration import planned
+
+    if options["dry_run"]:
+        with bad_input(), strangers.named():
+            plan = planned(fixed, moving, metric, init, config)
+        if options["save_warped"]:
+            forecast.check_writer(moving_adapter, moving, options["moving"], out)
+        _dry_run(out, plan, (fixed_adapter, moving_adapter), run, options["refined"], as_json)
+        return
 
     from ..report import results
 
@@ -325,31 +338,48 @@ def _saver(adapter: Adapter, source: Path | Remote, result: Result) -> Any:
 
 
 def _dry_run(
-    out: Path,
-    config: Config,
-    fixed: Image | PointSet,
-    moving: Image | PointSet,
-    fixed_adapter: Adapter,
-    moving_adapter: Adapter,
-    run: dict[str, Any],
-    as_json: bool,
+    out: Path, plan: Plan, adapters: tuple[Adapter, Adapter], run: dict[str, Any], refined: bool, as_json: bool
 ) -> None:
     from .inspect import facts
 
+    task, config = plan.task, plan.task.config
+    sides = {"fixed": task.fixed, "moving": task.moving}
+    places = {"fixed": run["fixed"]["path"], "moving": run["moving"]["path"]}
+    tiles = {side: forecast.decode(places[side], run[side]["adapter"], run[side]["options"], refined) for side in sides}
+    estimated = forecast.facts(plan)
     if as_json:
-        sides = {"fixed": facts(fixed, fixed_adapter), "moving": facts(moving, moving_adapter)}
-        emit_json({"dry_run": True, "output": str(out), **sides, "config": config.model_dump(mode="json"), "run": run})
+        opened = {side: facts(data, adapter) for (side, data), adapter in zip(sides.items(), adapters, strict=True)}
+        emit_json({
+            "dry_run": True, "output": str(out), **opened, "config": config.model_dump(mode="json"), "run": run,
+            "solver": plan.solver.name, "doubts": [doubt.words for doubt in plan.doubts], "estimated": estimated,
+        })  # fmt: skip
         return
-    for side, data, adapter in (("fixed", fixed, fixed_adapter), ("moving", moving, moving_adapter)):
+    for (side, data), adapter in zip(sides.items(), adapters, strict=True):
         reading = getattr(data, "reading", None)
         at = f", read at {reading}" if reading is not None else ""
-        click.echo(f"{side:<7} {run[side]['path']} ({adapter.name}): {describe(data)}{at}")
+        tile = (
+            f"; a tile of {'each level' if refined else 'the finest level'} was decoded" if at and tiles[side] else ""
+        )
+        click.echo(f"{side:<7} {places[side]} ({adapter.name}): {describe(data)}{at}{tile}")
     click.echo(
-        f"memory  {sum(map(_bytes, (fixed, moving))) / 1e6:.3g} MB of pixels or positions were read; a fit takes more"
+        f"memory  {sum(map(_bytes, sides.values())) / 1e6:.3g} MB of pixels or positions were read; a run takes about "
+        f"{estimated['bytes'] / 1e9:.1f} GB in all"
+    )
+    more = "; what --refine takes comes on top" if refined else ""
+    if "seconds_as_cells" in estimated:
+        more += f"; some {forecast.spoken(estimated['seconds_as_cells'])} more where they are not the same points on both sides"
+    click.echo(
+        f"time    about {forecast.spoken(estimated['seconds'])} (half or twice that as a rule), at the speed that this machine "
+        f"has right now{more}"
     )
     start = f"landmarks of {run['landmarks']}" if run["landmarks"] else run["init"]
     click.echo(f"start   {start}")
-    click.echo(f"map     {config.transform}, metric {config.metric}, device {config.device}, seed {config.seed}")
+    click.echo(
+        f"map     {config.transform} by the solver {plan.solver.name}, metric {config.metric}, device {config.device}, seed "
+        f"{config.seed}"
+    )
+    for doubt in plan.doubts:
+        click.echo(f"doubt   {doubt.words}")
     click.echo(f"output  {out} (nothing was computed or written)")
 
 
