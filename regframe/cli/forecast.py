@@ -26,9 +26,9 @@ SECONDS: dict[str, tuple[float, float]] = {
 }
 """Seconds of one processor for a fit by kind of pair: a constant, and what each million pixels of the finest level of the fit
 (of points, each million points) adds. The middle, by ratio, between the quickest and the slowest of 35 made pairs with known
-maps: ten kinds of the proving ground with seeds 1 and 2 (images 2.8 to 19 s, 0.01 to 0.5 million pixels; a pair that is doubted is
-fitted twice), volumes 1 to 3 (13 to 28 s), points up to 14 000 a side (0.6 to 2.4 s), and the files of ``regframe demo --data``
-(up to a million pixels)."""
+maps: ten kinds of the proving ground with seeds 1 and 2 (images 2.8 to 19 s, 0.01 to 0.5 million pixels; where a pair is doubted
+it is fitted twice), volumes 1 to 3 (13 to 28 s), points up to 14 000 a side (0.6 to 2.4 s), and the files of ``regframe demo
+--data`` (up to a million pixels)."""
 AS_CELLS = 19.0
 """Seconds of one processor that are added where points of both sides are not the same points and are tried as densities of cells:
 those of the slowest pair in a plane of `SECONDS`, which as a rule is fitted twice."""
