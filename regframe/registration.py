@@ -15,10 +15,11 @@ from .config import Config
 from .contracts import Fitted, Metric, Progress, Solver, Task
 from .data import Image, PointSet
 from .display.bars import shown
+from .formats import starts
 from .maps.affine import Affine
 from .result import Result
 from .solvers.far import brought_near, check_place
-from .starts.given import first_pose
+from .starts.given import first_pose, given
 from .starts.landmarks import Landmarks
 from .starts.stated import RUNNER_UP
 from .starts.stated import said as said_in
@@ -50,15 +51,18 @@ def register(
             bend); ``config.transform`` where None.
         init: where the fit begins: ``"auto"`` (a search over turn, mirror and shift), ``"runner-up"`` (the second best that this
             search found), ``"rotate=90"``, ``"mirror"``, ``"scale=2"`` or several (``"rotate=90,mirror"``; see
-            `regframe.starts.stated`), the name of a start (``"identity"`` …),
-            `regframe.landmarks`, an affine `Transform` from moving to fixed, or an earlier `Result`, of which only the affine
-            part is used; ``config.init`` where None. The settings of the result state it, so that they repeat the run.
+            `regframe.starts.stated`), the name of a start (``"identity"`` …), the path of a saved result or of an affine map that
+            `regframe.read_map` reads, `regframe.landmarks`, an affine `Transform` from moving to fixed, an array ``[D+1, D+1]``
+            that is one (units of the sides, components (z,) y, x), or an earlier `Result`. Of results only the affine part is
+            used; ``config.init`` where None. The settings of the result state it in numbers, so that they repeat the run.
         config: all settings that have no argument here; the defaults where None.
         device: where the fit runs; only ``cpu`` today; ``config.device`` where None.
         progress: True draws bars, in a terminal or a notebook; a function is called with a `Progress` after every step.
 
     Raises:
         ValueError: for data that cannot be registered, with one sentence that says what was wanted, what came, what to do.
+        FileNotFoundError: for a path of nothing.
+        ImportError: for a file whose reader is an extra; the message has the line that installs it.
     """
     with strangers.named(), shown(progress) as told:
         return _registered(
@@ -76,18 +80,76 @@ def _registered(
 ) -> Result:
     """`register`, with its arguments written into the settings."""
     began = time.perf_counter()
+    plan = planned(fixed, moving, metric, init, config, progress)
+    solver, task, start = plan.solver, plan.task, plan.named
+    for doubt in plan.doubts:
+        warnings.warn(f"regframe: {doubt.words}", UserWarning, stacklevel=3)
+    near, back = brought_near(task)
+    # the caller may be inside torch.no_grad() or inference_mode(); the fit needs gradients all the same
+    with torch.inference_mode(False), torch.enable_grad():
+        fitted, found = _fitted(solver, near)
+        if verdict.worst(found) == "fail":
+            fitted, found = _otherwise(solver, near, fitted, found)
+    result = assembled(back(fitted), task, [*plan.doubts, *found, *plan.remarks], time.perf_counter() - began)
+    begun = plugins.entry("start", start).cls if start is not None else None
+    result.metrics["versions"] |= strangers.versions_of(solver, task.metric, begun, task.fixed, task.moving)
+    return result
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A registration that may begin: both sides are open, and nothing of what was asked for contradicts them.
+
+    Args:
+        solver: what registers this kind of pair.
+        task: what it is asked.
+        doubts: remarks on what is doubtful but possible.
+        named: name of the start that was asked for, or None.
+        remarks: what is to be said of the start beside the findings of the fit.
+    """
+
+    solver: Solver
+    task: Task
+    doubts: tuple[Finding, ...]
+    named: str | None
+    remarks: tuple[Finding, ...]
+
+
+def planned(
+    fixed: Any,
+    moving: Any,
+    metric: Metric | str | None,
+    init: Any,
+    config: Config,
+    progress: Callable[[Progress], object] | None = None,
+) -> Plan:
+    """All of `register` that comes before the fit: opens, reads and checks everything.
+
+    Args:
+        fixed: as `register` takes it.
+        moving: as `register` takes it.
+        metric: as `register` takes it.
+        init: as `register` takes it.
+        config: all settings, `settled`.
+        progress: called after every step of the fit.
+
+    Raises what `register` raises.
+    """
+    fixed, moving = _opened(fixed), _opened(moving)
+    init, remark = starts.begun(init, fixed, moving)
     config, start = _started(config, init)
     task = Task(
-        fixed=_opened(fixed),
-        moving=_opened(moving),
+        fixed=fixed,
+        moving=moving,
         metric=_measure(metric, config),
         start=start,
         config=config,
         progress=progress,
     )
-    if isinstance(start, str) and start != "auto":
+    named = start if isinstance(start, str) and start != "auto" else None
+    if named is not None:
         task = dataclasses.replace(
-            task, start=first_pose(start, config.init_options, dataclasses.replace(task, start="auto"))
+            task, start=first_pose(named, config.init_options, dataclasses.replace(task, start="auto"))
         )
     if config.init == RUNNER_UP:
         _check_runner_up(task)
@@ -100,21 +162,16 @@ def _registered(
             f"wanted transform {' or '.join(solver.models)} for this kind of pair ({solver.name}), got {config.transform!r}; "
             "choose one of these"
         )
-    doubts = [*_findings(solver.check(task), solver, "check"), *_of_landmarks(task)]
-    for doubt in doubts:
-        warnings.warn(f"regframe: {doubt.words}", UserWarning, stacklevel=3)
+    doubts = (*_findings(solver.check(task), solver, "check"), *_of_landmarks(task))
     for side, data in (("fixed", task.fixed), ("moving", task.moving)):
         check_place(data, side)
-    near, back = brought_near(task)
-    # the caller may be inside torch.no_grad() or inference_mode(); the fit needs gradients all the same
-    with torch.inference_mode(False), torch.enable_grad():
-        fitted, found = _fitted(solver, near)
-        if verdict.worst(found) == "fail":
-            fitted, found = _otherwise(solver, near, fitted, found)
-    result = assembled(back(fitted), task, [*doubts, *found], time.perf_counter() - began)
-    begun = plugins.entry("start", start).cls if isinstance(start, str) and start != "auto" else None
-    result.metrics["versions"] |= strangers.versions_of(solver, task.metric, begun, task.fixed, task.moving)
-    return result
+    if (
+        isinstance(task.fixed, Image)
+        and isinstance(task.moving, Image)
+        and task.fixed.grid.ndim == task.moving.grid.ndim
+    ):
+        given(task.fixed.grid, task.moving.grid, task.start, config)  # refuses what is no start of this pair
+    return Plan(solver, task, doubts, named, (verdict.read_start(remark),) if remark else ())
 
 
 def _fitted(solver: Solver, task: Task) -> tuple[Fitted, list[Finding]]:

@@ -121,6 +121,11 @@ def odd_landmark(sentence: str, off: float) -> Finding:
     )
 
 
+def read_start(sentence: str) -> Finding:
+    """How the numbers of a bare matrix were taken from which a fit began: nothing in such a file says it."""
+    return Finding("pass", sentence, remedy="regframe.read_map(…, to=…, unit=…) as init says it is otherwise")
+
+
 # ---- rules that all maps share -------------------------------------------------------------------------------------------
 
 ROUND_TRIP = (0.02, 0.1)

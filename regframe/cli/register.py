@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..display.bars import Bars
+from . import forecast
 from ._common import (
     BadInput,
     bad_input,
@@ -20,7 +21,6 @@ from ._common import (
     input_type,
     json_option,
     level_option,
-    load_result,
     open_side,
     overwrite_option,
     parse_pairs,
@@ -37,8 +37,9 @@ from .refine import levels, run_refinement, threads_option
 
 if TYPE_CHECKING:
     from ..config import Config
-    from ..contracts import Adapter, Side
+    from ..contracts import Adapter
     from ..data import Image, PointSet
+    from ..registration import Plan
     from ..remote.address import Remote
     from ..result import Result
 
@@ -91,7 +92,11 @@ if TYPE_CHECKING:
 @threads_option
 @save_warped_option
 @overwrite_option
-@click.option("--dry-run", is_flag=True, help="Open and check everything, say what would be done, write nothing.")
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Read and check everything, say what would be done and how long it takes, write nothing.",
+)
 @require_option
 @json_option
 @verbose_option
@@ -125,11 +130,18 @@ def register(ctx: click.Context, /, **options: Any) -> None:
     if options["workers"] is not None and not options["refined"]:
         raise BadInput("wanted --refine beside --workers, got --workers alone; leave it out")
     sides = levels(run) if options["refined"] else None
-    if options["dry_run"]:
-        _dry_run(out, config, fixed, moving, fixed_adapter, moving_adapter, run, as_json)
-        return
-
     import regframe
+
+    from .. import strangers
+    from ..registration import planned
+
+    if options["dry_run"]:
+        with bad_input(), strangers.named():
+            plan = planned(fixed, moving, metric, init, config)
+        if options["save_warped"]:
+            forecast.check_writer(moving_adapter, moving, options["moving"], out)
+        _dry_run(out, plan, (fixed_adapter, moving_adapter), run, options["refined"], as_json)
+        return
 
     from ..report import results
 
@@ -202,18 +214,11 @@ _WITH_OPTIONS = ("metric", "init", "solver")
 
 
 def _names_start(init: str) -> bool:
-    """Whether a value of ``--init`` names a start: no file, but ``auto``, a word that a plug-in provides, or FILE.py:CLASS."""
-    from .. import plugins, strangers
-    from ..starts.stated import RUNNER_UP, said
+    """Whether a value of ``--init`` names a start, and no file."""
+    from ..formats import starts
 
-    if init == "auto" or Path(init).exists():
-        return init == "auto"
-    if strangers.in_file(init):
-        return True
     with bad_input():
-        if init == RUNNER_UP or said(init) is not None:
-            return True
-    return init.rpartition("/")[2] in {entry.name for entry in plugins.entries("start")}
+        return starts.names_start(init)
 
 
 def _metric(config: Config) -> Any:
@@ -264,42 +269,23 @@ def _init(options: dict[str, Any], fixed: Image | PointSet, moving: Image | Poin
         with bad_input():
             return _landmarks(landmarks, fixed, moving, options)
     stated = [name for name in ("init_to", "init_unit") if options[name] is not None]
-    if init is not None and Path(init).is_file():
-        return _start(Path(init), options, fixed, moving)
-    if stated:
+    if stated and not (init is not None and Path(init).is_file()):
         raise BadInput(f"wanted --init FILE beside --{stated[0].replace('_', '-')}, got --init {init}; leave it out")
-    return None if init is None or _names_start(init) else load_result(Path(init))
+    return None if init is None or _names_start(init) else _start(init, options, fixed, moving)
 
 
-def _start(path: Path, options: dict[str, Any], fixed: Image | PointSet, moving: Image | PointSet) -> Any:
-    """The affine map of another program's file as a start, moving → fixed; says how a bare matrix was taken."""
-    from ..data import Grid, Image
-    from ..formats import exchange
-    from ..maps import bends
+def _start(init: str, options: dict[str, Any], fixed: Image | PointSet, moving: Image | PointSet) -> Any:
+    """The start in a saved result or in another program's file; says how a bare matrix was taken."""
+    from ..formats import starts
 
-    data = {"fixed": fixed, "moving": moving}
+    path = Path(init)
     with bad_input():
-        chosen = exchange.format_of(path)
-    bare = chosen.default_unit is None and not chosen.in_pixels
-    own: dict[str, Any] = {}
-    for side, one in data.items():
-        in_pixels = chosen.in_pixels or (bare and options["init_unit"] == "px")
-        if in_pixels and isinstance(one, Image) and one.grid.unit != "px":
-            own[f"{side}_pixels"] = _own_grid(side, options)
-    fixed_grid, moving_grid = (
-        one.grid if isinstance(one, Image) else Grid((1,) * one.ndim, unit=one.unit) for one in data.values()
-    )
-    with bad_input():
-        to: Side = options["init_to"] or ("fixed" if bare else "moving")
+        if not path.is_file():
+            return starts.saved(path)
         try:
-            result = exchange.read_map(
-                path, fixed_grid, moving_grid, chosen.name, to=to, unit=options["init_unit"], **own
-            )
+            result, said = starts.of_file(path, fixed, moving, to=options["init_to"], unit=options["init_unit"])
         except ImportError as error:
             raise BadInput(sentence(error)) from error
-        if bends.split(result.transform)[1] is not None:
-            raise ValueError(f"wanted an affine map to start from, got one that bends in {path}; import it instead")
-    said = result.metrics.get("imported", {}).get("said")
     if said:
         click.echo(f"start: {said}; --init-to and --init-unit say it is otherwise", err=True)
     return result
@@ -352,31 +338,48 @@ def _saver(adapter: Adapter, source: Path | Remote, result: Result) -> Any:
 
 
 def _dry_run(
-    out: Path,
-    config: Config,
-    fixed: Image | PointSet,
-    moving: Image | PointSet,
-    fixed_adapter: Adapter,
-    moving_adapter: Adapter,
-    run: dict[str, Any],
-    as_json: bool,
+    out: Path, plan: Plan, adapters: tuple[Adapter, Adapter], run: dict[str, Any], refined: bool, as_json: bool
 ) -> None:
     from .inspect import facts
 
+    task, config = plan.task, plan.task.config
+    sides = {"fixed": task.fixed, "moving": task.moving}
+    places = {"fixed": run["fixed"]["path"], "moving": run["moving"]["path"]}
+    tiles = {side: forecast.decode(places[side], run[side]["adapter"], run[side]["options"], refined) for side in sides}
+    estimated = forecast.facts(plan)
     if as_json:
-        sides = {"fixed": facts(fixed, fixed_adapter), "moving": facts(moving, moving_adapter)}
-        emit_json({"dry_run": True, "output": str(out), **sides, "config": config.model_dump(mode="json"), "run": run})
+        opened = {side: facts(data, adapter) for (side, data), adapter in zip(sides.items(), adapters, strict=True)}
+        emit_json({
+            "dry_run": True, "output": str(out), **opened, "config": config.model_dump(mode="json"), "run": run,
+            "solver": plan.solver.name, "doubts": [doubt.words for doubt in plan.doubts], "estimated": estimated,
+        })  # fmt: skip
         return
-    for side, data, adapter in (("fixed", fixed, fixed_adapter), ("moving", moving, moving_adapter)):
+    for (side, data), adapter in zip(sides.items(), adapters, strict=True):
         reading = getattr(data, "reading", None)
         at = f", read at {reading}" if reading is not None else ""
-        click.echo(f"{side:<7} {run[side]['path']} ({adapter.name}): {describe(data)}{at}")
+        tile = (
+            f"; a tile of {'each level' if refined else 'the finest level'} was decoded" if at and tiles[side] else ""
+        )
+        click.echo(f"{side:<7} {places[side]} ({adapter.name}): {describe(data)}{at}{tile}")
     click.echo(
-        f"memory  {sum(map(_bytes, (fixed, moving))) / 1e6:.3g} MB of pixels or positions were read; a fit takes more"
+        f"memory  {sum(map(_bytes, sides.values())) / 1e6:.3g} MB of pixels or positions were read; a run takes about "
+        f"{estimated['bytes'] / 1e9:.1f} GB in all"
+    )
+    more = "; what --refine takes comes on top" if refined else ""
+    if "seconds_as_cells" in estimated:
+        more += f"; some {forecast.spoken(estimated['seconds_as_cells'])} more where they are not the same points on both sides"
+    click.echo(
+        f"time    about {forecast.spoken(estimated['seconds'])} (half or twice that as a rule), at the speed that this machine "
+        f"has right now{more}"
     )
     start = f"landmarks of {run['landmarks']}" if run["landmarks"] else run["init"]
     click.echo(f"start   {start}")
-    click.echo(f"map     {config.transform}, metric {config.metric}, device {config.device}, seed {config.seed}")
+    click.echo(
+        f"map     {config.transform} by the solver {plan.solver.name}, metric {config.metric}, device {config.device}, seed "
+        f"{config.seed}"
+    )
+    for doubt in plan.doubts:
+        click.echo(f"doubt   {doubt.words}")
     click.echo(f"output  {out} (nothing was computed or written)")
 
 

@@ -3,7 +3,7 @@
 ``itk``, ``ants``, ``nifti`` and ``elastix`` are formats of ITK's family of programs; ``npz`` is plain numpy arrays, ``ngff`` an
 OME-Zarr store, ``matrix`` bare numbers, ``qupath`` maps for QuPath, ``points`` moved positions as csv and geojson. ``steps``
 turns a map into the matrices and displacement fields that such files hold, and back. ``exchange`` chooses the format, writes to
-a temporary name and renames, reads and judges.
+a temporary name and renames, reads and judges; ``starts`` reads what ``init`` names.
 
 This module names the formats without importing them, so that the command line can list them without loading torch.
 """
