@@ -151,7 +151,9 @@ def _stained(density: Floats, stain: tuple[float, ...], rng: np.random.Generator
     return rf.Image.from_array(np.clip(light, 0, 255).astype(np.uint8), "yxc")
 
 
-def _draw(canvas: Floats, at: Floats, radius: float, picture: NDArray[np.float32], to_picture: Floats, edge: Floats) -> None:
+def _draw(
+    canvas: Floats, at: Floats, radius: float, picture: NDArray[np.float32], to_picture: Floats, edge: Floats
+) -> None:
     """Draw a disc of a picture at a position of a canvas; ``to_picture`` takes canvas positions to the picture's."""
     low = np.floor(at - 1.3 * radius).astype(int).clip(0)
     high = np.minimum(np.ceil(at + 1.3 * radius).astype(int), canvas.shape)
@@ -190,7 +192,7 @@ class Made:
     lean: float = 2.0
 
 
-def microarray(seed: int, made: Made = Made()) -> Slides:  # noqa: B008 - frozen
+def microarray(seed: int, made: Made = Made()) -> Slides:
     """A microarray on two slides; cores have the names ``R1C1`` … of their place on the fixed side."""
     rng = np.random.default_rng(seed)
     n, pitch, radius = made.rows * made.columns, 1.45 * made.diameter, made.diameter / 2

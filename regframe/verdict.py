@@ -771,7 +771,9 @@ def of_pieces(figures: Mapping[str, Any]) -> Iterable[Finding]:
     pieces = figures["pieces"]
     on = [piece for piece in pieces if piece["partner"] is not None]
     own = [piece for piece in pieces if piece["side"] == "moving"]
-    lost = {side: [p["id"] for p in pieces if p["side"] == side and p["partner"] is None] for side in ("moving", "fixed")}
+    lost = {
+        side: [p["id"] for p in pieces if p["side"] == side and p["partner"] is None] for side in ("moving", "fixed")
+    }
     if lost["moving"]:
         n = len(own)
         severity: Severity = "fail" if len(lost["moving"]) > n / 2 else "warn"

@@ -32,8 +32,8 @@ from .points import Points
 from .steps import along_x, both_canvases, unjudged
 
 SEAMS = (
-    "the map is in pieces, which this format cannot hold: it is written as one displacement field, which jumps at the seams and is "
-    "no map of any piece within a pixel of them; a store (.ome.zarr, regframe's own) keeps the pieces"
+    "the map is in pieces, which this format cannot hold: it is written as one displacement field, which jumps at the seams and "
+    "is no map of any piece within a pixel of them; a store (.ome.zarr, regframe's own) keeps the pieces"
 )
 """Remark where a map in pieces is written as a field."""
 

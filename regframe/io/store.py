@@ -65,7 +65,8 @@ _MAX_STEPS = 1 << 12
 ever."""
 
 _MAX_PIECES = 1 << 12
-"""Largest number of pieces of a map that is read: a microarray has some hundred cores, and a forged store must not loop for ever."""
+"""Largest number of pieces of a map that is read: a microarray has some hundred cores, and a forged store must not loop for
+ever."""
 
 _ROOT_ENTRIES = {"zarr.json", FIELDS, "regframe"}
 """Names of all entries of a store of regframe; a folder with any other entry is never replaced."""

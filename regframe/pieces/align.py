@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
 import time
 import warnings
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from .. import plugins, strangers, verdict
@@ -25,7 +22,7 @@ from ..solvers.raster import check_image
 from ..verdict import Finding
 from ..versions import versions
 from . import join
-from .find import Found, find
+from .find import find
 from .fit import Fit, fit
 from .judge import entries, seams
 from .pair import Believed, Lie, Sides, by_likeness, by_place, compatible
@@ -34,8 +31,8 @@ PART = 0.8
 """Area of a piece, over that of its partner, under which it is a part of it: beyond its edge the partner goes on. Of one section
 cut twice the areas differ by a tenth; the larger of two torn parts rarely is more than three quarters."""
 SETTLED = 0.9
-"""Confidence from which a confirmed map of two cores at one place is taken although they are not more alike than others are: of 13
-maps between unlike cores (`benchmarks.slides_in_pieces.microarray`, seed 0) the surest had 0.88."""
+"""Confidence from which a confirmed map of two cores at one place is taken although they are not more alike than others are:
+of 13 maps between unlike cores (`benchmarks.slides_in_pieces.microarray`, seed 0) the surest had 0.88."""
 MOST = 3
 """Pairs of one piece that are registered before it is given up."""
 
@@ -97,7 +94,9 @@ def asked(pieces: str | int) -> tuple[int | None, int, int]:
         return int(text), 0, 0
     found = re.fullmatch(r"([1-9]\d{0,2})\s*[x×]\s*([1-9]\d{0,2})", text)
     if found is None or min(int(n) for n in found.groups()) < 2:
-        raise ValueError(f"wanted pieces 'auto', a number from 1, or ROWSxCOLS from 2x2, got {pieces!r}; e.g. pieces='6x8'")
+        raise ValueError(
+            f"wanted pieces 'auto', a number from 1, or ROWSxCOLS from 2x2, got {pieces!r}; e.g. pieces='6x8'"
+        )
     return int(found[1]) * int(found[2]), int(found[1]), int(found[2])
 
 
@@ -109,7 +108,9 @@ def _opened(source: Any, side: str) -> Image:
     if not isinstance(image, Image) or image.grid.ndim != 2 or image.labels:
         what = f"a volume of {image.grid.ndim} axes" if isinstance(image, Image) else type(image).__name__
         what = "labels" if isinstance(image, Image) and image.labels else what
-        raise ValueError(f"wanted a 2D image as the {side} side to find pieces on, got {what}; register it without pieces")
+        raise ValueError(
+            f"wanted a 2D image as the {side} side to find pieces on, got {what}; register it without pieces"
+        )
     check_image(image, side)
     return image
 
@@ -126,9 +127,7 @@ def _single(images: tuple[Image, Image], config: Config, told: Told) -> Result:
     return dataclasses.replace(result, metrics=result.metrics | verdict.conclude(found) | {"pieces": []})
 
 
-def _on_grid(
-    images: tuple[Image, Image], sides: Sides, config: Config, told: Told
-) -> tuple[list[Fit], Lie]:
+def _on_grid(images: tuple[Image, Image], sides: Sides, config: Config, told: Told) -> tuple[list[Fit], Lie]:
     """The cores that were registered, and how the grid lies."""
     pairs, lie = by_place(sides, config.seed)
     fits = []
@@ -194,7 +193,9 @@ def _whole(
         **join.figures(good, phi, sides),
         "pieces": listed,
         "seams": stated,
-        "grid": {"rows": sides.fixed.rows, "columns": sides.fixed.columns, "lies": lie.words} if sides.on_grid else None,
+        "grid": {"rows": sides.fixed.rows, "columns": sides.fixed.columns, "lies": lie.words}
+        if sides.on_grid
+        else None,
         "likeness_pairs": sides.compared,
         "seconds": time.perf_counter() - began,
         "versions": versions(),
@@ -208,9 +209,7 @@ def _whole(
     )  # fmt: skip
 
 
-def _none(
-    images: tuple[Image, Image], sides: Sides, fits: list[Fit], config: Config, began: float
-) -> Result:
+def _none(images: tuple[Image, Image], sides: Sides, fits: list[Fit], config: Config, began: float) -> Result:
     """The result where no piece has a partner: the slides as one, with a verdict that says so."""
     said = f"no piece of {images[1].name} has a partner on {images[0].name}"
     warnings.warn(f"regframe: {said}; both were registered as they are", UserWarning, stacklevel=3)
@@ -222,5 +221,3 @@ def _none(
     found = [*(Finding(**item) for item in result.metrics["findings"]), lost]
     more = {"pieces": entries(sides, fits, [], Lie()), "seconds": time.perf_counter() - began}
     return dataclasses.replace(result, metrics=result.metrics | verdict.conclude(found) | more)
-
-

@@ -109,8 +109,8 @@ def find(image: Image, most: int | None = None, rows: int = 0, columns: int = 0)
 
     Args:
         image: the slide, 2D.
-        most: number of pieces to keep, the largest ones; None keeps all that are found. Where fewer are found, tissue that touches
-            is parted at its narrowest places, as far as it falls into that many pieces.
+        most: number of pieces to keep, the largest ones; None keeps all that are found. Where fewer are found, tissue that
+        touches is parted at its narrowest places, as far as it falls into that many pieces.
         rows: of a grid of cores that is known to be there; 0 looks for one.
         columns: likewise.
 
@@ -120,7 +120,9 @@ def find(image: Image, most: int | None = None, rows: int = 0, columns: int = 0)
     labels = _pieces(mask, None if rows else most)
     number = int(labels.max())
     if number == 0:
-        raise ValueError(f"wanted tissue on {image.name}, got none that differs from its background; crop it, or mask it")
+        raise ValueError(
+            f"wanted tissue on {image.name}, got none that differs from its background; crop it, or mask it"
+        )
     pieces = _listed(labels, grid)
     laid = _laid(pieces, rows, columns) if most is None or rows else None
     if rows and laid is None:
@@ -134,7 +136,8 @@ def find(image: Image, most: int | None = None, rows: int = 0, columns: int = 0)
 
 
 def tissue(image: Image) -> tuple[NDArray[np.bool_], NDArray[np.float32], Grid, tuple[float, ...]]:
-    """Where there is tissue ``[h, w]``, its density ``[h, w]``, their grid of about `LOOKED_AT` pixels, the background's colour."""
+    """Where there is tissue ``[h, w]``, its density ``[h, w]``, their grid of about `LOOKED_AT` pixels, the background's
+    colour."""
     prepared, look = prepare(image)
     step = max(1, math.ceil(math.sqrt(math.prod(image.grid.shape) / LOOKED_AT)))
     data = prepared.data.to(torch.float32)
@@ -171,7 +174,7 @@ def _thinned(data: torch.Tensor, step: int) -> torch.Tensor:
 
 def _pieces(mask: NDArray[np.bool_], most: int | None) -> Labels:
     """Number of the piece at each pixel ``[h, w]``, in the order of reading, 0 beside all."""
-    opened = ndimage.binary_opening(mask, np.ones((3, 3)))
+    opened = ndimage.binary_opening(mask, np.ones((3, 3), dtype=bool))
     whole = ndimage.binary_fill_holes(opened)
     labels, _ = ndimage.label(whole)
     labels = _without_bits(labels.astype(np.int32))
@@ -238,9 +241,10 @@ def _listed(labels: Labels, grid: Grid) -> list[Piece]:
     centres = ndimage.center_of_mass(labels > 0, labels, index)
     areas = np.bincount(labels.ravel(), minlength=number + 1)[1:] * math.prod(grid.spacing)
     boxes = ndimage.find_objects(labels)
+    (y, x), (down, right) = grid.origin, grid.spacing
     return [
-        Piece(k + 1, tuple(o + s * c for o, s, c in zip(grid.origin, grid.spacing, at, strict=True)), float(area), box)  # type: ignore[arg-type]
-        for k, (at, area, box) in enumerate(zip(centres, areas, boxes, strict=True))
+        Piece(k + 1, (y + down * float(at[0]), x + right * float(at[1])), float(area), box)
+        for k, (at, area, box) in enumerate(zip(np.asarray(centres), areas, boxes, strict=True))
     ]
 
 
@@ -284,7 +288,7 @@ def _laid(pieces: Sequence[Piece], rows: int = 0, columns: int = 0) -> list[tupl
 
 
 def _lines(values: Floats, pitch: float) -> tuple[NDArray[np.int64], Floats] | None:
-    """The number of the line that each position along one axis lies on, and how far off it lies, in pitches; None for no lines."""
+    """The line that each position along one axis lies on, and how far off it lies, in pitches; None where there are no lines."""
     order = np.argsort(values)
     gaps = np.diff(values[order])
     group = np.zeros(len(values), dtype=np.int64)

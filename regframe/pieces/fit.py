@@ -101,9 +101,7 @@ def alone(image: Image, found: Found, k: int, part: bool) -> Image:
         kept = ndimage.distance_transform_edt(~others) > near if others.any() else np.ones_like(own)
         kept |= own
     step = [round(a / b) for a, b in zip(found.grid.spacing, image.grid.spacing, strict=True)]
-    full = tuple(
-        slice(s.start * f, min(s.stop * f, n)) for s, f, n in zip(box, step, image.grid.shape, strict=True)
-    )
+    full = tuple(slice(s.start * f, min(s.stop * f, n)) for s, f, n in zip(box, step, image.grid.shape, strict=True))
     shape = tuple(s.stop - s.start for s in full)
     whole = np.kron(kept, np.ones(step, dtype=bool))[: shape[0], : shape[1]]
     mask = torch.from_numpy(np.ascontiguousarray(whole))
@@ -122,5 +120,9 @@ def alone(image: Image, found: Found, k: int, part: bool) -> Image:
     )
     name = f"{image.name} {piece.name}"
     return image.replace(
-        data=data, grid=grid, weight=None if bool(mask.all()) and image.weight is None else weight, name=name, reading=None
+        data=data,
+        grid=grid,
+        weight=None if bool(mask.all()) and image.weight is None else weight,
+        name=name,
+        reading=None,
     )

@@ -44,9 +44,7 @@ def result_of(fit: Fit) -> Result:
     return fit.result
 
 
-def _cells(
-    found: Found, own: Sequence[int], other: Found, theirs: Sequence[int], maps: Sequence[Transform]
-) -> Cells:
+def _cells(found: Found, own: Sequence[int], other: Found, theirs: Sequence[int], maps: Sequence[Transform]) -> Cells:
     """The labels of one side.
 
     Args:

@@ -100,7 +100,8 @@ def _box(piece: Piece, found: Found) -> list[float]:
 
 
 def _turn(linear: np.ndarray[Any, Any]) -> float:
-    """Degrees, counterclockwise as the picture is seen, by which a matrix ``[2, 2]`` (y, x) turns, after a mirroring if it does."""
+    """Degrees, counterclockwise as the picture is seen, by which a matrix ``[2, 2]`` (y, x) turns, after a mirroring if it
+    does."""
     if np.linalg.det(linear) < 0:
         linear = linear @ np.diag([1.0, -1.0])
     return math.degrees(math.atan2(linear[1, 0] - linear[0, 1], linear[0, 0] + linear[1, 1]))

@@ -23,7 +23,8 @@ from .find import Found, Piece
 Floats = NDArray[np.float64]
 
 ACROSS = 56
-"""Pixels across a piece (the diameter of a disc of its area) as it is compared: finer structure does not survive a coarse turn."""
+"""Pixels across a piece (the diameter of a disc of its area) as it is compared: finer structure does not survive a coarse
+turn."""
 CANVAS = 112
 """Pixels per axis of what is compared: room for a piece of `ACROSS` at any turn, shifted by a quarter of its size."""
 TURNS = 60
@@ -93,7 +94,7 @@ def view(found: Found, piece: Piece, pixel: float) -> View:
         for a in (values, weight)
     ]
     mask = np.clip(drawn[1], 0, 1)
-    value = drawn[0] / np.maximum(mask, 0.05)
+    value = np.asarray(drawn[0] / np.maximum(mask, 0.05), dtype=np.float32)
     steep = ndimage.gaussian_gradient_magnitude(_continued(value, mask > 0.5), 1.0)
     whole = ndimage.binary_erosion(mask > 0.9, iterations=2)
     features = []

@@ -22,7 +22,8 @@ Floats = NDArray[np.float64]
 Tell = Callable[[int, int], object]
 
 FLOOR = 25.0
-"""Likeness (nats) under which no pair is believed: 180 unlike pairs of cores (`benchmarks.slides_in_pieces.microarray`, seeds 0 and
+"""Likeness (nats) under which no pair is believed: 180 unlike pairs of cores (`benchmarks.slides_in_pieces.microarray`, seeds
+0 and
 1) have 7 in the median and under 24 in 95 of 100; parts of one torn section have 43 and more with the whole, which is less like
 them than their own core is."""
 UNLIKE = 0.98
@@ -158,11 +159,15 @@ class Lie:
     @property
     def words(self) -> str:
         """How the grid lies, in words; empty where it lies as it is."""
-        (a, b), (c, d) = self.matrix
+        (a, _), (c, _) = self.matrix
         turn = round(math.degrees(math.atan2(c, a))) % 360
         said = [f"turned by {turn}°"] if turn else []
         said += ["turned over"] if self.mirrored else []
-        said += [f"shifted by {self.shift[0]} rows and {self.shift[1]} columns"] if self.shift != (0, 0) and not turn else []
+        said += (
+            [f"shifted by {self.shift[0]} rows and {self.shift[1]} columns"]
+            if self.shift != (0, 0) and not turn
+            else []
+        )
         return ", ".join(said)
 
 
@@ -181,7 +186,7 @@ def by_place(sides: Sides, seed: int = 0) -> tuple[list[Believed], Lie]:
     lie = Lie()
     limit = _limit(sides, lie, seed)
     held = _placed(sides, lie)
-    if np.mean([sides.alike(*pair).score >= limit for pair in held] or [0.0]) < ENOUGH:
+    if sum(sides.alike(*pair).score >= limit for pair in held) < ENOUGH * max(len(held), 1):
         found = _voted(sides, limit)
         if found is not None:
             lie = found
@@ -203,7 +208,9 @@ def _placed(sides: Sides, lie: Lie) -> list[tuple[int, int]]:
     """Pairs of cores ``(fixed, moving)`` that lie at one place."""
     there = {piece.place: i for i, piece in enumerate(sides.fixed.pieces)}
     return [
-        (there[at], j) for j, piece in enumerate(sides.moving.pieces) if piece.place and (at := lie(piece.place)) in there
+        (there[at], j)
+        for j, piece in enumerate(sides.moving.pieces)
+        if piece.place and (at := lie(piece.place)) in there
     ]
 
 
@@ -252,7 +259,7 @@ def _assigned(
     # between two that are as unlike, the one at its place
     scores += [[1e-3 * ((i, j) in at_place) for j in moving] for i in fixed]
     rows, columns = linear_sum_assignment(-scores)
-    return [(fixed[a], moving[b]) for a, b in zip(rows, columns, strict=True)]
+    return [(fixed[a], moving[b]) for a, b in zip(rows.tolist(), columns.tolist(), strict=True)]
 
 
 # ---- sections and torn parts ---------------------------------------------------------------------------------------------
@@ -307,5 +314,3 @@ def _pixels(found: Found, piece: Piece) -> Floats:
     index = index[:: max(1, len(index) // SAMPLED)]
     out: Floats = np.asarray(found.grid.origin) + np.asarray(found.grid.spacing) * index
     return out
-
-
