@@ -20,7 +20,7 @@ from ..strangers import PluginFault
 from .find import Found
 from .pair import Believed, Sides
 
-ROOM = 0.12
+ROOM = 0.06
 """Glass around a piece that is kept, over its diameter: the outline is then seen from both sides."""
 BESIDE = 0.01
 """The same where the piece is a part of the other one, beyond whose edge the other goes on."""

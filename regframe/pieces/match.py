@@ -25,10 +25,10 @@ Floats = NDArray[np.float64]
 ACROSS = 56
 """Pixels across a piece (the diameter of a disc of its area) as it is compared: finer structure does not survive a coarse
 turn."""
-CANVAS = 112
+CANVAS = 96
 """Pixels per axis of what is compared: room for a piece of `ACROSS` at any turn, shifted by a quarter of its size."""
-TURNS = 60
-"""Turns that are tried, evenly over the circle: 6 degrees apart the rim of a piece moves by 3 pixels from one to the next."""
+TURNS = 48
+"""Turns that are tried, evenly over the circle: from one to the next the rim of a piece moves by less than four pixels."""
 FINER = (-3.0, -1.5, 1.5, 3.0)
 """Degrees about the best turn that are tried then, twice, the second time by a third of them."""
 PER_CELL = 16.0
