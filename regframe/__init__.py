@@ -117,6 +117,7 @@ _HOME = {
     "refine": "slides.refine",
     "register": "registration",
     "register_group": "group.align",
+    "register_pieces": "pieces.align",
     "resample": "maps.resample",
     "staged": "io.outputs",
     "unit_ratio": "data",

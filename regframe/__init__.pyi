@@ -64,6 +64,7 @@ from .maps.resample import move_points as move_points
 from .maps.resample import resample as resample
 from .maps.sequence import Sequence as Sequence
 from .maps.shapes import Shapes as Shapes
+from .pieces.align import register_pieces as register_pieces
 from .plugins import PluginError as PluginError
 from .plugins import PluginWarning as PluginWarning
 from .plugins import adapter as adapter

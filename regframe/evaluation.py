@@ -176,7 +176,8 @@ def evaluate(result: Result, fixed: PointSet | Tensor, moving: PointSet | Tensor
     Returns:
         ``n``; ``unit``; ``tre`` (in ``unit``) and ``tre_px`` (in moving pixels), each with mean, median, p90 and max;
         ``rtre_median``, the median error divided by the moving image's diagonal; ``before``, the errors of the identity map in
-        the same layout, or None where the two units cannot be compared.
+        the same layout, or None where the two units cannot be compared. ``unplaced``, of a map in pieces, is the number of pairs
+        on pieces without a partner: they have no error, and are in no other figure.
 
     Raises:
         ValueError: where the sides differ in length, dimension or unit, or hold a position that is not finite.
@@ -192,11 +193,20 @@ def evaluate(result: Result, fixed: PointSet | Tensor, moving: PointSet | Tensor
     if f.shape[0] == 0:
         raise ValueError("wanted at least one pair of landmarks, got none; check the files and their ids")
     after = torch.linalg.vector_norm(result.transform.inverse().points(f) - m, dim=-1)
+    unplaced = int((~torch.isfinite(after)).sum())  # of a map in pieces, on a piece without a partner
+    if unplaced == len(after):
+        raise ValueError(
+            f"wanted landmarks where there is a map, got {unplaced} on pieces without a partner; look at the report"
+        )
+    if unplaced:
+        kept = torch.isfinite(after)
+        f, m, after = f[kept], m[kept], after[kept]
     ratio = unit_ratio(result.fixed_grid.unit, grid.unit)
     before = None if ratio is None else torch.linalg.vector_norm(f * ratio - m, dim=-1)
     return {
         "n": int(f.shape[0]),
         "unit": grid.unit,
+        **({"unplaced": unplaced} if unplaced else {}),
         **_figures(after, grid.pixel, grid.diagonal),
         "before": None if before is None else _figures(before, grid.pixel, grid.diagonal),
     }

@@ -766,3 +766,45 @@ def of_group(images: Sequence[Mapping[str, Any]]) -> Iterable[Finding]:
         yield Finding("warn", f"{len(doubtful)} of {n} images want a look: {some(doubtful)}", len(doubtful), 0)
     if not lost and not doubtful:
         yield Finding("pass", f"all {n} images have their place")
+
+
+# ---- slides in pieces -----------------------------------------------------------------------------------------------------
+
+
+def of_pieces(figures: Mapping[str, Any]) -> Iterable[Finding]:
+    """All findings on a map in pieces, from its figures: pieces without a partner, moved ones, doubtful ones, folds."""
+    pieces = figures["pieces"]
+    on = [piece for piece in pieces if piece["partner"] is not None]
+    own = [piece for piece in pieces if piece["side"] == "moving"]
+    lost = {
+        side: [p["id"] for p in pieces if p["side"] == side and p["partner"] is None] for side in ("moving", "fixed")
+    }
+    if lost["moving"]:
+        n = len(own)
+        severity: Severity = "fail" if len(lost["moving"]) > n / 2 else "warn"
+        sentence = f"{len(lost['moving'])} of {n} pieces of the moving side have no partner: {some(lost['moving'], 12)}"
+        yield Finding(severity, sentence, len(lost["moving"]), n / 2, "look at them; their positions have no map")
+    if lost["fixed"]:
+        sentence = f"{len(lost['fixed'])} pieces of the fixed side have no partner: {some(lost['fixed'], 12)}"
+        yield Finding("warn", sentence, len(lost["fixed"]), 0, "look at them: nothing of the moving side is laid there")
+    moved = [f"{p['id']} is {p['partner']}" for p in on if not p["at_place"]]
+    if moved:
+        sentence = f"{len(moved)} cores lie at another core's place: moving {some(moved, 12)} of the fixed side"
+        yield Finding("warn", sentence, len(moved), 0, "check how the slides were laid out")
+    doubtful = [f"{p['id']} ({spoken(p['confidence'] or 0.0)})" for p in on if p["verdict"] != "pass"]
+    if doubtful:
+        sentence = f"{len(doubtful)} of {len(on)} placed pieces are not confirmed: {some(doubtful, 12)}"
+        yield Finding("warn", sentence, len(doubtful), 0, "look at them on the page of pieces")
+    confirmed = len(on) - len(doubtful)
+    yield Finding("pass", f"{confirmed} pieces are confirmed, each with a map of its own", confirmed, None)
+    grid = figures.get("grid") or {}
+    if grid.get("lies"):
+        yield Finding("pass", f"the moving grid of {grid['rows']} x {grid['columns']} cores lies {grid['lies']}")
+    for seam in figures["seams"]:
+        jump = seam["jump"]
+        sentence = (
+            f"piece {seam['piece']} of the {seam['side']} side belongs to several parts: the map jumps by "
+            f"{jump['median']:.3g} (at most {jump['max']:.3g}) {seam['jump_unit']} along their seam"
+        )
+        yield Finding("pass", sentence, jump["median"], None)
+    yield from folds(figures)

@@ -115,6 +115,8 @@ def _read(
 def _print(figures: dict[str, Any]) -> None:
     before = figures["before"]
     click.echo(f"{figures['n']} pairs, error in the moving space")
+    if figures.get("unplaced"):
+        click.echo(f"{figures['unplaced']} more lie on pieces without a partner and have no error")
     click.echo(f"{'':12}{'mean':>11}{'median':>11}{'p90':>11}{'max':>11}")
     units = [("px", "tre_px")] + ([(figures["unit"], "tre")] if figures["unit"] != "px" else [])
     for unit, key in units:

@@ -80,6 +80,11 @@ if TYPE_CHECKING:
 )
 @click.option("--init-unit", metavar="U", help="Unit of its numbers, where a side has a length unit: um, px …")
 @click.option(
+    "--pieces",
+    metavar="auto|N|ROWSxCOLS",
+    help="The slides lie in pieces (sections, torn parts, cores of a microarray): each gets a map of its own.",
+)
+@click.option(
     "--config", "config_file", type=path_type, metavar="F.yaml", help="Settings, e.g. a config.resolved.yaml."
 )
 @click.option("--set", "settings", metavar="A.B=C", multiple=True, help="One setting, e.g. optimizer.max_iter=50.")
@@ -127,6 +132,8 @@ def register(ctx: click.Context, /, **options: Any) -> None:
     }
     if options["moving_landmarks"] is not None:
         run["moving_landmarks"] = options["moving_landmarks"].resolve()
+    if options["pieces"] is not None:
+        run["pieces"] = _pieces(options)
     if options["workers"] is not None and not options["refined"]:
         raise BadInput("wanted --refine beside --workers, got --workers alone; leave it out")
     sides = levels(run) if options["refined"] else None
@@ -148,7 +155,10 @@ def register(ctx: click.Context, /, **options: Any) -> None:
     if not sys.stderr.isatty():
         click.echo(f"aligning {options['moving'].name} to {options['fixed'].name}", err=True)
     with Bars() as progress, bad_input():
-        result = regframe.register(fixed, moving, metric=metric, init=init, config=config, progress=progress)
+        if options["pieces"] is not None:
+            result = regframe.register_pieces(fixed, moving, pieces=options["pieces"], config=config, progress=progress)
+        else:
+            result = regframe.register(fixed, moving, metric=metric, init=init, config=config, progress=progress)
     if sides is not None:
         result = run_refinement(result, sides, options["workers"])
     with bad_input():
@@ -159,6 +169,24 @@ def register(ctx: click.Context, /, **options: Any) -> None:
     else:
         _summary(result, out)
     finish(result.metrics, ctx, options["require"])
+
+
+def _pieces(options: Mapping[str, Any]) -> str:
+    """What ``--pieces`` says, checked, and that nothing beside it asks for one map of the whole."""
+    from ..pieces.align import asked
+
+    for name, value in (("--landmarks", options["landmarks"]), ("--init", options["init"])):
+        if value is not None and value != "auto":
+            raise BadInput(
+                f"wanted --pieces alone, whose starts are found piece by piece, got {name} too; leave it out"
+            )
+    if options["refined"]:
+        raise BadInput(
+            "wanted --pieces without --refine, which mends one map of the whole slide, got both; leave one out"
+        )
+    with bad_input():
+        asked(options["pieces"])
+    return str(options["pieces"])
 
 
 def _read(options: Mapping[str, Any]) -> list[Any]:

@@ -23,10 +23,19 @@ from ..io import outputs, store
 from ..maps.affine import Affine
 from ..maps.base import Transform
 from ..maps.known import known
+from ..maps.pieces import as_displacement, in_pieces
 from ..result import Result
 from ..versions import versions
 from . import TOLERANCE_PX
+from .ngff import Ngff
+from .points import Points
 from .steps import along_x, both_canvases, unjudged
+
+SEAMS = (
+    "the map is in pieces, which this format cannot hold: it is written as one displacement field, which jumps at the seams and "
+    "is no map of any piece within a pixel of them; a store (.ome.zarr, regframe's own) keeps the pieces"
+)
+"""Remark where a map in pieces is written as a field."""
 
 # -------------------------------------------------------------------------------------------------------------- formats
 
@@ -118,6 +127,9 @@ def write_map(
     chosen = _with_options(format_of(path, format, reading=False), options)
     unit = _unit(type(chosen), to, unit)
     transform = known(result.transform, result.moving_grid, result.fixed_grid)
+    if in_pieces(transform) and not isinstance(chosen, (Ngff, Points)):  # these say exactly what each piece does
+        transform = as_displacement(transform, result.moving_grid, result.fixed_grid, to)
+        warnings.warn(SEAMS, stacklevel=2)
     result = dataclasses.replace(result, transform=transform)
     places = chosen.files(path)
     with strangers.named(), _aside(places, overwrite) as aside:

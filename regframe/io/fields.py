@@ -14,6 +14,7 @@ from ..maps.affine import Affine
 from ..maps.displacement import Displacement
 from ..maps.fields import MAX_NODES, Chain, chain_of
 from ..maps.flow import Flow
+from ..maps.pieces import as_displacement, in_pieces
 from ..result import Result
 
 TOLERANCE_PX = 0.003
@@ -60,6 +61,8 @@ def as_fields(
 
     Raises ValueError for a map that bends twice.
     """
+    if in_pieces(result.transform):
+        return _of_pieces(result, wanted)
     before, bend, after = bends.split(result.transform)
     ndim = result.transform.ndim
     if bend is None:
@@ -71,6 +74,22 @@ def as_fields(
         chains[name] = chain_of(way, box, pixel, tolerance, max_nodes, exact)
     matrices = [bends.product(parts, ndim) if parts else None for parts in (before, after)]
     return Bent(matrices[0], chains.get("to_fixed"), chains.get("to_moving"), matrices[1])
+
+
+def _of_pieces(result: Result, wanted: Sequence[str]) -> Bent:
+    """A map in pieces as a field for each direction, which jumps at the seams, before an affine matrix."""
+    chains: dict[str, Chain] = {}
+    after: Tensor | None = None
+    pixel = torch.tensor(result.moving_grid.spacing, dtype=torch.float64)
+    for name in wanted:
+        bend, straight = as_displacement(result.transform, result.moving_grid, result.fixed_grid, name[3:]).parts()
+        assert isinstance(bend, Displacement)
+        assert isinstance(straight, Affine)
+        after = straight.matrix
+        field = Displacement(bend.field.to(torch.float32), bend.grid)
+        lost = (field.field.to(torch.float64) - bend.field).abs() / pixel.reshape(-1, *(1,) * bend.ndim)
+        chains[name] = Chain((field,), float(lost.max()), float(lost.mean()))
+    return Bent(None, chains.get("to_fixed"), chains.get("to_moving"), after)
 
 
 def around(result: Result) -> tuple[Tensor, tuple[float, ...]]:

@@ -38,6 +38,7 @@ from ..maps.displacement import Displacement
 from ..maps.fields import MAX_NODES
 from ..maps.flow import Flow
 from ..maps.known import known
+from ..maps.pieces import Cells, Pieces
 from ..maps.sequence import in_a_row
 from ..result import Result
 from ..versions import versions
@@ -61,6 +62,10 @@ A smaller excess is only recorded in the metadata, since no landmark is known th
 
 _MAX_STEPS = 1 << 12
 """Largest number of Euler steps of a flow that is stored or read, far beyond that of any fit: a forged store must not loop for
+ever."""
+
+_MAX_PIECES = 1 << 12
+"""Largest number of pieces of a map that is read: a microarray has some hundred cores, and a forged store must not loop for
 ever."""
 
 _ROOT_ENTRIES = {"zarr.json", FIELDS, "regframe"}
@@ -204,7 +209,7 @@ def _own_attributes(result: Result, parts: list[Transform]) -> Json:
         )
         raise ValueError(f"wanted {wanted}, got {tuple(sd.shape)}")
     attributes = {
-        "transform": [_part_to_json(part, i) for i, part in enumerate(parts)],
+        "transform": [_part_to_json(part, str(i)) for i, part in enumerate(parts)],
         "affine": [_part_to_json(part, None) for part in result.affine.parts()],
         "fixed_grid": _grid_to_json(result.fixed_grid),
         "moving_grid": _grid_to_json(result.moving_grid),
@@ -225,10 +230,7 @@ def _own_arrays(result: Result, parts: list[Transform]) -> dict[str, NDArray[Any
     """The arrays of a result, by the names under which they are stored."""
     arrays: dict[str, NDArray[Any]] = {}
     for i, part in enumerate(parts):
-        if isinstance(part, Flow):
-            arrays[_array_name(part, i)] = _to_numpy(part.velocity)  # [T, D, *S]
-        elif isinstance(part, Displacement):
-            arrays[_array_name(part, i)] = _to_numpy(part.field)  # [D, *S]
+        arrays |= _part_arrays(part, str(i))
     for name, values in (("weight", result.weight), ("position_sd", result.position_sd)):
         if values is not None:
             arrays[name] = _to_numpy(values)  # [*S]
@@ -237,13 +239,41 @@ def _own_arrays(result: Result, parts: list[Transform]) -> dict[str, NDArray[Any
     return arrays
 
 
-def _array_name(part: Transform, index: int) -> str:
+def _part_arrays(part: Transform, index: str) -> dict[str, NDArray[Any]]:
+    """The arrays of an elementary map, by their names; of a map in pieces those of all pieces."""
+    if isinstance(part, Flow):
+        return {_array_name(part, index): _to_numpy(part.velocity)}  # [T, D, *S]
+    if isinstance(part, Displacement):
+        return {_array_name(part, index): _to_numpy(part.field)}  # [D, *S]
+    if not isinstance(part, Pieces):
+        return {}
+    arrays = {f"{side}_{index}": _to_numpy(cells.labels) for side, cells in _cells(part)}  # [*S], whole numbers
+    for k, one in enumerate(part.maps):
+        for j, each in enumerate(one.parts()):
+            arrays |= _part_arrays(each, f"{index}_{k}_{j}")
+    return arrays
+
+
+def _cells(part: Pieces) -> tuple[tuple[str, Cells], tuple[str, Cells]]:
+    return ("pieces_source", part.source), ("pieces_target", part.target)
+
+
+def _array_name(part: Transform, index: str) -> str:
     base = "velocity" if isinstance(part, Flow) else "displacement"
-    return base if index == 0 else f"{base}_{index}"
+    return base if index == "0" else f"{base}_{index}"
 
 
-def _part_to_json(part: Transform, index: int | None) -> Json:
-    """An elementary map, the ``index``-th of its result, as JSON; ``index`` is None where only affine maps are allowed."""
+def _part_to_json(part: Transform, index: str | None) -> Json:
+    """An elementary map as JSON; ``index`` names it within its result, and is None where only affine maps are allowed."""
+    if isinstance(part, Pieces) and index is not None:
+        return {
+            "type": "pieces",
+            "cells": [{"array": f"{s}_{index}", "grid": _grid_to_json(c.grid)} for s, c in _cells(part)],
+            "maps": [
+                [_part_to_json(each, f"{index}_{k}_{j}") for j, each in enumerate(one.parts())]
+                for k, one in enumerate(part.maps)
+            ],
+        }
     if isinstance(part, Affine):
         return {
             "type": "affine",
@@ -333,8 +363,8 @@ def load(path: str | Path) -> Result:
         own = mapping(_decode(read_node(folder, "regframe", "group")["attributes"]), "regframe")
         moving_grid = _grid_from_json(item(own, "moving_grid", dict), "moving_grid")
         fixed_grid = _grid_from_json(item(own, "fixed_grid", dict), "fixed_grid")
-        parts = [_part_from_json(folder, p, i) for i, p in enumerate(item(own, "transform", list))]
-        affines = [_part_from_json(folder, p, None) for p in item(own, "affine", list)]
+        parts = [_part_from_json(folder, p) for p in item(own, "transform", list)]
+        affines = [_part_from_json(folder, p, affine_only=True) for p in item(own, "affine", list)]
         transform, affine = _joined(parts, "transform"), _joined(affines, "affine")
         for name, found in (("transform", transform), ("affine", affine)):
             wanted = (moving_grid.ndim, moving_grid.unit, fixed_grid.unit)
@@ -396,19 +426,43 @@ def _read_header(folder: Path) -> None:
         raise ValueError("wanted a complete store, got an unfinished one; save the result again")
 
 
-def _part_from_json(folder: Path, value: Any, index: int | None) -> Transform:
+def _pieces_from_json(folder: Path, part: Json) -> Pieces:
+    """A map in pieces; ValueError for one within another, too many pieces, or labels that do not fit."""
+    sides = [mapping(cells, "cells") for cells in item(part, "cells", list)]
+    maps = item(part, "maps", list)
+    if len(sides) != 2 or not 1 <= len(maps) <= _MAX_PIECES:
+        raise ValueError(f"wanted labels of two sides and 1 to {_MAX_PIECES} maps, got {len(sides)} and {len(maps)}")
+    cells = []
+    for side in sides:
+        grid, name = _grid_from_json(item(side, "grid", dict), "cells"), item(side, "array", str)
+        labels = read_array(folder, f"regframe/{_named_array(name)}", grid.shape)
+        if not bool((labels == labels.round()).all()) or float(labels.abs().max()) > _MAX_PIECES:
+            raise ValueError(f"wanted the number of a piece at each pixel of {name!r}, got something else")
+        cells.append(Cells(labels, grid))
+    each = [[_part_from_json(folder, one, nested=True) for one in row] for row in maps if isinstance(row, list)]
+    return Pieces(tuple(_joined(row, "maps") for row in each), cells[0], cells[1])
+
+
+def _named_array(name: str) -> str:
+    """A name of an array, if it can be one; ValueError otherwise."""
+    if re.fullmatch(r"[A-Za-z0-9_]+", name) is None:
+        raise ValueError(f"wanted the name of an array of the group, got {name!r}")
+    return name
+
+
+def _part_from_json(folder: Path, value: Any, affine_only: bool = False, nested: bool = False) -> Transform:
     part = mapping(value, "transform")
     kind = item(part, "type", str)
+    if kind == "pieces" and not (affine_only or nested):
+        return _pieces_from_json(folder, part)
     if kind == "affine":
         units = [item(part, f"{side}_unit", str) for side in ("source", "target")]
         return Affine(matrix_of(item(part, "matrix", list)), units[0], units[1])
-    if index is None or kind not in ("flow", "displacement"):
-        wanted = "affine" if index is None else "affine, flow or displacement"
+    if affine_only or kind not in ("flow", "displacement"):
+        wanted = "affine" if affine_only else "affine, flow, displacement or pieces"
         raise ValueError(f"wanted a part of type {wanted}, got {kind!r}")
     grid = _grid_from_json(item(part, "grid", dict), kind)
-    name = item(part, "array", str)
-    if re.fullmatch(r"[A-Za-z0-9_]+", name) is None:
-        raise ValueError(f"wanted the name of an array of the group, got {name!r}")
+    name = _named_array(item(part, "array", str))
     if kind == "displacement":
         field = read_array(folder, f"regframe/{name}", (grid.ndim, *grid.shape))
         return Displacement(field, grid, item(part, "inverted", bool))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 
 import torch
@@ -12,6 +13,7 @@ from .affine import Affine
 from .base import Transform
 from .displacement import Displacement
 from .flow import Flow
+from .pieces import Pieces
 
 
 def split(transform: Transform) -> tuple[list[Affine], Flow | Displacement | None, list[Affine]]:
@@ -27,6 +29,8 @@ def split(transform: Transform) -> tuple[list[Affine], Flow | Displacement | Non
     if not bent:
         return _affines(parts), None, []
     bend = parts[bent[0]]
+    if isinstance(bend, Pieces):
+        raise ValueError("wanted one map for the whole image, got one in pieces; register the pieces one by one")
     if not isinstance(bend, (Flow, Displacement)):
         raise ValueError(f"wanted a map made of Affine, Flow and Displacement, got {type(bend).__name__}")
     return _affines(parts[: bent[0]]), bend, _affines(parts[bent[0] + 1 :])
@@ -69,6 +73,8 @@ def carried_length(length: float, transform: Transform) -> float:
     It is multiplied by the D-th root of their change of area (volume). The bend, which differs from place to place, is ignored.
     """
     for part in transform.parts():
+        if isinstance(part, Pieces):  # the middle one of the pieces
+            length = statistics.median(carried_length(length, one) for one in part.maps)
         if isinstance(part, Affine):
             length *= abs(float(torch.linalg.det(part.matrix[:-1, :-1]))) ** (1 / transform.ndim)
     return length

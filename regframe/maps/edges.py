@@ -14,6 +14,8 @@ from .affine import Affine
 from .base import Transform
 from .displacement import Displacement
 from .flow import Flow
+from .pieces import Pieces, in_pieces
+from .sequence import in_a_row
 from .shapes import _CHUNK, MAX_VERTICES, POINTS, RING, Shapes, _Rounder, _runs
 
 TOLERANCE = 0.1
@@ -58,6 +60,10 @@ def move_shapes(
     if len(shapes.coords) > max_vertices:
         raise ValueError(f"wanted at most {max_vertices} vertices, got {len(shapes.coords)}; split {shapes.name!r}")
     moved = transform.points(shapes.coords)
+    if in_pieces(transform):
+        moved = _on_pieces(shapes, transform, moved)
+        # an edge that crosses a seam goes straight from the one piece to the other; where it leaves the pieces, the nearest leads
+        transform = in_a_row(part.filled() if isinstance(part, Pieces) else part for part in transform.parts())
     if not bool(torch.isfinite(moved).all()):
         raise ValueError(f"wanted vertices that the map takes somewhere, got NaN for some of {shapes.name!r}")
     out = shapes.replace(coords=moved, unit=transform.target_unit)
@@ -67,6 +73,18 @@ def move_shapes(
     if not _keeps_boxes(transform):
         out = out.replace(document=_Rounder().document(out.document))
     return _closed(_turned_back(out, shapes.areas()))
+
+
+def _on_pieces(shapes: Shapes, transform: Transform, moved: Tensor) -> Tensor:
+    """The moved vertices ``[N, 2]``; ValueError, which names a place, where some lie on a piece without a partner."""
+    lost = torch.nonzero(~torch.isfinite(moved).all(dim=1) & torch.isfinite(shapes.coords).all(dim=1))[:, 0]
+    if len(lost):
+        y, x = shapes.coords[lost[0]].tolist()
+        raise ValueError(
+            f"wanted shapes on pieces that have a partner, got {len(lost)} of {len(moved)} vertices of {shapes.name!r} on pieces "
+            f"that have none, the first at y {y:.6g}, x {x:.6g} {shapes.unit}; leave these shapes out"
+        )
+    return moved
 
 
 # ---- edges that bend ----------------------------------------------------------------------------------------------
@@ -92,6 +110,9 @@ def _step(transform: Transform, shapes: Shapes) -> float | None:
             scale *= float(torch.linalg.matrix_norm(part.matrix[:2, :2], ord=2))
         elif isinstance(part, (Flow, Displacement)):
             step = min(step, min(part.grid.spacing) / 4 / max(scale, 1e-300))
+        elif isinstance(part, Pieces):  # a pixel of its labels, so that no piece is passed over
+            inner = [found for one in part.maps if (found := _step(one, shapes)) is not None]
+            step = min(step, min([*part.source.grid.spacing, *inner]) / max(scale, 1e-300))
         elif len(shapes.coords):  # a map of another kind has no nodes: a 1024th of the shapes' extent
             size = float((shapes.coords.amax(dim=0) - shapes.coords.amin(dim=0)).max())
             step = min(step, max(size, 1e-300) / 1024)

@@ -16,6 +16,7 @@ from .base import Transform
 from .displacement import Displacement
 from .fields import coarsest_field
 from .flow import Flow
+from .pieces import Pieces
 from .sequence import in_a_row
 
 KNOWN = (Affine, Flow, Displacement)
@@ -39,14 +40,14 @@ def known(transform: Transform, moving: Grid, fixed: Grid, tolerance: float = TO
 
     Raises ValueError for a foreign part that also changes the unit: a displacement between two units has no meaning.
     """
-    parts = transform.parts()
-    if all(isinstance(part, KNOWN) for part in parts):
-        return transform
+    parts = tuple(_of_pieces(part, moving, fixed, tolerance) for part in transform.parts())
+    if all(isinstance(part, (*KNOWN, Pieces)) for part in parts):
+        return transform if all(a is b for a, b in zip(parts, transform.parts(), strict=True)) else in_a_row(parts)
     out: list[Transform] = []
     before = _lattice(moving)  # [N, D], positions of the moving canvas, mapped by the parts so far
     pixel = torch.tensor(moving.spacing, dtype=torch.float64)
     for k, part in enumerate(parts):
-        if not isinstance(part, KNOWN):
+        if not isinstance(part, (*KNOWN, Pieces)):
             if part.source_unit != part.target_unit:
                 raise ValueError(
                     f"wanted a {type(part).__name__} within one unit, got {part.source_unit} → {part.target_unit}; "
@@ -61,6 +62,14 @@ def known(transform: Transform, moving: Grid, fixed: Grid, tolerance: float = TO
             pixel = (part.matrix[:-1, :-1].abs() @ pixel).clamp(min=1e-12)
         before = part.points(before)
     return in_a_row(out)
+
+
+def _of_pieces(part: Transform, moving: Grid, fixed: Grid, tolerance: float) -> Transform:
+    """A map in pieces with the map of each piece as a known one; any other part as it is."""
+    if not isinstance(part, Pieces):
+        return part
+    maps = tuple(known(one, moving, fixed, tolerance) for one in part.maps)
+    return part if all(a is b for a, b in zip(maps, part.maps, strict=True)) else Pieces(maps, part.source, part.target)
 
 
 def _sampled(part: Transform, seen: Tensor, pixel: tuple[float, ...], tolerance: float) -> Displacement:

@@ -16,6 +16,7 @@ from .affine import Affine
 from .backdrop import backdrop_of
 from .base import Transform
 from .flow import Flow
+from .pieces import Pieces
 
 _CHUNK = 1 << 20
 """Number of positions mapped at once where a map is not one fused op: 16 to 24 MB of coordinates."""
@@ -97,6 +98,8 @@ def resample_part(
     """
     source = part.data
     dtype = source.dtype
+    if isinstance(pull, Pieces):
+        return _in_pieces(part, pull, tile, labels, background)
     if labels and background is None:
         background = 0.0
     if background is not None and not dtype.is_floating_point:
@@ -131,6 +134,23 @@ def resample_part(
             values = torch.where(part.grid.contains(at), values, torch.tensor(background).to(values.dtype))
         flat[:, rows] = values
     return out if labels else _rounded(out, dtype)
+
+
+def _in_pieces(part: Part, pull: Pieces, tile: Tile, labels: bool, background: float | None) -> Tensor:
+    """`resample_part` piece by piece; where a piece has no partner lies the background, 0 where the border is continued."""
+    dtype = part.data.dtype
+    beyond = 0.0 if background is None else background
+    if not dtype.is_floating_point:
+        beyond = min(max(round(beyond), torch.iinfo(dtype).min), torch.iinfo(dtype).max)
+    out = torch.empty((part.data.shape[0], *tile.shape), dtype=dtype)
+    out[:] = torch.tensor(beyond).to(dtype)
+    for k, box, mask in pull.boxes(tile.grid, tile.offset, tile.shape):
+        offset = tuple(o + s.start for o, s in zip(tile.offset, box, strict=True))
+        shape = tuple(s.stop - s.start for s in box)
+        found = resample_part(part, pull.maps[k], Tile(tile.grid, offset, shape), labels, background)
+        here = (slice(None), *box)
+        out[here] = torch.where(mask, found, out[here])
+    return out
 
 
 def move_points(points: PointSet, transform: Transform) -> PointSet:

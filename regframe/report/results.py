@@ -22,7 +22,7 @@ from ..maps.affine import Affine
 from ..maps.gridlines import grid_lines
 from ..result import Result
 from ..verdict import CLEAR, MEANING
-from . import dots, figures, pictures, sections, words
+from . import dots, figures, pictures, pieces, sections, words
 from .page import Picture, data_uri, fill, jpeg, svg_uri
 from .pictures import Array, Side, View
 from .words import Places
@@ -111,7 +111,8 @@ def render(
         shell=words.shell_lines(places),
         cards=_cards(result.metrics),
         sides=[_side_facts("Fixed", fixed, result.fixed_grid), _side_facts("Moving", moving, result.moving_grid)],
-        table=list(_flatten(result.metrics)),
+        pieces=pieces.shown(result, fixed, moving, max_px),
+        table=list(_flatten({name: value for name, value in result.metrics.items() if name != "pieces"})),
         config=list(_flatten(result.config.model_dump(mode="json"))),
         more=more[0],
         left_out=more[1],

@@ -22,6 +22,7 @@ from ..maps.base import Transform
 from ..maps.bends import carried_length
 from ..maps.displacement import Displacement
 from ..maps.flow import Flow
+from ..maps.pieces import Pieces
 from ..maps.resample import Part, Tile, resample_part
 
 Array = NDArray[Any]
@@ -135,6 +136,8 @@ def _carry_boxes(part: Transform, low: Array, high: Array) -> tuple[Array, Array
         centre = centre @ matrix[:-1, :-1].T + matrix[:-1, -1]
         half = half @ np.abs(matrix[:-1, :-1]).T
         return centre - half, centre + half
+    if isinstance(part, Pieces):
+        return _boxes_of_pieces(part, low, high)
     if isinstance(part, Displacement):
         nodes = _Nodes(part.field.numpy(), part.grid, -1.0 if part.inverted else 1.0)
         return _step_boxes(nodes, low, high, implicit=part.inverted)
@@ -150,6 +153,18 @@ def _carry_boxes(part: Transform, low: Array, high: Array) -> tuple[Array, Array
     raise ValueError(
         f"wanted a map made of Affine, Flow and Displacement, got {type(part).__name__}; take it to a displacement first"
     )
+
+
+def _boxes_of_pieces(part: Pieces, low: Array, high: Array) -> tuple[Array, Array]:
+    """Boxes that contain the mapped boxes: one for each piece that a box has a position of; none for a box without a map."""
+    found: list[tuple[Array, Array]] = [(np.zeros((0, low.shape[1])), np.zeros((0, low.shape[1])))]
+    for a, b in zip(low, high, strict=True):
+        for k in part.source.present(torch.from_numpy(a), torch.from_numpy(b)):
+            ends = a[None], b[None]
+            for each in part.maps[k].parts():
+                ends = _carry_boxes(each, *ends)
+            found.append(ends)
+    return np.concatenate([one for one, _ in found]), np.concatenate([other for _, other in found])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,6 +225,8 @@ def warp_tile(
     """
     shape = np.array(source.grid.shape)
     boxes = source_boxes(pull, grid, region, source.grid)  # [N, 2, D]
+    if len(boxes) == 0:  # all of it belongs to pieces without a partner
+        return None
     if background is not None or labels:
         boxes = boxes[((boxes[:, 1] >= 0) & (boxes[:, 0] < shape)).all(axis=1)]
         if len(boxes) == 0:

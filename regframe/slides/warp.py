@@ -28,6 +28,7 @@ from ..fit.threads import on_threads, run_each, workers_of
 from ..maps.backdrop import COLUMNS, ROWS, around
 from ..maps.base import Transform
 from ..maps.known import known
+from ..maps.pieces import Pieces
 from ..plugins import PARTIAL, tile_writer
 from ..remote.address import Remote, locate
 from ..remote.errors import RemoteError
@@ -454,10 +455,7 @@ class SlideWarp:
         )  # fmt: skip
         sha.update(repr(facts).encode())
         for part in self.transform.parts():
-            sha.update(repr(type(part).__name__).encode())
-            for entry in dataclasses.fields(part):  # type: ignore[arg-type]
-                value = getattr(part, entry.name)
-                sha.update(value.numpy().tobytes() if isinstance(value, torch.Tensor) else repr(value).encode())
+            _hash(part, sha)
         coarsest = pyramid.levels[-1]
         middle = tuple(
             slice(n // 2 // c * c, min(n, n // 2 // c * c + min(c, 512)))
@@ -506,6 +504,20 @@ class SlideWarp:
             raise type(error)(
                 f"cannot write {self.path}: {error.strerror or error}{kept or '; choose another output'}"
             ) from error
+
+
+def _hash(part: Transform, sha: Any) -> None:
+    """Add an elementary map to a hash; of a map in pieces the map and the labels of each piece."""
+    sha.update(repr(type(part).__name__).encode())
+    if isinstance(part, Pieces):
+        for cells in (part.source, part.target):
+            sha.update(repr(cells.grid).encode() + cells.labels.numpy().tobytes())
+        for one in (each for piece in part.maps for each in piece.parts()):
+            _hash(one, sha)
+        return
+    for entry in dataclasses.fields(part):  # type: ignore[arg-type]
+        value = getattr(part, entry.name)
+        sha.update(value.numpy().tobytes() if isinstance(value, torch.Tensor) else repr(value).encode())
 
 
 def backdrop(pyramid: Pyramid) -> float:
