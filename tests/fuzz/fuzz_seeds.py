@@ -164,7 +164,7 @@ def _las(path: Path) -> None:
     import laspy
 
     cloud = laspy.LasData(laspy.LasHeader(point_format=0, version="1.2"))
-    cloud.x, cloud.y, cloud.z = (np.arange(9.0) * k for k in (1, 2, 3))
+    cloud.x, cloud.y, cloud.z = np.random.default_rng(1).uniform(0, 90, (3, 40)).round(2)
     cloud.write(str(path))
 
 
