@@ -8,6 +8,7 @@ import importlib
 import io
 import json
 import os
+import re
 import resource
 import select
 import shutil
@@ -34,6 +35,8 @@ FAT = 1 << 30
 """Bytes of memory that a command may take over a damaged file beside what it had."""
 LINES = 2
 """Lines on stderr, of an error."""
+_EXPECTED = re.compile(r"Warning:|aligning .* to |\w+: \d+ iterations, energy ")
+"""Lines on stderr that are none of an error."""
 _SPACE = 6 << 30
 """Bytes of address space that a child may take beside what it had."""
 _TOGETHER = 40
@@ -55,7 +58,7 @@ class Outcome:
         said: on stderr.
         seconds: it took.
         peak: bytes of memory that it took beside what the process had.
-        lines: that it said on stderr, without those that begin with "Warning".
+        lines: that it said on stderr, without warnings and progress.
     """
 
     kind: str
@@ -154,7 +157,7 @@ class Bench:
 
     def _refuses(self, kind: str) -> bool:
         """Whether the command refuses the sound file of a kind; a map that is not trusted is an answer."""
-        refuses = run(self.command(kind, self.sound[kind]))[0] not in (0, 3)
+        refuses = run(self.command(kind, self.sound[kind], 1))[0] not in (0, 3)
         for left in self.sound[kind].parent.glob("out*"):
             shutil.rmtree(left) if left.is_dir() else left.unlink()
         return refuses
@@ -194,6 +197,11 @@ def run(arguments: Sequence[str]) -> tuple[int, str]:
         return int(code or 0), kept.read(1 << 16).decode("utf-8", "replace")
 
 
+def lines_of(said: str) -> int:
+    """Lines that a command said on stderr beside warnings and the progress of a fit."""
+    return sum(bool(line.strip()) and not _EXPECTED.match(line) for line in said.splitlines())
+
+
 def word_for(code: int, said: str, peak: int = 0) -> str:
     """The outcome of a command that came back."""
     if code not in (0, 2, 3):
@@ -201,8 +209,7 @@ def word_for(code: int, said: str, peak: int = 0) -> str:
     if peak > FAT:
         return "memory"
     errors = said[said.find("Error:") :] if "Error:" in said else ""
-    lines = [line for line in said.splitlines() if line.strip()]
-    if code == 2 and (len(lines) > LINES + said.count("Warning:") or not errors or "Traceback" in said):
+    if code == 2 and (lines_of(said) > LINES or not errors or "Traceback" in said):
         return "chatter"
     return "read" if code in (0, 3) else "refused"
 
@@ -278,8 +285,9 @@ def _work(bench: Bench, cases: Sequence[tuple[str, int]], writer: int) -> None:
         code, said = run(bench.command(kind, path, seed))
         shutil.rmtree(path.parent, ignore_errors=True)
         seconds, peak = time.monotonic() - began, max(0, _memory("VmHWM") - before)
-        lines = sum(bool(line.strip()) and not line.startswith("Warning") for line in said.splitlines())
-        found = Outcome(kind, seed, what, word_for(code, said, peak), said.strip()[-1500:], seconds, peak, lines)
+        found = Outcome(
+            kind, seed, what, word_for(code, said, peak), said.strip()[-1500:], seconds, peak, lines_of(said)
+        )
         os.write(writer, json.dumps(vars(found)).encode() + b"\n")
 
 

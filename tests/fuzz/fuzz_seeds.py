@@ -154,10 +154,9 @@ def _h5ad(path: Path) -> None:
 
 
 def _ply(path: Path) -> None:
-    head = (
-        "ply\nformat ascii 1.0\nelement vertex 4\nproperty double x\nproperty double y\nproperty double z\nend_header\n"
-    )
-    path.write_text(head + "1 2 3\n4 5 6\n7 8 9\n2 4 8\n")
+    rows = np.random.default_rng(1).uniform(0, 9, (12, 3)).round(1)
+    head = "ply\nformat ascii 1.0\nelement vertex 12\nproperty double x\nproperty double y\nproperty double z\nend_header\n"
+    path.write_text(head + "".join(" ".join(map(str, row)) + "\n" for row in rows.tolist()))
 
 
 def _las(path: Path) -> None:
