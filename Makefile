@@ -25,9 +25,9 @@ unexport PYTHONDONTWRITEBYTECODE
 # tests of whole fits, whose outcome rounding decides: run under every instruction set that the processor has
 FITS := tests/fit tests/starts tests/solvers tests/stack tests/test_register.py tests/plugins/test_cells.py tests/plugins/test_volumes.py
 
-# tests that run the compiled code, for `make test-sanitized`: with memory watched, and with threads watched
-SANITIZED := tests/test_ops.py tests/test_host.py tests/fit tests/maps
-RACES := tests/test_host.py tests/test_ops.py
+# tests for `make test-sanitized`: with memory watched (all, where none are named), and with threads watched
+SANITIZED ?=
+RACES ?= tests/test_host.py tests/test_ops.py
 
 .PHONY: docs wheel check-wheel audit install demo test test-slow test-isa test-sanitized lint bench clean distclean
 
@@ -70,22 +70,10 @@ test-isa: install
 	    -m "not slow" -q $(PYTEST_ARGS) || exit 1; \
 	done
 
-# the compiled code under gcc's sanitizers, in a copy of the package, with their runtime loaded before Python: memory and undefined
-# behaviour, then races of the threaded kernels
+# the whole suite with memory and undefined behaviour watched, then the threaded kernels with races watched: an hour or two of a core
 test-sanitized: install
-	@for kind in address,undefined thread; do \
-	  copy="$(CURDIR)/build/sanitized/$$kind"; mkdir -p "$$copy"; cp -r regframe plugins "$$copy"; rm -f "$$copy"/regframe/*.so; \
-	  echo "building for $$kind"; \
-	  REGFRAME_SANITIZE=$$kind PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python setup.py -q build_ext --build-lib "$$copy" \
-	    --build-temp "build/sanitized/objects-$$kind" || exit 1; \
-	  case $$kind in thread) library=libtsan.so; tests="$(RACES)";; *) library=libasan.so; tests="$(SANITIZED)";; esac; \
-	  (cd "$$copy" && PYTHONPATH="$$copy:$$copy/plugins" PYTHONMALLOC=malloc OMP_NUM_THREADS=2 \
-	    LD_PRELOAD="$$($${CC:-gcc} -print-file-name=$$library) $$($${CC:-gcc} -print-file-name=libstdc++.so)" \
-	    ASAN_OPTIONS=detect_leaks=0:alloc_dealloc_mismatch=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
-	    TSAN_OPTIONS=ignore_noninstrumented_modules=1:halt_on_error=1 \
-	    "$(CURDIR)/$(BIN)/python" -m pytest -q -p no:cacheprovider -m "not slow" -c "$(CURDIR)/pyproject.toml" \
-	      --rootdir "$(CURDIR)" $$(for test in $$tests; do echo "$(CURDIR)/$$test"; done) $(PYTEST_ARGS)) || exit 1; \
-	done
+	@code=0; PYTHON="$(CURDIR)/$(BIN)/python" PYTEST_ARGS="$(PYTEST_ARGS)" .ci/sanitized address $(SANITIZED) || code=1; \
+	  PYTHON="$(CURDIR)/$(BIN)/python" PYTEST_ARGS="$(PYTEST_ARGS)" .ci/sanitized thread $(RACES) || code=1; exit $$code
 
 test-slow: install
 	$(BIN)/python -m pytest tests -m slow $(PYTEST_ARGS)

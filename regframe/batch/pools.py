@@ -39,6 +39,13 @@ TASK_BYTES = 1 << 16
 
 ANSWER = 20
 """Seconds that a scheduler has to answer: ten times what one over a slow line takes."""
+BACK = 300.0
+"""Seconds that are waited for a scheduler that was lost, and for a worker of it: what starts it again (systemd, Kubernetes, a
+person who looks) takes a minute or two."""
+LOST = 10
+"""Number of times that the scheduler may be lost between two finished tasks: more is no accident."""
+_AGAIN = 0.5
+"""Seconds between two looks for a scheduler that was lost."""
 _FIRST = 1 << 30
 """Priority of tasks that go before all others, larger than the priorities of jobs, which count down from 0."""
 
@@ -159,10 +166,15 @@ def share() -> int:
 
 
 def stopped() -> bool:
-    """Whether the task that this thread runs is no longer wanted: its client has cancelled it, or is gone."""
+    """Whether the task that this thread runs is no longer wanted: its client or scheduler is gone, or has cancelled it.
+
+    A worker ends once its scheduler is gone. The task is given to another one, which must not meet this one's process.
+    """
     worker = _worker()
     if worker is None:
         return False
+    if worker.status.name in ("closing", "closed", "failed"):
+        return True
     task = worker.state.tasks.get(sys.modules["distributed.worker"].thread_state.key)
     return task is None or task.state in ("cancelled", "released", "forgotten")
 
@@ -208,6 +220,122 @@ class InTurn:
             yield index, result
 
 
+class _Tasks:
+    """The tasks of one call of `Cluster.run` that have no answer yet, as a client sees them.
+
+    Args:
+        function: what a task calls.
+        items: its arguments, for each task.
+        started: called with the index of a task and the name of its worker.
+        rank: priority of the first task; later ones count down from it.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        items: Sequence[Item],
+        started: Callable[[int, str], object] | None,
+        rank: int,
+    ) -> None:
+        self.function, self.items, self.started, self.rank = function, items, started, rank
+        self.left = dict.fromkeys(range(len(items)), 0)  # index: how many workers died of it
+        self.futures: dict[Any, int] = {}
+        self.broken = False
+        self._topic = f"regframe-{uuid.uuid4().hex}"
+        self._round = 0
+        self._client: Any = None
+        self._queue: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+    def begin(self, client: Any) -> None:
+        """Give a client every task that has no answer; what an earlier client was given no longer counts."""
+        self._client, self.futures, self.broken = client, {}, False
+        self._queue = queue.SimpleQueue()  # nothing of an earlier client comes in here
+        self._round += 1
+        try:
+            if self.started is not None:
+                told = self.started
+                client.subscribe_topic(self._topic, lambda event: told(*event[1]))
+            for index in self.left:
+                self._submit(index)
+        except Exception:
+            if client.status == "running":
+                raise
+            self.broken = True
+
+    def _submit(self, index: int) -> None:
+        future = self._client.submit(
+            _told, self.function, self.items[index], self._topic, index,
+            key=f"{self._topic}-{self._round}-{index}-{self.left[index]}", priority=self.rank - index, pure=False,
+        )  # fmt: skip
+        self.futures[future] = index
+        future.add_done_callback(self._queue.put)
+
+    def ended(self, seconds: float) -> Any:
+        """A task that ended; None where none did in so many seconds."""
+        try:
+            return self._queue.get(timeout=seconds)
+        except queue.Empty:
+            return None
+
+    def answer(self, future: Any) -> tuple[int, Any] | None:
+        """Index and result of a task that ended.
+
+        None where it has no result: because its worker died, and it is given to another one, or because the client lost the
+        scheduler, which makes these tasks `broken`.
+        """
+        distributed: Any = importlib.import_module("distributed")
+        index, result = self.futures.pop(future), None
+        if future.status == "cancelled":
+            self.broken = True
+            return None
+        error = future.exception() if future.status == "error" else None
+        if error is None:
+            try:
+                result = future.result(timeout=ANSWER)
+            except Exception as lost:  # noqa: BLE001 - what a task raises is no such error: this one cannot be fetched
+                if future.status == "cancelled" or self._client.status != "running":
+                    self.broken = True
+                    return None
+                error = distributed.KilledWorker(str(lost), None, 0, 0)
+        if isinstance(error, distributed.KilledWorker):
+            self.left[index] += 1
+            if self.left[index] <= RESUBMITTED:
+                self._submit(index)
+                return None
+            error = RuntimeError(f"the workers it was given to died, {self.left[index]} times over; look at their logs")
+        del self.left[index]
+        with contextlib.suppress(Exception):
+            future.release()
+        return index, result if error is None else error
+
+    def end(self) -> None:
+        """Take back what has no answer."""
+        if self._client is None or self._client.status != "running":
+            return
+        if self.futures:
+            with contextlib.suppress(Exception):
+                self._client.cancel(list(self.futures), force=True)
+        if self.started is not None:
+            with contextlib.suppress(Exception):
+                self._client.unsubscribe_topic(self._topic)
+
+
+def _silent(line: str) -> None:
+    """Say nothing."""
+
+
+def _has_workers(client: Any, until: float) -> bool:
+    """Whether a scheduler has a worker, or gets one before a moment of `time.monotonic`; False too where it is lost again."""
+    with contextlib.suppress(Exception):
+        while client.status == "running":
+            if client.nthreads():
+                return True
+            if time.monotonic() > until:
+                break
+            time.sleep(_AGAIN)
+    return False
+
+
 class Cluster:
     """The workers of a Dask cluster: started on this machine, or those of a running scheduler.
 
@@ -217,6 +345,9 @@ class Cluster:
         address: address of a scheduler, or path of a scheduler file; None starts workers here.
         workers: number of processes to start here, each running one task at a time.
         first: whether tasks go before all waiting ones; used for the shards of a job that is nearly done.
+
+    Attributes:
+        say: called with a line where the scheduler was lost, and where it is found again; says nothing where not set.
     """
 
     def __init__(self, address: str | None = None, workers: int = 1, first: bool = False) -> None:
@@ -224,6 +355,7 @@ class Cluster:
             raise ValueError("wanted Dask for a cluster, got none; install it with: pip install 'regframe[batch]'")
         self.address, self.workers, self.first = address, workers, first
         self.name = "Dask"
+        self.say: Callable[[str], object] = _silent
         self._open = contextlib.ExitStack()
         self._client: Any = None
         self._here: Any = None  # the cluster that was started on this machine
@@ -268,26 +400,27 @@ class Cluster:
             raise
         return self
 
-    def _connect(self, client: Any) -> Any:
-        """A client of the scheduler; ValueError where none answers in time.
+    def _connect(self, client: Any, seconds: float | None = None) -> Any:
+        """A client of the scheduler; ValueError where none answers in time, `ANSWER` seconds where none are stated.
 
         The client is made in a thread: it waits without end for a program that takes the connection and says nothing.
         """
         made: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        seconds = ANSWER if seconds is None else seconds
         file = Path(str(self.address))
         place = {"scheduler_file": str(file)} if file.is_file() else {"address": self.address}
 
         def make() -> None:
             try:
-                made.put(client(**place, timeout=f"{ANSWER} s", security=_own_security(str(self.address))))
+                made.put(client(**place, timeout=f"{seconds:g} s", security=_own_security(str(self.address))))
             except (OSError, ValueError, TypeError) as error:
                 made.put(error)
 
         threading.Thread(target=make, name="regframe-connect", daemon=True).start()
         try:
-            found = made.get(timeout=ANSWER + 5)
+            found = made.get(timeout=seconds + 5)
         except queue.Empty:
-            found = TimeoutError(f"nothing within {ANSWER + 5} s")
+            found = TimeoutError(f"nothing within {seconds + 5:g} s")
         if isinstance(found, BaseException):
             raise ValueError(
                 f"wanted a Dask scheduler at {self.address}, got no answer ({(str(found) or repr(found)).splitlines()[0]}); "
@@ -326,63 +459,63 @@ class Cluster:
     def run(
         self, function: Callable[..., Any], items: Sequence[Item], started: Callable[[int, str], object] | None = None
     ) -> Iterator[tuple[int, Any]]:
-        """See `Pool`; a task whose worker dies is given to another worker."""
-        distributed: Any = importlib.import_module("distributed")
-        client, topic = self._client, f"regframe-{uuid.uuid4().hex}"
-        if started is not None:
-            client.subscribe_topic(topic, lambda event: started(*event[1]))
-        ended: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        futures: dict[Any, int] = {}
-        losses = [0] * len(items)
-        replaced = 0
+        """See `Pool`; a task whose worker dies is given to another worker.
 
-        def submit(index: int) -> None:
-            key = f"{topic}-{index}-{losses[index]}"
-            rank = (_FIRST if self.first else 0) - index
-            future = client.submit(_told, function, items[index], topic, index, key=key, priority=rank, pure=False)
-            futures[future] = index
-            future.add_done_callback(ended.put)
-
+        A scheduler of others that is lost is waited for, `BACK` seconds; then all that has no answer is given to it again.
+        ConnectionError where it stays away.
+        """
+        tasks = _Tasks(function, items, started, _FIRST if self.first else 0)
+        replaced = lost = 0
         try:
-            for index in range(len(items)):
-                submit(index)
-            while futures:
-                try:
-                    future = ended.get(timeout=1)
-                except queue.Empty:
-                    future = None
-                if client.status not in ("running", "connecting"):
-                    raise ConnectionError(
-                        f"the Dask scheduler was lost ({self.name}); the same command goes on where it was"
-                    )
-                if future is None:
+            tasks.begin(self._client)
+            while tasks.left:
+                future = tasks.ended(1)
+                answer = None if future is None else tasks.answer(future)
+                if answer is not None:
+                    replaced = lost = 0
+                    yield answer
+                elif tasks.broken or self._client.status != "running":
+                    lost += 1
+                    tasks.begin(self._found_again(len(tasks.left), lost))
+                elif future is None:
                     replaced += self._replace()
                     if replaced > REPLACED * self.workers:
                         raise ConnectionError(
                             f"the workers ended {replaced} times before they finished a task ({self.name}); look at the "
                             "machine's memory and log; the same command goes on where it was"
                         )
-                    continue
-                replaced = 0
-                index = futures.pop(future)
-                error = future.exception() if future.status == "error" else None
-                if future.status in ("cancelled", "lost") or isinstance(error, distributed.KilledWorker):
-                    losses[index] += 1
-                    if losses[index] <= RESUBMITTED:
-                        submit(index)
-                        continue
-                    error = RuntimeError(
-                        f"the workers it was given to died, {losses[index]} times over; look at their logs"
-                    )
-                yield index, future.result() if error is None else error
-                future.release()
         finally:
-            if futures:
+            tasks.end()
+
+    def _found_again(self, left: int, times: int) -> Any:
+        """A client of the scheduler that was lost, once that answers and has a worker; ConnectionError where it stays away."""
+        distributed: Any = importlib.import_module("distributed")
+        gone = f"the Dask scheduler was lost ({self.name})"
+        ending = "the same command goes on where it was"
+        if self.address is None or times > LOST:
+            raise ConnectionError(f"{gone}{f' {times} times over' if times > LOST else ''}; {ending}")
+        self.say(f"{gone}: waiting up to {BACK:g} s for it and a worker; {left} tasks have no answer yet")
+        until, lacking = time.monotonic() + BACK, "it did not answer"
+        with contextlib.suppress(Exception):
+            self._client.close(timeout=1)
+        while True:
+            try:
+                client = self._connect(distributed.Client, max(1.0, min(ANSWER, until - time.monotonic())))
+            except ValueError:
+                client = None
+            if client is not None:
+                if _has_workers(client, until):
+                    break
+                lacking = "it had no worker"
                 with contextlib.suppress(Exception):
-                    client.cancel(list(futures), force=True)
-            if started is not None:
-                with contextlib.suppress(Exception):
-                    client.unsubscribe_topic(topic)
+                    client.close(timeout=1)
+            if time.monotonic() > until:
+                raise ConnectionError(f"{gone}, and {lacking} within {BACK:g} s; {ending}")
+            time.sleep(_AGAIN)
+        self._client = self._open.enter_context(client)
+        self._check_versions()
+        self.say(f"the Dask scheduler at {client.scheduler.address} answers again: it is given {left} tasks")
+        return client
 
     def _replace(self) -> int:
         """Start new workers on this machine for those whose processes are gone for good; returns their number.

@@ -16,9 +16,7 @@ from ..io.inputs import check_apart
 from . import summary
 from .manifest import Job
 from .pools import Pool
-from .work import Limits, Outcome, Stopped, finished, read_record, run_job
-
-LOCK = ".regframe-batch.lock"
+from .work import LOCK, Limits, Outcome, Stopped, finished, read_record, run_job
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,8 @@ from .places import absent, argument, remote_signature
 
 RECORD = "job.json"
 LOG = "job.log"
+LOCK = ".regframe-batch.lock"
+"""File in the output folder that a batch holds, and writes when it begins."""
 AS_ASKED = "as asked"
 SIMPLER = "simpler, at a coarser level"
 SIMPLER_PIXELS = 375_000
@@ -229,6 +231,19 @@ def finished(job: Job, folder: Path, limits: Limits) -> Outcome | None:
     return replace(found, kept=True)
 
 
+def _finished_meanwhile(job: Job, out: Path, limits: Limits) -> Outcome | None:
+    """The outcome of a job that ended since the batch that now holds ``out`` began; None where there is none.
+
+    Both times are those of the file system of ``out``, so that the clocks of machines do not matter.
+    """
+    try:
+        began, ended = (out / LOCK).stat().st_mtime_ns, (out / job.id / RECORD).stat().st_mtime_ns
+    except OSError:
+        return None
+    found = finished(job, out / job.id, limits) if ended > began else None
+    return None if found is None else replace(found, kept=False)
+
+
 def read_record(folder: Path) -> Outcome | None:
     """The outcome in a folder's ``job.json``; None where it cannot be read."""
     path = folder / RECORD
@@ -253,8 +268,13 @@ def read_record(folder: Path) -> Outcome | None:
 def run_job(job: Job, out: Path, limits: Limits) -> Outcome:
     """Run a job in processes of its own, and write ``out/ID`` completely or not at all.
 
+    A job that this batch has finished already, and whose answer was lost with its worker or scheduler, is not run again.
+
     Raises Stopped where the batch ended meanwhile, OSError where the folder cannot be written.
     """
+    answered = _finished_meanwhile(job, out, limits)
+    if answered is not None:
+        return answered
     began = time.monotonic()
     limits = limits.of(job)
     if limits.memory is None:
@@ -475,15 +495,25 @@ def obey(memory: int | None) -> None:
 
     ``RLIMIT_DATA`` counts private writable memory, which is what torch, numpy and decoders allocate. Unlike ``RLIMIT_AS`` it
     counts neither the mapped files of libraries nor reserved address space. With a GPU, whose driver maps memory in its own
-    way, no limit is set, and the supervisor's check of the resident size has to suffice.
+    way, and where more is reserved already than the machine has, as a sanitizer does, no limit is set, and the supervisor's
+    check of the resident size has to suffice.
     """
     if memory is not None and sys.platform == "linux":
         import resource
 
         import torch
 
-        if not torch.cuda.is_available():
+        if not torch.cuda.is_available() and _private() <= pools.machine()[1]:
             resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
+
+
+def _private() -> int:
+    """Bytes of private writable memory that this process has reserved; 0 where the system does not tell."""
+    with contextlib.suppress(OSError, ValueError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmData:"):
+                return int(line.split()[1]) << 10
+    return 0
 
 
 def end_with_parent() -> None:

@@ -382,6 +382,7 @@ def _spread(
         if here is not None and pool.workers <= here:
             plan.write(here, overwrite, progress)
             return
+        pool.say = functools.partial(click.echo, err=True)
         click.echo(f"{plan.shards} shards on {pool.name}", err=True)
         if callable(waits):
             waits()
@@ -390,7 +391,7 @@ def _spread(
                 run = functools.partial(slides_job.run_shard, job)
                 batch.spread(plan, pool, run, progress, lambda: plan.finish(overwrite))
         except ConnectionError as error:
-            raise click.ClickException(str(error)) from error
+            raise BadInput(str(error)) from error
 
 
 def _background(text: str) -> Any:

@@ -95,7 +95,7 @@ def batch(
     the same command goes on where it was interrupted. A job that breaks is tried once more with a simpler model.
 
     Exit codes: 0 every map is as good as --require asks, 3 a verdict is worse or a job has no result, 2 a manifest that cannot
-    be used, 1 a defect.
+    be used or a scheduler that is not there, 1 a defect.
     """
     from ..batch import parse_size, read_manifest, run_batch
 
@@ -118,7 +118,7 @@ def batch(
         try:
             outcomes = run_batch(jobs, out, opened, limits, retry_failed, board)
         except ConnectionError as error:
-            raise click.ClickException(str(error)) from error
+            raise BadInput(str(error)) from error
         except KeyboardInterrupt as stop:
             board.close()
             done = sum(1 for job in jobs if (out / job.id / "job.json").is_file())

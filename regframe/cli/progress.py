@@ -42,8 +42,10 @@ class JobTable(Screen):
 
     @contextlib.contextmanager
     def said(self, pool: contextlib.AbstractContextManager[Pool]) -> Iterator[Pool]:
-        """Print which pool runs the jobs, once it has started."""
+        """Print which pool runs the jobs, once it has started, and what it has to say later."""
         with pool as opened:
+            if hasattr(opened, "say"):  # that of Dask, where it lost its scheduler
+                opened.say = self.line
             if opened.name == "one after another":
                 self.line(f"running {opened.name} (pip install 'regframe[batch]' runs them side by side)")
             else:

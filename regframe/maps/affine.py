@@ -61,6 +61,9 @@ class Affine(Transform):
     def inverse(self) -> Affine:  # noqa: D102
         determinant = homogeneous.determinant(self.matrix)
         scale = self.matrix[:-1, :-1].abs().max()
-        if not abs(float(determinant)) > 1e-12 * float(scale) ** self.ndim:
-            raise ValueError(f"wanted an invertible affine map, got determinant {float(determinant):.3g}")
+        if not bool(determinant.abs() > 1e-12 * scale**self.ndim):  # as tensors: a power may be infinite
+            raise ValueError(
+                f"wanted an invertible affine map, got determinant {float(determinant):.3g} with entries up to "
+                f"{float(scale):.3g}, which flattens what it maps"
+            )
         return Affine(homogeneous.inverse(self.matrix), self.target_unit, self.source_unit)

@@ -667,7 +667,7 @@ def test_an_interrupted_batch_leaves_no_process_and_goes_on(pairs: Path, standin
 def test_a_scheduler_that_is_lost(loopback: Loopback, monkeypatch: pytest.MonkeyPatch) -> None:
     import dask
 
-    monkeypatch.setattr(pools, "ANSWER", 5)  # seconds that a client tries to find a lost scheduler again
+    monkeypatch.setattr(pools, "BACK", 1.0)  # seconds that a lost scheduler is waited for
     with dask.config.set({"distributed.comm.timeouts.connect": "1s"}), cluster(loopback) as pool:
         threading.Timer(1.0, loopback.scheduler.kill).start()
         with pytest.raises(ConnectionError, match="the Dask scheduler was lost"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import tempfile
 from pathlib import Path
@@ -19,6 +20,8 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=0, help="first seed")
     parser.add_argument("--count", type=int, default=500, help="damaged files")
     parser.add_argument("--kinds", help="kinds of files, with commas; all where not stated")
+    parser.add_argument("--whole", action="store_true", help="register what is read, instead of a dry run")
+    parser.add_argument("--log", type=Path, help="file of lines of JSON, to which each outcome is added as it comes")
     parser.add_argument("--all", action="store_true", help="print every outcome")
     stated = parser.parse_args()
     kinds = stated.kinds.split(",") if stated.kinds else list(SEEDS)
@@ -27,11 +30,14 @@ def main() -> int:
 
     def tell(outcome: Outcome) -> None:
         outcomes.append(outcome)
+        if stated.log is not None:
+            with stated.log.open("a") as file:
+                file.write(json.dumps(vars(outcome)) + "\n")
         if outcome.word in BAD or stated.all:
             print(f"{outcome.word}: {outcome.kind} {outcome.seed} ({outcome.what}): {outcome.said[-700:]}", flush=True)
 
     with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(Path(folder), kinds)
+        bench = Bench(Path(folder), kinds, stated.whole)
         for line in bench.unsound():
             print(f"sound, and not read: {line}", flush=True)
         in_children(bench, cases, tell)

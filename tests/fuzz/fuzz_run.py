@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import gc
+import importlib
 import io
 import json
 import os
+import re
 import resource
 import select
 import shutil
@@ -32,6 +35,8 @@ FAT = 1 << 30
 """Bytes of memory that a command may take over a damaged file beside what it had."""
 LINES = 2
 """Lines on stderr, of an error."""
+_EXPECTED = re.compile(r"Warning:|aligning .* to |\w+: \d+ iterations, energy ")
+"""Lines on stderr that are none of an error."""
 _SPACE = 6 << 30
 """Bytes of address space that a child may take beside what it had."""
 _TOGETHER = 40
@@ -52,6 +57,8 @@ class Outcome:
         word: ``read``, ``refused`` or one of `BAD`.
         said: on stderr.
         seconds: it took.
+        peak: bytes of memory that it took beside what the process had.
+        lines: that it said on stderr, without warnings and progress.
     """
 
     kind: str
@@ -60,6 +67,8 @@ class Outcome:
     word: str
     said: str = ""
     seconds: float = 0.0
+    peak: int = 0
+    lines: int = 0
 
 
 class Bench:
@@ -67,18 +76,30 @@ class Bench:
 
     Args:
         folder: to work in.
+        kinds: of files.
+        whole: whether what is read is registered too, against a sound file of its kind: pixels read, map and page written,
+            the moving side carried; else ``register`` is a dry run.
     """
 
-    def __init__(self, folder: Path, kinds: Sequence[str] = tuple(SEEDS)) -> None:
-        self.folder, self.kinds = folder, tuple(kinds)
+    def __init__(self, folder: Path, kinds: Sequence[str] = tuple(SEEDS), whole: bool = False) -> None:
+        self.folder, self.kinds, self.whole = folder, tuple(kinds), whole
         self.sound = {
             kind: make(kind, folder / "sound" / kind.replace(" ", "_")) for kind in {*kinds, "png", "csv", "result"}
         }
 
-    def command(self, kind: str, path: Path) -> list[str]:
-        """The command line that reads a file as what it is."""
+    def command(self, kind: str, path: Path, seed: int = 0) -> list[str]:
+        """The command line that reads a file as what it is; the seed decides which side of a whole pair it is."""
         png, out = str(self.sound["png"]), str(path.parent / "out")
         role = SEEDS[kind][0]
+        if self.whole and role in ("image", "points"):
+            sound = str(self.sound[kind])
+            sides = (str(path), sound) if seed // len(self.kinds) % 2 else (sound, str(path))
+            warped = ["--save-warped"] if role == "image" else []
+            quick = [] if seed % 16 == 0 else ["--init", "identity", "--transform", "affine"]  # ten times as fast
+            return ["register", *sides, "-o", out, "--set", "optimizer.max_iter=3", *quick, *warped]
+        if self.whole and role in ("landmarks", "config"):
+            option = "--landmarks" if role == "landmarks" else "--config"
+            return ["register", png, png, "-o", out, option, str(path)]
         if role in ("image", "points"):
             other = png if role == "image" else str(self.sound["csv"])
             return ["register", str(path), other, "-o", out, "--dry-run"]
@@ -109,15 +130,37 @@ class Bench:
         What the commands import is then loaded, once for all children; those that compute run in a child of their own, for the
         threads of torch do not live on in children.
         """
+        computing = [kind for kind in self.kinds if self.whole or _computes(kind)]
+        reader, writer = os.pipe()
         child = os.fork()
         if not child:
-            code = 1
+            os.close(reader)
+            wrong = [f"one of {', '.join(computing)}"]
             with contextlib.suppress(BaseException):
                 torch.set_num_threads(1)
-                code = sum(run(self.command(kind, self.sound[kind]))[0] for kind in self.kinds if _computes(kind))
-            os._exit(min(code, 1))
-        wrong = ["shapes, map or result"] * bool(os.waitpid(child, 0)[1])
-        return wrong + [k for k in self.kinds if not _computes(k) and run(self.command(k, self.sound[k]))[0]]
+                wrong = [kind for kind in computing if self._refuses(kind)]
+            with os.fdopen(writer, "w") as told:
+                json.dump([wrong, list(sys.modules)], told)
+            os._exit(0)
+        os.close(writer)
+        with os.fdopen(reader) as told:
+            wrong, loaded = json.load(told)
+        os.waitpid(child, 0)
+        for name in loaded:
+            if not name.startswith(("__", "test_")):
+                with contextlib.suppress(Exception):
+                    importlib.import_module(name)
+        wrong += [kind for kind in self.kinds if kind not in computing and self._refuses(kind)]
+        gc.collect()
+        gc.freeze()  # it need not be searched in every child
+        return wrong
+
+    def _refuses(self, kind: str) -> bool:
+        """Whether the command refuses the sound file of a kind; a map that is not trusted is an answer."""
+        refuses = run(self.command(kind, self.sound[kind], 1))[0] not in (0, 3)
+        for left in self.sound[kind].parent.glob("out*"):
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        return refuses
 
     def damaged(self, kind: str, seed: int) -> tuple[Path, str]:
         """A damaged copy of a sound file, and what was done to it."""
@@ -154,6 +197,11 @@ def run(arguments: Sequence[str]) -> tuple[int, str]:
         return int(code or 0), kept.read(1 << 16).decode("utf-8", "replace")
 
 
+def lines_of(said: str) -> int:
+    """Lines that a command said on stderr beside warnings and the progress of a fit."""
+    return sum(bool(line.strip()) and not _EXPECTED.match(line) for line in said.splitlines())
+
+
 def word_for(code: int, said: str, peak: int = 0) -> str:
     """The outcome of a command that came back."""
     if code not in (0, 2, 3):
@@ -161,8 +209,7 @@ def word_for(code: int, said: str, peak: int = 0) -> str:
     if peak > FAT:
         return "memory"
     errors = said[said.find("Error:") :] if "Error:" in said else ""
-    lines = [line for line in said.splitlines() if line.strip()]
-    if code == 2 and (len(lines) > LINES + said.count("Warning:") or not errors or "Traceback" in said):
+    if code == 2 and (lines_of(said) > LINES or not errors or "Traceback" in said):
         return "chatter"
     return "read" if code in (0, 3) else "refused"
 
@@ -171,7 +218,7 @@ def in_this_process(bench: Bench, kind: str, seed: int) -> Outcome:
     """One damaged file, where nothing can crash."""
     path, what = bench.damaged(kind, seed)
     began = time.monotonic()
-    code, said = run(bench.command(kind, path))
+    code, said = run(bench.command(kind, path, seed))
     shutil.rmtree(path.parent, ignore_errors=True)
     return Outcome(kind, seed, what, word_for(code, said), said.strip(), time.monotonic() - began)
 
@@ -235,10 +282,12 @@ def _work(bench: Bench, cases: Sequence[tuple[str, int]], writer: int) -> None:
         began, before = time.monotonic(), _memory("VmRSS")
         with contextlib.suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")
-        code, said = run(bench.command(kind, path))
+        code, said = run(bench.command(kind, path, seed))
         shutil.rmtree(path.parent, ignore_errors=True)
-        word = word_for(code, said, _memory("VmHWM") - before)
-        found = Outcome(kind, seed, what, word, said.strip()[-1500:], time.monotonic() - began)
+        seconds, peak = time.monotonic() - began, max(0, _memory("VmHWM") - before)
+        found = Outcome(
+            kind, seed, what, word_for(code, said, peak), said.strip()[-1500:], seconds, peak, lines_of(said)
+        )
         os.write(writer, json.dumps(vars(found)).encode() + b"\n")
 
 
@@ -253,10 +302,14 @@ def _memory(field: str) -> int:
 def table(outcomes: Sequence[Outcome]) -> str:
     """Kinds of files by outcome, as a table of Markdown."""
     words = ("read", "refused", *BAD)
-    lines = ["| kind | " + " | ".join(words) + " | slowest |", "|---" * (len(words) + 2) + "|"]
+    lines = [
+        "| kind | " + " | ".join(words) + " | slowest | most memory | most lines |",
+        "|---" * (len(words) + 4) + "|",
+    ]
     for kind in [*dict.fromkeys(o.kind for o in outcomes), "all"]:
         mine = [o for o in outcomes if kind in (o.kind, "all")]
         counts = Counter(o.word for o in mine)
         cells = [str(counts[word] or "–") for word in words]
-        lines.append(f"| {kind} | {' | '.join(cells)} | {max(o.seconds for o in mine):.1f} s |")
+        most = f"{max(o.seconds for o in mine):.1f} s | {max(o.peak for o in mine) >> 20} MiB | {max(o.lines for o in mine)}"
+        lines.append(f"| {kind} | {' | '.join(cells)} | {most} |")
     return "\n".join(lines)

@@ -154,17 +154,16 @@ def _h5ad(path: Path) -> None:
 
 
 def _ply(path: Path) -> None:
-    head = (
-        "ply\nformat ascii 1.0\nelement vertex 4\nproperty double x\nproperty double y\nproperty double z\nend_header\n"
-    )
-    path.write_text(head + "1 2 3\n4 5 6\n7 8 9\n2 4 8\n")
+    rows = np.random.default_rng(1).uniform(0, 9, (12, 3)).round(1)
+    head = "ply\nformat ascii 1.0\nelement vertex 12\nproperty double x\nproperty double y\nproperty double z\nend_header\n"
+    path.write_text(head + "".join(" ".join(map(str, row)) + "\n" for row in rows.tolist()))
 
 
 def _las(path: Path) -> None:
     import laspy
 
     cloud = laspy.LasData(laspy.LasHeader(point_format=0, version="1.2"))
-    cloud.x, cloud.y, cloud.z = (np.arange(9.0) * k for k in (1, 2, 3))
+    cloud.x, cloud.y, cloud.z = np.random.default_rng(1).uniform(0, 90, (3, 40)).round(2)
     cloud.write(str(path))
 
 

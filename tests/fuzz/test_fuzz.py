@@ -48,3 +48,15 @@ def test_a_child_that_dies_or_hangs_is_named(tmp_path: Path, monkeypatch: pytest
         )
         in_children(bench, [("png", 1)], told.append)
         assert told.pop().word == word
+
+
+@pytest.mark.parametrize("number", ["1e300", "-1e300", "1e160"])
+def test_an_affine_map_of_numbers_whose_power_overflows(tmp_path: Path, number: str) -> None:
+    from fuzz_run import run, word_for
+
+    bench = Bench(tmp_path, ["itk"])
+    path = bench.sound["itk"]
+    path.write_text(path.read_text().replace("Parameters: 1.0", f"Parameters: {number}"))
+    code, said = run(bench.command("itk", path))
+    assert word_for(code, said) == "refused", said
+    assert "wanted an invertible affine map" in said
