@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from scipy import ndimage
 from skimage.filters import threshold_otsu
@@ -22,6 +23,7 @@ from torch import Tensor
 from ..data import Image
 from ..fit.mixture import flattest
 from .plain import CORNERS, LOOKED_AT, PADDED
+from .strokes import strokes
 from .unseen import filled, settled
 
 APART = 0.1
@@ -154,7 +156,7 @@ def prepare(image: Image) -> tuple[Image, Look]:
     leaves a rectangle, turned or straight, whole or cut off by the canvas: the black wedges beside a turned scan on white glass.
     The empty glass itself is not padding, nor is the black around a brain, whose outline helps. Printed marks are many small
     objects of one size at one distance from each other; they belong to the slide and not to the tissue. Ink is a uniform colour
-    on a stained section that nothing else has. Of volumes only the first step is done.
+    on a stained section that nothing else has, or a long dark stroke of one width on any picture (`strokes`). Of volumes only the first step is done.
     """
     masked = 0.0 if image.weight is None else float((image.weight == 0).to(torch.float32).mean())
     image, unseen = settled(image)
@@ -181,11 +183,12 @@ def prepare(image: Image) -> tuple[Image, Look]:
             )  # halved, it would mix with what lies beside it
     marks = _marks(sample.apart(background) * ~padded)
     brightfield = sample.lit(background)
-    ink = torch.zeros_like(padded)
+    known = (sample.trusted > 0) & ~padded & ~marks
+    ink = torch.zeros_like(padded) if image.labels or image.counted is not None else _strokes(image, sample, known)
     if brightfield:
         dark = min(sample.low, 0.0)  # intensity without light: 0, or lower where intensities were shifted
         light = (background - dark) / (sample.high - dark)
-        ink = _ink((data - dark) / (sample.high - dark), light, (sample.trusted > 0) & ~padded & ~marks)
+        ink |= _ink((data - dark) / (sample.high - dark), light, known)
     drawn = marks | ink
     if bool(drawn.any()):
         index = [torch.arange(n).div(sample.step, rounding_mode="floor").clamp(max=m - 1)
@@ -290,6 +293,14 @@ def _marks(apart: Tensor) -> Tensor:
     own_kind = rest[to_regular < 2 * np.median(near[regular])]
     out = ndimage.binary_dilation(np.isin(labels, own_kind), iterations=2)
     return torch.from_numpy(out)
+
+
+def _strokes(image: Image, sample: _Sample, seen: Tensor) -> Tensor:
+    """Pixels ``[h, w]`` of the sample of a picture of any kind that a stroke runs through, among those that are ``seen``."""
+    data = sample.data
+    if sample.step > 1:  # of a thin stroke every pixel counts
+        data = F.avg_pool2d(image.data.to(torch.float32)[None], sample.step, ceil_mode=True)[0]
+    return torch.from_numpy(strokes((data - min(sample.low, 0.0)).numpy(), seen.numpy()))
 
 
 def _ink(data: Tensor, background: Tensor, seen: Tensor) -> Tensor:
