@@ -45,6 +45,7 @@ PARTS = {
         "stack",
         "rounds",
         "batch",
+        "gpu",
         "shared",
     ],
     "Other programs": ["coming", "stalign", "interchange", "qupath", "napari", "format"],

@@ -59,7 +59,7 @@ class Config(Section):
     init_options: dict[str, Any] = Field(default_factory=dict)
     solver: str = Field("auto", description="which solver registers the pair: auto (the surest), or the name of one")
     solver_options: dict[str, Any] = Field(default_factory=dict)
-    device: str = "cpu"
+    device: str = Field("cpu", description="where images are fitted: cpu, cuda, cuda:N, or auto (a GPU where it pays)")
     seed: int = Field(0, ge=0)
     n_slices: int | None = Field(
         None, ge=1, le=64, description="time slices T of the velocity; None: 3, in volumes of pixels 1"

@@ -306,7 +306,8 @@ class Task:
 
     @property
     def device(self) -> str:
-        """Where to compute; tensors that a solver makes belong there."""
+        """Where to compute, as asked: ``cpu``, ``cuda``, ``cuda:N`` or ``auto``, which leaves it to the solver. What it returns
+        (`Fitted`) belongs on the CPU."""
         return self.config.device
 
 

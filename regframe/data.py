@@ -143,10 +143,10 @@ class Grid:
         matrix[:-1, -1] = torch.tensor(self.origin, dtype=torch.float64)
         return matrix
 
-    def coords(self) -> Tensor:
-        """Positions of all pixel centres, ``[*S, D]`` float64, in ``unit``."""
+    def coords(self, device: torch.device | str | None = None) -> Tensor:
+        """Positions of all pixel centres, ``[*S, D]`` float64, in ``unit``; on the CPU unless a device is named."""
         axes = [
-            o + s * torch.arange(n, dtype=torch.float64)
+            o + s * torch.arange(n, dtype=torch.float64, device=device)
             for o, s, n in zip(self.origin, self.spacing, self.shape, strict=True)
         ]
         return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
@@ -161,10 +161,11 @@ class Grid:
 
     def contains(self, coords: Tensor) -> Tensor:
         """Whether positions ``[..., D]`` lie on a pixel's area, ``[...]`` bool."""
-        origin = torch.tensor(self.origin, dtype=coords.dtype)
-        spacing = torch.tensor(self.spacing, dtype=coords.dtype)
+        origin, spacing, shape = (
+            torch.tensor(values, dtype=coords.dtype, device=coords.device)
+            for values in (self.origin, self.spacing, self.shape)
+        )
         index = (coords - origin) / spacing
-        shape = torch.tensor(self.shape, dtype=coords.dtype)
         return ((index >= -0.5) & (index <= shape - 0.5)).all(dim=-1)
 
     def resampled(self, spacing: float | Sequence[float]) -> Grid:

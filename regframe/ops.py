@@ -46,7 +46,8 @@ def _warn_once(message: str) -> None:
 
 
 @functools.cache
-def _has_kernel(device_type: str) -> bool:
+def has_kernel(device_type: str) -> bool:
+    """Whether this build has kernels for a type of device, ``cpu`` or ``cuda``."""
     if device_type in ("cpu", "meta"):
         return True
     key = {"cuda": "CUDA"}.get(device_type)
@@ -62,7 +63,7 @@ def _use_reference(device: torch.device) -> bool:
             f"`{BUILD_COMMAND}` ({_build_error})"
         )
         return True
-    if not _has_kernel(device.type):
+    if not has_kernel(device.type):
         _warn_once(
             f"regframe: this build has no kernels for {device.type}, so the slow reference runs instead; rebuild "
             f"with a torch that has {device.type}: `{BUILD_COMMAND}`"
@@ -233,7 +234,8 @@ def warp_crop(
     background: float | None = None,
     after: Tensor | None = None,
 ) -> Tensor:
-    """`warp` in the image's own dtype, from a part of the image; returns ``[C, *shape]``. CPU only; no gradients.
+    """`warp` in the image's own dtype, from a part of the image; returns ``[C, *shape]``, without gradients. On another device
+    than the CPU the reference runs: there is no kernel of it.
 
     ``image`` ``[C, *part]`` is uint8, uint16, float32 or float64. It is the part at ``image_offset`` of a whole image of
     ``image_shape``, whose geometry ``image_spacing`` and ``image_origin`` state. Every position is computed in the whole image,
@@ -256,8 +258,11 @@ def warp_crop(
         raise TypeError(f"matrix must be float64, got {matrix.dtype}; convert it with matrix.double()")
     if image.dim() != ndim + 1 or 0 in image.shape:
         raise ValueError(f"image must be [C, *S] of {ndim} axes, none of them empty, got {list(image.shape)}")
-    if {image.device.type, velocity.device.type, matrix.device.type} != {"cpu"}:
-        raise ValueError("image, velocity and matrix must be on the CPU; move them with .cpu()")
+    where = {str(t.device) for t in (image, velocity, matrix, *(() if after is None else (after,)))}
+    if len(where) != 1:
+        raise ValueError(
+            f"image, velocity, matrix and after must be on one device, got {', '.join(sorted(where))}; move them with .to()"
+        )
     if after is not None and (after.shape != matrix.shape or after.dtype != torch.float64):
         raise ValueError(f"after must be {list(matrix.shape)} of float64, got {list(after.shape)} of {after.dtype}")
     _check_velocity(ndim, velocity, n_steps)
@@ -289,7 +294,7 @@ def warp_crop(
         background,
     )  # fmt: skip
     small = image.numel() * image.element_size() < 4  # less than the kernel reads at once
-    if small or _use_reference(image.device):
+    if small or not image.is_cpu or _use_reference(image.device):
         return reference.warp_crop(image.detach(), velocity, matrix.detach(), *geometry, after)
     out: Tensor = torch.ops.regframe.warp_crop(image.detach(), velocity, matrix.detach(), after, *geometry)
     return out

@@ -218,11 +218,11 @@ def warp_crop(
     end = flow_points(start, velocity.to(start.dtype), velocity_spacing, velocity_origin, n_steps, after is None)
     if after is not None:
         end = carry(after, end)
-    spacing, origin = (torch.as_tensor(v, dtype=end.dtype) for v in (image_spacing, image_origin))
+    spacing, origin = (torch.as_tensor(v, dtype=end.dtype, device=end.device) for v in (image_spacing, image_origin))
     index = (end - origin) / spacing
     out = sample_part(image.to(end.dtype), index, image_shape, image_offset)  # [C, N]
     if background is not None:
-        size = torch.as_tensor(image_shape, dtype=end.dtype)
+        size = torch.as_tensor(image_shape, dtype=end.dtype, device=end.device)
         out = torch.where(((index >= -0.5) & (index <= size - 0.5)).all(dim=-1), out, background)
     if not image.dtype.is_floating_point:
         info = torch.iinfo(image.dtype)
@@ -243,7 +243,7 @@ def sample_part(image: Tensor, index: Tensor, image_shape: Sequence[int], image_
         i = x.floor().clamp(0, max(n - 2, 0))
         base.append(i.long() - image_offset[d])
         frac.append((x - i).to(image.dtype))
-    out = torch.zeros((image.shape[0], *index.shape[:-1]), dtype=image.dtype)
+    out = image.new_zeros((image.shape[0], *index.shape[:-1]))
     for corner in itertools.product((0, 1), repeat=index.shape[-1]):
         address, weight = torch.zeros_like(base[0]), torch.ones_like(frac[0])
         for d, bit in enumerate(corner):

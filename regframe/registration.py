@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from . import plugins, strangers, verdict
+from . import devices, plugins, strangers, verdict
 from .config import Config
 from .contracts import Fitted, Metric, Progress, Solver, Task
 from .data import Image, PointSet
@@ -56,7 +56,9 @@ def register(
             that is one (units of the sides, components (z,) y, x), or an earlier `Result`. Of results only the affine part is
             used; ``config.init`` where None. The settings of the result state it in numbers, so that they repeat the run.
         config: all settings that have no argument here; the defaults where None.
-        device: where the fit runs; only ``cpu`` today; ``config.device`` where None.
+        device: where the fit of images runs: ``cpu``, ``cuda``, ``cuda:N``, or ``auto`` (a GPU where there is one and the images
+            are large enough to gain by it); ``config.device`` where None. Points are fitted on the CPU. ``metrics["device"]`` of
+            the result says where it ran.
         progress: True draws bars, in a terminal or a notebook; a function is called with a `Progress` after every step.
 
     Raises:
@@ -230,8 +232,7 @@ def settled(config: Config | None, metric: Metric | str | None, **changes: str |
         raise ValueError(
             f"wanted for the setting 'transform' one of {', '.join(models())}, got {config.transform!r}; choose one of these"
         )
-    if config.device != "cpu":
-        raise ValueError(f"wanted device 'cpu', got {config.device!r}; the solver does not run on other devices yet")
+    devices.check(config.device)
     return config
 
 
@@ -343,6 +344,7 @@ def assembled(fitted: Fitted, task: Task, findings: Iterable[Finding], seconds: 
     """
     figures = fitted.figures | verdict.conclude(findings)
     figures.setdefault("n_evaluations", len(fitted.history))
+    figures.setdefault("device", "cpu")
     figures.setdefault("roundtrip_px", _roundtrip(fitted))
     figures |= {"seconds": seconds, "versions": versions(), "seed": task.config.seed}
     if isinstance(task.start, Landmarks):

@@ -24,6 +24,7 @@ ROWS: dict[int, set[str]] = {
     1: {
         "hookspecs",
         "config",
+        "devices",
         "display",
         "gate",
         "later",

@@ -40,6 +40,10 @@ class ImageMetric(regframe.Metric):
 
     def __init__(self) -> None:
         self._scales: tuple[Scale, Scale] | None = None
+        self._stated: tuple[Tensor, Tensor] | None = None
+        """Both scales again, ``[2, C]`` each, on the CPU: numbers that a call needs without waiting for the images' device."""
+        self._deviations: tuple[list[float], list[float]] = ([], [])
+        """Standard deviation per channel of the fixed and of the moving side."""
 
     def prepare(self, fixed: regframe.Image | regframe.PointSet, moving: regframe.Image | regframe.PointSet) -> None:
         """Take mean and standard deviation per channel of either image, under its own weight, and what else it needs."""
@@ -49,6 +53,9 @@ class ImageMetric(regframe.Metric):
 
     def _learn(self, fixed: Side, moving: Side) -> None:
         self._scales = scale_of(fixed.data, fixed.weight), scale_of(moving.data, moving.weight)
+        of_fixed, of_moving = (torch.stack(scale).cpu() for scale in self._scales)
+        self._stated = of_fixed, of_moving
+        self._deviations = of_fixed[1].tolist(), of_moving[1].tolist()
 
     def _standardised(self, warped: Tensor, fixed: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Both sides as ``[C, *S]`` with mean 0 and deviation 1; ValueError where shapes do not fit."""
@@ -94,6 +101,19 @@ def standardise(data: Tensor, scale: Scale) -> Tensor:
     mean, deviation = scale
     shape = (-1, *(1,) * (data.ndim - 1))
     return (data - mean.to(data).reshape(shape)) / deviation.to(data).reshape(shape)
+
+
+CHUNK = 1 << 15
+"""Pixels whose features are held at once on the CPU: four features in float32 take half a megabyte, which stays in a core's
+cache."""
+CHUNK_ELSEWHERE = 1 << 24
+"""The same on another device, whose cores are many, and whose time goes to starting each operation."""
+
+
+def chunks(values: Tensor) -> list[slice]:
+    """Cuts of the pixels of ``[C, N]`` that are handled one after another."""
+    size = CHUNK if values.is_cpu else CHUNK_ELSEWHERE
+    return [slice(start, start + size) for start in range(0, values.shape[-1], size)]
 
 
 def weighted_mean(values: Tensor, weight: Tensor) -> Tensor:
@@ -195,11 +215,13 @@ class Memory(Generic[T]):
     """A result that depends on the fixed side and the weight alone, kept from call to call while both hold the same values.
 
     Copies of both are compared value by value, which costs a hundredth of what is saved and is right where a tensor was
-    changed in place. A copied or pickled metric begins with an empty memory.
+    changed in place. On another device than the CPU that would wait for the device at every call: there both have to be the very
+    tensors of the call before, unchanged by their count of versions. A copied or pickled metric begins with an empty memory.
     """
 
     def __init__(self) -> None:
         self._key: tuple[Tensor, ...] = ()
+        self._versions: list[int] = []
         self._kept: T | None = None
 
     def get(self, key: tuple[Tensor, ...], make: Callable[[], T]) -> T:
@@ -208,10 +230,14 @@ class Memory(Generic[T]):
             self._key = ()  # the old result is let go before the new one takes its memory
             self._kept = None
             self._kept = make()
-            self._key = tuple(t.detach().clone() for t in key)
+            self._key = tuple(t.detach().clone() if t.is_cpu else t for t in key)
+            self._versions = [t._version for t in key]
         return self._kept
 
     def _known(self, key: tuple[Tensor, ...]) -> bool:
+        if key and not key[0].is_cpu:
+            same = len(key) == len(self._key) and all(new is old for new, old in zip(key, self._key, strict=True))
+            return same and [t._version for t in key] == self._versions
         return len(key) == len(self._key) and all(
             new.dtype == old.dtype and new.device == old.device and torch.equal(new, old)
             for new, old in zip(key, self._key, strict=True)

@@ -10,10 +10,8 @@ from torch import Tensor
 
 import regframe
 
-from ._common import TINY, ImageMetric, Scale, standardise
+from ._common import TINY, ImageMetric, Scale, chunks, standardise
 
-_CHUNK = 1 << 15
-"""Pixels whose features are held at once: four features in float32 take half a megabyte, which stays in a core's cache."""
 _SOLVABLE = 1e-12
 """Ridge on the constant of the map, beside moments of order 1: too small to change a fit, it keeps one of no weight solvable."""
 
@@ -82,7 +80,9 @@ class Contrast(ImageMetric):
         (`regframe.ops.contrast`); None where there are more features than the op takes."""
         if self._scales is None or self.order * moving.shape[0] > regframe.ops.MOST_FEATURES:
             return None
-        of_fixed, of_moving = (torch.stack(scale) for scale in self._both_scales(moving, fixed, weight))
+        self._both_scales(moving, fixed, weight)  # checks the channels
+        assert self._stated is not None
+        of_fixed, of_moving = self._stated
         fit = regframe.ops.contrast(path, moving, fixed, weight, of_moving, of_fixed, self.order, self.ridge)
         self.theta = fit.theta
         return fit.value, fit.velocity_grad, fit.matrix_grad
@@ -103,8 +103,7 @@ class Contrast(ImageMetric):
             size = 1 + self.order * x.shape[0]
             gram = torch.zeros((size, size), dtype=torch.float64, device=x.device)
             right = torch.zeros((size, y.shape[0]), dtype=torch.float64, device=x.device)
-            for start in range(0, w.shape[0], _CHUNK):
-                part = slice(start, start + _CHUNK)
+            for part in chunks(x):
                 phi = self._features(x[:, part])  # [P, n]
                 weighted = (phi * w[part]).T  # [n, P]
                 gram += phi @ weighted
@@ -152,8 +151,8 @@ class _Contrast(torch.autograd.Function):
         size = 1 + order * n_m
         gram = torch.zeros((size, size), dtype=torch.float64, device=x_all.device)
         right = torch.zeros((size, n_f), dtype=torch.float64, device=x_all.device)
-        chunks = [slice(start, start + _CHUNK) for start in range(0, w_all.shape[0], _CHUNK)]
-        for part in chunks:
+        parts = chunks(x_all)
+        for part in parts:
             phi = metric._features((x_all[:, part] - mean_m) / scale_m)  # [P, n]
             weighted = (phi * w_all[part]).T  # [n, P]
             gram += phi @ weighted
@@ -163,7 +162,7 @@ class _Contrast(torch.autograd.Function):
         theta = theta64.to(x_all)
         gradient = torch.empty_like(x_all) if ctx.needs_input_grad[0] else None
         squares = torch.zeros((), dtype=torch.float64, device=x_all.device)
-        for part in chunks:
+        for part in parts:
             x = (x_all[:, part] - mean_m) / scale_m  # [C_m, n]
             residual = theta @ metric._features(x) - (y_all[:, part] - mean_f) / scale_f  # [C_f, n]
             pulled = residual * w_all[part]

@@ -73,40 +73,39 @@ class NGF(ImageMetric):
         assert self._scales is not None
         self._memory = Memory()
         self._per_pixel = _relative(fixed.spacing)
-        eta_f, eta_m = (
-            self._mean_gradient(side, scale[1]) for side, scale in zip((fixed, moving), self._scales, strict=True)
-        )
+        eta_f, eta_m = (self._mean_gradient(*pair) for pair in zip((fixed, moving), self._deviations, strict=True))
         self._eta = self.edge * eta_f, self.edge * eta_m
 
     def __call__(self, warped: Tensor, fixed: Tensor, weight: Tensor) -> Tensor:
         """0 where all edges agree in direction, 1 where none do."""
         self._check(warped, fixed, weight)
-        (_, deviation_f), (_, deviation_m) = self._both_scales(warped, fixed, weight)
+        self._both_scales(warped, fixed, weight)
+        deviation_f, deviation_m = self._deviations
         memory = self._memory.get((fixed, weight), lambda: self._look(fixed.detach(), weight.detach(), deviation_f))
         return known(warped, lambda asked: self._compute(warped.detach(), deviation_m, memory, asked))
 
-    def _mean_gradient(self, side: Side, deviation: Tensor) -> float:
+    def _mean_gradient(self, side: Side, deviation: list[float]) -> float:
         """Weighted mean of √(tr S) of the standardised image; 1 where it is constant."""
         with torch.no_grad():
             data = side.data.detach() if side.data.is_floating_point() else side.data.to(torch.float32)
             weight = torch.ones_like(data[0]) if side.weight is None else side.weight.detach().to(data)
             stencils = _stencils(weight, _relative(side.spacing))
             trace = torch.zeros_like(weight)
-            for channel, factor in zip(data, (1 / deviation).tolist(), strict=True):
+            for channel, factor in zip(data, _inverse(deviation), strict=True):
                 for part in _gradient(channel, stencils, factor):
                     trace.addcmul_(part, part)
             total = float(weight.sum(dtype=torch.float64))
             mean = float((trace.sqrt_() * weight).sum(dtype=torch.float64)) / max(total, TINY)
             return mean if mean > 0 else 1.0
 
-    def _look(self, fixed: Tensor, weight: Tensor, deviation: Tensor) -> _Fixed:
+    def _look(self, fixed: Tensor, weight: Tensor, deviation: list[float]) -> _Fixed:
         """Stencils of the weight, and the fixed side's normalised structure tensor."""
         with torch.no_grad():
             w = weight.to(fixed)
             stencils = _stencils(w, self._per_pixel)
             ndim = w.ndim
             tensor = [torch.zeros_like(w) for _ in range(ndim * (ndim + 1) // 2)]
-            for channel, factor in zip(fixed, (1 / deviation).tolist(), strict=True):
+            for channel, factor in zip(fixed, _inverse(deviation), strict=True):
                 parts = _gradient(channel, stencils, factor)
                 for k, (i, j) in enumerate(_upper(ndim)):
                     tensor[k].addcmul_(parts[i], parts[j])
@@ -117,10 +116,12 @@ class NGF(ImageMetric):
             total = w.sum(dtype=torch.float64).clamp_min(TINY)
             return _Fixed(stencils, w / total.to(w), [part.div_(trace) for part in tensor])
 
-    def _compute(self, data: Tensor, deviation: Tensor, fixed: _Fixed, asked: bool) -> tuple[Tensor, Tensor | None]:
+    def _compute(
+        self, data: Tensor, deviation: list[float], fixed: _Fixed, asked: bool
+    ) -> tuple[Tensor, Tensor | None]:
         """Value and, if asked for, gradient ``[C, *S]`` in ``data`` ``[C, *S]``."""
         ndim = fixed.share.ndim
-        factors = (1 / deviation).tolist()
+        factors = _inverse(deviation)
         gradients, turned = [], []  # ∇I_c and P ∇I_c
         above = torch.zeros_like(fixed.share)
         below = torch.full_like(fixed.share, self._eta[1] ** 2)
@@ -147,6 +148,11 @@ class NGF(ImageMetric):
                 if stencil is not None:
                     _adjoint(out, other.addcmul_(r, part, value=-1).mul_(slope).mul_(factor), stencil, d)
         return value.to(data.dtype), gradient
+
+
+def _inverse(values: list[float]) -> list[float]:
+    """One over each of some numbers."""
+    return [1 / value for value in values]
 
 
 def _upper(ndim: int) -> list[tuple[int, int]]:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ._common import TINY, ImageMetric, Scale, Side, known, standardise, whole
+from ._common import TINY, ImageMetric, Scale, Side, chunks, known, standardise, whole
 
 OUTSIDE = 1e-3
 """Share of an image's pixels that lie beyond either end of the bins' range: 1 in 1000, so that a few very bright pixels, dust or
@@ -16,9 +16,6 @@ a scanner's mark, do not leave most bins empty."""
 
 SAMPLE = 1 << 18
 """Pixels, evenly drawn, from which the range is taken at most: beyond either end lie 262 of them, a count known to 6 %."""
-
-_CHUNK = 1 << 15
-"""Pixels whose cells are held at once: they stay in a core's cache."""
 
 _POINT = 1e-12
 """Entropy of a joint histogram, in nats, below which all pixels lie in one bin: rounding."""
@@ -30,6 +27,7 @@ _SPLINE = torch.tensor(
 _SLOPE = _SPLINE[:, 1:] * torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
 # Linear B-spline: its weight for the bins j and j + 1. [2, power]
 _LINE = torch.tensor([[1, -1], [0, 1]], dtype=torch.float64)
+_LINE_SLOPE = (_LINE[:, :, None, None] * _SLOPE).tolist()  # as numbers, [2, power, 4, power]
 
 
 class _Axis(NamedTuple):
@@ -123,9 +121,8 @@ class MutualInformation(ImageMetric):
         pairs = list(itertools.product(range(n_f), range(n_m)))
         rows, columns = self.bins - 1, self.bins - 3  # cells: between two bins, and where four bins are in reach
         moments = torch.zeros((n_f, n_m, 8, rows * columns), dtype=torch.float64, device=x_all.device)
-        chunks = [slice(start, start + _CHUNK) for start in range(0, w_all.shape[0], _CHUNK)]
-        kept = []
-        for part in chunks:
+        parts, kept = chunks(x_all), []
+        for part in parts:
             w = w_all[part].to(x_all)
             row, s, _ = _cells(y_all[:, part], of_fixed, rows)  # [K_f, n]
             column, t, inside = _cells(x_all[:, part], of_moving, columns)  # [K_m, n]
@@ -151,7 +148,7 @@ class MutualInformation(ImageMetric):
             return value.to(warped.dtype), None
         gradient = torch.empty_like(x_all)
         scale = (columns / (len(pairs) * total)).to(x_all)
-        for part, (row, s, column, t, inside) in zip(chunks, kept, strict=True):
+        for part, (row, s, column, t, inside) in zip(parts, kept, strict=True):
             along = torch.zeros_like(t)  # [K_m, n]
             for (i, k), table in zip(pairs, tables, strict=True):
                 read = table.index_select(0, torch.add(column[k], row[i], alpha=columns))  # [n, 8]
@@ -182,10 +179,11 @@ class NormalizedMutualInformation(MutualInformation):
     def _value(self, p: Tensor) -> tuple[Tensor, Tensor]:
         joint, of_fixed, of_moving = _logs(p)
         entropy = -(p * joint).sum()
-        if entropy <= _POINT:  # one bin, which tells nothing
-            return torch.ones_like(entropy), torch.zeros_like(p)
+        alone = entropy <= _POINT  # one bin, which tells nothing
+        entropy = entropy.clamp_min(_POINT)
         ratio = -(p * (of_fixed + of_moving)).sum() / entropy
-        return 2 - ratio, (of_moving - ratio * joint) / entropy
+        slope = (of_moving - ratio * joint) / entropy
+        return torch.where(alone, 1.0, 2 - ratio), torch.where(alone, 0.0, slope)
 
 
 def _cells(data: Tensor, axis: _Axis, n: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -220,7 +218,7 @@ def _polynomials(slope: Tensor, columns: int) -> Tensor:
             reached = slope[a : a + rows, b : b + columns]
             for q in range(2):
                 for p in range(3):
-                    out[q, p].add_(reached, alpha=float(_LINE[a, q] * _SLOPE[b, p]))
+                    out[q, p].add_(reached, alpha=_LINE_SLOPE[a][q][b][p])
     return out.reshape(8, rows * columns).T.contiguous()
 
 

@@ -84,15 +84,14 @@ class MIND(ImageMetric):
         super()._learn(fixed, moving)
         assert self._scales is not None
         self._memory = Memory()
-        floor_f, floor_m = (
-            self._mean_distance(side, scale[1]) for side, scale in zip((fixed, moving), self._scales, strict=True)
-        )
+        floor_f, floor_m = (self._mean_distance(*pair) for pair in zip((fixed, moving), self._deviations, strict=True))
         self._floors = FLAT * floor_f, FLAT * floor_m
 
     def __call__(self, warped: Tensor, fixed: Tensor, weight: Tensor) -> Tensor:
         """0 for descriptors that agree everywhere; at most 1."""
         self._check(warped, fixed, weight)
-        (_, deviation_f), (_, deviation_m) = self._both_scales(warped, fixed, weight)
+        self._both_scales(warped, fixed, weight)
+        deviation_f, deviation_m = self._deviations
         memory = self._memory.get((fixed, weight), lambda: self._describe(fixed.detach(), weight.detach(), deviation_f))
         return known(warped, lambda asked: self._compute(warped.detach(), deviation_m, memory, asked))
 
@@ -117,7 +116,7 @@ class MIND(ImageMetric):
             out.append(_Direction(cuts["<>"], cuts["><"], (cuts["<<"], cuts[">>"])))
         return out
 
-    def _mean_distance(self, side: Side, deviation: Tensor) -> float:
+    def _mean_distance(self, side: Side, deviation: list[float]) -> float:
         """Mean of ``Σ_c (I_c - I_c shifted)²`` over the pixel pairs of all directions; 1 where there is no difference."""
         with torch.no_grad():
             data = side.data.detach() if side.data.is_floating_point() else side.data.to(torch.float32)
@@ -130,7 +129,7 @@ class MIND(ImageMetric):
                 below += float(pairs.sum(dtype=torch.float64))
             return above / below if above > 0 else 1.0
 
-    def _describe(self, fixed: Tensor, weight: Tensor, deviation: Tensor) -> _Fixed:
+    def _describe(self, fixed: Tensor, weight: Tensor, deviation: list[float]) -> _Fixed:
         """The weights of all pairs, and the descriptors of the fixed side."""
         with torch.no_grad():
             w = weight.to(fixed)
@@ -151,7 +150,9 @@ class MIND(ImageMetric):
                 known.components.append([torch.exp(-distance / spread[centre]) for centre in direction.centres])
             return known
 
-    def _patches(self, data: Tensor, deviation: Tensor, floor: float, fixed: _Fixed) -> tuple[list[Tensor], Tensor]:
+    def _patches(
+        self, data: Tensor, deviation: list[float], floor: float, fixed: _Fixed
+    ) -> tuple[list[Tensor], Tensor]:
         """Per direction the weighted sum of squared differences over each patch, and V ``[*S]``."""
         directions = self._directions(tuple(data.shape[1:]))
         variance = torch.zeros_like(fixed.per_mass)
@@ -162,7 +163,9 @@ class MIND(ImageMetric):
                 variance[centre] += sums[-1]
         return sums, variance.mul_(fixed.per_mass).add_(floor)
 
-    def _compute(self, data: Tensor, deviation: Tensor, fixed: _Fixed, asked: bool) -> tuple[Tensor, Tensor | None]:
+    def _compute(
+        self, data: Tensor, deviation: list[float], fixed: _Fixed, asked: bool
+    ) -> tuple[Tensor, Tensor | None]:
         """Value and, if asked for, gradient ``[C, *S]`` in ``data`` ``[C, *S]``.
 
         With q_k = 2 W (s_k - f_k) s_k / V, the derivative in the sum over the patches of pair k is -q_k + Σ_l q_l d_l m_l / V M,
@@ -192,7 +195,7 @@ class MIND(ImageMetric):
             return value.to(data.dtype), None
         through.div_(spread).mul_(fixed.per_mass)
         gradient = torch.zeros_like(data)
-        squares = (2 / deviation**2).tolist()
+        squares = [2 / (d * d) for d in deviation]
         for direction, slope, pairs in zip(directions, slopes, fixed.weights, strict=True):
             for centre in direction.centres:
                 slope += through[centre]
@@ -204,10 +207,10 @@ class MIND(ImageMetric):
         return value.to(data.dtype), gradient
 
 
-def _distance(data: Tensor, deviation: Tensor, direction: _Direction) -> Tensor:
+def _distance(data: Tensor, deviation: list[float], direction: _Direction) -> Tensor:
     """``Σ_c ((I_c(y) - I_c(y + v)) / deviation_c)²`` of ``[C, *S]``, for every y that has a y + v."""
     out = torch.zeros_like(data[0][direction.here])
-    for channel, factor in zip(data, (1 / deviation).tolist(), strict=True):
+    for channel, factor in zip(data, [1 / d for d in deviation], strict=True):
         change = channel[direction.here] - channel[direction.there]
         out.addcmul_(change, change, value=factor**2)
     return out

@@ -24,6 +24,7 @@ from typing import Any, Protocol
 
 import regframe
 
+from ..devices import VISIBLE
 from ..machine import allowed, quota
 from ..versions import version
 
@@ -345,15 +346,20 @@ class Cluster:
         address: address of a scheduler, or path of a scheduler file; None starts workers here.
         workers: number of processes to start here, each running one task at a time.
         first: whether tasks go before all waiting ones; used for the shards of a job that is nearly done.
+        gpus: words for GPUs (`regframe.devices.visible`); each worker started here sees one of them alone. There is one worker
+             for each then, in a cluster of dask-cuda where that is installed.
 
     Attributes:
         say: called with a line where the scheduler was lost, and where it is found again; says nothing where not set.
     """
 
-    def __init__(self, address: str | None = None, workers: int = 1, first: bool = False) -> None:
+    def __init__(
+        self, address: str | None = None, workers: int = 1, first: bool = False, gpus: Sequence[str] = ()
+    ) -> None:
         if not available():
             raise ValueError("wanted Dask for a cluster, got none; install it with: pip install 'regframe[batch]'")
-        self.address, self.workers, self.first = address, workers, first
+        self.address, self.workers, self.first = address, len(gpus) or workers, first
+        self.gpus = tuple(gpus)
         self.name = "Dask"
         self.say: Callable[[str], object] = _silent
         self._open = contextlib.ExitStack()
@@ -375,20 +381,12 @@ class Cluster:
         )
         try:
             if self.address is None:
-                # workers need no memory limit: a job runs in a process of its own, which has one
-                cluster = distributed.LocalCluster(
-                    n_workers=self.workers,
-                    threads_per_worker=1,
-                    memory_limit=0,
-                    host="127.0.0.1",
-                    dashboard_address="127.0.0.1:0",
-                    security=_encrypts() or None,
-                    silence_logs=logging.CRITICAL,
-                )
+                cluster = self._started(distributed)
                 self._here = cluster
                 self._open.callback(_close, cluster)
                 self._client = self._open.enter_context(distributed.Client(cluster))
-                self.name = f"Dask on this machine, {self.workers} workers"
+                each = ", a GPU each" if self.gpus else ""
+                self.name = f"Dask on this machine, {self.workers} workers{each}"
             else:
                 self._client = self._open.enter_context(self._connect(distributed.Client))
                 self._check_versions()
@@ -399,6 +397,22 @@ class Cluster:
             self._open.close()
             raise
         return self
+
+    def _started(self, distributed: Any) -> Any:
+        """A cluster on this machine; its workers need no memory limit: a job runs in a process of its own, which has one."""
+        options: dict[str, Any] = {
+            "threads_per_worker": 1, "memory_limit": 0, "host": "127.0.0.1", "dashboard_address": "127.0.0.1:0",
+            "security": _encrypts() or None, "silence_logs": logging.CRITICAL,
+        }  # fmt: skip
+        if not self.gpus:
+            return distributed.LocalCluster(n_workers=self.workers, **options)
+        if importlib.util.find_spec("dask_cuda") is not None:
+            cuda: Any = importlib.import_module("dask_cuda")
+            return cuda.LocalCUDACluster(CUDA_VISIBLE_DEVICES=",".join(self.gpus), n_workers=self.workers, **options)
+        cluster = distributed.LocalCluster(n_workers=0, **options)
+        one_gpu_each(cluster, self.gpus)
+        cluster.scale(self.workers)
+        return cluster
 
     def _connect(self, client: Any, seconds: float | None = None) -> Any:
         """A client of the scheduler; ValueError where none answers in time, `ANSWER` seconds where none are stated.
@@ -542,6 +556,22 @@ class Cluster:
             if nanny is not None:
                 self._here.loop.add_callback(nanny.close, reason="its process is gone")
         self._here.scale(self.workers)
+
+
+def one_gpu_each(cluster: Any, gpus: Sequence[str]) -> None:
+    """Let every worker that a cluster on this machine starts from now on see one GPU alone: one that no other worker has."""
+    plain = cluster.new_worker_spec
+
+    def specified() -> dict[Any, Any]:
+        seen = [(one["options"].get("env") or {}).get(VISIBLE) for one in cluster.worker_spec.values()]
+        free = min(gpus, key=seen.count)
+        made = {}
+        for name, one in plain().items():
+            env = {**(one["options"].get("env") or {}), VISIBLE: free}
+            made[name] = {**one, "options": {**one["options"], "env": env}}
+        return made
+
+    cluster.new_worker_spec = specified
 
 
 def strangers_here() -> dict[str, tuple[str, str]]:

@@ -356,6 +356,11 @@ def workers_option(help: str) -> Callable[[_F], _F]:
     return click.option("--workers", type=click.IntRange(min=1), metavar="N", help=help)
 
 
+def device_option(help: str) -> Callable[[_F], _F]:
+    """The option ``--device``, checked by `regframe.devices.check`."""
+    return click.option("--device", metavar="cpu|cuda|cuda:N|auto", help=help)
+
+
 def input_options(adapter: str, pairs: str) -> Callable[[_F], _F]:
     """The options ``--adapter`` and ``--adapter-set`` for a command's input, with the given help texts."""
     return options(

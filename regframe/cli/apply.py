@@ -19,6 +19,7 @@ from ._common import (
     BadInput,
     adapter_options,
     bad_input,
+    device_option,
     emit_json,
     input_options,
     input_type,
@@ -158,6 +159,7 @@ def _carries(
     metavar="V",
     help="Value where the input has nothing: a number, border (its border goes on), or auto: white for brightfield, else 0.",
 )
+@device_option("Where the tiles of a large image are carried.  [default: cpu]")
 @workers_option(
     "Threads for large images made here; one per core otherwise. With --scheduler: what a cluster must have more of."
 )
@@ -176,6 +178,7 @@ def image(
     region: str | None,
     level: int | None,
     background: str,
+    device: str | None,
     workers: int | None,
     scheduler: str | None,
 ) -> None:
@@ -210,7 +213,7 @@ def image(
     job = slides_job.SlideJob(
         str(order.result_folder.absolute()), address_of(order.input_file), address_of(output), to, adapter,
         tuple(options.items()), order.input_spacing, canvas, spacing, part, level, fill,
-        finest_of(order.result_folder, to),
+        finest_of(order.result_folder, to), device or "cpu",
     )  # fmt: skip
     if tiled:
         if _warp_slide(job, workers, scheduler, order.overwrite):

@@ -51,6 +51,11 @@ _SHARE = 0.9
 )
 @workers_option("Jobs side by side here; from cores and memory otherwise.")
 @click.option(
+    "--gpus",
+    metavar="N|all",
+    help="Fit on GPUs of this machine: one job side by side on each; rows that name a device keep it.",
+)
+@click.option(
     "--threads",
     type=click.IntRange(min=1),
     metavar="N",
@@ -80,6 +85,7 @@ def batch(
     refine: bool,
     scheduler: str | None,
     workers: int | None,
+    gpus: str | None,
     threads: int | None,
     memory: str | None,
     timeout: float | None,
@@ -103,10 +109,13 @@ def batch(
         defaults: dict[str, Any] = {"set": settings, "save_warped": save_warped, "refine": refine}
         if config_file is not None:
             defaults["config"] = str(config_file.absolute())
+        cards = _gpus(gpus, workers, scheduler)
+        if cards:
+            defaults["device"] = "cuda"
         jobs = read_manifest(manifest, defaults)
         most = None if memory is None else parse_size(memory)
-    _check_settings(jobs)
-    pool, limits = _plan(jobs, scheduler, workers, threads, most, timeout)
+    _check_settings(jobs, elsewhere=scheduler is not None)
+    pool, limits = _plan(jobs, scheduler, len(cards) or workers, Limits(most, timeout, threads or 0), cards)
     if dry_run:
         _dry_run(jobs, out, limits, retry_failed, as_json)
         return
@@ -129,13 +138,26 @@ def batch(
         ctx.exit(EXIT_FAIL)
 
 
-def _check_settings(jobs: tuple[Job, ...]) -> None:
-    """Read settings and settings files once, before the first job runs."""
+def _gpus(asked: str | None, workers: int | None, scheduler: str | None) -> list[str]:
+    """Words for the GPUs that --gpus asks for (`regframe.devices.visible`); none where it is not given."""
+    if asked is None:
+        return []
+    from .. import devices
+
+    if workers is not None or scheduler is not None:
+        raise BadInput("wanted --gpus alone, got it beside --workers or --scheduler; the GPUs are this machine's")
+    if asked != "all" and not (asked.isdecimal() and int(asked) > 0):
+        raise BadInput(f"wanted --gpus N, a number from 1, or all, got {asked!r}")
+    return devices.visible(max(1, len(devices.found())) if asked == "all" else int(asked))
+
+
+def _check_settings(jobs: tuple[Job, ...], elsewhere: bool) -> None:
+    """Read settings and settings files once, before the first job runs; devices are not looked for where jobs run elsewhere."""
     seen: dict[Any, None] = {}
     for job in jobs:
         options = {
             "config_file": job.config, "settings": job.settings, "metric": job.metric, "transform": job.transform,
-            "device": job.device, "seed": job.seed, "metric_set": job.metric_set,
+            "device": None if elsewhere else job.device, "seed": job.seed, "metric_set": job.metric_set,
         }  # fmt: skip
         key = tuple(options.values())
         if key in seen or (job.config is not None and not job.config.exists()):  # a missing file: its job reports it
@@ -151,17 +173,17 @@ def _plan(
     jobs: tuple[Job, ...],
     scheduler: str | None,
     workers: int | None,
-    threads: int | None,
-    memory: int | None,
-    timeout: float | None,
+    asked: Limits,
+    gpus: list[str],
 ) -> tuple[Any, Limits]:
-    """The pool that runs the jobs, and the limits of a job.
+    """The pool that runs the jobs, and the limits of a job, of which 0 threads are no limit yet.
 
     Both follow from the machine and the manifest, and do not depend on how many jobs are left.
     """
     from ..batch import Cluster, InTurn, Limits, machine
     from ..batch.pools import available
 
+    memory, timeout, threads = asked.memory, asked.timeout, asked.threads or None
     if scheduler is not None:
         if workers is not None:
             raise BadInput("wanted --workers or --scheduler, got both; the workers are the cluster's")
@@ -183,6 +205,8 @@ def _plan(
         return (lambda n: contextlib.nullcontext(InTurn())), limits
     # a job with images to carry has tasks for workers that have no job of their own
     tiles = any(job.apply_image or job.apply_labels for job in jobs)
+    if gpus:
+        return (lambda n: Cluster(gpus=gpus if tiles else gpus[:n])), limits
     return (lambda n: Cluster(workers=side_by_side if tiles else min(side_by_side, n))), limits
 
 

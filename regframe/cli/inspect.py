@@ -507,7 +507,7 @@ def doctor(ctx: click.Context, as_json: bool, folder: Path | None, clean: bool) 
     """
     import torch
 
-    from .. import machine, ops
+    from .. import devices, machine, ops
     from .. import plugins as found
     from ..io import outputs
     from ..versions import versions
@@ -522,7 +522,8 @@ def doctor(ctx: click.Context, as_json: bool, folder: Path | None, clean: bool) 
         "cuda": {
             "torch": torch.version.cuda,
             "available": torch.cuda.is_available(),
-            "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+            "devices": devices.found(),
+            "ready": bool(devices.found()) and ops.is_built() and ops.has_kernel("cuda"),
         },
         **{kind: sorted({e.name for e in entries}) for kind, entries in _provided()},
         "broken_plugins": [f"{p.name} of {p.distribution}: {'; '.join(p.problems)}" for p in broken],
@@ -601,6 +602,18 @@ def _self_check() -> dict[str, Any]:
     return {"ok": ok, "warp_error": float(error), "roundtrip_px": float(trip), "seconds": round(seconds, 3)}
 
 
+def _gpus(cuda: dict[str, Any]) -> str:
+    """What was found of GPUs, in words."""
+    made = f"torch built for {cuda['torch'] or 'the CPU only'}"
+    if not cuda["devices"]:
+        return f"none ({made}): fits run on the CPU"
+    named = ", ".join(f"cuda:{i} {name}" for i, name in enumerate(cuda["devices"]))
+    kernels = (
+        "with kernels" if cuda["ready"] else "WITHOUT kernels of this build, so that fits there are slow: build it anew"
+    )
+    return f"{named} ({made}), {kernels}; --device cuda or auto uses it"
+
+
 def _print_state(state: dict[str, Any]) -> None:
     from .. import ops
 
@@ -615,8 +628,7 @@ def _print_state(state: dict[str, Any]) -> None:
     )
     click.echo(f"processor  {_processor(state['processor'])}")
     cuda = state["cuda"]
-    device = ", ".join(cuda["devices"]) if cuda["available"] else "none"
-    click.echo(f"cuda       {device} (torch built for {cuda['torch'] or 'the CPU only'})")
+    click.echo(f"cuda       {_gpus(cuda)}")
     click.echo(f"adapters   {', '.join(state['adapters']) or 'none'}")
     click.echo(f"metrics    {', '.join(state['metrics']) or 'none'}")
     click.echo(f"extras     {', '.join(name for name, there in state['extras'].items() if there) or 'none'}")

@@ -12,6 +12,7 @@ from ..display.bars import Bars
 from ._common import (
     BadInput,
     bad_input,
+    device_option,
     emit_json,
     finish,
     json_option,
@@ -43,6 +44,7 @@ threads_option = workers_option("Threads of the refinement; one per core otherwi
 @result_argument
 @click.option("-o", "--output", type=path_type, metavar="NEW", help="Folder to write; OUT itself where not given.")
 @moved_options
+@device_option("Where tiles are carried and windows compared.  [default: cpu]")
 @threads_option
 @overwrite_option
 @require_option
@@ -56,6 +58,7 @@ def refine(
     output: Path | None,
     fixed: Path | None,
     moving: Path | None,
+    device: str | None,
     workers: int | None,
     overwrite: bool,
     require: str,
@@ -87,7 +90,7 @@ def refine(
         if out.resolve() != result_folder.resolve():
             read.append(result_folder / outputs.TRANSFORM)
         outputs.check_folder(out, overwrite or output is None, read)
-    refined = run_refinement(result, levels(run), workers)
+    refined = run_refinement(result, levels(run), workers, device or "cpu")
     sides = open_recorded(run)
     with bad_input():
         results.write_run(out, refined, sides, run, overwrite or output is None)
@@ -120,14 +123,14 @@ def levels(run: Mapping[str, Mapping[str, Any]]) -> tuple[Pyramid, Pyramid]:
     return found[0], found[1]
 
 
-def run_refinement(result: Result, sides: tuple[Pyramid, Pyramid], workers: int | None) -> Result:
+def run_refinement(result: Result, sides: tuple[Pyramid, Pyramid], workers: int | None, device: str = "cpu") -> Result:
     """Run `regframe.refine` and print its progress and what it did on stderr."""
     import regframe
 
     from .. import verdict
 
     with bad_input(), Bars() as progress:
-        refined = regframe.refine(result, *sides, workers=workers, progress=progress)
+        refined = regframe.refine(result, *sides, workers=workers, progress=progress, device=device)
     for finding in verdict.of_refinement(refined.metrics["refinement"]["rounds"]):
         click.echo(f"refined, {finding.sentence}", err=True)
     return refined

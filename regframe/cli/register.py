@@ -14,6 +14,7 @@ from . import forecast
 from ._common import (
     BadInput,
     bad_input,
+    device_option,
     emit_json,
     finest_grid,
     finish,
@@ -91,7 +92,7 @@ if TYPE_CHECKING:
 @level_option("Pyramid level that is read of both files; chosen by size otherwise.")
 @side_options("fixed")
 @side_options("moving")
-@click.option("--device", metavar="cpu|cuda", help="Where to compute.")
+@device_option("Where images are fitted; auto: on a GPU where there is one and they are large.  [default: cpu]")
 @click.option("--seed", type=click.IntRange(min=0), metavar="N", help="Seed of everything random.")
 @click.option("--refine", "refined", is_flag=True, help="Then make the map exact at full resolution, tile by tile.")
 @threads_option
@@ -160,7 +161,7 @@ def register(ctx: click.Context, /, **options: Any) -> None:
         else:
             result = regframe.register(fixed, moving, metric=metric, init=init, config=config, progress=progress)
     if sides is not None:
-        result = run_refinement(result, sides, options["workers"])
+        result = run_refinement(result, sides, options["workers"], config.device)
     with bad_input():
         warped = [_saver(moving_adapter, options["moving"], result)] if options["save_warped"] else []
         results.write_run(out, result, (fixed, moving), run, options["overwrite"], *warped)

@@ -12,6 +12,7 @@ from ._common import (
     BadInput,
     adapter_options,
     bad_input,
+    device_option,
     emit_json,
     finish,
     folder_option,
@@ -77,6 +78,7 @@ ORDERS = ("natural", "number", "given")
 @click.option("--metric-set", metavar="K=V", multiple=True, help="Option of the metric.")
 @click.option("--config", "config_file", type=path_type, metavar="FILE.yaml", help="Settings for every pair.")
 @click.option("--set", "settings", metavar="K=V", multiple=True, help="One setting, such as pyramid.max_pixels=300000.")
+@device_option("Where every pair is fitted; auto: on a GPU where there is one and they are large.  [default: cpu]")
 @click.option("--reach", type=click.IntRange(1, 8), default=2, show_default=True, help="Neighbours to a side.")
 @overwrite_option
 @require_option

@@ -164,8 +164,8 @@ def _drift(place: Tensor, sure: Tensor, shown: Tensor) -> tuple[float, int]:
         sure: which of them count ``[N]``.
         shown: where on the lattice of windows they are, ``[*lattice]`` with N true values.
     """
-    moves = torch.zeros((*shown.shape, place.shape[1]), dtype=place.dtype)
-    counts = torch.zeros(shown.shape, dtype=torch.bool)
+    moves = place.new_zeros((*shown.shape, place.shape[1]))
+    counts = torch.zeros_like(shown)
     moves[shown], counts[shown] = place, sure
     products = []
     for step in itertools.product((0, 1), repeat=shown.ndim):
@@ -279,15 +279,16 @@ def _places(likeness: Tensor, reach: int) -> tuple[Tensor, Tensor, Tensor]:
     ndim, n, width = likeness.ndim - 1, len(likeness), 2 * reach + 1
     best, at = likeness.flatten(1).max(dim=1)
     index = torch.stack([at // width ** (ndim - 1 - d) % width for d in range(ndim)], dim=1)  # [N, D]
-    axes = torch.stack(torch.meshgrid(*[torch.arange(width)] * ndim, indexing="ij"), dim=-1).reshape(1, -1, ndim)
+    along = torch.arange(width, device=at.device)
+    axes = torch.stack(torch.meshgrid(*[along] * ndim, indexing="ij"), dim=-1).reshape(1, -1, ndim)
     away = (axes - index[:, None]).abs().amax(dim=2) > ANOTHER
     second = torch.where(away, likeness.flatten(1), -1.0).amax(dim=1)
     place = (index - reach).to(torch.float32)
     middle = index.clamp(1, width - 2)
-    flat, rows = likeness.flatten(1), torch.arange(n)
+    flat, rows = likeness.flatten(1), torch.arange(n, device=at.device)
     for d in range(ndim):
         stride = width ** (ndim - 1 - d)
-        centre = (middle * torch.tensor([width ** (ndim - 1 - k) for k in range(ndim)])).sum(dim=1)
+        centre = (middle * middle.new_tensor([width ** (ndim - 1 - k) for k in range(ndim)])).sum(dim=1)
         low, mid, high = (flat[rows, centre + step] for step in (-stride, 0, stride))
         bend = low - 2 * mid + high
         place[:, d] += torch.where(bend < -1e-9, 0.5 * (low - high) / bend.clamp(max=-1e-9), 0.0).clamp(-0.5, 0.5)

@@ -42,5 +42,5 @@ def together(place: Tensor, wrong: Tensor, shown: Tensor) -> tuple[Tensor, Tenso
                     left.remove(other)
                     group.append(other)
         largest = group if len(group) > len(largest) else largest
-    chosen = torch.tensor(sorted(largest), dtype=torch.int64)
+    chosen = torch.tensor(sorted(largest), dtype=torch.int64, device=at.device)
     return at[chosen], moves[chosen]

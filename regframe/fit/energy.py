@@ -1,6 +1,7 @@
 """The energy that a fit minimises: smoothness of the velocity, matching term, landmark term (docs/method.md).
 
 Everything here lives in the normalised frames of both sides (`frames`), in pixels, so that nothing depends on a data set's unit.
+It runs on the device of the level's images; the affine part is computed on the host and goes up as one small matrix.
 
 Sources: Beg et al. 2005 (LDDMM); Tward et al. 2020 (contrast maps and EM weights); Clifton et al. 2023 (both for spatial
 transcriptomics).
@@ -8,7 +9,6 @@ transcriptomics).
 
 from __future__ import annotations
 
-import math
 from typing import ClassVar, Protocol
 
 import torch
@@ -19,6 +19,7 @@ from ..data import Grid
 from ..maps import homogeneous
 from . import measured
 from .halvings import Level
+from .lbfgs import numbers
 from .mapspace import MapSpace
 
 
@@ -67,14 +68,18 @@ class Energy:
         landmarks: tuple[Tensor, Tensor, float] | None = None,
     ) -> None:
         self.level, self.metric, self.maps = level, metric, maps
-        self.weight, self.observations, self.sigma_match, self.landmarks = weight, observations, sigma_match, landmarks
+        self.weight, self.observations, self.sigma_match, self.landmarks = weight, observations, sigma_match, None
         self.n_evaluations = 0
         self.steep = False  # whether the metric ever had a gradient
-        self.parts: dict[str, float] = {}
-        ndim = level.fixed_grid.ndim
+        self._parts: tuple[Tensor, ...] = ()
+        ndim, self.device = level.fixed_grid.ndim, level.fixed.device
         self._index = level.fixed_grid.index_to_position()
+        if landmarks is not None:
+            p, target, sigma = landmarks
+            self.landmarks = (p.to(self.device), target.to(self.device), sigma)
+        self._outer = (maps.start[:ndim].T.to(self.device), self._index.T.to(self.device))  # of the chain rule
         self._rim = level.fixed_grid.corners()
-        self._still = torch.zeros((1, ndim, *(1,) * ndim), dtype=torch.float32)
+        self._still = torch.zeros((1, ndim, *(1,) * ndim), dtype=torch.float32, device=self.device)
         self._pixel = level.fixed_grid.pixel  # size of a pixel of this level, in pixels of the original image
         # the bound on movement is taken at the nodes of the waves; between them displacements are hardly larger
         self._bound = maps if maps.space is None else maps.with_space(maps.space.with_finer(1))
@@ -89,7 +94,7 @@ class Energy:
         else:
             velocity, v_grid, n_steps = space.velocity(u), space.grid, space.n_steps
         return ops.Path(
-            velocity, matrix, self.level.fixed_grid.shape, (0,) * ndim,
+            velocity, matrix.to(self.device, non_blocking=True), self.level.fixed_grid.shape, (0,) * ndim,
             grid.spacing, grid.origin, v_grid.spacing, v_grid.origin, n_steps,
         )  # fmt: skip
 
@@ -100,7 +105,7 @@ class Energy:
     def positions(self, x: Tensor) -> Tensor:
         """Moving-frame position of every fixed pixel, ``[*S_f, D]`` float32."""
         q, u = self.maps.split(x)
-        at = reference.carry(self.maps.pullback(q), self.level.fixed_grid.coords())
+        at = reference.carry(self.maps.pullback(q), self.level.fixed_grid.coords(self.device))
         space = self.maps.space
         if space is None or u is None:
             return at.to(torch.float32)
@@ -109,62 +114,83 @@ class Energy:
         end = ops.flow_points(flat, space.velocity(u), grid.spacing, grid.origin, space.n_steps, True)
         return end.reshape(at.shape)
 
-    def __call__(self, x: Tensor) -> tuple[float, Tensor]:
-        """Energy and gradient ``[K + P]`` at ``x``."""
+    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Energy, a float64 scalar on the level's device, and gradient ``[K + P]`` on that of ``x``; nothing is read back.
+
+        Only until the metric has once had a gradient, its values are looked at on the host: ValueError for a metric that gives
+        NaN, or a negative value where its logarithm is to be taken.
+        """
         self.n_evaluations += 1
         x = x.detach()
         q, u = self.maps.split(x)
-        level = self.level
-        path = self.path(x, level.moving_grid)
-        mismatch, v_grad, m_grad = self._mismatch(path)
-        if self.n_evaluations == 1:
-            measured.check_finite(self.metric, mismatch, (v_grad, m_grad))
-        self.steep = self.steep or bool(m_grad.any()) or bool(v_grad.any())
-        # the matching term and its derivative in the mismatch
-        if self.metric.likelihood:
-            slope = self.observations
-            matching = slope * mismatch
-        elif self.sigma_match is not None:
-            slope = self.observations / (2 * self.sigma_match**2)
-            matching = slope * mismatch
-        else:
-            measured.check_positive(self.metric, mismatch)
-            floored = max(mismatch, 0.0) + measured.FLOOR
-            slope = self.observations / 2 / floored
-            matching = self.observations / 2 * math.log(floored) if math.isfinite(floored) else math.nan
+        mismatch, v_grad, m_grad = self._mismatch(self.path(x, self.level.moving_grid))
+        if not self.steep:
+            self._look(mismatch, v_grad, m_grad)
+        matching, slope = self._weighed(mismatch)
         gradient = torch.empty_like(x)
         # the path's matrix is start · H(q) · index, so this is the gradient in H (chain rule)
-        ndim = level.fixed_grid.ndim
-        h_grad = homogeneous.compose(self.maps.start[:ndim].T, slope * m_grad, self._index.T)
+        h_grad = homogeneous.compose(self._outer[0], slope * m_grad, self._outer[1])
         gradient[: q.shape[0]] = self.maps.increment.gradient(q, h_grad)
-        regularizer = 0.0
+        regularizer = pairs = torch.zeros((), dtype=torch.float64, device=mismatch.device)
         if u is not None and self.maps.space is not None:
-            regularizer = 0.5 * float(torch.linalg.vector_norm(u, dtype=torch.float64)) ** 2
-            torch.add(u, self.maps.space.adjoint(v_grad), alpha=slope, out=gradient[q.shape[0] :])
-        pairs = 0.0
+            regularizer = 0.5 * torch.linalg.vector_norm(u, dtype=torch.float64).square()
+            v_pull = self.maps.space.adjoint(v_grad)
+            torch.addcmul(u, v_pull, slope.to(u), out=gradient[q.shape[0] :])
         if self.landmarks is not None:
+            p, target, sigma = self.landmarks
             with torch.enable_grad():
                 at = x.requires_grad_(True)
-                p, target, sigma = self.landmarks
                 term = ((self.maps.points(at, p) - target) ** 2).sum() / (2 * sigma**2)
                 gradient += torch.autograd.grad(term, at)[0]
-            pairs = float(term.detach())
-        self.parts = {"mismatch": mismatch, "matching": matching, "regularizer": regularizer, "landmarks": pairs}
+            pairs = term.detach().to(mismatch.device)
+        self._parts = (mismatch, matching, regularizer, pairs)
         return matching + regularizer + pairs, gradient
 
-    def _mismatch(self, path: ops.Path) -> tuple[float, Tensor, Tensor]:
-        """The metric's value and its gradients in velocity and matrix, from its own kernel or by autograd through `ops.warp`."""
+    def _look(self, mismatch: Tensor, v_grad: Tensor, m_grad: Tensor) -> None:
+        """Check what a metric gave, and whether it has a gradient: the one place of an evaluation that reads from the device."""
+        value = float(mismatch)
+        if self.n_evaluations == 1:
+            measured.check_finite(self.metric, value, (v_grad, m_grad))
+        if not self.metric.likelihood and self.sigma_match is None:
+            measured.check_positive(self.metric, value)
+        self.steep = bool(m_grad.any()) or bool(v_grad.any())
+
+    def _weighed(self, mismatch: Tensor) -> tuple[Tensor, Tensor]:
+        """The matching term and its derivative in the mismatch, both float64 scalars on its device."""
+        if self.metric.likelihood or self.sigma_match is not None:
+            scale = 1.0 if self.metric.likelihood or self.sigma_match is None else 2 * self.sigma_match**2
+            slope = torch.full_like(mismatch, self.observations / scale)
+            return slope * mismatch, slope
+        floored = mismatch.clamp(min=0.0) + measured.FLOOR
+        half = torch.full_like(mismatch, self.observations / 2)
+        return half * floored.log(), half / floored
+
+    @property
+    def parts(self) -> dict[str, float]:
+        """The metric's value and the energy's terms at the last evaluation, by name, read back from the device together.
+
+        ValueError for a metric whose value is negative where its logarithm is taken.
+        """
+        names = ("mismatch", "matching", "regularizer", "landmarks")
+        found = dict(zip(names, numbers(*self._parts), strict=False))
+        if found and not self.metric.likelihood and self.sigma_match is None:
+            measured.check_positive(self.metric, found["mismatch"])
+        return found
+
+    def _mismatch(self, path: ops.Path) -> tuple[Tensor, Tensor, Tensor]:
+        """The metric's value (float64) and its gradients in velocity and matrix, from its own kernel or by autograd through
+        `ops.warp`."""
         level = self.level
         fused = self.metric.fused(path, level.moving, level.fixed, self.weight)
         if fused is not None:
             value, v_grad, m_grad = fused
-            return float(value), v_grad, m_grad
+            return value.detach().reshape(()).to(torch.float64), v_grad, m_grad
         with torch.enable_grad():
             velocity, matrix = path.velocity.detach().requires_grad_(True), path.matrix.detach().requires_grad_(True)
             warped = ops.warp(level.moving, *path._replace(velocity=velocity, matrix=matrix))
             mismatch = measured.scalar(self.metric, self.metric(warped, level.fixed, self.weight))
             v_grad, m_grad = measured.gradients(mismatch, (velocity, matrix))
-        return float(mismatch.detach()), v_grad, m_grad
+        return mismatch.detach().to(torch.float64), v_grad, m_grad
 
     def constant(self, x: Tensor) -> bool:
         """Whether the metric has one value wherever the moving image lies; asked only where it never had a gradient."""
@@ -174,10 +200,11 @@ class Energy:
             warped = self.warp(x, self.level.moving, self.level.moving_grid)
         return measured.constant(self.metric, warped, self.level.fixed, self.weight)
 
-    def movement(self, change: Tensor) -> float:
-        """The largest distance a change of the variables moves a fixed pixel, to first order, in pixels of the level."""
+    def movement(self, change: Tensor) -> Tensor:
+        """The largest distance that a change of the variables moves a fixed pixel, to first order, in pixels of the level."""
         rim, bend = self._bound.moves(change, self._rim)
-        return (float(rim.square().sum(dim=-1).amax().sqrt()) + bend) / self._pixel
+        farthest = rim.square().sum(dim=-1).amax().sqrt()
+        return (farthest.to(bend.device, non_blocking=True) + bend) / self._pixel
 
     def overlap(self, x: Tensor) -> Tensor:
         """Weight ``[*S_f]`` of the fixed pixels that map onto trusted moving pixels; it fades over the moving border pixels."""

@@ -169,7 +169,8 @@ def held_out(levels: Sequence[Level], pullback: Tensor, metric: Callable[[Level]
         how: steps and reaches.
     """
     level = levels[-2] if len(levels) > 1 else levels[-1]
-    places = torch.meshgrid(*(torch.arange(n) // FIELD for n in level.fixed_grid.shape), indexing="ij")
+    device = level.fixed.device
+    places = torch.meshgrid(*(torch.arange(n, device=device) // FIELD for n in level.fixed_grid.shape), indexing="ij")
     odd = (torch.stack(places).sum(dim=0) % 2).to(torch.float32)
     number = torch.zeros_like(places[0])
     for place in places:
@@ -232,21 +233,32 @@ class _Canvas:
         self.level = level
         ndim = level.fixed_grid.ndim
         self.shape = level.fixed_grid.shape
+        self.device = level.fixed.device
         self.matrix = homogeneous.compose(pullback, level.fixed_grid.index_to_position())  # index → moving frame
-        still, one = torch.zeros((1, ndim, *(1,) * ndim)), (1.0,) * ndim
+        still, one = torch.zeros((1, ndim, *(1,) * ndim), device=self.device), (1.0,) * ndim
         moving = level.moving_grid
         path = ops.Path(
-            still, self.matrix[:ndim], self.shape, (0,) * ndim, moving.spacing, moving.origin, one, (0.0,) * ndim, 1
+            still,
+            self.matrix[:ndim].to(self.device),
+            self.shape,
+            (0,) * ndim,
+            moving.spacing,
+            moving.origin,
+            one,
+            (0.0,) * ndim,
+            1,
         )
         # the moving image and its mask under the affine map alone
         self.seen = torch.cat([ops.warp(level.moving, *path), ops.warp(level.trusted, *path)])
         self.whole = tuple(n + 2 * RIM for n in self.shape)
         self.inner = (slice(None), *(slice(RIM, RIM + n) for n in self.shape))
-        self.coords = torch.stack(torch.meshgrid(*(torch.arange(float(n)) for n in self.whole), indexing="ij"))
+        axes = [torch.arange(float(n), device=self.device) for n in self.whole]
+        self.coords = torch.stack(torch.meshgrid(*axes, indexing="ij"))
 
     def descend(self, velocity: Tensor | None, force: Force, steps: int, how: Following) -> tuple[Tensor, list[float]]:
         """The velocity ``[D, *whole]`` after so many steps of a force, from that of the level before on; and its mismatches."""
-        velocity = torch.zeros((len(self.shape), *self.whole)) if velocity is None else self._doubled(velocity)
+        still = torch.zeros((len(self.shape), *self.whole), device=self.device)
+        velocity = still if velocity is None else self._doubled(velocity)
         values = []
         for _ in range(steps):
             warped, weight = self.seen_under(velocity)
@@ -290,13 +302,13 @@ class _Canvas:
         nodes = nodes_over([2 * float(r) for r in reach], NODE * pixel, prior.most / ndim, prior.widening)
         back = homogeneous.inverse(self.matrix)
         index = nodes.coords() @ back[:ndim, :ndim].T + back[:ndim, ndim] + RIM
-        there = sampled(velocity, index.movedim(-1, 0).to(torch.float32), border=False)
+        there = sampled(velocity, index.movedim(-1, 0).to(torch.float32).to(self.device), border=False)
         # a flow is followed backwards towards the moving image, hence the sign
-        field_ = -torch.einsum("ij,j...->i...", linear.to(torch.float32), there)[None]
+        field_ = -torch.einsum("ij,j...->i...", linear.to(there), there)[None]
         rms = float(field_.square().mean().sqrt())
         extent = math.prod(self.level.moving_grid.extent) ** (1 / ndim)
         deviation = max(rms * (prior.adapts or 1.0), DEVIATION_FLOOR)
-        space = VelocitySpace(nodes, 1, 2**HALVINGS, extent * prior.scale, prior.order, deviation)
+        space = VelocitySpace(nodes, 1, 2**HALVINGS, extent * prior.scale, prior.order, deviation).on(self.device)
         return space, space.whitened(field_)
 
 
@@ -326,7 +338,8 @@ def smoothed(values: Tensor, deviation: float) -> Tensor:
     if deviation <= 0:
         return values
     reach = max(1, math.ceil(3 * deviation))
-    kernel = torch.exp(-(torch.arange(-reach, reach + 1, dtype=torch.float32) ** 2) / (2 * deviation**2))
+    steps = torch.arange(-reach, reach + 1, dtype=torch.float32, device=values.device)
+    kernel = torch.exp(-(steps**2) / (2 * deviation**2))
     kernel = kernel / kernel.sum()
     ndim = values.ndim - 1
     convolve = F.conv2d if ndim == 2 else F.conv3d

@@ -93,7 +93,10 @@ class Increment:
         return torch.cat([top, last])
 
     def gradient(self, q: Tensor, gradient: Tensor) -> Tensor:
-        """The gradient in ``q`` ``[K]``, from the gradient ``[D+1, D+1]`` in ``H(q)`` (chain rule)."""
+        """The gradient in ``q`` ``[K]``, from the gradient ``[D+1, D+1]`` in ``H(q)`` (chain rule).
+
+        ``q`` is on the host; where ``H`` is linear in it the result stays on the device of ``gradient``, else it is on the host.
+        """
         ndim = self.ndim
         if self.kind == "still":
             return torch.zeros(0, dtype=torch.float64)
@@ -101,7 +104,7 @@ class Increment:
             return torch.cat([gradient[:ndim, ndim], gradient[:ndim, :ndim].reshape(-1) / self.radius])
         with torch.enable_grad():
             at = q.detach().to(torch.float64).requires_grad_(True)
-            return torch.autograd.grad((self.matrix(at) * gradient).sum(), at)[0]
+            return torch.autograd.grad((self.matrix(at) * gradient.to(at.device)).sum(), at)[0]
 
 
 def affine_kind(transform: str) -> str:

@@ -44,4 +44,4 @@ def still_to_move(energy: Energy, x: Tensor) -> Tensor:
     with torch.no_grad():
         shift = maps.zoom * (maps.points(end, at, to_moving=True) - maps.points(x, at, to_moving=True))
     per_axis = shift.square().mean(dim=-1).sqrt().reshape(blocks.shape)
-    return on_pixels((AHEAD * per_axis).numpy(), level.fixed_grid)
+    return on_pixels((AHEAD * per_axis).cpu().numpy(), level.fixed_grid)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -51,7 +52,7 @@ class Level:
     @functools.cached_property
     def trusted(self) -> Tensor:
         """The moving side's mask ``[1, *S_m]``, with 0 on the border pixels, whose values are continued outside the image."""
-        out = torch.ones(self.moving_grid.shape, dtype=torch.float32)
+        out = torch.ones(self.moving_grid.shape, dtype=torch.float32, device=self.moving.device)
         if self.moving_weight is not None:
             out = self.moving_weight.clone()
         for d, n in enumerate(self.moving_grid.shape):
@@ -152,6 +153,8 @@ def _standardized(image: Image) -> tuple[Tensor, Tensor, Tensor]:
 class Halvings:
     """One side of a pair: standardised, in its normalised frame, at any number of halvings; each is computed once and kept.
 
+    It is made on the host, where starts are searched and figures drawn; `on` carries it to the device where the fit runs.
+
     Args:
         image: the side; its ``weight`` is its mask.
     """
@@ -162,6 +165,7 @@ class Halvings:
         data, mean, scale = _standardized(image)
         frame = Frame.of(image.grid)
         self._made = [(data, weight, frame.grid(image.grid))]
+        self._elsewhere: dict[torch.device, Halvings] = {}
         self.side = Side(
             Original(
                 image.grid.unit,
@@ -179,6 +183,19 @@ class Halvings:
     def of(cls, side: Image | Halvings) -> Halvings:
         """``side`` itself, or the halvings of an image."""
         return side if isinstance(side, Halvings) else cls(side)
+
+    def on(self, device: torch.device | str) -> Halvings:
+        """This side at all resolutions on another device: the finest one is copied, the others are computed there."""
+        device = torch.device(device)
+        data, weight, grid = self._made[0]
+        if device == data.device:
+            return self
+        if device not in self._elsewhere:
+            there = copy.copy(self)
+            there._made = [(data.to(device), None if weight is None else weight.to(device), grid)]
+            there._elsewhere = {}
+            self._elsewhere[device] = there
+        return self._elsewhere[device]
 
     def physical(self, times: int) -> Image:
         """The image after ``times`` halvings, on a grid in the data set's own unit."""

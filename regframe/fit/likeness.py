@@ -36,7 +36,7 @@ def fit_contrast(warped: Tensor, fixed: Tensor, weight: Tensor, order: int = 1, 
         both -= mean[:, None]
         products = ((both[:n] * w) @ both.T).to(torch.float64) / total  # [F, F + C_f]
         gram, cross = products[:, :n], products[:, n:]
-        gram = gram + ridge * (gram.diagonal().mean() + 1e-12) * torch.eye(n, dtype=gram.dtype)
+        gram = gram + ridge * (gram.diagonal().mean() + 1e-12) * torch.eye(n, dtype=gram.dtype, device=gram.device)
         theta: Tensor = torch.linalg.solve(gram, cross).to(features.dtype)
         return torch.addmm(mean[n:, None], theta.T, both[:n]).reshape(fixed.shape)
 
@@ -144,7 +144,7 @@ def correlation_area(residual: Tensor, weight: Tensor) -> float:
     size = [n if n <= TILE else TILE // 2 for n in weight.shape]
     reach = [max(4, n // 8) for n in size]  # largest lag in pixels: small enough to occur in many pairs
     shape = [smooth_size(n + r) for n, r in zip(size, reach, strict=True)]
-    power = pairs_power = torch.zeros(())
+    power = pairs_power = torch.zeros((), device=residual.device)
     for part in itertools.product(*parts):
         w = weight[part]
         r = (residual[(slice(None), *part)] - mean) * w
@@ -156,7 +156,7 @@ def correlation_area(residual: Tensor, weight: Tensor) -> float:
         return 1.0
     enough = pairs > 0.1 * pairs.reshape(-1)[0]
     for d, (n, most) in enumerate(zip(shape, reach, strict=True)):
-        lag = torch.arange(n)
+        lag = torch.arange(n, device=enough.device)
         lag = torch.minimum(lag, n - lag)
         enough = enough & (lag <= most).reshape([-1 if i == d else 1 for i in range(len(shape))])
     pairs = pairs.clamp(min=1e-12)

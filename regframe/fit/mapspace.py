@@ -1,10 +1,15 @@
-"""The space of maps that a fit searches, and the state of a fit in it: an affine increment and the flow of a velocity."""
+"""The space of maps that a fit searches, and the state of a fit in it: an affine increment and the flow of a velocity.
+
+Matrices are computed on the host in float64, whatever the device: they are a few numbers. Velocities, and variables that bend,
+are on the device of the space of velocities; variables of maps that do not bend are on the host.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -45,26 +50,30 @@ class MapSpace:
         return self.increment.size + (0 if self.space is None else self.space.size)
 
     def split(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """``q`` ``[K]`` and ``u`` ``[P]`` (None where maps do not bend) of the variables ``x`` ``[K + P]``."""
+        """``q`` ``[K]``, on the host, and ``u`` ``[P]`` (None where maps do not bend) of the variables ``x`` ``[K + P]``."""
         k = self.increment.size
-        return x[:k], (x[k:] if self.space is not None else None)
+        return x[:k].cpu(), (x[k:] if self.space is not None else None)
 
     def pullback(self, q: Tensor) -> Tensor:
         """``B(q)`` ``[D+1, D+1]``, fixed frame → moving frame; differentiable."""
         return homogeneous.compose(self.start, self.increment.matrix(q))
 
     def points(self, x: Tensor, at: Tensor, to_moving: bool = False) -> Tensor:
-        """Positions ``[N, D]`` (float64) mapped moving → fixed, or to the moving frame; differentiable in ``x``."""
+        """Positions ``[N, D]`` (float64) mapped moving → fixed, or to the moving frame, on their device; differentiable in
+        ``x``."""
         q, u = self.split(x)
         pullback = self.pullback(q)
+        pullback, back = (matrix.to(at.device) for matrix in (pullback, homogeneous.inverse(pullback)))
         if to_moving:
             at = reference.carry(pullback, at)
         if self.space is not None and u is not None:
             grid, velocity = self.space.grid, self.space.velocity(u).to(torch.float64)
-            at = ops.flow_points(at, velocity, grid.spacing, grid.origin, self.space.n_steps, to_moving)
-        return at if to_moving else reference.carry(homogeneous.inverse(pullback), at)
+            there = at.to(velocity.device)
+            flowed = ops.flow_points(there, velocity, grid.spacing, grid.origin, self.space.n_steps, to_moving)
+            at = flowed.to(at.device)
+        return at if to_moving else reference.carry(back, at)
 
-    def moves(self, change: Tensor, rim: Tensor) -> tuple[Tensor, float]:
+    def moves(self, change: Tensor, rim: Tensor) -> tuple[Tensor, Tensor]:
         """How far a change of the variables moves fixed positions, to first order, in fixed pixels.
 
         Args:
@@ -72,15 +81,16 @@ class MapSpace:
             rim: outermost positions ``[N, D]`` of the fixed frame, where the affine part moves most.
 
         Returns:
-            The displacement of each of ``rim`` by the affine part ``[N, D]``, and the largest displacement by the velocity.
+            The displacement of each of ``rim`` by the affine part ``[N, D]``, on the host, and the largest displacement by the
+            velocity, a float64 scalar on its device.
         """
         q, u = self.split(change)
         step = self.increment.matrix(q) - torch.eye(self.increment.ndim + 1, dtype=torch.float64)
         shift: Tensor = reference.carry(step, rim)
         if self.space is None or u is None:
-            return shift, 0.0
+            return shift, torch.zeros((), dtype=torch.float64)
         displacement = self.space.velocity(u).mean(dim=0)  # [D, *S]
-        return shift, self.zoom * float(displacement.square_().sum(dim=0).amax().sqrt())
+        return shift, self.zoom * displacement.square_().sum(dim=0).amax().sqrt().to(torch.float64)
 
     def with_space(self, space: VelocitySpace | None) -> MapSpace:
         """Maps with the same affine part and other velocities, or none."""
@@ -126,9 +136,15 @@ class Standing:
         return None if self.space is None or u is None else self.space.velocity(u)
 
     def bend(self, space: VelocitySpace) -> None:
-        """Let the map bend from here on, with velocities that are 0 at first."""
-        self.x = torch.cat([self.x, torch.zeros(space.size, dtype=torch.float32)])
+        """Let the map bend from here on, on the device of ``space``, with velocities that are 0 at first."""
+        self.x = torch.cat([self.x.to(space.device), torch.zeros(space.size, dtype=torch.float32, device=space.device)])
         self.maps = self.maps.with_space(space)
+
+    def on(self, device: torch.device | str) -> Self:
+        """This state with the variables of a bend, and the space of velocities, on another device."""
+        if self.space is None:
+            return self
+        return dataclasses.replace(self, x=self.x.to(device), maps=self.maps.with_space(self.space.on(device)))
 
     def take_enough_steps(self, config: Config) -> None:
         """Use as many Euler steps as keep the flow invertible, unless the user has set their number."""
@@ -150,5 +166,5 @@ class Standing:
         assert self.space is not None
         assert u is not None
         deviation = max(margin * rms, DEVIATION_FLOOR)
-        self.x = torch.cat([q, u * (self.space.deviation / deviation)])
+        self.x = torch.cat([q.to(u.device), u * (self.space.deviation / deviation)])
         self.maps = self.maps.with_space(self.space.with_deviation(deviation))

@@ -101,7 +101,7 @@ class Mixture:
             square = torch.sub(flat, mean).square_()
             square = square[0] if c == 1 else square.sum(dim=0)
             squares.append(square)
-            constant = torch.full((), math.log(max(share, 1e-30)) - c * math.log(sigma), dtype=flat.dtype)
+            constant = flat.new_full((), math.log(max(share, 1e-30)) - c * math.log(sigma))
             log_p.append(torch.add(constant, square, alpha=-1 / (2 * sigma**2)))
         return log_p, squares
 
@@ -122,11 +122,11 @@ def flattest(fixed: Tensor, weight: Tensor) -> Tensor:
     """
     c, shape = fixed.shape[0], fixed.shape[1:]
     flat, w = fixed.reshape(c, -1), weight.reshape(-1)
-    places = torch.arange(0, w.numel(), max(1, w.numel() // SAMPLE))
+    places = torch.arange(0, w.numel(), max(1, w.numel() // SAMPLE), device=w.device)
     places = places[w[places] > 0]
     if len(places) == 0:
         return flat.mean(dim=1)
-    change = torch.zeros(len(places), dtype=flat.dtype)
+    change = flat.new_zeros(len(places))
     stride = 1
     for n in reversed(shape):
         if n > 2:

@@ -26,11 +26,11 @@ and seldom above 4 (at most 5 to 7 on the synthetic pair of the benchmarks)."""
 class Objective(Protocol):
     """An energy of the variables of a `MapSpace`."""
 
-    def __call__(self, x: Tensor) -> tuple[float, Tensor]:
+    def __call__(self, x: Tensor) -> tuple[float | Tensor, Tensor]:
         """Energy and gradient ``[K + P]`` at ``x`` ``[K + P]``."""
         ...
 
-    def movement(self, change: Tensor) -> float:
+    def movement(self, change: Tensor) -> float | Tensor:
         """The largest distance that a change of the variables moves anything, in the energy's own pixels."""
         ...
 
@@ -52,7 +52,7 @@ class Preconditioner:
         increment, space = maps.increment, maps.space
         assert space is not None
         # turning the canvas by one pixel at its rim displaces it by 6^-1/2 pixels rms per axis
-        q = torch.full((increment.size,), 6.0**0.5, dtype=torch.float32)
+        q = torch.full((increment.size,), 6.0**0.5, dtype=torch.float32, device=space.device)
         q[: increment.ndim] = 1.0
         moving = curvature * maps.zoom**2  # per squared moving pixel
         hessian = moving / (canvas * space.n_slices) * space.symbol.to(torch.float64) ** 2
@@ -108,7 +108,7 @@ def descend(
     if change is None:
         return minimize(energy, x, energy.movement, descent, callback)
 
-    def changed(z: Tensor) -> tuple[float, Tensor]:
+    def changed(z: Tensor) -> tuple[float | Tensor, Tensor]:
         value, gradient = energy(change(z))
         return value, change(gradient)
 

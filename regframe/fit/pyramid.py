@@ -227,6 +227,14 @@ class Fit(Standing):
     last: Energy | None = None
     steep: bool = False
 
+    def on_host(self) -> Fit:
+        """This fit with all its tensors on the host, for figures and results; ``last`` stays with the images of its level."""
+        out = self.on("cpu")
+        weight, matching, overlap = (
+            None if value is None else value.cpu() for value in (self.weight, self.matching, self.overlap)
+        )
+        return dataclasses.replace(out, weight=weight, matching=matching, overlap=overlap)
+
 
 def adapt_prior(fit: Fit, moving: Grid, margin: float) -> None:
     """Set the prior's deviation from the displacement found so far; see `Standing.adapt_prior`.
@@ -240,7 +248,7 @@ def adapt_prior(fit: Fit, moving: Grid, margin: float) -> None:
     velocity = fit.velocity
     assert velocity is not None
     displacement = velocity.mean(dim=0)  # [D, *S]
-    inside = moving.contains(fit.space.grid.coords())
+    inside = moving.contains(fit.space.grid.coords(displacement.device))
     fit.adapt_prior(float((displacement**2).sum(dim=0)[inside].mean().div(moving.ndim).sqrt()), margin)
 
 
@@ -279,7 +287,7 @@ def fit_level(fit: Fit, level: Level, pair: Pair, stage: Stage, rules: LevelRule
     steered = weighed and not (fit.sections and pair.recipe.cuts is not None and not pair.recipe.cuts.weighed)
     rounds, done = config.matching.rounds if steered else 1, 0
     mixture: Mixture | None = None
-    posterior = ones = torch.ones(level.fixed_grid.shape, dtype=torch.float32)
+    posterior = ones = torch.ones_like(level.fixed_weight, dtype=torch.float32)
     for turn in range(rounds):
         fit.take_enough_steps(config)
         energy = pair.energy(level, metric, fit.maps, ones, 1.0)
@@ -369,7 +377,7 @@ def build_levels(fixed: Image | Halvings, moving: Image | Halvings, start: Tenso
         f_data, f_weight, f_grid = fixed.at(k)
         m_data, m_weight, m_grid = moving.at(max(0, round(k - math.log2(zoom))))
         if f_weight is None:
-            f_weight = torch.ones(f_grid.shape, dtype=torch.float32)
+            f_weight = torch.ones(f_grid.shape, dtype=torch.float32, device=f_data.device)
         if levels and levels[-1].fixed_grid.shape == f_grid.shape:
             continue
         if k == finest and noise_share(m_data) > NOISY:
@@ -384,7 +392,7 @@ def seen_at(fit: Fit, level: Level, metric: ImageMetric) -> tuple[Tensor, Tensor
     Returns the contrast-mapped moving image ``[C_f, *S_f]``, the fixed image ``[C_f, *S_f]``, and the weight of their overlap
     ``[*S_f]``.
     """
-    energy = Energy(level, metric, fit.maps, torch.ones(level.fixed_grid.shape, dtype=torch.float32), 1.0)
+    energy = Energy(level, metric, fit.maps, torch.ones_like(level.fixed_weight, dtype=torch.float32), 1.0)
     with torch.no_grad():
         weight = energy.overlap(fit.x)
         warped = energy.warp(fit.x, level.moving, level.moving_grid)
@@ -457,14 +465,16 @@ def _follow(fit: Fit, levels: list[Level], pair: Pair, cuts: Cuts, report: Repor
         if values:
             stage.tell(report, len(values), values[-1])
     fit.n_evaluations += sum(map(len, found.values))
-    fit.maps, fit.x = MapSpace(fit.pullback, fit.increment, found.space), torch.cat([0 * fit.x, found.variables])
+    fit.maps = MapSpace(fit.pullback, fit.increment, found.space)
+    fit.x = torch.cat([0 * fit.x.to(found.variables.device), found.variables])
     fit.following = True
     level, stage = levels[-1], Stage("lddmm", len(levels) - 1, len(levels), 1)
     with threads_for(level.work):
         fit = fit_level(fit, level, pair, stage, LevelRules(held=True), report)
         assert fit.last is not None
         fit.history.append(
-            {"stage": stage.name, "level": stage.level, "iteration": 1, "energy": fit.last(fit.x)[0], **fit.last.parts}
+            {"stage": stage.name, "level": stage.level, "iteration": 1, "energy": float(fit.last(fit.x)[0])}
+            | fit.last.parts
         )
         straight = Energy(level, fit.last.metric, fit.maps.with_space(None), fit.last.weight, fit.observations)
         straight(0 * before.x)
@@ -529,7 +539,7 @@ def _fit_bend(fit: Fit, levels: list[Level], fine: int, pair: Pair, report: Repo
     if fit.sections and pair.recipe.cuts is not None:
         prior = pair.recipe.cuts.prior
     space = velocity_space(pair.moving.grid, config, prior, fit.start)
-    fit.bend(space)
+    fit.bend(space.on(levels[0].fixed.device))
     for number, level in enumerate(levels):
         with threads_for(level.work):
             if number > 0 and config.sigma_regularizer is None and prior.adapts is not None:
@@ -595,7 +605,7 @@ def simpler_if_as_good(fit: Fit, level: Level, pair: Pair, n_levels: int, report
     assert fit.weight is not None
     metric, options = pair.metric(level), pair.config.optimizer
     bent = pair.energy(level, metric, fit.maps, fit.weight, fit.observations)
-    with_bending, _ = bent(fit.x)
+    with_bending = float(bent(fit.x)[0])
     maps = MapSpace(fit.pullback, fit.increment)
     straight = pair.energy(level, metric, maps, fit.weight, fit.observations)
     stage = Stage("straight", int(fit.history[-1]["level"]) if fit.history else 0, n_levels, options.max_iter)

@@ -183,7 +183,7 @@ def forces(predicted: Tensor, fixed: Tensor, weight: Tensor, grid: Grid) -> tupl
         return torch.nn.functional.pad(values, pad).reshape(split).sum(dim=within)
 
     pixels, residual = math.prod(sizes), fixed - predicted
-    square, scatter = torch.zeros_like(weight), torch.zeros(blocks_of(grid).shape)
+    square, scatter = torch.zeros_like(weight), weight.new_zeros(blocks_of(grid).shape)
     for d, (n, spacing) in enumerate(zip(grid.shape, grid.spacing, strict=True)):
         if n > 2:
             step, other = (
@@ -195,7 +195,8 @@ def forces(predicted: Tensor, fixed: Tensor, weight: Tensor, grid: Grid) -> tupl
             force.narrow(d, 1, n - 2).copy_((step * residual.narrow(1 + d, 1, n - 2)).mean(dim=0))
             scatter += summed(force * weight).square()
     hold = summed(square * weight) / (pixels * grid.ndim)
-    return hold.numpy().astype(np.float64), (scatter / (pixels * grid.ndim)).numpy().astype(np.float64)
+    found = (hold, scatter / (pixels * grid.ndim))  # from here on the host: filters of scipy, a few blocks
+    return found[0].cpu().numpy().astype(np.float64), found[1].cpu().numpy().astype(np.float64)
 
 
 def precision(hold: Array, scatter: Array) -> Array:
@@ -241,6 +242,7 @@ def bending_variance(density: Array, space: VelocitySpace) -> Array:
     """
     area = math.prod(n * s for n, s in zip(space.waves.shape, space.waves.spacing, strict=True))
     scale = math.prod(space.waves.shape) * space.n_slices
+    space = space.on("cpu")
     prior = (space.symbol.to(torch.float64).square() / scale).numpy()  # λ_k
     copies = np.broadcast_to(space.multiplicity.numpy(), prior.shape)
     logs = np.linspace(-16.0, 24.0, 81) - math.log(area * space.deviation**2)

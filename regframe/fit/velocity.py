@@ -106,6 +106,18 @@ class VelocitySpace:
         self._set_finer(finer)
 
     @property
+    def device(self) -> torch.device:
+        """Where velocities are computed."""
+        return self.symbol.device
+
+    def on(self, device: torch.device | str) -> VelocitySpace:
+        """This space with its velocities computed on another device."""
+        out = copy.copy(self)
+        out.symbol, out._columns = self.symbol.to(device), self._columns.to(device)
+        out.stiff = None if self.stiff is None else self.stiff.to(device)
+        return out
+
+    @property
     def multiplicity(self) -> Tensor:
         """Number of waves ``[K]`` that each coefficient of the last axis stands for: 2, but 1 for frequency 0 (half spectrum)."""
         return self._columns.square()

@@ -82,7 +82,12 @@ class Tile(NamedTuple):
 
 
 def resample_part(
-    part: Part, pull: Transform, tile: Tile, labels: bool = False, background: float | None = None
+    part: Part,
+    pull: Transform,
+    tile: Tile,
+    labels: bool = False,
+    background: float | None = None,
+    device: torch.device | str = "cpu",
 ) -> Tensor:
     """One tile of the result of `resample`, from the part of the image that it needs; bit for bit the same as from the whole.
 
@@ -92,9 +97,10 @@ def resample_part(
         tile: the tile to fill.
         labels: take the nearest pixel, so that ids are kept.
         background: value of target pixels outside the whole image; where None, the nearest border value (labels: 0).
+        device: where intensities are carried, if the map is one op (an affine map and a flow); all else is on the CPU.
 
     Returns:
-        ``[C, *tile.shape]`` in the part's dtype.
+        ``[C, *tile.shape]`` in the part's dtype, on the CPU; from another device the same but for rounding.
     """
     source = part.data
     dtype = source.dtype
@@ -111,7 +117,7 @@ def resample_part(
             working = dtype if dtype in (torch.uint8, torch.uint16) else torch.float32
         fused = _fusible(pull)
         if fused is not None:
-            out = _fused(part._replace(data=source.to(working)), fused, tile, background)
+            out = _fused(part._replace(data=source.to(working).to(device)), fused, tile, background).cpu()
             return out if out.dtype == dtype else _rounded(out, dtype)
         working = torch.float64 if working == torch.float64 else torch.float32
         source = source.to(working)
@@ -171,15 +177,16 @@ def move_points(points: PointSet, transform: Transform) -> PointSet:
 def _fused(part: Part, pull: _Fused, tile: Tile, background: float | None) -> Tensor:
     """`resample_part` of intensities by a single op."""
     affine, flow, after = pull
-    ndim = tile.grid.ndim
+    ndim, device = tile.grid.ndim, part.data.device
     matrix = homogeneous.compose(affine, tile.grid.index_to_position())[:ndim]
     if flow is None:
         velocity, v_grid, n_steps = torch.zeros((1, ndim, *(1,) * ndim)), Grid((1,) * ndim), 1
     else:
         velocity, v_grid, n_steps = flow.velocity, flow.grid, flow.n_steps or 1
     return ops.warp_crop(
-        part.data, velocity, matrix, tile.shape, tile.offset, part.grid.shape, part.offset, part.grid.spacing,
-        part.grid.origin, v_grid.spacing, v_grid.origin, n_steps, background, None if after is None else after[:ndim],
+        part.data, velocity.to(device), matrix.to(device), tile.shape, tile.offset, part.grid.shape, part.offset,
+        part.grid.spacing, part.grid.origin, v_grid.spacing, v_grid.origin, n_steps, background,
+        None if after is None else after[:ndim].to(device),
     )  # fmt: skip
 
 

@@ -43,6 +43,7 @@ class SlideJob:
         level: resolution of the image to read; it also gives the output's pixel size where ``spacing`` is None.
         background: value beyond the image's pixels, as in `SlideOptions`.
         finest: the finest pixels of the side ``to``, as in `canvas_grid`.
+        device: where intensities are carried, as in `SlideOptions`.
     """
 
     result: str
@@ -58,6 +59,7 @@ class SlideJob:
     level: int | None = None
     background: Background = "auto"
     finest: Grid | None = None
+    device: str = "cpu"
 
     def plan(self) -> SlideWarp | None:
         """The plan of `warp_slide`.
@@ -84,7 +86,7 @@ class SlideJob:
             transform,
             grid,
             locate(self.output),
-            SlideOptions(self.level, self.background),
+            SlideOptions(self.level, self.background, device=self.device),
             identity_of(locate(self.input)),
         )
 

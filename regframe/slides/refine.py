@@ -25,6 +25,7 @@ import torch
 from skimage.filters import threshold_otsu
 from torch import Tensor
 
+from .. import devices
 from ..contracts import Progress
 from ..data import Grid, Level, Pyramid
 from ..display.bars import shown
@@ -74,6 +75,7 @@ def refine(
     *,
     workers: int | None = None,
     progress: bool | Callable[[Progress], object] | None = None,
+    device: str = "cpu",
 ) -> Result:
     """Improve the map of two images at full resolution, tile by tile, wherever an improvement can be shown.
 
@@ -88,6 +90,8 @@ def refine(
         workers: threads; None takes one per core.
         progress: True draws bars; a function is called after every tile; the stage is the round (``pixels of 0.5 µm``), with the
             number of tiles done and in all.
+        device: where tiles are carried and windows compared: ``cpu``, ``cuda`` or ``cuda:N``; ``auto`` is the CPU, because much
+            of the time goes into reading. Another device changes the result by rounding alone.
 
     Returns:
         The result with the refined map; ``metrics["refinement"]`` says what was done: ``rounds``, each with ``pixel`` (fixed
@@ -111,11 +115,11 @@ def refine(
         raise ValueError(
             "wanted the result of two images to refine, got one of points or labels; refine needs intensities"
         )
-    workers = workers_of(workers)
+    workers, where = workers_of(workers), devices.chosen(device, 0)
     fixed, moving = place_pyramid(fixed, result.fixed_grid), place_pyramid(moving, result.moving_grid)
     coarse = (result.fixed_grid if result.weight_grid is None else result.weight_grid).pixel
     with on_threads(1), torch.no_grad(), shown(progress) as told:
-        field, rounds = _rounds(result, fixed, moving, coarse / fixed.grid.pixel, workers, told)
+        field, rounds = _rounds(result, fixed, moving, coarse / fixed.grid.pixel, workers, told, where)
     report: dict[str, Any] = {"kept": sum(r["kept"] for r in rounds), "rounds": rounds}
     metrics = dict(result.metrics)
     transform = result.transform
@@ -137,6 +141,7 @@ def _rounds(
     coarse: float,
     workers: int,
     progress: Callable[[Progress], object] | None,
+    device: torch.device,
 ) -> tuple[Field | None, list[dict[str, Any]]]:
     """The field, or None where nothing was kept; and the record of every round.
 
@@ -146,7 +151,7 @@ def _rounds(
     ratio = tiles.needed(moving, result.transform.inverse(), fixed.grid.spacing)  # moving pixels per fixed one
     finest = 2 ** max(0, math.floor(math.log2(1 / ratio) + 0.25)) if ratio < 1 else 1
     factor = max(finest, 2 ** max(0, math.ceil(math.log2(max(1.0, coarse * REACH / SEARCH)))))
-    look = _look(result, fixed, moving, max(coarse, factor))
+    look = dataclasses.replace(_look(result, fixed, moving, max(coarse, factor)), device=device)
     corners = tail.inverse().points(_rim(fixed.grid)).numpy()
     pool: list[Evidence] = []
     field: Field | None = None

@@ -217,9 +217,15 @@ def _step_boxes(nodes: _Nodes, low: Array, high: Array, implicit: bool) -> tuple
 
 
 def warp_tile(
-    source: Level, pull: Transform, grid: Grid, region: _Slices, labels: bool, background: float | None
+    source: Level,
+    pull: Transform,
+    grid: Grid,
+    region: _Slices,
+    labels: bool,
+    background: float | None,
+    device: torch.device | str = "cpu",
 ) -> Array | None:
-    """The pixels ``[C, *region]`` of the target, or None where all of them are background.
+    """The pixels ``[C, *region]`` of the target, carried on ``device``, or None where all of them are background.
 
     Only those chunks of ``source`` are read that the boxes of the region touch.
     """
@@ -238,7 +244,8 @@ def warp_tile(
     boxes[:, 1] = np.maximum(boxes[:, 1], np.minimum(boxes[:, 0] + 1, shape - 1))
     part, start = read_boxes(source, boxes)
     tile = Tile(grid, tuple(r.start for r in region), tuple(r.stop - r.start for r in region))
-    return resample_part(Part(torch.from_numpy(part), source.grid, start), pull, tile, labels, background).numpy()
+    pixels = Part(torch.from_numpy(part), source.grid, start)
+    return resample_part(pixels, pull, tile, labels, background, device).numpy()
 
 
 def read_boxes(source: Level, boxes: NDArray[np.int64]) -> tuple[Array, tuple[int, ...]]:

@@ -21,6 +21,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from .. import devices
 from ..contracts import Progress
 from ..data import Grid, Image, Level, Pyramid, describe_grid
 from ..display.bars import shown
@@ -74,16 +75,20 @@ class SlideOptions:
         chunk: pixels per axis that are compressed together, a power of two from 16.
         shard: pixels per axis of a shard of the finest level, ``chunk`` times a power of two (2 or more); None takes the
             largest within `SHARD_BYTES` and `LARGEST_SHARD` of which there are `FEWEST` or more.
+        device: where intensities are carried: ``cpu``, ``cuda`` or ``cuda:N``; ``auto`` is the CPU, because reading and
+            compressing take longer than carrying. On another device the pixels are the same but for rounding.
 
-    Raises ValueError for a chunk, shard or background that is none of these.
+    Raises ValueError for a chunk, shard, background or device that is none of these.
     """
 
     level: int | None = None
     background: Background = "auto"
     chunk: int = CHUNK
     shard: int | None = None
+    device: str = "cpu"
 
     def __post_init__(self) -> None:
+        devices.check(self.device)
         chunk, shard = self.chunk, self.shard
         if chunk < 16 or chunk & (chunk - 1):
             raise ValueError(f"wanted a chunk of a power of two from 16 pixels, got {chunk}")
@@ -337,7 +342,8 @@ class SlideWarp:
     def _warped(self, region: tuple[slice, ...]) -> Array | None:
         """Pixels of a region, None where all of them are background."""
         with self._reading(region):
-            return tiles.warp_tile(self.source, self._pull, self.grid, region, self.pyramid.labels, self.fill)
+            device = devices.chosen(self.options.device, 0)
+            return tiles.warp_tile(self.source, self._pull, self.grid, region, self.pyramid.labels, self.fill, device)
 
     @contextlib.contextmanager
     def started(self, overwrite: bool = False) -> Iterator[SlideWarp]:
@@ -454,6 +460,10 @@ class SlideWarp:
             self.options.chunk, self._edge,
         )  # fmt: skip
         sha.update(repr(facts).encode())
+        if (
+            devices.chosen(self.options.device, 0).type != "cpu"
+        ):  # what one device began, another goes on with in other bits
+            sha.update(b"cuda")
         for part in self.transform.parts():
             _hash(part, sha)
         coarsest = pyramid.levels[-1]

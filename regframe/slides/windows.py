@@ -77,12 +77,14 @@ class Look:
         moving: weight of each moving channel ``[C_m]``, such that the two weighted sums correlate most.
         tissue: tissue mask ``[*S]`` of the fixed side.
         grid: grid of the mask.
+        device: where tiles are carried and windows compared.
     """
 
     fixed: Tensor
     moving: Tensor
     tissue: NDArray[np.bool_]
     grid: Grid
+    device: torch.device | str = "cpu"
 
 
 def correlations(surfaces: NDArray[np.float16], moved: Array) -> tuple[Array, Array]:
@@ -126,7 +128,7 @@ def look_at(
     within &= moving.contains(pull.points(torch.from_numpy(at))).all(dim=1).numpy()
     if not within.any():
         return Seen.nothing("at the rim of an image")
-    pixels = tiles.warp_tile(source, pull, grid, wide, False, None)
+    pixels = tiles.warp_tile(source, pull, grid, wide, False, None, look.device)
     if pixels is None:
         return Seen.nothing("at the rim of an image")
     other = _projected(pixels, look.moving)
@@ -138,7 +140,7 @@ def look_at(
     places, shifts, sds = [], [], []
     chosen = np.flatnonzero(within & parity)
     a, b = (soften(without_mean(image, BAND)[None])[0] for image in (one, other))
-    for i, surface in zip(chosen, _surfaces(a, b, starts[chosen] - first), strict=True):
+    for i, surface in zip(chosen, _surfaces(a, b, starts[chosen] - first, look.device), strict=True):
         found = _peak(surface)
         if found is not None:
             places.append(middles[i])
@@ -147,7 +149,7 @@ def look_at(
     judging = np.flatnonzero(within & ~parity)
     a, b = (without_mean(image, FINE) for image in (one, other))
     judges, tables, chances = [], [], []
-    for i, surface in zip(judging, _surfaces(a, b, starts[judging] - first), strict=True):
+    for i, surface in zip(judging, _surfaces(a, b, starts[judging] - first, look.device), strict=True):
         chance = _deviation(surface)
         if chance > 0:
             judges.append(middles[i])
@@ -182,28 +184,37 @@ def without_mean(image: Tensor, size: int) -> Tensor:
     return image - torch.from_numpy(ndimage.uniform_filter(image.numpy(), size, mode="nearest"))
 
 
-def _surfaces(one: Tensor, other: Tensor, starts: NDArray[np.int64]) -> Iterator[NDArray[np.float32]]:
+def _surfaces(
+    one: Tensor, other: Tensor, starts: NDArray[np.int64], device: torch.device | str = "cpu"
+) -> Iterator[NDArray[np.float32]]:
     """Normalised cross-correlation ``[2 R + 1, 2 R + 1]`` of each window of ``one`` with ``other``.
 
-    It is given by displacement of ``other``.
+    It is given by displacement of ``other``. Windows are compared one by one, which stay in a core's cache; on another device
+    than the CPU all of a tile at once.
     """
+    f, m = one.to(device), other.to(device)
+    for corners in [[start] for start in starts.tolist()] if f.is_cpu else [starts.tolist()]:
+        if corners:
+            windows = [f[y : y + WINDOW, x : x + WINDOW] for y, x in corners]
+            around = [m[y - SEARCH : y + WINDOW + SEARCH, x - SEARCH : x + WINDOW + SEARCH] for y, x in corners]
+            yield from _compared(windows, around).cpu().numpy()
+
+
+def _compared(windows: list[Tensor], around: list[Tensor]) -> Tensor:
+    """The correlations ``[N, 2 R + 1, 2 R + 1]`` of N windows ``[W, W]`` with wider ones ``[W + 2 R, W + 2 R]``."""
     n = smooth_size(WINDOW + 2 * SEARCH)
     span = 2 * SEARCH + 1
-    for y, x in starts.tolist():
-        f = one[y : y + WINDOW, x : x + WINDOW]
-        m = other[y - SEARCH : y + WINDOW + SEARCH, x - SEARCH : x + WINDOW + SEARCH]
-        f = f - f.mean()
-        m = m - m.mean()
-        product = torch.fft.irfft2(torch.fft.rfft2(f, s=(n, n)).conj() * torch.fft.rfft2(m, s=(n, n)), s=(n, n))[
-            :span, :span
-        ]
-        sums = [F.pad(v.to(torch.float64), (1, 0, 1, 0)).cumsum(0).cumsum(1) for v in (m, m * m)]
-        total, square = (
-            s[WINDOW:, WINDOW:] - s[:-WINDOW, WINDOW:] - s[WINDOW:, :-WINDOW] + s[:-WINDOW, :-WINDOW] for s in sums
-        )
-        spread = (square - total**2 / WINDOW**2).clamp(min=0).sqrt() * float(f.norm())
-        found = torch.where(spread > 1e-6 * WINDOW**2, product / spread.clamp(min=1e-12), 0.0)
-        yield found.to(torch.float32).numpy()
+    f, m = (torch.stack([part - part.mean() for part in side]) for side in (windows, around))
+    length = torch.stack([part.norm() for part in f]).to(torch.float64)
+    product = torch.fft.irfft2(torch.fft.rfft2(f, s=(n, n)).conj() * torch.fft.rfft2(m, s=(n, n)), s=(n, n))
+    sums = [F.pad(v.to(torch.float64), (1, 0, 1, 0)).cumsum(1).cumsum(2) for v in (m, m * m)]
+    total, square = (
+        s[:, WINDOW:, WINDOW:] - s[:, :-WINDOW, WINDOW:] - s[:, WINDOW:, :-WINDOW] + s[:, :-WINDOW, :-WINDOW]
+        for s in sums
+    )
+    spread = (square - total**2 / WINDOW**2).clamp(min=0).sqrt() * length[:, None, None]
+    product = product[:, :span, :span]
+    return torch.where(spread > 1e-6 * WINDOW**2, product / spread.clamp(min=1e-12), 0.0).to(torch.float32)
 
 
 def _peak(surface: NDArray[np.float32]) -> tuple[Array, Array] | None:

@@ -233,5 +233,5 @@ def adopted(fit: Fit, found: Refined, pair: Pair) -> Fit:
     out = dataclasses.replace(
         fit, x=found.fit.x, maps=found.fit.maps, history=[*fit.history, *lines], reasons=[*fit.reasons], lost=False, torn=None,
         n_evaluations=fit.n_evaluations + found.fit.n_evaluations,
-    )  # fmt: skip
+    ).on(level.fixed.device)  # fmt: skip
     return fit_level(out, level, pair, Stage("cells", number, 1, len(lines)), LevelRules(held=True))

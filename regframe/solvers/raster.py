@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import confidence
+from .. import confidence, devices
 from ..config import Config
 from ..contracts import Fitted, Metric, Task
 from ..data import Grid, Image, unit_ratio
@@ -203,13 +203,22 @@ def by_cells(done: Run, pair: Compared, task: Task, recipe: Recipe) -> Run:
     if not pair.counted or task.metric is not None or task.config.sigma_landmarks is not None:
         return done
     began = pullback(done.sides, done.start)
-    found = cellwise.refined(done.fit, (pair.fixed, pair.moving), began, task.config)
+    found = cellwise.refined(done.fit.on_host(), (pair.fixed, pair.moving), began, task.config)
     if found is None:
         return done
-    fit = cellwise.adopted(done.fit, found, Pair(*done.sides, pair.ready, task.config, None, recipe, done.judge))
+    there = _on_device(done.sides, task)
+    fit = cellwise.adopted(done.fit, found, Pair(*there, pair.ready, task.config, None, recipe, done.judge))
     if done.judge is not None:
         fit.nats = done.judge(functools.partial(to_moving, fit), fit.pullback)
     return dataclasses.replace(done, fit=fit, cells=found)
+
+
+def _on_device(sides: tuple[Halvings, Halvings], task: Task) -> tuple[Halvings, Halvings]:
+    """Both sides where the task's fit runs; all that is searched, judged or drawn beside the fit stays on the host."""
+    most = task.config.pyramid.max_pixels
+    values = max(len(side.image.data) * min(math.prod(side.grid.shape), most) for side in sides)
+    device = devices.chosen(task.device, values)
+    return sides[0].on(device), sides[1].on(device)
 
 
 def _judge(sides: tuple[Halvings, Halvings], start: Tensor, task: Task, recipe: Recipe) -> Judge | None:
@@ -236,14 +245,14 @@ def fit(
     """
     began = pullback(sides, start)
     judge = judge or _judge(sides, start, task, recipe)
-    landmarks = pairs(sides, task)
+    landmarks, there = pairs(sides, task), _on_device(sides, task)
     followed = tuple(functools.partial(_prepared, metric) for metric in pair.followed)
     if _states_prior(task.config):
         followed = ()  # only an energy can weigh a prior that the user states
 
     def fitted_to(pairs_held: tuple[Tensor, Tensor, float] | None) -> Fit:
         bends = followed if pairs_held is None else ()  # only an energy can weigh landmarks
-        asked = Pair(*sides, pair.ready, task.config, pairs_held, recipe, judge, bends)
+        asked = Pair(*there, pair.ready, task.config, pairs_held, recipe, judge, bends)
         found = fit_pyramid(asked, began, task.progress)
         if judge is not None:
             found.nats = judge(functools.partial(to_moving, found), found.pullback)
@@ -306,6 +315,11 @@ def fitted(pair: Compared, done: Run, moving_grid: Grid) -> Fitted:
         done: the fit.
         moving_grid: canvas of the whole moving side, of which ``pair`` may hold only a part (a slab of a volume).
     """
+    last = done.fit.last
+    constant = not done.fit.steep and last is not None and last.constant(done.fit.x)
+    sd, spread = _position_sd(done, done.sides[0].grid)
+    # the fit is over: what follows is drawn, counted and stored on the host
+    done = dataclasses.replace(done, fit=done.fit.on_host())
     fit, fixed, moving = done.fit, *(side.image for side in done.sides)
     affine, phi = physical_maps(fit.pullback, fit.space, fit.velocity, fixed.grid, moving.grid)
     figures = _figures(done, affine, phi)
@@ -336,9 +350,9 @@ def fitted(pair: Compared, done: Run, moving_grid: Grid) -> Fitted:
         for name in ("confidence", "place_confidence"):
             figures[name] = max(figures[name] or 0.0, confidence.BY_CELLS)
     figures["metric"] = {"name": type(pair.metric).name, "why": pair.why}
-    if not fit.steep and fit.last is not None and fit.last.constant(fit.x):
+    if constant:
         figures["metric"]["constant"] = True
-    sd, figures["position_sd"] = _position_sd(done, fixed.grid)
+    figures["position_sd"], figures["device"] = spread, "cpu" if last is None else str(last.device)
     figures["threads"] = torch.get_num_threads()
     assert fit.overlap is not None
     assert fit.matching is not None
@@ -501,7 +515,8 @@ def _position_sd(done: Run, fixed: Grid) -> tuple[Tensor, dict[str, Any]]:
         move = still_to_move(fit.last, fit.x) * fixed.pixel
         sd = (sd.square() + move.square()).sqrt().to(sd.dtype)
         further = {"still_to_move": float(move.median())}
-    seen = sd[fit.overlap > 0.5] if bool((fit.overlap > 0.5).any()) else sd.flatten()
+    overlap = fit.overlap.cpu() > 0.5
+    seen = sd[overlap] if bool(overlap.any()) else sd.flatten()
     ordered = seen.sort().values
     median, p90 = (float(ordered[int(q * (len(ordered) - 1))]) for q in (0.5, 0.9))
     return sd, {"median": median, "p90": p90, "unit": fixed.unit, **further}

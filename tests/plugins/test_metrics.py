@@ -206,6 +206,7 @@ def test_what_is_remembered_of_the_fixed_side_is_never_stale(name: str) -> None:
         metric._scales, getattr(metric, "_eta", None), getattr(metric, "_floors", None)  # type: ignore[attr-defined]
     )  # fmt: skip
     fresh._per_pixel = getattr(metric, "_per_pixel", ())  # type: ignore[attr-defined]
+    fresh._stated, fresh._deviations = metric._stated, metric._deviations  # type: ignore[attr-defined]
     assert fresh(warped, fixed, weight).item() == changed
     weight.numpy()[0] = 0.0
     assert metric(warped, fixed, weight).item() == fresh(warped, fixed, weight.clone()).item()

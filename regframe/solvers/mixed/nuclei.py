@@ -459,7 +459,7 @@ def _follow(fit: Fit, field: Field, drawing: Image, to_moving: bool, moving: Ima
     places = np.concatenate([where_all(control), at])
     there = field(places)
     p, q = (there, places) if to_moving else (places, there)
-    now = dataclasses.replace(fit)
+    now = dataclasses.replace(fit.on("cpu"))
     if config.transform == "lddmm" and fit.space is None:
         now.bend(velocity_space(moving.grid, config))
     extent = math.prod(Frame.of(moving.grid).grid(moving.grid).extent)
@@ -475,6 +475,8 @@ def _follow(fit: Fit, field: Field, drawing: Image, to_moving: bool, moving: Ima
         now.n_evaluations += energy.n_evaluations
     now.last = copy.copy(fit.last)
     if now.last is not None:
+        now = now.on(now.last.device)
+        assert now.last is not None
         now.last.maps = now.last.maps.with_space(now.space)
     now.reasons = [*fit.reasons, outcome.reason if outcome.reason == "diverged" else "converged"]
     return now

@@ -177,7 +177,7 @@ class CloudEnergy:
     def movement(self, change: Tensor) -> float:
         """The largest distance a change of the variables moves a point, to first order, in units of σ."""
         rim, bend = self.maps.moves(change, self._rim)
-        return (float(rim.norm(dim=1).max()) + bend) / (self.sigma * (self.maps.zoom if self.backwards else 1.0))
+        return (float(rim.norm(dim=1).max()) + float(bend)) / (self.sigma * (self.maps.zoom if self.backwards else 1.0))
 
 
 @dataclass

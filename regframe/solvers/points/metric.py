@@ -100,7 +100,7 @@ class MetricEnergy:
     def movement(self, change: Tensor) -> float:
         """The largest distance a change of the variables moves a point, to first order, in fixed pixels."""
         rim, bend = self.maps.moves(change, self._rim)
-        return float(rim.norm(dim=1).max()) + bend
+        return float(rim.norm(dim=1).max()) + float(bend)
 
 
 def with_metric(
