@@ -147,7 +147,8 @@ class Energy:
                 at = x.requires_grad_(True)
                 p, target, sigma = self.landmarks
                 term = ((self.maps.points(at, p) - target) ** 2).sum() / (2 * sigma**2)
-                gradient += torch.autograd.grad(term, at)[0]
+                if at.numel():  # a map without variables stays where it is
+                    gradient += torch.autograd.grad(term, at)[0]
             pairs = float(term.detach())
         self.parts = {"mismatch": mismatch, "matching": matching, "regularizer": regularizer, "landmarks": pairs}
         return matching + regularizer + pairs, gradient

@@ -22,6 +22,7 @@ from ..maps.bends import split_last
 from ..maps.sequence import in_a_row
 from ..result import Result
 from ..slides.field import Evidence, Process, joined, length_before
+from ..slides.through import gentle
 from ..starts.landmarks import check_spread, fit_points
 from ..verdict import Finding, conclude, folds, round_trip
 from .pairs import Pair
@@ -102,7 +103,7 @@ def _bent(transform: Transform, fixed: Grid, p: torch.Tensor, q: torch.Tensor) -
     n = len(p)
     evidence = Evidence(z.numpy(), d, np.full((n, 2), accuracy), np.arange(n), np.ones(n, dtype=np.bool_))
     process = Process(head, low, high, tail.source_unit, accuracy)
-    field = process.gentle(evidence, length, max(size, 4 * accuracy))
+    field = gentle(process, evidence, length, max(size, 4 * accuracy))
     if field is None:
         raise ValueError("wanted landmarks to which a map can be bent without folding, got some that contradict each other; "
                          "turn off the one that is marked")  # fmt: skip
