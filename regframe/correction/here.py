@@ -1,7 +1,7 @@
-"""A map corrected in one region: through landmarks there, then by what the images say there; elsewhere it is what it was, bit for bit.
+"""A map corrected in one region, through landmarks there and by what the images say there; elsewhere it is the same, bit for bit.
 
-The correction is a flow of its own behind the map, in the fixed space, whose velocity is exactly 0 at every node whose cells reach
-out of the region: a position outside is moved by exactly nothing, forth and back.
+The correction is a flow of its own behind the map, in the fixed space, whose velocity is exactly 0 at every node with a cell that
+reaches out of the region: a position outside is moved by exactly nothing, forth and back.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ..data import Grid
 from ..maps.flow import Flow
 from ..maps.sequence import Sequence
 from ..result import Result
-from ..slides.field import NODES, Array, Evidence, Field, steepest
+from ..slides.field import NODES, Evidence, Field, steepest
 from ..slides.through import posterior
 from .images import Beyond, Looked
 from .landmarks import ACCURACY, apart, figures
@@ -77,19 +77,21 @@ def correct(
     if not len(p) and looked is None:
         raise ValueError("wanted a landmark well inside the region, got none; add one there, or draw the region wider")
     field = _through(result, region, deepest, p, q)
-    whole = _added(result, field)
     beyond = None
     if looked is not None:
         low, high = region.box
         more = _AROUND * (high - low)
         box = low - more, high + more
-        beyond = looked.beyond(whole, (p, q), ACCURACY * result.fixed_grid.pixel, box, report)
+        now = dataclasses.replace(result, transform=_added(result, field))
+        beyond = looked.beyond(now, (p, q), ACCURACY * result.fixed_grid.pixel, box, report)
     if beyond is not None:
         field = _together(region, field, beyond)
     steps = _steps(field)
     if steps > _MOST_STEPS:
-        raise ValueError("wanted landmarks to which the map can be bent within the region without tearing it, got a correction too "
-                         "large for it; draw the region wider, or turn off the landmark that is wrong")  # fmt: skip
+        raise ValueError(
+            "wanted landmarks to which the map can be bent within the region without tearing it, got a correction too large for "
+            "it; draw the region wider, or turn off the landmark that is wrong"
+        )
     found = dataclasses.replace(result, transform=_added(result, field))
     moved = np.linalg.norm(field.values.numpy(), axis=0)[region.window(field.grid) > 0.5] / result.fixed_grid.pixel
     low, high = region.box

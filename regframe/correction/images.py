@@ -1,4 +1,4 @@
-"""What the images themselves say beyond a map that landmarks have just corrected: a short fit that begins where the map laid them.
+"""What the images say beyond a map that landmarks have just corrected: a short fit that begins where the map laid them.
 
 Both sides are prepared once, as a registration prepares them, and kept at every resolution, so that a landmark that is dragged
 costs a warp and a few dozen steps on one or two levels.
@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,10 +21,12 @@ from ..data import Grid, Image
 from ..fit.frames import Frame
 from ..fit.halvings import Halvings
 from ..fit.pyramid import Fit, Pair, to_moving
+from ..fit.threads import on_threads
 from ..fit.warm import fit_on
 from ..maps.base import Transform
 from ..maps.resample import resample
 from ..reference import carry
+from ..result import Result
 from ..slides.field import Array
 from ..solvers.images import Images, recipe_of
 
@@ -71,16 +72,11 @@ class Looked:
     Args:
         fixed: the fixed image.
         moving: the moving image.
-        figures: those of their registration, of which whether both are different cuts of tissue, and how much fine structure
-            they share, are taken; both are judged anew, where the map lays them, where it does not say.
 
     Raises what preparing them raises.
     """
 
-    def __init__(self, fixed: Image, moving: Image, figures: Mapping[str, Any] | None = None) -> None:
-        known = figures or {}
-        self._cuts: bool | None = known.get("neighbouring_sections")
-        self._shared = float(known.get("shared_structure") or 0.0)
+    def __init__(self, fixed: Image, moving: Image) -> None:
         solver = Images()
         task = Task(fixed=fixed, moving=moving, metric=None, start="auto", config=Config(), progress=None)
         solver.check(task)
@@ -88,7 +84,7 @@ class Looked:
         self._sides = Halvings(self._pair.fixed), Halvings(self._pair.moving)
 
     @classmethod
-    def of(cls, fixed: object, moving: object, figures: Mapping[str, Any] | None = None) -> Looked | None:
+    def of(cls, fixed: object, moving: object) -> Looked | None:
         """Both sides, where they are flat images with intensities; None otherwise, or where they hold nothing to compare."""
         for side in (fixed, moving):
             if not isinstance(side, Image) or side.labels or side.grid.ndim != 2:
@@ -96,13 +92,13 @@ class Looked:
         assert isinstance(fixed, Image)
         assert isinstance(moving, Image)
         try:
-            return cls(fixed, moving, figures)
+            return cls(fixed, moving)
         except ValueError:
             return None
 
     def beyond(
         self,
-        transform: Transform,
+        base: Result,
         pairs: tuple[Tensor, Tensor],
         accuracy: float,
         box: tuple[Array, Array] | None = None,
@@ -111,13 +107,15 @@ class Looked:
         """What the images ask for beyond a map; None where they ask for nothing, or cannot tell.
 
         Args:
-            transform: the map, moving → fixed.
+            base: the map, with the figures of its registration: whether both sides are different cuts of tissue, and how much
+                fine structure they share, is taken from these where they say, and judged anew where they do not.
             pairs: moving and fixed positions ``[M, 2]`` of landmarks, which the fit is held to.
             accuracy: their standard deviation, in the fixed unit.
             box: lower and upper corner of what is looked at, in the fixed unit; the whole canvas where None.
             report: called after each step; what it raises ends the fit.
         """
-        fixed = None if self._cuts else self._fixed(box)
+        cuts, transform = base.metrics.get("neighbouring_sections"), base.transform
+        fixed = None if cuts else self._fixed(box)
         if fixed is None:
             return None
         size = self._sides[1].grid.pixel * _size(transform, fixed.grid)  # of a moving pixel, in the fixed unit
@@ -134,9 +132,11 @@ class Looked:
             matrix = Frame.of(fixed.grid).matrix()
             held = carry(matrix, transform.points(pairs[0])), carry(matrix, pairs[1]), accuracy / fixed.grid.pixel
         both, recipe = (Halvings(fixed), Halvings(laid)), recipe_of(self._pair)
-        if self._cuts is not None:
+        if cuts is not None:
             recipe = dataclasses.replace(recipe, cuts=None)
-        fit = fit_on(Pair(*both, self._pair.ready, config, held, recipe), self._shared, report)
+        shared = float(base.metrics.get("shared_structure") or 0.0)
+        with on_threads(1):  # the same bits wherever it is repeated
+            fit = fit_on(Pair(*both, self._pair.ready, config, held, recipe), shared, report)
         return None if fit is None or fit.space is None else Beyond(fit, fixed.grid)
 
     def _fixed(self, box: tuple[Array, Array] | None) -> Image | None:

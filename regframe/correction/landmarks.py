@@ -6,6 +6,7 @@ pairs to their accuracy, is nothing far from them, and is kept gentle enough to 
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any
@@ -23,7 +24,6 @@ from ..maps.sequence import in_a_row
 from ..result import Result
 from ..slides.field import (
     MOST_NODES,
-    NODES,
     STEEP,
     Array,
     Evidence,
@@ -72,7 +72,7 @@ def refitted(
     """
     transform, fixed = base.transform, base.fixed_grid
     first = _field(transform, fixed, p, q)
-    now = transform if first is None else joined(transform, first)
+    now = base if first is None else dataclasses.replace(base, transform=joined(transform, first))
     beyond = looked.beyond(now, (p, q), ACCURACY * fixed.pixel, report=report)
     if beyond is None:
         return None
@@ -81,7 +81,7 @@ def refitted(
 
 
 def figures(found: Result, p: Tensor, q: Tensor, where: str = "") -> dict[str, Any]:
-    """The base's figures, those of the map taken anew, and the remark that landmarks moved it (``where``: and nothing else did)."""
+    """The base's figures, those of the map taken anew, and the remark that landmarks moved it (``where``, in words)."""
     away = ((found.transform.points(p) - q).norm(dim=1) / found.fixed_grid.pixel).tolist()
     metrics = {**found.metrics, **map_figures(found), "landmark_residual_px": away}
     kept = [Finding(**item) for item in metrics.get("findings", ()) if not _of_map(item["sentence"])]
@@ -148,7 +148,9 @@ def _bounds(back: Transform, fixed: Grid) -> tuple[Array, Array]:
     """Lower and upper corner of the canvas before the map's last affine part."""
     low = [o - s / 2 for o, s in zip(fixed.origin, fixed.spacing, strict=True)]
     high = [a + e for a, e in zip(low, fixed.extent, strict=True)]
-    corners = back.points(torch.tensor([[y, x] for y in (low[0], high[0]) for x in (low[1], high[1])], dtype=torch.float64))
+    corners = back.points(
+        torch.tensor([[y, x] for y in (low[0], high[0]) for x in (low[1], high[1])], dtype=torch.float64)
+    )
     return corners.amin(dim=0).numpy(), corners.amax(dim=0).numpy()
 
 

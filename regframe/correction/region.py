@@ -79,7 +79,9 @@ class Region:
         The nodes next to the outline are 0 too, so that what is linear between nodes is nothing outside.
         """
         depth = self.depth(grid.coords().reshape(-1, grid.ndim).numpy())
-        reach = math.sqrt(sum(s**2 for s in grid.spacing))  # a cell's diagonal: such nodes touch no cell that reaches out
+        reach = math.sqrt(
+            sum(s**2 for s in grid.spacing)
+        )  # a cell's diagonal: such nodes touch no cell that reaches out
         return _smooth((depth - reach) / max(SEAM * float(depth.max()), 1e-300)).reshape(grid.shape)
 
     def share(self, at: Array, deepest: float) -> Array:

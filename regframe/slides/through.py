@@ -26,9 +26,7 @@ _TURNS = 6
 """Turns in which weights and noise are found, as `Process.fit` takes."""
 
 
-def gentle(
-    process: Process, evidence: Evidence, length: float, deviation: float, most: float = STEEP
-) -> Field | None:
+def gentle(process: Process, evidence: Evidence, length: float, deviation: float, most: float = STEEP) -> Field | None:
     """As `Process.gentle`, for few positions or many: the field, with a longer correlation length where it would be steeper than
     ``most``; None where that does not help."""
     if len(evidence.z) > FEW:

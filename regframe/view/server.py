@@ -140,6 +140,7 @@ class Page:
             Route("/api/export/{name:str}", _told(self.export), methods=get),
             Route("/api/place", _told(self.place), methods=post),
             Route("/api/follow", _told(self.follow), methods=post),
+            Route("/api/correct", _told(self.correct), methods=post),
             Route("/api/align", _told(self.align), methods=post),
             Route("/api/stop", _told(self.stop), methods=post),
             Route("/api/decide", _told(self.decide), methods=post),
@@ -312,6 +313,14 @@ class Page:
     def follow(self, request: Request, body: Any) -> Any:
         """Correct the map by the landmarks."""
         self.session.follow()
+        return self.session.maps()
+
+    def correct(self, request: Request, body: Any) -> Any:
+        """Correct the map inside a region."""
+        rings = _mapping(body).get("region")
+        if not isinstance(rings, list) or not all(isinstance(ring, list) for ring in rings):
+            raise ValueError("wanted outlines of a region, got something else")
+        self.session.correct([[_place(vertex) for vertex in ring] for ring in rings])
         return self.session.maps()
 
     def align(self, request: Request, body: Any) -> Any:

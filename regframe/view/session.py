@@ -16,18 +16,19 @@ from typing import Any
 import torch
 
 from ..config import Config
+from ..correction.region import Region
 from ..data import Grid, Image, PointSet, unit_ratio
 from ..io import outputs
 from ..maps import bends
 from ..maps.base import Transform
 from ..result import Result
-from . import pairfiles, pairs, steps
+from . import pairfiles, pairs, regions, steps
 from .bend import corrected, started
 from .display import Look, png
 from .layers import Fields
-from .source import Side, Source
+from .source import Side, Source, finest
 from .tiles import KEPT_FILES, KEPT_PIXELS, Canvas, Kept, Warped
-from .worker import Ask, Worker
+from .worker import Ask, Touch, Worker
 
 _OLD = 6
 """Maps that are kept beside those that are shown, so that tiles that are on their way still find theirs."""
@@ -45,7 +46,8 @@ class Shown:
         steps: how it came about.
         warped: the moving picture under it; None of a side without pixels.
         fields: its layers.
-        words: options of ``regframe register`` that give this map; None where that command alone does not.
+        words: options of the command ``verb`` that give this map; None where that command alone does not.
+        verb: ``register`` or ``correct``.
     """
 
     key: str
@@ -56,6 +58,26 @@ class Shown:
     warped: Warped | None
     fields: Fields
     words: tuple[str, ...] | None = None
+    verb: str = "register"
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What the other process was asked last.
+
+    Args:
+        number: of the question.
+        base: key of the map that was to be corrected.
+        done: steps of its answer.
+        title: what its answer is called.
+        words: options of ``regframe correct`` that give it, or None.
+    """
+
+    number: int
+    base: str
+    done: tuple[steps.Step, ...]
+    title: str
+    words: tuple[str, ...] | None
 
 
 @dataclass(frozen=True)
@@ -96,7 +118,7 @@ class Session:
         base = setting.result
         self.fixed = Side.of(setting.fixed, None if base is None else base.fixed_grid)
         self.moving = Side.of(setting.moving, None if base is None else base.moving_grid)
-        self.canvas = Canvas(_finest(self.fixed))
+        self.canvas = Canvas(finest(self.fixed))
         self.looks = {
             name: None if side.pyramid is None else Look.of(side.pyramid)
             for name, side in (("fixed", self.fixed), ("moving", self.moving))
@@ -122,6 +144,7 @@ class Session:
         self.said = self._recovered()
         self.saved: str | None = None
         self._data: tuple[Image | PointSet, Image | PointSet] | None = None
+        self._asked_for: _Asked | None = None
         self._pending: tuple[Ask, tuple[str, ...]] | None = None
         self.worker = Worker(setting.fixed, setting.moving, self._heard)
 
@@ -141,10 +164,13 @@ class Session:
         by_hand: bool,
         done: Iterable[steps.Step],
         words: tuple[str, ...] | None = None,
+        verb: str = "register",
     ) -> Shown:
         warped = None if self.moving.pyramid is None else Warped(self.moving.pyramid, result.transform, self.canvas)
         fields = Fields(result.transform, None if by_hand else result, self.fixed.grid, self.moving.grid)
-        shown = Shown(f"{self._born}{next(self._count)}", title, result, by_hand, tuple(done), warped, fields, words)
+        shown = Shown(
+            f"{self._born}{next(self._count)}", title, result, by_hand, tuple(done), warped, fields, words, verb
+        )
         with self._lock:
             self._maps[shown.key] = shown
             living = {getattr(self, "current", shown).key, shown.key}
@@ -202,8 +228,62 @@ class Session:
         base, now = self.current, pairs.used(self.pairs.now)
         found = corrected(base.result, now, base.by_hand)
         shown = self._added("Corrected by landmarks", found, False, (*base.steps, steps.bent(now, base.by_hand)))
-        self._propose(shown)
+        with self._lock:
+            number = self._asking(
+                base, (*base.steps, steps.looked(now, base.by_hand)), "Corrected by landmarks and images"
+            )
+            self._propose(shown)
+        self.worker.touch(Touch(number, base.result, pairs.plain(now), base.by_hand))
         return shown
+
+    def correct(self, rings: Any) -> None:
+        """Correct the present map inside a region alone, by landmarks and images there; the other process does it.
+
+        Args:
+            rings: outlines of the region, ``[R][K][2]`` as (y, x) on the fixed side.
+
+        Raises ValueError for a region that is none, and while an alignment runs.
+        """
+        base, now = self.current, pairs.used(self.pairs.now)
+        outlines, landmarks, words = self._written(Region.of(rings).rings, now)
+        inner = base.steps[-1:] and base.steps[-1]["do"] == "open"
+        with self._lock:
+            done = (*base.steps, steps.mended(outlines, landmarks))
+            number = self._asking(base, done, "Corrected in a region", words if inner else None)
+        if not self.worker.touch(Touch(number, base.result, pairs.plain(landmarks), base.by_hand, list(outlines))):
+            raise ValueError("wanted one fit at a time, got a correction while an alignment runs; stop it first")
+
+    def _written(self, rings: Any, now: list[pairs.Pair]) -> tuple[Any, list[pairs.Pair], tuple[str, ...]]:
+        """Region and landmarks as they read back from the files, beside the output, that the command takes; and its words."""
+        region, table = self._beside(".region.geojson"), self._beside(".region.csv")
+        sides = self.grids()
+        regions.write(rings, region, sides.fixed)
+        steps.keep(table, pairfiles.write_csv(now, sides))
+        found = pairfiles.read(table.read_text(encoding="utf-8"), sides) if now else []
+        landmarks = [pairs.Pair(i, name, fixed, moving, on) for i, (name, fixed, moving, on) in enumerate(found, 1)]
+        words = ("--region", str(region), *(("--landmarks", str(table)) if now else ()))
+        return regions.read(region, sides.fixed).rings, landmarks, words
+
+    def _asking(
+        self, base: Shown, done: tuple[steps.Step, ...], title: str, words: tuple[str, ...] | None = None
+    ) -> int:
+        """Note what the other process is about to be asked, so that its answer is known from older ones; returns its number."""
+        self._asked_for = _Asked(next(self._count), base.key, done, title, words)
+        return self._asked_for.number
+
+    def _touched(self, number: int, found: Result | str | None) -> None:
+        """Show the answer of the other process, unless something else was asked for, or another map was taken, meanwhile."""
+        with self._lock:
+            asked = self._asked_for
+            if asked is None or asked.number != number or asked.base != self.current.key:
+                return
+            self._asked_for = None
+            if isinstance(found, Result):
+                shown = self._added(asked.title, found, False, asked.done, asked.words, verb="correct")
+                self._propose(shown)
+        if isinstance(found, str):
+            self.tell("problem", {"text": found})
+        self.tell("settled", {"number": number})
 
     def _propose(self, shown: Shown) -> None:
         with self._lock:
@@ -213,6 +293,7 @@ class Session:
     def decide(self, take: bool) -> None:
         """Take the new map in place of the present one, or leave it."""
         with self._lock:
+            self._asked_for = None
             if take and self.fresh is not None:
                 self.current = self.fresh
             self.fresh = None
@@ -286,7 +367,7 @@ class Session:
 
     def grids(self) -> pairfiles.Sides:
         """The finest grids of both sides."""
-        return pairfiles.Sides(_finest(self.fixed), _finest(self.moving))
+        return pairfiles.Sides(finest(self.fixed), finest(self.moving))
 
     # ---- aligning ---------------------------------------------------------------------------------------------------
 
@@ -325,6 +406,9 @@ class Session:
         if word == "done" and self._pending is not None:
             ask, words = self._pending
             self.fresh = self._added("The new map", value, False, (steps.fitted(ask),), words)
+        if word in ("touched", "untouched"):
+            self._touched(*value)
+            return
         if word == "progress":
             self.tell("progress", value)
             return
@@ -337,6 +421,8 @@ class Session:
     def command(self, shown: Shown) -> str:
         """The command that makes the folder of a map without a browser."""
         setting = self.setting
+        if shown.words is not None and shown.verb == "correct":
+            return steps.line(["regframe", "correct", setting.folder, *shown.words, "-o", setting.output])
         if shown.words is not None:
             return steps.line(["regframe", "register", setting.fixed.path, setting.moving.path, "-o", setting.output,
                                *setting.words, *shown.words])  # fmt: skip
@@ -359,7 +445,8 @@ class Session:
                 self._data = setting.fixed.data(), setting.moving.data()
             text = steps.written(shown.steps)
             steps.keep(self._beside(".steps.json"), text)
-            words = dict(zip((shown.words or ())[::2], (shown.words or ())[1::2], strict=False))
+            begun = () if shown.verb == "correct" else shown.words or ()
+            words = dict(zip(begun[::2], begun[1::2], strict=False))
             run = {**setting.run, "landmarks": None, "init": words.get("--init", "auto")}
             if "--landmarks" in words:
                 run["landmarks"] = Path(words["--landmarks"]).resolve()
@@ -432,10 +519,6 @@ def _told(shown: Shown) -> dict[str, Any]:
         "confidence": metrics.get("confidence"),
         "layers": list(shown.fields.names),
     }
-
-
-def _finest(side: Side) -> Grid:
-    return side.grid if side.pyramid is None else side.pyramid.grid
 
 
 def _side_by_side(moving: Grid, fixed: Grid) -> torch.Tensor:

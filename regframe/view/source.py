@@ -98,6 +98,11 @@ class Side:
         return cls(source.path.name, canvas or pyramid.grid, pyramid, None)
 
 
+def finest(side: Side) -> Grid:
+    """The finest pixels of a side; of one without pixels, its canvas."""
+    return side.grid if side.pyramid is None else side.pyramid.grid
+
+
 def _with_levels(pyramid: Pyramid) -> Pyramid:
     """An image of one resolution with coarser ones made of it in memory, where it is small enough for that."""
     level = pyramid.levels[0]
