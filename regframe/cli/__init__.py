@@ -1,7 +1,8 @@
 """The command line: click commands over the public API. Nothing here imports torch before a command needs it.
 
 One module per command: ``register``, ``refine``, ``correct``, ``view``, ``apply``, ``evaluate``, ``compose``, ``report``,
-``batch`` (each job of it: ``job``), ``stack``, ``rounds``, ``exchange`` (export, import), ``inspect`` (info, plugins, doctor), ``demo``,
+``batch`` (each job of it: ``job``), ``stack``, ``rounds``, ``exchange`` (export, import),
+``inspect`` (info, plugins, doctor), ``demo``,
 ``shrink`` (shrink-case), ``bench``;
 ``progress`` is the display of all, ``interrupts`` how all end when told to, ``leftovers`` what doctor says of interrupted runs,
 ``streams`` puts standard input and output in place of files, ``asread`` says how a run read a file that is moved,

@@ -34,6 +34,8 @@ PIXELS = 160_000
 """Pixels of the fixed side that a short fit looks at, at most: on two cores a fit of so many is done within half a second."""
 _LEVELS = 3
 """Resolutions of a short fit: a map that passes through its landmarks is off by less than the coarser one's reach."""
+_STEPS = 40
+"""Steps on each resolution at most: a fit that begins near its end takes 20 to 40, and one that would take more is not short."""
 _LEAST = 24
 """Pixels along the shorter side, at least, of what is looked at: less holds no structure to align."""
 
@@ -126,7 +128,13 @@ class Looked:
         laid = resample(moving, transform, fixed.grid)
         if laid.weight is None or not bool((laid.weight > 0.5).any()):
             return None
-        config = Config.model_validate({"transform": "lddmm", "pyramid": {"levels": _LEVELS, "max_pixels": 1 << 40}})
+        config = Config.model_validate(
+            {
+                "transform": "lddmm",
+                "pyramid": {"levels": _LEVELS, "max_pixels": 1 << 40},
+                "optimizer": {"max_iter": _STEPS},
+            }
+        )
         held = None
         if len(pairs[0]):
             matrix = Frame.of(fixed.grid).matrix()

@@ -36,6 +36,7 @@ FILES = {
     "pictures.js": "text/javascript; charset=utf-8",
     "marks.js": "text/javascript; charset=utf-8",
     "controls.js": "text/javascript; charset=utf-8",
+    "region.js": "text/javascript; charset=utf-8",
     "openseadragon.min.js": "text/javascript; charset=utf-8",
     "openseadragon.LICENSE.txt": "text/plain; charset=utf-8",
 }

@@ -3,6 +3,7 @@
 import { colours, drawings, layers } from "./controls.js";
 import { Marks } from "./marks.js";
 import { Pictures } from "./pictures.js";
+import { Outline } from "./region.js";
 import { $, get, listen, made, number, send, soon } from "./talk.js";
 
 const MEANING = { pass: "Confirmed", warn: "Not confirmed", fail: "Contradicted, or no evidence" };
@@ -37,6 +38,7 @@ let grip = null;
 let marks;
 const pictures = new Pictures(state, views, () => marks?.later());
 marks = new Marks(pictures, views, state.canvas);
+const outline = new Outline(pictures, marks, { tried, begins: () => setAdding(false) });
 const key = () => shown;
 const layered = layers(marks, key);
 const drawn = drawings(state, marks, key);
@@ -159,7 +161,7 @@ function tellPairs() {
     const counts = made("input", { type: "checkbox", checked: pair.on, ariaLabel: `Landmark ${pair.name} counts`,
       onchange: (event) => change(pair.id, { on: event.target.checked }) });
     counts.dataset.focus = `on-${pair.id}`;
-    const cell = made("td", {}, `${number(pair.residual)} ${unit}`);
+    const cell = made("td", {}, `${number(pair.residual < state.canvas.spacing[0] / 1000 ? 0 : pair.residual)} ${unit}`);
     if (pair.odd && pair.on) {
       cell.append(made("div", { className: "why" }, pair.trusted ? `trusted, though ${number(pair.off)} ${unit} from the others`
         : `disagrees with the others by ${number(pair.off)} ${unit}: left out`));
@@ -188,6 +190,7 @@ function look(pair) {
 }
 
 function setAdding(on) {
+  if (on && outline.drawing) outline.draw("");
   adding = on;
   $("add").setAttribute("aria-pressed", String(on));
   $("stage").classList.toggle("adding", on);
@@ -198,6 +201,7 @@ function setAdding(on) {
 for (const [view, viewer] of Object.entries(pictures.viewers)) {
   viewer.addHandler("canvas-press", (event) => {
     grip = null;
+    if (outline.press(view, event.position)) return;
     const found = marks.hit(view, event.position, event.originalEvent.shiftKey);
     if (found) {
       choose(found.id);
@@ -205,6 +209,10 @@ for (const [view, viewer] of Object.entries(pictures.viewers)) {
     } else if (dragging) grip = { start: pictures.toCanvas(view, event.position), view };
   });
   viewer.addHandler("canvas-drag", (event) => {
+    if (outline.drag(view, event.position)) {
+      event.preventDefaultAction = true;
+      return;
+    }
     if (!grip) return;
     event.preventDefaultAction = true;
     const at = pictures.toCanvas(view, event.position);
@@ -220,6 +228,7 @@ for (const [view, viewer] of Object.entries(pictures.viewers)) {
   viewer.addHandler("canvas-release", async () => {
     const held = grip;
     grip = null;
+    if (outline.release()) return;
     if (!held?.moved) return;
     if (held.start) {
       const { spacing } = state.canvas;
@@ -232,6 +241,10 @@ for (const [view, viewer] of Object.entries(pictures.viewers)) {
     }
   });
   viewer.addHandler("canvas-click", (event) => {
+    if (event.quick && outline.click(view, event.position)) {
+      event.preventDefaultAction = true;
+      return;
+    }
     if (!event.quick || !adding || marks.hit(view, event.position, false)) return;
     event.preventDefaultAction = true;
     add(view, pictures.toCanvas(view, event.position));
@@ -337,6 +350,11 @@ document.addEventListener("keydown", (event) => {
     $(event.shiftKey ? "redo" : "undo").click();
     return;
   }
+  if (!typing && !event.target.matches?.("button, summary") && outline.key(event.key)) {
+    event.preventDefault();
+    event.stopPropagation();
+    return;
+  }
   if (typing || event.ctrlKey || event.metaKey) return;
   const pair = list.pairs.find((one) => one.id === marks.chosen);
   const arrow = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key];
@@ -381,6 +399,7 @@ listen({
     $("progress").textContent = `${step.stage}, level ${step.level + 1} of ${step.n_levels}, step ${step.done}`;
   },
   problem: ({ text }) => notice(text),
+  settled: () => { window.regframe.settled += 1; outline.tell(); },
   saved: tellSaved,
   lost: () => notice("The server does not answer: it was ended, or the connection broke. Landmarks are kept; run regframe view again."),
   back: () => { notice(""); reload(); },
@@ -392,7 +411,7 @@ $("output").textContent = `into ${state.output}`;
 document.title = `${state.sides.moving.name} on ${state.sides.fixed.name} – regframe`;
 if (state.said) notice(state.said);
 pictures.viewers.a.addOnceHandler("tile-drawn", () => { window.regframe.first = performance.now(); });
-window.regframe = { pictures, marks, changes: 0, ready: "", list: () => list, maps: () => maps };
+window.regframe = { pictures, marks, outline, settled: 0, changes: 0, ready: "", list: () => list, maps: () => maps };
 pictures.fit();
 setMode(state.maps.current.by_hand ? "side" : "overlay");
 await show();
