@@ -252,7 +252,7 @@ for (const [view, viewer] of Object.entries(pictures.viewers)) {
   const values = soon(60, async (at) => {
     try {
       const [y, x] = marks.position(at);
-      tellValues(await get(`/api/values?key=${shown}&y=${y}&x=${x}`));
+      tellValues(await get(`/api/values?key=${shown}&y=${y}&x=${x}&plane=${pictures.plane}`));
     } catch { $("under").textContent = ""; }
   });
   views[view].addEventListener("pointermove", (event) => {
@@ -264,8 +264,8 @@ for (const [view, viewer] of Object.entries(pictures.viewers)) {
 
 function tellValues(found) {
   const colour = (values) => (values ? Object.entries(values).slice(0, 6).map(([name, value]) => `${name} ${number(value)}`).join(", ") : "outside");
-  const [y, x] = found.fixed_at;
-  const words = [`x ${number(x)}, y ${number(y)} ${found.unit}`];
+  const at = [...found.fixed_at].reverse().map((value, i) => `${"xyz"[i]} ${number(value)}`);
+  const words = [`${at.join(", ")} ${found.unit}`];
   if (state.sides.fixed.pixels) words.push(`fixed: ${colour(found.fixed)}`);
   if (state.sides.moving.pixels) words.push(`moving: ${colour(found.moving)}`);
   const names = { weight: "matching", sd: "within", area: "area", bend: "bend" };
@@ -288,6 +288,38 @@ function setMode(mode) {
     views.b.append(made("div", { className: "side-name" }, `moving: ${state.sides.moving.name}`));
   }
   setTimeout(() => marks.later(), 50);
+}
+
+// ---- planes of volumes ------------------------------------------------------------------------------------------------
+
+const sliced = { z: 0, y: 0, x: 0 };
+
+async function slice(axis, turned) {
+  const plane = state.planes.find((one) => one.axis === axis);
+  const at = Math.min(Math.max(sliced[axis], 0), plane.count - 1);
+  sliced[axis] = at;
+  $("slice").max = plane.count - 1;
+  $("slice").value = at;
+  $("slice-at").textContent = `${at + 1} of ${plane.count}`;
+  $("slice").setAttribute("aria-valuetext", `${at + 1} of ${plane.count}, at ${number(plane.first + at * plane.step)} ${plane.unit}`);
+  await pictures.slice(`${axis}:${at}`, turned ? plane : null);
+  window.regframe.sliced = `${axis}:${at}`;
+}
+
+function planes() {
+  $("planes").hidden = false;
+  for (const part of document.querySelectorAll(".flat")) part.hidden = true;
+  for (const option of [...$("begin").options]) if (option.value !== "search") option.remove();
+  for (const { axis, count } of state.planes) sliced[axis] = Math.floor(count / 2);
+  $("axis").append(...state.planes.map(({ axis }) => made("option", { value: axis }, axis)));
+  $("axis").addEventListener("change", (event) => slice(event.target.value, true));
+  const soonest = soon(40, () => slice($("axis").value, false));
+  $("slice").addEventListener("input", (event) => {
+    sliced[$("axis").value] = Number(event.target.value);
+    $("slice-at").textContent = `${Number(event.target.value) + 1} of ${state.planes.find((one) => one.axis === $("axis").value).count}`;
+    soonest();
+  });
+  slice("z", false);
 }
 
 const place = (values) => tried(async () => newMaps(await send("/api/place", values)));
@@ -359,10 +391,16 @@ document.addEventListener("keydown", (event) => {
   const pair = list.pairs.find((one) => one.id === marks.chosen);
   const arrow = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key];
   if (field && (arrow || event.key === "Enter")) return;
+  if (state.planes.length && (event.key === "PageUp" || event.key === "PageDown")) {
+    event.preventDefault();
+    sliced[$("axis").value] += event.key === "PageUp" ? 1 : -1;
+    slice($("axis").value, false);
+    return;
+  }
   if (event.key === "m" || event.key === "M") {
     const modes = Object.keys(MODES);
     setMode(modes[(modes.indexOf(pictures.mode) + 1) % modes.length]);
-  } else if (event.key === "a" || event.key === "A") setAdding(!adding);
+  } else if ((event.key === "a" || event.key === "A") && !state.planes.length) setAdding(!adding);
   else if (event.key === "Escape") { setAdding(false); choose(null); }
   else if (event.key === "Delete" && pair) remove(pair.id);
   else if (event.key === "Enter" && adding && !event.target.matches("button, summary")) {
@@ -412,6 +450,7 @@ document.title = `${state.sides.moving.name} on ${state.sides.fixed.name} – re
 if (state.said) notice(state.said);
 pictures.viewers.a.addOnceHandler("tile-drawn", () => { window.regframe.first = performance.now(); });
 window.regframe = { pictures, marks, outline, settled: 0, changes: 0, ready: "", list: () => list, maps: () => maps };
+if (state.planes.length) planes();
 pictures.fit();
 setMode(state.maps.current.by_hand ? "side" : "overlay");
 await show();
