@@ -1,7 +1,8 @@
 """The command line: click commands over the public API. Nothing here imports torch before a command needs it.
 
-One module per command: ``register``, ``refine``, ``view``, ``apply``, ``evaluate``, ``compose``, ``report``, ``batch`` (each job
-of it: ``job``), ``stack``, ``rounds``, ``exchange`` (export, import), ``inspect`` (info, plugins, doctor), ``demo``,
+One module per command: ``register``, ``refine``, ``correct``, ``view``, ``apply``, ``evaluate``, ``compose``, ``report``,
+``batch`` (each job of it: ``job``), ``stack``, ``rounds``, ``exchange`` (export, import),
+``inspect`` (info, plugins, doctor), ``demo``,
 ``shrink`` (shrink-case), ``bench``;
 ``progress`` is the display of all, ``interrupts`` how all end when told to, ``leftovers`` what doctor says of interrupted runs,
 ``streams`` puts standard input and output in place of files, ``asread`` says how a run read a file that is moved,
@@ -25,6 +26,7 @@ from .apply import apply
 from .batch import batch
 from .bench import bench
 from .compose import compose
+from .correct import correct
 from .demo import demo
 from .evaluate import evaluate
 from .exchange import export, import_
@@ -69,6 +71,7 @@ main = Whole(
 for command in (
     register,
     refine,
+    correct,
     view,
     apply,
     evaluate,

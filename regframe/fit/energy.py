@@ -141,7 +141,8 @@ class Energy:
             with torch.enable_grad():
                 at = x.requires_grad_(True)
                 term = ((self.maps.points(at, p) - target) ** 2).sum() / (2 * sigma**2)
-                gradient += torch.autograd.grad(term, at)[0]
+                if at.numel():  # a map without variables stays where it is
+                    gradient += torch.autograd.grad(term, at)[0]
             pairs = term.detach().to(mismatch.device)
         self._parts = (mismatch, matching, regularizer, pairs)
         return matching + regularizer + pairs, gradient

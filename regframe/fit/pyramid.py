@@ -440,7 +440,7 @@ def fit_pyramid(pair: Pair, start: Tensor, report: Report = None) -> Fit:
         followed = _follow(fit, levels, pair, cuts, report)
         if followed is not None:
             return followed
-    return _fit_bend(fit, levels, len(straight) - 1, pair, report)
+    return fit_bend(fit, levels, len(straight) - 1, pair, report)
 
 
 def _follow(fit: Fit, levels: list[Level], pair: Pair, cuts: Cuts, report: Report) -> Fit | None:
@@ -523,7 +523,7 @@ def _worth_it(fitted: _Straight, kind: str, pair: Pair) -> Fit:
     return chosen
 
 
-def _fit_bend(fit: Fit, levels: list[Level], fine: int, pair: Pair, report: Report) -> Fit:
+def fit_bend(fit: Fit, levels: list[Level], fine: int, pair: Pair, report: Report) -> Fit:
     """Fit affine part and bend together over all ``levels``, after the affine fit.
 
     Args:

@@ -35,7 +35,7 @@ class Elastix(MapFormat):
 
     def write(self, result: Result, path: Path, *, to: Side, unit: str, tolerance: float) -> Written:
         """Write one matrix; a map that bends is refused."""
-        if bends.split(result.transform)[1] is not None:
+        if bends.bent(result.transform):
             raise ValueError(
                 "wanted an affine map for elastix, whose parameter files hold matrices and B-splines only, got one that bends; "
                 "write --format itk and hand it to SetExternalInitialTransform, or fit with --transform affine"

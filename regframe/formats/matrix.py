@@ -62,7 +62,7 @@ class Matrix(MapFormat):
 
     def write(self, result: Result, path: Path, *, to: Side, unit: str, tolerance: float) -> Written:
         """Write the homogeneous matrix; a map that bends is refused."""
-        if bends.split(result.transform)[1] is not None:
+        if bends.bent(result.transform):
             raise ValueError(
                 "wanted an affine map for a bare matrix, got one that bends; write itk, ngff or npz, or fit with "
                 "--transform affine"

@@ -158,28 +158,31 @@ def steps_of(result: Result, to: Side, unit: str, tolerance: float, max_nodes: i
     sampled within ``tolerance`` (pixels), as far as ``max_nodes`` allow. A field that is applied several times is the same
     object.
     """
-    before, bend, after = bends.split(result.transform)
-    moving, fixed = result.moving_grid.unit, result.fixed_grid.unit
-    between = fixed if bend is None else bend.grid.unit
-    outer = [
-        turned(bends.product(parts, result.transform.ndim), per_unit(a, unit), per_unit(b, unit)) if parts else None
-        for parts, a, b in ((before, moving, between), (after, between, fixed))
-    ]
-    if to == "moving":
-        outer = [None if matrix is None else inverse_of(matrix) for matrix in outer[::-1]]
-    middle = [] if bend is None else _bent_steps(result, to, per_unit(between, unit), tolerance, max_nodes)
-    return [step for step in (outer[0], *middle, outer[1]) if step is not None]
+    here = result.moving_grid.unit
+    row: list[Step | None] = []
+    for leg in fields.legs(result, tolerance, max_nodes, (f"to_{to}",), exact=True):
+        middle = leg.unit if leg.pixel else here  # a map that does not bend is one matrix from side to side
+        outer = [
+            None if matrix is None else turned(matrix, per_unit(a, unit), per_unit(b, unit))
+            for matrix, a, b in ((leg.before, here, middle), (leg.after, middle, result.fixed_grid.unit))
+        ]
+        if to == "moving":
+            outer = [None if matrix is None else inverse_of(matrix) for matrix in outer[::-1]]
+        steps = [outer[0], *_bent_steps(leg, to, per_unit(leg.unit, unit), tolerance), outer[1]]
+        row = [*row, *steps] if to == "fixed" else [*steps, *row]
+        here = leg.unit
+    return [step for step in row if step is not None]
 
 
-def _bent_steps(result: Result, to: Side, factor: float, tolerance: float, max_nodes: int) -> list[Field]:
-    """The bend towards the side ``to`` as fields, the first applied first, in the file's unit.
+def _bent_steps(leg: fields.Bent, to: Side, factor: float, tolerance: float) -> list[Field]:
+    """The bend of a leg towards the side ``to`` as fields, the first applied first, in the file's unit; none where it has none.
 
     ``factor`` converts lengths of the bend's space to that unit.
     """
-    bent = fields.as_fields(result, tolerance, max_nodes, (f"to_{to}",), exact=True)
-    chain = bent.to_fixed if to == "fixed" else bent.to_moving
-    assert chain is not None
-    pixel = [p * factor for p in fields.around(result)[1]]
+    chain = leg.to_fixed if to == "fixed" else leg.to_moving
+    if chain is None:
+        return []
+    pixel = [p * factor for p in leg.pixel]
     written: dict[int, Field] = {}
     for field in chain.distinct:
         step = to_field(field, factor)
@@ -291,7 +294,7 @@ def around_affine(result: Result, unit: str, tolerance: float) -> AroundAffine:
     fixed, moving = result.fixed_grid, result.moving_grid
     forward = Affine(bends.product(result.affine.parts(), fixed.ndim), moving.unit, fixed.unit)
     matrix = turned(forward.inverse().matrix, per_unit(fixed.unit, unit), per_unit(moving.unit, unit))
-    if bends.split(result.transform)[1] is None:
+    if not bends.bent(result.transform):
         return AroundAffine(matrix, None)
     label, factor = number_unit(fixed.unit, unit), per_unit(fixed.unit, unit)
     grid = _scaled(fixed, factor, label)

@@ -111,7 +111,7 @@ def found(members: Sequence[Member], pairs: Sequence[Pair], reference: int, rigi
 
 def is_bent(pair: Pair) -> bool:
     """Whether the map of a pair has a bend."""
-    return pair.result is not None and bends.split(pair.result.transform)[1] is not None
+    return pair.result is not None and bends.bent(pair.result.transform)
 
 
 def _link(pair: Pair, probes: Floats, rigid: bool) -> Link:

@@ -20,9 +20,10 @@ from ..data import AXES, Grid, canonical_unit, ome_unit
 from ..maps.affine import Affine
 from ..maps.base import Transform
 from ..maps.displacement import Displacement
+from ..maps.fields import Chain
 from ..maps.sequence import in_a_row
 from ..result import Result
-from .fields import as_fields
+from .fields import legs
 from .graph import by_dimension, permutation, way
 from .nodes import Json, find_store, item, mapping, matrix_of, named, numbers_of, read_array, read_node, write_array
 
@@ -72,39 +73,35 @@ def write_scene(
     root: zarr.Group, result: Result, tolerance: float, max_nodes: int
 ) -> tuple[Json, dict[str, FieldReport]]:
     """Write the displacement fields; returns the ``scene`` for the root's ``ome`` attribute, and the errors of the fields."""
-    bent, ndim = as_fields(result, tolerance, max_nodes), result.transform.ndim
+    row, ndim = legs(result, tolerance, max_nodes), result.transform.ndim
     moving, fixed = result.transform.source_unit, result.transform.target_unit
     ends = {"input": {"name": "moving"}, "output": {"name": "fixed"}}
     systems = [_coordinate_system("fixed", fixed, ndim), _coordinate_system("moving", moving, ndim)]
-    if bent.to_fixed is None or bent.to_moving is None:
-        assert bent.after is not None
-        whole = _affine_to_json(bent.after)
+    if row[0].to_fixed is None:
+        assert row[0].after is not None
+        whole = _affine_to_json(row[0].after)
         return {"coordinateSystems": systems, "coordinateTransformations": [{**whole, **ends}]}, {}
     fields = root.create_group(FIELDS)
-    steps: dict[str, list[Json]] = {}
-    reports: dict[str, FieldReport] = {}
-    for name, chain in (("to_fixed", bent.to_fixed), ("to_moving", bent.to_moving)):
-        distinct = chain.distinct
-        names = {id(f): name if len(distinct) == 1 else f"{name}_{i}" for i, f in enumerate(distinct)}
-        for field in distinct:
-            _write_field(fields, names[id(field)], field)
-        steps[name] = [
-            {"type": "displacements", "name": n, "path": f"{FIELDS}/{n}", "interpolation": "linear"}
-            for n in (names[id(field)] for field in chain.fields)
+    forward: list[Json] = []
+    inverse: list[Json] = []
+    written: dict[str, list[FieldReport]] = {"to_fixed": [], "to_moving": []}
+    for number, bent in enumerate(row):
+        steps: dict[str, list[Json]] = {}
+        for name, chain in (("to_fixed", bent.to_fixed), ("to_moving", bent.to_moving)):
+            assert chain is not None
+            called = name if number == 0 else f"{name}_after_{number}"
+            steps[name], report = _written_chain(fields, called, chain, tolerance)
+            written[name].append(report)
+        a, b = bent.before, bent.after
+        # in the order of application: towards the fixed side a bend comes before the affine matrix; towards the moving side after
+        forward += [*_step(a), *steps["to_fixed"], *_step(b)]
+        back = [
+            *_step(None if b is None else _inverse(b)),
+            *steps["to_moving"],
+            *_step(None if a is None else _inverse(a)),
         ]
-        first, worst = distinct[0].grid, chain.max_error
-        reports[name] = FieldReport(
-            steps[name][0]["path"], first.shape, first.spacing, len(distinct), len(chain.fields), chain.nodes,
-            worst, chain.mean_error, tolerance, worst <= tolerance,
-        )  # fmt: skip
-    a, b = bent.before, bent.after
-    # in the order of application: towards the fixed side the bend comes before the affine matrix; towards the moving side after
-    forward = [*_step(a), *steps["to_fixed"], *_step(b)]
-    inverse = [
-        *_step(None if b is None else _inverse(b)),
-        *steps["to_moving"],
-        *_step(None if a is None else _inverse(a)),
-    ]
+        inverse = [*back, *inverse]
+    reports = {name: _in_all(each) for name, each in written.items()}
     whole = {
         "type": "bijection",
         "name": "moving to fixed",
@@ -113,6 +110,37 @@ def write_scene(
         "inverse": {"type": "sequence", "name": "fixed to moving", "transformations": inverse},
     }
     return {"coordinateSystems": systems, "coordinateTransformations": [whole]}, reports
+
+
+def _written_chain(fields: zarr.Group, name: str, chain: Chain, tolerance: float) -> tuple[list[Json], FieldReport]:
+    """Write the fields of a chain under a name; returns the chain as steps, and what its error is."""
+    distinct = chain.distinct
+    names = {id(f): name if len(distinct) == 1 else f"{name}_{i}" for i, f in enumerate(distinct)}
+    for field in distinct:
+        _write_field(fields, names[id(field)], field)
+    steps: list[Json] = [
+        {"type": "displacements", "name": n, "path": f"{FIELDS}/{n}", "interpolation": "linear"}
+        for n in (names[id(field)] for field in chain.fields)
+    ]
+    first, worst = distinct[0].grid, chain.max_error
+    report = FieldReport(
+        steps[0]["path"], first.shape, first.spacing, len(distinct), len(chain.fields), chain.nodes,
+        worst, chain.mean_error, tolerance, worst <= tolerance,
+    )  # fmt: skip
+    return steps, report
+
+
+def _in_all(each: list[FieldReport]) -> FieldReport:
+    """What is said of several chains in a row: of the first one, with counts and errors added up."""
+    if len(each) == 1:
+        return each[0]
+    fields, steps, nodes = (sum(getattr(one, name) for one in each) for name in ("fields", "steps", "nodes"))
+    worst, mean = sum(one.max_error_px for one in each), sum(one.mean_error_px for one in each)
+    first = each[0]
+    return FieldReport(
+        first.path, first.shape, first.spacing, fields, steps, nodes, worst, mean, first.tolerance_px,
+        worst <= first.tolerance_px,
+    )  # fmt: skip
 
 
 def _coordinate_system(name: str, unit: str, ndim: int, component: str | None = None) -> Json:

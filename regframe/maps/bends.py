@@ -16,6 +16,11 @@ from .flow import Flow
 from .pieces import Pieces
 
 
+def bent(transform: Transform) -> bool:
+    """Whether a map bends, once or more often."""
+    return any(not isinstance(part, Affine) for part in transform.parts())
+
+
 def split(transform: Transform) -> tuple[list[Affine], Flow | Displacement | None, list[Affine]]:
     """The affine maps before the bend, the bend, and the affine maps after it; affine maps in the order of application.
 

@@ -68,7 +68,7 @@ class Field:
 
     def at(self, z: Array) -> Array:
         """``d`` at positions ``[N, D]``."""
-        matrix = _weights(z, self.grid)
+        matrix = between_nodes(z, self.grid)
         return np.stack([matrix @ v.reshape(-1).numpy() for v in self.values.to(torch.float64)], axis=1)
 
 
@@ -105,7 +105,7 @@ def _onto(flow: Flow, nodes: Grid) -> tuple[Tensor, Grid]:
     """The velocity of a flow ``[T, D, *S]`` (float64) on finer nodes that include both its own nodes and ``nodes``; and their
     grid.
 
-    The result is exact, because ``nodes`` divide the flow's own cells evenly (see `_nodes`).
+    The result is exact, because ``nodes`` divide the flow's own cells evenly (see `nodes_of`).
     """
     times = [max(1, round(c / s)) for c, s in zip(flow.grid.spacing, nodes.spacing, strict=True)]
     # add a node of zeros on every side: beyond its nodes the velocity fades to zero over one of its own cells
@@ -128,7 +128,7 @@ def _onto(flow: Flow, nodes: Grid) -> tuple[Tensor, Grid]:
     return fine, grid
 
 
-def _nodes(head: tuple[Transform, ...], low: Array, high: Array, wanted: float, unit: str) -> Grid:
+def nodes_of(head: tuple[Transform, ...], low: Array, high: Array, wanted: float, unit: str) -> Grid:
     """A grid of nodes at most ``wanted`` apart over a box, with two nodes to spare on each side.
 
     Where the map has a flow, the nodes divide the cells of its velocity evenly.
@@ -149,7 +149,7 @@ def _nodes(head: tuple[Transform, ...], low: Array, high: Array, wanted: float, 
     )
 
 
-def _weights(z: Array, grid: Grid) -> Any:
+def between_nodes(z: Array, grid: Grid) -> Any:
     """The sparse matrix ``[N, nodes]`` of multilinear interpolation from nodes to positions ``[N, 2]``; zero off the grid."""
     index = (z - np.array(grid.origin)) / np.array(grid.spacing)
     shape = np.array(grid.shape)
@@ -241,7 +241,7 @@ class Process:
         lengths = [
             k * pitch
             for k in LENGTHS
-            if math.prod(_nodes(self.head, self.low, self.high, k * pitch / NODES, self.unit).shape) <= MOST_NODES
+            if math.prod(nodes_of(self.head, self.low, self.high, k * pitch / NODES, self.unit).shape) <= MOST_NODES
         ] or [LENGTHS[-1] * pitch]
         middle = DEVIATIONS[len(DEVIATIONS) // 2]
         scores = [self._foretold(evidence, length, middle * spread) for length in lengths]
@@ -253,7 +253,7 @@ class Process:
         """The field, with a longer correlation length where it would be steeper than `STEEP`; None where that does not help."""
         for _ in range(4):
             field, _noise = self.fit(evidence, length, deviation)
-            if _steepest(field) < STEEP:
+            if steepest(field) < STEEP:
                 return field
             length *= 2
         return None
@@ -275,8 +275,8 @@ class Process:
 
     def fit(self, evidence: Evidence, length: float, deviation: float, turns: int = 6) -> tuple[Field, float]:
         """The field for a correlation length and prior deviation; and the estimated noise that exceeds the windows' own."""
-        grid = _nodes(self.head, self.low, self.high, length / NODES, self.unit)
-        matrix = _weights(evidence.z, grid)
+        grid = nodes_of(self.head, self.low, self.high, length / NODES, self.unit)
+        matrix = between_nodes(evidence.z, grid)
         operator = _operator(grid, length)
         prior = (operator.T @ operator) * (math.prod(grid.spacing) / (4 * math.pi * length**2 * deviation**2))
         noise = deviation
@@ -307,7 +307,7 @@ def _spread(d: Array) -> float:
     return 1.4826 * float(np.median(np.abs(d)))
 
 
-def _steepest(field: Field) -> float:
+def steepest(field: Field) -> float:
     """Largest difference of any component of the field between neighbouring nodes, over their distance."""
     changes: list[float] = [
         float(field.values.diff(dim=1 + d).abs().amax()) / s for d, s in enumerate(field.grid.spacing)

@@ -74,7 +74,7 @@ class Images(Solver):
         assert isinstance(task.moving, Image)
         with threads_for(max(task.fixed.data.numel(), task.moving.data.numel())):
             pair = self.compare(task)
-            done = raster.by_cells(raster.run(pair, task, _recipe(pair)), pair, task, _recipe(pair))
+            done = raster.by_cells(raster.run(pair, task, recipe_of(pair)), pair, task, recipe_of(pair))
             fitted = raster.fitted(pair, done, task.moving.grid)
             flat = task.fixed.grid.ndim == 2  # a volume is fitted again only where it is lost: that takes long
             sure = fitted.figures["confidence"] if flat else None
@@ -82,7 +82,7 @@ class Images(Solver):
             if task.metric is not None or done.cells is not None or not doubted:
                 return fitted
             other = self.otherwise_compared(task, pair)
-            again = raster.again(done, other, task, _recipe(other))
+            again = raster.again(done, other, task, recipe_of(other))
             instead = raster.fitted(other, again, task.moving.grid)
             found = (instead.figures["place_confidence"] or 0.0) >= NO_EVIDENCE
             likelier = found and _likelier(instead.figures, fitted.figures)
@@ -131,7 +131,7 @@ class Images(Solver):
         return dataclasses.replace(pair, metric=plugins.metric(self.in_uneven_light), why=why)
 
 
-def _recipe(pair: Compared) -> Recipe:
+def recipe_of(pair: Compared) -> Recipe:
     """How the fit of a pair differs from the default, by what its sides are."""
     return recipes.STAINED if pair.stained else recipes.COUNTED if pair.counted else Recipe()
 

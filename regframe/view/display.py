@@ -142,10 +142,13 @@ def _rgb(pyramid: Pyramid) -> bool:
 
 
 def _glance(level: Level) -> Array:
-    """A level's pixels ``[C, h, w]``, of a large one every few rows and its middle columns."""
-    height, width = level.grid.shape
-    if height * width <= _SEEN:
-        return level.read((slice(0, height), slice(0, width)))
+    """A level's pixels ``[C, h, w]``, of a large one a square in its middle, of a volume its middle plane."""
+    *deep, height, width = level.grid.shape
+    planes = [slice(n // 2, n // 2 + 1) for n in deep]
     side = min(height, width, math.isqrt(_SEEN))
-    top, left = (height - side) // 2, (width - side) // 2
-    return level.read((slice(top, top + side), slice(left, left + side)))
+    rows, columns = slice(0, height), slice(0, width)
+    if height * width > _SEEN:
+        top, left = (height - side) // 2, (width - side) // 2
+        rows, columns = slice(top, top + side), slice(left, left + side)
+    seen = level.read((*planes, rows, columns))
+    return seen.reshape(seen.shape[0], *seen.shape[-2:])

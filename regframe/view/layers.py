@@ -78,7 +78,7 @@ class Fields:
         affine = result.affine if result is not None else transform
         parts = affine.parts()
         self._affine = affine.inverse()
-        self._size = abs(float(torch.linalg.det(bends.product(parts, 2)[:-1, :-1])))
+        self._size = abs(float(torch.linalg.det(bends.product(parts, fixed.ndim)[:-1, :-1])))
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -26,7 +26,6 @@ from .drawn import Drawing
 from .gate import Gate
 from .pairs import Pair, Stale
 from .session import Session, Setting
-from .tiles import TILE
 
 FILES = {
     "index.html": "text/html; charset=utf-8",
@@ -36,6 +35,7 @@ FILES = {
     "pictures.js": "text/javascript; charset=utf-8",
     "marks.js": "text/javascript; charset=utf-8",
     "controls.js": "text/javascript; charset=utf-8",
+    "region.js": "text/javascript; charset=utf-8",
     "openseadragon.min.js": "text/javascript; charset=utf-8",
     "openseadragon.LICENSE.txt": "text/plain; charset=utf-8",
 }
@@ -140,6 +140,7 @@ class Page:
             Route("/api/export/{name:str}", _told(self.export), methods=get),
             Route("/api/place", _told(self.place), methods=post),
             Route("/api/follow", _told(self.follow), methods=post),
+            Route("/api/correct", _told(self.correct), methods=post),
             Route("/api/align", _told(self.align), methods=post),
             Route("/api/stop", _told(self.stop), methods=post),
             Route("/api/decide", _told(self.decide), methods=post),
@@ -165,7 +166,7 @@ class Page:
 
     def state(self, request: Request, body: Any) -> Any:
         """All that the page needs to begin."""
-        session, grid = self.session, self.session.canvas.grids[0]
+        session = self.session
         if self._warm:  # after the first picture, which has the machine for itself
             self._warm = False
             timer = threading.Timer(_WARM, session.worker.warm)
@@ -185,8 +186,8 @@ class Page:
                 ],
             }  # fmt: skip
         return {
-            "canvas": {"width": grid.shape[1], "height": grid.shape[0], "spacing": grid.spacing, "origin": grid.origin,
-                       "unit": grid.unit, "levels": session.canvas.top, "tile": TILE},
+            "canvas": session.canvas.told(),
+            "planes": [] if session.planes is None else session.planes.told(),
             "sides": sides,
             "maps": session.maps(),
             "landmarks": session.landmarks(),
@@ -205,7 +206,8 @@ class Page:
         style = request.query_params.get("style", "")
         if at["side"] not in ("fixed", "moving") or len(style) > _STYLE:
             raise ValueError("wanted a tile of the fixed or the moving side, got another one")
-        data = self.session.tile(at["side"], at["key"], at["level"], at["column"], at["row"], style)
+        plane = request.query_params.get("plane", "")
+        data = self.session.tile(at["side"], at["key"], at["level"], at["column"], at["row"], style, plane)
         return _kept(data, "image/png")
 
     def layer(self, request: Request, body: Any) -> Response:
@@ -240,7 +242,8 @@ class Page:
     def values(self, request: Request, body: Any) -> Any:
         """What lies under the pointer."""
         query = request.query_params
-        return self.session.values(query.get("key", ""), _place([_number(query.get("y")), _number(query.get("x"))]))
+        at = _place([_number(query.get("y")), _number(query.get("x"))])
+        return self.session.values(query.get("key", ""), at, query.get("plane", ""))
 
     # ---- landmarks --------------------------------------------------------------------------------------------------
 
@@ -250,6 +253,7 @@ class Page:
 
     def put_landmarks(self, request: Request, body: Any) -> Any:
         """A changed list."""
+        self.session.check_flat("landmarks")
         given = _mapping(body)
         found = given.get("pairs")
         if not isinstance(found, list) or not isinstance(given.get("revision"), int):
@@ -270,12 +274,14 @@ class Page:
 
     def predict(self, request: Request, body: Any) -> Any:
         """The partner of a position."""
+        self.session.check_flat("landmarks")
         given = _mapping(body)
         return {"at": self.session.predicted(str(given.get("key")), _side(given.get("side")), _place(given.get("at")))}
 
     def import_(self, request: Request, body: Any) -> Any:
         """Pairs out of the text of a file, or of a file for each side."""
         given, session = _mapping(body), self.session
+        session.check_flat("landmarks")
         sides = session.grids()
         texts = {name: given.get(name) for name in ("both", "fixed", "moving")}
         if isinstance(texts["both"], str):
@@ -312,6 +318,14 @@ class Page:
     def follow(self, request: Request, body: Any) -> Any:
         """Correct the map by the landmarks."""
         self.session.follow()
+        return self.session.maps()
+
+    def correct(self, request: Request, body: Any) -> Any:
+        """Correct the map inside a region."""
+        rings = _mapping(body).get("region")
+        if not isinstance(rings, list) or not all(isinstance(ring, list) for ring in rings):
+            raise ValueError("wanted outlines of a region, got something else")
+        self.session.correct([[_place(vertex) for vertex in ring] for ring in rings])
         return self.session.maps()
 
     def align(self, request: Request, body: Any) -> Any:

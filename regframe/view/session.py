@@ -16,18 +16,21 @@ from typing import Any
 import torch
 
 from ..config import Config
-from ..data import Grid, Image, PointSet, unit_ratio
+from ..correction.region import Region
+from ..data import Grid, Image, PointSet, Pyramid, unit_ratio
 from ..io import outputs
 from ..maps import bends
+from ..maps.affine import Affine
 from ..maps.base import Transform
 from ..result import Result
-from . import pairfiles, pairs, steps
+from . import pairfiles, pairs, regions, steps
 from .bend import corrected, started
 from .display import Look, png
 from .layers import Fields
-from .source import Side, Source
+from .planes import Planes, WarpedPlanes
+from .source import Side, Source, finest
 from .tiles import KEPT_FILES, KEPT_PIXELS, Canvas, Kept, Warped
-from .worker import Ask, Worker
+from .worker import Ask, Touch, Worker
 
 _OLD = 6
 """Maps that are kept beside those that are shown, so that tiles that are on their way still find theirs."""
@@ -45,7 +48,8 @@ class Shown:
         steps: how it came about.
         warped: the moving picture under it; None of a side without pixels.
         fields: its layers.
-        words: options of ``regframe register`` that give this map; None where that command alone does not.
+        words: options of the command ``verb`` that give this map; None where that command alone does not.
+        verb: ``register`` or ``correct``.
     """
 
     key: str
@@ -53,9 +57,29 @@ class Shown:
     result: Result
     by_hand: bool
     steps: tuple[steps.Step, ...]
-    warped: Warped | None
+    warped: Warped | WarpedPlanes | None
     fields: Fields
     words: tuple[str, ...] | None = None
+    verb: str = "register"
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What the other process was asked last.
+
+    Args:
+        number: of the question.
+        base: key of the map that was to be corrected.
+        done: steps of its answer.
+        title: what its answer is called.
+        words: options of ``regframe correct`` that give it, or None.
+    """
+
+    number: int
+    base: str
+    done: tuple[steps.Step, ...]
+    title: str
+    words: tuple[str, ...] | None
 
 
 @dataclass(frozen=True)
@@ -96,16 +120,16 @@ class Session:
         base = setting.result
         self.fixed = Side.of(setting.fixed, None if base is None else base.fixed_grid)
         self.moving = Side.of(setting.moving, None if base is None else base.moving_grid)
-        self.canvas = Canvas(_finest(self.fixed))
+        self.planes = _planes(self.fixed, self.moving)
+        self.canvas = Canvas(finest(self.fixed)) if self.planes is None else self.planes.canvases["z"]
         self.looks = {
             name: None if side.pyramid is None else Look.of(side.pyramid)
             for name, side in (("fixed", self.fixed), ("moving", self.moving))
         }
-        self._fixed_picture = None
+        self._fixed_picture: Warped | WarpedPlanes | None = None
         if self.fixed.pyramid is not None:
-            own = torch.eye(3, dtype=torch.float64)
-            same = started(own, self.fixed.grid, self.fixed.grid).transform
-            self._fixed_picture = Warped(self.fixed.pyramid, same, self.canvas)
+            same = Affine.identity(self.fixed.grid.ndim, self.fixed.grid.unit)
+            self._fixed_picture = self._picture(self.fixed.pyramid, same)
         self._pixels = Kept(KEPT_PIXELS, lambda pair: int(pair[0].nbytes + pair[1].nbytes))
         self._files = Kept(KEPT_FILES, len)
         self._born, self._count = secrets.token_hex(3), itertools.count()
@@ -122,6 +146,7 @@ class Session:
         self.said = self._recovered()
         self.saved: str | None = None
         self._data: tuple[Image | PointSet, Image | PointSet] | None = None
+        self._asked_for: _Asked | None = None
         self._pending: tuple[Ask, tuple[str, ...]] | None = None
         self.worker = Worker(setting.fixed, setting.moving, self._heard)
 
@@ -141,10 +166,15 @@ class Session:
         by_hand: bool,
         done: Iterable[steps.Step],
         words: tuple[str, ...] | None = None,
+        verb: str = "register",
     ) -> Shown:
-        warped = None if self.moving.pyramid is None else Warped(self.moving.pyramid, result.transform, self.canvas)
-        fields = Fields(result.transform, None if by_hand else result, self.fixed.grid, self.moving.grid)
-        shown = Shown(f"{self._born}{next(self._count)}", title, result, by_hand, tuple(done), warped, fields, words)
+        pyramid = self.moving.pyramid
+        warped = None if pyramid is None else self._picture(pyramid, result.transform)
+        layered = None if by_hand or self.planes is not None else result
+        fields = Fields(result.transform, layered, self.fixed.grid, self.moving.grid)
+        shown = Shown(
+            f"{self._born}{next(self._count)}", title, result, by_hand, tuple(done), warped, fields, words, verb
+        )
         with self._lock:
             self._maps[shown.key] = shown
             living = {getattr(self, "current", shown).key, shown.key}
@@ -153,6 +183,19 @@ class Session:
             for key in [key for key in self._maps if key not in living][:-_OLD]:
                 del self._maps[key]
         return shown
+
+    def _picture(self, pyramid: Pyramid, transform: Transform) -> Warped | WarpedPlanes:
+        """A side under a map, as it is shown."""
+        if self.planes is None:
+            return Warped(pyramid, transform, self.canvas)
+        return WarpedPlanes(pyramid, transform, self.planes)
+
+    def check_flat(self, what: str) -> None:
+        """ValueError for a pair of volumes, which cannot have ``what``."""
+        if self.planes is not None:
+            raise ValueError(
+                f"wanted two flat sides for {what}, got volumes; open one plane of each (z=K), or align by search"
+            )
 
     def _placed(self, title: str, start: Result) -> Shown:
         (part,) = start.affine.parts()
@@ -170,6 +213,7 @@ class Session:
 
         Raises ValueError for numbers that give no map.
         """
+        self.check_flat("placing by hand")
         base = self.fresh or self.current
         if to == "reset":
             matrix = bends.product(self.start.affine.parts(), 2)
@@ -199,11 +243,67 @@ class Session:
 
     def follow(self) -> Shown:
         """Correct the present map by the landmarks, at once; ValueError where they are too few."""
+        self.check_flat("landmarks")
         base, now = self.current, pairs.used(self.pairs.now)
         found = corrected(base.result, now, base.by_hand)
         shown = self._added("Corrected by landmarks", found, False, (*base.steps, steps.bent(now, base.by_hand)))
-        self._propose(shown)
+        with self._lock:
+            number = self._asking(
+                base, (*base.steps, steps.looked(now, base.by_hand)), "Corrected by landmarks and images"
+            )
+            self._propose(shown)
+        self.worker.touch(Touch(number, base.result, pairs.plain(now), base.by_hand))
         return shown
+
+    def correct(self, rings: Any) -> None:
+        """Correct the present map inside a region alone, by landmarks and images there; the other process does it.
+
+        Args:
+            rings: outlines of the region, ``[R][K][2]`` as (y, x) on the fixed side.
+
+        Raises ValueError for a region that is none, and while an alignment runs.
+        """
+        self.check_flat("a correction in a region")
+        base, now = self.current, pairs.used(self.pairs.now)
+        outlines, landmarks, words = self._written(Region.of(rings).rings, now)
+        inner = base.steps[-1:] and base.steps[-1]["do"] == "open"
+        with self._lock:
+            done = (*base.steps, steps.mended(outlines, landmarks))
+            number = self._asking(base, done, "Corrected in a region", words if inner else None)
+        if not self.worker.touch(Touch(number, base.result, pairs.plain(landmarks), base.by_hand, list(outlines))):
+            raise ValueError("wanted one fit at a time, got a correction while an alignment runs; stop it first")
+
+    def _written(self, rings: Any, now: list[pairs.Pair]) -> tuple[Any, list[pairs.Pair], tuple[str, ...]]:
+        """Region and landmarks as they read back from the files, beside the output, that the command takes; and its words."""
+        region, table = self._beside(".region.geojson"), self._beside(".region.csv")
+        sides = self.grids()
+        regions.write(rings, region, sides.fixed)
+        steps.keep(table, pairfiles.write_csv(now, sides))
+        found = pairfiles.read(table.read_text(encoding="utf-8"), sides) if now else []
+        landmarks = [pairs.Pair(i, name, fixed, moving, on) for i, (name, fixed, moving, on) in enumerate(found, 1)]
+        words = ("--region", str(region), *(("--landmarks", str(table)) if now else ()))
+        return regions.read(region, sides.fixed).rings, landmarks, words
+
+    def _asking(
+        self, base: Shown, done: tuple[steps.Step, ...], title: str, words: tuple[str, ...] | None = None
+    ) -> int:
+        """Note what the other process is about to be asked, so that its answer is known from older ones; returns its number."""
+        self._asked_for = _Asked(next(self._count), base.key, done, title, words)
+        return self._asked_for.number
+
+    def _touched(self, number: int, found: Result | str | None) -> None:
+        """Show the answer of the other process, unless something else was asked for, or another map was taken, meanwhile."""
+        with self._lock:
+            asked = self._asked_for
+            if asked is None or asked.number != number or asked.base != self.current.key:
+                return
+            self._asked_for = None
+            if isinstance(found, Result):
+                shown = self._added(asked.title, found, False, asked.done, asked.words, verb="correct")
+                self._propose(shown)
+        if isinstance(found, str):
+            self.tell("problem", {"text": found})
+        self.tell("settled", {"number": number})
 
     def _propose(self, shown: Shown) -> None:
         with self._lock:
@@ -213,6 +313,7 @@ class Session:
     def decide(self, take: bool) -> None:
         """Take the new map in place of the present one, or leave it."""
         with self._lock:
+            self._asked_for = None
             if take and self.fresh is not None:
                 self.current = self.fresh
             self.fresh = None
@@ -224,31 +325,51 @@ class Session:
         return {
             "current": _told(self.current),
             "fresh": None if self.fresh is None else _told(self.fresh),
-            "other": bool(self.current.result.metrics.get("runner_up")),
+            "other": self.planes is None and bool(self.current.result.metrics.get("runner_up")),
             "busy": self.worker.busy if hasattr(self, "worker") else False,
         }
 
     # ---- pictures ---------------------------------------------------------------------------------------------------
 
-    def tile(self, side: str, key: str, level: int, column: int, row: int, style: str) -> bytes:
-        """A tile as PNG; ValueError for one that there is not."""
+    def tile(self, side: str, key: str, level: int, column: int, row: int, style: str, plane: str = "") -> bytes:
+        """A tile as PNG; ValueError for one that there is not.
+
+        Args:
+            side: ``fixed`` or ``moving``.
+            key: of the map.
+            level: as viewers count.
+            column: of the tile.
+            row: of the tile.
+            style: colours and contrast, as `Look.style` takes them.
+            plane: of a pair of volumes, which plane, as `Planes.read` takes it.
+        """
         picture = self._fixed_picture if side == "fixed" else self.map_of(key).warped
         look = self.looks.get(side)
         if picture is None or look is None:
             raise ValueError(f"wanted a side with pixels, got {side!r}")
         channels = look.style(style)
-        region = self.canvas.region(level, column, row)
+        at = None if self.planes is None else self.planes.read(plane)
+        canvas = self.canvas if self.planes is None or at is None else self.planes.canvases[at[0]]
+        region = canvas.region(level, column, row)
         own = "" if side == "fixed" else key
 
+        def pixels() -> tuple[Any, Any]:
+            if isinstance(picture, Warped):
+                return picture.pixels(level, region)
+            assert at is not None
+            return picture.pixels(at, level, region)
+
         def drawn() -> bytes:
-            pixels, seen = self._pixels.get((side, own, level, column, row), lambda: picture.pixels(level, region))
-            return png(look.draw(pixels, channels), seen)
+            found, seen = self._pixels.get((side, own, at, level, column, row), pixels)
+            return png(look.draw(found, channels), seen)
 
-        return self._files.get((side, own, level, column, row, style), drawn)
+        return self._files.get((side, own, at, level, column, row, style), drawn)
 
-    def values(self, key: str, at: tuple[float, float]) -> dict[str, Any]:
-        """What lies under the pointer, at a fixed position (y, x)."""
+    def values(self, key: str, at: tuple[float, ...], plane: str = "") -> dict[str, Any]:
+        """What lies under the pointer, at a fixed position (y, x), of volumes on a plane."""
         shown = self.map_of(key)
+        if self.planes is not None:
+            at = self.planes.position(self.planes.read(plane), (at[0], at[1]))
         where = torch.tensor([at], dtype=torch.float64)
         moving = shown.result.transform.inverse().points(where)[0].tolist()
         found: dict[str, Any] = {"fixed_at": list(at), "moving_at": moving, "unit": self.fixed.grid.unit}
@@ -286,7 +407,7 @@ class Session:
 
     def grids(self) -> pairfiles.Sides:
         """The finest grids of both sides."""
-        return pairfiles.Sides(_finest(self.fixed), _finest(self.moving))
+        return pairfiles.Sides(finest(self.fixed), finest(self.moving))
 
     # ---- aligning ---------------------------------------------------------------------------------------------------
 
@@ -304,6 +425,7 @@ class Session:
         config = self.setting.config.model_dump(mode="json")
         if begin == "search":
             return Ask(config), ("--init", "auto")
+        self.check_flat("a start by hand or by landmarks")
         if begin == "shown":
             base = self.fresh or self.current
             affine = base.result.affine
@@ -325,6 +447,9 @@ class Session:
         if word == "done" and self._pending is not None:
             ask, words = self._pending
             self.fresh = self._added("The new map", value, False, (steps.fitted(ask),), words)
+        if word in ("touched", "untouched"):
+            self._touched(*value)
+            return
         if word == "progress":
             self.tell("progress", value)
             return
@@ -337,6 +462,8 @@ class Session:
     def command(self, shown: Shown) -> str:
         """The command that makes the folder of a map without a browser."""
         setting = self.setting
+        if shown.words is not None and shown.verb == "correct":
+            return steps.line(["regframe", "correct", setting.folder, *shown.words, "-o", setting.output])
         if shown.words is not None:
             return steps.line(["regframe", "register", setting.fixed.path, setting.moving.path, "-o", setting.output,
                                *setting.words, *shown.words])  # fmt: skip
@@ -359,7 +486,8 @@ class Session:
                 self._data = setting.fixed.data(), setting.moving.data()
             text = steps.written(shown.steps)
             steps.keep(self._beside(".steps.json"), text)
-            words = dict(zip((shown.words or ())[::2], (shown.words or ())[1::2], strict=False))
+            begun = () if shown.verb == "correct" else shown.words or ()
+            words = dict(zip(begun[::2], begun[1::2], strict=False))
             run = {**setting.run, "landmarks": None, "init": words.get("--init", "auto")}
             if "--landmarks" in words:
                 run["landmarks"] = Path(words["--landmarks"]).resolve()
@@ -434,15 +562,21 @@ def _told(shown: Shown) -> dict[str, Any]:
     }
 
 
-def _finest(side: Side) -> Grid:
-    return side.grid if side.pyramid is None else side.pyramid.grid
+def _planes(fixed: Side, moving: Side) -> Planes | None:
+    """The planes of two volumes; None of two flat sides, and ValueError for one of each."""
+    if fixed.grid.ndim != moving.grid.ndim:
+        raise ValueError(
+            f"wanted two flat sides or two volumes to view, got {fixed.name} of {fixed.grid.ndim} axes and {moving.name} of "
+            f"{moving.grid.ndim}; open one plane of the volume (z=K)"
+        )
+    return Planes(finest(fixed)) if fixed.grid.ndim == 3 else None
 
 
 def _side_by_side(moving: Grid, fixed: Grid) -> torch.Tensor:
     """The start where nobody has placed anything: equal sizes where the units say so, else equal pixels; middle on middle."""
     ratio = unit_ratio(moving.unit, fixed.unit)
     scale = ratio if ratio is not None else fixed.pixel / moving.pixel
-    matrix = torch.eye(3, dtype=torch.float64)
+    matrix = torch.eye(fixed.ndim + 1, dtype=torch.float64)
     matrix[:-1, :-1] *= scale
     matrix[:-1, -1] = torch.tensor([f - scale * m for f, m in zip(fixed.center, moving.center, strict=True)])
     return matrix

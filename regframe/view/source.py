@@ -77,7 +77,7 @@ class Side:
     def of(cls, source: Source, canvas: Grid | None = None) -> Side:
         """Open a side; ``canvas`` is that of a registration, to which its finest pixels are put.
 
-        Raises what `regframe.open` raises, and ValueError for a volume.
+        Raises what `regframe.open` raises, and ValueError for points of a volume.
         """
         pyramid = source.pyramid()
         if pyramid is None:
@@ -86,7 +86,6 @@ class Side:
             _check_plane(data.ndim, source.path.name)
             grid = canvas or _around(data)
             return cls(source.path.name, grid, None, data.coords)
-        _check_plane(pyramid.grid.ndim, source.path.name)
         if canvas is not None:
             try:
                 pyramid = place_pyramid(pyramid, canvas)
@@ -96,6 +95,11 @@ class Side:
                     raise
                 pyramid = pyramid_of(data)
         return cls(source.path.name, canvas or pyramid.grid, pyramid, None)
+
+
+def finest(side: Side) -> Grid:
+    """The finest pixels of a side; of one without pixels, its canvas."""
+    return side.grid if side.pyramid is None else side.pyramid.grid
 
 
 def _with_levels(pyramid: Pyramid) -> Pyramid:

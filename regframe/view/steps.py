@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from ..correction.images import Looked
 from ..data import Image, PointSet
 from ..formats import exchange
 from ..io.outputs import to_json
@@ -17,7 +18,7 @@ from ..io.tables import replace_file
 from ..result import Result
 from .bend import corrected, started
 from .pairs import Pair, plain
-from .worker import Ask, aligned
+from .worker import Ask, Touch, aligned, touched
 
 STEPS = "steps.json"
 """Name, in the folder of a run, of the file that says how its map came about."""
@@ -69,6 +70,16 @@ def bent(pairs: Sequence[Pair], by_hand: bool) -> Step:
     return {"do": "bend", "pairs": plain(pairs), "by_hand": by_hand}
 
 
+def looked(pairs: Sequence[Pair], by_hand: bool) -> Step:
+    """A correction by landmarks, and further by what the images say."""
+    return {"do": "refit", "pairs": plain(pairs), "by_hand": by_hand}
+
+
+def mended(rings: Sequence[Any], pairs: Sequence[Pair]) -> Step:
+    """A correction in a region alone; its outlines and landmarks on the fixed side's canvas."""
+    return {"do": "correct", "region": [list(map(list, ring)) for ring in rings], "pairs": plain(pairs)}
+
+
 def repeated(
     steps: Sequence[Step], base: Result | None, data: tuple[Image | PointSet, Image | PointSet], start: Result
 ) -> Result:
@@ -83,6 +94,7 @@ def repeated(
     Raises ValueError, in one sentence, for steps that cannot be repeated on this pair.
     """
     found: Result | None = None
+    images: Looked | None = None
     for step in steps:
         try:
             if step["do"] == "open":
@@ -96,6 +108,10 @@ def repeated(
                 )
             elif step["do"] == "bend" and found is not None:
                 found = corrected(found, [Pair.of(pair) for pair in step["pairs"]], bool(step["by_hand"]))
+            elif step["do"] in ("refit", "correct") and found is not None:
+                images = images or Looked.of(*data)
+                touch = Touch(0, found, step["pairs"], bool(step.get("by_hand")), step.get("region"))
+                found = touched(touch, images) or found
         except (KeyError, TypeError, IndexError) as error:
             raise ValueError(f"wanted whole steps to repeat, got one that lacks {error}") from error
     if found is None:

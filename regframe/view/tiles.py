@@ -90,6 +90,12 @@ class Canvas:
             raise ValueError(f"wanted a level from 0 to {self.top}, got {level}")
         return self.grids[self.top - level]
 
+    def told(self) -> dict[str, Any]:
+        """The canvas for the page."""
+        grid = self.grids[0]
+        return {"width": grid.shape[1], "height": grid.shape[0], "spacing": grid.spacing, "origin": grid.origin,
+                "unit": grid.unit, "levels": self.top, "tile": TILE}  # fmt: skip
+
     def region(self, level: int, column: int, row: int) -> tuple[slice, slice]:
         """Rows and columns of a tile; ValueError where it lies beyond the canvas."""
         height, width = self.at(level).shape

@@ -1,11 +1,14 @@
 """Aligns anew in a process of its own, which has opened both sides beforehand and can be ended at any moment.
 
-The process is started once the page is up, so that "Align" begins at once; after Stop, which ends it, another one is started.
+The process is started once the page is up, so that "Align" begins at once; after Stop, which ends it, another one is started. It
+keeps both sides, prepared for comparison at every resolution, so that a landmark that was dragged is answered by a short fit
+(`Touch`), which gives way as soon as anything else is asked for.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import multiprocessing as mp
 import os
 import threading
@@ -19,12 +22,18 @@ import torch
 
 from ..config import Config
 from ..contracts import Progress
+from ..correction.images import Looked
 from ..data import Image, PointSet
 from ..maps.affine import Affine
 from ..registration import register
 from ..result import Result
 from ..starts.landmarks import landmarks
+from .bend import corrected_here, looked_at
+from .pairs import Pair
 from .source import Source
+
+_QUIET = 1.0
+"""Seconds without a question after which the process prepares both sides for short fits, so that the first one need not wait."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +49,37 @@ class Ask:
     config: dict[str, Any]
     pairs: tuple[list[list[float]], list[list[float]]] | None = None
     matrix: list[list[float]] | None = None
+
+
+@dataclass(frozen=True)
+class Touch:
+    """A short fit, as the landmarks are now, beginning with the map that there is.
+
+    Args:
+        number: returned with the answer, so that an answer to an older question is known as one.
+        base: the map before any of the landmarks.
+        pairs: the landmarks that count, as plain data.
+        by_hand: whether ``base`` is a start by hand.
+        rings: outlines of the region in which alone the map may change; None for all of it.
+    """
+
+    number: int
+    base: Result
+    pairs: list[dict[str, Any]]
+    by_hand: bool
+    rings: list[Any] | None = None
+
+
+class GaveWay(Exception):
+    """Something else was asked for meanwhile."""
+
+
+def touched(touch: Touch, looked: Looked | None, report: Callable[[Progress], object] | None = None) -> Result | None:
+    """The answer to a `Touch`; None where the images ask for nothing beyond the landmarks. ``looked``: both sides, if images."""
+    pairs = [Pair.of(pair) for pair in touch.pairs]
+    if touch.rings is not None:
+        return corrected_here(touch.base, touch.rings, pairs, looked, report)
+    return None if looked is None else looked_at(touch.base, pairs, touch.by_hand, looked, report)
 
 
 def aligned(
@@ -73,18 +113,35 @@ def _work(pipe: Connection, fixed: Source, moving: Source, threads: int) -> None
         pipe.send(("failed", _words(error)))
         return
     pipe.send(("ready", None))
+    looked = functools.cache(lambda: Looked.of(*sides))
+    if not pipe.poll(_QUIET):
+        looked()
     while True:
         try:
             ask = pipe.recv()
         except (EOFError, OSError):
             return
         try:
-            found = aligned(sides, ask, lambda step: pipe.send(("progress", asdict(step))))
-            pipe.send(("done", found))
+            if isinstance(ask, Touch):
+                if not pipe.poll():
+                    pipe.send(("touched", (ask.number, touched(ask, looked(), functools.partial(_give_way, pipe)))))
+            else:
+                found = aligned(sides, ask, lambda step: pipe.send(("progress", asdict(step))))
+                pipe.send(("done", found))
+        except GaveWay:
+            continue
         except BrokenPipeError:
             return
         except Exception as error:  # noqa: BLE001 - one sentence in the page
-            pipe.send(("failed", _words(error)))
+            pipe.send(
+                ("untouched", (ask.number, _words(error))) if isinstance(ask, Touch) else ("failed", _words(error))
+            )
+
+
+def _give_way(pipe: Connection, step: Progress) -> None:
+    """End a short fit as soon as another question waits."""
+    if pipe.poll():
+        raise GaveWay
 
 
 class Worker:
@@ -93,8 +150,9 @@ class Worker:
     Args:
         fixed: the fixed side.
         moving: the moving side.
-        tell: called, from another thread, with ``progress`` and a dict, ``done`` and a `Result`, ``failed`` and a sentence, or
-            ``stopped`` and None.
+        tell: called, from another thread, with ``progress`` and a dict, ``done`` and a `Result`, ``failed`` and a sentence,
+            ``stopped`` and None, ``touched`` with the number of a `Touch` and a `Result` or None, or ``untouched`` with that
+            number and a sentence.
     """
 
     def __init__(self, fixed: Source, moving: Source, tell: Callable[[str, Any], None]) -> None:
@@ -133,6 +191,18 @@ class Worker:
         except OSError as error:
             self.busy = False
             raise ValueError("the process that aligns has ended; try again") from error
+
+    def touch(self, touch: Touch) -> bool:
+        """Ask for a short fit, in place of the one that runs; False, and nothing is done, while an alignment runs."""
+        if self.busy:
+            return False
+        self.warm()
+        try:
+            assert self._pipe is not None
+            self._pipe.send(touch)
+        except (OSError, AssertionError):
+            return False
+        return True
 
     def stop(self, again: bool = True) -> None:
         """End what runs; ``again`` starts a fresh process for the next time."""

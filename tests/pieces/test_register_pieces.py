@@ -55,7 +55,9 @@ def test_what_has_no_partner_is_moved_nowhere(array: made.Slides, aligned: rf.Re
     assert bool(aligned.to_moving(torch.from_numpy(missing.at)).isnan().all())
     shown = aligned.to_fixed(array.moving)
     y, x = missing.at.mean(axis=0).astype(int)
-    assert bool((shown.data[:, y - 10 : y + 10, x - 10 : x + 10] == 255).all())  # beside a bright-field image lies white
+    assert bool(
+        (shown.data[:, y - 10 : y + 10, x - 10 : x + 10] == 255).all()
+    )  # beside a bright-field image lies white
 
 
 def test_saved_and_shown(array: made.Slides, aligned: rf.Result, tmp_path: Path) -> None:
@@ -82,7 +84,9 @@ def test_a_grid_that_lies_turned_over_is_found() -> None:
 
 def test_likeness_finds_any_turn(array: made.Slides) -> None:
     fixed, moving = find(array.fixed, 6, 2, 3), find(array.moving, 6, 2, 3)
-    (piece,) = (p for p in fixed.pieces if p.name == next(t.name for t in array.pieces if t.matrix is not None and not t.moved))
+    (piece,) = (
+        p for p in fixed.pieces if p.name == next(t.name for t in array.pieces if t.matrix is not None and not t.moved)
+    )
     partner = next(p for p in moving.pieces if p.place == piece.place)
     other = next(p for p in moving.pieces if p.place != piece.place)
     pixel = piece.diameter / ACROSS
@@ -100,7 +104,9 @@ def torn(gap: int = 4) -> tuple[rf.Image, rf.Image]:
     fixed = made._stained(np.where(inside, 0.12 + 0.88 * tissue.first[100:300, 100:340], 0.0), made.HE, rng)
     density = np.zeros((200, 240))
     for sign in (-1, 1):
-        matrix = made.turn_about(5.0 * sign, np.array([100.0, 120.0 + 45 * sign]), np.array([100.0, 120.0 + (50 + gap) * sign]))
+        matrix = made.turn_about(
+            5.0 * sign, np.array([100.0, 120.0 + 45 * sign]), np.array([100.0, 120.0 + (50 + gap) * sign])
+        )
         at = made.carried(np.linalg.inv(matrix), np.stack([yy, xx], axis=-1).reshape(-1, 2)).T
         own = made.map_coordinates((inside & (sign * (xx - 120) > 0)).astype(float), at, order=1) > 0.5
         shown = made.map_coordinates(tissue.second[100:300, 100:340], at, order=1)
@@ -149,7 +155,9 @@ def _png(image: rf.Image, path: Path) -> None:
     Image.fromarray(image.numpy()).save(path)
 
 
-@pytest.mark.parametrize(("said", "means"), [("auto", (None, 0, 0)), (3, (3, 0, 0)), ("6x8", (48, 6, 8)), ("2 × 3", (6, 2, 3))])
+@pytest.mark.parametrize(
+    ("said", "means"), [("auto", (None, 0, 0)), (3, (3, 0, 0)), ("6x8", (48, 6, 8)), ("2 × 3", (6, 2, 3))]
+)
 def test_what_may_be_asked_for(said: str | int, means: tuple[int | None, int, int]) -> None:
     assert asked(said) == means
 

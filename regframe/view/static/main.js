@@ -3,6 +3,7 @@
 import { colours, drawings, layers } from "./controls.js";
 import { Marks } from "./marks.js";
 import { Pictures } from "./pictures.js";
+import { Outline } from "./region.js";
 import { $, get, listen, made, number, send, soon } from "./talk.js";
 
 const MEANING = { pass: "Confirmed", warn: "Not confirmed", fail: "Contradicted, or no evidence" };
@@ -37,6 +38,7 @@ let grip = null;
 let marks;
 const pictures = new Pictures(state, views, () => marks?.later());
 marks = new Marks(pictures, views, state.canvas);
+const outline = new Outline(pictures, marks, { tried, begins: () => setAdding(false) });
 const key = () => shown;
 const layered = layers(marks, key);
 const drawn = drawings(state, marks, key);
@@ -159,7 +161,7 @@ function tellPairs() {
     const counts = made("input", { type: "checkbox", checked: pair.on, ariaLabel: `Landmark ${pair.name} counts`,
       onchange: (event) => change(pair.id, { on: event.target.checked }) });
     counts.dataset.focus = `on-${pair.id}`;
-    const cell = made("td", {}, `${number(pair.residual)} ${unit}`);
+    const cell = made("td", {}, `${number(pair.residual < state.canvas.spacing[0] / 1000 ? 0 : pair.residual)} ${unit}`);
     if (pair.odd && pair.on) {
       cell.append(made("div", { className: "why" }, pair.trusted ? `trusted, though ${number(pair.off)} ${unit} from the others`
         : `disagrees with the others by ${number(pair.off)} ${unit}: left out`));
@@ -188,6 +190,7 @@ function look(pair) {
 }
 
 function setAdding(on) {
+  if (on && outline.drawing) outline.draw("");
   adding = on;
   $("add").setAttribute("aria-pressed", String(on));
   $("stage").classList.toggle("adding", on);
@@ -198,6 +201,7 @@ function setAdding(on) {
 for (const [view, viewer] of Object.entries(pictures.viewers)) {
   viewer.addHandler("canvas-press", (event) => {
     grip = null;
+    if (outline.press(view, event.position)) return;
     const found = marks.hit(view, event.position, event.originalEvent.shiftKey);
     if (found) {
       choose(found.id);
@@ -205,6 +209,10 @@ for (const [view, viewer] of Object.entries(pictures.viewers)) {
     } else if (dragging) grip = { start: pictures.toCanvas(view, event.position), view };
   });
   viewer.addHandler("canvas-drag", (event) => {
+    if (outline.drag(view, event.position)) {
+      event.preventDefaultAction = true;
+      return;
+    }
     if (!grip) return;
     event.preventDefaultAction = true;
     const at = pictures.toCanvas(view, event.position);
@@ -220,6 +228,7 @@ for (const [view, viewer] of Object.entries(pictures.viewers)) {
   viewer.addHandler("canvas-release", async () => {
     const held = grip;
     grip = null;
+    if (outline.release()) return;
     if (!held?.moved) return;
     if (held.start) {
       const { spacing } = state.canvas;
@@ -232,6 +241,10 @@ for (const [view, viewer] of Object.entries(pictures.viewers)) {
     }
   });
   viewer.addHandler("canvas-click", (event) => {
+    if (event.quick && outline.click(view, event.position)) {
+      event.preventDefaultAction = true;
+      return;
+    }
     if (!event.quick || !adding || marks.hit(view, event.position, false)) return;
     event.preventDefaultAction = true;
     add(view, pictures.toCanvas(view, event.position));
@@ -239,7 +252,7 @@ for (const [view, viewer] of Object.entries(pictures.viewers)) {
   const values = soon(60, async (at) => {
     try {
       const [y, x] = marks.position(at);
-      tellValues(await get(`/api/values?key=${shown}&y=${y}&x=${x}`));
+      tellValues(await get(`/api/values?key=${shown}&y=${y}&x=${x}&plane=${pictures.plane}`));
     } catch { $("under").textContent = ""; }
   });
   views[view].addEventListener("pointermove", (event) => {
@@ -251,8 +264,8 @@ for (const [view, viewer] of Object.entries(pictures.viewers)) {
 
 function tellValues(found) {
   const colour = (values) => (values ? Object.entries(values).slice(0, 6).map(([name, value]) => `${name} ${number(value)}`).join(", ") : "outside");
-  const [y, x] = found.fixed_at;
-  const words = [`x ${number(x)}, y ${number(y)} ${found.unit}`];
+  const at = [...found.fixed_at].reverse().map((value, i) => `${"xyz"[i]} ${number(value)}`);
+  const words = [`${at.join(", ")} ${found.unit}`];
   if (state.sides.fixed.pixels) words.push(`fixed: ${colour(found.fixed)}`);
   if (state.sides.moving.pixels) words.push(`moving: ${colour(found.moving)}`);
   const names = { weight: "matching", sd: "within", area: "area", bend: "bend" };
@@ -275,6 +288,38 @@ function setMode(mode) {
     views.b.append(made("div", { className: "side-name" }, `moving: ${state.sides.moving.name}`));
   }
   setTimeout(() => marks.later(), 50);
+}
+
+// ---- planes of volumes ------------------------------------------------------------------------------------------------
+
+const sliced = { z: 0, y: 0, x: 0 };
+
+async function slice(axis, turned) {
+  const plane = state.planes.find((one) => one.axis === axis);
+  const at = Math.min(Math.max(sliced[axis], 0), plane.count - 1);
+  sliced[axis] = at;
+  $("slice").max = plane.count - 1;
+  $("slice").value = at;
+  $("slice-at").textContent = `${at + 1} of ${plane.count}`;
+  $("slice").setAttribute("aria-valuetext", `${at + 1} of ${plane.count}, at ${number(plane.first + at * plane.step)} ${plane.unit}`);
+  await pictures.slice(`${axis}:${at}`, turned ? plane : null);
+  window.regframe.sliced = `${axis}:${at}`;
+}
+
+function planes() {
+  $("planes").hidden = false;
+  for (const part of document.querySelectorAll(".flat")) part.hidden = true;
+  for (const option of [...$("begin").options]) if (option.value !== "search") option.remove();
+  for (const { axis, count } of state.planes) sliced[axis] = Math.floor(count / 2);
+  $("axis").append(...state.planes.map(({ axis }) => made("option", { value: axis }, axis)));
+  $("axis").addEventListener("change", (event) => slice(event.target.value, true));
+  const soonest = soon(40, () => slice($("axis").value, false));
+  $("slice").addEventListener("input", (event) => {
+    sliced[$("axis").value] = Number(event.target.value);
+    $("slice-at").textContent = `${Number(event.target.value) + 1} of ${state.planes.find((one) => one.axis === $("axis").value).count}`;
+    soonest();
+  });
+  slice("z", false);
 }
 
 const place = (values) => tried(async () => newMaps(await send("/api/place", values)));
@@ -337,14 +382,25 @@ document.addEventListener("keydown", (event) => {
     $(event.shiftKey ? "redo" : "undo").click();
     return;
   }
+  if (!typing && !event.target.matches?.("button, summary") && outline.key(event.key)) {
+    event.preventDefault();
+    event.stopPropagation();
+    return;
+  }
   if (typing || event.ctrlKey || event.metaKey) return;
   const pair = list.pairs.find((one) => one.id === marks.chosen);
   const arrow = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key];
   if (field && (arrow || event.key === "Enter")) return;
+  if (state.planes.length && (event.key === "PageUp" || event.key === "PageDown")) {
+    event.preventDefault();
+    sliced[$("axis").value] += event.key === "PageUp" ? 1 : -1;
+    slice($("axis").value, false);
+    return;
+  }
   if (event.key === "m" || event.key === "M") {
     const modes = Object.keys(MODES);
     setMode(modes[(modes.indexOf(pictures.mode) + 1) % modes.length]);
-  } else if (event.key === "a" || event.key === "A") setAdding(!adding);
+  } else if ((event.key === "a" || event.key === "A") && !state.planes.length) setAdding(!adding);
   else if (event.key === "Escape") { setAdding(false); choose(null); }
   else if (event.key === "Delete" && pair) remove(pair.id);
   else if (event.key === "Enter" && adding && !event.target.matches("button, summary")) {
@@ -381,6 +437,7 @@ listen({
     $("progress").textContent = `${step.stage}, level ${step.level + 1} of ${step.n_levels}, step ${step.done}`;
   },
   problem: ({ text }) => notice(text),
+  settled: () => { window.regframe.settled += 1; outline.tell(); },
   saved: tellSaved,
   lost: () => notice("The server does not answer: it was ended, or the connection broke. Landmarks are kept; run regframe view again."),
   back: () => { notice(""); reload(); },
@@ -392,7 +449,8 @@ $("output").textContent = `into ${state.output}`;
 document.title = `${state.sides.moving.name} on ${state.sides.fixed.name} – regframe`;
 if (state.said) notice(state.said);
 pictures.viewers.a.addOnceHandler("tile-drawn", () => { window.regframe.first = performance.now(); });
-window.regframe = { pictures, marks, changes: 0, ready: "", list: () => list, maps: () => maps };
+window.regframe = { pictures, marks, outline, settled: 0, changes: 0, ready: "", list: () => list, maps: () => maps };
+if (state.planes.length) planes();
 pictures.fit();
 setMode(state.maps.current.by_hand ? "side" : "overlay");
 await show();

@@ -53,8 +53,27 @@ export class Marks {
     }
     for (const [name, lines] of Object.entries(this.lines)) this.stroke(pen, frame, lines, name === "arrows");
     for (const drawing of this.drawings) if (drawing.on && drawing.at) this.cells(pen, frame, drawing, width, height);
+    if (this.region) this.outline(pen, frame, this.region);
     const both = this.pictures.mode !== "side";
     for (const pair of this.pairs) this.landmark(pen, frame, pair, both || view === "a", both || view === "b");
+  }
+
+  outline(pen, frame, { corners, closed }) {
+    for (const [style, width, dash] of [["#000", 4, []], ["#ffffff", 2, [7, 5]]]) {
+      pen.strokeStyle = style;
+      pen.lineWidth = width;
+      pen.setLineDash(dash);
+      pen.beginPath();
+      corners.forEach((at, i) => pen[i ? "lineTo" : "moveTo"](frame.x + at.x * frame.scale, frame.y + at.y * frame.scale));
+      if (closed || corners.length === 1) pen.closePath();
+      pen.stroke();
+    }
+    pen.setLineDash([]);
+    if (closed) return;
+    for (const [style, half] of [["#000", 5], ["#ffffff", 3]]) {
+      pen.fillStyle = style;
+      for (const at of corners) pen.fillRect(frame.x + at.x * frame.scale - half, frame.y + at.y * frame.scale - half, 2 * half, 2 * half);
+    }
   }
 
   stroke(pen, frame, lines, arrows) {

@@ -7,6 +7,7 @@ const SQUARES = 8; // squares of the checkerboard along the view's width, about
 export class Pictures {
   constructor(state, views, changed) {
     this.canvas = state.canvas;
+    this.plane = ""; // of a pair of volumes: which one is shown, as "z:12"
     this.sides = state.sides;
     this.style = { fixed: "", moving: "" };
     this.mode = "overlay";
@@ -62,11 +63,12 @@ export class Pictures {
   source(side, key) {
     const { width, height, levels, tile } = this.canvas;
     const style = encodeURIComponent(this.style[side]);
+    const plane = this.plane && `&plane=${this.plane}`;
     let least = levels;
     while (least > 0 && Math.max(width, height) / 2 ** (levels - least) > tile) least -= 1;
     return {
       width, height, tileSize: tile, tileOverlap: 0, minLevel: least, maxLevel: levels,
-      getTileUrl: (level, x, y) => `/tiles/${side}/${key}/${level}/${x}/${y}?style=${style}`,
+      getTileUrl: (level, x, y) => `/tiles/${side}/${key}/${level}/${x}/${y}?style=${style}${plane}`,
     };
   }
 
@@ -110,6 +112,20 @@ export class Pictures {
     const work = [this.put("a", "moving", key), this.put("b", "moving", key)];
     if (first) work.push(this.put("a", "fixed", key));
     await Promise.all(work);
+  }
+
+  async slice(plane, canvas) { // another plane; of another canvas where one is given
+    this.plane = plane;
+    if (canvas) {
+      Object.assign(this.canvas, canvas);
+      for (const viewer of Object.values(this.viewers)) viewer.world.removeAll();
+      this.items = { a: {}, b: {} };
+      this.place = this.squares = null;
+    }
+    if (!this.key) return;
+    const work = [this.put("a", "fixed", this.key), this.put("a", "moving", this.key), this.put("b", "moving", this.key)];
+    await Promise.all(work);
+    if (canvas) for (const viewer of Object.values(this.viewers)) viewer.viewport.goHome(true);
   }
 
   async restyle(side, style) {

@@ -1,0 +1,161 @@
+"""A map corrected through landmarks over its whole canvas, at once, and further by what the images say.
+
+The bend is the posterior mean of the Gaussian process that a refinement uses (`regframe.slides.field`): it goes through the
+pairs to their accuracy, is nothing far from them, and is kept gentle enough to have an inverse.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..contracts import Progress
+from ..data import Grid
+from ..evaluation import map_figures
+from ..maps.base import Transform
+from ..maps.bends import split_last
+from ..maps.sequence import in_a_row
+from ..result import Result
+from ..slides.field import (
+    MOST_NODES,
+    STEEP,
+    Array,
+    Evidence,
+    Field,
+    Process,
+    joined,
+    length_before,
+    nodes_of,
+    steepest,
+)
+from ..slides.through import gentle
+from ..verdict import Finding, conclude, folds, round_trip
+from .images import Beyond, Looked
+
+ACCURACY = 0.5
+"""Standard deviation of a landmark, in fixed pixels at full resolution, up to which the bend goes through it."""
+_REACH = 0.6
+"""Correlation length of the bend over the median distance of a pair from its nearest neighbour: neighbours are bent together, and
+a single pair moves what lies around it."""
+_WIDEST, _LEAST = 1 / 6, 1 / 64
+"""Largest and least correlation length, over the diagonal of the fixed canvas."""
+
+
+def bent(transform: Transform, fixed: Grid, p: Tensor, q: Tensor) -> Transform:
+    """The map with the smooth bend added that takes each ``p`` to its ``q``; as it was where all are there already.
+
+    Args:
+        transform: the map, moving → fixed.
+        fixed: canvas of the fixed side.
+        p: moving positions ``[M, 2]``.
+        q: fixed positions ``[M, 2]``.
+
+    Raises ValueError, in one sentence, where pairs contradict each other.
+    """
+    field = _field(transform, fixed, p, q)
+    return transform if field is None else joined(transform, field)
+
+
+def refitted(
+    base: Result, looked: Looked, p: Tensor, q: Tensor, report: Callable[[Progress], object] | None = None
+) -> Transform | None:
+    """The map bent through pairs and then, where the images ask for it, by a short fit that is held to the pairs.
+
+    None where the images ask for nothing, so that `bent` is all there is. Arguments as of `bent`; ``report`` is called after each
+    step, and what it raises ends the fit. Raises what `bent` raises.
+    """
+    transform, fixed = base.transform, base.fixed_grid
+    first = _field(transform, fixed, p, q)
+    now = base if first is None else dataclasses.replace(base, transform=joined(transform, first))
+    beyond = looked.beyond(now, (p, q), ACCURACY * fixed.pixel, report=report)
+    if beyond is None:
+        return None
+    field = _together(transform, fixed, first, beyond)
+    return None if field is None else joined(transform, field)
+
+
+def figures(found: Result, p: Tensor, q: Tensor, where: str = "") -> dict[str, Any]:
+    """The base's figures, those of the map taken anew, and the remark that landmarks moved it (``where``, in words)."""
+    away = ((found.transform.points(p) - q).norm(dim=1) / found.fixed_grid.pixel).tolist()
+    metrics = {**found.metrics, **map_figures(found), "landmark_residual_px": away}
+    kept = [Finding(**item) for item in metrics.get("findings", ()) if not _of_map(item["sentence"])]
+    several = "a landmark" if len(away) == 1 else f"{len(away)} landmarks"
+    said = Finding("warn", f"corrected {where}by {several} by hand, which nothing else has confirmed")
+    return metrics | conclude([said, *kept, *folds(metrics), *round_trip(metrics)])
+
+
+def apart(z: Array, otherwise: float) -> float:
+    """Median distance of a position from its nearest neighbour; ``otherwise`` of a single one."""
+    if len(z) < 2:
+        return otherwise
+    between = np.linalg.norm(z[:512, None] - z[None], axis=2)
+    between[between == 0] = np.inf
+    nearest = between.min(axis=1)
+    finite = nearest[np.isfinite(nearest)]
+    return float(np.median(finite)) if finite.size else otherwise
+
+
+def _field(transform: Transform, fixed: Grid, p: Tensor, q: Tensor) -> Field | None:
+    """The field that takes each ``p`` to its ``q``; None where all are there already."""
+    head, tail = split_last(transform)
+    before = length_before(tail)
+    back = tail.inverse()
+    z = back.points(q)
+    source = in_a_row(head).points(p) if head else p
+    d = (source - z).numpy()
+    size = float(np.linalg.norm(d, axis=1).max())
+    accuracy = ACCURACY * fixed.pixel * before
+    if size < 1e-3 * accuracy:
+        return None
+    low, high = _bounds(back, fixed)
+    diagonal = fixed.diagonal * before
+    length = min(max(_REACH * apart(z.numpy(), diagonal), _LEAST * diagonal), _WIDEST * diagonal)
+    n = len(p)
+    evidence = Evidence(z.numpy(), d, np.full((n, 2), accuracy), np.arange(n), np.ones(n, dtype=np.bool_))
+    process = Process(head, low, high, tail.source_unit, accuracy)
+    field = gentle(process, evidence, length, max(size, 4 * accuracy))
+    if field is None:
+        raise ValueError("wanted landmarks to which a map can be bent without folding, got some that contradict each other; "
+                         "turn off the one that is marked")  # fmt: skip
+    return field
+
+
+def _together(transform: Transform, fixed: Grid, first: Field | None, beyond: Beyond) -> Field | None:
+    """The field of landmarks with what images ask for beyond it, as one; None where it would be too steep for an inverse."""
+    head, tail = split_last(transform)
+    before = length_before(tail)
+    low, high = _bounds(tail.inverse(), fixed)
+    wanted = before * beyond.spacing
+    if first is not None:
+        wanted = min(wanted, min(first.grid.spacing))
+    wanted = max(wanted, math.sqrt(float(np.prod(high - low)) / MOST_NODES))
+    grid = nodes_of(head, low, high, wanted, tail.source_unit)
+    z = grid.coords().reshape(-1, 2)
+    y = tail.points(z)
+    e = tail.inverse().points(y + torch.from_numpy(beyond.at(y.numpy()))) - z
+    d = e.numpy() if first is None else e.numpy() + first.at((z + e).numpy())
+    field = Field(torch.from_numpy(d.T.reshape(2, *grid.shape)), grid)
+    return field if steepest(field) < STEEP else None
+
+
+def _bounds(back: Transform, fixed: Grid) -> tuple[Array, Array]:
+    """Lower and upper corner of the canvas before the map's last affine part."""
+    low = [o - s / 2 for o, s in zip(fixed.origin, fixed.spacing, strict=True)]
+    high = [a + e for a, e in zip(low, fixed.extent, strict=True)]
+    corners = back.points(
+        torch.tensor([[y, x] for y in (low[0], high[0]) for x in (low[1], high[1])], dtype=torch.float64)
+    )
+    return corners.amin(dim=0).numpy(), corners.amax(dim=0).numpy()
+
+
+def _of_map(sentence: str) -> bool:
+    """Whether a remark is on the map alone, and is made anew."""
+    return any(
+        word in sentence for word in ("the map folds", "its inverse", "placed by hand", "by hand, which nothing")
+    )
