@@ -1,17 +1,15 @@
-"""A Dask scheduler that is lost while a batch runs: what has no answer is given to it again once it is back."""
+"""A Dask scheduler that is lost while a batch runs: what has no answer is given to it again once it is back.
+
+With real processes: ``python benchmarks/bench_endurance.py --jobs 200 --restarts``.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
-import signal
-import socket
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -186,78 +184,3 @@ def test_a_job_whose_answer_was_lost_is_not_run_again(tmp_path: Path, monkeypatc
     os.utime(out / work.LOCK, ns=(0, (out / job.id / work.RECORD).stat().st_mtime_ns + 1))
     with pytest.raises(pytest.fail.Exception, match="it ran"):  # of an earlier batch, as for --retry-failed
         work.run_job(job, out, Limits(memory=1 << 30))
-
-
-# ----------------------------------------------------------------------------------------------------- real processes
-
-
-@contextlib.contextmanager
-def _process(*line: object, **options: Any) -> Iterator[subprocess.Popen[str]]:
-    process = subprocess.Popen([sys.executable, *map(str, line)], text=True, **options)
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.wait()
-
-
-@pytest.mark.slow
-def test_a_batch_outlives_its_scheduler(tmp_path: Path) -> None:
-    """Scheduler killed and started again on its port, workers that end with it replaced; then the scheduler stays away."""
-    pytest.importorskip("distributed")
-    path, out = _pair(tmp_path, 40), tmp_path / "out"
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    scheduler = ("-m", "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", address.rpartition(":")[2],
-                 "--no-dashboard")  # fmt: skip
-    worker = ("-m", "distributed.cli.dask_worker", address, "--nthreads", "1", "--no-nanny", "--no-dashboard",
-              "--memory-limit", "0", "--local-directory", tmp_path / "dask", "--death-timeout", "60")  # fmt: skip
-    code = "from regframe.batch import pools; pools.BACK = {}; from regframe.cli import main; main()"
-    command = ("batch", path, "-o", out, "--scheduler", address)
-
-    def done() -> int:
-        return len(list(out.glob("j*/job.json")))
-
-    def wait(many: int, batch: subprocess.Popen[str]) -> None:
-        end = time.monotonic() + 300
-        while done() < many and batch.poll() is None:
-            assert time.monotonic() < end, "waited too long"
-            time.sleep(0.1)
-
-    with contextlib.ExitStack() as stack:
-        first = stack.enter_context(_process(*scheduler, **quiet))
-        stack.enter_context(_process(*worker, **quiet))
-        batch = stack.enter_context(_process("-c", code.format(120), *command, stderr=subprocess.PIPE))
-        wait(4, batch)
-        first.kill()
-        first.wait()
-        second = stack.enter_context(_process(*scheduler, **quiet))
-        stack.enter_context(_process(*worker, **quiet))
-        wait(12, batch)
-        batch.send_signal(signal.SIGINT)
-        _, said = batch.communicate(timeout=60)
-        assert batch.returncode == 130
-        assert said.count("the Dask scheduler was lost") == 1
-        assert said.count("answers again") == 1
-        told = [line.split()[1] for line in said.splitlines() if line.startswith("[")]
-        assert len(told) == len(set(told)) >= 11
-
-        batch = stack.enter_context(_process("-c", code.format(3), *command, stderr=subprocess.PIPE))
-        wait(20, batch)
-        second.kill()
-        _, said = batch.communicate(timeout=120)
-        assert batch.returncode == 2, said
-        assert said.splitlines()[-1].startswith("Error: the Dask scheduler was lost")
-        assert said.splitlines()[-1].endswith("within 3 s; the same command goes on where it was")
-        before = {p: p.stat().st_ino for p in out.glob("j*/job.json")}
-
-        stack.enter_context(_process(*scheduler, **quiet))
-        stack.enter_context(_process(*worker, **quiet))
-        batch = stack.enter_context(_process("-c", code.format(3), *command, stderr=subprocess.PIPE))
-        _, said = batch.communicate(timeout=300)
-        assert batch.returncode in (0, 3), said
-    assert done() == 40
-    assert {p: p.stat().st_ino for p in before} == before  # what was done is not done again
-    assert not list(out.glob(".*.partial"))
