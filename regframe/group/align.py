@@ -95,7 +95,9 @@ def aligned(
     metrics = judge.metrics(members, work.tried, way, results)
     found = None
     if reference == NONE and NONE not in [member.name for member in members]:
-        found = template([member.image for member in members], results, work.reference, config, progress)
+        used = {id(step.pair) for steps in way.ways.values() for step in steps}
+        apart = [pair for pair in work.tried if id(pair) not in used and way.used(pair)]
+        found = template([member.image for member in members], results, work.reference, config, apart, progress)
         results = list(found.results)
         metrics = judge.on_mean(metrics, members, found)
     metrics |= {

@@ -22,13 +22,14 @@ from ..maps.resample import resample
 from ..maps.sequence import in_a_row
 from ..registration import register
 from ..result import Result
-from .pairs import timeless
+from .pairs import Pair, timeless
 
 ROUNDS = 4
 """Times at most that all images are registered to their mean."""
 BETTER = 0.99
-"""Variance of what the images show, over that of the round before, above which a round is not kept: the mean is smoother than any
-image, so that maps onto it may be less exact than those onto a sharp one that is near."""
+"""How far the maps are from pairs that they were not made of, over that of the round before, above which a round is not kept: the
+mean is smoother than any image, and holds a share of the noise of each, so that maps onto it may be less exact than those onto a
+sharp image that is near. What the images show says nothing of that: it grows more alike as noise is fitted."""
 STILL = 0.05
 """Root mean square distance, in pixels, of the maps of two rounds up to which no other follows: less than a map is known by."""
 EXACT = 0.02
@@ -71,6 +72,7 @@ def template(
     start: Sequence[Result | None],
     reference: int,
     config: Config,
+    pairs: Sequence[Pair] = (),
     progress: Callable[[Progress], object] | None = None,
 ) -> Template:
     """The mean of images that lie roughly on each other already.
@@ -84,35 +86,47 @@ def template(
         start: a result per image, to the space of ``reference``; None for one that takes no part.
         reference: number of the image whose canvas and pose the mean gets.
         config: settings of every registration.
+        pairs: registrations of two images that ``start`` is not made of, by which a round is judged: it is kept where its maps
+            are nearer to them. Without any there are no rounds.
         progress: called before each registration; the stage is ``template``.
     """
     grid = images[reference].grid
     found, shape = _centred([None if result is None else (result,) for result in start], grid)
     mean, variance = blended(images, found, grid)
     moved: list[float] = []
-    for turn in range(ROUNDS):
+    off = _off(found, pairs)
+    for turn in range(0 if off is None else ROUNDS):
         onto: list[tuple[Result, ...] | None] = []
         for k, result in enumerate(found):
             if progress is not None:
                 progress(Progress("template", turn * len(images) + k, ROUNDS * len(images)))
             onto.append(None if result is None else (_placed(mean, images[k], result, config),))
         again, _ = _centred(onto, grid)
-        other = blended(images, again, grid)
-        if _spread(other[1], variance) > BETTER * _spread(variance, other[1]):
+        then = _off(again, pairs)
+        if off is None or then is None or then > BETTER * off:
             break
         moved.append(_apart(found, again, grid))
-        found, (mean, variance) = again, other
+        found, off = again, then
+        mean, variance = blended(images, found, grid)
         if moved[-1] < STILL:
             break
     return Template(mean, variance, tuple(found), bias(found, grid), tuple(moved), shape)
 
 
-def _spread(variance: Image, other: Image) -> float:
-    """Mean of a variance over the pixels that both have."""
-    both = torch.ones(variance.grid.shape, dtype=torch.bool)
-    for each in (variance, other):
-        both &= torch.ones_like(both) if each.weight is None else each.weight > 0
-    return float(variance.data[:, both].to(torch.float64).mean()) if bool(both.any()) else math.inf
+def _off(results: Sequence[Result | None], pairs: Sequence[Pair]) -> float | None:
+    """Mean over pairs of the median distance, in pixels, of the maps from what the pair says; None where none says anything."""
+    found = []
+    for pair in pairs:
+        moving, fixed = results[pair.moving], results[pair.fixed]
+        if pair.result is None or pair.verdict != "pass" or moving is None or fixed is None:
+            continue
+        at = _lattice(moving.moving_grid)
+        there = fixed.transform.inverse().points(moving.transform.points(at))
+        on = fixed.moving_grid.contains(there)
+        away = (there - pair.result.transform.points(at))[on].norm(dim=-1)
+        if len(away):
+            found.append(float(away.median()) / fixed.moving_grid.pixel)
+    return float(np.mean(found)) if found else None
 
 
 def _placed(mean: Image, image: Image, last: Result, config: Config) -> Result:

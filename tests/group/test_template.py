@@ -52,7 +52,7 @@ def test_the_mean_favours_none(known: Register) -> None:
     found = rf.register_group(images, reference="a")
     start = [None if r is None else bent(r, 4.0, k) for k, r in enumerate(found.results)]
     assert template.bias(start, images[0].grid) > 0.2
-    mean = template.template(images, start, 0, rf.Config())
+    mean = template.template(images, start, 0, rf.Config(), found.pairs)
     assert mean.bias_px < 0.05
     assert mean.shape_px > 0.2
     assert mean.moved_px == ()  # a round in which nothing is found
@@ -92,7 +92,7 @@ def test_the_mean_has_less_noise_than_one_image(known: Register) -> None:
     assert float(group.variance.data[inside].mean()) < 0.1 * float(own.var())
 
 
-def test_a_round_that_makes_the_images_less_alike_is_not_kept(known: Register, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_round_that_contradicts_other_pairs_is_not_kept(known: Register, monkeypatch: pytest.MonkeyPatch) -> None:
     def off(fixed: rf.Image, moving: rf.Image, *, init: Any, config: rf.Config) -> rf.Result:
         by = 3.0 if moving.name == "b" else 0.0
         matrix = init.matrix.clone()
