@@ -37,6 +37,10 @@ COVERED = 0.55
 """Share of the smaller piece that has to lie on the other one."""
 
 
+NOISE = 0.7
+"""Least width, in pixels of the slide, of the Gaussian by which a piece is smoothed: a small core has no pixels to average over."""
+
+
 @dataclass(frozen=True)
 class Likeness:
     """The best pose of a piece on another.
@@ -82,7 +86,7 @@ def view(found: Found, piece: Piece, pixel: float) -> View:
     inside = found.labels[piece.box] == piece.number
     density = found.density[piece.box] * inside
     block = [max(1.0, pixel / s) for s in spacing]
-    soft = [b / 2.5 if b > 1 else 0.0 for b in block]
+    soft = [max(b / 2.5, NOISE) for b in block]
     values, weight = (ndimage.gaussian_filter(a.astype(np.float32), soft) for a in (density, inside))
     middle = (CANVAS - 1) / 2
     first = [s.start for s in piece.box]

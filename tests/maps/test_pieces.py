@@ -37,19 +37,29 @@ def phi() -> Pieces:
     labels = torch.zeros(60, 90)
     labels[:, 30:] = 1
     labels[:, 60:] = NOWHERE
-    bend = rf.Flow(torch.randn((1, 2, 6, 6), generator=torch.Generator().manual_seed(0)), rf.Grid((6, 6), 18.0, unit="µm"), 4)
+    bend = rf.Flow(
+        torch.randn((1, 2, 6, 6), generator=torch.Generator().manual_seed(0)), rf.Grid((6, 6), 18.0, unit="µm"), 4
+    )
     maps = (turned(6, (1, 2), (30, 15)), rf.Sequence((bend, turned(-4, (2, -1), (30, 45)))))
     return Pieces(maps, Cells(labels, GRID), Cells(labels.clone(), GRID))
 
 
 @pytest.fixture(scope="module")
 def result(phi: Pieces) -> rf.Result:
-    figures = {"verdict": "warn", "reasons": [], "n_evaluations": 0, "seconds": 0.0, "roundtrip_px": {"mean": 0.0, "max": 0.0}}
+    figures = {
+        "verdict": "warn",
+        "reasons": [],
+        "n_evaluations": 0,
+        "seconds": 0.0,
+        "roundtrip_px": {"mean": 0.0, "max": 0.0},
+    }
     return rf.Result(phi, GRID, GRID, figures, rf.Config(), fitted_affine(phi, GRID))
 
 
 def positions(n: int = 400) -> torch.Tensor:
-    return torch.rand((n, 2), generator=torch.Generator().manual_seed(1), dtype=torch.float64) * torch.tensor([60.0, 90.0])
+    return torch.rand((n, 2), generator=torch.Generator().manual_seed(1), dtype=torch.float64) * torch.tensor(
+        [60.0, 90.0]
+    )
 
 
 def test_each_position_takes_the_map_of_its_piece(phi: Pieces) -> None:
@@ -87,7 +97,9 @@ def test_the_store_keeps_it_to_the_last_bit(result: rf.Result, tmp_path: Path) -
 
 @pytest.mark.parametrize("labels", [False, True])
 def test_tiles_have_the_pixels_of_the_whole(phi: Pieces, tmp_path: Path, labels: bool) -> None:
-    pixels = torch.randint(0, 250, (1 if labels else 3, 60, 90), generator=torch.Generator().manual_seed(2), dtype=torch.uint8)
+    pixels = torch.randint(
+        0, 250, (1 if labels else 3, 60, 90), generator=torch.Generator().manual_seed(2), dtype=torch.uint8
+    )
     image = rf.Image(pixels, GRID, labels=labels)
     whole = rf.resample(image, phi, GRID, 7.0 if not labels else None)
     assert set(torch.unique(whole.data[:, :, 60:]).tolist()) == {0 if labels else 7}
@@ -100,18 +112,18 @@ def test_tiles_have_the_pixels_of_the_whole(phi: Pieces, tmp_path: Path, labels:
 
 def test_formats_of_others_get_a_field_and_the_user_a_remark(result: rf.Result, tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="jumps at the seams"):
-        written = rf.write_map(result, tmp_path / "m.npz", to="moving")
-    back = rf.read_map(written.files[0])
+        written = rf.write_map(result, tmp_path / "m.nii.gz", to="moving")
+    back = rf.read_map(written.files[0], GRID, GRID, to="moving")
     at = positions()
     off = (back.to_moving(at) - result.to_moving(at)).norm(dim=1)
-    assert float((off[off.isfinite()] < 0.05).to(torch.float64).mean()) > 0.93
+    assert float((off[off.isfinite()] < 0.1).to(torch.float64).mean()) > 0.93
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         rf.write_map(result, tmp_path / "m.csv")  # positions are exact
 
 
 def test_shapes_cross_a_seam_in_a_straight_line(phi: Pieces) -> None:
-    ring = [[15.0, 10.0], [15.0, 50.0], [40.0, 50.0], [40.0, 10.0], [15.0, 10.0]] 
+    ring = [[15.0, 10.0], [15.0, 50.0], [40.0, 50.0], [40.0, 10.0], [15.0, 10.0]]
     shapes = _ring(ring)
     moved = move_shapes(shapes, phi, GRID)
     assert bool(torch.isfinite(moved.coords).all())
