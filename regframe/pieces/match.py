@@ -38,7 +38,7 @@ COVERED = 0.55
 
 
 NOISE = 0.7
-"""Least width, in pixels of the slide, of the Gaussian by which a piece is smoothed: a small core has no pixels to average over."""
+"""Least width, in pixels of the slide, of the Gaussian by which a piece is smoothed: a small core has no pixels to average."""
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from benchmarks import pieces as measured
 from benchmarks import slides_in_pieces as made
 from regframe import verdict
 from regframe.cli import main
-from regframe.pieces import pair
+from regframe.pieces import match, pair
 from regframe.pieces.align import asked
 from regframe.pieces.find import find
 from regframe.pieces.pair import Sides, by_place
@@ -79,6 +79,9 @@ def test_saved_and_shown(array: made.Slides, aligned: rf.Result, tmp_path: Path)
 
 def test_a_grid_that_lies_turned_over_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pair, "VOTERS", 3)
+    monkeypatch.setattr(match, "CANVAS", 60)  # smaller, and so faster
+    monkeypatch.setattr(match, "ACROSS", 36)
+    monkeypatch.setattr(pair, "ACROSS", 36)
     slides = made.microarray(4, made.Made(2, 3, diameter=56, missing=0, exchanged=0, lean=0.0, tissues=SHIPPED))
     over = slides.moving.replace(data=slides.moving.data.flip(-1))
     found = find(slides.fixed, 6, 2, 3), find(over, 6, 2, 3)
