@@ -245,7 +245,7 @@ def _listed(labels: Labels, grid: Grid) -> list[Piece]:
     boxes = ndimage.find_objects(labels)
     (y, x), (down, right) = grid.origin, grid.spacing
     return [
-        Piece(k + 1, (y + down * float(at[0]), x + right * float(at[1])), float(area), box)
+        Piece(k + 1, (y + down * float(at[0]), x + right * float(at[1])), float(area), (box[0], box[1]))
         for k, (at, area, box) in enumerate(zip(np.asarray(centres), areas, boxes, strict=True))
     ]
 

@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -102,6 +103,7 @@ def view(found: Found, piece: Piece, pixel: float) -> View:
     steep = ndimage.gaussian_gradient_magnitude(_continued(value, mask > 0.5), 1.0)
     whole = ndimage.binary_erosion(mask > 0.9, iterations=2)
     features = []
+    feature: NDArray[Any]
     for feature in (value, steep):
         coarse = _smoothed(feature, whole, ACROSS / 8)
         fine = (feature - coarse) * whole
@@ -127,8 +129,8 @@ def _continued(value: NDArray[np.float32], inside: NDArray[np.bool_]) -> NDArray
 def _smoothed(value: NDArray[np.float32], inside: NDArray[np.bool_], width: float) -> NDArray[np.float32]:
     """The mean around each pixel of those inside."""
     share = ndimage.gaussian_filter(inside.astype(np.float32), width)
-    out: NDArray[np.float32] = ndimage.gaussian_filter(value * inside, width) / np.maximum(share, 1e-3)
-    return out
+    mean = ndimage.gaussian_filter(value * inside, width) / np.maximum(share, 1e-3)
+    return np.asarray(mean, dtype=np.float32)
 
 
 def likeness(fixed: View, moving: View, mirrored: bool = False, turns: Sequence[float] | None = None) -> Likeness:
