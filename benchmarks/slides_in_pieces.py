@@ -105,8 +105,9 @@ def tissue(name: str) -> _Tissue | None:
         return None
     texture = found[0].read()
     ground = texture.ground().reshape(-1, 1, 1)
-    stained = texture.stained
-    away = -np.log(np.clip(texture.data / np.maximum(ground, 0.05), 0.08, 1.0)) if stained else texture.data - ground
+    away = texture.data - ground
+    if texture.stained:
+        away = -np.log(np.clip(texture.data / np.maximum(ground, 0.05), 0.08, 1.0))
     mixes = np.array([[0.2, 0.6, 0.2], [0.6, 0.25, 0.15]])[:, : len(away)]
     densities = []
     for mix in mixes:
@@ -115,10 +116,12 @@ def tissue(name: str) -> _Tissue | None:
     return _Tissue(densities[0], densities[1], texture.tissue_mask())
 
 
-def places(rng: np.random.Generator, diameter: int, n: int) -> list[tuple[str, Floats]]:
+def places(
+    rng: np.random.Generator, diameter: int, n: int, tissues: tuple[str, ...] = TISSUES
+) -> list[tuple[str, Floats]]:
     """``n`` places, none closer than a diameter to another of its picture, at which there is tissue to see."""
     found: list[tuple[str, Floats]] = []
-    for name in TISSUES:
+    for name in tissues:
         one = tissue(name)
         if one is None:
             continue
@@ -144,7 +147,7 @@ def _edge(rng: np.random.Generator, rough: float) -> Floats:
     return 1 + np.sum(waves, axis=0)
 
 
-def _stained(density: Floats, stain: tuple[float, ...], rng: np.random.Generator) -> rf.Image:
+def stained(density: Floats, stain: tuple[float, ...], rng: np.random.Generator) -> rf.Image:
     """An RGB image of a section of so much ``density`` ``[H, W]``."""
     light = GLASS * np.exp(-1.5 * density[..., None] * np.array(stain))
     light += rng.normal(0, NOISE, light.shape)
@@ -181,6 +184,7 @@ class Made:
         missing: cores that the moving side lacks.
         exchanged: cores that lie at another's place.
         lean: turn of the whole array on the moving slide in degrees.
+        tissues: pictures to cut the cores from.
     """
 
     rows: int = 6
@@ -190,13 +194,14 @@ class Made:
     missing: int = 4
     exchanged: int = 2
     lean: float = 2.0
+    tissues: tuple[str, ...] = TISSUES
 
 
 def microarray(seed: int, made: Made = Made()) -> Slides:
     """A microarray on two slides; cores have the names ``R1C1`` … of their place on the fixed side."""
     rng = np.random.default_rng(seed)
     n, pitch, radius = made.rows * made.columns, 1.45 * made.diameter, made.diameter / 2
-    cut = places(rng, made.diameter + 8, n)
+    cut = places(rng, made.diameter + 8, n, made.tissues)
     nodes = np.array([[(r + 0.75) * pitch, (c + 0.75) * pitch] for r in range(made.rows) for c in range(made.columns)])
     size = (int((made.rows + 0.5) * pitch), int((made.columns + 0.5) * pitch))
     middle = np.array(size) / 2
@@ -225,7 +230,7 @@ def microarray(seed: int, made: Made = Made()) -> Slides:
         _draw(other, there, radius, picture.second, own @ np.linalg.inv(matrix), edge)
         pieces.append(Truth(called, here + lattice, matrix, i in place))
     missing = tuple(piece.name for piece in pieces if piece.matrix is None)
-    return Slides(_stained(one, HE, rng), _stained(other, DAB, rng), tuple(pieces), missing)
+    return Slides(stained(one, HE, rng), stained(other, DAB, rng), tuple(pieces), missing)
 
 
 def section(name: str, size: int) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_]]:
@@ -274,8 +279,8 @@ def torn(seed: int, name: str = "hemisphere", size: int = 640, apart: float = 10
         moving = np.where(shown, 0.1 + 0.9 * values, moving)
         inside = np.argwhere(binary_erosion(own, iterations=4))
         pieces.append(Truth(f"part {k + 1}", rng.choice(inside, 200, replace=False).astype(np.float64), matrix))
-    fixed = _stained(np.where(mask, 0.1 + 0.9 * first, 0.0), HE, rng)
-    return Slides(fixed, _stained(moving, DAB, rng), tuple(pieces))
+    fixed = stained(np.where(mask, 0.1 + 0.9 * first, 0.0), HE, rng)
+    return Slides(fixed, stained(moving, DAB, rng), tuple(pieces))
 
 
 def sections(seed: int, size: int = 260) -> Slides:
@@ -308,4 +313,4 @@ def sections(seed: int, size: int = 260) -> Slides:
         at = rng.choice(inside, 100, replace=False) - middle + here
         pieces.append(Truth(name, at, None if i == lost else matrix, order[i] != i))
     missing = tuple(piece.name for piece in pieces if piece.matrix is None)
-    return Slides(_stained(canvases[0], HE, rng), _stained(canvases[1], DAB, rng), tuple(pieces), missing)
+    return Slides(stained(canvases[0], HE, rng), stained(canvases[1], DAB, rng), tuple(pieces), missing)

@@ -44,6 +44,7 @@ PARTS = {
         "atlas",
         "stack",
         "rounds",
+        "pieces",
         "batch",
         "gpu",
         "shared",

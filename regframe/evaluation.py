@@ -67,11 +67,13 @@ def carry_points(result: Result, points: PointSet, to: Literal["fixed", "moving"
         points = lift_points(points)
     after = result.to_fixed(points) if to == "fixed" else result.to_moving(points)
     on_fixed = (after if to == "fixed" else points).coords
+    sd = position_sd(result, on_fixed, to)
+    sd[~torch.isfinite(after.coords).all(dim=1)] = torch.nan  # of a map in pieces, on one without a partner
     canvas = result.fixed_grid if to == "fixed" else result.moving_grid
     return CarriedPoints(
         after,
         match_probability(result, on_fixed),
-        position_sd(result, on_fixed, to),
+        sd,
         canvas.contains(after.coords),
     )
 

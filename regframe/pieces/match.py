@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,6 +36,10 @@ PER_CELL = 16.0
 """Pixels of a piece, as it is compared, that count as one independent sample: structure is about four pixels wide."""
 COVERED = 0.55
 """Share of the smaller piece that has to lie on the other one."""
+
+
+NOISE = 0.7
+"""Least width, in pixels of the slide, of the Gaussian by which a piece is smoothed: a small core has no pixels to average."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +87,7 @@ def view(found: Found, piece: Piece, pixel: float) -> View:
     inside = found.labels[piece.box] == piece.number
     density = found.density[piece.box] * inside
     block = [max(1.0, pixel / s) for s in spacing]
-    soft = [b / 2.5 if b > 1 else 0.0 for b in block]
+    soft = [max(b / 2.5, NOISE) for b in block]
     values, weight = (ndimage.gaussian_filter(a.astype(np.float32), soft) for a in (density, inside))
     middle = (CANVAS - 1) / 2
     first = [s.start for s in piece.box]
@@ -98,6 +103,7 @@ def view(found: Found, piece: Piece, pixel: float) -> View:
     steep = ndimage.gaussian_gradient_magnitude(_continued(value, mask > 0.5), 1.0)
     whole = ndimage.binary_erosion(mask > 0.9, iterations=2)
     features = []
+    feature: NDArray[Any]
     for feature in (value, steep):
         coarse = _smoothed(feature, whole, ACROSS / 8)
         fine = (feature - coarse) * whole
@@ -123,8 +129,8 @@ def _continued(value: NDArray[np.float32], inside: NDArray[np.bool_]) -> NDArray
 def _smoothed(value: NDArray[np.float32], inside: NDArray[np.bool_], width: float) -> NDArray[np.float32]:
     """The mean around each pixel of those inside."""
     share = ndimage.gaussian_filter(inside.astype(np.float32), width)
-    out: NDArray[np.float32] = ndimage.gaussian_filter(value * inside, width) / np.maximum(share, 1e-3)
-    return out
+    mean = ndimage.gaussian_filter(value * inside, width) / np.maximum(share, 1e-3)
+    return np.asarray(mean, dtype=np.float32)
 
 
 def likeness(fixed: View, moving: View, mirrored: bool = False, turns: Sequence[float] | None = None) -> Likeness:

@@ -215,14 +215,20 @@ def _placed(sides: Sides, lie: Lie) -> list[tuple[int, int]]:
 
 
 def _limit(sides: Sides, lie: Lie, seed: int) -> float:
-    """The likeness from which a pair is believed: that of pairs which do not belong together, one for each core."""
+    """The likeness from which a pair is believed: that of pairs which do not belong together, one for each core.
+
+    A pair of different places that is more alike than what lies at either of them may be a core that was exchanged: it is not
+    counted.
+    """
     rng = np.random.default_rng(seed)
-    n, right = len(sides.fixed.pieces), {j: i for i, j in _placed(sides, lie)}
+    held = _placed(sides, lie)
+    at_fixed, at_moving = dict(held), {j: i for i, j in held}
     others = []
     for j in range(len(sides.moving.pieces)):
-        i = int(rng.integers(n))
-        if i != right.get(j) and n > 1:
-            others.append(sides.alike(i, j).score)
+        i = int(rng.integers(len(sides.fixed.pieces)))
+        own = [sides.alike(*pair).score for pair in ((at_moving.get(j), j), (i, at_fixed.get(i))) if None not in pair]
+        if i != at_moving.get(j) and own and (score := sides.alike(i, j).score) < max(own):
+            others.append(score)
     return max(FLOOR, float(np.quantile(others, UNLIKE))) if others else FLOOR
 
 

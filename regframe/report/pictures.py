@@ -17,6 +17,7 @@ from torch import Tensor
 from ..data import Grid, Image, PointSet, unit_ratio
 from ..maps.affine import Affine
 from ..maps.base import Transform
+from ..maps.pieces import in_pieces
 from ..maps.resample import move_points
 from ..solvers.unseen import settled
 
@@ -200,7 +201,11 @@ class View:
 
     @classmethod
     def of(cls, canvas: Grid, transform: Transform, nodes: int = 200) -> View:
-        """The view of a canvas: positions are exact at ``nodes`` per side and interpolated between them, enough for a picture."""
+        """The view of a canvas: positions are exact at ``nodes`` per side and interpolated between them, enough for a picture.
+
+        Those of a map in pieces are exact everywhere: nothing may be interpolated across a seam.
+        """
+        nodes = max(canvas.shape) if in_pieces(transform) else nodes
         shape = tuple(min(n, nodes) for n in canvas.shape)
         spacing = tuple(
             s * (n - 1) / max(1, k - 1) for s, n, k in zip(canvas.spacing, canvas.shape, shape, strict=True)

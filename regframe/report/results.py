@@ -350,6 +350,9 @@ def _closeup(data: Image | PointSet, side: Side, view: View) -> Array:
     if isinstance(data, PointSet):
         return side.picture(view)
     needed = view.positions.reshape(-1, data.grid.ndim)
+    needed = needed[torch.isfinite(needed).all(dim=1)]
+    if not len(needed):  # a piece without a partner
+        return view.sample(side.data) if isinstance(side.data, Image) else side.picture(view)
     span = float((needed.amax(0) - needed.amin(0)).max())
     cut = pictures.crop(data, needed, margin=2 * max(data.grid.spacing))
     return view.sample(pictures.shrink(cut, span / max(view.canvas.shape)))

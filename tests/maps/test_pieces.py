@@ -111,12 +111,13 @@ def test_tiles_have_the_pixels_of_the_whole(phi: Pieces, tmp_path: Path, labels:
 
 
 def test_formats_of_others_get_a_field_and_the_user_a_remark(result: rf.Result, tmp_path: Path) -> None:
+    pytest.importorskip("SimpleITK", reason="needs the extra 'itk'")
     with pytest.warns(UserWarning, match="jumps at the seams"):
-        written = rf.write_map(result, tmp_path / "m.npz", to="moving")
-    back = rf.read_map(written.files[0])
+        written = rf.write_map(result, tmp_path / "m.h5", to="moving")
+    back = rf.read_map(written.files[0], GRID, GRID, to="moving")
     at = positions()
     off = (back.to_moving(at) - result.to_moving(at)).norm(dim=1)
-    assert float((off[off.isfinite()] < 0.05).to(torch.float64).mean()) > 0.93
+    assert float((off[off.isfinite()] < 0.1).to(torch.float64).mean()) > 0.93
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         rf.write_map(result, tmp_path / "m.csv")  # positions are exact
