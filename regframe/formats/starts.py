@@ -12,6 +12,7 @@ import torch
 from .. import plugins, strangers
 from ..contracts import Side
 from ..data import Grid, Image, PointSet, tensor_of
+from ..gate.meant import meant
 from ..io.claims import heal
 from ..io.inputs import note, steady
 from ..io.store import load
@@ -76,7 +77,7 @@ def saved(path: Path) -> Result:
         word = len(path.parts) == 1 and not path.suffix
         raise (ValueError if word else FileNotFoundError)(
             f"wanted the name of a start, got {str(path)!r}, which does not exist as a file or folder either; take one "
-            f"of {names}, or name a saved result or the file of an affine map"
+            f"of {names}, or name a saved result or the file of an affine map{meant(path, names.split(', '))}"
         )
     return steady(path, load)
 

@@ -40,7 +40,7 @@ def given(fixed: Grid, moving: Grid, init: Any, config: Config) -> Tensor | None
     if config.transform == "rigid" and scale.ratio is None:
         raise ValueError(
             f"wanted both sides in length units for a rigid map, got fixed in {fixed.unit} and moving in "
-            f"{moving.unit}; state the missing spacing or unit, or use transform='similarity'"
+            f"{moving.unit}; state the missing spacing or unit (--fixed-mpp, --moving-mpp), or use transform='similarity'"
         )
     if isinstance(init, str) and init == "auto":
         return None
