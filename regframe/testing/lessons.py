@@ -86,7 +86,7 @@ def _carried(stained: Image, channels: list[Array], way: Transform, noise: int, 
     generator = np.random.default_rng(noise)
     bright = np.stack([gaussian_filter(channel, 1) for channel in channels])
     image = Image.from_array(bright, "cyx", spacing=MPP, unit="um")
-    data = resample(image, way, canvas or stained.grid).data.numpy()
+    data = resample(image, way, canvas or stained.grid, 0.0).data.numpy()
     return np.clip(220 * data + generator.normal(14, 4, data.shape), 0, 255).astype(np.uint8)
 
 
