@@ -123,6 +123,9 @@ def rows(path: Path) -> np.ndarray:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings(
+    "ignore:regframe. one side declares no pixel size:UserWarning"
+)  # of the section, as its page says
 @pytest.mark.parametrize("name", NAMES)
 def test_a_tutorial_runs_as_printed(name: str, maker: ModuleType, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import matplotlib

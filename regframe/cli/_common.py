@@ -287,7 +287,7 @@ class _ResultType(_InputType):
             heal(path)
 
 
-class _NumberType(click.ParamType):
+class _NumberType(click.types.FloatParamType):
     """A number with a decimal point; one with a comma is refused with the number that is meant."""
 
     name = "float"

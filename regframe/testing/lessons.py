@@ -116,7 +116,9 @@ def _cells(folder: Path, stained: Image, blue: Array, at: torch.Tensor) -> list[
     from skimage.feature import peak_local_max
 
     generator = np.random.default_rng(7)
-    nuclei = peak_local_max(gaussian_filter(blue, 2.5), min_distance=4, threshold_abs=0.2)
+    nuclei: Array = peak_local_max(  # type: ignore[no-untyped-call]
+        gaussian_filter(blue, 2.5), min_distance=4, threshold_abs=0.2
+    )
     way = _turned(stained.grid, -20, (32.0, 24.0))
     seen = way.points(torch.from_numpy(nuclei * MPP)).numpy() + generator.normal(0, 0.5, nuclei.shape)
     outs, focus = folder / "xenium_stained", "morphology_focus/morphology_focus_0000.ome.tif"
@@ -160,7 +162,7 @@ def _piece(folder: Path, stained: Image, at: torch.Tensor) -> list[str]:
 
     def there(px: Array) -> Array:
         """Pixels ``[N, 2]`` (y, x) of the picture as pixels of the piece."""
-        return np.array([LARGER * height - 1, LARGER * width - 1]) - LARGER * (px - [top, left])
+        return np.asarray(np.array([LARGER * height - 1, LARGER * width - 1]) - LARGER * (px - [top, left]))
 
     rough = np.array([[425.0, 415.0], [500.0, 430.0], [455.0, 500.0]])
     pairs = np.hstack([rough, there(rough) + np.array([[4, -5], [-3, 4], [5, 3]])])
