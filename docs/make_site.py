@@ -33,6 +33,16 @@ BESIDE = {
 
 PARTS = {
     "Begin": ["readme", "install", "wrong", "report", "view", "glossary", "gallery"],
+    "Tutorials": [
+        "tutorial-stains",
+        "tutorial-fluorescence",
+        "tutorial-xenium",
+        "tutorial-cells",
+        "tutorial-atlas",
+        "tutorial-rounds",
+        "tutorial-slide",
+        "tutorial-wrong",
+    ],
     "Your data": [
         "files",
         "slides",
@@ -65,10 +75,13 @@ def lay_out(source: Path) -> list[str]:
     pages = {
         path.relative_to(ROOT).as_posix(): path.name for path in (ROOT / "docs").glob("*.md") if path.name != "index.md"
     }
+    tutorials = (ROOT / "docs" / "tutorials").glob("*.md")
+    pages |= {path.relative_to(ROOT).as_posix(): f"tutorial-{path.name}" for path in tutorials}
     pages |= BESIDE
     for place, name in pages.items():
         (source / name).write_text(_page(ROOT / place, pages), encoding="utf-8")
     shutil.copytree(ROOT / "docs" / "images", source / "images")
+    shutil.copytree(ROOT / "docs" / "tutorials" / "images", source / "images" / "tutorials")
     shutil.copy(ROOT / "docs" / "site" / "conf.py", source / "conf.py")
     (source / "api.md").write_text(_api(), encoding="utf-8")
     (source / "commands.md").write_text("# Commands\n\n" + "\n".join(_commands(command, "regframe")), encoding="utf-8")
@@ -95,6 +108,8 @@ def _linker(path: Path, pages: dict[str, str]) -> Callable[[re.Match[str]], str]
             return f"{mark}[{text}]({pages[place]}{'#' + anchor if anchor else ''})"
         if place.startswith("docs/images/"):
             return f"{mark}[{text}]({place.removeprefix('docs/')})"
+        if place.startswith("docs/tutorials/images/"):
+            return f"{mark}[{text}](images/tutorials/{Path(place).name})"
         return text  # of the sources, which the site has not
 
     return link

@@ -161,6 +161,9 @@ class Grid:
 
     def contains(self, coords: Tensor) -> Tensor:
         """Whether positions ``[..., D]`` lie on a pixel's area, ``[...]`` bool."""
+        coords = tensor_of(coords)
+        if not coords.is_floating_point():
+            coords = coords.to(torch.float64)
         origin, spacing, shape = (
             torch.tensor(values, dtype=coords.dtype, device=coords.device)
             for values in (self.origin, self.spacing, self.shape)
@@ -625,6 +628,16 @@ def _count(image: Image) -> str:
     if image.labels:
         return "labels"
     return f"{len(image.channels)} channel{'' if len(image.channels) == 1 else 's'}"
+
+
+def tensor_of(values: Any, dtype: torch.dtype | None = None) -> Tensor:
+    """``values`` as a tensor: a tensor itself, a numpy array of any layout (also ``xy[:, ::-1]``), a table of numbers, lists.
+
+    Raises ValueError for what is not numeric.
+    """
+    if not isinstance(values, torch.Tensor) and hasattr(values, "__array__"):
+        values = torch.from_numpy(_native(np.asarray(values)))
+    return torch.as_tensor(values, dtype=dtype)
 
 
 def _native(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

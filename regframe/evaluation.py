@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from .data import Image, PointSet, unit_ratio
+from .data import Image, PointSet, tensor_of, unit_ratio
 from .fit import clouds
 from .maps import bends
 from .maps.plane import lift_points, nearest
@@ -172,7 +172,8 @@ def evaluate(result: Result, fixed: PointSet | Tensor, moving: PointSet | Tensor
 
     Args:
         result: the registration.
-        fixed: ``[N, D]`` in the fixed side's unit, row ``i`` paired with row ``i`` of ``moving``.
+        fixed: ``[N, D]`` in the fixed side's unit, row ``i`` paired with row ``i`` of ``moving``; of a section in a volume
+            ``[N, 2]`` is enough, in its plane.
         moving: ``[N, D]`` in the moving side's unit.
 
     Returns:
@@ -185,6 +186,8 @@ def evaluate(result: Result, fixed: PointSet | Tensor, moving: PointSet | Tensor
         ValueError: where the sides differ in length, dimension or unit, or hold a position that is not finite.
     """
     grid = result.moving_grid
+    if result.section and isinstance(fixed, PointSet) and fixed.ndim == 2:
+        fixed = lift_points(fixed)
     f = _coords(fixed, result.fixed_grid.ndim, result.fixed_grid.unit, "fixed")
     m = _coords(moving, grid.ndim, grid.unit, "moving")
     if f.shape[0] != m.shape[0]:
@@ -254,7 +257,7 @@ def _coords(points: PointSet | Tensor, ndim: int, unit: str, side: str) -> Tenso
         if points.unit != unit:
             raise ValueError(f"wanted {side} landmarks in {unit}, got {points.unit}; state their spacing")
         points = points.coords
-    coords = torch.as_tensor(points, dtype=torch.float64)
+    coords = tensor_of(points, torch.float64)
     if coords.ndim != 2 or coords.shape[1] != ndim:
         raise ValueError(f"wanted {side} landmarks [N, {ndim}], got {tuple(coords.shape)}")
     bad = torch.nonzero(~torch.isfinite(coords).all(dim=-1))

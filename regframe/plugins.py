@@ -29,6 +29,7 @@ import pluggy
 from . import gate, hookspecs, strangers
 from .contracts import API, Adapter, Configured, MapFormat, Metric, Solver, Start
 from .data import Image, PointSet, Pyramid
+from .gate.meant import meant
 from .remote.address import Remote, is_address, locate
 from .remote.errors import RemoteError
 from .strangers import doors
@@ -398,7 +399,8 @@ def find_adapter(source: Any, adapter: str | None = None, **options: Any) -> Ada
     if not scores or scores[0][0] <= 0:
         raise PluginError(
             f"wanted a source that an adapter knows, got {_describe(source)}; "
-            f"there is {_listing(found)}: name one with adapter=..., or convert the file"
+            f"there is {_listing(found)}: it holds no image, table of positions or instrument's folder that any of these reads; "
+            "check the path, convert the file (TIFF, PNG, CSV), or name its reader (adapter=..., --fixed-adapter, …)"
         )
     best = [entry for score, entry in scores if score == scores[0][0]]
     if len({entry.name for entry in best}) > 1:
@@ -506,7 +508,10 @@ def _lookup(kind: Kind, name: str) -> Entry:
             if left_out
             else ""
         )
-        raise PluginError(f"wanted the name of {_article(kind)}, got {name!r}; there is {_listing(known)}{also}")
+        likely = meant(name, (entry.name for entry in known))
+        raise PluginError(
+            f"wanted the name of {_article(kind)}, got {name!r}; there is {_listing(known)}{also}{likely}"
+        )
     own = [entry for entry in found if entry.shipped]
     if not own and len({entry.cls for entry in found}) > 1:
         culprits = " and ".join(entry.provider for entry in found)
@@ -565,7 +570,7 @@ def _build(entry: Entry, options: dict[str, Any]) -> Any:
     if unknown:
         raise PluginError(
             f"wanted options of the {entry.kind} {entry.name!r} ({', '.join(named) or 'it has none'}), "
-            f"got {', '.join(map(repr, unknown))}"
+            f"got {', '.join(map(repr, unknown))}{meant(unknown[0], named)}"
         )
     missing = [name for name in required_options(entry) if name not in options]
     if missing:

@@ -13,7 +13,7 @@ import torch
 from . import devices, plugins, strangers, verdict
 from .config import Config
 from .contracts import Fitted, Metric, Progress, Solver, Task
-from .data import Image, PointSet
+from .data import Image, PointSet, unit_ratio
 from .display.bars import shown
 from .formats import starts
 from .maps.affine import Affine
@@ -164,7 +164,7 @@ def planned(
             f"wanted transform {' or '.join(solver.models)} for this kind of pair ({solver.name}), got {config.transform!r}; "
             "choose one of these"
         )
-    doubts = (*_findings(solver.check(task), solver, "check"), *_of_landmarks(task))
+    doubts = (*_findings(solver.check(task), solver, "check"), *_of_landmarks(task), *_of_sizes(task))
     for side, data in (("fixed", task.fixed), ("moving", task.moving)):
         check_place(data, side)
     if (
@@ -313,7 +313,9 @@ def _started(config: Config, init: Any) -> tuple[Config, Any]:
 
 
 def _of_landmarks(task: Task) -> list[Finding]:
-    """A remark on each pair of landmarks that disagrees with the others."""
+    """A remark on each pair of landmarks that disagrees with the others, and on pairs that are too few for a turn."""
+    if isinstance(task.start, Landmarks) and len(task.start.moving) < 3:
+        return [verdict.few_landmarks(len(task.start.moving))]
     if not isinstance(task.start, Landmarks) or bool((task.start.weights > 0).all()):
         return []
     pixel, name = (task.fixed.grid.pixel, "px") if isinstance(task.fixed, Image) else (1.0, task.fixed.unit)
@@ -323,6 +325,18 @@ def _of_landmarks(task: Task) -> list[Finding]:
         verdict.odd_landmark(words, float(value))
         for words, value in zip(found.sentences(pixel, name), off.tolist(), strict=True)
     ]
+
+
+def _of_sizes(task: Task) -> list[Finding]:
+    """A remark where, by their units, one side is so much larger than the other that a unit is likely to be wrong."""
+    wide = []
+    for data in (task.fixed, task.moving):
+        unit = data.grid.unit if isinstance(data, Image) else data.unit
+        extent = data.grid.extent if isinstance(data, Image) else (data.coords.amax(0) - data.coords.amin(0)).tolist()
+        wide.append(max(extent) * (unit_ratio(unit, "mm") or 0.0))
+    if min(wide) <= 0 or max(wide) <= verdict.OTHER_SIZES * min(wide):
+        return []
+    return [verdict.other_sizes(wide[0], wide[1])]
 
 
 def _roundtrip(fitted: Fitted) -> dict[str, float]:

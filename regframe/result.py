@@ -12,7 +12,7 @@ from torch import Tensor
 
 from . import plugins, verdict
 from .config import Config
-from .data import Grid, Image, PointSet, describe_grid
+from .data import Grid, Image, PointSet, describe_grid, tensor_of
 from .display import notebook
 from .fit.uncertainty import radius_90
 from .maps.base import Transform
@@ -296,8 +296,9 @@ def _lifted(data: Carried) -> Carried:
     """2D points of a section as 3D points of the plane z = 0; ValueError for images and shapes."""
     if isinstance(data, PointSet):
         return lift_points(data) if data.ndim == 2 else data
-    if isinstance(data, Tensor):
-        return torch.cat([torch.zeros_like(data[..., :1]), data], dim=-1) if data.shape[-1] == 2 else data
+    if not isinstance(data, (Image, Shapes)):
+        coords: Any = tensor_of(data)
+        return torch.cat([torch.zeros_like(coords[..., :1]), coords], dim=-1) if coords.shape[-1] == 2 else coords
     raise ValueError(
         f"wanted points to move from a section into a volume, got {type(data).__name__}; a plane fills no volume: resample the "
         "volume onto the section with to_fixed, or the positions of what is drawn on it"

@@ -121,6 +121,32 @@ def odd_landmark(sentence: str, off: float) -> Finding:
     )
 
 
+OTHER_SIZES = 100.0
+"""Widths of one side over that of the other, by their units, from which a unit is likely to be wrong: a whole slide of 50 mm is
+50 times as wide as a field of 1 mm, and millimetres for micrometres are a factor of 1000."""
+
+
+def other_sizes(fixed: float, moving: float) -> Finding:
+    """Two sides of very different widths, in millimetres."""
+    ratio = max(fixed, moving) / min(fixed, moving)
+    return Finding(
+        "warn",
+        f"by their units the fixed side is {fixed:.3g} mm wide and the moving side {moving:.3g} mm, a factor of {ratio:.4g}: a "
+        "pixel size or unit is likely to be wrong",
+        ratio,
+        OTHER_SIZES,
+        remedy=SIZE,
+    )
+
+
+def few_landmarks(n: int) -> Finding:
+    """Fewer than three pairs of landmarks: what they say of the start, and what they leave open."""
+    pairs = "one pair of landmarks says" if n == 1 else f"{n} pairs of landmarks say"
+    return Finding(
+        "pass", f"{pairs} where the fit begins, not how the tissue is turned", remedy="give three for the turn, too"
+    )
+
+
 def read_start(sentence: str) -> Finding:
     """How the numbers of a bare matrix were taken from which a fit began: nothing in such a file says it."""
     return Finding("pass", sentence, remedy="regframe.read_map(…, to=…, unit=…) as init says it is otherwise")

@@ -21,7 +21,8 @@ from regframe.cli import main
 from regframe.data import Grid
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / ".github").glob("*.md"))]
+FOLDERS = (ROOT / "docs", ROOT / "docs" / "tutorials", ROOT / ".github")
+PAGES = [ROOT / "README.md", *(page for folder in FOLDERS for page in sorted(folder.glob("*.md")))]
 SEED = Path(os.environ.get("REGFRAME_DATA") or ROOT.parent / "shared" / "data") / "01_seed_cells"
 
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")

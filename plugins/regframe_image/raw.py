@@ -186,7 +186,8 @@ def unreadable(path: Place, kind: str, error: BaseException, where: str = "") ->
     """The one sentence for a file that is damaged or not what it seems."""
     reason = " ".join(str(error).split()) or type(error).__name__
     return ValueError(
-        f"wanted a readable {kind} image, got {str(path)!r}, which cannot be decoded{where} ({reason[:200]})"
+        f"wanted a readable {kind} image, got {str(path)!r}, which cannot be decoded{where} ({reason[:200]}); is the copy "
+        "complete?"
     )
 
 
@@ -231,9 +232,8 @@ def place(level: int, axes: str, region: Region) -> str:
 def check_level(path: Place, level: int, levels: int) -> None:
     """ValueError where a file has no such resolution."""
     if not 0 <= level < levels:
-        raise ValueError(
-            f"wanted a level from 0 to {levels - 1} of {str(path)!r}, got {level}; it has {levels} resolution(s)"
-        )
+        has = "1 resolution: leave it out" if levels == 1 else f"{levels} resolutions"
+        raise ValueError(f"wanted a level from 0 to {levels - 1} of {str(path)!r}, got {level}; it has {has}")
 
 
 def check_count(path: Place, levels: int) -> None:

@@ -16,6 +16,7 @@ import click
 
 from ..gate.boundary import chatter
 from ..gate.limits import parse_size, set_most_bytes
+from ..gate.meant import meant
 from ..gate.screen import printable
 from ..strangers import fault_of, returned
 from . import interrupts, streams
@@ -61,7 +62,8 @@ def sentence(error: BaseException) -> str:
 def _setting_problem(item: Mapping[str, Any]) -> str:
     key = ".".join(str(part) for part in item["loc"])
     if item["type"] == "extra_forbidden":
-        return f"there is no setting {key!r}; known are {', '.join(_known_settings(item['loc'][:-1]))}"
+        known = _known_settings(item["loc"][:-1])
+        return f"there is no setting {key!r}; known are {', '.join(known)}{meant(item['loc'][-1], known)}"
     wanted = str(item["msg"]).removeprefix("Input should be ").removeprefix("Value error, ")
     return f"wanted for the setting {key!r} {wanted}, got {item['input']!r}"
 
@@ -285,6 +287,22 @@ class _ResultType(_InputType):
             heal(path)
 
 
+class _NumberType(click.types.FloatParamType):
+    """A number with a decimal point; one with a comma is refused with the number that is meant."""
+
+    name = "float"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """A float."""
+        try:
+            return float(value)
+        except ValueError:
+            likely = str(value).replace(",", ".", 1)
+            point = f"; write {likely} with a point" if re.fullmatch(r"[-+]?\d+,\d+", str(value)) else ""
+            self.fail(f"wanted a number such as 0.5, got {value!r}{point}", param, ctx)
+
+
+number_type = _NumberType()
 place_type = _PlaceType(path_type=Path)
 input_type = _InputType()
 section_type = _InputType("a section")
@@ -383,7 +401,7 @@ def side_options(side: str) -> Callable[[_F], _F]:
     return options(
         click.option(f"--{side}-adapter", metavar="NAME", help=f"Adapter of the {side} side; sniffed otherwise."),
         click.option(f"--{side}-set", metavar="K=V", multiple=True, help=f"Option of the {side} adapter."),
-        click.option(f"--{side}-mpp", type=float, metavar="UM", help=f"Pixel size of the {side} image in µm."),
+        click.option(f"--{side}-mpp", type=number_type, metavar="UM", help=f"Pixel size of the {side} image in µm."),
         click.option(f"--{side}-channel", metavar="C", help=f"Channel of the {side} image, by name or number."),
         click.option(f"--{side}-nodata", metavar="V", help=f"Value of no data in the {side} image, a number or nan."),
         click.option(

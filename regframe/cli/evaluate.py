@@ -104,9 +104,11 @@ def _read(
         coords = zip((fixed, moving), units, own, spacings, strict=True)
         return [(both, PointSet(at, unit or mine), spacing) for at, unit, mine, spacing in coords]
     if both is not None or each[0] is None or each[1] is None:
+        given = (("--landmarks", both), ("--fixed-landmarks", each[0]), ("--moving-landmarks", each[1]))
+        got = " and ".join(name for name, value in given if value is not None) or "none of them"
         raise BadInput(
-            "wanted --landmarks P, or --fixed-landmarks F and --moving-landmarks M, got another choice of them; give pairs in "
-            "one file, or a file for each side"
+            f"wanted --landmarks P, or --fixed-landmarks F and --moving-landmarks M, got {got}; give pairs in one file, or a "
+            "file for each side"
         )
     named = zip(each, own, spacings, strict=True)
     return [(path, regframe.read_points(path, unit=mine), spacing) for path, mine, spacing in named if path is not None]

@@ -345,9 +345,11 @@ def _landmarks(path: Path, fixed: Image | PointSet, moving: Image | PointSet, op
             outside = (~data.grid.contains(points.coords)).nonzero().flatten().tolist()
             if outside:
                 where = ", ".join(f"{v:.6g}" for v in points.coords[outside[0]].tolist())
+                turned = bool(data.grid.contains(points.coords.flip(1)).all())
+                likely = "; with x and y exchanged all lie inside: exchange the columns" if turned else ""
                 raise ValueError(
                     f"wanted landmarks of {path} inside the {side} image ({describe_grid(data.grid)}), "
-                    f"got ({where}) in row {outside[0] + 1}; check the order of the axes and the unit"
+                    f"got ({where}) in row {outside[0] + 1}; check the order of the axes and the unit{likely}"
                 )
         pairs.append(points.coords)
     return regframe.landmarks(pairs[1], pairs[0])

@@ -11,7 +11,8 @@ import torch
 
 from .. import plugins, strangers
 from ..contracts import Side
-from ..data import Grid, Image, PointSet
+from ..data import Grid, Image, PointSet, tensor_of
+from ..gate.meant import meant
 from ..io.claims import heal
 from ..io.inputs import note, steady
 from ..io.store import load
@@ -76,7 +77,7 @@ def saved(path: Path) -> Result:
         word = len(path.parts) == 1 and not path.suffix
         raise (ValueError if word else FileNotFoundError)(
             f"wanted the name of a start, got {str(path)!r}, which does not exist as a file or folder either; take one "
-            f"of {names}, or name a saved result or the file of an affine map"
+            f"of {names}, or name a saved result or the file of an affine map{meant(path, names.split(', '))}"
         )
     return steady(path, load)
 
@@ -128,7 +129,7 @@ def of_file(
 
 def _of_array(matrix: Any, fixed: Image | PointSet, moving: Image | PointSet) -> Affine:
     """An array as an affine map between the units of the sides; ValueError for another shape, or a map that has no inverse."""
-    values = torch.as_tensor(matrix)
+    values = tensor_of(matrix)
     size = (moving.grid.ndim if isinstance(moving, Image) else moving.ndim) + 1
     if tuple(values.shape) != (size, size) or values.is_complex():
         raise ValueError(

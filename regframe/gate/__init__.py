@@ -3,7 +3,8 @@
 ``limits`` says how much may be read and unpacked, ``places`` which files are opened at all, ``unpack`` unpacks in bounded steps,
 ``boundary`` turns whatever a reader's library raises into one sentence and keeps its chatter, ``hdf5`` looks an HDF5 file through
 in a process of its own before any other opens it, ``zarrs`` holds every chunk of a Zarr store against its size, ``documents``
-reads YAML and JSON, and ``screen`` shows a file's words without their control characters.
+reads YAML and JSON, ``screen`` shows a file's words without their control characters, and ``meant`` says what a
+mistyped name may have been.
 
 It imports nothing of regframe, so that every room and every plug-in may use it (``regframe.gate``).
 """

@@ -53,7 +53,8 @@ def find_store(path: str | Path) -> Path:
     if not path.exists():
         raise FileNotFoundError(f"wanted a regframe store or a folder with {STORE_NAME} in it, got nothing at {path}")
     raise FileNotFoundError(
-        f"wanted a regframe store or a folder with {STORE_NAME} in it, got {path} without zarr.json"
+        f"wanted a regframe store or a folder with {STORE_NAME} in it, got {path} without zarr.json; name the "
+        "folder that `regframe register … -o FOLDER` wrote, or a saved NAME.ome.zarr"
     )
 
 

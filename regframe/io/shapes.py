@@ -74,7 +74,7 @@ def _parse(path: Path, max_bytes: int) -> Any:
             raise
         reason = " ".join(str(error).split())
         raise ValueError(
-            f"wanted a GeoJSON file, got {str(path)!r}, which cannot be read as JSON ({reason})"
+            f"wanted a GeoJSON file, got {str(path)!r}, which cannot be read as JSON ({reason}); export it again"
         ) from error
     raise ValueError(
         f"wanted at most {max_bytes / 2**20:.4g} MiB of GeoJSON, got more in {str(path)!r}; "

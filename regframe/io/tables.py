@@ -508,7 +508,8 @@ def to_unit_of(points: PointSet, grid: Grid) -> PointSet:
         return points if ratio == 1.0 else points.replace(coords=points.coords * ratio, unit=grid.unit)
     if points.unit != "px":
         raise ValueError(
-            f"wanted points in px for an image without physical spacing, got {points.unit}; state the image's spacing"
+            f"wanted points in px for an image without physical spacing, got {points.unit}; state the image's spacing "
+            "(--fixed-mpp, --moving-mpp; in Python spacing=…, unit=…)"
         )
     origin, spacing = (torch.tensor(v, dtype=torch.float64) for v in (grid.origin, grid.spacing))
     return points.replace(coords=origin + spacing * points.coords, unit=grid.unit)
@@ -647,7 +648,7 @@ def _recognised_columns(table: PointTable) -> dict[str, tuple[str, str | None]]:
     if not whole:
         raise ValueError(
             f"wanted columns that name positions, such as y and x, in {str(table.path)!r}, got {_join(table.names)}; "
-            "say which they are with columns='x=NAME,y=NAME'"
+            "say which they are with columns='x=NAME,y=NAME' (--columns, or --moving-set columns=x=NAME,y=NAME)"
         )
     if len(whole) > 1 or any(len(names) > 1 for group in whole.values() for names in group.values()):
         candidates = " or ".join(

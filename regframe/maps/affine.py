@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from .. import reference
-from ..data import canonical_unit
+from ..data import canonical_unit, tensor_of
 from ..later import torch
 from . import homogeneous
 from .base import Transform, check_coords
@@ -32,7 +32,7 @@ class Affine(Transform):
     target_unit: str = "px"
 
     def __post_init__(self) -> None:
-        matrix = torch.as_tensor(self.matrix, dtype=torch.float64).detach().cpu()
+        matrix = tensor_of(self.matrix, torch.float64).detach().cpu()
         if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or matrix.shape[0] not in (3, 4):
             raise ValueError(f"wanted a homogeneous matrix [3, 3] or [4, 4], got {tuple(matrix.shape)}")
         if not torch.isfinite(matrix).all():

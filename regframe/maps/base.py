@@ -11,7 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
-from ..data import AXES, Grid
+from ..data import AXES, Grid, tensor_of
 from ..later import torch
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def finite_only(function: object, coords: Tensor) -> Tensor:
 
 def check_coords(coords: Tensor, ndim: int) -> Tensor:
     """``coords`` ``[..., D]`` in float64; ValueError where they do not have ``ndim`` components."""
-    x = torch.as_tensor(coords, dtype=torch.float64)
+    x = tensor_of(coords, torch.float64)
     if x.ndim < 1 or x.shape[-1] != ndim:
         raise ValueError(f"wanted coordinates [..., {ndim}] in the order {AXES[ndim]}, got {tuple(x.shape)}")
     return x

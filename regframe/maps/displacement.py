@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from ..data import Grid
+from ..data import Grid, tensor_of
 from .base import OnGrid, Transform, check_coords, check_grid, finite_only
 
 
@@ -28,11 +28,11 @@ class Displacement(OnGrid):
     inverted: bool = False
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "field", tensor_of(self.field).detach().cpu())
         if tuple(self.field.shape) != (self.grid.ndim, *self.grid.shape):
             raise ValueError(f"wanted a field [{self.grid.ndim}, {self.grid.shape}], got {tuple(self.field.shape)}")
         if not torch.isfinite(self.field).all():
             raise ValueError("wanted a finite displacement, got NaN or inf entries")
-        object.__setattr__(self, "field", self.field.detach().cpu())
 
     def points(self, coords: Tensor) -> Tensor:  # noqa: D102
         x = check_coords(coords, self.ndim)

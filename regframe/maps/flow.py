@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from ..data import Grid
+from ..data import Grid, tensor_of
 from .base import OnGrid, check_coords, finite_only
 
 
@@ -33,6 +33,7 @@ class Flow(OnGrid):
     reverse: bool = False
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "velocity", tensor_of(self.velocity).detach().cpu())
         if self.velocity.ndim != 2 + self.grid.ndim or tuple(self.velocity.shape[2:]) != self.grid.shape:
             raise ValueError(f"wanted a velocity [T, D, {self.grid.shape}], got {tuple(self.velocity.shape)}")
         if self.velocity.shape[1] != self.grid.ndim:
@@ -43,7 +44,6 @@ class Flow(OnGrid):
         n_steps = n_slices if self.n_steps is None else int(self.n_steps)
         if n_slices < 1 or n_steps < 1 or n_steps % n_slices:
             raise ValueError(f"wanted n_steps as a multiple of the {n_slices} time slices, got {n_steps}")
-        object.__setattr__(self, "velocity", self.velocity.detach().cpu())
         object.__setattr__(self, "n_steps", n_steps)
 
     def points(self, coords: Tensor) -> Tensor:  # noqa: D102

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data import Grid, canonical_unit, unit_ratio
+from ..data import Grid, canonical_unit, tensor_of, unit_ratio
 from ..display import notebook
 
 MAX_VERTICES = 50_000_000
@@ -73,6 +73,8 @@ class Shapes:
     name: str = "shapes"
 
     def __post_init__(self) -> None:
+        for name in ("coords", "offsets", "kinds"):
+            object.__setattr__(self, name, tensor_of(getattr(self, name)))
         if self.coords.ndim != 2 or self.coords.shape[1] != 2:
             raise ValueError(f"wanted vertices [N, 2] as (y, x), got {tuple(self.coords.shape)}")
         if self.offsets.shape[0] != self.kinds.shape[0] + 1 or int(self.offsets[-1]) != self.coords.shape[0]:

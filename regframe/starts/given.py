@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import plugins, strangers
 from ..config import Config
 from ..contracts import Candidate, Task
-from ..data import Grid, Image
+from ..data import Grid, Image, tensor_of
 from ..fit.frames import affine_kind
 from ..maps.affine import Affine
 from ..maps.base import Transform
@@ -40,7 +40,7 @@ def given(fixed: Grid, moving: Grid, init: Any, config: Config) -> Tensor | None
     if config.transform == "rigid" and scale.ratio is None:
         raise ValueError(
             f"wanted both sides in length units for a rigid map, got fixed in {fixed.unit} and moving in "
-            f"{moving.unit}; state the missing spacing or unit, or use transform='similarity'"
+            f"{moving.unit}; state the missing spacing or unit (--fixed-mpp, --moving-mpp), or use transform='similarity'"
         )
     if isinstance(init, str) and init == "auto":
         return None
@@ -78,7 +78,7 @@ def position_of(candidate: Candidate, task: Task, whose: str = "a start") -> Aff
     if candidate.landmarks is not None:
         return Affine(fit_points(*candidate.landmarks)[0].matrix, *units)
     ndim = task.moving.grid.ndim if isinstance(task.moving, Image) else task.moving.ndim
-    matrix = torch.as_tensor(candidate.matrix, dtype=torch.float64)
+    matrix = tensor_of(candidate.matrix, torch.float64)
     if tuple(matrix.shape) != (ndim + 1, ndim + 1) or not bool(matrix.isfinite().all()):
         raise ValueError(
             f"wanted a finite matrix {[ndim + 1] * 2} from {whose}, got {tuple(matrix.shape)}: {matrix.tolist()}"

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..contracts import Candidate, Start, Task
-from ..data import Grid
+from ..data import Grid, tensor_of
 from ..fit.closed import turn_of
 from ..maps.affine import Affine
 from ..maps.base import Transform
@@ -90,7 +90,7 @@ def landmarks(p: Any = None, q: Any = None, *, fixed: Any = None, moving: Any = 
         raise ValueError("wanted landmarks of both sides, got other arguments; pass fixed=… and moving=… by name")
     sides = []
     for name, side in (("moving", p if fixed is None else moving), ("fixed", q if fixed is None else fixed)):
-        coords = torch.as_tensor(getattr(side, "coords", side), dtype=torch.float64)
+        coords = tensor_of(getattr(side, "coords", side), torch.float64)
         if coords.ndim != 2 or coords.shape[1] not in (2, 3):
             raise ValueError(f"wanted {name} landmarks [N, 2] or [N, 3], got {tuple(coords.shape)}")
         bad = int((~torch.isfinite(coords)).any(dim=1).sum())

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 import gzip
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,8 @@ from .. import plugins
 from ..data import Grid, Image
 from ..maps.affine import Affine
 from ..maps.resample import resample
-from . import demo
+from . import demo, lessons
+from .tables import table
 
 Array = NDArray[Any]
 
@@ -43,7 +43,7 @@ def write_pair(folder: Path, pair: demo.Pair) -> list[Path]:
     for name, image in (("fixed.png", pair.fixed), ("moving.png", pair.moving)):
         _save(image, folder / name)
     rows = [(i, f"{x:g}", f"{y:g}", kind) for i, (x, y, kind) in enumerate(CELLS, 1)]
-    _table(folder / "cells.csv", ("id", "x", "y", "type"), rows)
+    table(folder / "cells.csv", ("id", "x", "y", "type"), rows)
     _true_pairs(folder, pair)
     ring, dot = [[160, 140], [350, 160], [330, 370], [160, 140]], [390, 250]
     shapes = [{"type": "Polygon", "coordinates": [ring]}, {"type": "Point", "coordinates": dot}]
@@ -65,10 +65,10 @@ def _true_pairs(folder: Path, pair: demo.Pair) -> None:
     fixed, moving = lattice[inside].numpy(), partners[inside].numpy()
     chosen = np.sort(generator.permutation(len(fixed))[:100])
     for name, points in (("f.csv", fixed), ("m.csv", moving)):
-        _table(folder / name, ("y", "x"), [(f"{y:.4f}", f"{x:.4f}") for y, x in points[chosen]])
+        table(folder / name, ("y", "x"), [(f"{y:.4f}", f"{x:.4f}") for y, x in points[chosen]])
     corners = [int(np.argmax(fixed @ direction)) for direction in ([-1, -1], [-1, 1], [2, 0.3])]
     rough = np.hstack([fixed[corners], moving[corners]]) + generator.normal(0, ROUGH_PX / np.sqrt(np.pi / 2), (3, 4))
-    _table(folder / "three.csv", ("fixed_y", "fixed_x", "moving_y", "moving_x"), rough.round().astype(int).tolist())
+    table(folder / "three.csv", ("fixed_y", "fixed_x", "moving_y", "moving_x"), rough.round().astype(int).tolist())
 
 
 def write(folder: Path) -> tuple[list[Path], list[str]]:
@@ -80,10 +80,17 @@ def write(folder: Path) -> tuple[list[Path], list[str]]:
     pair = demo.make()
     made = write_pair(folder, pair)
     left_out: list[str] = []
-    writers: tuple[Callable[[Path, demo.Pair], list[str]], ...] = (_slides, _clouds, _nuclei, _atlas, _sections)
+    writers: tuple[Callable[[Path, demo.Pair], list[str]], ...] = (
+        _slides,
+        _clouds,
+        _nuclei,
+        _atlas,
+        _sections,
+        lessons.write,
+    )
     for writer in writers:
         made += [folder / name for name in writer(folder, pair)]
-    _table(folder / "jobs.csv", ("id", "fixed", "moving"), [("mouse1", "fixed.png", "moving.png"),
+    table(folder / "jobs.csv", ("id", "fixed", "moving"), [("mouse1", "fixed.png", "moving.png"),
                                                           ("mouse2", "he.ome.zarr", "ihc.ome.zarr")])  # fmt: skip
     made.append(folder / "jobs.csv")
     try:
@@ -110,7 +117,7 @@ def _slides(folder: Path, pair: demo.Pair) -> list[str]:
     forward = Affine(demo.turn(pair.moving.grid).matrix, "px", "px").matrix.numpy()
     matrix = forward[[1, 0, 2]][:, [1, 0, 2]]  # [3, 3] of (y, x, 1) -> of (x, y, 1)
     matrix[:2, 2] *= 2  # the slides have twice as many pixels; half a pixel more is within a rough start's error
-    _table(folder / "he_imagealignment.csv", (), [[f"{value:.6f}" for value in row] for row in matrix])
+    table(folder / "he_imagealignment.csv", (), [[f"{value:.6f}" for value in row] for row in matrix])
     return ["he.ome.zarr", "ihc.ome.zarr", "he.ome.tif", "ihc.ome.tif", "slide.ome.zarr", "slide.ome.tif",
             "morphology.ome.tif", "he_imagealignment.csv"]  # fmt: skip
 
@@ -134,7 +141,7 @@ def _clouds(folder: Path, pair: demo.Pair) -> list[str]:
     types = np.where(t < 0.4, "tumour", np.where(t < 0.7, "stroma", "immune"))
     for name, points in (("fixed.csv", fixed), ("moving.csv", moving)):
         rows = [(i, f"{x:.2f}", f"{y:.2f}", kind) for i, ((x, y), kind) in enumerate(zip(points, types, strict=True))]
-        _table(folder / name, ("id", "x", "y", "type"), rows)
+        table(folder / name, ("id", "x", "y", "type"), rows)
     return ["fixed.csv", "moving.csv"]
 
 
@@ -148,9 +155,7 @@ def _nuclei(folder: Path, pair: demo.Pair) -> list[str]:
     radius = 0.75 + 0.2 * np.sin(3 * np.arctan2(places[:, 0], places[:, 1]))
     places = (places[np.hypot(*places.T) < radius] * 230 + 256)[:400]  # [N, 2], (y, x)
     _picture(folder / "dapi.tif", places, generator)
-    _table(
-        folder / "nuclei.csv", ("x_um", "y_um"), [(f"{x:.2f}", f"{y:.2f}") for y, x in _found(places, 10, generator)]
-    )
+    table(folder / "nuclei.csv", ("x_um", "y_um"), [(f"{x:.2f}", f"{y:.2f}") for y, x in _found(places, 10, generator)])
     outs = folder / "xenium_outs"
     (outs / "morphology_focus").mkdir(parents=True, exist_ok=True)
     seen = _found(places, -15, generator)
@@ -158,7 +163,7 @@ def _nuclei(folder: Path, pair: demo.Pair) -> list[str]:
     _picture(outs / focus, seen, generator)
     rows = [(f"aaaa{i:04x}-1", f"{x:.4f}", f"{y:.4f}", 100) for i, (y, x) in enumerate(seen)]
     plain = outs / "cells.csv"
-    _table(plain, ("cell_id", "x_centroid", "y_centroid", "transcript_counts"), rows)
+    table(plain, ("cell_id", "x_centroid", "y_centroid", "transcript_counts"), rows)
     (outs / "cells.csv.gz").write_bytes(gzip.compress(plain.read_bytes(), mtime=0))
     plain.unlink()
     manifest = {"run_name": "made", "analysis_sw_version": "xenium-3.1.0.0", "pixel_size": 1.0, "num_cells": len(seen),
@@ -208,8 +213,8 @@ def _atlas(folder: Path, pair: demo.Pair) -> list[str]:
     colours = np.array([[244, 242, 246], [201, 150, 190], [236, 225, 236], [150, 90, 160], [225, 190, 215]])
     drawn = colours[plane] + generator.normal(0, 6, (*plane.shape, 3))
     Picture.fromarray(np.clip(drawn, 0, 255).astype(np.uint8)).save(folder / "section.png")
-    _table(folder / "ontology.csv", ("id", "name"), list(REGIONS.items()))
-    _table(folder / "places.csv", ("id", "x", "y"), [(1, 60, 115), (2, 126, 60), (3, 170, 150)])
+    table(folder / "ontology.csv", ("id", "name"), list(REGIONS.items()))
+    table(folder / "places.csv", ("id", "x", "y"), [(1, 60, 115), (2, 126, 60), (3, 170, 150)])
     return ["atlas.nrrd", "ontology.csv", "section.png", "places.csv"]
 
 
@@ -256,11 +261,3 @@ def _h5ad(path: Path) -> Path:
 def _save(image: Image, path: Path) -> None:
     """Write by suffix, with whatever adapter reads images."""
     plugins.find_adapter(image).save(image, path)
-
-
-def _table(path: Path, header: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
-    with path.open("w", encoding="utf-8", newline="") as file:
-        lines = csv.writer(file, lineterminator="\n")
-        if header:
-            lines.writerow(header)
-        lines.writerows(rows)
