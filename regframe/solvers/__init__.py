@@ -1,7 +1,8 @@
 """The solvers, one file or folder per kind of pair: ``images``, ``section`` (in a volume), ``points``, ``mixed`` (points, image).
 
 ``raster`` holds what all solvers that compare images share; ``preparation`` finds background, padding, printed marks and ink,
-``unseen`` what holds no data, ``plain`` looks first, with numpy alone; ``recipes`` states, for each kind of pair, how its fit
+``strokes`` finds lines that were drawn over a picture; ``unseen`` what holds no data, ``plain`` looks first, with numpy alone;
+``recipes`` states, for each kind of pair, how its fit
 differs from the default; ``far`` brings data near their origin; ``samples`` are small pairs whose maps are known;
 ``cellwise`` settles densities of the same cells on the cells themselves.
 """

@@ -156,8 +156,8 @@ def prepare(image: Image) -> tuple[Image, Look]:
     leaves a rectangle, turned or straight, whole or cut off by the canvas: the black wedges beside a turned scan on white glass.
     The empty glass itself is not padding, nor is the black around a brain, whose outline helps. Printed marks are many small
     objects of one size at one distance from each other; they belong to the slide and not to the tissue. Ink is a uniform colour
-    on a stained section that nothing else has, or a long dark stroke of one width on any picture (`strokes`). Of volumes only the
-    first step is done.
+    on a stained section that nothing else has, or a long dark stroke of one width on any picture (`strokes`). Of volumes only
+    the first step is done.
     """
     masked = 0.0 if image.weight is None else float((image.weight == 0).to(torch.float32).mean())
     image, unseen = settled(image)

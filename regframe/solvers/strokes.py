@@ -6,13 +6,14 @@ the picture consists of them. Sizes in pixels refer to the thinned picture of ab
 pixel would have if everything dark and narrower than `WIDEST` were filled up (a grey closing), per channel.
 
 All constants were set on the pictures of the kinds ``mixture`` and ``dirt`` of `benchmarks.proving`, seeds from 1000 to 1059,
-of which the drawn pixels are known, beside 98 pictures without ink.
+of which the drawn pixels are known, beside 132 pictures without ink (`shared/data`, planes of its volumes, photographs).
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,10 +48,17 @@ WIDTHS = 0.4
 """The same over the whole of it: it may cross others, that are wider or narrower, and is one piece with them."""
 BROAD = 18.0
 """Largest width of a stroke, in pixels; what is about as broad as `WIDEST` is the rest of something broader."""
+RAGGED = 0.6
+"""Standard deviation of half the width in pixels, up to which any stroke has one width: noise frays the thin ones."""
 NEAR = 21
 """Pixels across the neighbourhood in which a stroke has one width."""
 OTHERWISE = 0.04
 """Largest share of the picture that other dark even things may cover: where they cover more the picture consists of them."""
+MOST = 0.1
+"""Largest share of the picture that strokes may cover, without their rims: 0.06 of the drawn ones."""
+REST = 0.1
+"""Least range of the intensities beside strokes, a hundredth at either end aside, over the light that these lack: a drawing
+consists of its lines, and has nothing beside them."""
 RIM = 4
 """Pixels beside a stroke that are hidden, too: its blurred edge."""
 LEAST = 30
@@ -71,9 +79,16 @@ def strokes(data: Pixels, seen: Mask) -> Mask:
     drawn = [piece for piece in pieces if piece.length >= LONG]
     further = [p for p in pieces if p.length < LONG and any(p.like(stroke) for stroke in drawn)]
     covered = np.isin(labels, [piece.label for piece in drawn + further])
-    if not drawn or (even & ~covered).sum() > OTHERWISE * seen.sum():
+    whole = seen.sum()
+    if not drawn or (even & ~covered).sum() > OTHERWISE * whole or covered.sum() > MOST * whole:
         return np.zeros_like(seen)
-    return ndimage.binary_dilation(covered, iterations=RIM) & seen
+    out: Mask = ndimage.binary_dilation(covered, iterations=RIM) & seen
+    beside = dark.data[:, seen & ~ndimage.binary_dilation(out, iterations=RIM)]
+    if not beside.size:
+        return np.zeros_like(seen)
+    low, high = np.quantile(beside, (0.01, 0.99), axis=1)
+    shows = float(np.linalg.norm(high - low)) > REST * float(np.median([piece.depth for piece in drawn]))
+    return out if shows else np.zeros_like(seen)
 
 
 @dataclass(frozen=True)
@@ -139,7 +154,7 @@ class _Piece:
         return bool(np.linalg.norm(self.colour - other.colour) < ONE_COLOUR * other.depth)
 
 
-def _pieces(dark: _Dark, labels: NDArray[np.int32], number: int) -> list[_Piece]:
+def _pieces(dark: _Dark, labels: NDArray[np.signedinteger[Any]], number: int) -> list[_Piece]:
     """The pieces that have one width, one colour, and lack enough light."""
     mask = labels > 0
     areas = np.bincount(labels.ravel(), minlength=number + 1)
@@ -161,17 +176,18 @@ def _pieces(dark: _Dark, labels: NDArray[np.int32], number: int) -> list[_Piece]
             continue
         line = own & ridge[around]
         widths = radius[around][line]
-        if _uneven(radius[around], line) < ONE_WIDTH and float(widths.std()) < WIDTHS * float(widths.mean()):
+        mean = float(widths.mean())
+        if _uneven(radius[around], line) < max(ONE_WIDTH * mean, RAGGED) and float(widths.std()) < WIDTHS * mean:
             out.append(_Piece(label, length, np.median(colours, axis=1), depth))
     return out
 
 
 def _uneven(radius: NDArray[np.float64], ridge: Mask) -> float:
-    """Standard deviation of the ``radius`` along a ``ridge``, each ``[H, W]``, within `NEAR`, over the radius."""
+    """Standard deviation of the ``radius`` along a ``ridge``, each ``[H, W]``, within `NEAR`, in pixels."""
     count, first, second = (
         ndimage.uniform_filter(np.where(ridge, values, 0.0), NEAR, mode="constant")
         for values in (1.0, radius, radius**2)
     )
     mean = first[ridge] / count[ridge]
     variance = np.clip(second[ridge] / count[ridge] - mean**2, 0, None)
-    return float(np.sqrt(variance.mean()) / mean.mean())
+    return float(np.sqrt(variance.mean()))
