@@ -7,6 +7,7 @@ read a value (``.item()``, ``.numpy()``, ``float()``, a truth value): on a GPU i
 from __future__ import annotations
 
 import copy
+import functools
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -24,10 +25,10 @@ from regframe import devices, ops, plugins
 from regframe.fit import fluid, lbfgs
 from regframe.fit.energy import Energy
 from regframe.fit.frames import Increment
-from regframe.fit.halvings import Level
+from regframe.fit.halvings import Halvings, Level
 from regframe.fit.mapspace import MapSpace, Standing
 from regframe.fit.precondition import precondition
-from regframe.fit.prior import velocity_space
+from regframe.fit.prior import PICTURES, velocity_space
 from regframe.fit.pyramid import build_levels
 from regframe.solvers.raster import _prepared
 
@@ -216,3 +217,22 @@ def test_devices_that_are_mixed_are_found(monkeypatch: pytest.MonkeyPatch) -> No
         assert pretended.reads == 2
         with pytest.raises(Mixed):
             there + torch.ones(3)
+
+
+def test_a_bend_that_follows_keeps_to_its_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    sides = [Halvings(image) for image in _bent((96, 88))]
+    pullback, how = torch.eye(3, dtype=torch.float64), fluid.Following(steps=(3, 2), most=96 * 88)
+
+    def followed(one: Halvings, other: Halvings) -> tuple[Tensor, fluid.Gain]:
+        levels = fluid.levels_to_follow(build_levels(one, other, pullback, rf.Config()), how)
+        metric = functools.partial(_prepared, rf.metric("lncc"))
+        choice = fluid.chosen(levels, pullback, metric, how)
+        return fluid.follow(levels, pullback, [metric], PICTURES, choice.how).variables.cpu(), choice.gain
+
+    here = followed(*sides)
+    with lent(monkeypatch), Pretended():
+        monkeypatch.setattr(ops, "has_kernel", lambda device_type: True)
+        there = followed(*(side.on(GPU) for side in sides))
+    # what it smooths is smoothed in float64 there; a thousandth of a bend of a pixel
+    assert float((here[0] - there[0]).norm() / here[0].norm()) < 1e-3
+    assert there[1].mean == pytest.approx(here[1].mean, rel=1e-4)
