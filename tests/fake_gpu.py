@@ -83,9 +83,12 @@ def lent(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
             pytest.skip(f"torch {torch.__version__} keeps what switches between devices elsewhere")
         switches = (ctypes.c_void_p * 15).in_dll(library, name)
         switches[1] = switches[14]
+    before = torch._C._only_lift_cpu_tensors()
+    torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(..., device="cuda") is made here, then copied
     try:
         yield
     finally:
+        torch._C._set_only_lift_cpu_tensors(before)
         switches[1] = None
 
 
