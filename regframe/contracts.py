@@ -154,6 +154,9 @@ class Metric(Configured):
 
         By convention the value is a weighted *mean*, so that it does not grow with the number of pixels. Its scale is
         free, because the solver estimates the noise level, unless the class says ``likelihood = True``.
+
+        All tensors are on the device of the fit, those of `prepare` too: new ones belong there, and a value that is read
+        (``.item()``, ``float``, a truth value) makes every evaluation wait for it.
         """
 
     def fused(

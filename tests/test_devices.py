@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from typing import Any
 
 import pytest
@@ -153,11 +154,9 @@ def test_a_batch_asks_for_gpus_that_are_there(with_gpus: Any, tmp_path: Any, opt
 
 
 def test_a_batch_on_gpus_says_so_to_its_jobs(with_gpus: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from regframe.cli import batch
-
     with_gpus(2)
     seen: dict[str, Any] = {}
-    monkeypatch.setattr(batch, "_dry_run", lambda jobs, *rest: seen.update(jobs=jobs))
+    monkeypatch.setattr(sys.modules["regframe.cli.batch"], "_dry_run", lambda jobs, *rest: seen.update(jobs=jobs))
     manifest = tmp_path / "m.csv"
     manifest.write_text("id,fixed,moving,device\na,x.png,y.png,\nb,x.png,y.png,cpu\n")
     run = CliRunner().invoke(main, ["batch", str(manifest), "-o", str(tmp_path / "out"), "--dry-run", "--gpus", "all"])

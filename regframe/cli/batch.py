@@ -103,7 +103,7 @@ def batch(
     Exit codes: 0 every map is as good as --require asks, 3 a verdict is worse or a job has no result, 2 a manifest that cannot
     be used or a scheduler that is not there, 1 a defect.
     """
-    from ..batch import parse_size, read_manifest, run_batch
+    from ..batch import Limits, parse_size, read_manifest, run_batch
 
     with bad_input():
         defaults: dict[str, Any] = {"set": settings, "save_warped": save_warped, "refine": refine}

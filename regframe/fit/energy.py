@@ -9,7 +9,8 @@ transcriptomics).
 
 from __future__ import annotations
 
-from typing import ClassVar, Protocol
+import math
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -37,6 +38,11 @@ class ImageMetric(Protocol):
     ) -> tuple[Tensor, Tensor, Tensor] | None:
         """The mismatch and its gradients in the path's velocity and matrix, or None."""
         ...
+
+
+def _cheap(scalar: Tensor) -> Any:
+    """A scalar as a number where that does not wait for a device: on the CPU, where numbers are computed with in less time."""
+    return float(scalar) if scalar.is_cpu else scalar
 
 
 class Energy:
@@ -71,7 +77,7 @@ class Energy:
         self.weight, self.observations, self.sigma_match, self.landmarks = weight, observations, sigma_match, None
         self.n_evaluations = 0
         self.steep = False  # whether the metric ever had a gradient
-        self._parts: tuple[Tensor, ...] = ()
+        self._parts: tuple[float | Tensor, ...] = ()
         ndim, self.device = level.fixed_grid.ndim, level.fixed.device
         self._index = level.fixed_grid.index_to_position()
         if landmarks is not None:
@@ -126,16 +132,19 @@ class Energy:
         mismatch, v_grad, m_grad = self._mismatch(self.path(x, self.level.moving_grid))
         if not self.steep:
             self._look(mismatch, v_grad, m_grad)
-        matching, slope = self._weighed(mismatch)
+        matching, slope = self._weighed(_cheap(mismatch))
         gradient = torch.empty_like(x)
         # the path's matrix is start · H(q) · index, so this is the gradient in H (chain rule)
         h_grad = homogeneous.compose(self._outer[0], slope * m_grad, self._outer[1])
         gradient[: q.shape[0]] = self.maps.increment.gradient(q, h_grad)
-        regularizer = pairs = torch.zeros((), dtype=torch.float64, device=mismatch.device)
+        regularizer = pairs = 0.0
         if u is not None and self.maps.space is not None:
-            regularizer = 0.5 * torch.linalg.vector_norm(u, dtype=torch.float64).square()
-            v_pull = self.maps.space.adjoint(v_grad)
-            torch.addcmul(u, v_pull, slope.to(u), out=gradient[q.shape[0] :])
+            regularizer = 0.5 * _cheap(torch.linalg.vector_norm(u, dtype=torch.float64)) ** 2
+            v_pull, out = self.maps.space.adjoint(v_grad), gradient[q.shape[0] :]
+            if isinstance(slope, Tensor):
+                torch.addcmul(u, v_pull, slope.to(u), out=out)
+            else:
+                torch.add(u, v_pull, alpha=slope, out=out)
         if self.landmarks is not None:
             p, target, sigma = self.landmarks
             with torch.enable_grad():
@@ -143,9 +152,10 @@ class Energy:
                 term = ((self.maps.points(at, p) - target) ** 2).sum() / (2 * sigma**2)
                 if at.numel():  # a map without variables stays where it is
                     gradient += torch.autograd.grad(term, at)[0]
-            pairs = term.detach().to(mismatch.device)
+            pairs = _cheap(term.detach().to(mismatch.device))
         self._parts = (mismatch, matching, regularizer, pairs)
-        return matching + regularizer + pairs, gradient
+        total = matching + regularizer + pairs
+        return total if isinstance(total, Tensor) else torch.tensor(total, dtype=torch.float64), gradient
 
     def _look(self, mismatch: Tensor, v_grad: Tensor, m_grad: Tensor) -> None:
         """Check what a metric gave, and whether it has a gradient: the one place of an evaluation that reads from the device."""
@@ -156,15 +166,18 @@ class Energy:
             measured.check_positive(self.metric, value)
         self.steep = bool(m_grad.any()) or bool(v_grad.any())
 
-    def _weighed(self, mismatch: Tensor) -> tuple[Tensor, Tensor]:
-        """The matching term and its derivative in the mismatch, both float64 scalars on its device."""
+    def _weighed(self, mismatch: float | Tensor) -> tuple[Any, Any]:
+        """The matching term and its derivative in the mismatch, numbers or scalars on a device as the mismatch is."""
         if self.metric.likelihood or self.sigma_match is not None:
             scale = 1.0 if self.metric.likelihood or self.sigma_match is None else 2 * self.sigma_match**2
-            slope = torch.full_like(mismatch, self.observations / scale)
+            slope = self.observations / scale
             return slope * mismatch, slope
-        floored = mismatch.clamp(min=0.0) + measured.FLOOR
-        half = torch.full_like(mismatch, self.observations / 2)
-        return half * floored.log(), half / floored
+        half = self.observations / 2
+        if isinstance(mismatch, Tensor):
+            floored = mismatch.clamp(min=0.0) + measured.FLOOR
+            return half * floored.log(), half / floored
+        least = max(mismatch, 0.0) + measured.FLOOR
+        return half * math.log(least) if math.isfinite(least) else math.nan, half / least
 
     @property
     def parts(self) -> dict[str, float]:

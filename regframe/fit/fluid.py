@@ -343,8 +343,10 @@ def smoothed(values: Tensor, deviation: float) -> Tensor:
     kernel = kernel / kernel.sum()
     ndim = values.ndim - 1
     convolve = F.conv2d if ndim == 2 else F.conv3d
-    out = values[:, None]
+    # cuDNN may round what it convolves in float32 to 10 bits (TF32)
+    out = (values if values.is_cpu else values.to(torch.float64))[:, None]
+    kernel = kernel.to(out.dtype)
     for d in range(ndim):
         size = [len(kernel) if k == d else 1 for k in range(ndim)]
         out = convolve(out, kernel.reshape(1, 1, *size), padding=tuple(reach if k == d else 0 for k in range(ndim)))
-    return out[:, 0]
+    return out[:, 0].to(values.dtype)

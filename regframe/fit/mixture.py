@@ -71,7 +71,8 @@ class Mixture:
         mass = torch.softmax(torch.stack(log_p), dim=0) * w  # [3, N]
         total = mass.sum(dim=1) + 1e-9  # [3]
         # mixing weights with a weak Dirichlet prior in favour of matching tissue
-        counts = total + 0.1 * total.sum() * total.new_tensor([0.9, 0.05, 0.05])
+        usual = torch.tensor([0.9, 0.05, 0.05], dtype=total.dtype, device=total.device)
+        counts = total + 0.1 * total.sum() * usual
         fractions = (counts / counts.sum()).tolist()
         self.fractions = (fractions[0], fractions[1], fractions[2])
         self.sigma_match = max(float((mass[0] @ squares[0] / (c * total[0])).sqrt()), 1e-3 * self.spread)

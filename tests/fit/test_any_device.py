@@ -7,27 +7,30 @@ read a value (``.item()``, ``.numpy()``, ``float()``, a truth value): on a GPU i
 from __future__ import annotations
 
 import copy
-import ctypes
+import functools
 import math
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from fake_gpu import GPU, Mixed, Pretended, lent
+from scipy.ndimage import gaussian_filter, map_coordinates
 from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 import regframe as rf
-from regframe import ops, plugins
-from regframe.fit import fluid, lbfgs
+from regframe import devices, ops, plugins
+from regframe.fit import fluid, further, lbfgs
 from regframe.fit.energy import Energy
 from regframe.fit.frames import Increment
-from regframe.fit.halvings import Level
+from regframe.fit.halvings import Halvings, Level
 from regframe.fit.mapspace import MapSpace, Standing
 from regframe.fit.precondition import precondition
-from regframe.fit.prior import velocity_space
+from regframe.fit.prior import PICTURES, velocity_space
 from regframe.fit.pyramid import build_levels
+from regframe.solvers import raster
 from regframe.solvers.raster import _prepared
 
 METRICS = sorted(entry.name for entry in plugins.entries("metric") if entry.cls.accepts == (rf.Image, rf.Image))
@@ -74,7 +77,6 @@ def _faked(thing: Any, mode: FakeTensorMode, host: Callable[[str], bool] = lambd
     return thing
 
 
-GPU = torch.device("cuda:0")
 HOST = {"start", "_index", "_rim", "_stated"}
 """Attributes whose tensors belong on the host: matrices of an affine map, corners, numbers of a metric."""
 
@@ -85,65 +87,12 @@ def _on_gpu(energy: Energy, x: Tensor, mode: FakeTensorMode) -> tuple[Energy, Te
     return out, torch.empty(x.shape, device="cpu" if energy.maps.space is None else GPU)
 
 
-ENGINE = torch.autograd.grad
-
-
-def _gradients(value: Tensor, leaves: Any, **options: Any) -> tuple[Tensor | None, ...]:
-    """`torch.autograd.grad` of a scalar, node by node: torch's own engine asks for a GPU before it looks at the tensors."""
-    if value.is_cpu:
-        return ENGINE(value, leaves, **options)
-    leaves = [leaves] if isinstance(leaves, Tensor) else list(leaves)
-    assert value.grad_fn is not None
-    order, seen = list[Any](), set[Any]()
-
-    def visit(node: Any) -> None:
-        if node not in seen:
-            seen.add(node)
-            for after, _ in node.next_functions:
-                if after is not None:
-                    visit(after)
-            order.append(node)
-
-    visit(value.grad_fn)
-    came: dict[Any, dict[int, Tensor]] = {value.grad_fn: {0: torch.ones_like(value)}}
-    found: dict[int, Tensor] = {}
-    for node in reversed(order):
-        if hasattr(node, "variable"):
-            found[id(node.variable)] = came[node][0]
-            continue
-        run = node if callable(node) else node.apply
-        with torch.no_grad():
-            passed = run(*[came[node].get(i) for i in range(max(came[node]) + 1)])
-        passed = passed if isinstance(passed, tuple) else (passed,)  # what is no tensor comes last, and gets None
-        for (after, slot), grad in zip(node.next_functions, passed, strict=False):
-            if after is not None and grad is not None:
-                known, wanted = came.setdefault(after, {}), after._input_metadata[slot]
-                if grad.shape != wanted.shape:
-                    grad = grad.sum_to_size(wanted.shape)
-                assert grad.device == wanted.device
-                known[slot] = known[slot] + grad if slot in known else grad
-    return tuple(found.get(id(leaf)) for leaf in leaves)
-
-
 @pytest.fixture
 def mode(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeTensorMode]:
-    """Tensors without values, and a build that is said to have kernels for a GPU: their fake twins run.
-
-    A torch without CUDA lets no graph be made of tensors that say they are there, for want of what switches between GPUs. So it
-    is lent what switches between "meta" devices, which does nothing.
-    """
+    """Tensors without values, and a build that is said to have kernels for a GPU: their fake twins run."""
     monkeypatch.setattr(ops, "has_kernel", lambda device_type: True)
-    monkeypatch.setattr(torch.autograd, "grad", _gradients)
-    switches: Any = [None] * 15
-    if not torch.backends.cuda.is_built():
-        library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libc10.so"))
-        name = "_ZN3c104impl26device_guard_impl_registryE"
-        if not hasattr(library, name):
-            pytest.skip(f"torch {torch.__version__} keeps what switches between devices elsewhere")
-        switches = (ctypes.c_void_p * 15).in_dll(library, name)
-        switches[1] = switches[14]
-    yield FakeTensorMode(allow_non_fake_inputs=True)
-    switches[1] = None
+    with lent(monkeypatch):
+        yield FakeTensorMode(allow_non_fake_inputs=True)
 
 
 @pytest.mark.parametrize("ndim", [2, 3])
@@ -213,3 +162,86 @@ def test_what_would_wait_for_the_device_is_found(mode: FakeTensorMode, broken: C
     energy, x = _energy(level, _prepared(Waits(), level), "affine")
     with mode, pytest.raises((DataDependentOutputException, RuntimeError, TypeError)):
         _on_gpu(energy, x, mode)[0](x)
+
+
+def _bent(shape: tuple[int, ...], seed: int = 3) -> list[rf.Image]:
+    """Two noisy images of one thing, the moving one bent by about a pixel."""
+    rng = np.random.default_rng(seed)
+    image = gaussian_filter(rng.standard_normal(shape), 1.5)
+    at = np.meshgrid(*(np.arange(n, dtype=np.float64) for n in shape), indexing="ij")
+    for axis in at:
+        bend = gaussian_filter(rng.standard_normal(shape), min(shape) / 5)
+        axis += 0.7 + bend / bend.std()
+    moved = map_coordinates(image, at, order=3, mode="nearest")
+    noise = rng.standard_normal((2, *shape)) / 20 * image.std()
+    return [
+        rf.Image.from_array((a + n).astype(np.float32), "zyx"[-len(shape) :])
+        for a, n in zip((image, moved), noise, strict=True)
+    ]
+
+
+def _judged(to_moving: Callable[[Tensor], Tensor], pullback: Tensor) -> float:
+    """A judge of maps that is on the host, as regframe's is, and takes less time: it prefers what moves more."""
+    ndim = pullback.shape[0] - 1
+    at = torch.full((3, ndim), 2.0, dtype=torch.float64)
+    return 100.0 + float((to_moving(at) - at).norm())
+
+
+@pytest.mark.parametrize(
+    ("shape", "settings"),
+    [
+        ((84, 80), {}),  # two levels
+        ((40, 32), {"metric": "lncc", "transform": "rigid"}),
+        ((12, 10, 11), {}),
+    ],
+    ids=["bent", "lncc, rigid", "volume"],
+)
+def test_a_whole_fit_keeps_to_its_device(
+    monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...], settings: dict[str, Any]
+) -> None:
+    # the same kernels, so the same bytes: only what mixes devices, or never comes back, can go wrong
+    sides = _bent(shape)
+    config = rf.Config.model_validate({"optimizer": {"max_iter": 2}, "matching": {"rounds": 2}})
+    monkeypatch.setattr(further, "STEPS", 1)
+    monkeypatch.setattr(raster, "_judge", lambda *_: _judged)
+    here = rf.register(*sides, init="identity", config=config, **settings)
+    monkeypatch.setattr(devices, "chosen", lambda name, values: GPU)
+    monkeypatch.setattr(ops, "has_kernel", lambda device_type: True)
+    with lent(monkeypatch), Pretended() as pretended:
+        there = rf.register(*sides, init="identity", config=config, **settings)
+    assert (here.metrics["device"], there.metrics["device"]) == ("cpu", "cuda:0")
+    at = sides[1].grid.coords()
+    assert torch.equal(here.transform.points(at), there.transform.points(at))
+    for name in ("weight", "position_sd"):
+        assert torch.equal(getattr(here, name), getattr(there, name))
+    assert here.metrics["n_evaluations"] == there.metrics["n_evaluations"]
+    assert pretended.reads > there.metrics["n_evaluations"]
+
+
+def test_devices_that_are_mixed_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    with lent(monkeypatch), Pretended() as pretended:
+        there = torch.ones(3, device=GPU)
+        assert (there.device, (there * 2).device, there.cpu().device) == (GPU, GPU, torch.device("cpu"))
+        assert float(there.sum()) == 3.0
+        assert pretended.reads == 2
+        with pytest.raises(Mixed):
+            there + torch.ones(3)
+
+
+def test_a_bend_that_follows_keeps_to_its_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    sides = [Halvings(image) for image in _bent((96, 88))]
+    pullback, how = torch.eye(3, dtype=torch.float64), fluid.Following(steps=(3, 2), most=96 * 88)
+
+    def followed(one: Halvings, other: Halvings) -> tuple[Tensor, fluid.Gain]:
+        levels = fluid.levels_to_follow(build_levels(one, other, pullback, rf.Config()), how)
+        metric = functools.partial(_prepared, rf.metric("lncc"))
+        choice = fluid.chosen(levels, pullback, metric, how)
+        return fluid.follow(levels, pullback, [metric], PICTURES, choice.how).variables.cpu(), choice.gain
+
+    here = followed(*sides)
+    with lent(monkeypatch), Pretended():
+        monkeypatch.setattr(ops, "has_kernel", lambda device_type: True)
+        there = followed(*(side.on(GPU) for side in sides))
+    # what it smooths is smoothed in float64 there; a thousandth of a bend of a pixel
+    assert float((here[0] - there[0]).norm() / here[0].norm()) < 1e-3
+    assert there[1].mean == pytest.approx(here[1].mean, rel=1e-4)
