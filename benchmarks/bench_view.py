@@ -71,17 +71,8 @@ def pyramid(folder: Path, size: int) -> Path:
 @contextmanager
 def served(words: list[str], folder: Path) -> Iterator[tuple[str, int]]:
     """``regframe view`` in a process of its own; its address and number."""
-    command = [
-        sys.executable,
-        "-m",
-        "regframe",
-        "view",
-        *words,
-        "--no-browser",
-        "-o",
-        str(folder / "out"),
-        "--overwrite",
-    ]
+    start = "from regframe.cli import main; main()"
+    command = [sys.executable, "-c", start, "view", *words, "--no-browser", "-o", str(folder / "out"), "--overwrite"]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert server.stdout is not None
@@ -95,6 +86,22 @@ def peak(pid: int) -> int:
     """The most memory that a process has had, in MiB."""
     found = re.search(r"VmHWM:\s+(\d+)", Path(f"/proc/{pid}/status").read_text(encoding="utf-8"))
     return 0 if found is None else int(found[1]) >> 10
+
+
+def spent() -> float:
+    """Seconds of processor time so far of all that this process started: server, the process that aligns, browser."""
+    found: dict[int, tuple[int, float]] = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            fields = (folder / "stat").read_text().rpartition(")")[2].split()
+        except OSError:  # it has ended
+            continue
+        found[int(folder.name)] = int(fields[1]), (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    ours, size = {os.getpid()}, 0
+    while len(ours) > size:
+        size = len(ours)
+        ours |= {pid for pid, (parent, _) in found.items() if parent in ours}
+    return sum(found[pid][1] for pid in ours if pid in found and pid != os.getpid())
 
 
 class Seen:
@@ -123,7 +130,7 @@ class Seen:
                 pass  # the address with the token leads on to the page
             if time.monotonic() - began > seconds:
                 raise TimeoutError(f"{what}: {self.page.inner_text('#notice')} {self.wrong}")
-            time.sleep(0.01)
+            time.sleep(0.05)
 
     def at(self, y: float, x: float) -> tuple[float, float]:
         """Where a pixel of the fixed picture is on the screen."""
@@ -136,16 +143,18 @@ def warm(seen: Seen) -> float:
     """Median milliseconds of a tile, of those asked for while zooming in and out again after the first picture."""
     page = seen.page
     page.select_option("#mode", "overlay")
-    page.evaluate("() => performance.clearResourceTimings()")
+    before = page.evaluate("() => performance.now()")
     for button in ("#zoom-in", "#zoom-in", "#zoom-in", "#zoom-in", "#fit"):
         page.click(button)
         time.sleep(1.2)
-    times = page.evaluate(f"() => {TILES}.map((e) => e.responseEnd - e.requestStart)")
-    return float(statistics.median(times)) if times else float("nan")
+    times = page.evaluate(f"() => {TILES}.map((e) => [e.startTime, e.responseEnd - e.requestStart])")
+    later = [took for start, took in times if start > before] or [took for _, took in times]
+    return float(statistics.median(later)) if later else float("nan")
 
 
-def dragged(seen: Seen) -> list[tuple[float, float]]:
-    """Seconds from letting go of a landmark to the bend on the screen, and to the answer of the images on it; four times."""
+def dragged(seen: Seen) -> list[tuple[float, float, float]]:
+    """Seconds from letting go of a landmark to the bend on the screen, and to the answer of the images on it, and the processor
+    time of all processes until then; four times."""
     page = seen.page
     width, height = page.evaluate(
         "() => [window.regframe.pictures.canvas.width, window.regframe.pictures.canvas.height]"
@@ -169,12 +178,12 @@ def dragged(seen: Seen) -> list[tuple[float, float]]:
         page.mouse.down()
         page.mouse.move(*end, steps=4)
         page.mouse.up()
-        began = time.monotonic()
+        began, used = time.monotonic(), spent()
         ready = "window.regframe.ready === window.regframe.maps().fresh.key"
         seen.until(f"window.regframe.changes > {changes} && {ready}")
         bent = time.monotonic() - began
         seen.until(f"window.regframe.settled > {settled} && {ready}")
-        out.append((bent, time.monotonic() - began))
+        out.append((bent, time.monotonic() - began, spent() - used))
     return out
 
 
@@ -240,7 +249,7 @@ def main() -> None:
             bad = faults(seen, given.axe)
             print(
                 f"{given.name}: first picture {first or float('nan'):.0f} ms, warm tile {tile:.0f} ms, refit shown "
-                + (", ".join(f"{bend:.2f} and {whole:.2f} s" for bend, whole in drags) or "not asked")
+                + (", ".join(f"{a:.2f} and {b:.2f} s ({c:.2f} s of processors)" for a, b, c in drags) or "not asked")
                 + f", server {peak(pid)} MiB, axe {bad}, console {seen.wrong}, load {os.getloadavg()[0]:.0f}",
                 flush=True,
             )
