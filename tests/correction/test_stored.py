@@ -23,15 +23,15 @@ from regframe.result import Result
 @pytest.fixture
 def twice() -> Result:
     """A flow, an affine map, and a flow in the fixed space; both sides in µm."""
-    nodes, far = Grid((7, 8), (10.0, 10.0), (-5.0, -5.0), "µm"), Grid((6, 6), (6.0, 6.0), (10.0, 12.0), "µm")
+    nodes, far = Grid((4, 5), (12.0, 12.0), (-6.0, -6.0), "µm"), Grid((4, 4), (8.0, 8.0), (4.0, 4.0), "µm")
     random = np.random.default_rng(0)
     velocities = [
-        torch.from_numpy(random.normal(0, 0.8, (1, 2, *grid.shape))).to(torch.float32) for grid in (nodes, far)
+        torch.from_numpy(random.normal(0, 0.5, (1, 2, *grid.shape))).to(torch.float32) for grid in (nodes, far)
     ]
     turn = torch.tensor([[0.96, -0.28, 4.0], [0.28, 0.96, -3.0], [0, 0, 1]], dtype=torch.float64)
     affine = Affine(turn, "µm", "µm")
     map_ = Sequence((Flow(velocities[0], nodes, 2), affine, Flow(velocities[1], far)))
-    return Result(map_, Grid((50, 60), unit="µm"), Grid((48, 56), unit="µm"), {}, regframe.Config(), affine)
+    return Result(map_, Grid((30, 36), unit="µm"), Grid((28, 34), unit="µm"), {}, regframe.Config(), affine)
 
 
 def test_the_store(twice: Result, tmp_path: Path) -> None:
