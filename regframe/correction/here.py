@@ -23,7 +23,7 @@ from ..result import Result
 from ..slides.field import NODES, Evidence, Field, steepest
 from ..slides.through import posterior
 from .images import Beyond, Looked
-from .landmarks import ACCURACY, apart, figures
+from .landmarks import ACCURACY, apart, figures, pulled_away
 from .region import SEAM, Region
 
 _REACH = 1.0
@@ -86,6 +86,9 @@ def correct(
         beyond = looked.beyond(now, (p, q), ACCURACY * result.fixed_grid.pixel, box, report)
     if beyond is not None:
         field = _together(region, field, beyond)
+        now = dataclasses.replace(result, transform=_added(result, field))
+        if pulled_away(now.transform, p, q, result.fixed_grid):
+            field = _after(region, field, _through(now, region, deepest, p, q))
     steps = _steps(field)
     if steps > _MOST_STEPS:
         raise ValueError(
@@ -148,6 +151,14 @@ def _together(region: Region, first: Field, beyond: Beyond) -> Field:
     e = beyond.at(y) * window.reshape(-1, 1)
     d = np.where(window.reshape(-1, 1) > 0, e + first.at(y + e), 0.0)
     return Field(torch.from_numpy(d.T.reshape(2, *grid.shape).copy()), grid)
+
+
+def _after(region: Region, field: Field, last: Field) -> Field:
+    """A field with a further one before it, as one, on the nodes of the first."""
+    y = field.grid.coords().reshape(-1, 2).numpy()
+    d = last.at(y)
+    both = np.where(region.window(field.grid).reshape(-1, 1) > 0, d + field.at(y + d), 0.0)
+    return Field(torch.from_numpy(both.T.reshape(2, *field.grid.shape).copy()), field.grid)
 
 
 def _steps(field: Field) -> int:

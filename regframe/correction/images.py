@@ -31,7 +31,7 @@ from ..slides.field import Array
 from ..solvers.images import Images, recipe_of
 
 PIXELS = 160_000
-"""Pixels of the fixed side that a short fit looks at, at most: on two cores a fit of so many is done within half a second."""
+"""Pixels of the fixed side that a short fit looks at, at most: a fit of so many takes half a second to one second of a core."""
 _LEVELS = 3
 """Resolutions of a short fit: a map that passes through its landmarks is off by less than the coarser one's reach."""
 _STEPS = 40

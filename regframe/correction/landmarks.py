@@ -40,6 +40,9 @@ from .images import Beyond, Looked
 
 ACCURACY = 0.5
 """Standard deviation of a landmark, in fixed pixels at full resolution, up to which the bend goes through it."""
+HELD = 3.0
+"""Standard deviations (`ACCURACY`) that a fit of the images may leave a landmark off: beyond that, they contradict it, and who
+placed it is believed."""
 _REACH = 0.6
 """Correlation length of the bend over the median distance of a pair from its nearest neighbour: neighbours are bent together, and
 a single pair moves what lies around it."""
@@ -77,7 +80,13 @@ def refitted(
     if beyond is None:
         return None
     field = _together(transform, fixed, first, beyond)
-    return None if field is None else joined(transform, field)
+    if field is None:
+        return None
+    found = joined(transform, field)
+    if not pulled_away(found, p, q, fixed):
+        return found
+    last = _field(found, fixed, p, q)
+    return joined(transform, field if last is None else _after(field, last))
 
 
 def figures(found: Result, p: Tensor, q: Tensor, where: str = "") -> dict[str, Any]:
@@ -88,6 +97,11 @@ def figures(found: Result, p: Tensor, q: Tensor, where: str = "") -> dict[str, A
     several = "a landmark" if len(away) == 1 else f"{len(away)} landmarks"
     said = Finding("warn", f"corrected {where}by {several} by hand, which nothing else has confirmed")
     return metrics | conclude([said, *kept, *folds(metrics), *round_trip(metrics)])
+
+
+def pulled_away(transform: Transform, p: Tensor, q: Tensor, fixed: Grid) -> bool:
+    """Whether a fit of the images left a landmark farther off than a click can be (`HELD`): then landmarks have the last word."""
+    return bool(len(p)) and float((transform.points(p) - q).norm(dim=1).max()) > HELD * ACCURACY * fixed.pixel
 
 
 def apart(z: Array, otherwise: float) -> float:
@@ -142,6 +156,14 @@ def _together(transform: Transform, fixed: Grid, first: Field | None, beyond: Be
     d = e.numpy() if first is None else e.numpy() + first.at((z + e).numpy())
     field = Field(torch.from_numpy(d.T.reshape(2, *grid.shape)), grid)
     return field if steepest(field) < STEEP else None
+
+
+def _after(field: Field, last: Field) -> Field:
+    """A field with a further one before it, as one, on the nodes of the first."""
+    z = field.grid.coords().reshape(-1, 2).numpy()
+    d = last.at(z)
+    both = d + field.at(z + d)
+    return Field(torch.from_numpy(both.T.reshape(2, *field.grid.shape).copy()), field.grid)
 
 
 def _bounds(back: Transform, fixed: Grid) -> tuple[Array, Array]:

@@ -158,13 +158,11 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     done = run("--landmarks", str(tmp_path / "marks.csv"), "-o", str(tmp_path / "new"))
     assert done.exit_code == 0, done.output
     assert "5 landmarks and the images" in done.output
-    direct = correct(
-        base, around(), p, q, Looked.of(*map(regframe.open, (tmp_path / "fixed.png", tmp_path / "moving.png")))
-    )
-    at = fixed.grid.coords()
-    assert torch.equal(
-        regframe.load(tmp_path / "new").transform.inverse().points(at), direct.transform.inverse().points(at)
-    )
+    found = regframe.load(tmp_path / "new").transform.inverse()
+    at = fixed.grid.coords()[::4, ::4].reshape(-1, 2)
+    outside = torch.from_numpy(around().depth(at.numpy()) == 0)
+    assert torch.equal(found.points(at[outside]), base.transform.inverse().points(at[outside]))
+    assert float((found.points(at) - true.inverse().points(at)).norm(dim=1).quantile(0.99)) < 2
     assert [step["do"] for step in json.loads((tmp_path / "new" / "steps.json").read_text())["steps"]] == [
         "open",
         "correct",

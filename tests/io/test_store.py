@@ -564,10 +564,6 @@ def test_the_store_has_the_usual_permissions(tmp_path: Path) -> None:
         ({"weight": torch.ones(3, 3), "weight_grid": Grid((3, 4))}, r"wanted a weight of shape \(3, 4\)"),
         ({"weight": torch.full((3, 4), torch.nan), "weight_grid": Grid((3, 4))}, "wanted a finite weight"),
         ({"affine": bent_2d().transform}, "wanted a map made of Affine"),
-        (
-            {"transform": Sequence((bent_2d().transform, bent_2d().transform))},
-            "at most one flow or displacement, got 2",
-        ),
     ],
 )
 def test_what_has_no_place_in_the_format_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:

@@ -23,6 +23,7 @@ export class Pictures {
     }
     this.edge = document.createElement("div");
     this.edge.className = "edge";
+    this.edge.hidden = true;
     views.a.append(this.edge);
     this.linking = false;
     const link = (from, to) => {
