@@ -20,8 +20,8 @@ from ..data import Grid
 from .field import FREEDOM, NODES, STEEP, Array, Evidence, Field, Process, between_nodes, nodes_of, steepest
 
 FEW = 200
-"""Positions up to which this is surely faster than the factorisations over the nodes: with 56 000 nodes and one core 200 take 0.8 s,
-400 take 1.6 s, and the factorisations 3.8 s."""
+"""Positions up to which this is surely faster than the factorisations over the nodes: with 56 000 nodes and one core 200 take
+0.8 s, 400 take 1.6 s, and the factorisations 3.8 s."""
 _TURNS = 6
 """Turns in which weights and noise are found, as `Process.fit` takes."""
 
