@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,7 @@ def test_slices(browser: Any, tmp_path: Path) -> None:
         seen.append(page.shot(wait=1))
         page.amount(100)
         seen.append(page.shot(wait=1))
-        for one, other in zip(seen, seen[1:], strict=False):
+        for one, other in itertools.pairwise(seen):
             assert np.abs(one - other).mean() > 1
         assert page.page.is_hidden("#add")
         assert page.page.locator("#begin option").count() == 1
