@@ -174,7 +174,7 @@ def test_a_field_joins_a_flow_exactly(coarse: Result, steps: int) -> None:
     assert isinstance(flow, Flow)
     base = Sequence((dataclasses.replace(flow, n_steps=steps), affine))
     head, tail = split_last(base)
-    grid = slides_field._nodes(head, np.array([100.0, 200.0]), np.array([700.0, 900.0]), 90.0, "px")
+    grid = slides_field.nodes_of(head, np.array([100.0, 200.0]), np.array([700.0, 900.0]), 90.0, "px")
     values = 0.2 * torch.randn(2, *grid.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     values[:, [0, -1]] = values[:, :, [0, -1]] = 0
     field = Field(values, grid)
@@ -187,7 +187,7 @@ def test_a_field_joins_a_flow_exactly(coarse: Result, steps: int) -> None:
 
 @pytest.mark.parametrize("transform", [Affine.identity(2), Sequence((bend(2.0).inverse(),))])
 def test_maps_of_other_kinds_get_a_flow_of_their_own(transform: Transform) -> None:
-    grid = slides_field._nodes((), np.array([0.0, 0.0]), np.array([700.0, 900.0]), 90.0, "px")
+    grid = slides_field.nodes_of((), np.array([0.0, 0.0]), np.array([700.0, 900.0]), 90.0, "px")
     field = Field(torch.ones(2, *grid.shape, dtype=torch.float64), grid)
     y = middle()
     found = joined(transform, field).inverse().points(y)

@@ -36,7 +36,7 @@ def chosen(
     compared = SimpleNamespace(**{"stained": False, "counted": False} | pair)
     monkeypatch.setattr(Images, "compare", lambda self, task: compared)
     monkeypatch.setattr(Images, "otherwise_compared", lambda self, task, pair: compared)
-    monkeypatch.setattr(images, "_recipe", lambda pair: None)
+    monkeypatch.setattr(images, "recipe_of", lambda pair: None)
     monkeypatch.setattr(raster, "run", lambda *_: done("first"))
     monkeypatch.setattr(raster, "by_cells", lambda done, *_: done)
     monkeypatch.setattr(raster, "again", lambda *_: done("second"))

@@ -1,0 +1,81 @@
+"""Correct here and slices of volumes in a real browser, the effect seen in pixels; no error in the console."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+from scipy import ndimage
+from test_browser import Page, browser, opened, sides
+
+from regframe.view.session import Setting
+from regframe.view.source import Source
+
+pytestmark = pytest.mark.slow
+__all__ = ["browser", "opened", "sides"]  # fixtures
+
+
+def test_correct_here(opened: Callable[..., Page]) -> None:
+    page = opened()
+    page.mode("overlay")
+    page.amount(100)
+    before = page.shot()
+    page.page.click("#add")
+    page.page.mouse.click(*page.at(500, 500))
+    page.count(1)
+    page.page.keyboard.press("Escape")
+    page.drag(page.at(500, 500), page.at(506, 494))
+    page.until("window.regframe.list().pairs[0].residual > 5")
+    page.page.click("#region-part > summary")
+    page.page.click("#draw-rectangle")
+    page.drag(page.at(350, 350), page.at(650, 650))
+    assert page.page.is_enabled("#region-go")
+    page.page.click("#region-go")
+    page.until("window.regframe.maps().fresh && window.regframe.ready === window.regframe.maps().fresh.key", 120)
+    changed = np.abs(page.shot(wait=1) - before).max(axis=2)
+    (left, top), (right, bottom) = page.at(350, 350), page.at(650, 650)
+    box = page.page.locator("#view-a").bounding_box()
+    inside = np.zeros(changed.shape, bool)
+    inside[
+        int(top - box["y"]) - 25 : int(bottom - box["y"]) + 25, int(left - box["x"]) - 25 : int(right - box["x"]) + 25
+    ] = True
+    assert (changed[inside] > 20).mean() > 0.05
+    assert (changed[~inside] > 20).mean() < 0.002
+    page.page.click("#region-clear")
+    page.page.click("#draw-outline")
+    page.page.locator("#view-a .openseadragon-canvas").focus()
+    page.page.keyboard.press("Enter")  # by keys alone: the middle of the view
+    page.until("window.regframe.outline.closed")
+
+
+def test_slices(browser: Any, tmp_path: Path) -> None:
+    noise = ndimage.gaussian_filter(np.random.default_rng(0).standard_normal((30, 60, 90)), 3)
+    whole = np.rint(255 * (noise - noise.min()) / np.ptp(noise)).astype(np.uint8)
+    for name, x in (("fixed", 10), ("moving", 6)):
+        tifffile.imwrite(tmp_path / f"{name}.ome.tif", whole[:, :, x : x + 70], metadata={"axes": "ZYX"})
+    page = Page(browser, Setting(*(Source(tmp_path / f"{n}.ome.tif") for n in ("fixed", "moving")), tmp_path / "out"))
+    try:
+        page.mode("overlay")
+        page.amount(0)
+        seen = [page.shot(wait=1)]
+        page.page.locator("#slice").fill("3")
+        page.until("window.regframe.sliced === 'z:3'")
+        seen.append(page.shot(wait=1))
+        page.page.keyboard.press("PageUp")
+        page.until("window.regframe.sliced === 'z:4'")
+        page.page.select_option("#axis", "y")
+        page.until("window.regframe.sliced === 'y:30'")
+        seen.append(page.shot(wait=1))
+        page.amount(100)
+        seen.append(page.shot(wait=1))
+        for one, other in itertools.pairwise(seen):
+            assert np.abs(one - other).mean() > 1
+        assert page.page.is_hidden("#add")
+        assert page.page.locator("#begin option").count() == 1
+    finally:
+        page.close()
