@@ -52,9 +52,9 @@ def register(
         init: where the fit begins: ``"auto"`` (a search over turn, mirror and shift), ``"runner-up"`` (the second best that this
             search found), ``"rotate=90"``, ``"mirror"``, ``"scale=2"`` or several (``"rotate=90,mirror"``; see
             `regframe.starts.stated`), the name of a start (``"identity"`` …), the path of a saved result or of an affine map that
-            `regframe.read_map` reads, `regframe.landmarks`, an affine `Transform` from moving to fixed, an array ``[D+1, D+1]``
-            that is one (units of the sides, components (z,) y, x), or an earlier `Result`. Of results only the affine part is
-            used; ``config.init`` where None. The settings of the result state it in numbers, so that they repeat the run.
+            `regframe.read_map` reads, `regframe.landmarks`, an affine `Transform` from moving to fixed (`regframe.Affine` of a
+            matrix), or an earlier `Result`. Of results only the affine part is used; ``config.init`` where None. The settings of
+            the result state it in numbers, so that they repeat the run.
         config: all settings that have no argument here; the defaults where None.
         device: where the fit of images runs: ``cpu``, ``cuda``, ``cuda:N``, or ``auto`` (a GPU where there is one and the images
             are large enough to gain by it); ``config.device`` where None. Points are fitted on the CPU. ``metrics["device"]`` of

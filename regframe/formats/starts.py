@@ -6,22 +6,15 @@ import os
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
 from .. import plugins, strangers
 from ..contracts import Side
-from ..data import Grid, Image, PointSet, tensor_of
+from ..data import Grid, Image, PointSet
 from ..gate.meant import meant
 from ..io.claims import heal
 from ..io.inputs import note, steady
-from ..io.store import load
 from ..maps import bends
-from ..maps.affine import Affine
 from ..result import Result
-from ..starts.identity import unit_of
 from ..starts.stated import RUNNER_UP, said
-from . import exchange
 
 WORDS = ("auto", RUNNER_UP, "rotate=90", "mirror", "scale=2")
 """The words that ``init`` takes beside the names of starts and of files, as a message lists them."""
@@ -40,11 +33,10 @@ def names_start(init: str) -> bool:
 
 
 def begun(init: Any, fixed: Image | PointSet, moving: Image | PointSet) -> tuple[Any, str]:
-    """The argument ``init`` of `regframe.register` with a file or an array replaced by the map in it, and a remark or ``""``.
+    """The argument ``init`` of `regframe.register` with a file replaced by the map in it, and a remark or ``""``.
 
     Args:
-        init: what the user gave. A path, or text that names neither a start nor says one in words, is read; an array
-            ``[D+1, D+1]`` is an affine map, moving → fixed, in the units of the sides, components (z,) y, x.
+        init: what the user gave. A path, or text that names neither a start nor says one in words, is read.
         fixed: the fixed side.
         moving: the moving side.
 
@@ -53,8 +45,6 @@ def begun(init: Any, fixed: Image | PointSet, moving: Image | PointSet) -> tuple
         ValueError: for a file that holds no affine map, or a word that is no start.
         ImportError: for a file whose reader is an extra.
     """
-    if isinstance(init, (np.ndarray, torch.Tensor)):
-        return _of_array(init, fixed, moving), ""
     if not isinstance(init, os.PathLike) and (not isinstance(init, str) or names_start(init)):
         return init, ""
     path = Path(init)
@@ -70,6 +60,8 @@ def saved(path: Path) -> Result:
 
     Raises FileNotFoundError for a path of nothing, and ValueError where it is one word, meant as the name of a start.
     """
+    from ..io.store import load  # it loads zarr, which a fit does not need
+
     if not path.exists():
         heal(path)
     if not path.exists():
@@ -103,6 +95,8 @@ def of_file(
         ValueError: for a file that holds no map, or one that bends.
         ImportError: for a file whose reader is an extra.
     """
+    from . import exchange  # likewise
+
     chosen = exchange.format_of(path)
     bare = chosen.default_unit is None and not chosen.in_pixels
     own: dict[str, Any] = {}
@@ -125,15 +119,3 @@ def of_file(
     if bends.split(result.transform)[1] is not None:
         raise ValueError(f"wanted an affine map to start from, got one that bends in {path}; import it instead")
     return result, str(result.metrics.get("imported", {}).get("said") or "")
-
-
-def _of_array(matrix: Any, fixed: Image | PointSet, moving: Image | PointSet) -> Affine:
-    """An array as an affine map between the units of the sides; ValueError for another shape, or a map that has no inverse."""
-    values = tensor_of(matrix)
-    size = (moving.grid.ndim if isinstance(moving, Image) else moving.ndim) + 1
-    if tuple(values.shape) != (size, size) or values.is_complex():
-        raise ValueError(
-            f"wanted an affine map [{size}, {size}] as init, positions in the order {'z, ' * (size > 3)}y, x, got an array of "
-            f"{list(values.shape)}"
-        )
-    return Affine(values.to(torch.float64).cpu(), unit_of(moving), unit_of(fixed))

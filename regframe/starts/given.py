@@ -101,7 +101,11 @@ def _of_landmarks(pairs: Landmarks, scale: Scale, ndim: int, config: Config) -> 
 def _of_transform(init: Any, fixed: Grid, moving: Grid) -> Tensor:
     if not isinstance(init, Transform):
         names = ", ".join(repr(name) for name in ("auto", *(e.name for e in plugins.entries("start"))))
-        raise ValueError(f"wanted init {names}, landmarks, a Transform or a Result, got {init!r}")
+        matrix = "; an array says neither units nor order of axes: give regframe.Affine(matrix, unit, unit), (z,) y, x"
+        hint = matrix if hasattr(init, "__array__") else ""
+        raise ValueError(
+            f"wanted init {names}, a file, landmarks, a Transform or a Result, got {' '.join(repr(init).split())}{hint}"
+        )
     parts = init.parts()
     if len(parts) != 1 or not isinstance(parts[0], Affine) or init.ndim != moving.ndim:
         raise ValueError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -48,13 +47,18 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
+def there(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder with the files is the current one."""
+    monkeypatch.chdir(place)
+
+
+@pytest.fixture(autouse=True)
 def known_speed(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine as fast as the one that the figures are of: measuring it takes half a second."""
     monkeypatch.setattr(forecast, "probe", lambda: forecast.PROBE)
 
 
 def dry(place: Path, *options: str) -> Result:
-    os.chdir(place)
     done = CliRunner().invoke(main, ["register", *options, "-o", "none", "--dry-run"])
     assert not (place / "none").exists()
     return done

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -33,8 +32,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(autouse=True)
+def there(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder with the files is the current one."""
+    monkeypatch.chdir(place)
+
+
 def answer(place: Path, *args: str) -> tuple[int, str]:
-    os.chdir(place)
     done = CliRunner().invoke(main, list(args))
     return done.exit_code, " ".join(done.output.split())
 

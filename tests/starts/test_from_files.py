@@ -86,12 +86,14 @@ def test_a_saved_result(place: Path, kind: type) -> None:
 
 
 @pytest.mark.parametrize("make", [np.asarray, torch.as_tensor])
-def test_an_array_is_an_affine_map_in_the_order_y_x(place: Path, make: Any) -> None:
+def test_a_bare_array_is_no_start_but_its_map_is(place: Path, make: Any) -> None:
     rows = [[1.0, 0.0, -5.0], [0.0, 1.0, -2.0], [0.0, 0.0, 1.0]]
-    start, _ = begun(make(rows), *sides(place))
+    with pytest.raises(
+        ValueError, match=r"wanted init 'auto', .* neither units nor order of axes: give regframe.Affine"
+    ):
+        rf.register(*sides(place), init=make(rows), config=quick())
+    start, _ = begun(rf.Affine(make(rows)), *sides(place))
     assert torch.equal(start.matrix, torch.tensor(rows).double())
-    with pytest.raises(ValueError, match=r"wanted an affine map \[3, 3\] as init, .* y, x, got an array of \[2, 3\]"):
-        rf.register(*sides(place), init=make(rows[:2]), config=quick())
 
 
 def test_pixels_count_on_the_level_that_was_not_reduced(place: Path) -> None:
