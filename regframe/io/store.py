@@ -459,7 +459,7 @@ def _part_from_json(folder: Path, value: Any, affine_only: bool = False, nested:
         units = [item(part, f"{side}_unit", str) for side in ("source", "target")]
         return Affine(matrix_of(item(part, "matrix", list)), units[0], units[1])
     if affine_only or kind not in ("flow", "displacement"):
-        wanted = "affine" if affine_only else "affine, flow, displacement or pieces"
+        wanted = "affine" if affine_only else "pieces, affine, flow or displacement"
         raise ValueError(f"wanted a part of type {wanted}, got {kind!r}")
     grid = _grid_from_json(item(part, "grid", dict), kind)
     name = _named_array(item(part, "array", str))
