@@ -35,6 +35,7 @@ from ..fit.uncertainty import FLOOR
 from ..maps.affine import Affine
 from ..maps.base import Transform
 from ..maps.bends import split_last
+from ..maps.pieces import in_pieces
 from ..result import Result
 from ..verdict import CHANCE, FEW, GAIN, SLIGHT
 from . import tiles
@@ -111,6 +112,8 @@ def refine(
             f"wanted two 2D images to refine, got {fixed.grid.ndim} and {moving.grid.ndim} axes for a result of "
             f"{result.fixed_grid.ndim} and {result.moving_grid.ndim}; volumes are registered at full resolution"
         )
+    if in_pieces(result.transform):
+        raise ValueError("wanted one map to refine, got one in pieces; it is as fine as the level that was registered")
     if "drawn" in result.metrics or result.metrics.get("model") == "points" or fixed.labels or moving.labels:
         raise ValueError(
             "wanted the result of two images to refine, got one of points or labels; refine needs intensities"

@@ -174,3 +174,11 @@ def test_what_does_not_fit_is_refused(maps: tuple[rf.Affine, ...], labels: int, 
     cells = Cells(torch.full((60, 90), labels), GRID)
     with pytest.raises(ValueError, match=said):
         Pieces(maps, cells, cells)
+
+
+def test_it_is_not_refined(result: rf.Result) -> None:
+    images = [
+        rf.Image.from_array(np.zeros(grid.shape, np.uint8), "yx") for grid in (result.fixed_grid, result.moving_grid)
+    ]
+    with pytest.raises(ValueError, match="wanted one map to refine, got one in pieces"):
+        rf.refine(result, *images)
