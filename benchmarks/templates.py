@@ -121,7 +121,7 @@ def main() -> None:
     mean, told = bent.to_mean(results), group.metrics["template"]
     print(
         f"to the mean: {mean:.4f} px ({mean / best:.2f} of the best reference), image to image {bent.pairs(results):.4f} px, "
-        f"bias {told['bias_px']:.4f} px, {told['rounds']} rounds kept, {time.process_time() - began:.0f} s"
+        f"bias {told['bias_px']:.4f} px, {len(group.pairs)} pairs, {time.process_time() - began:.0f} s"
     )
 
 

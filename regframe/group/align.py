@@ -36,6 +36,9 @@ ALL_PAIRS = 5
 all pairs grows with the square."""
 FARTHEST = 3
 """How many others, in the order of the images, an image is registered to where it does not match the reference."""
+MEAN_OF = 6
+"""How many further images, in a ring, each is registered to for the mean of all: of up to 13 images all pairs, of more six per
+image. What a pair adds of its own falls with their number; the images' own noise, about as large, does not."""
 NONE = "none"
 """What ``reference`` is where the images come to their mean."""
 AS_GOOD = 0.02
@@ -90,14 +93,16 @@ def aligned(
     began = time.perf_counter() if began is None else began
     work = Work(members, config, Kept(folder, [m.name for m in members], fingerprint(members, config)), progress)
     work.register(_place(reference, members))
+    mean = reference == NONE and NONE not in [member.name for member in members]
+    if mean:
+        work.register_more()
     way = routes.found(members, work.tried, work.reference, config.transform == "rigid")
     results = work.results(way)
     metrics = judge.metrics(members, work.tried, way, results)
     found = None
-    if reference == NONE and NONE not in [member.name for member in members]:
-        used = {id(step.pair) for steps in way.ways.values() for step in steps}
-        apart = [pair for pair in work.tried if id(pair) not in used and way.used(pair)]
-        found = template([member.image for member in members], results, work.reference, config, apart, progress)
+    if mean:
+        agreeing = [pair for pair in work.tried if way.used(pair)]
+        found = template([member.image for member in members], results, work.reference, agreeing)
         results = list(found.results)
         metrics = judge.on_mean(metrics, members, found)
     metrics |= {
@@ -179,6 +184,18 @@ class Work:
         self.reference = self._best() if reference is None else reference
         self._all([(self.reference, k) for k in good if k != self.reference], len(self.tried) + star)
         self._farther()
+
+    def register_more(self) -> None:
+        """Register further pairs, which the mean of all images is made of: each image with the next `MEAN_OF`."""
+        tried = {frozenset((pair.fixed, pair.moving)) for pair in self.tried}
+        n = len(self.good)
+        ring = [(self.good[i], self.good[(i + d) % n]) for d in range(1, MEAN_OF + 1) for i in range(n)]
+        more: list[tuple[int, int]] = []
+        for a, b in ring:
+            if a != b and frozenset((a, b)) not in tried:
+                tried.add(frozenset((a, b)))
+                more.append((a, b))
+        self._all(more, len(self.tried) + len(more))
 
     def _all(self, wanted: Iterable[tuple[int, int]], total: int) -> None:
         had = {(pair.fixed, pair.moving) for pair in self.tried}

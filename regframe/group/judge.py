@@ -76,9 +76,8 @@ def on_mean(whole: dict[str, Any], members: Sequence[Member], mean: Template) ->
     return whole | {
         "images": images,
         "drift_px": {"median": float(np.median(drift)), "max": float(np.max(drift))} if drift else None,
-        "template": {"bias_px": mean.bias_px, "shape_px": mean.shape_px, "rounds": len(mean.moved_px),
-                     "moved_px": list(mean.moved_px)},
-    }  # fmt: skip
+        "template": {"bias_px": mean.bias_px, "shape_px": mean.shape_px},
+    }
 
 
 def own(whole: dict[str, Any], k: int) -> dict[str, Any]:

@@ -28,7 +28,7 @@ def test_the_page_runs(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     (tmp_path / "rounds.csv").write_text("file,name\n" + "".join(f"rounds/{n}.ome.tif,{n}\n" for n in "abc"))
     found = FENCE.findall((root / "docs" / "rounds.md").read_text(encoding="utf-8"))
     lines = [line for kind, body in found if kind == "console" for line in body.splitlines()]
-    assert len(lines) == 5
+    assert len(lines) == 6
     for line in lines:
         result = CliRunner().invoke(main, shlex.split(line)[2:])
         assert result.exit_code == 0, (line, result.output)
