@@ -384,7 +384,7 @@ class Cluster:
                 cluster = self._started(distributed)
                 self._here = cluster
                 self._open.callback(_close, cluster)
-                self._client = self._open.enter_context(distributed.Client(cluster))
+                self._client = self._open.enter_context(distributed.Client(cluster, set_as_default=False))
                 each = ", a GPU each" if self.gpus else ""
                 self.name = f"Dask on this machine, {self.workers} workers{each}"
             else:
@@ -426,7 +426,8 @@ class Cluster:
 
         def make() -> None:
             try:
-                made.put(client(**place, timeout=f"{seconds:g} s", security=_own_security(str(self.address))))
+                limit, security = f"{seconds:g} s", _own_security(str(self.address))
+                made.put(client(**place, timeout=limit, security=security, set_as_default=False))  # Dask's users keep theirs
             except (OSError, ValueError, TypeError) as error:
                 made.put(error)
 
