@@ -145,6 +145,7 @@ def size(*paths: Path) -> float:
     return sum(f.stat().st_size for f in files) / 1e6
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:the map in:UserWarning")
 @pytest.mark.filterwarnings("ignore:the displacement field:UserWarning")
 def test_other_programs_find_the_same_points(

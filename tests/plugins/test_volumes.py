@@ -140,6 +140,7 @@ def test_a_declared_size_is_judged_before_it_is_read(tmp_path: Path) -> None:
         rf.open(path)
 
 
+@pytest.mark.slow
 def test_brain_slabs_come_together(data_dir: Path) -> None:
     folder = data_dir / "14_3d_human" / "jlf"
     fixed, moving = (rf.open(folder / f"ilist{k}.nii.gz") for k in (1, 2))
