@@ -25,6 +25,7 @@ import numpy as np
 
 CHROMIUM = "/usr/bin/chromium"
 SHIFT = (9, -14)
+"""Pixels (y, x) by which the second made picture is moved: more than the eye overlooks, less than the search needs help for."""
 TILES = "performance.getEntriesByType('resource').filter((e) => e.name.includes('/tiles/'))"
 
 

@@ -258,7 +258,7 @@ class _Tasks:
                 client.subscribe_topic(self._topic, lambda event: told(*event[1]))
             for index in self.left:
                 self._submit(index)
-        except Exception:
+        except Exception:  # Dask raises errors of many types where the scheduler is gone; any other is the caller's
             if client.status == "running":
                 raise
             self.broken = True
@@ -427,7 +427,9 @@ class Cluster:
         def make() -> None:
             try:
                 limit, security = f"{seconds:g} s", _own_security(str(self.address))
-                made.put(client(**place, timeout=limit, security=security, set_as_default=False))  # Dask's users keep theirs
+                made.put(
+                    client(**place, timeout=limit, security=security, set_as_default=False)
+                )  # Dask's users keep theirs
             except (OSError, ValueError, TypeError) as error:
                 made.put(error)
 

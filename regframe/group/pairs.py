@@ -79,16 +79,19 @@ def timeless(result: Result) -> Result:
 def matrix_of(result: Result, probes: Floats, rigid: bool) -> Floats:
     """The affine map ``[3, 3]`` nearest to a map over positions ``[N, 2]`` of its moving side; a rigid one where ``rigid``."""
     there = result.transform.points(torch.from_numpy(probes)).numpy()
-    middle, onto = probes.mean(axis=0), there.mean(axis=0)
+    return nearest(probes, there, rigid)
+
+
+def nearest(source: Floats, target: Floats, rigid: bool) -> Floats:
+    """The affine map ``[D+1, D+1]`` that takes positions ``[N, D]`` nearest to others; rigid, or mirrored, if ``rigid``."""
+    middle, onto = source.mean(axis=0), target.mean(axis=0)
     if rigid:
-        u, _, vt = np.linalg.svd((there - onto).T @ (probes - middle))
-        mirrored = np.linalg.det((there - onto).T @ (probes - middle)) < 0
-        sign = np.diag(np.array([1.0, float(np.sign(np.linalg.det(u @ vt))) * (-1.0 if mirrored else 1.0)]))
-        linear = u @ sign @ vt
+        u, _, vt = np.linalg.svd((target - onto).T @ (source - middle))
+        linear = u @ vt
     else:
-        linear = np.linalg.lstsq(probes - middle, there - onto, rcond=None)[0].T
-    out = np.eye(3)
-    out[:2, :2], out[:2, 2] = linear, onto - linear @ middle
+        linear = np.linalg.lstsq(source - middle, target - onto, rcond=None)[0].T
+    out = np.eye(source.shape[1] + 1)
+    out[:-1, :-1], out[:-1, -1] = linear, onto - linear @ middle
     return out
 
 

@@ -17,7 +17,7 @@ from ..maps.displacement import Displacement
 from ..maps.resample import resample
 from ..maps.sequence import in_a_row
 from ..result import Result
-from .pairs import Pair
+from .pairs import Pair, nearest
 
 EXACT = 0.02
 """Largest departure, in pixels, from an affine map up to which the mean shape is one: a fifth of what a map is known by."""
@@ -75,7 +75,7 @@ def template(
     """
     grid = images[reference].grid
     maps = {k: result.transform for k, result in enumerate(start) if result is not None}
-    poses = {k: _pose(at := _lattice(images[k].grid), each.points(at)) for k, each in maps.items()}
+    poses = {k: _nearest(at := _lattice(images[k].grid), each.points(at), True) for k, each in maps.items()}
     known: dict[tuple[int, int], Transform] = {}
     for pair in pairs:
         if pair.result is not None and pair.moving in maps and pair.fixed in maps:
@@ -98,7 +98,7 @@ def template(
 def _with(result: Result, whole: Transform, grid: Grid) -> Result:
     """A result with another map, as an affine one and a field."""
     inside = _lattice(result.moving_grid)
-    affine = Affine(_affine(there := whole.points(inside), inside), result.moving_grid.unit, grid.unit)
+    affine = Affine(_nearest(inside, there := whole.points(inside), False), result.moving_grid.unit, grid.unit)
     straight = float((affine.points(inside) - there).norm(dim=-1).max()) < EXACT * grid.pixel
     transform = affine if straight else in_a_row([affine, _field(whole, affine, grid)])
     return dataclasses.replace(result, transform=transform, affine=affine, fixed_grid=grid, history=[])
@@ -147,14 +147,14 @@ def _shape_of(results: Sequence[Result | None], grid: Grid) -> _Mean:
     """The mean shape of images, from the space that their maps lead to."""
     back = tuple(result.transform.inverse() for result in results if result is not None)
     at = _lattice(grid)
-    return _Mean(back, tuple(_pose(each.points(at), at) for each in back), grid.unit)
+    return _Mean(back, tuple(_nearest(each.points(at), at, True) for each in back), grid.unit)
 
 
 def _step(results: Sequence[Result | None], grid: Grid) -> Transform:
     """What takes the mean shape out of maps: an affine one where it is, else a field."""
     exact, at = _shape_of(results, grid), _lattice(grid)
     there = exact.points(at)
-    straight = Affine(_affine(there, at), grid.unit, grid.unit)
+    straight = Affine(_nearest(at, there, False), grid.unit, grid.unit)
     if float((straight.points(at) - there).norm(dim=-1).max()) < EXACT * grid.pixel:
         return straight
     return _field(exact, Affine.identity(grid.ndim, grid.unit), grid)
@@ -189,23 +189,8 @@ def _lattice(grid: Grid) -> Tensor:
     return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).reshape(-1, grid.ndim)
 
 
-def _pose(source: Tensor, target: Tensor) -> Tensor:
-    """The rigid map ``[D+1, D+1]``, mirrored where that is nearer, that takes ``source`` ``[N, D]`` nearest to ``target``."""
-    middle, onto = source.mean(dim=0), target.mean(dim=0)
-    u, _, vh = torch.linalg.svd((target - onto).T @ (source - middle))
-    linear = u @ vh
-    out = torch.eye(source.shape[1] + 1, dtype=torch.float64)
-    out[:-1, :-1], out[:-1, -1] = linear, onto - linear @ middle
-    return out
-
-
-def _affine(target: Tensor, source: Tensor) -> Tensor:
-    """The affine map ``[D+1, D+1]`` that takes ``source`` ``[N, D]`` nearest to ``target``."""
-    middle, onto = source.mean(dim=0), target.mean(dim=0)
-    linear = torch.linalg.lstsq(source - middle, target - onto).solution.T
-    out = torch.eye(source.shape[1] + 1, dtype=torch.float64)
-    out[:-1, :-1], out[:-1, -1] = linear, onto - linear @ middle
-    return out
+def _nearest(source: Tensor, target: Tensor, rigid: bool) -> Tensor:
+    return torch.from_numpy(nearest(source.numpy(), target.numpy(), rigid))
 
 
 def _rms(away: Tensor) -> float:

@@ -672,7 +672,9 @@ def test_a_scheduler_that_is_lost(loopback: Loopback, monkeypatch: pytest.Monkey
         threading.Timer(1.0, loopback.scheduler.kill).start()
         with pytest.raises(ConnectionError, match="the Dask scheduler was lost"):
             list(pool.run(time.sleep, [(60,)]))
-    assert dask.config.get("scheduler", None) is None  # whoever computes with Dask in this process afterwards does so as before
+    assert (
+        dask.config.get("scheduler", None) is None
+    )  # whoever computes with Dask in this process afterwards does so as before
 
 
 def test_a_scheduler_that_is_not_there() -> None:
