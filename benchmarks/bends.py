@@ -7,6 +7,7 @@
 Prints per pair the median and the 90 % quantile of the error in percent of the moving image's diagonal, under the affine map
 and under the bent one. Constants are set on ``made`` (known maps, benchmarks/made.py) and reported on ``lungs``.
 
+``--rivals PYTHON`` (benchmarks/rivals.py makes one) prints other tools' bends from the same affine maps beside ours.
 ``--noise`` fits again with that much relative noise in the moving image, ``--isa`` in a process for each of these
 instruction sets, and both print how far the map has moved.
 """
@@ -28,6 +29,7 @@ from typing import Any
 
 import made
 import numpy as np
+import rivals
 import torch
 import truth
 from numpy.typing import NDArray
@@ -129,6 +131,30 @@ def on(isa: str, arguments: list[str]) -> list[NDArray[np.float64]]:
             return [kept[key] for key in kept.files]
 
 
+def beside(python: str, wanted: list[truth.Pair], starts: list[Tensor]) -> None:
+    """Print other tools' bends of the pairs, each from its affine map ``[3, 3]`` in ``starts``: as the table of ours."""
+    for setting in rivals.BENDS:
+        print(f"{setting.tool}: {setting.text}", flush=True)
+        rows = []
+        with rivals.Worker(setting.tool, python, torch.get_num_threads()) as worker:
+            worker.check()
+            for pair, matrix in zip(wanted, starts, strict=True):
+                fixed, moving = (side.grid.index_to_position().numpy() for side in (pair.fixed, pair.moving))
+                index = (pair.q - fixed[:2, 2]) / fixed.diagonal()[:2]
+                worker.load(pair.fixed.data.numpy(), pair.moving.data.numpy(), index)
+                start = np.linalg.inv(matrix.numpy() @ moving) @ fixed  # [3, 3], from fixed to moving indices
+                try:
+                    seconds, mapped = worker.run({**setting.job, "start": start[:2].tolist()})
+                except rivals.RivalError as error:
+                    print(f"{pair.name:28s} {error}", flush=True)
+                    continue
+                errors = 100 * pair.errors(mapped * moving.diagonal()[:2] + moving[:2, 2]) / pair.diagonal
+                rows.append([float(np.median(errors)), float(np.quantile(errors, 0.9))])
+                print(f"{pair.name:28s} {'':13s} {rows[-1][0]:6.3f} {rows[-1][1]:6.3f} {seconds:6.1f}", flush=True)
+        means = " ".join(f"{v:6.3f}" for v in np.mean(rows, axis=0))
+        print(f"{f'mean of {len(rows)}':28s} {'':13s} {means}", flush=True)
+
+
 def options() -> argparse.Namespace:
     """What was asked for on the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -139,6 +165,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--noise", type=float, default=0.0, help="fit again with this share of noise")
     parser.add_argument("--isa", default="", help="instruction sets to fit again on, with commas between")
     parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "regframe-bends")
+    parser.add_argument("--rivals", default="", metavar="PYTHON", help="the Python that has the other tools")
     parser.add_argument("--write", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -153,9 +180,10 @@ def main() -> None:
     arguments = ["--pairs", asked.pairs, "--only", asked.only, "--seed", str(asked.seed), "--cache", str(asked.cache)]
     arguments += [part for setting in asked.set for part in ("--set", setting)]
     print(f"{'pair':28s} {'affine':>13s} {'bent':>13s} {'s':>6s}  verdict", flush=True)
-    rows, mapped = [], []
+    rows, mapped, starts = [], [], []
     for pair in wanted:
         start = affine(pair, asked.pairs, asked.cache)
+        starts.append(start)
         began = time.perf_counter()
         result = bent(pair, start, config)
         seconds = time.perf_counter() - began
@@ -173,6 +201,8 @@ def main() -> None:
         print(line, flush=True)
     means = " ".join(f"{v:6.3f}" for v in np.mean(rows, axis=0))
     print(f"{'mean':28s} {means}", flush=True)
+    if asked.rivals:
+        beside(asked.rivals, wanted, starts)
     if asked.write:
         np.savez(asked.write, *mapped)
     for name, places in ((name, on(name, arguments)) for name in sets):

@@ -123,6 +123,14 @@ UNTUNED: tuple[Setting, ...] = (
 Without its rigid stage greedy was far off on all of the lung pairs (2 to 20 % where it now has 0.4 to 1.6).
 """
 
+BENDS: tuple[Setting, ...] = (
+    _greedy([], "-m WNCC 8x8 -n 100x100x40 -s 3vox 1vox"),
+    _greedy([], "-m NMI -n 100x100x40 -s 3vox 1vox"),
+    _ants({"type_of_transform": "SyNOnly", "syn_metric": "mattes", "reg_iterations": [100, 100, 40]}),
+    _ants({"type_of_transform": "SyNOnly", "syn_metric": "CC", "syn_sampling": 4, "reg_iterations": [100, 100, 40]}),
+)
+"""For neighbouring sections in two stains, from an affine map that the job brings as ``start``."""
+
 
 class RivalError(RuntimeError):
     """A tool crashed, hung or refused its job; the message ends with what it wrote last."""

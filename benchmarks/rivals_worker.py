@@ -7,6 +7,8 @@ known map comes back with the right order of axes, signs and order of compositio
     python rivals_worker.py --check greedy
 
 Positions are ``[N, 2]``, in pixels, y before x, at this module's border; each tool's own convention stays in its class.
+A job of greedy, ANTs or elastix may have ``start``, an affine map ``[2, 3]`` from fixed to moving positions, from which its
+bend begins instead of from an affine stage of its own.
 """
 
 from __future__ import annotations
@@ -32,6 +34,9 @@ from numpy.typing import NDArray
 Points = NDArray[np.float64]
 Pixels = NDArray[Any]
 Job = dict[str, Any]
+
+START = [[0.978148, -0.207912, 27.942], [0.207912, 0.978148, -21.769]]
+"""The affine part of `_turned`, as a check hands it over."""
 
 
 class Tool(ABC):
@@ -108,6 +113,7 @@ class Greedy(Tool):
         ("shifted", {"affine": [], "deformable": "-m NMI -n 60x60x60 -s 8vox 2vox"}),
         ("shifted", {"affine": [], "deformable": "-m NMI -n 60x60x60 -s 8vox 2vox -ref-pad 20x20"}),
         ("turned", {"affine": ["-dof 6 -m NCC 8x8 -n 80x40x20"], "deformable": "-m NMI -n 60x60x60 -s 8vox 2vox"}),
+        ("turned", {"affine": [], "start": START, "deformable": "-m NMI -n 60x60x60 -s 8vox 2vox"}),
     )
 
     def __init__(self, threads: int) -> None:
@@ -132,11 +138,15 @@ class Greedy(Tool):
             engine.execute(command, out=sink, err=sink, **given, **{out: None})
             given = {}  # the engine keeps what it was handed once
 
-        last = None
+        last, start = None, np.eye(3)
+        if "start" in job:  # x before y, and both axes the other way
+            (yy, yx, y), (xy, xx, x) = job["start"]
+            given["start"] = start = np.array([[xx, xy, -x], [yx, yy, -y], [0.0, 0.0, 1.0]])
+            last = "start"
         for stage, options in enumerate(job["affine"]):
             execute(f"-a {options} " + (f"-ia {last}" if last else "-ia-identity"), f"affine{stage}")
             last = f"affine{stage}"
-        matrix = np.array(engine[last]) if last else np.eye(3)
+        matrix = start if last in (None, "start") else np.array(engine[last])
         if "deformable" not in job:
             return matrix, None
         # without -wp 0 the warp comes back rounded to a tenth of a pixel
@@ -171,6 +181,7 @@ class Ants(Tool):
                 ]
             },
         ),
+        ("turned", {"start": START, "stages": [{"type_of_transform": "SyNOnly", "reg_iterations": [100, 100, 100, 50]}]}),
     )
 
     def __init__(self, threads: int) -> None:
@@ -188,9 +199,18 @@ class Ants(Tool):
     def register(self, job: Job) -> Any:
         self.folder = tempfile.TemporaryDirectory()  # its maps are files; they go when the next job begins
         maps: list[str] = []
+        if "start" in job:
+            start = np.array(job["start"])
+            maps = [f"{self.folder.name}/start.mat"]
+            self.ants.write_transform(
+                self.ants.create_ants_transform(
+                    "AffineTransform", dimension=2, matrix=start[:, :2], translation=start[:, 2], center=(0.0, 0.0)
+                ),
+                maps[0],
+            )
         for stage, options in enumerate(job["stages"]):
-            start = {"initial_transform": maps[0]} if maps else {}
-            out = self.ants.registration(*self.pair, outprefix=f"{self.folder.name}/{stage}_", **start, **options)
+            before = {"initial_transform": maps[0]} if maps else {}
+            out = self.ants.registration(*self.pair, outprefix=f"{self.folder.name}/{stage}_", **before, **options)
             maps = out["fwdtransforms"]
         return maps
 

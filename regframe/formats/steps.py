@@ -371,7 +371,7 @@ def _sampled(exact: Transform, base: Grid, box: Tensor, pixel: tuple[float, ...]
 def transform_of(steps: Sequence[Step], source: Grid, target: Grid, unit: str) -> Transform:
     """The map from positions of ``source`` to those of ``target`` that ``steps``, in numbers of ``unit``, describe.
 
-    The first step is applied first. Raises ValueError for steps of another dimension, a singular matrix, or more than one field.
+    The first step is applied first. Raises ValueError for steps of another dimension or a singular matrix.
     """
     for given in steps:
         found = len(given.spacing) if isinstance(given, Field) else len(given) - 1
@@ -381,12 +381,6 @@ def transform_of(steps: Sequence[Step], source: Grid, target: Grid, unit: str) -
                 f"and a moving or fixed side of {target.ndim}; check the files"
             )
     joined = _joined(steps)
-    if sum(not isinstance(step, np.ndarray) for step in joined) > 1:
-        raise ValueError(
-            "wanted a map with one displacement field, or several in a row on the same nodes, got several on nodes of their own; "
-            "compose them where they come from (antsApplyTransforms -o [field.nii.gz,1], sitk.TransformToDisplacementField; "
-            "regframe export --to moving)"
-        )
     numbers = [number_unit(grid.unit, unit) for grid in (source, target)]
     parts: list[Transform] = []
     at = numbers[0]

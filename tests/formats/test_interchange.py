@@ -695,11 +695,14 @@ def test_npz_declares_what_it_does_not_hold(tmp_path: Path) -> None:
         rf.read_map(tmp_path / "c.npz")
 
 
-def test_several_fields_on_nodes_of_their_own_are_refused(tmp_path: Path) -> None:
+def test_several_fields_on_nodes_of_their_own_are_followed_one_after_the_other(tmp_path: Path) -> None:
     fields = [sitk.DisplacementFieldTransform(smooth_field(2, np.eye(2), c)) for c in (0.0, 1.0)]
-    sitk.WriteTransform(sitk.CompositeTransform(fields), str(tmp_path / "a.h5"))
-    with pytest.raises(ValueError, match="compose them"):
-        rf.read_map(tmp_path / "a.h5", GRID, GRID)
+    composite = sitk.CompositeTransform(fields)
+    sitk.WriteTransform(composite, str(tmp_path / "a.h5"))
+    found = rf.read_map(tmp_path / "a.h5", GRID, GRID)
+    at = np.random.default_rng(0).uniform((2.0, 12.0), (18.0, 24.0), size=(50, 2))  # y, x; well inside both
+    expected = [composite.TransformPoint(point)[::-1] for point in at[:, ::-1].tolist()]
+    np.testing.assert_allclose(found.to_moving(torch.from_numpy(at)), expected, atol=1e-6)
 
 
 def test_without_the_extra_the_line_that_installs_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
