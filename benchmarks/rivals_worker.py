@@ -122,6 +122,7 @@ class Greedy(Tool):
         from picsl_greedy import GreedyFloat2D
 
         self.sitk, self.engine = SimpleITK, GreedyFloat2D
+        self.folder = tempfile.TemporaryDirectory()
 
     def load(self, fixed: Pixels, moving: Pixels) -> None:
         one, other = grey(fixed), grey(moving)
@@ -141,12 +142,13 @@ class Greedy(Tool):
         last, start = None, np.eye(3)
         if "start" in job:  # x before y, and both axes the other way
             (yy, yx, y), (xy, xx, x) = job["start"]
-            given["start"] = start = np.array([[xx, xy, -x], [yx, yy, -y], [0.0, 0.0, 1.0]])
-            last = "start"
+            start = np.array([[xx, xy, -x], [yx, yy, -y], [0.0, 0.0, 1.0]])
+            last = f"{self.folder.name}/start.mat"
+            np.savetxt(last, start)
         for stage, options in enumerate(job["affine"]):
             execute(f"-a {options} " + (f"-ia {last}" if last else "-ia-identity"), f"affine{stage}")
             last = f"affine{stage}"
-        matrix = start if last in (None, "start") else np.array(engine[last])
+        matrix = np.array(engine[last]) if job["affine"] else start
         if "deformable" not in job:
             return matrix, None
         # without -wp 0 the warp comes back rounded to a tenth of a pixel
@@ -181,7 +183,10 @@ class Ants(Tool):
                 ]
             },
         ),
-        ("turned", {"start": START, "stages": [{"type_of_transform": "SyNOnly", "reg_iterations": [100, 100, 100, 50]}]}),
+        (
+            "turned",
+            {"start": START, "stages": [{"type_of_transform": "SyNOnly", "reg_iterations": [100, 100, 100, 50]}]},
+        ),
     )
 
     def __init__(self, threads: int) -> None:
