@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 from pathlib import Path
 
 os.environ.setdefault(
@@ -16,6 +17,9 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 
+# a shell starts what runs in its background with SIGINT ignored, which the commands that tests interrupt would inherit
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 # two processes share two cores: one thread each, or they wait for each other
 torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 hypothesis.settings.register_profile("regframe", derandomize=True, deadline=None)
