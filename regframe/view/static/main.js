@@ -36,7 +36,7 @@ let dragging = false; // the moving picture follows the pointer
 let grip = null;
 
 let marks;
-const pictures = new Pictures(state, views, () => marks?.later());
+const pictures = new Pictures(state, views, () => marks?.again());
 marks = new Marks(pictures, views, state.canvas);
 const outline = new Outline(pictures, marks, { tried, begins: () => setAdding(false) });
 const key = () => shown;

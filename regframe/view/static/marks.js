@@ -23,13 +23,28 @@ export class Marks {
       element.append(sheet);
       this.sheets[name] = sheet;
     }
+    this.seen = {};
     this.waiting = false;
   }
 
   later() {
+    this.seen = {};
+    this.again();
+  }
+
+  again() { // the pictures were drawn: the marks are drawn only where the view has moved
     if (this.waiting) return;
     this.waiting = true;
-    requestAnimationFrame(() => { this.waiting = false; this.draw("a"); if (this.pictures.mode === "side") this.draw("b"); });
+    requestAnimationFrame(() => {
+      this.waiting = false;
+      for (const view of this.pictures.mode === "side" ? ["a", "b"] : ["a"]) {
+        const { x, y, scale } = this.pictures.frame(view);
+        const now = `${x} ${y} ${scale} ${this.sheets[view].clientWidth} ${this.sheets[view].clientHeight}`;
+        if (this.seen[view] === now) continue;
+        this.seen[view] = now;
+        this.draw(view);
+      }
+    });
   }
 
   draw(view) {
