@@ -417,7 +417,9 @@ class Running:
         """End it, and every stream of events."""
         self._gate.end()
         self._server.should_exit = True
-        self._thread.join(2)  # it ends much sooner where it can; a socket taken from it while it works would make it complain
+        self._thread.join(
+            2
+        )  # it ends much sooner where it can; a socket taken from it while it works would make it complain
         self._socket.close()
 
 
