@@ -40,7 +40,7 @@ const pictures = new Pictures(state, views, () => marks?.again());
 marks = new Marks(pictures, views, state.canvas);
 const outline = new Outline(pictures, marks, { tried, begins: () => setAdding(false) });
 const key = () => shown;
-const layered = layers(marks, key);
+const layered = layers(marks, key, pictures);
 const drawn = drawings(state, marks, key);
 colours(state, pictures);
 
@@ -162,6 +162,7 @@ function tellPairs() {
       onchange: (event) => change(pair.id, { on: event.target.checked }) });
     counts.dataset.focus = `on-${pair.id}`;
     const cell = made("td", {}, `${number(pair.residual < state.canvas.spacing[0] / 1000 ? 0 : pair.residual)} ${unit}`);
+    if (marks.plane) cell.append(made("div", { className: "hint" }, sliceWords(pair)));
     if (pair.odd && pair.on) {
       cell.append(made("div", { className: "why" }, pair.trusted ? `trusted, though ${number(pair.off)} ${unit} from the others`
         : `disagrees with the others by ${number(pair.off)} ${unit}: left out`));
@@ -177,15 +178,26 @@ function tellPairs() {
   if (focus) $("pairs").querySelector(`[data-focus="${focus}"]`)?.focus();
 }
 
+function sliceWords(pair) {
+  const plane = state.planes[marks.plane.axis];
+  const [circle, cross] = [pair.fixed, pair.shown].map((at) => Math.round((at[marks.plane.axis] - plane.first) / plane.step) + 1);
+  return circle === cross ? `on slice ${circle}` : `on slice ${circle}, its cross on ${cross}`;
+}
+
 function choose(id) {
   marks.chosen = id;
   for (const row of $("pairs").children) row.classList.toggle("chosen", Number(row.dataset.id) === id);
   marks.later();
 }
 
-function look(pair) {
-  const at = marks.place(pair, "fixed");
+async function look(pair) {
   choose(pair.id);
+  if (marks.plane) {
+    const { axis, first, step } = state.planes[marks.plane.axis];
+    sliced[axis] = Math.round((pair.fixed[marks.plane.axis] - first) / step);
+    await slice(axis, false);
+  }
+  const at = marks.place(pair, "fixed");
   pictures.look(at.x, at.y);
 }
 
@@ -251,7 +263,7 @@ for (const [view, viewer] of Object.entries(pictures.viewers)) {
   });
   const values = soon(60, async (at) => {
     try {
-      const [y, x] = marks.position(at);
+      const [y, x] = marks.flatPosition(at);
       tellValues(await get(`/api/values?key=${shown}&y=${y}&x=${x}&plane=${pictures.plane}`));
     } catch { $("under").textContent = ""; }
   });
@@ -268,7 +280,7 @@ function tellValues(found) {
   const words = [`${at.join(", ")} ${found.unit}`];
   if (state.sides.fixed.pixels) words.push(`fixed: ${colour(found.fixed)}`);
   if (state.sides.moving.pixels) words.push(`moving: ${colour(found.moving)}`);
-  const names = { weight: "matching", sd: "within", area: "area", bend: "bend" };
+  const names = { weight: "matching", sd: "within", area: state.planes.length ? "volume" : "area", bend: "bend" };
   for (const [name, value] of Object.entries(found.layers)) {
     if (value !== null) words.push(`${names[name] || name} ${name === "area" ? "×" : ""}${number(value)}${name === "sd" || name === "bend" ? ` ${found.unit}` : ""}`);
   }
@@ -302,14 +314,19 @@ async function slice(axis, turned) {
   $("slice").value = at;
   $("slice-at").textContent = `${at + 1} of ${plane.count}`;
   $("slice").setAttribute("aria-valuetext", `${at + 1} of ${plane.count}, at ${number(plane.first + at * plane.step)} ${plane.unit}`);
-  await pictures.slice(`${axis}:${at}`, turned ? plane : null);
+  marks.plane = { axis: "zyx".indexOf(axis), at: plane.first + at * plane.step, step: plane.step };
+  const work = pictures.slice(`${axis}:${at}`, turned ? plane : null);
+  marks.later();
+  tellPairs();
+  await Promise.all([work, shown ? layered.changed(looked()) : null]);
   window.regframe.sliced = `${axis}:${at}`;
 }
 
 function planes() {
-  $("planes").hidden = false;
+  $("planes").hidden = $("of-slices").hidden = false;
   for (const part of document.querySelectorAll(".flat")) part.hidden = true;
-  for (const option of [...$("begin").options]) if (option.value !== "search") option.remove();
+  $("begin").querySelector("[value=shown]").remove();
+  $("import-label").textContent = "Import (one file of both sides)";
   for (const { axis, count } of state.planes) sliced[axis] = Math.floor(count / 2);
   $("axis").append(...state.planes.map(({ axis }) => made("option", { value: axis }, axis)));
   $("axis").addEventListener("change", (event) => slice(event.target.value, true));
@@ -400,7 +417,7 @@ document.addEventListener("keydown", (event) => {
   if (event.key === "m" || event.key === "M") {
     const modes = Object.keys(MODES);
     setMode(modes[(modes.indexOf(pictures.mode) + 1) % modes.length]);
-  } else if ((event.key === "a" || event.key === "A") && !state.planes.length) setAdding(!adding);
+  } else if (event.key === "a" || event.key === "A") setAdding(!adding);
   else if (event.key === "Escape") { setAdding(false); choose(null); }
   else if (event.key === "Delete" && pair) remove(pair.id);
   else if (event.key === "Enter" && adding && !event.target.matches("button, summary")) {
