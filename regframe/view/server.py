@@ -409,10 +409,14 @@ class Running:
             timeout_graceful_shutdown=1,
         )  # fmt: skip
         self._gate, self._server = gate, uvicorn.Server(config)
+        self._ended = threading.Event()  # a thread whose join Ctrl-C cuts short counts as ended, which it is not
         self._thread = threading.Thread(target=self._serve, name="regframe-view", daemon=True)
 
     def _serve(self) -> None:
-        asyncio.run(self._server.serve(sockets=[self._socket]))
+        try:
+            asyncio.run(self._server.serve(sockets=[self._socket]))
+        finally:
+            self._ended.set()
 
     def start(self) -> None:
         """Begin to answer."""
@@ -420,17 +424,15 @@ class Running:
 
     def wait(self) -> None:
         """Return when the server has ended; Ctrl-C comes out of here as KeyboardInterrupt."""
-        while self._thread.is_alive():
-            self._thread.join(0.2)
+        while not self._ended.wait(0.2):
+            pass
 
     def stop(self) -> None:
         """End it, and every stream of events."""
         self._gate.end()
         self._server.should_exit = True
-        self._thread.join(
-            2
-        )  # it ends much sooner where it can; a socket taken from it while it works would make it complain
-        self._socket.close()
+        if self._ended.wait(0.4):  # else it closes the socket itself, and would stumble over one that is gone
+            self._socket.close()
 
 
 def _told(answer: Callable[[Request, Any], Any]) -> Endpoint:

@@ -65,7 +65,7 @@ def test_landmarks_on_slices(volumes: Page, tmp_path: Path) -> None:
         page.drag(page.at(y, x), page.at(y + MOVED[1], x + MOVED[2]))
         page.until(f"window.regframe.list().pairs[{n - 1}].residual > 4")
         assert np.subtract(page.pairs()[n - 1]["shown"], pair["fixed"]) == pytest.approx(MOVED, abs=0.8)
-    assert "its cross on" in page.page.inner_text("#pairs")
+    assert ", cross on " in page.page.inner_text("#pairs")
     page.mode("difference")
     unlike = page.shot(wait=1)[120:-120, 300:-300].mean()
     page.page.check("#follow")

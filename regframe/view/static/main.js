@@ -181,7 +181,7 @@ function tellPairs() {
 function sliceWords(pair) {
   const plane = state.planes[marks.plane.axis];
   const [circle, cross] = [pair.fixed, pair.shown].map((at) => Math.round((at[marks.plane.axis] - plane.first) / plane.step) + 1);
-  return circle === cross ? `on slice ${circle}` : `on slice ${circle}, its cross on ${cross}`;
+  return circle === cross ? `slice ${circle}` : `slice ${circle}, cross on ${cross}`;
 }
 
 function choose(id) {
@@ -471,3 +471,4 @@ if (state.planes.length) planes();
 pictures.fit();
 setMode(state.maps.current.by_hand ? "side" : "overlay");
 await show();
+if (state.planes.length) pictures.fit(); // the row of tools has grown by the slider
