@@ -109,11 +109,20 @@ function newList(found) {
 
 const bare = (pair) => ({ id: pair.id, name: pair.name, fixed: pair.fixed, moving: pair.moving, on: pair.on, trusted: pair.trusted });
 
-async function commit(pairs) {
-  const found = await tried(() => send("/api/landmarks", { revision: list.revision, key: shown, pairs: pairs.map(bare) }, "PUT"));
-  if (!found) return;
-  newList(found);
-  await followed();
+let turn = Promise.resolve(); // changes of the list wait for each other: each begins with what the one before left
+
+function inTurn(work) {
+  turn = turn.then(async () => {
+    const found = await tried(work);
+    if (found) newList(found);
+    return Boolean(found);
+  });
+  return turn;
+}
+
+async function commit(pairs) { // what the list becomes, as a function of what it is by then
+  const put = () => send("/api/landmarks", { revision: list.revision, key: shown, pairs: pairs(list.pairs).map(bare) }, "PUT");
+  if (await inTurn(put)) await followed();
 }
 
 async function followed() {
@@ -123,8 +132,8 @@ async function followed() {
   }
 }
 
-const change = (id, changes) => commit(list.pairs.map((pair) => (pair.id === id ? { ...pair, ...changes } : pair)));
-const remove = (id) => commit(list.pairs.filter((pair) => pair.id !== id));
+const change = (id, changes) => commit((pairs) => pairs.map((pair) => (pair.id === id ? { ...pair, ...changes } : pair)));
+const remove = (id) => commit((pairs) => pairs.filter((pair) => pair.id !== id));
 
 async function add(view, at) {
   const side = pictures.mode === "side" && view === "b" ? "moving" : "fixed";
@@ -134,9 +143,11 @@ async function add(view, at) {
     return { fixed: here, moving };
   });
   if (!told) return;
-  const id = Math.max(0, ...list.pairs.map((pair) => pair.id)) + 1;
-  marks.chosen = id;
-  await commit([...list.pairs, { id, name: String(id), ...told, on: true, trusted: false }]);
+  await commit((pairs) => {
+    const id = Math.max(0, ...pairs.map((pair) => pair.id)) + 1;
+    marks.chosen = id;
+    return [...pairs, { id, name: String(id), ...told, on: true, trusted: false }];
+  });
   if (side === "moving") marks.later();
 }
 
@@ -348,7 +359,9 @@ $("zoom-out").addEventListener("click", () => pictures.zoom(1 / 1.5));
 $("fit").addEventListener("click", () => pictures.fit());
 $("add").addEventListener("click", () => setAdding(!adding));
 for (const way of ["undo", "redo"]) {
-  $(way).addEventListener("click", () => tried(async () => { newList(await send(`/api/landmarks/${way}`, { key: shown })); await followed(); }));
+  $(way).addEventListener("click", async () => {
+    if (await inTurn(() => send(`/api/landmarks/${way}`, { key: shown }))) await followed();
+  });
 }
 $("follow").addEventListener("change", followed);
 for (const button of document.querySelectorAll("[data-turn]")) button.addEventListener("click", () => place({ turn: Number(button.dataset.turn) }));
