@@ -7,6 +7,7 @@ pairs to their accuracy, is nothing far from them, and is kept gentle enough to 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -24,6 +25,7 @@ from ..maps.sequence import in_a_row
 from ..result import Result
 from ..slides.field import (
     MOST_NODES,
+    NODES,
     STEEP,
     Array,
     Evidence,
@@ -56,8 +58,8 @@ def bent(transform: Transform, fixed: Grid, p: Tensor, q: Tensor) -> Transform:
     Args:
         transform: the map, moving → fixed.
         fixed: canvas of the fixed side.
-        p: moving positions ``[M, 2]``.
-        q: fixed positions ``[M, 2]``.
+        p: moving positions ``[M, D]``, D 2 or 3.
+        q: fixed positions ``[M, D]``.
 
     Raises ValueError, in one sentence, where pairs contradict each other.
     """
@@ -130,8 +132,10 @@ def _field(transform: Transform, fixed: Grid, p: Tensor, q: Tensor) -> Field | N
     low, high = _bounds(back, fixed)
     diagonal = fixed.diagonal * before
     length = min(max(_REACH * apart(z.numpy(), diagonal), _LEAST * diagonal), _WIDEST * diagonal)
+    if fixed.ndim == 3:  # of a volume no finer than memory allows
+        length = max(length, NODES * (float(np.prod(high - low)) / MOST_NODES) ** (1 / 3))
     n = len(p)
-    evidence = Evidence(z.numpy(), d, np.full((n, 2), accuracy), np.arange(n), np.ones(n, dtype=np.bool_))
+    evidence = Evidence(z.numpy(), d, np.full(d.shape, accuracy), np.arange(n), np.ones(n, dtype=np.bool_))
     process = Process(head, low, high, tail.source_unit, accuracy)
     field = gentle(process, evidence, length, max(size, 4 * accuracy))
     if field is None:
@@ -170,9 +174,8 @@ def _bounds(back: Transform, fixed: Grid) -> tuple[Array, Array]:
     """Lower and upper corner of the canvas before the map's last affine part."""
     low = [o - s / 2 for o, s in zip(fixed.origin, fixed.spacing, strict=True)]
     high = [a + e for a, e in zip(low, fixed.extent, strict=True)]
-    corners = back.points(
-        torch.tensor([[y, x] for y in (low[0], high[0]) for x in (low[1], high[1])], dtype=torch.float64)
-    )
+    ends = list(itertools.product(*zip(low, high, strict=True)))
+    corners = back.points(torch.tensor(ends, dtype=torch.float64))
     return corners.amin(dim=0).numpy(), corners.amax(dim=0).numpy()
 
 

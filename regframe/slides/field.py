@@ -7,6 +7,7 @@ what they achieve together.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -111,7 +112,8 @@ def _onto(flow: Flow, nodes: Grid) -> tuple[Tensor, Grid]:
     # add a node of zeros on every side: beyond its nodes the velocity fades to zero over one of its own cells
     padded = F.pad(flow.velocity.to(torch.float64), [1, 1] * flow.ndim)
     shape = [(n - 1) * t + 1 for n, t in zip(padded.shape[2:], times, strict=True)]
-    fine = F.interpolate(padded, size=shape, mode="bilinear", align_corners=True)
+    mode = "bilinear" if flow.ndim == 2 else "trilinear"
+    fine = F.interpolate(padded, size=shape, mode=mode, align_corners=True)
     origin = [o - s for o, s in zip(flow.grid.origin, flow.grid.spacing, strict=True)]
     spacing = flow.grid.spacing
     first = [round((o - a) / s) for o, a, s in zip(nodes.origin, origin, nodes.spacing, strict=True)]
@@ -150,17 +152,17 @@ def nodes_of(head: tuple[Transform, ...], low: Array, high: Array, wanted: float
 
 
 def between_nodes(z: Array, grid: Grid) -> Any:
-    """The sparse matrix ``[N, nodes]`` of multilinear interpolation from nodes to positions ``[N, 2]``; zero off the grid."""
+    """The sparse matrix ``[N, nodes]`` of multilinear interpolation from nodes to positions ``[N, D]``; zero off the grid."""
     index = (z - np.array(grid.origin)) / np.array(grid.spacing)
     shape = np.array(grid.shape)
     floor = np.floor(index).astype(np.int64)
     rows, columns, values = [], [], []
-    for corner in ((0, 0), (0, 1), (1, 0), (1, 1)):
+    for corner in itertools.product((0, 1), repeat=grid.ndim):
         node = floor + corner
         share = np.prod(np.where(np.array(corner) == 1, index - floor, 1 - (index - floor)), axis=1)
         inside = ((node >= 0) & (node < shape)).all(axis=1)
         rows.append(np.flatnonzero(inside))
-        columns.append(node[inside, 0] * shape[1] + node[inside, 1])
+        columns.append(np.ravel_multi_index(tuple(node[inside].T), grid.shape))
         values.append(share[inside])
     return sparse.csr_matrix(
         (np.concatenate(values), (np.concatenate(rows), np.concatenate(columns))), shape=(len(z), int(shape.prod()))
@@ -298,8 +300,9 @@ class Process:
 
 
 def length_before(tail: Affine) -> float:
-    """Source units per target unit of an affine map in 2D: the square root of its change of area, inverted."""
-    return 1 / math.sqrt(float(homogeneous.determinant(tail.matrix).abs()))
+    """Source units per target unit of an affine map: the root of its change of area, or of volume in 3D, inverted."""
+    volume = float(homogeneous.determinant(tail.matrix).abs())
+    return math.exp(-math.log(volume) / tail.ndim)
 
 
 def _spread(d: Array) -> float:

@@ -30,6 +30,8 @@ def gentle(process: Process, evidence: Evidence, length: float, deviation: float
     """As `Process.gentle`, for few positions or many: the field, with a longer correlation length where it would be steeper than
     ``most``; None where that does not help."""
     if len(evidence.z) > FEW:
+        if evidence.z.shape[1] > 2:
+            raise ValueError(f"wanted at most {FEW} landmarks to bend volumes to, got {len(evidence.z)}; turn some off")
         return process.gentle(evidence, length, deviation)
     for _ in range(4):
         grid = nodes_of(process.head, process.low, process.high, length / NODES, process.unit)
@@ -69,7 +71,7 @@ def posterior(
         columns[i] = idctn(dctn(row, norm="ortho") * spread, norm="ortho").reshape(-1)
     between = matrix @ columns.T  # [N, N]
     weight, sd, noise = np.ones(n), evidence.sd.max(axis=1), deviation
-    share, free = np.zeros((n, 2)), ~evidence.held
+    share, free = np.zeros((n, grid.ndim)), ~evidence.held
     for _ in range(_TURNS if free.any() else 1):
         variance = (sd**2 + np.where(free, noise**2, 0.0)) / weight
         share = np.linalg.solve(between + np.diag(variance), evidence.d)
@@ -78,18 +80,21 @@ def posterior(
             noise = max(1.4826 * float(np.median(np.abs(rest[free]))), floor)
             square = (rest**2).sum(axis=1) / (sd**2 + noise**2)
             weight = np.where(free, (FREEDOM + 2) / (FREEDOM + square), 1.0)
-    values = (columns.T @ share).T.reshape(2, *grid.shape)
+    values = (columns.T @ share).T.reshape(grid.ndim, *grid.shape)
     if window is not None:
         values = values * window
     return Field(torch.from_numpy(values), grid)
 
 
 def _covariance(grid: Grid, length: float, deviation: float) -> Array:
-    """The prior variance of each cosine of the nodes ``[*S]``: of ``(id - a² Δ)⁻²`` with no flow across the border."""
+    """The prior variance of each cosine of the nodes ``[*S]``: of ``(id - a² Δ)⁻²`` with no flow across the border.
+
+    The integral of its spectrum is ``1 / (4π a²)`` in the plane and ``1 / (8π a³)`` in space, which the scale undoes.
+    """
     symbol: Any = np.ones(grid.shape)
     for axis, (n, step) in enumerate(zip(grid.shape, grid.spacing, strict=True)):
         wave = 2 * (1 - np.cos(np.pi * np.arange(n) / n)) * (length / step) ** 2
         symbol = symbol + wave.reshape([-1 if d == axis else 1 for d in range(grid.ndim)])
-    scale = 4 * math.pi * length**2 * deviation**2 / math.prod(grid.spacing)
+    scale = 4 * math.pi * (grid.ndim - 1) * length**grid.ndim * deviation**2 / math.prod(grid.spacing)
     found: Array = scale / symbol**2
     return found

@@ -339,6 +339,13 @@ class SlideWarp:
             return np.full((len(self.pyramid.channels), *sides), self.fill or 0, self.dtype)
         return part
 
+    def covered(self, region: tuple[slice, ...]) -> bool:
+        """Whether every pixel of a region surely comes from within the image; False also where only the bounds are too wide."""
+        if any(isinstance(part, Pieces) for part in self._pull.parts()):
+            return False
+        boxes = tiles.source_boxes(self._pull, self.grid, region, self.source.grid)
+        return bool(((boxes[:, 0] >= 0) & (boxes[:, 1] < np.array(self.source.grid.shape))).all())
+
     def _warped(self, region: tuple[slice, ...]) -> Array | None:
         """Pixels of a region, None where all of them are background."""
         with self._reading(region):

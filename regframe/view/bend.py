@@ -26,7 +26,7 @@ from .pairs import Pair
 
 Report = Callable[[Progress], object] | None
 BENT = 4
-"""Pairs from which a start by hand is bent: fewer give turn, shift and scale alone."""
+"""Pairs from which a start by hand is bent, in 3D one more: fewer give turn, shift and scale alone."""
 
 
 def corrected(base: Result, pairs: Sequence[Pair], by_hand: bool) -> Result:
@@ -94,7 +94,7 @@ def _begun(base: Result, pairs: Sequence[Pair], by_hand: bool) -> tuple[Result, 
     if by_hand:
         affine = _affine(base.affine, p, q)
         base = dataclasses.replace(base, transform=affine, affine=affine)
-    return base, p, q, not by_hand or len(pairs) >= BENT
+    return base, p, q, not by_hand or len(pairs) >= BENT + (p.shape[1] == 3)
 
 
 def _affine(start: Transform, p: torch.Tensor, q: torch.Tensor) -> Affine:
@@ -106,6 +106,6 @@ def _affine(start: Transform, p: torch.Tensor, q: torch.Tensor) -> Affine:
         return Affine(fit_points(p, q, "affine")[0].matrix, *unit)
     (part,) = start.parts()
     assert isinstance(part, Affine)
-    shift = torch.eye(3, dtype=torch.float64)
+    shift = torch.eye(p.shape[1] + 1, dtype=torch.float64)
     shift[:-1, -1] = (q - start.points(p)).mean(dim=0)
     return Affine(shift @ part.matrix, *unit)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from skimage.measure import find_contours
 
 from ..data import Grid
 from ..evaluation import match_probability, position_sd
@@ -41,6 +42,18 @@ _RAMPS = {
     "bend": ((252, 253, 191), (254, 159, 109), (222, 73, 104), (114, 31, 129), (20, 14, 54)),
 }
 """Colours from the lowest to the highest value: viridis, cividis, a blue-white-red and magma, five of each."""
+
+
+class Slice(NamedTuple):
+    """A plane of a volume.
+
+    Args:
+        grid: its pixels, a volume that is one pixel thick.
+        across: the axis it is thin along, 0 … 2.
+    """
+
+    grid: Grid
+    across: int
 
 
 @dataclass(frozen=True)
@@ -89,32 +102,30 @@ class Fields:
         return (*weight, *(("sd",) if self._result.position_sd is not None else ()), "area", "bend")
 
     def values(self, name: str, at: torch.Tensor) -> Array:
-        """Values ``[N]`` of a layer at fixed positions ``[N, 2]``; NaN where it has none."""
+        """Values ``[N]`` of a layer at fixed positions ``[N, D]``; NaN where it has none."""
         if self._result is None or name not in self.names:
             raise ValueError(f"wanted one of the layers {', '.join(self.names) or 'of a fitted map'}, got {name!r}")
         if name == "weight":
             return match_probability(self._result, at).numpy()
         if name == "sd":
             spread = position_sd(self._result, at, "fixed")
-            return radius_90(2) * spread.numpy()
+            return radius_90(at.shape[1]) * spread.numpy()
         pulled = self._back.points(at)
         inside = self._moving.contains(pulled).numpy()
         if name == "bend":
             away = (pulled - self._affine.points(at)).norm(dim=1).numpy()
-            return np.where(inside, away * math.sqrt(self._size), np.nan)
+            return np.where(inside, away * self._size ** (1 / at.shape[1]), np.nan)
         step = self._fixed.pixel / 2
-        sides = [self._back.points(at + torch.tensor(d) * step) for d in ((1.0, 0), (-1.0, 0), (0, 1.0), (0, -1.0))]
-        down, right = (sides[0] - sides[1]) / (2 * step), (sides[2] - sides[3]) / (2 * step)
-        area = (down[:, 0] * right[:, 1] - down[:, 1] * right[:, 0]).abs().numpy() * self._size
+        along = step * torch.eye(at.shape[1], dtype=torch.float64)
+        slopes = [(self._back.points(at + d) - self._back.points(at - d)) / (2 * step) for d in along]
+        area = torch.linalg.det(torch.stack(slopes, dim=1)).abs().numpy() * self._size
         with np.errstate(divide="ignore"):
             return np.where(inside & (area > 0), 1 / area, np.nan)
 
-    def layer(self, name: str) -> Layer:
-        """A layer in colours, over the whole fixed canvas."""
-        grid = self._fixed.resampled(
-            [e / max(1, round(_STEPS * e / max(self._fixed.extent))) for e in self._fixed.extent]
-        )
-        found = self.values(name, grid.coords().reshape(-1, 2)).reshape(grid.shape)
+    def layer(self, name: str, cut: Slice | None = None) -> Layer:
+        """A layer in colours, over the whole fixed canvas, or over a slice of a volume."""
+        grid, kept = self._seen(cut, _STEPS)
+        found = self.values(name, grid.coords().reshape(-1, grid.ndim)).reshape([grid.shape[d] for d in kept])
         low, high = _range(name, found)
         share = (np.log2(found) - math.log2(low)) / (math.log2(high) - math.log2(low)) if name == "area" else (
             (found - low) / (high - low)
@@ -134,6 +145,24 @@ class Fields:
             tuple("{:02x}{:02x}{:02x}".format(*one) for one in _RAMPS[name]),
         )
 
+    def cuts(self, cut: Slice) -> list[list[list[float]]]:
+        """Where a slice of a volume cuts the planes that are flat and even on the moving side, across the two axes of the slice;
+        as positions (row, column) on the slice, in its unit.
+        """
+        grid, kept = self._seen(cut, _STEPS)
+        pulled = self._back.points(grid.coords().reshape(-1, 3))
+        inside = self._moving.contains(pulled)
+        pulled = torch.where(inside[:, None], pulled, torch.nan).reshape(*(grid.shape[d] for d in kept), 3)
+        step = max(self._moving.extent) / _LINES
+        origin, spacing = (np.array([values[d] for d in kept]) for values in (grid.origin, grid.spacing))
+        lines = []
+        for axis in kept:
+            low = self._moving.origin[axis] - self._moving.spacing[axis] / 2
+            for i in range(math.floor(self._moving.extent[axis] / step) + 1):
+                found: list[Array] = find_contours(pulled[..., axis].numpy(), low + i * step)  # type: ignore[no-untyped-call]
+                lines += [_plain(torch.from_numpy(origin + spacing * line)) for line in found]
+        return lines
+
     def lines(self) -> list[list[list[float]]]:
         """Lines that are straight on the moving side, as fixed positions (y, x)."""
         grid = self._moving
@@ -148,14 +177,25 @@ class Fields:
                 lines.append(_plain(self._forth.points(yx)))
         return lines
 
-    def arrows(self) -> list[list[list[float]]]:
-        """Where turn, shift, scale and shear alone would take a position, and where the map takes it: pairs of (y, x)."""
-        grid = self._fixed.resampled(max(self._fixed.extent) / _ARROWS)
-        ends = grid.coords().reshape(-1, 2)
+    def arrows(self, cut: Slice | None = None) -> list[list[list[float]]]:
+        """Where turn, shift, scale and shear alone would take a position, and where the map takes it: pairs of (y, x).
+
+        On a slice of a volume as they are seen from in front of it: pairs of (row, column).
+        """
+        grid, kept = self._seen(cut, _ARROWS)
+        ends = grid.coords().reshape(-1, grid.ndim)
         pulled = self._back.points(ends)
         inside = self._moving.contains(pulled)
         starts = self._affine.inverse().points(pulled)
-        return [_plain(torch.stack(pair)) for pair in zip(starts[inside], ends[inside], strict=True)]
+        return [_plain(torch.stack(pair)[:, kept]) for pair in zip(starts[inside], ends[inside], strict=True)]
+
+    def _seen(self, cut: Slice | None, steps: int) -> tuple[Grid, list[int]]:
+        """The canvas, or a slice of it, in so many pixels along its longer side; and the two axes that are seen."""
+        grid = self._fixed if cut is None else cut.grid
+        kept = [d for d in range(grid.ndim) if cut is None or d != cut.across]
+        longest = max(grid.extent[d] for d in kept)
+        counts = [max(2, round(steps * e / longest)) if d in kept else 1 for d, e in enumerate(grid.extent)]
+        return grid.resampled([e / n for e, n in zip(grid.extent, counts, strict=True)]), kept
 
 
 def _plain(positions: torch.Tensor) -> list[list[float]]:

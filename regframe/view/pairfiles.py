@@ -26,14 +26,14 @@ from typing import Any
 
 import torch
 
-from ..data import Grid, PointSet
+from ..data import AXES, Grid, PointSet
 from ..io import bigwarp
 from ..io.tables import read_landmarks, to_unit_of
 from .pairs import Pair
 
-Point = tuple[float, float]
+Point = tuple[float, ...]
 Read = list[tuple[str, Point, Point, bool]]
-"""Pairs as they are read: name, fixed and moving position (y, x) in each side's unit, whether it counts."""
+"""Pairs as they are read: name, fixed and moving position ((z,) y, x) in each side's unit, whether it counts."""
 
 
 @dataclass(frozen=True)
@@ -55,21 +55,25 @@ def read(text: str, sides: Sides) -> Read:
     ValueError, in one sentence, for anything else.
     """
     found = bigwarp.parsed(text)
+    ndim = sides.fixed.ndim
     if found is not None:
-        if any(len(pair.fixed) != 2 for pair in found.pairs):
-            raise ValueError("wanted landmarks of a plane, got some in 3 dimensions")
+        if any(len(pair.fixed) != ndim for pair in found.pairs):
+            raise ValueError(f"wanted landmarks in {ndim} dimensions, got some in {len(found.pairs[0].fixed)}")
         f = _in_unit(
-            torch.tensor([p.fixed for p in found.pairs], dtype=torch.float64).reshape(-1, 2), found.unit, sides.fixed
+            torch.tensor([p.fixed for p in found.pairs], dtype=torch.float64).reshape(-1, ndim), found.unit, sides.fixed
         )
         m = _in_unit(
-            torch.tensor([p.moving for p in found.pairs], dtype=torch.float64).reshape(-1, 2), found.unit, sides.moving
+            torch.tensor([p.moving for p in found.pairs], dtype=torch.float64).reshape(-1, ndim),
+            found.unit,
+            sides.moving,
         )
         return [(pair.name, at, to, pair.on) for pair, at, to in zip(found.pairs, f, m, strict=True)]
     rows = list(csv.reader(io.StringIO(text.lstrip("\ufeff"))))
-    if _bigwarp(rows):
+    if _bigwarp(rows, ndim):
+        numbers = [[*map(float, row[2:])] for row in rows]
         return [
-            (row[0], (float(row[5]), float(row[4])), (float(row[3]), float(row[2])), row[1].strip().lower() == "true")
-            for row in rows
+            (row[0], tuple(values[: ndim - 1 : -1]), tuple(values[ndim - 1 :: -1]), row[1].strip().lower() == "true")
+            for row, values in zip(rows, numbers, strict=True)
         ]
     with tempfile.TemporaryDirectory(prefix="regframe-") as folder:
         path = Path(folder) / "landmarks.csv"
@@ -82,9 +86,11 @@ def read(text: str, sides: Sides) -> Read:
     counts = [value.strip().lower() not in ("false", "0", "no") for value in _column(rows, "on") or []] or [True] * len(
         fixed
     )
+    if fixed.shape[1] != ndim:
+        raise ValueError(f"wanted landmarks in {ndim} dimensions, got some in {fixed.shape[1]}")
     f = _in_unit(fixed, units[0], sides.fixed)
     m = _in_unit(moving, units[1], sides.moving)
-    return [(n, (a, b), (c, d), on) for n, (a, b), (c, d), on in zip(names, f, m, counts, strict=False)]
+    return list(zip(names, f, m, counts, strict=False))
 
 
 def read_side(text: str, grid: Grid) -> list[tuple[str, Point]]:
@@ -112,7 +118,8 @@ def write_csv(pairs: Sequence[Pair], sides: Sides) -> str:
     """Our table: numbers that read back the same, in each side's own unit."""
     out = io.StringIO()
     table = csv.writer(out, lineterminator="\n")
-    table.writerow(["name", "fixed_y", "fixed_x", "moving_y", "moving_x"])
+    axes = AXES[sides.fixed.ndim]
+    table.writerow(["name", *(f"{side}_{axis}" for side in ("fixed", "moving") for axis in axes)])
     table.writerows([_tame(pair.name), *map(repr, (*pair.fixed, *pair.moving))] for pair in pairs)
     return out.getvalue()
 
@@ -121,7 +128,7 @@ def write_bigwarp(pairs: Sequence[Pair], sides: Sides) -> str:
     """BigWarp's table, in each side's own unit."""
     lines = []
     for pair in pairs:
-        numbers = (pair.moving[1], pair.moving[0], pair.fixed[1], pair.fixed[0])
+        numbers = (*pair.moving[::-1], *pair.fixed[::-1])
         cells = [pair.name.replace('"', "'"), "true" if pair.on else "false", *map(repr, numbers)]
         lines.append(",".join(f'"{cell}"' for cell in cells) + "\n")
     return "".join(lines)
@@ -187,12 +194,15 @@ WRITERS: dict[str, tuple[str, Callable[[Sequence[Pair], Sides], str]]] = {
     "imagej-moving": ("moving.imagej.csv", lambda pairs, sides: write_imagej(pairs, sides, "moving")),
 }
 """What is written, by name: the file's name and its writer."""
+OF_VOLUMES = ("csv", "bigwarp", "bigwarp-json")
+"""Those of them that hold landmarks of volumes; the others' programs know planes alone."""
 
 
-def _bigwarp(rows: list[list[str]]) -> bool:
+def _bigwarp(rows: list[list[str]], ndim: int) -> bool:
     try:
         return bool(rows) and all(
-            len(row) == 6 and row[1].strip().lower() in ("true", "false") and all(map(_number, row[2:])) for row in rows
+            len(row) == 2 + 2 * ndim and row[1].strip().lower() in ("true", "false") and all(map(_number, row[2:]))
+            for row in rows
         )
     except ValueError:
         return False
@@ -216,7 +226,7 @@ def _in_unit(coords: torch.Tensor, unit: str | None, grid: Grid) -> list[Point]:
     if unit is not None and unit != grid.unit:
         coords = to_unit_of(PointSet(coords, unit), grid).coords
     rows: list[list[float]] = coords.tolist()
-    return [(y, x) for y, x in rows]
+    return [tuple(row) for row in rows]
 
 
 def _qupath(text: str, grid: Grid) -> list[tuple[str, Point]]:

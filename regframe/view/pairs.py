@@ -33,22 +33,25 @@ class Pair:
     Args:
         id: a number that no other pair of the list has.
         name: what the user calls it.
-        fixed: ``(y, x)`` on the fixed side, in its unit.
-        moving: ``(y, x)`` on the moving side, in its unit.
+        fixed: ``(y, x)``, of volumes ``(z, y, x)``, on the fixed side, in its unit.
+        moving: on the moving side likewise.
         on: whether it counts.
         trusted: whether it counts although it disagrees with the others.
     """
 
     id: int
     name: str
-    fixed: tuple[float, float]
-    moving: tuple[float, float]
+    fixed: tuple[float, ...]
+    moving: tuple[float, ...]
     on: bool = True
     trusted: bool = False
 
     @classmethod
-    def of(cls, given: Any) -> Pair:
-        """A pair out of what a page or a file says; ValueError, in one sentence, for anything else."""
+    def of(cls, given: Any, ndim: int | None = None) -> Pair:
+        """A pair out of what a page or a file says; ValueError, in one sentence, for anything else.
+
+        ``ndim`` is the number of axes of the pair that is shown, 2 or 3; either where None.
+        """
         if not isinstance(given, Mapping):
             raise ValueError(f"wanted a pair of landmarks, got {type(given).__name__}")
         number, name = given.get("id"), given.get("name")
@@ -56,14 +59,19 @@ class Pair:
             raise ValueError("wanted a whole number for each pair, got something else")
         if not isinstance(name, str) or len(name) > _NAME:
             raise ValueError(f"wanted a name of at most {_NAME} characters for pair {number}, got another")
-        sides = []
+        sides: list[tuple[float, ...]] = []
         for side in ("fixed", "moving"):
             value = given.get(side)
-            if not (isinstance(value, Sequence) and len(value) == 2 and all(_finite(v) for v in value)):
+            if not isinstance(value, Sequence) or len(value) not in (2, 3) or not all(_finite(v) for v in value):
                 raise ValueError(
-                    f"wanted two finite numbers y, x on the {side} side of pair {number}, got something else"
+                    f"wanted finite numbers y, x (of volumes z, y, x) on the {side} side of pair {number}, got something else"
                 )
-            sides.append((float(value[0]), float(value[1])))
+            sides.append(tuple(map(float, value)))
+        axes = ndim or len(sides[0])
+        if any(len(side) != axes for side in sides):
+            raise ValueError(
+                f"wanted {axes} numbers on both sides of pair {number}, got {len(sides[0])} and {len(sides[1])}"
+            )
         return cls(number, name, sides[0], sides[1], bool(given.get("on", True)), bool(given.get("trusted", False)))
 
 
@@ -115,7 +123,7 @@ class Pairs:
                 self.revision += 1
             return self.revision
 
-    def added(self, found: Iterable[tuple[str, tuple[float, float], tuple[float, float], bool]]) -> tuple[Pair, ...]:
+    def added(self, found: Iterable[tuple[str, tuple[float, ...], tuple[float, ...], bool]]) -> tuple[Pair, ...]:
         """The list with further pairs (name, fixed, moving, on) behind it; it is not changed."""
         pairs = list(self.now)
         number = itertools.count(max((pair.id for pair in pairs), default=0) + 1)
@@ -131,19 +139,19 @@ class Judged:
 
     Args:
         residual: distance, under the shown map, of the moving landmark from the fixed one, in the fixed unit.
-        shown: where the map takes the moving landmark, ``(y, x)`` on the fixed side.
+        shown: where the map takes the moving landmark, ``((z,) y, x)`` on the fixed side.
         off: how far it lies from where the other pairs expect it, in the fixed unit; None where too few pairs say.
         odd: whether it disagrees with the others.
     """
 
     residual: float
-    shown: tuple[float, float]
+    shown: tuple[float, ...]
     off: float | None
     odd: bool
 
 
 def judged(pairs: Sequence[Pair], points: Any) -> list[Judged]:
-    """Each pair's residual under a map (``points``: ``[N, 2]`` to ``[N, 2]``), and whether it disagrees with the others."""
+    """Each pair's residual under a map (``points``: ``[N, D]`` to ``[N, D]``), and whether it disagrees with the others."""
     if not pairs:
         return []
     moved = points(torch.tensor([pair.moving for pair in pairs], dtype=torch.float64))
@@ -158,8 +166,8 @@ def judged(pairs: Sequence[Pair], points: Any) -> list[Judged]:
         for i, value, mark in zip(on, far.tolist(), marks.tolist(), strict=True):
             off[i], odd[i] = value, mark
     return [
-        Judged(a, (y, x), o, w)
-        for a, (y, x), o, w in zip(away, moved.tolist(), off, odd, strict=True)
+        Judged(a, tuple(at), o, w)
+        for a, at, o, w in zip(away, moved.tolist(), off, odd, strict=True)
     ]  # fmt: skip
 
 

@@ -53,10 +53,11 @@ class Planes:
             raise ValueError(f"wanted a plane as z:12, y:12 or x:12, within the volume, got {text[:20]!r}")
         return match[1], int(match[2])
 
-    def whole(self, plane: tuple[str, int], level: int) -> Grid:
-        """The pixels of a plane at a level as viewers count, as a volume that is one pixel thick."""
+    def whole(self, plane: tuple[str, int], level: int | None = None) -> Grid:
+        """The pixels of a plane at a level as viewers count, as a volume that is one pixel thick; the finest where None."""
         name, number = plane
-        axis, flat = AXES[3].index(name), self.canvases[name].at(level)
+        canvas = self.canvases[name]
+        axis, flat = AXES[3].index(name), canvas.at(canvas.top if level is None else level)
         at = self.grid.origin[axis] + number * self.grid.spacing[axis]
 
         def thick(values: tuple[Any, ...], own: Any) -> tuple[Any, ...]:

@@ -24,6 +24,7 @@ from . import pairfiles
 from .display import png
 from .drawn import Drawing
 from .gate import Gate
+from .layers import Layer
 from .pairs import Pair, Stale
 from .session import Session, Setting
 
@@ -195,7 +196,7 @@ class Page:
                 {"name": d.name, "side": d.side, "count": len(d.coords), "offsets": d.offsets, "left_out": d.left_out}
                 for d in self.drawings
             ],
-            "exports": list(pairfiles.WRITERS),
+            "exports": list(pairfiles.WRITERS if session.planes is None else pairfiles.OF_VOLUMES),
             "output": str(session.setting.output),
             "said": session.said,
         }  # fmt: skip
@@ -212,22 +213,29 @@ class Page:
 
     def layer(self, request: Request, body: Any) -> Response:
         """A layer of colours over the whole canvas."""
-        made = self.session.map_of(request.path_params["key"]).fields.layer(request.path_params["name"])
+        made = self._layer(request)
         return _kept(png(made.colours[..., :3], made.colours[..., 3]), "image/png")
 
     def legend(self, request: Request, body: Any) -> Any:
         """What its colours mean."""
-        made = self.session.map_of(request.path_params["key"]).fields.layer(request.path_params["name"])
+        made = self._layer(request)
         return {"low": made.low, "high": made.high, "unit": made.unit, "ramp": made.ramp}
+
+    def _layer(self, request: Request) -> Layer:
+        fields = self.session.map_of(request.path_params["key"]).fields
+        return fields.layer(request.path_params["name"], self.session.slice_of(request.query_params.get("plane", "")))
 
     def lines(self, request: Request, body: Any) -> Any:
         """The deformed grid, or arrows: lines of positions on the canvas, in its pixels, x before y."""
         fields = self.session.map_of(request.path_params["key"]).fields
-        name = request.path_params["name"]
+        name, plane = request.path_params["name"], request.query_params.get("plane", "")
         if name not in ("grid", "arrows"):
             raise ValueError("wanted the lines of the grid or the arrows, got others")
-        found = fields.lines() if name == "grid" else fields.arrows()
-        (oy, ox), (sy, sx) = (self.session.canvas.grids[0].origin, self.session.canvas.grids[0].spacing)
+        cut, planes, canvas = self.session.slice_of(plane), self.session.planes, self.session.canvas.grids[0]
+        if planes is not None:
+            canvas = planes.canvases[planes.read(plane)[0]].grids[0]
+        found = fields.arrows(cut) if name == "arrows" else fields.lines() if cut is None else fields.cuts(cut)
+        (oy, ox), (sy, sx) = canvas.origin, canvas.spacing
         return [[[round((x - ox) / sx + 0.5, 2), round((y - oy) / sy + 0.5, 2)] for y, x in line] for line in found]
 
     def drawn(self, request: Request, body: Any) -> Response:
@@ -242,7 +250,7 @@ class Page:
     def values(self, request: Request, body: Any) -> Any:
         """What lies under the pointer."""
         query = request.query_params
-        at = _place([_number(query.get("y")), _number(query.get("x"))])
+        at = _flat([_number(query.get("y")), _number(query.get("x"))])
         return self.session.values(query.get("key", ""), at, query.get("plane", ""))
 
     # ---- landmarks --------------------------------------------------------------------------------------------------
@@ -253,12 +261,12 @@ class Page:
 
     def put_landmarks(self, request: Request, body: Any) -> Any:
         """A changed list."""
-        self.session.check_flat("landmarks")
         given = _mapping(body)
         found = given.get("pairs")
         if not isinstance(found, list) or not isinstance(given.get("revision"), int):
             raise ValueError("wanted a list of pairs and the revision it was made from, got something else")
-        self.session.pairs.put([Pair.of(pair) for pair in found], given["revision"])
+        ndim = self.session.fixed.grid.ndim
+        self.session.pairs.put([Pair.of(pair, ndim) for pair in found], given["revision"])
         self.session.changed()
         return self.session.landmarks(str(given.get("key", "")))
 
@@ -274,19 +282,19 @@ class Page:
 
     def predict(self, request: Request, body: Any) -> Any:
         """The partner of a position."""
-        self.session.check_flat("landmarks")
         given = _mapping(body)
-        return {"at": self.session.predicted(str(given.get("key")), _side(given.get("side")), _place(given.get("at")))}
+        at = _place(given.get("at"), self.session.fixed.grid.ndim)
+        return {"at": self.session.predicted(str(given.get("key")), _side(given.get("side")), at)}
 
     def import_(self, request: Request, body: Any) -> Any:
         """Pairs out of the text of a file, or of a file for each side."""
         given, session = _mapping(body), self.session
-        session.check_flat("landmarks")
         sides = session.grids()
         texts = {name: given.get(name) for name in ("both", "fixed", "moving")}
         if isinstance(texts["both"], str):
             found = pairfiles.read(texts["both"], sides)
         elif isinstance(texts["fixed"], str) and isinstance(texts["moving"], str):
+            session.check_flat("a file of landmarks of each side")
             fixed = pairfiles.read_side(texts["fixed"], sides.fixed)
             found = pairfiles.together(fixed, pairfiles.read_side(texts["moving"], sides.moving))
         else:
@@ -300,6 +308,8 @@ class Page:
         name = request.path_params["name"]
         if name not in pairfiles.WRITERS:
             raise ValueError(f"wanted one of {', '.join(pairfiles.WRITERS)}, got another name")
+        if name not in pairfiles.OF_VOLUMES:
+            self.session.check_flat("landmarks in that program's file")
         file, write = pairfiles.WRITERS[name]
         text = write(self.session.pairs.now, self.session.grids())
         return Response(text, headers={"content-type": "text/plain; charset=utf-8",
@@ -310,7 +320,7 @@ class Page:
     def place(self, request: Request, body: Any) -> Any:
         """Move the moving side by hand."""
         given = _mapping(body)
-        shift = _place(given.get("shift", [0, 0]))
+        shift = _flat(given.get("shift", [0, 0]))
         turn, scale = _number(given.get("turn", 0)), _number(given.get("scale", 1))
         self.session.place(turn, bool(given.get("mirror", False)), scale, shift, str(given.get("to", "")))
         return self.session.maps()
@@ -325,7 +335,7 @@ class Page:
         rings = _mapping(body).get("region")
         if not isinstance(rings, list) or not all(isinstance(ring, list) for ring in rings):
             raise ValueError("wanted outlines of a region, got something else")
-        self.session.correct([[_place(vertex) for vertex in ring] for ring in rings])
+        self.session.correct([[_flat(vertex) for vertex in ring] for ring in rings])
         return self.session.maps()
 
     def align(self, request: Request, body: Any) -> Any:
@@ -399,10 +409,14 @@ class Running:
             timeout_graceful_shutdown=1,
         )  # fmt: skip
         self._gate, self._server = gate, uvicorn.Server(config)
+        self._ended = threading.Event()  # a thread whose join Ctrl-C cuts short counts as ended, which it is not
         self._thread = threading.Thread(target=self._serve, name="regframe-view", daemon=True)
 
     def _serve(self) -> None:
-        asyncio.run(self._server.serve(sockets=[self._socket]))
+        try:
+            asyncio.run(self._server.serve(sockets=[self._socket]))
+        finally:
+            self._ended.set()
 
     def start(self) -> None:
         """Begin to answer."""
@@ -410,15 +424,15 @@ class Running:
 
     def wait(self) -> None:
         """Return when the server has ended; Ctrl-C comes out of here as KeyboardInterrupt."""
-        while self._thread.is_alive():
-            self._thread.join(0.2)
+        while not self._ended.wait(0.2):
+            pass
 
     def stop(self) -> None:
         """End it, and every stream of events."""
         self._gate.end()
         self._server.should_exit = True
-        self._thread.join(0.4)
-        self._socket.close()
+        if self._ended.wait(0.4):  # else it closes the socket itself, and would stumble over one that is gone
+            self._socket.close()
 
 
 def _told(answer: Callable[[Request, Any], Any]) -> Endpoint:
@@ -473,12 +487,17 @@ def _number(value: Any) -> float:
     raise ValueError("wanted a number, got something else")
 
 
-def _place(value: Any) -> tuple[float, float]:
-    if not isinstance(value, list) or len(value) != 2:
-        raise ValueError("wanted a position y, x, got something else")
-    y, x = (_number(v) for v in value)
-    if not (abs(y) < 1e15 and abs(x) < 1e15):
+def _place(value: Any, ndim: int = 2) -> tuple[float, ...]:
+    if not isinstance(value, list) or len(value) != ndim:
+        raise ValueError(f"wanted a position {'y, x' if ndim == 2 else 'z, y, x'}, got something else")
+    found = tuple(_number(v) for v in value)
+    if not all(abs(v) < 1e15 for v in found):
         raise ValueError("wanted a position near the pictures, got one far away")
+    return found
+
+
+def _flat(value: Any) -> tuple[float, float]:
+    y, x = _place(value)
     return y, x
 
 

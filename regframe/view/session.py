@@ -17,7 +17,7 @@ import torch
 
 from ..config import Config
 from ..correction.region import Region
-from ..data import Grid, Image, PointSet, Pyramid, unit_ratio
+from ..data import AXES, Grid, Image, PointSet, Pyramid, unit_ratio
 from ..io import outputs
 from ..maps import bends
 from ..maps.affine import Affine
@@ -26,7 +26,7 @@ from ..result import Result
 from . import pairfiles, pairs, regions, steps
 from .bend import corrected, started
 from .display import Look, png
-from .layers import Fields
+from .layers import Fields, Slice
 from .planes import Planes, WarpedPlanes
 from .source import Side, Source, finest
 from .tiles import KEPT_FILES, KEPT_PIXELS, Canvas, Kept, Warped
@@ -170,8 +170,7 @@ class Session:
     ) -> Shown:
         pyramid = self.moving.pyramid
         warped = None if pyramid is None else self._picture(pyramid, result.transform)
-        layered = None if by_hand or self.planes is not None else result
-        fields = Fields(result.transform, layered, self.fixed.grid, self.moving.grid)
+        fields = Fields(result.transform, None if by_hand else result, self.fixed.grid, self.moving.grid)
         shown = Shown(
             f"{self._born}{next(self._count)}", title, result, by_hand, tuple(done), warped, fields, words, verb
         )
@@ -243,7 +242,6 @@ class Session:
 
     def follow(self) -> Shown:
         """Correct the present map by the landmarks, at once; ValueError where they are too few."""
-        self.check_flat("landmarks")
         base, now = self.current, pairs.used(self.pairs.now)
         found = corrected(base.result, now, base.by_hand)
         shown = self._added("Corrected by landmarks", found, False, (*base.steps, steps.bent(now, base.by_hand)))
@@ -368,8 +366,7 @@ class Session:
     def values(self, key: str, at: tuple[float, ...], plane: str = "") -> dict[str, Any]:
         """What lies under the pointer, at a fixed position (y, x), of volumes on a plane."""
         shown = self.map_of(key)
-        if self.planes is not None:
-            at = self.planes.position(self.planes.read(plane), (at[0], at[1]))
+        at = self.placed_at(plane, (at[0], at[1]))
         where = torch.tensor([at], dtype=torch.float64)
         moving = shown.result.transform.inverse().points(where)[0].tolist()
         found: dict[str, Any] = {"fixed_at": list(at), "moving_at": moving, "unit": self.fixed.grid.unit}
@@ -395,7 +392,18 @@ class Session:
         self.keep()
         self.tell("landmarks", {"revision": self.pairs.revision})
 
-    def predicted(self, key: str, side: str, at: tuple[float, float]) -> tuple[float, float]:
+    def slice_of(self, plane: str) -> Slice | None:
+        """A plane of a volume; None of flat sides."""
+        if self.planes is None:
+            return None
+        read = self.planes.read(plane)
+        return Slice(self.planes.whole(read), AXES[3].index(read[0]))
+
+    def placed_at(self, plane: str, at: tuple[float, float]) -> tuple[float, ...]:
+        """A position on what is shown, of volumes on a plane, as one of the fixed side."""
+        return at if self.planes is None else self.planes.position(self.planes.read(plane), at)
+
+    def predicted(self, key: str, side: str, at: tuple[float, ...]) -> tuple[float, ...]:
         """The partner of a position under a map."""
         map_: Transform = self.map_of(key).result.transform
         found = (
@@ -403,7 +411,7 @@ class Session:
         )
         if not all(math.isfinite(v) for v in found):
             raise ValueError("wanted a place where the map is known, got one far outside")
-        return float(found[0]), float(found[1])
+        return tuple(map(float, found))
 
     def grids(self) -> pairfiles.Sides:
         """The finest grids of both sides."""
@@ -425,8 +433,8 @@ class Session:
         config = self.setting.config.model_dump(mode="json")
         if begin == "search":
             return Ask(config), ("--init", "auto")
-        self.check_flat("a start by hand or by landmarks")
         if begin == "shown":
+            self.check_flat("a start by hand")
             base = self.fresh or self.current
             affine = base.result.affine
             start = started(bends.product(affine.parts(), 2), self.fixed.grid, self.moving.grid)
@@ -530,7 +538,7 @@ class Session:
             return ""
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
-            kept = [pairs.Pair.of(pair) for pair in found["pairs"]]
+            kept = [pairs.Pair.of(pair, self.fixed.grid.ndim) for pair in found["pairs"]]
         except (ValueError, KeyError, TypeError, OSError, RecursionError):
             path.rename(path.with_name(path.name + ".unreadable"))
             return f"{path.name} could not be read and was set aside as {path.name}.unreadable"

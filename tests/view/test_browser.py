@@ -424,16 +424,16 @@ def test_how_fast(opened: Callable[..., Page]) -> None:
     print(f"first picture after {first / 1000:.2f} s")
     own = Session(page.session.setting)  # none of its tiles was made yet
     made = []
-    for i in range(16):
+    for i in range(4):
         began = time.perf_counter()
-        own.tile("moving", own.current.key, own.canvas.top, i % 4, i // 4, "")
+        own.tile("moving", own.current.key, own.canvas.top, i % 2, i // 2, "")
         made.append(1000 * (time.perf_counter() - began))
     print(f"a tile is made in {statistics.median(made):.0f} ms in the median")
     key, top = page.session.current.key, page.session.canvas.top
     took = page.page.evaluate(
         """async ([key, top]) => { const took = [];
         for (let i = 0; i < 16; i += 1) { const began = performance.now();
-          await (await fetch(`/tiles/moving/${key}/${top}/${i % 4}/${Math.floor(i / 4)}?style=`)).arrayBuffer();
+          await (await fetch(`/tiles/moving/${key}/${top}/${i % 2}/${Math.floor(i / 2) % 2}?style=`)).arrayBuffer();
           took.push(performance.now() - began); } return took; }""",
         [key, top],
     )

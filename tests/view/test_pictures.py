@@ -159,7 +159,7 @@ def test_tables_and_volumes(tmp_path: Path, pair: tuple[Path, Path]) -> None:
     assert session.tile("moving", session.current.key, session.canvas.top, 0, 0, "")
     with pytest.raises(ValueError, match="pixels"):
         session.tile("fixed", session.current.key, session.canvas.top, 0, 0, "")
-    assert TILE == 256
+    assert TILE == 512
     np.save(tmp_path / "volume.npy", np.zeros((8, 9, 10), np.float32))
     volume = Source(tmp_path / "volume.npy", None, {"axes": "zyx"})
     assert Side.of(volume).grid.ndim == 3

@@ -69,8 +69,7 @@ def test_slices_of_both_sides(volumes: tuple[Path, Path], tmp_path: Path) -> Non
         assert next(iter(under["fixed"].values())) == values[7, 11, 20]
         for plane in ("z:20", "w:1", "z:-1", "x"):
             assert client.get(f"/tiles/fixed/{key}/6/0/0", params={"plane": plane}).status_code == 400
-        assert client.put("/api/landmarks", json={"revision": 0, "pairs": []}).status_code == 400
-        for path, body in (("place", {"turn": 5}), ("follow", {}), ("correct", {"region": [[[0, 0], [0, 9], [9, 9]]]}),
+        for path, body in (("place", {"turn": 5}), ("correct", {"region": [[[0, 0], [0, 9], [9, 9]]]}),
                            ("align", {"begin": "shown"})):  # fmt: skip
             answer = client.post(f"/api/{path}", json=body)
             assert answer.status_code == 400

@@ -43,7 +43,9 @@ export function colours(state, pictures) {
   if (!some) box.append(made("p", { className: "hint" }, "Both pictures are shown in their own colours."));
 }
 
-export function layers(marks, key) {
+const IN_VOLUMES = { area: "change of volume: how much tissue was widened or narrowed here" };
+
+export function layers(marks, key, pictures) {
   const select = $("layer");
   const choose = async () => {
     const name = select.value;
@@ -52,10 +54,11 @@ export function layers(marks, key) {
     marks.later();
     if (!name) return;
     const picture = new Image();
-    picture.src = `/layers/${key()}/${name}`;
-    const legend = await get(`/layers/${key()}/${name}/legend`);
+    const { plane } = pictures;
+    picture.src = `/layers/${key()}/${name}?plane=${plane}`;
+    const legend = await get(`/layers/${key()}/${name}/legend?plane=${plane}`);
     await picture.decode();
-    if (select.value !== name) return;
+    if (select.value !== name || pictures.plane !== plane) return;
     marks.layer = picture;
     marks.later();
     const ramp = made("div", { className: "ramp", role: "img", ariaLabel: `colours from ${number(legend.low)} to ${number(legend.high)} ${legend.unit}` });
@@ -64,7 +67,7 @@ export function layers(marks, key) {
       made("span", {}, `${number(legend.low)} ${legend.unit}`), made("span", {}, `${number(legend.high)} ${legend.unit}`)));
   };
   const lines = async (name) => {
-    if ($(name).checked) marks.lines[name] = await get(`/lines/${key()}/${name}`);
+    if ($(name).checked) marks.lines[name] = await get(`/lines/${key()}/${name}?plane=${pictures.plane}`);
     else delete marks.lines[name];
     marks.later();
   };
@@ -74,7 +77,7 @@ export function layers(marks, key) {
   return {
     async changed(map) {
       const before = select.value;
-      select.replaceChildren(made("option", { value: "" }, "none"), ...map.layers.map((name) => made("option", { value: name }, LAYERS[name] || name)));
+      select.replaceChildren(made("option", { value: "" }, "none"), ...map.layers.map((name) => made("option", { value: name }, (pictures.plane && IN_VOLUMES[name]) || LAYERS[name] || name)));
       select.value = map.layers.includes(before) ? before : "";
       await Promise.all([choose(), lines("grid"), lines("arrows")]);
     },

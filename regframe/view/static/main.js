@@ -36,11 +36,11 @@ let dragging = false; // the moving picture follows the pointer
 let grip = null;
 
 let marks;
-const pictures = new Pictures(state, views, () => marks?.later());
+const pictures = new Pictures(state, views, () => marks?.again());
 marks = new Marks(pictures, views, state.canvas);
 const outline = new Outline(pictures, marks, { tried, begins: () => setAdding(false) });
 const key = () => shown;
-const layered = layers(marks, key);
+const layered = layers(marks, key, pictures);
 const drawn = drawings(state, marks, key);
 colours(state, pictures);
 
@@ -109,11 +109,20 @@ function newList(found) {
 
 const bare = (pair) => ({ id: pair.id, name: pair.name, fixed: pair.fixed, moving: pair.moving, on: pair.on, trusted: pair.trusted });
 
-async function commit(pairs) {
-  const found = await tried(() => send("/api/landmarks", { revision: list.revision, key: shown, pairs: pairs.map(bare) }, "PUT"));
-  if (!found) return;
-  newList(found);
-  await followed();
+let turn = Promise.resolve(); // changes of the list wait for each other: each begins with what the one before left
+
+function inTurn(work) {
+  turn = turn.then(async () => {
+    const found = await tried(work);
+    if (found) newList(found);
+    return Boolean(found);
+  });
+  return turn;
+}
+
+async function commit(pairs) { // what the list becomes, as a function of what it is by then
+  const put = () => send("/api/landmarks", { revision: list.revision, key: shown, pairs: pairs(list.pairs).map(bare) }, "PUT");
+  if (await inTurn(put)) await followed();
 }
 
 async function followed() {
@@ -123,8 +132,8 @@ async function followed() {
   }
 }
 
-const change = (id, changes) => commit(list.pairs.map((pair) => (pair.id === id ? { ...pair, ...changes } : pair)));
-const remove = (id) => commit(list.pairs.filter((pair) => pair.id !== id));
+const change = (id, changes) => commit((pairs) => pairs.map((pair) => (pair.id === id ? { ...pair, ...changes } : pair)));
+const remove = (id) => commit((pairs) => pairs.filter((pair) => pair.id !== id));
 
 async function add(view, at) {
   const side = pictures.mode === "side" && view === "b" ? "moving" : "fixed";
@@ -134,9 +143,11 @@ async function add(view, at) {
     return { fixed: here, moving };
   });
   if (!told) return;
-  const id = Math.max(0, ...list.pairs.map((pair) => pair.id)) + 1;
-  marks.chosen = id;
-  await commit([...list.pairs, { id, name: String(id), ...told, on: true, trusted: false }]);
+  await commit((pairs) => {
+    const id = Math.max(0, ...pairs.map((pair) => pair.id)) + 1;
+    marks.chosen = id;
+    return [...pairs, { id, name: String(id), ...told, on: true, trusted: false }];
+  });
   if (side === "moving") marks.later();
 }
 
@@ -162,6 +173,7 @@ function tellPairs() {
       onchange: (event) => change(pair.id, { on: event.target.checked }) });
     counts.dataset.focus = `on-${pair.id}`;
     const cell = made("td", {}, `${number(pair.residual < state.canvas.spacing[0] / 1000 ? 0 : pair.residual)} ${unit}`);
+    if (marks.plane) cell.append(made("div", { className: "hint" }, sliceWords(pair)));
     if (pair.odd && pair.on) {
       cell.append(made("div", { className: "why" }, pair.trusted ? `trusted, though ${number(pair.off)} ${unit} from the others`
         : `disagrees with the others by ${number(pair.off)} ${unit}: left out`));
@@ -177,15 +189,26 @@ function tellPairs() {
   if (focus) $("pairs").querySelector(`[data-focus="${focus}"]`)?.focus();
 }
 
+function sliceWords(pair) {
+  const plane = state.planes[marks.plane.axis];
+  const [circle, cross] = [pair.fixed, pair.shown].map((at) => Math.round((at[marks.plane.axis] - plane.first) / plane.step) + 1);
+  return circle === cross ? `slice ${circle}` : `slice ${circle}, cross on ${cross}`;
+}
+
 function choose(id) {
   marks.chosen = id;
   for (const row of $("pairs").children) row.classList.toggle("chosen", Number(row.dataset.id) === id);
   marks.later();
 }
 
-function look(pair) {
-  const at = marks.place(pair, "fixed");
+async function look(pair) {
   choose(pair.id);
+  if (marks.plane) {
+    const { axis, first, step } = state.planes[marks.plane.axis];
+    sliced[axis] = Math.round((pair.fixed[marks.plane.axis] - first) / step);
+    await slice(axis, false);
+  }
+  const at = marks.place(pair, "fixed");
   pictures.look(at.x, at.y);
 }
 
@@ -251,7 +274,7 @@ for (const [view, viewer] of Object.entries(pictures.viewers)) {
   });
   const values = soon(60, async (at) => {
     try {
-      const [y, x] = marks.position(at);
+      const [y, x] = marks.flatPosition(at);
       tellValues(await get(`/api/values?key=${shown}&y=${y}&x=${x}&plane=${pictures.plane}`));
     } catch { $("under").textContent = ""; }
   });
@@ -268,7 +291,7 @@ function tellValues(found) {
   const words = [`${at.join(", ")} ${found.unit}`];
   if (state.sides.fixed.pixels) words.push(`fixed: ${colour(found.fixed)}`);
   if (state.sides.moving.pixels) words.push(`moving: ${colour(found.moving)}`);
-  const names = { weight: "matching", sd: "within", area: "area", bend: "bend" };
+  const names = { weight: "matching", sd: "within", area: state.planes.length ? "volume" : "area", bend: "bend" };
   for (const [name, value] of Object.entries(found.layers)) {
     if (value !== null) words.push(`${names[name] || name} ${name === "area" ? "×" : ""}${number(value)}${name === "sd" || name === "bend" ? ` ${found.unit}` : ""}`);
   }
@@ -302,14 +325,19 @@ async function slice(axis, turned) {
   $("slice").value = at;
   $("slice-at").textContent = `${at + 1} of ${plane.count}`;
   $("slice").setAttribute("aria-valuetext", `${at + 1} of ${plane.count}, at ${number(plane.first + at * plane.step)} ${plane.unit}`);
-  await pictures.slice(`${axis}:${at}`, turned ? plane : null);
+  marks.plane = { axis: "zyx".indexOf(axis), at: plane.first + at * plane.step, step: plane.step };
+  const work = pictures.slice(`${axis}:${at}`, turned ? plane : null);
+  marks.later();
+  tellPairs();
+  await Promise.all([work, shown ? layered.changed(looked()) : null]);
   window.regframe.sliced = `${axis}:${at}`;
 }
 
 function planes() {
-  $("planes").hidden = false;
+  $("planes").hidden = $("of-slices").hidden = false;
   for (const part of document.querySelectorAll(".flat")) part.hidden = true;
-  for (const option of [...$("begin").options]) if (option.value !== "search") option.remove();
+  $("begin").querySelector("[value=shown]").remove();
+  $("import-label").textContent = "Import (one file of both sides)";
   for (const { axis, count } of state.planes) sliced[axis] = Math.floor(count / 2);
   $("axis").append(...state.planes.map(({ axis }) => made("option", { value: axis }, axis)));
   $("axis").addEventListener("change", (event) => slice(event.target.value, true));
@@ -331,7 +359,9 @@ $("zoom-out").addEventListener("click", () => pictures.zoom(1 / 1.5));
 $("fit").addEventListener("click", () => pictures.fit());
 $("add").addEventListener("click", () => setAdding(!adding));
 for (const way of ["undo", "redo"]) {
-  $(way).addEventListener("click", () => tried(async () => { newList(await send(`/api/landmarks/${way}`, { key: shown })); await followed(); }));
+  $(way).addEventListener("click", async () => {
+    if (await inTurn(() => send(`/api/landmarks/${way}`, { key: shown }))) await followed();
+  });
 }
 $("follow").addEventListener("change", followed);
 for (const button of document.querySelectorAll("[data-turn]")) button.addEventListener("click", () => place({ turn: Number(button.dataset.turn) }));
@@ -400,7 +430,7 @@ document.addEventListener("keydown", (event) => {
   if (event.key === "m" || event.key === "M") {
     const modes = Object.keys(MODES);
     setMode(modes[(modes.indexOf(pictures.mode) + 1) % modes.length]);
-  } else if ((event.key === "a" || event.key === "A") && !state.planes.length) setAdding(!adding);
+  } else if (event.key === "a" || event.key === "A") setAdding(!adding);
   else if (event.key === "Escape") { setAdding(false); choose(null); }
   else if (event.key === "Delete" && pair) remove(pair.id);
   else if (event.key === "Enter" && adding && !event.target.matches("button, summary")) {
@@ -454,3 +484,4 @@ if (state.planes.length) planes();
 pictures.fit();
 setMode(state.maps.current.by_hand ? "side" : "overlay");
 await show();
+if (state.planes.length) pictures.fit(); // the row of tools has grown by the slider

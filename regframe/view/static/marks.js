@@ -1,6 +1,7 @@
 // What is drawn over the pictures: layers, lines, cells and outlines, landmarks.
 
 const RING = 9; // radius of a landmark's circle on the screen, in pixels
+const FADES = 3; // slices of a volume over which a mark fades that lies on another one
 const MANY = 5000; // positions from which they are written pixel by pixel
 const COLOURS = { fixed: "#ffd21f", moving: "#35e0ff", odd: "#ff4b3e", off: "#b9bec2" };
 
@@ -9,6 +10,7 @@ export class Marks {
     this.pictures = pictures;
     this.unit = unit;
     this.pairs = [];
+    this.plane = null; // of volumes: {axis: 0 … 2, at, step}, the slice that is shown
     this.chosen = null;
     this.held = null; // {id, side, x, y}: what is being dragged, on the canvas
     this.layer = null;
@@ -23,13 +25,28 @@ export class Marks {
       element.append(sheet);
       this.sheets[name] = sheet;
     }
+    this.seen = {};
     this.waiting = false;
   }
 
   later() {
+    this.seen = {};
+    this.again();
+  }
+
+  again() { // the pictures were drawn: the marks are drawn only where the view has moved
     if (this.waiting) return;
     this.waiting = true;
-    requestAnimationFrame(() => { this.waiting = false; this.draw("a"); if (this.pictures.mode === "side") this.draw("b"); });
+    requestAnimationFrame(() => {
+      this.waiting = false;
+      for (const view of this.pictures.mode === "side" ? ["a", "b"] : ["a"]) {
+        const { x, y, scale } = this.pictures.frame(view);
+        const now = `${x} ${y} ${scale} ${this.sheets[view].clientWidth} ${this.sheets[view].clientHeight}`;
+        if (this.seen[view] === now) continue;
+        this.seen[view] = now;
+        this.draw(view);
+      }
+    });
   }
 
   draw(view) {
@@ -145,16 +162,30 @@ export class Marks {
     pen.drawImage(this.plate, 0, 0, width, height);
   }
 
+  flat(at) { return this.plane ? at.filter((_, axis) => axis !== this.plane.axis) : at; }
+
+  away(pair, side) { // how many slices a mark lies off the one that is shown; 0 of flat pictures
+    if (!this.plane || (this.held && this.held.id === pair.id && this.held.side === side)) return 0;
+    const { axis, at, step } = this.plane;
+    return ((side === "fixed" ? pair.fixed : pair.shown)[axis] - at) / step;
+  }
+
   place(pair, side) { // on the canvas
     if (this.held && this.held.id === pair.id && this.held.side === side) return this.held;
-    const [y, x] = side === "fixed" ? pair.fixed : pair.shown;
+    const [y, x] = this.flat(side === "fixed" ? pair.fixed : pair.shown);
     const { origin, spacing } = this.unit;
     return { x: (x - origin[1]) / spacing[1] + 0.5, y: (y - origin[0]) / spacing[0] + 0.5 };
   }
 
-  position(at) { // (y, x) in the fixed unit
+  flatPosition(at) { // (y, x) in the fixed unit, of volumes on the slice that is shown
     const { origin, spacing } = this.unit;
     return [origin[0] + (at.y - 0.5) * spacing[0], origin[1] + (at.x - 0.5) * spacing[1]];
+  }
+
+  position(at) { // in the fixed unit: (y, x), of volumes (z, y, x)
+    const found = this.flatPosition(at);
+    if (this.plane) found.splice(this.plane.axis, 0, this.plane.at);
+    return found;
   }
 
   landmark(pen, frame, pair, fixed, moving) {
@@ -162,7 +193,12 @@ export class Marks {
     const [fx, fy] = on(this.place(pair, "fixed"));
     const [mx, my] = on(this.place(pair, "moving"));
     const colour = (side) => (!pair.on ? COLOURS.off : pair.odd && !pair.trusted ? COLOURS.odd : COLOURS[side]);
+    const strength = (side) => Math.max(pair.id === this.chosen ? 0.35 : 0, 1 - Math.max(0, Math.abs(this.away(pair, side)) - 0.5) / FADES);
+    fixed = fixed && strength("fixed") > 0;
+    moving = moving && strength("moving") > 0;
+    if (!fixed && !moving) return;
     const twice = (width, path, side) => { // dark under light: seen on any tissue
+      pen.globalAlpha = strength(side);
       for (const [style, more] of [["#000", 2], [colour(side), 0]]) {
         pen.strokeStyle = style;
         pen.lineWidth = width + more;
@@ -182,9 +218,11 @@ export class Marks {
     pen.font = "600 13px system-ui, sans-serif";
     pen.lineWidth = 3;
     pen.strokeStyle = "#000";
+    pen.globalAlpha = strength(fixed ? "fixed" : "moving");
     pen.strokeText(pair.name.slice(0, 40), x + RING + 4, y + 4);
     pen.fillStyle = "#fff";
     pen.fillText(pair.name.slice(0, 40), x + RING + 4, y + 4);
+    pen.globalAlpha = 1;
   }
 
   hit(view, at, fixedFirst) { // the landmark under a place of the screen
@@ -193,6 +231,7 @@ export class Marks {
     let best = null;
     for (const side of sides) {
       for (const pair of this.pairs) {
+        if (Math.abs(this.away(pair, side)) > FADES && pair.id !== this.chosen) continue;
         const place = this.place(pair, side);
         const away = Math.hypot(frame.x + place.x * frame.scale - at.x, frame.y + place.y * frame.scale - at.y);
         if (away < 1.6 * RING && (!best || away < best.away - 4)) best = { away, id: pair.id, side };

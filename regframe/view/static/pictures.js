@@ -4,6 +4,10 @@ const OSD = window.OpenSeadragon;
 const CLEAR = "data:image/gif;base64,R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7"; // one clear pixel
 const SQUARES = 8; // squares of the checkerboard along the view's width, about
 
+function drop(world, item) {
+  if (world.getIndexOfItem(item) >= 0) world.removeItem(item);
+}
+
 export class Pictures {
   constructor(state, views, changed) {
     this.canvas = state.canvas;
@@ -13,7 +17,8 @@ export class Pictures {
     this.mode = "overlay";
     this.amount = 0.5;
     this.key = "";
-    this.items = { a: {}, b: {} };
+    this.items = { a: {}, b: {} }; // what is on the screen
+    this.coming = { a: {}, b: {} }; // what is being loaded to take its place
     this.viewers = {};
     this.serial = 0;
     for (const [name, element] of Object.entries(views)) this.viewers[name] = this.open(element);
@@ -45,7 +50,7 @@ export class Pictures {
   open(element) {
     const viewer = new OSD.Viewer({
       element, drawer: "canvas", showNavigationControl: false, showNavigator: false, animationTime: 0.3, springStiffness: 10,
-      maxZoomPixelRatio: 16, minZoomImageRatio: 0.5, visibilityRatio: 0.2, timeout: 120000, imageLoaderLimit: 6,
+      maxZoomPixelRatio: 16, minZoomImageRatio: 0.5, visibilityRatio: 0.2, timeout: 120000, imageLoaderLimit: 4, maxTilesPerFrame: 4,
       gestureSettingsMouse: { clickToZoom: false, dblClickToZoom: false }, gestureSettingsTouch: { clickToZoom: false, dblClickToZoom: false },
       gestureSettingsPen: { clickToZoom: false, dblClickToZoom: false }, loadTilesWithAjax: false, crossOriginPolicy: false,
     });
@@ -79,32 +84,43 @@ export class Pictures {
       this.owed = key;
       return Promise.resolve();
     }
-    const viewer = this.viewers[view];
-    const old = this.items[view][side];
+    const { world } = this.viewers[view];
+    const hidden = Boolean(this.items[view][side]); // the picture before it stays until this one is whole, so that it is drawn once
     const turn = (this.serial += 1);
     return new Promise((resolve) => {
-      viewer.addTiledImage({
-        tileSource: this.source(side, key), index: side === "fixed" ? 0 : undefined, opacity: 1, preload: true,
+      this.viewers[view].addTiledImage({
+        tileSource: this.source(side, key), index: side === "fixed" ? 0 : undefined, opacity: hidden ? 0 : 1, preload: true,
         success: ({ item }) => {
           item.turn = turn;
-          this.items[view][side] = item;
-          this.apply();
-          let over = false;
-          const done = () => {
-            if (over) return;
-            over = true;
-            if (old && viewer.world.getIndexOfItem(old) >= 0) viewer.world.removeItem(old);
-            resolve();
-          };
+          const before = this.coming[view][side];
+          if (before && turn < before.turn) { drop(world, item); resolve(); return; }
+          if (before) drop(world, before);
+          this.coming[view][side] = item;
+          if (hidden) {
+            item.immediateRender = true; // the sharpest tiles alone: the coarser ones would be seen for a moment only
+            item.needsDraw = () => false;
+          } else this.enter(view, side, item);
           const ended = Date.now() + 4000;
           const look = () => { // the event of the viewer may have come before this handler, or never where nothing is in view
-            if (item.getFullyLoaded() || Date.now() > ended || viewer.world.getIndexOfItem(item) < 0) done();
-            else setTimeout(look, 30);
+            const gone = world.getIndexOfItem(item) < 0;
+            if (!gone && !item.getFullyLoaded() && Date.now() < ended) { setTimeout(look, 20); return; }
+            if (!gone && hidden) this.enter(view, side, item);
+            if (this.coming[view][side] === item) this.coming[view][side] = null;
+            resolve();
           };
           look();
         },
       });
     });
+  }
+
+  enter(view, side, item) { // puts a picture in the place of the one before
+    const old = this.items[view][side];
+    delete item.needsDraw;
+    this.items[view][side] = item;
+    if (view === "b" || side === "fixed") item.setOpacity(1);
+    if (old) drop(this.viewers[view].world, old);
+    this.apply();
   }
 
   async show(key) {
@@ -121,6 +137,7 @@ export class Pictures {
       Object.assign(this.canvas, canvas);
       for (const viewer of Object.values(this.viewers)) viewer.world.removeAll();
       this.items = { a: {}, b: {} };
+      this.coming = { a: {}, b: {} };
       this.place = this.squares = null;
     }
     if (!this.key) return;
