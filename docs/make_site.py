@@ -56,6 +56,7 @@ PARTS = {
         "rounds",
         "pieces",
         "batch",
+        "workflows",
         "gpu",
         "shared",
     ],
