@@ -90,14 +90,14 @@ bench: install
 	REGFRAME_BENCH_JSON=$(CURDIR)/build/bench.jsonl $(BIN)/python -m pytest benchmarks -o python_files="bench_*.py" -s $(PYTEST_ARGS)
 	$(BIN)/python benchmarks/make_table.py build/bench.jsonl -o benchmarks/RESULTS.md
 
-# the sdist and this machine's wheel, in dist/, and whether they hold: twice the same bytes, and run where there is no compiler
+# the sdist and this machine's wheel, in dist/, and whether they hold: both twice the same bytes, and run where there is no compiler
 wheel: $(RUNTIME)
 	@$(PIP) --quiet "regframe[release]"
 	PYTHON="$(CURDIR)/$(BIN)/python" .ci/wheel
 
 check-wheel: wheel
 	PYTHON="$(CURDIR)/$(BIN)/python" OUT=build/again .ci/wheel
-	@for file in build/again/*.whl; do cmp "$$file" "dist/$${file##*/}" && echo "$${file##*/}: the same bytes twice" || exit 1; done
+	@for file in build/again/*.whl build/again/*.tar.gz; do cmp "$$file" "dist/$${file##*/}" && echo "$${file##*/}: the same bytes twice" || exit 1; done
 	for file in build/again/*.whl; do .ci/check_wheel "dist/$${file##*/}" "$(CURDIR)/$(BIN)/python" || exit 1; done
 
 # the documentation as a site, in build/site/index.html: no network, warnings are errors

@@ -127,7 +127,7 @@ def draw(name: str, row: list[Panel]) -> None:
         fill(axes, panel)
     path = HERE / "images" / f"{name}.jpg"
     path.parent.mkdir(exist_ok=True)
-    figure.savefig(path, pil_kwargs={"quality": 88, "optimize": True, "progressive": True})
+    figure.savefig(path, pil_kwargs={"quality": 80, "optimize": True, "progressive": True})
     plt.close(figure)
     print(f"  {path.name}: {path.stat().st_size // 1024} KB")
 

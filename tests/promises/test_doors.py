@@ -7,7 +7,6 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import pytest
 import yaml
 from click.shell_completion import BashComplete, FishComplete, ShellComplete, ZshComplete
@@ -26,14 +25,7 @@ def promised() -> set[str]:
 
 
 def recipe() -> dict[str, Any]:
-    """The recipe as conda-build renders it, for a plain build on Linux: lines with another selector fall away."""
-    text = (ROOT / "recipe" / "meta.yaml").read_text(encoding="utf-8")
-    lines = [line for line in text.splitlines() if not re.search(r"# \[", line)]
-    given = {name: (lambda kind, name=name: f"{name}_{kind}") for name in ("compiler", "stdlib")}
-    rendered = (
-        jinja2.Environment().from_string("\n".join(lines)).render(PYTHON="$PYTHON", target_platform="linux-64", **given)
-    )
-    found = yaml.safe_load(rendered)
+    found = yaml.safe_load((ROOT / "recipe" / "recipe.yaml").read_text(encoding="utf-8"))
     assert isinstance(found, dict)
     return found
 
@@ -43,22 +35,38 @@ def test_the_recipe_wants_what_the_package_wants() -> None:
     assert set(found["requirements"]["run"]) == {"python", *promised()}
     assert len(promised()) == len(PROJECT["dependencies"])
     assert list(found) == [
+        "schema_version",
+        "context",
         "package",
         "source",
         "build",
         "requirements",
-        "test",
+        "tests",
         "about",
         "extra",
     ]
-    assert found["package"]["version"] == PROJECT["version"]
+    assert found["context"] == {"name": PROJECT["name"], "version": PROJECT["version"]}
     assert found["about"]["license"] == PROJECT["license"]
     assert found["about"]["license_file"] == PROJECT["license-files"]
     assert all((ROOT / name).is_file() for name in found["about"]["license_file"])
     points = {f"{name} = {place}" for name, place in PROJECT["scripts"].items()}
-    assert set(found["build"]["entry_points"]) == points
+    assert set(found["build"]["python"]["entry_points"]) == points
     host = " ".join(found["requirements"]["host"])
     assert all(name in host for name in ("pip", "setuptools >=80", "pybind11 >=2.13", "pytorch >=2.10", "numpy >=2"))
+
+
+@pytest.mark.parametrize("system", ["linux-64", "linux-aarch64", "osx-arm64", "win-64"])
+def test_the_recipe_is_rendered_by_the_tool_that_builds_it(system: str) -> None:
+    rattler = pytest.importorskip("rattler_build", reason="needs py-rattler-build, of the extra release")
+    given = {"python": ["3.11.* *_cpython", "3.14.* *_cp314"], "c_stdlib": ["sysroot"], "cxx_compiler": ["gxx"]}
+    config = rattler.RenderConfig(platform=rattler.PlatformConfig(target_platform=system, build_platform="linux-64"))
+    made = rattler.Stage0Recipe.from_file(ROOT / "recipe" / "recipe.yaml").render(rattler.VariantConfig(given), config)
+    assert [variant.recipe.build.string[:5] for variant in made] == ["py311", "py314"]
+    for variant in made:
+        needs = variant.recipe.requirements
+        assert {str(entry) for entry in needs.run} == {"python", *promised()}
+        assert f"gxx_{system}" in map(str, needs.build)
+        assert ("pytorch" in map(str, needs.build)) == (system != "linux-64")
 
 
 def test_the_environment_of_conda_wants_what_the_package_wants() -> None:
