@@ -38,7 +38,7 @@ RF_HD double total_weight(const Cellwork& at, const double* moments) {
   constexpr double kTiny = 1e-30;  // only so that no weight at all can be divided by
   double total = 0;
   for (int64_t cell = 0; cell < at.cells(); ++cell) total += moments[cell * kMoments];
-  return total > kTiny ? total : kTiny;
+  return total < kTiny ? kTiny : total;  // what is not a number stays so
 }
 
 // from the gradient of weight times what is read from the tables to that of the mean over the pairs
@@ -96,7 +96,7 @@ RF_HD double solve_information(const Cellwork& at, bool normalized, double total
           for (int p = 0; p < 4; ++p) sum += linear(a, q) * cubic(b, p) * m[4 * q + p];
       }
     }
-    to.joint[bin] = sum > 0 ? sum / total : 0.0;  // a bin of nothing may come out of its moments as less, by rounding
+    to.joint[bin] = sum < 0 ? 0.0 : sum / total;  // a bin of nothing may come out of its moments as less, by rounding
   });
   each(2 * bins, [=](int64_t k) {
     double sum = 0;
