@@ -162,6 +162,7 @@ def results(made: dict[str, Any]) -> dict[str, list[Tensor]]:
     out = {"warp": [warped.detach(), *torch.autograd.grad((warped * made["fixed"]).sum(), leaves)]}
     fit = ops.contrast(path, made["moving"], made["fixed"], made["weight"], made["scale"], made["scale"])
     out["contrast"] = list(fit)
+    out["information"] = list(ops.information(path, made["moving"], made["fixed"], made["weight"]))
     for there in (True, False):
         inputs = [made["points"].clone().requires_grad_(), made["flow"][0].clone().requires_grad_()]
         end = ops.flow_points(inputs[0], inputs[1], *made["flow"][1:], there)
@@ -231,7 +232,10 @@ def timed_ops(run: Run) -> dict[str, Any]:
         def contrast(made: dict[str, Any] = made) -> None:
             ops.contrast(made["path"], made["moving"], made["fixed"], made["weight"], made["scale"], made["scale"])
 
-        for name, call in (("warp", warp), ("contrast", contrast)):
+        def information(made: dict[str, Any] = made) -> None:
+            ops.information(made["path"], made["moving"][:1], made["fixed"][:1], made["weight"])
+
+        for name, call in (("warp", warp), ("contrast", contrast), ("information", information)):
             row[name] = run.times(call)
             if math.prod(shape) <= CPU_MOST:
                 row[f"{name}, plain torch"] = run.times(lambda call=call: _plain(call), 1)

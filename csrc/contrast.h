@@ -14,15 +14,7 @@ inline void check_contrast(const Tensor& moving, const Tensor& fixed, const Tens
                            const std::vector<double>& image_origin, const std::vector<double>& velocity_spacing,
                            const std::vector<double>& velocity_origin, int64_t n_steps, const Tensor& moving_scale,
                            const Tensor& fixed_scale, int64_t order, double ridge) {
-  STD_TORCH_CHECK(matrix.dim() == 2 && fixed.dim() == matrix.size(0) + 1, "fixed must be [C, *S] with the axes of matrix");
-  const std::vector<int64_t> shape(fixed.sizes().begin() + 1, fixed.sizes().end()), offset(matrix.size(0), 0);
-  check_warp(moving, velocity, matrix, shape, offset, image_spacing, image_origin, velocity_spacing, velocity_origin, n_steps);
-  STD_TORCH_CHECK(weight.dim() == matrix.size(0), "weight must be [*S] of fixed");
-  for (int64_t d = 0; d < weight.dim(); ++d) STD_TORCH_CHECK(weight.size(d) == shape[d], "weight must be [*S] of fixed");
-  for (const Tensor* other : {&fixed, &weight})
-    STD_TORCH_CHECK(other->scalar_type() == moving.scalar_type() && other->is_cuda() == moving.is_cuda() &&
-                        other->get_device_index() == moving.get_device_index(),
-                    "moving, fixed and weight must share one dtype and device");
+  check_pair(moving, fixed, weight, velocity, matrix, image_spacing, image_origin, velocity_spacing, velocity_origin, n_steps);
   STD_TORCH_CHECK(moving.size(0) > 0 && fixed.size(0) > 0, "moving and fixed must have at least one channel");
   STD_TORCH_CHECK(order >= 1 && order <= 3 && order * moving.size(0) <= kMostFeatures,
                   "order must be 1, 2 or 3, and order times moving channels at most ", kMostFeatures);
@@ -87,13 +79,6 @@ RF_HD double solve_contrast(int64_t features, int64_t targets, double ridge, con
   });
   return total;
 }
-
-struct EachInTurn {
-  template <class F>
-  RF_HD void operator()(int64_t n, const F& f) const {
-    for (int64_t i = 0; i < n; ++i) f(i);
-  }
-};
 
 class ContrastMap {
  public:

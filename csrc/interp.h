@@ -21,6 +21,7 @@ namespace regframe {
 
 constexpr int kPad = 2;  // nodes of zeros on each side of the velocity grid
 constexpr int64_t kMostFeatures = 127;  // powers of moving channels that a contrast map may have
+constexpr int64_t kMostLines = 4;  // along which the intensities of either side are binned
 
 // ---------------------------------------------------------------------------------------------------- lanes of one pixel
 

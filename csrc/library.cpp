@@ -20,6 +20,10 @@ STABLE_TORCH_LIBRARY(regframe, m) {
       "float[] image_origin, float[] velocity_spacing, float[] velocity_origin, int n_steps, Tensor moving_scale, "
       "Tensor fixed_scale, int order, float ridge) -> (Tensor, Tensor, Tensor, Tensor)");
   m.def(
+      "information(Tensor moving, Tensor fixed, Tensor weight, Tensor velocity, Tensor matrix, float[] image_spacing, "
+      "float[] image_origin, float[] velocity_spacing, float[] velocity_origin, int n_steps, int bins, bool normalized) -> "
+      "(Tensor, Tensor, Tensor)");
+  m.def(
       "flow_points(Tensor points, Tensor velocity, float[] velocity_spacing, float[] velocity_origin, int n_steps, "
       "bool to_moving) -> Tensor");
   m.def(

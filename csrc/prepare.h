@@ -73,6 +73,22 @@ inline void check_warp(const Tensor& image, const Tensor& velocity, const Tensor
              n_steps);
 }
 
+// for ops that compare a warped image with a fixed one, on the whole grid of the latter
+inline void check_pair(const Tensor& moving, const Tensor& fixed, const Tensor& weight, const Tensor& velocity,
+                       const Tensor& matrix, const std::vector<double>& image_spacing, const std::vector<double>& image_origin,
+                       const std::vector<double>& velocity_spacing, const std::vector<double>& velocity_origin,
+                       int64_t n_steps) {
+  STD_TORCH_CHECK(matrix.dim() == 2 && fixed.dim() == matrix.size(0) + 1, "fixed must be [C, *S] with the axes of matrix");
+  const std::vector<int64_t> shape(fixed.sizes().begin() + 1, fixed.sizes().end()), offset(matrix.size(0), 0);
+  check_warp(moving, velocity, matrix, shape, offset, image_spacing, image_origin, velocity_spacing, velocity_origin, n_steps);
+  STD_TORCH_CHECK(weight.dim() == matrix.size(0), "weight must be [*S] of fixed");
+  for (int64_t d = 0; d < weight.dim(); ++d) STD_TORCH_CHECK(weight.size(d) == shape[d], "weight must be [*S] of fixed");
+  for (const Tensor* other : {&fixed, &weight})
+    STD_TORCH_CHECK(other->scalar_type() == moving.scalar_type() && other->is_cuda() == moving.is_cuda() &&
+                        other->get_device_index() == moving.get_device_index(),
+                    "moving, fixed and weight must share one dtype and device");
+}
+
 template <class T, int D>
 FlowGrid<T, D> flow_grid(const Tensor& velocity, int64_t n_steps) {
   FlowGrid<T, D> out{};
@@ -111,6 +127,14 @@ inline Tensor empty_grad(const Tensor& like) {
   const int64_t none[1] = {0};
   return torch::stable::new_empty(like, {none, 1});
 }
+
+// n pieces of work, one after another; see solve_contrast
+struct EachInTurn {
+  template <class F>
+  RF_HD void operator()(int64_t n, const F& f) const {
+    for (int64_t i = 0; i < n; ++i) f(i);
+  }
+};
 
 // calls f(T{}, integral D) for the dtype and the number of axes at hand
 template <class F>

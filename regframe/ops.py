@@ -32,6 +32,12 @@ BUILD_COMMAND = "pip install --no-build-isolation -e ."
 MOST_FEATURES = 127
 """Largest number of features (powers of moving channels) that `contrast` accepts."""
 
+MOST_BINS = 256
+"""Largest number of bins of either side that `information` accepts."""
+
+MOST_LINES = 4
+"""Largest number of lines of either side that `information` accepts."""
+
 _MAX_NODES = 2**31 - 1  # the kernels address the nodes of one channel, or of one time slice, by 32-bit integers
 
 
@@ -111,7 +117,7 @@ def _check_velocity(ndim: int, velocity: Tensor, n_steps: int) -> None:
 
 
 class Path(NamedTuple):
-    """The path of fixed pixels into the moving image: all arguments of `warp` and `contrast` but the pixels themselves.
+    """The path of fixed pixels into the moving image: all arguments of `warp` and of the fused metrics but the pixels themselves.
 
     Args:
         velocity: ``[T, D, *S_v]``, in moving-frame lengths per unit time.
@@ -148,6 +154,20 @@ class Contrast(NamedTuple):
 
     value: Tensor
     theta: Tensor
+    velocity_grad: Tensor
+    matrix_grad: Tensor
+
+
+class Information(NamedTuple):
+    """What `information` returns.
+
+    Args:
+        value: float64 scalar, minus the mutual information in nats, or two minus the normalised one.
+        velocity_grad: ``[T, D, *S_v]``, the value's gradient in the velocity.
+        matrix_grad: ``[D, D+1]`` float64, the value's gradient in the matrix.
+    """
+
+    value: Tensor
     velocity_grad: Tensor
     matrix_grad: Tensor
 
@@ -300,6 +320,26 @@ def warp_crop(
     return out
 
 
+def _check_pair(path: Path, moving: Tensor, fixed: Tensor, weight: Tensor) -> None:
+    """TypeError or ValueError where two images do not fit each other, the weight or a path over a whole fixed grid."""
+    velocity, matrix, shape, offset, *_ = path
+    ndim = matrix.shape[0] if matrix.dim() == 2 else 0
+    if tuple(fixed.shape[1:]) != tuple(shape) or weight.shape != fixed.shape[1:] or any(offset):
+        raise ValueError(
+            f"fixed must be [C, *shape] and weight [*shape] of a whole grid, got {list(fixed.shape)} and "
+            f"{list(weight.shape)} for shape {list(shape)} and offset {list(offset)}"
+        )
+    if fixed.dim() != ndim + 1 or moving.dim() != ndim + 1:
+        raise ValueError(
+            f"moving and fixed must have {ndim} axes beside their channels, got {moving.dim()}, {fixed.dim()}"
+        )
+    for name, tensor in (("fixed", fixed), ("weight", weight), ("moving", moving)):
+        _check_dtype_and_device(name, tensor, velocity)
+    if matrix.dtype != torch.float64:
+        raise TypeError(f"matrix must be float64, got {matrix.dtype}; convert it with matrix.double()")
+    _check_velocity(ndim, velocity, path.n_steps)
+
+
 def contrast(
     path: Path,
     moving: Tensor,
@@ -335,22 +375,8 @@ def contrast(
         TypeError: for a dtype that does not fit.
         ValueError: for a shape, device or number that does not fit, with what was wanted, what came and what to do.
     """
-    velocity, matrix, shape, offset, *geometry = path
-    ndim = matrix.shape[0] if matrix.dim() == 2 else 0
-    if tuple(fixed.shape[1:]) != tuple(shape) or weight.shape != fixed.shape[1:] or any(offset):
-        raise ValueError(
-            f"fixed must be [C, *shape] and weight [*shape] of a whole grid, got {list(fixed.shape)} and "
-            f"{list(weight.shape)} for shape {list(shape)} and offset {list(offset)}"
-        )
-    if fixed.dim() != ndim + 1 or moving.dim() != ndim + 1:
-        raise ValueError(
-            f"moving and fixed must have {ndim} axes beside their channels, got {moving.dim()}, {fixed.dim()}"
-        )
-    for name, tensor in (("fixed", fixed), ("weight", weight), ("moving", moving)):
-        _check_dtype_and_device(name, tensor, velocity)
-    if matrix.dtype != torch.float64:
-        raise TypeError(f"matrix must be float64, got {matrix.dtype}; convert it with matrix.double()")
-    _check_velocity(ndim, velocity, path.n_steps)
+    _check_pair(path, moving, fixed, weight)
+    velocity, matrix, _, _, *geometry = path
     if not 1 <= order <= 3 or order * moving.shape[0] > MOST_FEATURES:
         raise ValueError(
             f"order must be 1, 2 or 3 and order times moving channels at most {MOST_FEATURES}, got {order} and "
@@ -367,6 +393,45 @@ def contrast(
     args = (moving, fixed, weight, velocity, matrix, *geometry, moving_scale, fixed_scale, order, ridge)
     run: Any = reference.contrast if _use_reference(moving.device) else torch.ops.regframe.contrast
     return Contrast(*run(*(a.detach() if isinstance(a, Tensor) else a for a in args)))
+
+
+def information(
+    path: Path, moving: Tensor, fixed: Tensor, weight: Tensor, bins: int = 32, normalized: bool = False
+) -> Information:
+    """Mutual information of the warped moving image and the fixed one, and its gradients.
+
+    Both sides are lines: images whose intensities run from 0 to 1 over the range of the bins; what is beyond counts at its end,
+    without gradient. With p the joint histogram over bins i (fixed) and j (moving), B-splines β₁ and β₃, W the weight::
+
+        p_ij = Σ_y W β₁(i - f(y)) β₃(j - m(y)) / Σ_y W,    value = -Σ_ij p_ij log(p_ij / (p_i p_j)),
+
+    the mean over all pairs of a fixed and a moving line; ``normalized`` gives ``2 - (H_i + H_j) / H_ij`` of the same histogram.
+    The kernel passes over the pixels twice and stores nothing of the image's size: the first pass fills the histogram, the
+    second follows the paths again and scatters the gradient. The op itself is not differentiable: it returns value and gradients
+    together.
+
+    Args:
+        path: with the fixed grid as its ``shape`` and no ``offset``.
+        moving: ``[K_m, *S_m]``, at most `MOST_LINES` lines.
+        fixed: ``[K_f, *S_f]``, likewise.
+        weight: ``[*S_f]`` ≥ 0; kernels skip pixels of weight 0.
+        bins: of either side, 5 to `MOST_BINS`.
+        normalized: whether the information is divided by the joint entropy.
+
+    Raises:
+        TypeError: for a dtype that does not fit.
+        ValueError: for a shape, device or number that does not fit, with what was wanted, what came and what to do.
+    """
+    _check_pair(path, moving, fixed, weight)
+    velocity, matrix, _, _, *geometry = path
+    for name, side in (("moving", moving), ("fixed", fixed)):
+        if not 1 <= side.shape[0] <= MOST_LINES:
+            raise ValueError(f"{name} must have 1 to {MOST_LINES} lines, got {side.shape[0]}; give it fewer components")
+    if not 5 <= bins <= MOST_BINS:
+        raise ValueError(f"bins must be 5 to {MOST_BINS}, got {bins}")
+    args = (moving, fixed, weight, velocity, matrix, *geometry, bins, normalized)
+    run: Any = reference.information if _use_reference(moving.device) else torch.ops.regframe.information
+    return Information(*run(*(a.detach() if isinstance(a, Tensor) else a for a in args)))
 
 
 def flow_points(
@@ -440,6 +505,16 @@ def _contrast_fake(
     )
 
 
+def _information_fake(
+    moving: Tensor, fixed: Tensor, weight: Tensor, velocity: Tensor, matrix: Tensor, *rest: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    return (
+        matrix.new_empty(()),
+        torch.empty(velocity.shape, dtype=velocity.dtype, device=velocity.device),
+        torch.empty(matrix.shape, dtype=matrix.dtype, device=matrix.device),
+    )
+
+
 def _flow_points_fake(points: Tensor, velocity: Tensor, *geometry: Any) -> Tensor:  # [N, D]
     return torch.empty(points.shape, dtype=points.dtype, device=points.device)
 
@@ -480,6 +555,7 @@ if is_built():
     register_fake("regframe::warp_crop")(_warp_crop_fake)
     register_fake("regframe::_warp_backward")(_warp_backward_fake)
     register_fake("regframe::contrast")(_contrast_fake)
+    register_fake("regframe::information")(_information_fake)
     register_fake("regframe::flow_points")(_flow_points_fake)
     register_fake("regframe::_flow_points_backward")(_flow_points_backward_fake)
     register_autograd("regframe::warp", _warp_vjp, setup_context=_warp_setup)

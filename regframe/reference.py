@@ -297,3 +297,70 @@ def contrast(
         value = (squares + ridge * theta[:, 1:].square().sum()) / y.shape[0]
         v_grad, m_grad = torch.autograd.grad(value, (v, m))
     return value.detach(), theta, v_grad.to(velocity.dtype), m_grad
+
+
+def information(
+    moving: Tensor,
+    fixed: Tensor,
+    weight: Tensor,
+    velocity: Tensor,
+    matrix: Tensor,
+    image_spacing: Sequence[float],
+    image_origin: Sequence[float],
+    velocity_spacing: Sequence[float],
+    velocity_origin: Sequence[float],
+    n_steps: int,
+    bins: int,
+    normalized: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Minus the mutual information of B-spline histograms, or two minus the normalised one, with its gradient in velocity and
+    matrix; float64, by autograd.
+
+    Shapes as in `regframe.ops.information`; returns the value ``[]``, ``[T, D, *S_v]`` and ``[D, D+1]``.
+    """
+    velocity, matrix = velocity.detach(), matrix.detach()
+    with torch.enable_grad():
+        v = velocity.to(torch.float64).requires_grad_(True)
+        m = matrix.clone().requires_grad_(True)
+        shape = fixed.shape[1:]
+        geometry = (image_spacing, image_origin, velocity_spacing, velocity_origin, n_steps)
+        warped = warp(moving.to(torch.float64), v, m, shape, [0] * len(shape), *geometry)
+        w = weight.to(torch.float64).reshape(-1)
+        total = w.sum().clamp(min=1e-30)
+        pairs = [
+            _information_of(histogram(x, y, w, bins) / total, normalized)
+            for y in fixed.to(torch.float64).reshape(fixed.shape[0], -1)
+            for x in warped.reshape(warped.shape[0], -1)
+        ]
+        value = torch.stack(pairs).mean()
+        v_grad, m_grad = torch.autograd.grad(value, (v, m))
+    return value.detach(), v_grad.to(velocity.dtype), m_grad
+
+
+def histogram(moving: Tensor, fixed: Tensor, weight: Tensor, bins: int) -> Tensor:
+    """Weights ``[bins, bins]`` (fixed, moving) of pixels ``[N]`` whose intensities run from 0 to 1 over the range of the bins.
+
+    A pixel is shared out by a linear B-spline on the fixed and a cubic one on the moving side. Differentiable in ``moving``.
+    """
+    y, x = (a.nan_to_num(0.0).clamp(0, 1) * n for a, n in ((fixed, bins - 1), (moving, bins - 3)))
+    row, column = (a.detach().floor().clamp(max=n - 1) for a, n in ((y, bins - 1), (x, bins - 3)))
+    s, t = y - row, x - column
+    cubic = ((1 - t) ** 3 / 6, (4 - 6 * t**2 + 3 * t**3) / 6, (1 + 3 * t + 3 * t**2 - 3 * t**3) / 6, t**3 / 6)
+    out = torch.zeros(bins * bins, dtype=moving.dtype, device=moving.device)
+    for a, along_fixed in enumerate((1 - s, s)):
+        for b, along_moving in enumerate(cubic):
+            at = ((row + a) * bins + column + b).long()
+            out = out.index_add(0, at, weight * along_fixed * along_moving)
+    return out.reshape(bins, bins)
+
+
+def _information_of(p: Tensor, normalized: bool) -> Tensor:
+    """Minus the mutual information of a joint histogram ``[bins, bins]`` of sum 1, or two minus the normalised one."""
+    joint, of_fixed, of_moving = (
+        torch.where(q > 0, q, torch.ones_like(q)).log()
+        for q in (p, p.sum(dim=1, keepdim=True), p.sum(dim=0, keepdim=True))
+    )
+    entropy, margins = -(p * joint).sum(), -(p * (of_fixed + of_moving)).sum()
+    if not normalized:
+        return entropy - margins
+    return 2 - margins / entropy if float(entropy.detach()) > 1e-12 else 0 * entropy + 1

@@ -14,7 +14,7 @@ from test_cuda_on_host import device, library, pytestmark  # noqa: F401
 
 import regframe as rf
 
-KERNELS = ("warp", "_warp_backward", "contrast", "flow_points", "_flow_points_backward")
+KERNELS = ("warp", "_warp_backward", "contrast", "information", "flow_points", "_flow_points_backward")
 
 
 @pytest.fixture

@@ -626,6 +626,11 @@ for ndim in (2, 3):
     for to_moving in (True, False):
         a = ops.flow_points(cloud(ndim), velocity, *geometry[4:], to_moving)
         assert relative(a, reference.flow_points(cloud(ndim), velocity, *geometry[4:], to_moving)) < 1e-5
+    from test_information import case, twin
+    for lines in ((1, 1), (2, 1)):
+        arguments = case(ndim, lines=lines)
+        for x, y in zip(ops.information(*arguments, 12), twin(arguments, 12, False), strict=True):
+            assert relative(x, y) < 1e-4
 """
     environment = {**os.environ, "REGFRAME_ISA": isa}
     subprocess.run([sys.executable, "-c", script, str(Path(__file__).parent)], env=environment, check=True)

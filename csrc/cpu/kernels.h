@@ -59,6 +59,18 @@ struct ContrastTask {
   int64_t moments() const { return features() * (features() + 1) / 2 + features() * targets; }
 };
 
+// A joint histogram of the warped image's lines with those of the fixed one: intensities from 0 to 1 over the range of the bins.
+// Pairs are counted fixed line by fixed line; a pixel is in one cell of each, see information.h.
+template <class T, int D>
+struct InformationTask {
+  WarpTask<T, D> warp;  // its tile is the whole fixed grid, its channels are the moving lines
+  const T* fixed;       // [K_f, *shape]
+  const T* weight;      // [*shape]
+  int64_t lines;        // K_f
+  int32_t rows, columns;  // cells of the fixed and of the moving axis
+  int64_t cells() const { return static_cast<int64_t>(rows) * columns; }
+};
+
 // points in nodes of the padded velocity grid: (x - origin) / spacing + kPad
 template <class T, int D>
 struct PointsTask {
@@ -86,6 +98,11 @@ struct PointsTask {
   template <class T, int D>                                                                                                 \
   void contrast_gradient(const ContrastTask<T, D>& task, const T* theta, double* squares, double* accumulator,              \
                          double* matrix, int64_t begin, int64_t end);                                                       \
+  template <class T, int D>                                                                                                 \
+  void information_moments(const InformationTask<T, D>& task, double* moments, int64_t begin, int64_t end);                 \
+  template <class T, int D>                                                                                                 \
+  void information_gradient(const InformationTask<T, D>& task, const T* table, double* accumulator, double* matrix,         \
+                            int64_t begin, int64_t end);                                                                    \
   template <class T, int D>                                                                                                 \
   void points_forward(const PointsTask<T, D>& task, const T* points, T* out, int64_t begin, int64_t end);                   \
   template <class T, int D>                                                                                                 \

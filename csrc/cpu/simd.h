@@ -124,6 +124,29 @@ struct Lanes<float> {
     second = gather(base + 1, index);
 #endif
   }
+
+  // [kLanes, 4] of four registers [4, kLanes], with the numbers of a lane at interleaved(lane)
+  static constexpr int interleaved(int lane) { return (lane % 4) * (kLanes / 4) + lane / 4; }
+  static RF_HD void interleave(const Real* p, float* to) {
+#if RF_AVX512
+    const __m512 a = _mm512_unpacklo_ps((__m512)p[0], (__m512)p[1]), b = _mm512_unpackhi_ps((__m512)p[0], (__m512)p[1]);
+    const __m512 c = _mm512_unpacklo_ps((__m512)p[2], (__m512)p[3]), d = _mm512_unpackhi_ps((__m512)p[2], (__m512)p[3]);
+    _mm512_store_ps(to, _mm512_shuffle_ps(a, c, 0x44));
+    _mm512_store_ps(to + 16, _mm512_shuffle_ps(a, c, 0xee));
+    _mm512_store_ps(to + 32, _mm512_shuffle_ps(b, d, 0x44));
+    _mm512_store_ps(to + 48, _mm512_shuffle_ps(b, d, 0xee));
+#elif RF_AVX2
+    const __m256 a = _mm256_unpacklo_ps((__m256)p[0], (__m256)p[1]), b = _mm256_unpackhi_ps((__m256)p[0], (__m256)p[1]);
+    const __m256 c = _mm256_unpacklo_ps((__m256)p[2], (__m256)p[3]), d = _mm256_unpackhi_ps((__m256)p[2], (__m256)p[3]);
+    _mm256_store_ps(to, _mm256_shuffle_ps(a, c, 0x44));
+    _mm256_store_ps(to + 8, _mm256_shuffle_ps(a, c, 0xee));
+    _mm256_store_ps(to + 16, _mm256_shuffle_ps(b, d, 0x44));
+    _mm256_store_ps(to + 24, _mm256_shuffle_ps(b, d, 0xee));
+#else
+    for (int i = 0; i < kLanes; ++i)
+      for (int k = 0; k < 4; ++k) to[4 * interleaved(i) + k] = p[k][i];
+#endif
+  }
 };
 
 template <>
@@ -181,6 +204,12 @@ struct Lanes<double> {
   static RF_HD void gather_pair(const double* base, Int index, Real& first, Real& second) {
     first = gather(base, index);
     second = gather(base + 1, index);
+  }
+
+  static constexpr int interleaved(int lane) { return lane; }
+  static RF_HD void interleave(const Real* p, double* to) {
+    for (int i = 0; i < kLanes; ++i)
+      for (int k = 0; k < 4; ++k) to[4 * i + k] = p[k][i];
   }
 };
 

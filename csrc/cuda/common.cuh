@@ -167,6 +167,15 @@ Patches<D> make_patches(const int64_t* shape, int64_t blocks) {
   return out;
 }
 
+// n pieces of work by the threads of a block; see solve_contrast
+struct BlockEach {
+  template <class F>
+  __device__ __forceinline__ void operator()(int64_t n, const F& f) const {
+    for (int64_t i = threadIdx.x; i < n; i += blockDim.x) f(i);
+    __syncthreads();
+  }
+};
+
 // ----------------------------------------------------------------------------------------------------- sums in a fixed order
 
 template <class T>

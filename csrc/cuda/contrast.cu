@@ -24,19 +24,6 @@ __device__ __forceinline__ int64_t known(int64_t n) {
   return N > 0 ? N : n;
 }
 
-// The lane's pixel, and its weight. Lanes without a pixel, or with one of no weight, weigh nothing and follow the path of a
-// lane that has one. False where no lane of the warp has one.
-template <class T, int D>
-__device__ __forceinline__ bool take_pixel(const ContrastTask<T, D>& task, int64_t patch, int64_t* local, T* weight) {
-  const bool inside = task.warp.patches.locate(patch, local);
-  *weight = inside ? task.weight[task.warp.patches.pixel(local)] : T(0);
-  const unsigned weighty = __ballot_sync(kEveryLane, *weight != T(0));
-  if (weighty == 0) return false;
-  const int leader = *weight != T(0) ? lane_index() : __ffs(weighty) - 1;
-  for (int d = 0; d < D; ++d) local[d] = __shfl_sync(kEveryLane, local[d], leader);
-  return true;
-}
-
 // the standardised fixed channel f at `pixel`
 template <class T, int D>
 __device__ __forceinline__ T fixed_at(const ContrastTask<T, D>& task, int64_t f, int64_t pixel) {
@@ -76,7 +63,7 @@ __global__ void __launch_bounds__(kThreads) few_moments_kernel(ContrastTask<T, D
     if (patch < 0) break;
     T weight, f[D], inside[D], phi[kFeatures];
     double index[D];
-    if (!take_pixel<T, D>(task, patch, local, &weight)) continue;
+    if (!take_pixel<T, D>(task.warp, task.weight, patch, local, &weight)) continue;
     ++pending;
     const int64_t pixel = task.warp.patches.pixel(local);
     const int32_t cell = follow<T, D>(task.warp, local, cells, index, f, inside);
@@ -117,7 +104,7 @@ __global__ void __launch_bounds__(kThreads) moments_kernel(ContrastTask<T, D> ta
   int64_t patch, local[D];
   for (int64_t round = 0; (patch = task.warp.patches.patch(round, false)) >= 0; ++round) {  // in step: a tile is for the block
     T weight;
-    const bool some = take_pixel<T, D>(task, patch, local, &weight);
+    const bool some = take_pixel<T, D>(task.warp, task.weight, patch, local, &weight);
     weights[threadIdx.x] = weight;
     T* const mine = phi + threadIdx.x;
     if (some) {
@@ -157,14 +144,6 @@ __global__ void __launch_bounds__(kThreads) sum_kernel(const double* rows, int64
   }
 }
 
-struct BlockEach {
-  template <class F>
-  __device__ __forceinline__ void operator()(int64_t n, const F& f) const {
-    for (int64_t i = threadIdx.x; i < n; i += blockDim.x) f(i);
-    __syncthreads();
-  }
-};
-
 // What the map's solution leaves behind, beside theta [C_f, P]: numbers [2], the sum of weights and the factor from the
 // gradient of half the sum of squares to that of the value. One block.
 template <class T>
@@ -194,7 +173,7 @@ __global__ void __launch_bounds__(kThreads)
   int64_t patch, local[D];
   for (int64_t round = 0; (patch = task.warp.patches.patch(round, pass == Pass::probe)) >= 0; ++round) {
     T weight;
-    if (!take_pixel<T, D>(task, patch, local, &weight)) continue;
+    if (!take_pixel<T, D>(task.warp, task.weight, patch, local, &weight)) continue;
     T f[D], inside[D], g[D] = {}, slope[M > 0 ? M : 1][D];
     double index[D];
     const int64_t pixel = task.warp.patches.pixel(local);

@@ -1,4 +1,4 @@
-// From a fixed pixel to the cell of the moving image where its path ends: shared by warp and contrast.
+// From a fixed pixel to the cell of the moving image where its path ends: shared by warp, contrast and information.
 #pragma once
 
 #include "cuda/common.cuh"
@@ -42,6 +42,20 @@ __device__ __forceinline__ int32_t follow(const WarpTask<T, D>& task, const int6
     rest[d] += shift[d] * task.image_per_flow[d];
   }
   return locate<L, D>(task.grid, whole, rest, f, inside);
+}
+
+// The lane's pixel, and its weight. Lanes without a pixel, or with one of no weight, weigh nothing and follow the path of a
+// lane that has one. False where no lane of the warp has one. weights: [*shape].
+template <class T, int D>
+__device__ __forceinline__ bool take_pixel(const WarpTask<T, D>& task, const T* weights, int64_t patch, int64_t* local,
+                                           T* weight) {
+  const bool inside = task.patches.locate(patch, local);
+  *weight = inside ? weights[task.patches.pixel(local)] : T(0);
+  const unsigned weighty = __ballot_sync(kEveryLane, *weight != T(0));
+  if (weighty == 0) return false;
+  const int leader = *weight != T(0) ? lane_index() : __ffs(weighty) - 1;
+  for (int d = 0; d < D; ++d) local[d] = __shfl_sync(kEveryLane, local[d], leader);
+  return true;
 }
 
 // coefficients [2^D] of one channel's cell

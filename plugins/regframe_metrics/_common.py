@@ -217,9 +217,13 @@ class Memory(Generic[T]):
     Copies of both are compared value by value, which costs a hundredth of what is saved and is right where a tensor was
     changed in place. On another device than the CPU that would wait for the device at every call: there both have to be the very
     tensors of the call before, unchanged by their count of versions. A copied or pickled metric begins with an empty memory.
+
+    Args:
+        by_tensor: whether that holds on the CPU too, for what costs little more to make than two images cost to compare.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, by_tensor: bool = False) -> None:
+        self._by_tensor = by_tensor
         self._key: tuple[Tensor, ...] = ()
         self._versions: list[int] = []
         self._kept: T | None = None
@@ -230,12 +234,13 @@ class Memory(Generic[T]):
             self._key = ()  # the old result is let go before the new one takes its memory
             self._kept = None
             self._kept = make()
-            self._key = tuple(t.detach().clone() if t.is_cpu else t for t in key)
+            copied = not self._by_tensor
+            self._key = tuple(t.detach().clone() if copied and t.is_cpu else t for t in key)
             self._versions = [t._version for t in key]
         return self._kept
 
     def _known(self, key: tuple[Tensor, ...]) -> bool:
-        if key and not key[0].is_cpu:
+        if self._by_tensor or (key and not key[0].is_cpu):
             same = len(key) == len(self._key) and all(new is old for new, old in zip(key, self._key, strict=True))
             return same and [t._version for t in key] == self._versions
         return len(key) == len(self._key) and all(
@@ -243,5 +248,5 @@ class Memory(Generic[T]):
             for new, old in zip(key, self._key, strict=True)
         )
 
-    def __reduce__(self) -> tuple[type[Memory[T]], tuple[()]]:
-        return type(self), ()
+    def __reduce__(self) -> tuple[type[Memory[T]], tuple[bool]]:
+        return type(self), (self._by_tensor,)

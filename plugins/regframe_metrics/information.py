@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ._common import TINY, ImageMetric, Scale, Side, chunks, known, standardise, whole
+import regframe
+
+from ._common import TINY, ImageMetric, Memory, Scale, Side, chunks, known, standardise, whole
 
 OUTSIDE = 1e-3
 """Share of an image's pixels that lie beyond either end of the bins' range: 1 in 1000, so that a few very bright pixels, dust or
@@ -68,12 +70,15 @@ class MutualInformation(ImageMetric):
 
     name = "mi"
     likelihood = True
+    _normalized: ClassVar[bool] = False
 
     def __init__(self, bins: int = 32, components: int = 1) -> None:
         super().__init__()
         self.bins = whole("number of bins", bins, 5)
         self.components = whole("number of components", components, 1)
         self._axes: tuple[_Axis, _Axis] | None = None
+        self._lines: tuple[Memory[Tensor], Memory[Tensor]] = Memory(by_tensor=True), Memory(by_tensor=True)
+        """The fixed and the moving image along their axes, as `fused` last saw them."""
 
     def _learn(self, fixed: Side, moving: Side) -> None:
         super()._learn(fixed, moving)
@@ -82,12 +87,34 @@ class MutualInformation(ImageMetric):
             self._axis(side, scale) for side, scale in zip((fixed, moving), self._scales, strict=True)
         )
         self._axes = of_fixed, of_moving
+        self._lines = Memory(by_tensor=True), Memory(by_tensor=True)
 
     def __call__(self, warped: Tensor, fixed: Tensor, weight: Tensor) -> Tensor:
         """0 for sides that tell nothing of each other; the better the lower, at most by log of the bins."""
         self._check(warped, fixed, weight)
         self._both_scales(warped, fixed, weight)
         return known(warped, lambda asked: self._compute(warped.detach(), fixed.detach(), weight.detach(), asked))
+
+    def fused(
+        self, path: regframe.ops.Path, moving: Tensor, fixed: Tensor, weight: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor] | None:
+        """The value of `__call__` and its gradients in two passes that hold nothing of the image's size
+        (`regframe.ops.information`); None where there are more bins or components than the op takes.
+
+        An image's positions along its axes are linear in its channels, so the moving ones are taken before the image is warped,
+        once for all calls with the same two images.
+        """
+        if self._axes is None or self.bins > regframe.ops.MOST_BINS:
+            return None
+        if max(axis.matrix.shape[0] for axis in self._axes) > regframe.ops.MOST_LINES:
+            return None
+        self._both_scales(moving, fixed, weight)  # checks the channels
+        of_fixed, of_moving = (
+            memory.get((data,), lambda data=data, axis=axis: _along(data, axis))  # type: ignore[misc]  # bound now
+            for memory, data, axis in zip(self._lines, (fixed, moving), self._axes, strict=True)
+        )
+        found = regframe.ops.information(path, of_moving, of_fixed, weight, self.bins, self._normalized)
+        return found.value, found.velocity_grad, found.matrix_grad
 
     def _axis(self, side: Side, scale: Scale) -> _Axis:
         """Principal components of the standardised channels and their range, among the pixels that count."""
@@ -175,6 +202,7 @@ class NormalizedMutualInformation(MutualInformation):
 
     name = "nmi"
     likelihood = False
+    _normalized = True
 
     def _value(self, p: Tensor) -> tuple[Tensor, Tensor]:
         joint, of_fixed, of_moving = _logs(p)
@@ -184,6 +212,14 @@ class NormalizedMutualInformation(MutualInformation):
         ratio = -(p * (of_fixed + of_moving)).sum() / entropy
         slope = (of_moving - ratio * joint) / entropy
         return torch.where(alone, 1.0, 2 - ratio), torch.where(alone, 0.0, slope)
+
+
+def _along(data: Tensor, axis: _Axis) -> Tensor:
+    """Positions ``[K, *S]`` of an image ``[C, *S]`` along the lines of an axis."""
+    with torch.no_grad():
+        flat = data.detach().reshape(data.shape[0], -1)
+        out = axis.matrix.to(flat) @ flat
+        return out.sub_(axis.offset.to(flat)[:, None]).reshape(-1, *data.shape[1:])
 
 
 def _cells(data: Tensor, axis: _Axis, n: int) -> tuple[Tensor, Tensor, Tensor]:
