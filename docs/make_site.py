@@ -55,6 +55,7 @@ PARTS = {
         "stack",
         "rounds",
         "pieces",
+        "mosaic",
         "batch",
         "workflows",
         "gpu",

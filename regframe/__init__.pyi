@@ -64,6 +64,9 @@ from .maps.resample import move_points as move_points
 from .maps.resample import resample as resample
 from .maps.sequence import Sequence as Sequence
 from .maps.shapes import Shapes as Shapes
+from .mosaic.align import register_mosaic as register_mosaic
+from .mosaic.mosaic import Mosaic as Mosaic
+from .mosaic.mosaic import load_mosaic as load_mosaic
 from .pieces.align import register_pieces as register_pieces
 from .plugins import PluginError as PluginError
 from .plugins import PluginWarning as PluginWarning

@@ -471,6 +471,8 @@ class Pyramid:
         notes: sentences on what the file declares and how it was read: what was left out, converted or could not be read.
         waves: excitation and emission wavelength of each channel in nm, None each where the file states none; empty where it
             states none of any channel.
+        stage: where the microscope's stage stood, along y and x, in the unit of the grid; empty where the file does not say.
+            Makers differ in its directions.
     """
 
     levels: tuple[Level, ...]
@@ -482,6 +484,7 @@ class Pyramid:
     series: tuple[Series, ...] = ()
     notes: tuple[str, ...] = ()
     waves: tuple[tuple[float | None, float | None], ...] = ()
+    stage: tuple[float, ...] = ()
 
     @property
     def grid(self) -> Grid:

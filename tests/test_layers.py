@@ -40,7 +40,7 @@ ROWS: dict[int, set[str]] = {
     4: {"fit"},
     5: {"starts", "result"},
     6: {"solvers", "slides", "io", "evaluation"},
-    7: {"composition", "correction", "registration", "formats", "stack", "group", "pieces"},
+    7: {"composition", "correction", "registration", "formats", "stack", "group", "pieces", "mosaic"},
     8: {"report", "batch", "testing", "view", "cli"},
 }
 """Rooms by row: a module imports from its own row and from those above."""

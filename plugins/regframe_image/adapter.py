@@ -313,7 +313,9 @@ class ImageAdapter(regframe.Adapter):
         labels = self.labels or raw.labels
         taken = tuple(names[i] for i in chosen)
         waves = tuple(raw.waves[i] for i in chosen) if len(raw.waves) == n else ()
-        return regframe.Pyramid(tuple(levels), dtype, taken, colors, labels, name, raw.series, notes, waves)
+        per = regframe.unit_ratio("µm", levels[0].grid.unit)
+        stage = () if per is None else tuple(place * per for place in raw.stage)
+        return regframe.Pyramid(tuple(levels), dtype, taken, colors, labels, name, raw.series, notes, waves, stage)
 
     def _raw(self, source: Any) -> tuple[Raw, str]:
         if regframe.later.is_tensor(source):

@@ -105,7 +105,11 @@ def open_zarr(path: Place, wanted: int | str | None = None) -> Raw:
     _check_companion(path, raw, beside)
     raw = _calibrated(path, raw, beside)
     raw = dataclasses.replace(
-        raw, channels=_names(raw, beside), colors=raw.colors or beside.colors, waves=raw.waves or beside.waves
+        raw,
+        channels=_names(raw, beside),
+        colors=raw.colors or beside.colors,
+        waves=raw.waves or beside.waves,
+        stage=beside.stage,
     )
     if not found:
         return raw

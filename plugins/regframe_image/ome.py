@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, field
 from xml.etree import ElementTree
+
+import regframe
+
+from .units import length
 
 
 @dataclass(frozen=True)
@@ -20,6 +25,7 @@ class Declared:
         name: of the image.
         size: entries along y and x; (0, 0) where it is not said.
         waves: excitation and emission wavelength of each channel in nm, None each where it is not said; empty where none is.
+        stage: position of the stage along y and x in µm, for the first plane that states one; empty where none does.
     """
 
     numbers: dict[str, float] = field(default_factory=dict)
@@ -30,6 +36,7 @@ class Declared:
     name: str = ""
     size: tuple[int, int] = (0, 0)
     waves: tuple[tuple[float | None, float | None], ...] = ()
+    stage: tuple[float, ...] = ()
 
 
 def from_ome(xml: str) -> list[Declared]:
@@ -73,7 +80,26 @@ def _declared(pixels: ElementTree.Element, name: str) -> Declared:
         name,
         (_whole(pixels.get("SizeY"), 0), _whole(pixels.get("SizeX"), 0)),
         stated([(_wave(c, "Excitation"), _wave(c, "Emission")) for c in described]),
+        _stage(pixels),
     )
+
+
+def _stage(pixels: ElementTree.Element) -> tuple[float, ...]:
+    """Where the stage stood, in µm. The schema's unit where none is stated, ``reference frame``, says nothing: µm are assumed."""
+    for plane in pixels:
+        if _tag(plane) != "Plane":
+            continue
+        found = []
+        for axis in "YX":
+            unit = length(plane.get(f"Position{axis}Unit"))
+            factor = 1.0 if unit is None else unit[1] * (regframe.unit_ratio(unit[0], "µm") or 1.0)
+            try:
+                found.append(float(str(plane.get(f"Position{axis}")).replace(",", ".")) * factor)
+            except ValueError:
+                break
+        if len(found) == 2 and all(map(math.isfinite, found)):
+            return tuple(found)
+    return ()
 
 
 def stated(waves: list[tuple[float | None, float | None]]) -> tuple[tuple[float | None, float | None], ...]:

@@ -76,6 +76,7 @@ class Raw:
         channels: channel names, empty where the file has none.
         colors: ``RRGGBB`` per channel, empty where the file has none.
         waves: excitation and emission wavelength of each channel in nm, empty where the file has none.
+        stage: position of the stage along y and x in µm; empty where the file states none.
         alpha: True where the last channel is opacity.
         premultiplied: True where the colours were multiplied by it when they were stored.
         labels: True where the file says that its values are ids.
@@ -103,6 +104,7 @@ class Raw:
     said: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     waves: tuple[tuple[float | None, float | None], ...] = ()
+    stage: tuple[float, ...] = ()
 
     @classmethod
     def whole(cls, shape: Sequence[int], dtype: Any, axes: str, read: Callable[[], Array], **kwargs: Any) -> Raw:

@@ -127,6 +127,7 @@ def open_tiff(path: Place, labels: bool, wanted: int | str | None = None) -> Raw
             *_renamed(declared, colours, path.name),
         ),
         waves=declared.waves,
+        stage=declared.stage,
     )
 
 

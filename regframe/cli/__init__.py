@@ -1,7 +1,7 @@
 """The command line: click commands over the public API. Nothing here imports torch before a command needs it.
 
 One module per command: ``register``, ``refine``, ``correct``, ``view``, ``apply``, ``evaluate``, ``compose``, ``report``,
-``batch`` (each job of it: ``job``), ``stack``, ``rounds``, ``exchange`` (export, import),
+``batch`` (each job of it: ``job``), ``stack``, ``rounds``, ``mosaic``, ``exchange`` (export, import),
 ``inspect`` (info, plugins, doctor), ``demo``,
 ``shrink`` (shrink-case), ``bench``;
 ``progress`` is the display of all, ``interrupts`` how all end when told to, ``leftovers`` what doctor says of interrupted runs,
@@ -33,6 +33,7 @@ from .evaluate import evaluate
 from .exchange import export, import_
 from .inspect import doctor, info, plugins
 from .job import batch_job
+from .mosaic import mosaic
 from .outside import Whole
 from .refine import refine
 from .register import register
@@ -79,6 +80,7 @@ for command in (
     compose,
     stack,
     rounds,
+    mosaic,
     batch,
     batch_job,
     report,

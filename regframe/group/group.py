@@ -175,15 +175,21 @@ def check_output(path: Path, overwrite: bool, inputs: Iterable[object] = ()) -> 
     Raises ValueError for an output that is an input, lies in one or holds one, FileExistsError for one that may not be replaced,
     OSError where it cannot be written.
     """
+    check_folder(path, is_group, "a group", overwrite, inputs)
+
+
+def check_folder(
+    path: Path, own: Callable[[Path], bool], what: str, overwrite: bool, inputs: Iterable[object] = ()
+) -> None:
+    """`check_output` of any kind of folder: ``own`` tells one that may be replaced, ``what`` names it."""
     check_apart(path, inputs)
     claims.heal(path)
     if path.is_symlink() or path.exists():
         if not overwrite:
             raise FileExistsError(f"output {path} exists; choose another name, or pass --overwrite to replace it")
-        own = path.is_dir() and not path.is_symlink()
-        if not (own and (is_group(path) or not any(path.iterdir()))):
+        if not (path.is_dir() and not path.is_symlink() and (own(path) or not any(path.iterdir()))):
             raise FileExistsError(
-                f"output {path} exists and is not a group written by regframe; it is left alone: choose another name"
+                f"output {path} exists and is not {what} written by regframe; it is left alone: choose another name"
             )
     outputs.check_writable(path.parent, path.name)
 

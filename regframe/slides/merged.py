@@ -118,7 +118,7 @@ def merged(
     colors = tuple(_colour(layer.pyramid, i) for layer in layers for i in layer.take)
     waves = tuple(_wave(layer.pyramid, i) for layer in layers for i in layer.take)
     dtype = np.result_type(*[layer.pyramid.dtype for layer in layers])
-    whole = Level(grid, (len(names), *grid.shape), _unread)
+    whole = Level(grid, (len(names), *grid.shape), unread)
     pyramid = Pyramid(
         (whole,), dtype, names, colors, name=name, waves=waves if any(wave != (None, None) for wave in waves) else ()
     )
@@ -148,5 +148,6 @@ def _wave(pyramid: Pyramid, channel: int) -> tuple[float | None, float | None]:
     return pyramid.waves[channel] if len(pyramid.waves) == len(pyramid.channels) else (None, None)
 
 
-def _unread(_: Any) -> Array:
+def unread(_: Any) -> Array:
+    """Stands for the pixels of a slide that is made of others; ValueError."""
     raise ValueError("wanted pixels of the layers of a merged slide, got a request for its own; run its plan")

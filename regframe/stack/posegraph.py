@@ -53,6 +53,8 @@ class Link:
         verdict: the verdict of `regframe.register` on the pair, or the reason why it failed.
         weight: weight of the pair; 0 where it is not used.
         residual: departure of the poses from ``matrix``: rms over the moving tissue, in the nodes' unit.
+        probes: positions ``[N, 2]`` of the moving node at which the pair is known, where it shows a part of the node alone; those
+            of the node's tissue where None.
     """
 
     fixed: int
@@ -62,6 +64,11 @@ class Link:
     verdict: str = "pass"
     weight: float = 1.0
     residual: float = 0.0
+    probes: Floats | None = None
+
+    def known_at(self, node: Node) -> Floats:
+        """Positions ``[N, 2]`` of the moving node at which the pair is compared with the poses."""
+        return node.probes if self.probes is None else self.probes
 
 
 @dataclass(frozen=True)
@@ -89,9 +96,10 @@ def rms(residual: Floats) -> float:
 
 
 def residual(link: Link, poses: Mapping[int, Floats], node: Node) -> Floats:
-    """Departure of the poses of a pair from its map, at the moving node's probes ``[N, 2]``, in the fixed node's space."""
+    """Departure of the poses of a pair from its map, at the pair's probes ``[N, 2]``, in the fixed node's space."""
     here = np.eye(3) if link.fixed == GUIDE else poses[link.fixed]
-    away: Floats = carry(np.linalg.inv(here) @ poses[link.moving], node.probes) - carry(link.matrix, node.probes)
+    probes = link.known_at(node)
+    away: Floats = carry(np.linalg.inv(here) @ poses[link.moving], probes) - carry(link.matrix, probes)
     return away
 
 
@@ -194,7 +202,7 @@ def reconcile(
         system = _System(m, len(free))
         for link, away, length in zip(links, residuals, lengths, strict=True):
             trust = math.sqrt(link.weight) / (1 + (length / scale) ** 2)
-            probes = nodes[link.moving].probes
+            probes = link.known_at(nodes[link.moving])
             here = np.eye(3) if link.fixed == GUIDE else poses[link.fixed]
             relative = np.linalg.inv(here) @ poses[link.moving]
             blocks = {}
