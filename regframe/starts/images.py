@@ -36,11 +36,8 @@ from . import priors
 from .evidence import (
     AT_ONCE,
     FINE_SIZE,
-    LOCAL,
     Match,
-    anywhere,
     compare,
-    evidence,
     lattice,
     likeness,
     of_quaternions,
@@ -53,7 +50,8 @@ from .given import check_landmarks, given
 from .landmarks import Landmarks
 from .pose import APART, EQUAL, Pose, nearest_of_kind
 from .scale import Scale
-from .views import Fine, View, Views
+from .views import View, Views
+from .weighing import Weights
 
 SCAN_SIZE = {2: 20, 3: 10}
 """Pixels along the side of a square or cube as large as the tissue, in the images on which all poses are scanned."""
@@ -143,23 +141,24 @@ def _search(fixed: Halvings, moving: Halvings, config: Config) -> Pose:
     f, m = Views(fixed), Views(moving)
     scale = Scale.of(fixed.grid, moving.grid)
     prior = prior_of(fixed, moving)
-    equal = prior.size or f.extent / m.extent
     # poses are pullbacks of the normalised frames, fixed → moving, [N, D, D+1]
     to_fixed, to_moving = Frame.of(fixed.grid).matrix(), Frame.of(moving.grid).matrix()
     lying = compose(to_moving, _scaled(scale.factor, f.ndim), inverse(to_fixed))
-    unit = priors.chance(evidence(seen(f, FINE_SIZE), m, anywhere(f, equal)))
+    pair = _Pair(f, m, prior, lying, config.transform)
+    unit = pair.weights.unit
+
+    def paid(found: _Candidates) -> Tensor:
+        return unit * (prior.nats(found.poses[:, :, :-1], found.overlap) + found.richness)
 
     def scored(found: _Candidates) -> Tensor:
-        return found.evidence - unit * (prior.nats(found.poses[:, :, :-1], found.overlap) + found.richness)
+        return found.evidence - paid(found)
 
-    pair = _Pair(f, m, prior, lying, config.transform)
     found = functools.reduce(_Candidates.and_those, _candidates(pair), _unmoved(pair))
-    scores = scored(found)
     for closer, enough in (DOUBTED if f.ndim == 2 else {}).items():
         more = _candidates(pair, closer)
-        while float(scores.max()) < enough * unit and (those := next(more, None)) is not None:
+        while float((found.least - paid(found)).max()) < enough * unit and (those := next(more, None)) is not None:
             found = found.and_those(those)
-            scores = scored(found)
+    scores = scored(found)
     looked_for = len(scores)
     if f.ndim == 2:
         leading = found.poses[_distinct(found.poses, scores, f, m, HALVES)]
@@ -201,7 +200,8 @@ class _Candidates:
 
     Args:
         poses: pullbacks ``[N, D, D+1]``.
-        evidence: raw, of fine structure and all ``[N]``.
+        evidence: raw, by both looks at the pair (`Weights`) ``[N]``.
+        least: raw, by that look which sees less ``[N]``.
         overlap: share of the smaller side's tissue that both show ``[N]``.
         richness: nats that the model of each pays ``[N]``.
         favour: what scores are multiplied by where poses are compared: plain ones, and those without a mirror ``[N]``.
@@ -209,6 +209,7 @@ class _Candidates:
 
     poses: Tensor
     evidence: Tensor
+    least: Tensor
     overlap: Tensor
     richness: Tensor
     favour: Tensor
@@ -237,6 +238,11 @@ class _Pair:
     lying: Tensor
     transform: str
 
+    @functools.cached_property
+    def weights(self) -> Weights:
+        """What poses are weighed by."""
+        return Weights(self.fixed, self.moving, self.prior.size or self.fixed.extent / self.moving.extent)
+
     @property
     def equal(self) -> float:
         """The stated size, or 1."""
@@ -255,12 +261,15 @@ class _Pair:
             out.insert(0, self.lying)
         return out
 
-    def scans(self) -> list[tuple[list[float], str]]:
-        """Sizes to try and as what their poses are refined first: rigid at the stated size, similarities of any."""
+    def scans(self, closer: int = 1) -> list[tuple[list[float], str]]:
+        """Sizes to try and as what their poses are refined first: rigid at the stated size, similarities of any.
+
+        Sizes, too, lie ``closer`` than once.
+        """
         out = [([self.equal], "rigid")] if self.prior.size is not None or self.transform == "rigid" else []
         if self.transform != "rigid":
             alike = self.fixed.extent / self.moving.extent
-            sizes = [self.equal] if self.known else _ladder(alike, self.equal, SIZES[self.fixed.ndim])
+            sizes = [self.equal] if self.known else _ladder(alike, self.equal, SIZES[self.fixed.ndim], closer)
             out.append((sizes, "similarity"))
         return out
 
@@ -268,7 +277,7 @@ class _Pair:
         """Poses ``[N, D, D+1]`` of a model as candidates, given how they match at `FINE_SIZE`."""
         pays = torch.full((len(poses),), priors.richness(model, self.fixed.ndim), dtype=torch.float32)
         shared = overlap(self.fixed, self.moving, poses, fit.count, seen(self.fixed, FINE_SIZE)[-1])
-        return _Candidates(poses, fit.evidence(), shared, pays, favour)
+        return _Candidates(poses, *self.weights(poses, fit), shared, pays, favour)
 
 
 def _unmoved(pair: _Pair) -> _Candidates:
@@ -283,12 +292,13 @@ def _candidates(pair: _Pair, closer: int = 1) -> Iterator[_Candidates]:
     """Poses from nested models: rigid at the stated size, then of any size, each refined as affine ones, too.
 
     What a simpler model finds is refined as a richer one, and stays as it was beside that. ``closer`` than once both planes are
-    scanned and refined by their fine structure alone, that many times as close and at as many times more turns (`DOUBTED`).
+    scanned and refined by their fine structure alone, that many times as close and at as many times more turns and sizes
+    (`DOUBTED`).
     """
     f, m, fine = pair.fixed, pair.moving, closer > 1
     sizes = {f.ndim: closer * SCAN_SIZE[f.ndim]} if fine else COARSE_SIZE
-    by, onto = (Fine(f, LOCAL[f.ndim]), Fine(m, LOCAL[f.ndim])) if fine else (f, m)
-    scans = pair.scans()
+    by, onto = pair.weights.fine if fine else (f, m)
+    scans = pair.scans(closer)
     if closer == max(DOUBTED):
         scans = [scan for scan in scans if scan[0] == [pair.equal]][:1]
     scanned: dict[float, tuple[Tensor, Tensor]] = {}
@@ -382,13 +392,14 @@ def _scaled(zoom: float, ndim: int) -> Tensor:
     return torch.diag(torch.tensor([*[1 / zoom] * ndim, 1.0], dtype=torch.float64))
 
 
-def _ladder(middle: float, equal: float, sizes: int) -> list[float]:
-    """Sizes to try, in fixed pixels per moving pixel.
+def _ladder(middle: float, equal: float, sizes: int, closer: int) -> list[float]:
+    """Sizes to try, in fixed pixels per moving pixel, ``sizes`` of them or so many times ``closer`` ones over the same range.
 
     They are spread about ``middle``, at which both sides have tissue of equal area; ``equal`` is added where it is not near one.
     """
-    zooms = [middle * 2 ** (k / 2) for k in range(-(sizes // 2), sizes // 2 + 1)]
-    if all(abs(math.log2(equal / zoom)) > 1 / 8 for zoom in zooms):
+    half = closer * (sizes // 2)
+    zooms = [middle * 2 ** (k / (2 * closer)) for k in range(-half, half + 1)]
+    if all(abs(math.log2(equal / zoom)) > 1 / (8 * closer) for zoom in zooms):
         zooms.append(equal)
     return zooms
 
