@@ -535,3 +535,28 @@ def test_slurm_on_many_nodes() -> None:
     assert {"#SBATCH -p normal", "#SBATCH --cpus-per-task=8", "#SBATCH -t 04:00:00"} <= set(text.splitlines())
     assert "--nworkers 8" in text
     subprocess.run(["bash", "-n"], input=text, text=True, check=True)
+
+
+# squidpy
+
+
+@pytest.mark.filterwarnings("default")  # those of its dependencies are not ours
+def test_the_recipe_for_squidpy_reaches_across_sections() -> None:
+    pytest.importorskip("squidpy", reason="squidpy is no part of an extra")
+    import anndata
+    import numpy as np
+
+    [body] = re.findall(
+        r"<!-- squidpy -->\n```py\n(.*?)^```$", (ROOT / "docs" / "scverse.md").read_text("utf-8"), re.M | re.S
+    )
+    xy = np.random.default_rng(0).random((200, 2)) * 300
+    reference, query = (
+        anndata.AnnData(np.ones((200, 2), np.float32), obsm={"spatial": xy + by}) for by in (0.0, 500.0)
+    )
+    query.obsm["spatial_aligned"] = xy + 1.0
+    query.obs["match_probability"] = np.repeat([0.9, 0.1], 100)
+    names: dict[str, Any] = {"reference": reference, "query": query}
+    exec(compile(body, "scverse.md", "exec"), names)
+    assert names["across"].shape == (100, 300)
+    own = names["across"][:, :200].tocsr()
+    assert all(own[k, k] for k in range(100))  # a cell's own place on the other section is its neighbour

@@ -72,8 +72,8 @@ def report(cases: Sequence[Case], found: Mapping[str, entries.Fit], judged: Mapp
     for name, one in judged.items():
         states = ", ".join(found[case.pair.id].state for case in cases if case.anon_id == name)
         print(
-            f"{name}: 90th percentile {one.p90:.1f} µm (before {one.before:.1f}), "
-            f"mean {one.mean:.1f} µm, {one.n} points, {states}"
+            f"{name}: 90th percentile {one.p90:.2f} µm (before {one.before:.2f}), "
+            f"mean {one.mean:.2f} µm, {one.n} points, {states}"
         )
     figures = aggregates(judged)
     entries.write_json(out / "metrics.json", figures)
