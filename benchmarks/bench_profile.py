@@ -1,11 +1,18 @@
-"""Where the time of `regframe.register` goes: seconds of its own per stage, the kernels' apart from what calls them."""
+"""Where the time of `regframe.register` goes: seconds of its own per stage, the kernels' apart from what calls them;
+and where that of the whole command goes beside it: what is imported, and of whom."""
 
 from __future__ import annotations
 
 import functools
+import json
+import os
+import statistics
+import subprocess
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -104,3 +111,74 @@ def test_stages(small: bool, threads: int, report: Callable[[str], None], monkey
             share=seconds / total,
             threads=threads,
         )
+
+
+COMMAND = """
+import importlib._bootstrap as bootstrap, json, sys, time
+own, open_, loading = {}, [], bootstrap._load_unlocked
+
+def load(spec):
+    began = time.process_time()
+    open_.append(0.0)
+    try:
+        return loading(spec)
+    finally:
+        took = time.process_time() - began
+        of = spec.name.split(".")[0]
+        own[of] = own.get(of, 0.0) + took - open_.pop()
+        if open_:
+            open_[-1] += took
+
+bootstrap._load_unlocked = load
+import regframe.cli
+sys.argv[1:] = ["register", *sys.argv[1:]]
+from regframe import registration
+register, fit = registration._registered, []
+
+def registered(*args, **kwargs):
+    began, before = time.process_time(), sum(own.values())
+    try:
+        return register(*args, **kwargs)
+    finally:
+        fit.append(time.process_time() - began - sum(own.values()) + before)
+
+registration._registered = registered
+try:
+    regframe.cli.main(standalone_mode=False)
+except SystemExit:
+    pass
+print(json.dumps({"all": time.process_time(), "fit": sum(fit), "own": own}))
+"""
+"""A command that registers two files in a process of its own, and says in its last line what took its processor's time."""
+
+
+@pytest.mark.skipif("REGFRAME_DATA" not in os.environ, reason="needs the seed pair: set REGFRAME_DATA")
+def test_command(small: bool, threads: int, report: Callable[[str], None], tmp_path: Path) -> None:
+    """Prints the processor seconds of the whole command on the seed pair: fit, imports by package, and what is left."""
+    folder = Path(os.environ["REGFRAME_DATA"]) / "01_seed_cells"
+    sides = [str(folder / name) for name in ("cells.jpg", "cells2_crop.jpg")]
+    found = []
+    for _ in range(1 if small else 5):
+        arguments = [sys.executable, "-c", COMMAND, *sides, "-o", str(tmp_path / "out"), "--overwrite"]
+        run = subprocess.run(arguments, check=True, capture_output=True, text=True)
+        found.append(json.loads(run.stdout.splitlines()[-1]))
+    assert all(one["all"] > one["fit"] > 0 for one in found)
+    if small:
+        return
+
+    def median(of: Callable[[dict[str, Any]], float]) -> float:
+        return statistics.median(of(one) for one in found)
+
+    whole, fit, imports = (
+        median(lambda o: o["all"]),
+        median(lambda o: o["fit"]),
+        median(lambda o: sum(o["own"].values())),
+    )
+    report(
+        f"register of the seed pair, processor seconds: {whole:.2f}, fit {fit:.2f}, imports {imports:.2f}; "
+        f"fit + {whole - fit:.2f}"
+    )
+    names = sorted(found[0]["own"], key=lambda name: -found[0]["own"][name])[:12]
+    for name in names:
+        report(f"  {median(lambda o, n=name: o['own'].get(n, 0.0)):6.3f} s  {name}")
+    record(bench="command", what="register, seed pair", threads=threads, seconds=whole, fit=fit, imports=imports)

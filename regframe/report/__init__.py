@@ -8,17 +8,19 @@ and what to do next; ``again`` draws the page of a saved result again, ``noteboo
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 from ..data import Image, PointSet
-from ..group.group import Group
 from ..result import Result
-from ..stack.align import Stack
-from . import groups, results, stacks
 
-__all__ = ["groups", "results", "stacks", "write_report"]
+if TYPE_CHECKING:
+    from ..group.group import Group
+    from ..stack.align import Stack
+
+__all__ = ["write_report"]
 
 
 @overload
@@ -37,15 +39,28 @@ def write_report(shown: Result | Stack | Group, path: str | Path, /, *data: Any)
         TypeError: ``shown`` is neither, or the data are not the two sides of a result or the sections of a stack.
         OSError: the file cannot be written.
     """
-    if isinstance(shown, Stack) and len(data) == 1:
+    made: Any = shown
+    if _is_a("stack.align", "Stack", shown) and len(data) == 1:
+        from . import stacks
+
         (images,) = data
-        stacks.write(shown, images, shown.volume(images), Path(path))
-    elif isinstance(shown, Group) and len(data) == 1:
-        groups.write(shown, data[0], Path(path))
+        stacks.write(made, images, made.volume(images), Path(path))
+    elif _is_a("group.group", "Group", shown) and len(data) == 1:
+        from . import groups
+
+        groups.write(made, data[0], Path(path))
     elif isinstance(shown, Result) and len(data) == 2:
+        from . import results
+
         results.write(shown, *data, Path(path))
     else:
         raise TypeError(
             "wanted a Result, the file and its fixed and moving data, or a Stack, the file and its images, "
             f"got {type(shown).__name__}, the file and {len(data)} more"
         )
+
+
+def _is_a(room: str, name: str, thing: Any) -> bool:
+    """Whether something is of a class of regframe whose module is not loaded to tell: there is no such thing before it is."""
+    module = sys.modules.get(f"regframe.{room}")
+    return module is not None and isinstance(thing, getattr(module, name))

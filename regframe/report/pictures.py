@@ -19,7 +19,7 @@ from ..maps.affine import Affine
 from ..maps.base import Transform
 from ..maps.pieces import in_pieces
 from ..maps.resample import move_points
-from ..solvers.unseen import settled
+from ..solvers.unseen import found_nothing, settled
 
 Array: TypeAlias = NDArray[np.float32]
 
@@ -290,7 +290,7 @@ class Side:
 
 def blanked(image: Image) -> Image:
     """``image`` with NaN where it does not count or holds no data, and without pixels far off (`unseen.settled`)."""
-    shown, _ = settled(image)
+    shown = image if found_nothing(image) else settled(image)[0]
     if shown.labels or shown.weight is None or not bool((shown.weight == 0).any()):
         return shown
     return shown.replace(data=torch.where(shown.weight == 0, torch.nan, shown.data.to(torch.float32)))

@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.spatial import cKDTree
 from torch import Tensor
 
 from ..config import Config
@@ -172,6 +171,8 @@ def cells_of(image: Image) -> Floats | None:
     at = at[(np.abs(at) <= np.array(grid.extent) / 2).all(axis=1)]  # stray ones are not on the canvas
     if len(at) < FEWEST:
         return None
+    from scipy.spatial import cKDTree  # a tenth of a second that images need not wait for
+
     distance = np.asarray(cKDTree(at).query(at, k=2)[0])[:, 1]
     return at if distance.std() > REGULAR * distance.mean() else None
 

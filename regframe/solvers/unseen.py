@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import weakref
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,6 +54,38 @@ class Unseen:
     stray_fraction: float = 0.0
 
 
+_Watched = tuple["weakref.ref[Tensor]", int]
+_nothing: dict[int, tuple[_Watched, _Watched | None]] = {}
+"""By the identity of the pixels of an image, and their count of versions, with the image's weight: in which of them `settled`
+found nothing. None of them is kept alive by that."""
+
+
+def found_nothing(image: Image) -> bool:
+    """Whether `settled` has looked at this very image before, unchanged as far as torch knows, and gave it back as it was.
+
+    For what is only shown: pixels that were changed through an array of numpy that they share are not noticed.
+    """
+    data, weight = _nothing.get(id(image.data), (None, None))
+    if data is None or not _same(data, image.data):
+        return False
+    return weight is None if image.weight is None else weight is not None and _same(weight, image.weight)
+
+
+def _same(watched: _Watched, tensor: Tensor) -> bool:
+    return watched[0]() is tensor and watched[1] == tensor._version
+
+
+def _note_nothing(image: Image) -> None:
+    key = id(image.data)
+    if image.data.is_inference() or (
+        image.weight is not None and image.weight.is_inference()
+    ):  # without a count of versions
+        return
+    data = weakref.ref(image.data, lambda _: _nothing.pop(key, None))
+    weight = None if image.weight is None else (weakref.ref(image.weight), image.weight._version)
+    _nothing[key] = (data, image.data._version), weight
+
+
 def not_finite(data: Tensor) -> Tensor | None:
     """Where any channel of ``[C, *S]`` is no number or infinite, ``[*S]``, or None where none is."""
     if not data.dtype.is_floating_point:
@@ -92,6 +125,7 @@ def settled(image: Image) -> tuple[Image, Unseen]:
         value = usual.markers[0] if value is None and bool(rest.any()) else value
     hidden |= marked
     if out is data and not bool(hidden.any()):
+        _note_nothing(image)
         return image, Unseen()
     shares = [0.0 if mask is None else float(mask.to(torch.float32).mean()) for mask in (lost, marked, stray)]
     weight = image.weight
