@@ -1,10 +1,10 @@
 """Quality reports: self-contained HTML pages, opened without a network; of a registration, a stack, a group of rounds,
 a mosaic.
 
-``results``, ``stacks``, ``groups`` and ``mosaics`` write the kinds of page, ``page`` is what they share; ``pictures`` draws images, ``dots``
-points, ``figures`` curves and maps of numbers, ``pieces`` a slide in pieces; ``words`` says what was shown and what to do
-next; ``again`` draws the page of a
-saved result again, ``notebook`` is the viewer of a result in a notebook, ``sections`` asks installed packages for more.
+``results``, ``stacks``, ``groups`` and ``mosaics`` write the kinds of page, ``page`` is what they share; ``pictures`` draws
+images, ``dots`` points, ``figures`` curves and maps of numbers, ``pieces`` a slide in pieces; ``words`` says what was shown
+and what to do next; ``again`` draws the page of a saved result again, ``notebook`` is the viewer of a result in a notebook,
+``sections`` asks installed packages for more.
 """
 
 from __future__ import annotations
