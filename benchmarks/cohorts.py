@@ -90,7 +90,7 @@ def slabs() -> None:
         assert isinstance(shown, rf.Image)
         assert isinstance(ids, rf.Image)
         axis = int(np.argmin(shown.grid.shape))
-        images.append(averaged(shown, tuple(1 if d == axis else 2 for d in range(3))).replace(name=f"slab {k}"))
+        images.append(averaged(shown, tuple(1 if d == axis else 3 for d in range(3))).replace(name=f"slab {k}"))
         labels.append(ids)
     began = time.process_time()
     group = rf.register_group(images, reference="none")

@@ -2,9 +2,10 @@
 
     python benchmarks/nuclei.py --seeds 0 1 2 3 4 --part right
 
-The second round is the picture turned by up to 1°, shifted by up to 15 px, bent by up to 3 px, with a tenth of the nuclei taken
-out and noise; its map is known, so that what is measured is the finding and the matching. A match is right where both places lie in one
-nucleus. Recall counts every nucleus of which both rounds show 12 pixels or more, cut by the border or touching others too.
+The second round is the picture turned by up to 1°, shifted by up to 15 px, bent by up to 3 px, with a tenth of the
+nuclei taken out and noise; its map is known, so that what is measured is the finding and the matching. A match is right
+where both places lie in one nucleus. Recall counts every nucleus of which both rounds show 12 pixels or more, cut by
+the border or touching others too.
 """
 
 from __future__ import annotations
