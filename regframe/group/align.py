@@ -59,8 +59,8 @@ def register_group(
     """Bring many images of one tissue into the space of one of them; nothing has to be set.
 
     Args:
-        images: 2D `Image` objects, or anything `regframe.open` reads as one: rounds of one section, neighbouring sections in
-            other stains. Sizes and channels may differ, the unit may not.
+        images: `Image` objects, or anything `regframe.open` reads as one: rounds of one section, neighbouring sections in other
+            stains; or volumes of one organ. Sizes and channels may differ, the unit and the number of axes may not.
         names: a name for each; those of the images or files where None.
         reference: name or number of the image that stays where it is; ``"auto"``: the one that the others match best; or
             ``"none"``: none is favoured, all are brought to their mean (`regframe.group.template`), which is in ``template``.
@@ -73,7 +73,8 @@ def register_group(
         progress: called before each pair; the stage is ``pairs``.
 
     Raises:
-        ValueError: fewer than two images with tissue, points, volumes, several units, a reference or channel that there is not.
+        ValueError: fewer than two images with tissue, points, images among volumes, several units, a reference or channel that
+            there is not.
     """
     began = time.perf_counter()
     config = checked(config, transform)
@@ -248,7 +249,7 @@ class Work:
 
     def _base(self, grid: Grid, steps: Sequence[Step]) -> Result:
         if not steps:
-            same = Affine.identity(2, grid.unit)
+            same = Affine.identity(grid.ndim, grid.unit)
             return Result(same, grid, grid, judge.nothing(), self.config, same)
         results = [step.pair.result for step in steps]
         assert all(result is not None for result in results)

@@ -134,16 +134,23 @@ def _drift(member: Member, result: Result) -> dict[str, float]:
     probes, pixel = member.probes, result.fixed_grid.pixel
     there = result.transform.points(torch.from_numpy(probes)).numpy()
     away = there - probes
-    matrix = matrix_of(result, probes, rigid=False)
-    linear = matrix[:2, :2]
+    linear = matrix_of(result, probes, rigid=False)[:-1, :-1]
+    shifts = {f"shift_{a}_px": float(np.median(away[:, d])) / pixel for d, a in enumerate(result.fixed_grid.axes)}
     return {
         "moved_px": rms(away) / pixel,
-        "shift_y_px": float(np.median(away[:, 0])) / pixel,
-        "shift_x_px": float(np.median(away[:, 1])) / pixel,
-        "turn_degrees": math.degrees(math.atan2(linear[1, 0] - linear[0, 1], linear[0, 0] + linear[1, 1])),
-        "scale": math.sqrt(abs(float(np.linalg.det(linear)))),
+        **shifts,
+        "turn_degrees": _turn(linear),
+        "scale": abs(float(np.linalg.det(linear))) ** (1 / len(linear)),
         "bend_px": bend_of(result, probes) / pixel,
     }
+
+
+def _turn(linear: Floats) -> float:
+    """The turn of a linear map ``[D, D]`` in degrees; of a volume about whatever axis, without sign."""
+    if len(linear) == 2:
+        return math.degrees(math.atan2(linear[1, 0] - linear[0, 1], linear[0, 0] + linear[1, 1]))
+    u, _, vt = np.linalg.svd(linear)
+    return math.degrees(math.acos(min(1.0, max(-1.0, (abs(float(np.trace(u @ vt))) - 1) / 2))))
 
 
 def _residual(
@@ -163,7 +170,7 @@ def disagreements(
     k: int, member: Member, pairs: Sequence[Pair], way: Routes, results: dict[int, Result]
 ) -> list[float]:
     """Median distance over the tissue between the map of image ``k`` and each other way of it, in the reference's unit."""
-    same = Affine.identity(2, member.image.grid.unit)
+    same = Affine.identity(member.image.grid.ndim, member.image.grid.unit)
     maps: dict[int, Transform] = {j: routes.in_order(steps) if steps else same for j, steps in way.ways.items()}
     there = routes.through([results[k].transform], member.probes)
     out = []
@@ -246,7 +253,7 @@ def _details(members: Sequence[Member], results: Sequence[Result | None], refere
     a place, and images in colours.
     """
     fixed = members[reference]
-    if fixed.colour or members[reference].image.data.shape[0] != 1:
+    if fixed.colour or fixed.image.data.shape[0] != 1 or fixed.image.grid.ndim != 2:
         return [None] * len(members)
     grid = _middle(fixed)
     target = resample(fixed.image.replace(weight=None), _same(grid), grid, 0.0).data[0].to(torch.float64).numpy()

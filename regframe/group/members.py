@@ -23,6 +23,7 @@ from ..stack.posegraph import Floats, Node
 from ..stack.sections import Section
 from ..versions import version
 from .channels import Choice, Wanted, chosen, is_colour
+from .volumes import check_axes, tissue_of
 
 PROBES = 400
 """Positions on the tissue of an image at most at which two maps of it are compared."""
@@ -76,15 +77,16 @@ def opened(
         channel: the channel to align by, see `regframe.group.channels.chosen`.
         options: options of the adapter of every file.
 
-    Raises ValueError for fewer than two images, points, volumes, several units, names that are not unique, and a channel that an
-    image does not have.
+    Raises ValueError for fewer than two images, points, images among volumes, several units, names that are not unique, and
+    a channel that an image does not have.
     """
     sources = list(images)
     if len(sources) < 2:
         raise ValueError(f"wanted at least two images, got {len(sources)}; name more")
     called = names_of(sources, names)
     options = dict(options or {})
-    pyramids = [pyramid_at(source, name, options) for source, name in zip(sources, called, strict=True)]
+    pyramids = [pyramid_at(source, name, options, (2, 3)) for source, name in zip(sources, called, strict=True)]
+    check_axes(pyramids, called)
     units = {pyramid.grid.unit for pyramid in pyramids}
     if len(units) > 1:
         odd = next(k for k, pyramid in enumerate(pyramids) if pyramid.grid.unit != pyramids[0].grid.unit)
@@ -108,11 +110,13 @@ def _member(name: str, source: Any, pyramid: Pyramid, choice: Choice, options: d
         assert isinstance(found, Image)
         image = found
     image = image.replace(name=name)
-    section = Section.of(image)
-    return Member(
-        name, source, image, tuple(pyramid.channels), choice, is_colour(pyramid), section.node, _probes(section),
-        section.empty, options,
-    )  # fmt: skip
+    if image.grid.ndim == 3:
+        node, probes, empty = tissue_of(image, PROBES)
+    else:
+        section = Section.of(image)
+        node, probes, empty = section.node, _probes(section), section.empty
+    colour = is_colour(pyramid)
+    return Member(name, source, image, tuple(pyramid.channels), choice, colour, node, probes, empty, options)
 
 
 def _probes(section: Section) -> Floats:
@@ -133,8 +137,8 @@ def _probes(section: Section) -> Floats:
     return np.asarray(at * np.array(grid.spacing) + np.array(grid.origin), dtype=np.float64)
 
 
-def pyramid_at(source: Any, name: str, options: Mapping[str, Any]) -> Pyramid:
-    """Every resolution of an image, all channels; ValueError for points and volumes."""
+def pyramid_at(source: Any, name: str, options: Mapping[str, Any], axes: tuple[int, ...] = (2,)) -> Pyramid:
+    """Every resolution of an image, all channels; ValueError for points, and for another number of axes than ``axes``."""
     if isinstance(source, Image):
         pyramid: Pyramid | None = pyramid_of(source)
     else:
@@ -145,7 +149,7 @@ def pyramid_at(source: Any, name: str, options: Mapping[str, Any]) -> Pyramid:
                 f"wanted an image as {name}, got what the adapter {reader.name!r} reads otherwise; leave it out"
             )
     assert pyramid is not None
-    if pyramid.grid.ndim != 2:
+    if pyramid.grid.ndim not in axes:
         raise ValueError(f"wanted images of two axes, got {pyramid.grid.ndim} in {name}; choose one plane of it")
     return pyramid
 

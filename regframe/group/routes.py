@@ -15,7 +15,8 @@ from ..maps import bends
 from ..maps.base import Transform
 from ..maps.sequence import in_a_row
 from ..stack import posegraph
-from ..stack.posegraph import CONTRADICTS, Floats, Link, rms
+from ..stack.posegraph import CONTRADICTS, Floats, Link
+from .agreed import agreed, residual_of
 from .members import Member
 from .pairs import Pair, matrix_of
 
@@ -68,7 +69,7 @@ class Routes:
 
     Args:
         reference: the image that stays where it is.
-        poses: pose ``[3, 3]`` of every image that some pair joins to the reference, by number; reconciled over all loops.
+        poses: pose ``[D+1, D+1]`` of every image that some pair joins to the reference, by number; reconciled over all loops.
         links: the pairs as links of the graph; weight 0 where a pair contradicts the others, or failed.
         ways: the pairs that lead from each image to the reference, in the order of application; empty for the reference.
     """
@@ -94,12 +95,11 @@ def found(members: Sequence[Member], pairs: Sequence[Pair], reference: int, rigi
     links = [_link(pair, members[pair.moving].probes, rigid) for pair in pairs]
     start = posegraph.tree(links, nodes, reference)
     kind = "rigid" if rigid else "affine"
-    poses = posegraph.reconcile(links, nodes, start, reference, kind, stretch=None)
-    noted = []
-    for link in links:
-        joined = link.weight > 0 and link.fixed in poses and link.moving in poses
-        away = rms(posegraph.residual(link, poses, nodes[link.moving])) if joined else math.inf
-        noted.append(dataclasses.replace(link, residual=away))
+    if members[reference].image.grid.ndim == 2:
+        poses = posegraph.reconcile(links, nodes, start, reference, kind, stretch=None)
+    else:
+        poses = agreed(links, nodes, start, reference, rigid)
+    noted = [residual_of(link, poses, nodes) for link in links]
     usual = float(np.median([link.residual for link in noted if math.isfinite(link.residual)] or [0.0]))
     limit = max(AGREES * size, CONTRADICTS * CONTRADICTS * usual)
     kept = tuple(dataclasses.replace(link, weight=link.weight if link.residual <= limit else 0.0) for link in noted)
@@ -116,7 +116,7 @@ def is_bent(pair: Pair) -> bool:
 
 def _link(pair: Pair, probes: Floats, rigid: bool) -> Link:
     if pair.result is None or pair.confidence == 0:
-        return Link(pair.fixed, pair.moving, np.eye(3), 0.0, pair.verdict, 0.0)
+        return Link(pair.fixed, pair.moving, np.eye(probes.shape[1] + 1), 0.0, pair.verdict, 0.0)
     weight = pair.confidence**2 * (1.0 if pair.verdict == "pass" else DOUBTED)
     return Link(pair.fixed, pair.moving, matrix_of(pair.result, probes, rigid), pair.confidence, pair.verdict, weight)
 

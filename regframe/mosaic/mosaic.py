@@ -177,7 +177,7 @@ def _flat(mosaic: Mosaic, sources: Sequence[Any]) -> Flat:
     links = []
     for pair in mosaic.metrics["pairs"]:
         a, b = mosaic.names.index(pair["fixed"]), mosaic.names.index(pair["moving"])
-        if not pair["used"]:
+        if not pair["used"] or a not in kept or b not in kept:  # fields that hang together in themselves have no place
             continue
         here, there = (_indices(mosaic[k]) for k in (a, b))
         matrix = np.linalg.inv(here) @ there

@@ -151,8 +151,7 @@ def shifts(
 def _common(a: int, b: int, low: int, high: int) -> Floats:
     """Pixels of an axis that sides of ``a`` and ``b`` pixels share at shifts from ``low`` to ``high``."""
     at = np.arange(low, high + 1)
-    out: Floats = np.clip(np.minimum(a, b + at) - np.maximum(0, at), 0, None).astype(np.float64)
-    return out
+    return np.asarray(np.clip(np.minimum(a, b + at) - np.maximum(0, at), 0, None), dtype=np.float64)
 
 
 def _cell(fa: NDArray[np.complexfloating], fb: NDArray[np.complexfloating], size: list[int]) -> float:

@@ -15,7 +15,7 @@ from ..maps.affine import Affine
 from ..maps.resample import resample
 from . import figures
 from .page import Picture, fill, jpeg, svg_uri
-from .pictures import Array, Look, look_of, overlay, shrink
+from .pictures import Array, Look, canvas_of, look_of, overlay, plane_of, shrink
 
 _HEADLINES = {
     "pass": ("Confirmed", "Every image has its place."),
@@ -129,7 +129,7 @@ class _Shown:
         if pair.result is None:
             return ""
         grid = _canvas(self.images[pair.fixed].grid, CELL)
-        same = Affine.identity(2, grid.unit)
+        same = Affine.identity(grid.ndim, grid.unit)
         fixed = _carried(self.images[pair.fixed], same, grid)
         moving = _carried(self.images[pair.moving], pair.result.transform, grid)
         ink = self.looks[pair.fixed].ink(fixed)
@@ -150,14 +150,16 @@ class _Shown:
             out.append(frame)
         for name, image in (("mean of all", self.group.template), ("their variance", self.group.variance)):
             if image is not None:
-                small = _carried(image, Affine.identity(2, grid.unit), grid)
+                small = _carried(image, Affine.identity(grid.ndim, grid.unit), grid)
                 uri = jpeg(look_of(shrink(image, max(image.grid.extent) / FLICKER)).rgb(small), 82)
                 out.append({"uri": uri, "name": name, "verdict": "pass"})
         return [frame | {"delay": f"{SECONDS * n:.3g}"} for n, frame in enumerate(out)]
 
 
 def _canvas(grid: Grid, most: int) -> Grid:
-    """The same canvas with at most ``most`` pixels along its longer side."""
+    """The same canvas, of a volume its middle plane, with at most ``most`` pixels along its longer side."""
+    if grid.ndim == 3:
+        return canvas_of(grid, most)
     return grid.resampled(tuple(s * max(1.0, max(grid.shape) / most) for s in grid.spacing))
 
 
@@ -168,7 +170,7 @@ def _carried(image: Image, transform: Any, grid: Grid) -> Array:
 
 
 def _values(image: Image) -> Array:
-    return np.asarray(image.data.float().numpy(), dtype=np.float32)
+    return plane_of(image.data)
 
 
 def _drift(metrics: dict[str, Any]) -> str:

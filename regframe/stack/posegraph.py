@@ -85,8 +85,8 @@ class Node:
 
 
 def carry(matrix: Floats, points: Floats) -> Floats:
-    """Positions ``[N, 2]`` mapped by ``matrix`` ``[3, 3]``."""
-    moved: Floats = points @ matrix[:2, :2].T + matrix[:2, 2]
+    """Positions ``[N, D]`` mapped by ``matrix`` ``[D+1, D+1]``."""
+    moved: Floats = points @ matrix[:-1, :-1].T + matrix[:-1, -1]
     return moved
 
 
@@ -109,7 +109,7 @@ def loop(ab: Link, bc: Link, ac: Link, node: Node) -> float:
 
 
 def tree(links: Sequence[Link], nodes: Mapping[int, Node], root: int) -> dict[int, Floats]:
-    """Poses along the most trusted pairs, starting from ``root``, whose pose is the identity; unreachable nodes have none.
+    """Poses (of volumes too) along the most trusted pairs from ``root``, whose pose is the identity; unreachable nodes have none.
 
     A pair is trusted where the triangles it is part of close, and where its correlation is high.
     """
@@ -128,7 +128,7 @@ def tree(links: Sequence[Link], nodes: Mapping[int, Node], root: int) -> dict[in
     order, parents = csgraph.breadth_first_order(
         csgraph.minimum_spanning_tree(cost.tocsr()), root % (n + 1), directed=False
     )
-    poses = {root % (n + 1): np.eye(3)}
+    poses = {root % (n + 1): np.eye(len(links[0].matrix) if links else 3)}
     for child in order[1:].tolist():
         parent = int(parents[child])
         down = by_nodes.get((parent, child))
@@ -274,7 +274,7 @@ def _stretch_prior(unknown: int, pose: Floats, generators: Floats, weight: float
 
 def _exactly(matrix: Floats) -> Floats:
     """``matrix`` with its last row set to zeros and a one, free of rounding."""
-    matrix[2] = 0.0, 0.0, 1.0
+    matrix[-1], matrix[-1, -1] = 0.0, 1.0
     return matrix
 
 

@@ -282,6 +282,11 @@ def test_an_uneven_lamp_is_divided_out(tmp_path: Path, placed: rf.Mosaic) -> Non
     assert np.std(told / (light / light.mean())) < 0.5 * np.std(light / light.mean())
 
 
+def test_the_light_is_told_without_fields_that_have_no_place(tmp_path: Path, placed: rf.Mosaic) -> None:
+    less = dataclasses.replace(placed, results=(None, *placed.results[1:]))
+    assert len(mosaics.planned(less, tmp_path / "m.ome.zarr", fields(), flat_field=True).fields) == 3
+
+
 def test_the_command_goes_on_and_its_folder_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "in").mkdir()
     written(tmp_path / "in", fields(blank=3), (-1.0, 1.0))
