@@ -34,6 +34,11 @@ _SHARE = 0.1
 """Least share of a correction that counts at a landmark for it to have a say: nearer to the outline, hardly anything moves."""
 _MOST_NODES = 60_000
 """Nodes of a correction, at most."""
+_SOON = 3
+"""Power by which what images ask for counts sooner in the seam than what landmarks ask for. Between landmarks and outline the
+bend through landmarks is a guess, of which a share ``w`` is there already; with images at ``w`` too a quarter of the guess would
+stay in the middle of the seam, with ``1 - (1 - w)³`` a tenth. On made and real tissue with made faults of 30 px (seeds 10 to 13)
+the largest error is 1.2 px in the mean of the faults; with a power of 1 it is 1.5 px."""
 _STEEP = 0.2
 """Largest change of a correction between two nodes, over their distance, that one Euler step takes."""
 _MOST_STEPS = 24
@@ -147,9 +152,9 @@ def _together(region: Region, first: Field, beyond: Beyond) -> Field:
     """The field of landmarks with what images ask for beyond it, within the region."""
     grid = _grid(region, first.grid.unit, min(*first.grid.spacing, beyond.spacing))
     y = grid.coords().reshape(-1, 2).numpy()
-    window = region.window(grid)
-    e = beyond.at(y) * window.reshape(-1, 1)
-    d = np.where(window.reshape(-1, 1) > 0, e + first.at(y + e), 0.0)
+    window = region.window(grid).reshape(-1, 1)
+    e = beyond.at(y) * (1 - (1 - window) ** _SOON)
+    d = np.where(window > 0, e + first.at(y + e), 0.0)
     return Field(torch.from_numpy(d.T.reshape(2, *grid.shape).copy()), grid)
 
 
