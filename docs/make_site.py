@@ -32,7 +32,7 @@ BESIDE = {
 """Pages from outside ``docs/``, by their place in the repository, and their names on the site."""
 
 PARTS = {
-    "Begin": ["readme", "install", "wrong", "report", "view", "glossary", "gallery"],
+    "Begin": ["readme", "install", "wrong", "report", "view", "concepts", "glossary", "gallery"],
     "Tutorials": [
         "tutorial-stains",
         "tutorial-fluorescence",
@@ -49,6 +49,7 @@ PARTS = {
         "cells",
         "points",
         "vendors",
+        "visium",
         "scverse",
         "shapes",
         "atlas",

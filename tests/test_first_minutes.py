@@ -30,6 +30,7 @@ DOCUMENTS = (
     "cells",
     "slides",
     "vendors",
+    "visium",
     "files",
     "stack",
     "atlas",

@@ -59,6 +59,7 @@ def evaluate(
     from ..data import describe_grid
     from ..evaluation import evaluate as measure
     from ..io.tables import paired
+    from .swapped import swapped
 
     result = load_result(result_folder)
     sides: list[PointSet] = []
@@ -77,6 +78,10 @@ def evaluate(
         pairs = paired(sides[0], sides[1])
         figures = measure(result, pairs.fixed, pairs.moving) | {"paired_on": pairs.column}
     click.echo(pairs.words, err=True)
+    places = files[0][0], files[-1][0]
+    odd = None if landmarks else swapped(result, pairs.fixed.coords, pairs.moving.coords, places)
+    if odd:
+        click.echo(f"Warning: {odd}", err=True)
     if as_json:
         emit_json(figures)
     else:

@@ -70,7 +70,7 @@ def _stains(pixels: Array) -> tuple[Array, Array]:
     return blue.astype(np.float32), brown.astype(np.float32)
 
 
-def _turned(grid: Grid, degrees: float, shift: tuple[float, float], seed: int | None = None) -> Transform:
+def turned(grid: Grid, degrees: float, shift: tuple[float, float], seed: int | None = None) -> Transform:
     """A turn about the middle of ``grid`` and a shift (y, x) in its unit; with a seed a bend of up to 10 pixels before them."""
     cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     matrix = torch.eye(3, dtype=torch.float64)
@@ -106,7 +106,7 @@ def _points(folder: Path, name: str, at: torch.Tensor) -> str:
 
 def _fluorescence(folder: Path, stained: Image, blue: Array, brown: Array, at: torch.Tensor) -> list[str]:
     """The picture as fluorescence: nuclei and a marker bright on dark, turned by 14° and bent."""
-    way = _turned(stained.grid, 14, (9.0, -12.0), seed=5)
+    way = turned(stained.grid, 14, (9.0, -12.0), seed=5)
     _write_channels(folder / "fluorescence.ome.tif", _carried(stained, [blue, brown], way, 1), ["DAPI", "marker"])
     return ["fluorescence.ome.tif", _points(folder, "fluorescence", way.points(at))]
 
@@ -119,7 +119,7 @@ def _cells(folder: Path, stained: Image, blue: Array, at: torch.Tensor) -> list[
     nuclei: Array = peak_local_max(  # type: ignore[no-untyped-call]
         gaussian_filter(blue, 2.5), min_distance=4, threshold_abs=0.2
     )
-    way = _turned(stained.grid, -20, (32.0, 24.0))
+    way = turned(stained.grid, -20, (32.0, 24.0))
     seen = way.points(torch.from_numpy(nuclei * MPP)).numpy() + generator.normal(0, 0.5, nuclei.shape)
     outs, focus = folder / "xenium_stained", "morphology_focus/morphology_focus_0000.ome.tif"
     (outs / "morphology_focus").mkdir(parents=True, exist_ok=True)
@@ -143,7 +143,7 @@ def _rounds(folder: Path, stained: Image, blue: Array, brown: Array, at: torch.T
     ways = ((0.0, (0.0, 0.0)), (3.0, (6.0, -9.0)), (-4.0, (-8.0, 5.0)))
     names = []
     for k, ((name, other), (degrees, shift)) in enumerate(zip(marker.items(), ways, strict=True), 1):
-        way = _turned(stained.grid, degrees, shift)
+        way = turned(stained.grid, degrees, shift)
         data = _carried(stained, [blue, other], way, 10 + k)
         _write_channels(folder / "rounds" / f"r{k}.ome.tif", data, ["DAPI", name])
         names.append(_points(folder, f"r{k}", way.points(at)))

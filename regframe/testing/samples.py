@@ -18,7 +18,7 @@ from .. import plugins
 from ..data import Grid, Image
 from ..maps.affine import Affine
 from ..maps.resample import resample
-from . import demo, lessons
+from . import demo, lessons, visium
 from .tables import table
 
 Array = NDArray[Any]
@@ -87,6 +87,7 @@ def write(folder: Path) -> tuple[list[Path], list[str]]:
         _atlas,
         _sections,
         lessons.write,
+        visium.write,
     )
     for writer in writers:
         made += [folder / name for name in writer(folder, pair)]

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
+from urllib.parse import unquote
 
 import click
 import pytest
@@ -70,6 +71,29 @@ def test_options_that_the_pages_on_trouble_name_exist() -> None:
         assert named <= known, f"{page}.md names {named - known}"
 
 
+def broken_links(site: Path) -> list[tuple[str, str]]:
+    """Page and target of every link within ``site`` to a file, or to a place on a page, that is not there."""
+    texts = {path.resolve(): path.read_text(encoding="utf-8") for path in site.rglob("*.html")}
+    places = {path: set(re.findall(r'\sid="([^"]+)"', text)) for path, text in texts.items()}
+    broken = []
+    for page, text in texts.items():
+        for target in re.findall(r'\s(?:href|src)="([^"]+)"', text):
+            name, _, anchor = unquote(target).partition("#")
+            at = (page.parent / name.partition("?")[0]).resolve() if name else page
+            if re.match(r"[a-z]+:|//", target) or (at.exists() and (not anchor or anchor in places.get(at, {anchor}))):
+                continue
+            broken.append((page.name, target))
+    return broken
+
+
+def test_broken_links_are_found(tmp_path: Path) -> None:
+    (tmp_path / "a.html").write_text(
+        '<p id="here"><a href="#here"><a href="b.html#x"><a href="https://e.org/x"><img src="no.png">'
+    )
+    (tmp_path / "b.html").write_text('<a href="a.html?q=1#here"><a href="a.html#gone">')
+    assert sorted(broken_links(tmp_path)) == [("a.html", "b.html#x"), ("a.html", "no.png"), ("b.html", "a.html#gone")]
+
+
 @pytest.mark.slow
 def test_the_site_is_built_and_its_search_finds(tmp_path: Path) -> None:
     pytest.importorskip("sphinx", reason="needs the extra docs")
@@ -94,6 +118,9 @@ def test_the_site_is_built_and_its_search_finds(tmp_path: Path) -> None:
     assert "wrong" in found("turn", "slide")
     assert "wrong" in found("wrong", "scale")
     assert {"shapes", "coming"} <= found("qupath")
+    assert "visium" in found("visium", "neighbour")
+    assert "concepts" in found("space", "direct")
+    assert not broken_links(tmp_path / "site")
     for page in (tmp_path / "site").glob("*.html"):  # what the browser loads lies beside the page
         assert not re.findall(
             r'<(?:script|link)[^>]+(?:src|href)="https?://[^"]+\.(?:js|css)', page.read_text(encoding="utf-8")
