@@ -153,10 +153,14 @@ def _search(fixed: Halvings, moving: Halvings, config: Config) -> Pose:
     def scored(found: _Candidates) -> Tensor:
         return found.evidence - paid(found)
 
+    def doubted(found: _Candidates, enough: float) -> bool:
+        best = int(scored(found).argmax())
+        return float((found.both - paid(found))[best]) < enough * unit
+
     found = functools.reduce(_Candidates.and_those, _candidates(pair), _unmoved(pair))
     for closer, enough in (DOUBTED if f.ndim == 2 else {}).items():
         more = _candidates(pair, closer)
-        while float((found.least - paid(found)).max()) < enough * unit and (those := next(more, None)) is not None:
+        while doubted(found, enough) and (those := next(more, None)) is not None:
             found = found.and_those(those)
     scores = scored(found)
     looked_for = len(scores)
@@ -200,8 +204,8 @@ class _Candidates:
 
     Args:
         poses: pullbacks ``[N, D, D+1]``.
-        evidence: raw, by both looks at the pair (`Weights`) ``[N]``.
-        least: raw, by that look which sees less ``[N]``.
+        evidence: raw, by that look at the pair which sees more (`Weights`) ``[N]``.
+        both: raw, by both looks ``[N]``.
         overlap: share of the smaller side's tissue that both show ``[N]``.
         richness: nats that the model of each pays ``[N]``.
         favour: what scores are multiplied by where poses are compared: plain ones, and those without a mirror ``[N]``.
@@ -209,7 +213,7 @@ class _Candidates:
 
     poses: Tensor
     evidence: Tensor
-    least: Tensor
+    both: Tensor
     overlap: Tensor
     richness: Tensor
     favour: Tensor
