@@ -77,10 +77,11 @@ UNMIRRORED = 0.3
 rarely, and the two halves of a brain resemble each other more than two brains do."""
 DOUBTED = {2: 100.0, 3: 50.0}
 """Nats of evidence, in the pair's own unit, under which nothing counts as found in a plane and both sides are scanned again, by
-their fine structure, that many times as close and at as many times more turns; three times as close at the stated size alone,
-because it takes long. Half a step between two turns then moves the border of the tissue by 2 pixels, and neighbourhoods of
-`LOCAL` pixels that lie so far apart are still alike. Of 30 made pairs of `benchmarks.proving` (crop, mixture, block; seeds 300 to
-309) two scans of coarse structure lost 7, each with under 21 nats; with those of fine structure 1 is lost."""
+their fine structure, that many times as close and at as many times more turns and sizes; three times as close at the stated size
+alone, because it takes long. Where outlines alone speak for the best pose it has none (`weighing.LEADS`). Half a step between two
+turns then moves the border of the tissue by 2 pixels, and neighbourhoods of `LOCAL` pixels that lie so far apart are still alike.
+Of 30 made pairs of `benchmarks.proving` (crop, mixture, block; seeds 300 to 309) two scans of coarse structure lost 7, each with
+under 21 nats; with those of fine structure 1 is lost. By sizes √2 apart `mixture` 4, 1020 and 1040 were lost."""
 HALVES = 1
 """Number of candidates, the best ones, whose counterparts are tried: what they become where a side that resembles its own mirror
 image is replaced by it. Of 11 made pairs `mixture` (seeds from 30000 on, none of which set a constant) one brain with a hole
