@@ -3,8 +3,9 @@
 Two layouts are read. That of SLAT's benchmark (``benchmark/workflow`` of gao-lab/SLAT): folders, at any depth, with
 ``adata1.h5ad`` (the reference) and ``adata2.h5ad`` (the query), to which a method adds ``METHOD/metrics.yaml`` and
 ``METHOD/matching.csv``. And a folder of slices, ``*.h5ad`` in the order of their names, each aligned to the one before it, as in
-comparisons of PASTE and its like (Xu-0001/Benchmarking), which score a matrix ``pi`` of probabilities ``[spots of the first, spots of the second]``. Positions are
-``obsm["spatial"]``, labels columns of ``obs``. The metrics are written anew. The command is `__main__`.
+comparisons of PASTE and its like (Xu-0001/Benchmarking), which score a matrix ``pi`` of probabilities
+``[spots of the first, spots of the second]``. Positions are ``obsm["spatial"]``, labels columns of ``obs``. The metrics are
+written anew. The command is `__main__`.
 
 regframe aligns positions and matches no spots: here a spot of the query is matched to the reference's spot nearest to where the
 map puts it.
