@@ -1,7 +1,7 @@
-"""What the harnesses of challenges (`benchmarks.anhir`, `benchmarks.acrobat`) share: pairs run as a batch, and what it left.
+"""What the harnesses of challenges (`benchmarks.anhir`, `benchmarks.learn2reg` …) share: pairs run as a batch, and what it left.
 
 A pair is one row of a manifest for ``regframe batch``: a process of its own, a folder that is whole or not there, not fitted
-again when the command is given again, and a sentence where it failed. Landmarks are carried as its ``apply_points``.
+again when the command is given again, and a sentence where it failed. Points are carried as its ``apply_points``.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ MANIFEST = "jobs.csv"
 
 @dataclass(frozen=True)
 class Pair:
-    """Two images of a challenge and the points of the moving one that it wants in the fixed one.
+    """Two data sets of a challenge and the points of the moving one that it wants in the fixed one.
 
     Args:
         id: name of its folder in `RUNS`; see `named`.
         fixed: image that stays where it is: the challenge's target.
         moving: image that is brought onto it: the challenge's source.
-        points: table of positions in ``moving``, as ``regframe apply points`` reads it.
-        axes: names of its columns of x and of y.
+        points: positions in ``moving``, as ``regframe apply points`` reads them; None where the challenge wants the map itself.
+        axes: names of its columns of x and of y; None for a file that is no CSV table, whose positions are left to the harness.
         cells: more columns of the manifest, such as ``fixed_mpp``.
     """
 
     id: str
     fixed: Path
     moving: Path
-    points: Path
-    axes: tuple[str, str]
+    points: Path | None = None
+    axes: tuple[str, str] | None = None
     cells: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -52,15 +52,18 @@ class Fit:
 
     Args:
         state: the verdict, ``failed`` or ``not run``.
-        points: the pair's points ``[N, 2]`` (x, y) carried to the fixed image, in the unit of their table; None without a map.
+        points: the pair's points ``[N, 2]`` (x, y) carried to the fixed image, in the unit of their table; None without a map,
+            and where the pair names no table.
         seconds: wall time of the whole process: reading, fitting, carrying, report.
         reasons: of the verdict, or why there is no map.
+        folder: holds the map, as `regframe.load` takes it, and ``applied/``; None without a map.
     """
 
     state: str
     points: Array | None = None
     seconds: float = float("nan")
     reasons: tuple[str, ...] = ()
+    folder: Path | None = None
 
 
 def named(number: int, text: str) -> str:
@@ -102,7 +105,7 @@ def _manifest(pairs: Sequence[Pair]) -> tuple[list[str], list[list[str]]]:
     head = ["id", "fixed", "moving", "apply_points", *more]
     rows = []
     for pair in pairs:
-        places = [str(place.absolute()) for place in (pair.fixed, pair.moving, pair.points)]
+        places = ["" if place is None else str(place.absolute()) for place in (pair.fixed, pair.moving, pair.points)]
         rows.append([pair.id, *places, *(pair.cells.get(name, "") for name in more)])
     return head, rows
 
@@ -118,13 +121,13 @@ def _fit(pair: Pair, folder: Path) -> Fit:
     except FileNotFoundError:
         return Fit("not run")
     reasons, seconds = tuple(record.get("reasons") or ()), float(record["seconds"])
-    carried = folder / "applied" / pair.points.name
-    if record["status"] != "done" or not carried.is_file():
+    carried = None if pair.points is None else folder / "applied" / pair.points.name
+    if record["status"] != "done" or not (carried is None or carried.is_file()):
         return Fit("failed", None, seconds, reasons)
-    points = read_points(carried, pair.axes)
-    if not np.isfinite(points).all():
+    points = None if carried is None or pair.axes is None else read_points(carried, pair.axes)
+    if points is not None and not np.isfinite(points).all():
         return Fit("failed", None, seconds, (*reasons, "positions that are no numbers"))
-    return Fit(record["verdict"], points, seconds, reasons)
+    return Fit(record["verdict"], points, seconds, reasons, folder)
 
 
 def read_points(path: Path, axes: tuple[str, str]) -> Array:
@@ -181,7 +184,7 @@ def write_json(path: Path, values: Mapping[str, object]) -> None:
 
 def say_failures(pairs: Iterable[Pair], found: Mapping[str, Fit]) -> int:
     """Print a line for every pair without a map; returns their number."""
-    lost = [pair.id for pair in pairs if found[pair.id].points is None]
+    lost = [pair.id for pair in pairs if found[pair.id].folder is None]
     for name in lost:
         print(f"  {name}: {found[name].state}{': ' * bool(found[name].reasons)}{'; '.join(found[name].reasons)}")
     return len(lost)

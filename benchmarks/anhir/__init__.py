@@ -192,7 +192,7 @@ def score(source: Array, target: Array, warped: Array | None, diagonal: float) -
 
 def scored(case: Case, fit: Fit) -> Score | None:
     """The figures of a pair; None where its target landmarks are kept back, or its source ones are absent."""
-    if case.truth is None or not case.pair.points.is_file():
+    if case.truth is None or case.pair.points is None or not case.pair.points.is_file():
         return None
     source, target = entries.read_points(case.pair.points, AXES), entries.read_points(case.truth, AXES)
     return score(source, target, fit.points, _diagonal(case))
