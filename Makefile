@@ -77,6 +77,7 @@ test-sanitized: install
 
 test-slow: install
 	$(BIN)/python -m pytest tests -m slow $(PYTEST_ARGS)
+	@$(MAKE) test-sanitized
 
 lint: install
 	$(BIN)/ruff check .

@@ -145,7 +145,8 @@ def _search(fixed: Halvings, moving: Halvings, config: Config) -> Pose:
     # poses are pullbacks of the normalised frames, fixed → moving, [N, D, D+1]
     to_fixed, to_moving = Frame.of(fixed.grid).matrix(), Frame.of(moving.grid).matrix()
     lying = compose(to_moving, _scaled(scale.factor, f.ndim), inverse(to_fixed))
-    pair = _Pair(f, m, prior, lying, config.transform)
+    counted = any(side.image.counted is not None for side in (fixed, moving))
+    pair = _Pair(f, m, prior, lying, config.transform, counted)
     unit = pair.weights.unit
 
     def paid(found: _Candidates) -> Tensor:
@@ -246,6 +247,7 @@ class _Pair:
         prior: of poses.
         lying: the pullback ``[D+1, D+1]`` under which both stay as they lie.
         transform: the model that is asked for.
+        counted: whether a side is a density of counted things.
     """
 
     fixed: Views
@@ -253,11 +255,13 @@ class _Pair:
     prior: priors.Prior
     lying: Tensor
     transform: str
+    counted: bool = False
 
     @functools.cached_property
     def weights(self) -> Weights:
         """What poses are weighed by."""
-        return Weights(self.fixed, self.moving, self.prior.size or self.fixed.extent / self.moving.extent)
+        zoom = self.prior.size or self.fixed.extent / self.moving.extent
+        return Weights(self.fixed, self.moving, zoom, self.fixed.ndim == 2 and not self.counted)
 
     @property
     def equal(self) -> float:

@@ -26,7 +26,9 @@ PLENTY = 500.0
 
 
 class Weights:
-    """Evidence of poses of two planes by both looks, in the unit of the first; of two volumes by the first alone.
+    """Evidence of poses of two pictures by both looks, in the unit of the first; of volumes and densities by the first alone.
+
+    The fine structure of a density of cells is chance, for the most part.
 
     Each look is counted in the unit that the pair itself sets for it (`priors.chance`), and a pose is worth what the look says
     that sees more of it: either may be the one that suits a pair.
@@ -35,15 +37,16 @@ class Weights:
         fixed: stays where it is.
         moving: is brought onto it.
         zoom: fixed pixels per moving pixel, about.
+        twice: whether there are two looks.
     """
 
-    def __init__(self, fixed: Views, moving: Views, zoom: float) -> None:
+    def __init__(self, fixed: Views, moving: Views, zoom: float, twice: bool = True) -> None:
         nowhere = anywhere(fixed, zoom)
         self.unit = chance(evidence(seen(fixed, FINE_SIZE), moving, nowhere))
         """Raw nats that one honest nat stands for."""
         self.fine = Fine(fixed, LOCAL[fixed.ndim]), Fine(moving, LOCAL[fixed.ndim])
         """Both sides by the second look."""
-        self._rate = self.unit / chance(self._alike(nowhere)) if fixed.ndim == 2 else 0.0
+        self._rate = self.unit / chance(self._alike(nowhere)) if twice else 0.0
 
     def __call__(self, poses: Tensor, fit: Match) -> tuple[Tensor, Tensor]:
         """Raw evidence ``[N]`` of poses ``[N, D, D+1]`` by the look that sees more, and what each has by both looks ``[N]``: 0
