@@ -128,7 +128,7 @@ def test_the_metric_agrees_with_itself_on_the_warped_image(name, channels, compo
     assert relative(got[0], value.detach()) < 1e-5
     for a, b in zip(got[1:], grads, strict=True):
         assert relative(a, b) < 1e-4
-    for other in (copy.deepcopy(metric), pickle.loads(pickle.dumps(metric))):  # noqa: S301  # our own
+    for other in (copy.deepcopy(metric), pickle.loads(pickle.dumps(metric))):  # noqa: S301 - made above
         assert all(
             torch.equal(a, b) for a, b in zip(got, other.fused(path, moving.data, fixed.data, weight), strict=True)
         )

@@ -206,7 +206,7 @@ def prior_of(fixed: Halvings, moving: Halvings) -> priors.Prior:
     return priors.Prior(size, scale.physical)
 
 
-SETTLED = 0.2
+RESAMPLED = 0.2
 """Relative difference of evidence that a fraction of a pixel makes by the look that sees more, where the other look sees poses
 as equal: 0.13 for a made picture of two mirrored halves, brought onto itself either way."""
 
@@ -389,7 +389,7 @@ def _decided(found: _Candidates, scores: Tensor, best: int, rivals: list[int]) -
         return ""
     rival = rivals[int(found.evidence[rivals].argmax())]
     keener, duller = (float(look[rival] / look[best]) for look in (found.evidence, found.both))
-    if not (keener >= 1 - EQUAL or (duller >= 1 - EQUAL and keener >= 1 - SETTLED)):  # 0 / 0 is no number
+    if not (keener >= 1 - EQUAL or (duller >= 1 - EQUAL and keener >= 1 - RESAMPLED)):  # 0 / 0 is no number
         return ""
     hands = [float(torch.linalg.det(found.poses[i, :, :-1])) for i in (best, rival)]
     if hands[0] > 0 > hands[1]:

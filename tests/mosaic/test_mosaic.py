@@ -101,7 +101,7 @@ def test_a_blank_field_is_named_and_not_placed() -> None:
 
 def test_shifts_alone_turn_nothing() -> None:
     found = rf.register_mosaic(fields(turn=0.0), layout=STATED, transform="translation")
-    assert all(torch.equal(r.affine.matrix[:2, :2], torch.eye(2, dtype=torch.float64)) for r in found.results)  # type: ignore
+    assert all(torch.equal(r.affine.matrix[:2, :2], torch.eye(2, dtype=torch.float64)) for r in found.results)  # type: ignore[union-attr]
     assert off(found, turn=0.0) < 0.3
 
 
