@@ -13,7 +13,8 @@ from ..fit.pyramid import Recipe
 from ..fit.threads import threads_for
 from ..verdict import CONFIRMED, NO_EVIDENCE, TOGETHER, Finding
 from . import raster, recipes, samples
-from .preparation import evened, grey, prepare
+from .counts import counting, evened
+from .preparation import grey, prepare
 from .raster import Compared
 from .recipes import SURE
 
@@ -97,9 +98,7 @@ class Images(Solver):
 
     def compare(self, task: Task) -> Compared:
         """Both sides prepared, and the metric by which to compare them."""
-        assert isinstance(task.fixed, Image)
-        assert isinstance(task.moving, Image)
-        (fixed, one), (moving, other) = prepare(task.fixed), prepare(task.moving)
+        (fixed, one), (moving, other) = map(prepare, _sides(task))
         stained = one.brightfield and other.brightfield
         if task.metric is not None:
             return Compared(fixed, moving, (one, other), task.metric, "as asked for", stained)
@@ -120,15 +119,24 @@ class Images(Solver):
 
         Densities of counted things are compared as they are, not by roots, and other images by their local correlation.
         """
-        assert isinstance(task.fixed, Image)
-        assert isinstance(task.moving, Image)
         said = f"a map by {type(pair.metric).name} was doubtful"
         if pair.counted:
-            (fixed, one), (moving, other) = prepare(task.fixed), prepare(task.moving)
+            (fixed, one), (moving, other) = map(prepare, _sides(task))
             why = f"{said} by roots of counts, and is likelier by the counts themselves"
             return Compared(fixed, moving, (one, other), plugins.metric(self.default), why, counted=True)
         why = f"{said}, and is likelier by local correlation, which bears uneven light and stain"
         return dataclasses.replace(pair, metric=plugins.metric(self.in_uneven_light), why=why)
+
+
+def _sides(task: Task) -> tuple[Image, Image]:
+    """Both sides as they are, or as densities of counted things where both hold counts and no metric is asked for."""
+    assert isinstance(task.fixed, Image)
+    assert isinstance(task.moving, Image)
+    if task.metric is None:
+        fixed, moving = counting(task.fixed), counting(task.moving)
+        if fixed.counted is not None and moving.counted is not None:
+            return fixed, moving
+    return task.fixed, task.moving
 
 
 def recipe_of(pair: Compared) -> Recipe:

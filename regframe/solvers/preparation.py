@@ -66,9 +66,6 @@ BRIGHT = 0.8
 """Least brightness of the background of a picture in transmitted light, over that of the picture's brightest parts."""
 NEUTRAL = 0.15
 """Largest difference between the channels of the background of transmitted light, over the brightness of the brightest parts."""
-FEW_COUNTED = 3 / 8
-"""Number of things added to every count before its root is taken (Anscombe 1948):
-the variance then is even down to few things."""
 
 
 @dataclass(frozen=True)
@@ -406,16 +403,3 @@ def _from_corner(same: Tensor, y: int, x: int) -> Tensor:
     """The connected component of a mask ``[H, W]`` that contains the corner ``[y, x]``."""
     labels, _ = ndimage.label(same.numpy())
     return torch.from_numpy(np.asarray(labels == labels[y, x])) if labels[y, x] else torch.zeros_like(same)
-
-
-def evened(image: Image) -> Image:
-    """A density of counted things with noise that is even: the roots of its counts; other images as they are.
-
-    A count has the variance of its mean, so that residuals would weigh dense tissue most, and take its chance for a misfit. The
-    root of a count varies by one half wherever it is (Anscombe 1948). ``counted`` becomes 1: a value of about 1 is one thing, and
-    an empty place stays known to be empty.
-    """
-    if image.counted is None:
-        return image
-    counts = image.data.to(torch.float32).clamp(min=0) * image.counted
-    return image.replace(data=(counts + FEW_COUNTED).sqrt(), counted=1.0)

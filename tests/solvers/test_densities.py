@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 import regframe as rf
 from regframe.fit.pyramid import Recipe
 from regframe.solvers import raster, recipes
+from regframe.solvers.counts import evened
 from regframe.solvers.points.solver import Points
-from regframe.solvers.preparation import evened
 
 Array = NDArray[np.float64]
 
