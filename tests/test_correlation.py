@@ -180,5 +180,9 @@ def test_the_metric_agrees_with_itself_on_the_warped_image(channels, options):
         assert all(
             torch.equal(a, b) for a, b in zip(got, other.fused(path, moving.data, fixed.data, weight), strict=True)
         )
+    moving.data[:, :20] = moving.data.flip(-1)[:, :20]  # an image changed in place is looked at again
+    again = metric.fused(path, moving.data, fixed.data, weight)
+    assert float(again[0]) != float(got[0])
+    assert torch.equal(again[0], metric.fused(path, moving.data.clone(), fixed.data.clone(), weight)[0])
     with pytest.raises(ValueError, match="channels as in prepare"):
         metric.fused(path, moving.data[:1].expand(4, -1, -1), fixed.data, weight)

@@ -52,12 +52,7 @@ class LNCC(ImageMetric):
     def __call__(self, warped: Tensor, fixed: Tensor, weight: Tensor) -> Tensor:
         """Weighted mean over pixels of their box's mismatch; flat boxes count as unexplained."""
         x, y = matched(*self._standardised(warped, fixed, weight), self.name)  # [C, *S]
-
-        def compute(asked: bool) -> tuple[Tensor, Tensor | None]:
-            value, gradient = self._correlation(x, y, weight, asked)
-            return value.to(x.dtype), gradient if asked else None
-
-        return known(x, compute)
+        return self._value(x, y, weight).to(warped.dtype)
 
     def fused(
         self, path: regframe.ops.Path, moving: Tensor, fixed: Tensor, weight: Tensor
@@ -75,11 +70,15 @@ class LNCC(ImageMetric):
         )
         with torch.enable_grad():
             velocity, matrix = path.velocity.detach().requires_grad_(True), path.matrix.detach().requires_grad_(True)
-            warped = regframe.ops.warp(x, *path._replace(velocity=velocity, matrix=matrix))
-            value, gradient = self._correlation(warped, y, weight, True)
-            velocity_grad, matrix_grad = torch.autograd.grad(warped, (velocity, matrix), gradient)
-        return value, velocity_grad, matrix_grad
+            value = self._value(regframe.ops.warp(x, *path._replace(velocity=velocity, matrix=matrix)), y, weight)
+            velocity_grad, matrix_grad = torch.autograd.grad(value, (velocity, matrix))
+        return value.detach(), velocity_grad, matrix_grad
 
-    def _correlation(self, x: Tensor, y: Tensor, weight: Tensor, asked: bool) -> regframe.ops.Correlation:
-        """The op's value and gradient, of standardised sides ``[C, *S]``."""
-        return regframe.ops.correlation(x, y.to(x), weight.to(x), self.radius, _FLOOR, self.signed, asked)
+    def _value(self, x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
+        """The op's value, a float64 scalar with its gradient in ``x``, of standardised sides ``[C, *S]``."""
+
+        def compute(asked: bool) -> tuple[Tensor, Tensor | None]:
+            found = regframe.ops.correlation(x, y.to(x), weight.to(x), self.radius, _FLOOR, self.signed, asked)
+            return found.value, found.gradient if asked else None
+
+        return known(x, compute)

@@ -28,13 +28,18 @@ def bent_pair(side: int = 96) -> tuple[rf.Image, rf.Image]:
 
 def fitted(effort: str) -> rf.Result:
     fixed, moving = bent_pair()
-    config = rf.Config.model_validate({"optimizer": {"max_iter": 10}, "matching": {"rounds": 1}})
+    config = rf.Config.model_validate({"optimizer": {"max_iter": 5}, "matching": {"rounds": 1}})
     return rf.register(fixed, moving, init="identity", effort=effort, config=config, metric="contrast")
 
 
-def test_low_stops_at_a_preview(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module")
+def full() -> rf.Result:
+    return fitted("full")
+
+
+def test_low_stops_at_a_preview(monkeypatch: pytest.MonkeyPatch, full: rf.Result) -> None:
     monkeypatch.setattr(settings, "PREVIEW", 3000)
-    low, full = fitted("low"), fitted("full")
+    low = fitted("low")
     assert low.metrics["effort"]["finest_level"] == [48, 48]
     assert full.metrics["effort"]["finest_level"] == [96, 96]
     assert [run.config.effort for run in (low, full)] == ["low", "full"]
@@ -43,9 +48,9 @@ def test_low_stops_at_a_preview(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 0 < float(apart.median()) < 1  # the same bend, less exact
 
 
-def test_auto_is_as_exact_as_every_level() -> None:
+def test_auto_is_as_exact_as_every_level(full: rf.Result) -> None:
     at = bent_pair()[0].grid.coords().reshape(-1, 2)
-    auto, full = fitted("auto"), fitted("full")
+    auto = fitted("auto")
     assert torch.equal(auto.to_moving(at), full.to_moving(at))
     assert auto.metrics["effort"] == full.metrics["effort"]
     assert 0 < auto.metrics["effort"]["last_level_moved_px"] < 1
