@@ -50,8 +50,8 @@ class Matching(Section):
 
 
 PREVIEW = 100_000
-"""Most pixels, or voxels, of the finest level of a fit with ``effort: low``. On the 1 Mpx pair of the benchmarks that is a level of
-256 × 256, where the mean error is 0.110 px already (0.105 px at full effort), in half of the time."""
+"""Most pixels, or voxels, of the finest level of a fit with ``effort: low``. On the 1 Mpx pair of the benchmarks that is a level
+of 256 × 256, where the mean error is 0.110 px already (0.105 px at full effort), in half of the time."""
 
 
 class Config(Section):
