@@ -27,7 +27,7 @@ FITS := tests/fit tests/starts tests/solvers tests/stack tests/test_register.py 
 
 # tests for `make test-sanitized`: with memory watched (all, where none are named), and with threads watched
 SANITIZED ?=
-RACES ?= tests/test_host.py tests/test_ops.py tests/test_information.py tests/maps
+RACES ?= tests/test_host.py tests/test_ops.py tests/test_information.py tests/test_correlation.py tests/maps
 
 .PHONY: docs wheel check-wheel audit install demo test test-slow test-isa test-sanitized lint bench clean distclean
 

@@ -29,6 +29,7 @@ from regframe.starts import images
 STAGES: list[tuple[str, object, str]] = [
     ("kernels", ops, "contrast"),
     ("kernels", ops, "information"),
+    ("kernels", ops, "correlation"),
     ("kernels", ops, "warp"),
     ("kernels", ops, "flow_points"),
     ("velocity and its adjoint (FFT)", velocity.VelocitySpace, "velocity"),

@@ -163,6 +163,7 @@ def results(made: dict[str, Any]) -> dict[str, list[Tensor]]:
     fit = ops.contrast(path, made["moving"], made["fixed"], made["weight"], made["scale"], made["scale"])
     out["contrast"] = list(fit)
     out["information"] = list(ops.information(path, made["moving"], made["fixed"], made["weight"]))
+    out["correlation"] = list(ops.correlation(warped.detach(), made["fixed"], made["weight"], 4, 1e-4))
     for there in (True, False):
         inputs = [made["points"].clone().requires_grad_(), made["flow"][0].clone().requires_grad_()]
         end = ops.flow_points(inputs[0], inputs[1], *made["flow"][1:], there)
@@ -235,7 +236,11 @@ def timed_ops(run: Run) -> dict[str, Any]:
         def information(made: dict[str, Any] = made) -> None:
             ops.information(made["path"], made["moving"][:1], made["fixed"][:1], made["weight"])
 
-        for name, call in (("warp", warp), ("contrast", contrast), ("information", information)):
+        def correlation(made: dict[str, Any] = made) -> None:
+            ops.correlation(made["fixed"].roll(1, -1), made["fixed"], made["weight"], 8, 1e-4)
+
+        calls = (("warp", warp), ("contrast", contrast), ("information", information), ("correlation", correlation))
+        for name, call in calls:
             row[name] = run.times(call)
             if math.prod(shape) <= CPU_MOST:
                 row[f"{name}, plain torch"] = run.times(lambda call=call: _plain(call), 1)

@@ -2,13 +2,14 @@
 //
 // Everything is a template over "lanes": a type L with
 //   L::Real, L::Int                   one number, or a vector of them (one per pixel)
-//   L::splat(x), L::to_int(r), L::to_real(i), L::max(a, b), L::any(r)
+//   L::splat(x), L::to_int(r), L::to_real(i), L::max(a, b), L::sqrt(r), L::any(r)
 // so that a CUDA thread (ScalarLanes) and a SIMD register of pixels (cpu/simd.h) run the same source.
 //
 // Positions are counted in nodes of the velocity grid padded by two nodes of zeros on each side: "missing nodes count as
 // zero" then needs no test per corner, because a clamped position always has all its corners.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 
 #ifdef __CUDACC__
@@ -35,6 +36,7 @@ struct ScalarLanes {
   static RF_HD Real to_real(Int i) { return static_cast<Real>(i); }
   static RF_HD Int below(Real a, Real b) { return a < b ? -1 : 0; }
   static RF_HD Real max(Real a, Real b) { return a > b ? a : b; }  // b where a is not a number
+  static RF_HD Real sqrt(Real x) { return std::sqrt(x); }
   static RF_HD bool any(Real x) { return x != T(0); }
 
   // x = whole + rest, 0 <= rest < 1: keeps the full precision of a position in a large image through a float32 path.

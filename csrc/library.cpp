@@ -24,6 +24,9 @@ STABLE_TORCH_LIBRARY(regframe, m) {
       "float[] image_origin, float[] velocity_spacing, float[] velocity_origin, int n_steps, int bins, bool normalized) -> "
       "(Tensor, Tensor, Tensor)");
   m.def(
+      "correlation(Tensor warped, Tensor fixed, Tensor weight, int radius, float floor, bool signed, bool gradient) -> "
+      "(Tensor, Tensor)");
+  m.def(
       "flow_points(Tensor points, Tensor velocity, float[] velocity_spacing, float[] velocity_origin, int n_steps, "
       "bool to_moving) -> Tensor");
   m.def(

@@ -172,6 +172,18 @@ class Information(NamedTuple):
     matrix_grad: Tensor
 
 
+class Correlation(NamedTuple):
+    """What `correlation` returns.
+
+    Args:
+        value: float64 scalar, one minus the squared local correlation, or minus the correlation, in the weighted mean.
+        gradient: ``[C, *S]``, the value's gradient in the warped image; ``[0]`` where it was not asked for.
+    """
+
+    value: Tensor
+    gradient: Tensor
+
+
 def warp(
     image: Tensor,
     velocity: Tensor,
@@ -434,6 +446,61 @@ def information(
     return Information(*run(*(a.detach() if isinstance(a, Tensor) else a for a in args)))
 
 
+def correlation(
+    warped: Tensor,
+    fixed: Tensor,
+    weight: Tensor,
+    radius: int,
+    floor: float,
+    signed: bool = False,
+    gradient: bool = True,
+) -> Correlation:
+    """Correlation of a warped image x with the fixed one y in a box around each pixel, and its gradient.
+
+    With ``⟨·⟩`` the mean over a box of ``2 radius + 1`` pixels per axis under the weight W, cut off at the border::
+
+        value = Σ W (1 - r) / Σ W,   r = c² / (v_x v_y),   c = ⟨xy⟩ - ⟨x⟩⟨y⟩,   v = ⟨x²⟩ - ⟨x⟩² + floor,
+
+    the mean over channels; ``signed`` compares ``r = c / √(v_x v_y)``. Boxes are summed axis by axis, at a cost that hardly
+    depends on the radius, and never by differences of running sums, so that nothing cancels. The result is the same, bit for
+    bit, with any number of threads. The op itself is not differentiable: it returns value and gradient together.
+
+    Args:
+        warped: ``[C, *S]``, of 2 or 3 axes.
+        fixed: ``[C, *S]``.
+        weight: ``[*S]`` ≥ 0; pixels of weight 0 are not looked at.
+        radius: half width of the box in pixels, 1 or more; it may exceed the image.
+        floor: variance added to both sides of each box, above 0.
+        signed: whether the correlation itself is compared instead of its square.
+        gradient: whether it is wanted.
+
+    Raises:
+        TypeError: for a dtype that does not fit.
+        ValueError: for a shape, device or number that does not fit, with what was wanted, what came and what to do.
+    """
+    if warped.dim() not in (3, 4) or fixed.shape != warped.shape or weight.shape != warped.shape[1:]:
+        raise ValueError(
+            f"warped and fixed must be [C, (z, )y, x] of one shape and weight its [(z, )y, x], got {list(warped.shape)}, "
+            f"{list(fixed.shape)} and {list(weight.shape)}; where channels differ, give each side's mean channel"
+        )
+    for name, tensor in (("fixed", fixed), ("weight", weight)):
+        if tensor.dtype != warped.dtype or warped.dtype not in (torch.float32, torch.float64):
+            raise TypeError(
+                f"warped, fixed and weight must all be float32 or all float64, got {warped.dtype} and {tensor.dtype} ({name}); "
+                "convert with .to()"
+            )
+        if tensor.device != warped.device:
+            raise ValueError(
+                f"warped and {name} must be on one device, got {warped.device} and {tensor.device}; move one with .to()"
+            )
+    if radius < 1:
+        raise ValueError(f"radius must be 1 pixel or more, got {radius}")
+    if not (math.isfinite(floor) and floor > 0):
+        raise ValueError(f"floor must be above 0, got {floor}")
+    run: Any = reference.correlation if _use_reference(warped.device) else torch.ops.regframe.correlation
+    return Correlation(*run(warped.detach(), fixed.detach(), weight.detach(), radius, floor, signed, gradient))
+
+
 def flow_points(
     points: Tensor,
     velocity: Tensor,
@@ -515,6 +582,13 @@ def _information_fake(
     )
 
 
+def _correlation_fake(
+    warped: Tensor, fixed: Tensor, weight: Tensor, radius: int, floor: float, signed: bool, gradient: bool
+) -> tuple[Tensor, Tensor]:
+    out = torch.empty(warped.shape if gradient else (0,), dtype=warped.dtype, device=warped.device)  # [C, *S]
+    return warped.new_empty((), dtype=torch.float64), out
+
+
 def _flow_points_fake(points: Tensor, velocity: Tensor, *geometry: Any) -> Tensor:  # [N, D]
     return torch.empty(points.shape, dtype=points.dtype, device=points.device)
 
@@ -556,6 +630,7 @@ if is_built():
     register_fake("regframe::_warp_backward")(_warp_backward_fake)
     register_fake("regframe::contrast")(_contrast_fake)
     register_fake("regframe::information")(_information_fake)
+    register_fake("regframe::correlation")(_correlation_fake)
     register_fake("regframe::flow_points")(_flow_points_fake)
     register_fake("regframe::_flow_points_backward")(_flow_points_backward_fake)
     register_autograd("regframe::warp", _warp_vjp, setup_context=_warp_setup)

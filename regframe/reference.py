@@ -17,6 +17,7 @@ continues with its border value.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -364,3 +365,36 @@ def _information_of(p: Tensor, normalized: bool) -> Tensor:
     if not normalized:
         return entropy - margins
     return 2 - margins / entropy if float(entropy.detach()) > 1e-12 else 0 * entropy + 1
+
+
+def correlation(
+    warped: Tensor, fixed: Tensor, weight: Tensor, radius: int, floor: float, signed: bool, gradient: bool
+) -> tuple[Tensor, Tensor]:
+    """One minus the squared correlation in a box around each pixel, or minus the correlation, in the weighted mean, with its
+    gradient in the warped image; float64, by autograd.
+
+    Shapes as in `regframe.ops.correlation`; returns the value ``[]`` and the gradient ``[C, *S]``, or ``[0]`` where it is not
+    asked for.
+    """
+    with torch.enable_grad():
+        data = warped.detach().to(torch.float64).requires_grad_(gradient)
+        w = weight.detach().to(torch.float64)  # [*S]
+        x, y = (torch.where(w != 0, side, 0.0) for side in (data, fixed.detach().to(torch.float64)))  # [C, *S]
+        area = math.prod(2 * min(radius, n - 1) + 1 for n in w.shape)
+        mass = box_sums(w[None], radius).clamp_min(1e-6 * area)  # [1, *S]
+        mean_x, mean_y, xx, yy, xy = (box_sums(w * part, radius) / mass for part in (x, y, x * x, y * y, x * y))
+        product = ((xx - mean_x**2).clamp(min=0) + floor) * ((yy - mean_y**2).clamp(min=0) + floor)
+        covariance = xy - mean_x * mean_y
+        r = covariance / product.sqrt() if signed else covariance**2 / product
+        value = torch.where(w != 0, w * (1 - r), 0.0).sum() / (w.sum() * x.shape[0]).clamp_min(1e-30)
+        found = torch.autograd.grad(value, data)[0].to(warped.dtype) if gradient else warped.new_empty(0)
+    return value.detach(), found
+
+
+def box_sums(values: Tensor, radius: int) -> Tensor:
+    """Sums of ``[C, *S]`` over the ``2 radius + 1`` pixels per axis around each pixel; what is outside counts as 0."""
+    for dim in range(1, values.ndim):
+        reach = max(min(radius, values.shape[dim] - 1), 0)
+        padding = [0, 0] * (values.ndim - 1 - dim) + [reach, reach]
+        values = torch.nn.functional.pad(values, padding).unfold(dim, 2 * reach + 1, 1).sum(dim=-1)
+    return values

@@ -36,6 +36,7 @@ def register(
     init: Any = None,
     config: Config | None = None,
     device: str | None = None,
+    effort: str | None = None,
     progress: bool | Callable[[Progress], object] | None = None,
 ) -> Result:
     """Align ``moving`` to ``fixed``; nothing has to be set.
@@ -59,6 +60,9 @@ def register(
         device: where the fit of images runs: ``cpu``, ``cuda``, ``cuda:N``, or ``auto`` (a GPU where there is one and the images
             are large enough to gain by it); ``config.device`` where None. Points are fitted on the CPU. ``metrics["device"]`` of
             the result says where it ran.
+        effort: of the fit of images: ``low`` (a preview, whose finest level has at most `regframe.config.PREVIEW` pixels),
+            ``full`` (every level), or ``auto``, which does what loses no accuracy: every level, too, so far; ``config.effort``
+            where None. ``metrics["effort"]`` of the result says how fine the fit went, and how far its last level moved things.
         progress: True draws bars, in a terminal or a notebook; a function is called with a `Progress` after every step.
 
     Raises:
@@ -68,7 +72,12 @@ def register(
     """
     with strangers.named(), shown(progress) as told:
         return _registered(
-            fixed, moving, metric, init, settled(config, metric, transform=transform, device=device), told
+            fixed,
+            moving,
+            metric,
+            init,
+            settled(config, metric, transform=transform, device=device, effort=effort),
+            told,
         )
 
 

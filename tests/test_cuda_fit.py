@@ -14,7 +14,7 @@ from test_cuda_on_host import device, library, pytestmark  # noqa: F401
 
 import regframe as rf
 
-KERNELS = ("warp", "_warp_backward", "contrast", "information", "flow_points", "_flow_points_backward")
+KERNELS = ("warp", "_warp_backward", "contrast", "information", "correlation", "flow_points", "_flow_points_backward")
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def bent_pair(shape: tuple[int, ...]) -> tuple[rf.Image, rf.Image]:
     ("shape", "metric", "used"),
     [
         ((48, 40), "contrast", {"warp", "contrast", "flow_points"}),
-        ((48, 40), "lncc", {"warp", "_warp_backward", "flow_points"}),
+        ((48, 40), "lncc", {"warp", "_warp_backward", "correlation", "flow_points"}),
         ((14, 12, 13), "contrast", {"warp", "contrast"}),  # so small a volume keeps no bend
     ],
     ids=["contrast", "lncc", "volume"],

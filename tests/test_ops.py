@@ -631,6 +631,9 @@ for ndim in (2, 3):
         arguments = case(ndim, lines=lines)
         for x, y in zip(ops.information(*arguments, 12), twin(arguments, 12, False), strict=True):
             assert relative(x, y) < 1e-4
+from test_correlation import case, check
+for shape in ((37, 150), (9, 14, 20)):
+    check(case(shape), 4, 1e-4, False)
 """
     environment = {**os.environ, "REGFRAME_ISA": isa}
     subprocess.run([sys.executable, "-c", script, str(Path(__file__).parent)], env=environment, check=True)

@@ -1,4 +1,5 @@
 // The CPU kernels for any machine: SSE2 on x86-64, NEON on aarch64. See kernels.inc.
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 

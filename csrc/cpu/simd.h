@@ -33,6 +33,17 @@ struct Lanes<float> {
 #endif
   }
 
+  static RF_HD Real sqrt(Real x) {
+#if RF_AVX512
+    return (Real)_mm512_sqrt_ps((__m512)x);
+#elif RF_AVX2
+    return (Real)_mm256_sqrt_ps((__m256)x);
+#else
+    for (int i = 0; i < kLanes; ++i) x[i] = __builtin_sqrtf(x[i]);
+    return x;
+#endif
+  }
+
   static RF_HD Real floor(Real x) {
 #if RF_AVX512
     return (Real)_mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
@@ -159,6 +170,17 @@ struct Lanes<double> {
   static RF_HD Int to_int(Real x) { return __builtin_convertvector(x, Int); }
   static RF_HD Real to_real(Int i) { return __builtin_convertvector(i, Real); }
   static RF_HD Real max(Real a, Real b) { return a > b ? a : b; }
+
+  static RF_HD Real sqrt(Real x) {
+#if RF_AVX512
+    return (Real)_mm512_sqrt_pd((__m512d)x);
+#elif RF_AVX2
+    return (Real)_mm256_sqrt_pd((__m256d)x);
+#else
+    for (int i = 0; i < kLanes; ++i) x[i] = __builtin_sqrt(x[i]);
+    return x;
+#endif
+  }
 
   static RF_HD Real floor(Real x) {
 #if RF_AVX512

@@ -15,16 +15,8 @@ from .raw import Array, Raw, Resolution, Stamp, check_unchanged, kept, needed, r
 from .series import only_series
 from .units import calibrate
 
-_MARK = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
-"""First bytes of a compound file, which an OIB is, and many others."""
 _ALSO = (NotImplementedError, AssertionError)
 """What oiffile raises beside the usual over damaged files."""
-
-
-def is_fluoview(path: Path, head: bytes) -> bool:
-    """Whether a file is an OIB or OIF: by its suffix, since its first bytes are those of others too."""
-    name = path.name.lower()
-    return name.endswith(".oif") or (name.endswith(".oib") and head[:8] == _MARK)
 
 
 @dataclass(frozen=True)

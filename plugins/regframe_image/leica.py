@@ -25,11 +25,6 @@ _TABLES = {
 """Colours of the lookup tables that Leica's programs name (``LUTName``)."""
 
 
-def is_lif(head: bytes) -> bool:
-    """Whether a file's first bytes are those of a LIF or LOF file."""
-    return head[:4] == b"\x70\0\0\0" and head[8:9] == b"\x2a"
-
-
 @dataclass(frozen=True)
 class _Stored:
     """One image, or one tile of a mosaic, as it lies in the file.

@@ -14,8 +14,6 @@ from .raw import Array, Raw, Resolution, Stamp, check_unchanged, kept, needed, r
 from .series import Found, choose, listed, role_of, told
 from .units import calibrate
 
-MARKS = (b"\xda\xce\xbe\x0a", b"\0\0\0\x0cjP  ")
-"""First bytes of an ND2 file; those of the second, of programs before 2009, are those of any JPEG 2000 file."""
 _LOOPS = {"TimeLoop": "t", "NETimeLoop": "t", "XYPosLoop": "p", "ZStackLoop": "z"}
 """Loops of an experiment and the axes that they run along; ``p`` counts positions of the stage, which become series."""
 
@@ -24,11 +22,6 @@ _ALSO = (NameError,)
 _BLUE_FIRST = "its colours are taken to be stored blue first, as NIS-Elements does; compare them with what that shows"
 """What is said of a picture in colour: Bio-Formats found this order by comparison with NIS-Elements (ome/bioformats 4321), the
 package nd2 names none."""
-
-
-def is_nd2(path: Path, head: bytes) -> bool:
-    """Whether a file's first bytes, of old files with its suffix, are those of an ND2 file."""
-    return head.startswith(MARKS[0]) or (head.startswith(MARKS[1]) and path.name.lower().endswith(".nd2"))
 
 
 def open_nd2(path: Path, wanted: int | str | None = None) -> Raw:

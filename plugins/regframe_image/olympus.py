@@ -12,14 +12,6 @@ from .raw import Array, Raw, Resolution, Stamp, check_count, check_unchanged, ke
 from .series import only_series
 from .units import calibrate
 
-_OTHERS = (".vsi", ".oir", ".poir", ".ets")
-"""Suffixes of Olympus's files; a VSI begins as a TIFF, whose image is a preview of a few hundred pixels."""
-
-
-def is_olympus(path: Path) -> bool:
-    """Whether a file is one of Olympus's by its suffix: its first bytes are those of other formats."""
-    return path.name.lower().endswith(_OTHERS)
-
 
 def open_vsi(path: Path, wanted: int | str | None = None) -> Raw:
     """The levels of the image of a VSI file; micron per pixel and names of the channels as the file declares them.

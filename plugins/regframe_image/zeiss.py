@@ -34,11 +34,6 @@ _WHOLE = 0.02
 """Largest difference of a tile's reduction from a whole number: sizes of 1000 pixels and more are rounded by less than 1."""
 
 
-def is_czi(head: bytes) -> bool:
-    """Whether a file's first bytes are those of a CZI file."""
-    return head[:10] == b"ZISRAWFILE"
-
-
 @dataclass(frozen=True)
 class _Scene:
     """One scene.

@@ -9,7 +9,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
@@ -99,6 +99,7 @@ class Job(BaseModel):
     init: Start = "auto"
     level: Annotated[int, Field(ge=0)] | None = None
     device: str | None = None
+    effort: Literal["low", "auto", "full"] | None = None
     seed: Annotated[int, Field(ge=0)] | None = None
     fixed_adapter: str | None = None
     fixed_set: List = ()
@@ -176,7 +177,7 @@ class Job(BaseModel):
     def register_arguments(self, out: Path, threads: int = 1) -> list[str]:
         """The command line of ``regframe register``."""
         return [
-            *_options(self, "landmarks", "config", "metric", "transform", "level", "device", "seed"),
+            *_options(self, "landmarks", "config", "metric", "transform", "level", "device", "effort", "seed"),
             *(f"--init={self.init}" for _ in range(self.init != "auto")),
             *(f"--set={pair}" for pair in self.settings),
             *(f"--metric-set={pair}" for pair in self.metric_set),

@@ -157,7 +157,8 @@ def _check_settings(jobs: tuple[Job, ...], elsewhere: bool) -> None:
     for job in jobs:
         options = {
             "config_file": job.config, "settings": job.settings, "metric": job.metric, "transform": job.transform,
-            "device": None if elsewhere else job.device, "seed": job.seed, "metric_set": job.metric_set,
+            "device": None if elsewhere else job.device, "effort": job.effort, "seed": job.seed,
+            "metric_set": job.metric_set,
         }  # fmt: skip
         key = tuple(options.values())
         if key in seen or (job.config is not None and not job.config.exists()):  # a missing file: its job reports it

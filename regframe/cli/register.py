@@ -93,6 +93,11 @@ if TYPE_CHECKING:
 @side_options("fixed")
 @side_options("moving")
 @device_option("Where images are fitted; auto: on a GPU where there is one and they are large.  [default: cpu]")
+@click.option(
+    "--effort",
+    type=click.Choice(["low", "auto", "full"]),
+    help="Of the fit of images; low: a preview, full: every level, auto: what loses no accuracy.  [default: auto]",
+)
 @click.option("--seed", type=click.IntRange(min=0), metavar="N", help="Seed of everything random.")
 @click.option("--refine", "refined", is_flag=True, help="Then make the map exact at full resolution, tile by tile.")
 @threads_option
@@ -218,7 +223,7 @@ def resolved_config(options: dict[str, Any]) -> Config:
                 raise BadInput(f"wanted a group of settings at {parent!r} for --set {key}, got the value {child!r}")
             section = child
         section[last] = value
-    for name in ("metric", "transform", "device", "seed", "solver"):
+    for name in ("metric", "transform", "device", "effort", "seed", "solver"):
         if options.get(name) is not None:
             if name in _WITH_OPTIONS and options[name] != values.get(name):
                 values.pop(f"{name}_options", None)
@@ -407,7 +412,7 @@ def _dry_run(
     click.echo(f"start   {start}")
     click.echo(
         f"map     {config.transform} by the solver {plan.solver.name}, metric {config.metric}, device {config.device}, seed "
-        f"{config.seed}"
+        f"{config.seed}" + (f", effort {config.effort}" if config.effort != "auto" else "")
     )
     for doubt in plan.doubts:
         click.echo(f"doubt   {doubt.words}")

@@ -200,6 +200,7 @@ class Fit(Standing):
         following: whether the bend was found by `fluid.follow`.
         held_out: what pixels gained by a bend that followed others (`fluid.held_out`); None where that was not asked.
         held: whether the map is the one that was held to the landmarks; None where ``sigma_landmarks`` is not set.
+        moved: how far the last level of a bent fit moved what both sides show, rms in pixels of the moving image, or None.
         last: the energy that ``x`` minimises, or None.
         steep: whether the metric had a gradient anywhere.
     """
@@ -224,6 +225,7 @@ class Fit(Standing):
     following: bool = False
     held_out: float | None = None
     held: bool | None = None
+    moved: float | None = None
     last: Energy | None = None
     steep: bool = False
 
@@ -367,7 +369,7 @@ def build_levels(fixed: Image | Halvings, moving: Image | Halvings, start: Tenso
     sizes = sorted(fixed.grid.shape)
     short = sizes[-2]  # the shorter side of a 2D image, the middle one of a volume
     finest = config.pyramid.finest
-    while math.prod(fixed.grid.shape) / 2 ** (ndim * finest) > config.pyramid.max_pixels:
+    while math.prod(fixed.grid.shape) / 2 ** (ndim * finest) > config.most_pixels:
         finest += 1
     coarsest = max(finest, math.floor(math.log2(max(short / COARSEST, 1))))
     if config.pyramid.levels is not None:
@@ -540,7 +542,9 @@ def fit_bend(fit: Fit, levels: list[Level], fine: int, pair: Pair, report: Repor
         prior = pair.recipe.cuts.prior
     space = velocity_space(pair.moving.grid, config, prior, fit.start)
     fit.bend(space.on(levels[0].fixed.device))
+    seen = levels[0].fixed_grid.coords().reshape(-1, levels[0].fixed_grid.ndim)  # [N, D]
     for number, level in enumerate(levels):
+        was = to_moving(fit, seen)  # [N, D]
         with threads_for(level.work):
             if number > 0 and config.sigma_regularizer is None and prior.adapts is not None:
                 adapt_prior(fit, level.moving_grid, prior.adapts)
@@ -550,9 +554,26 @@ def fit_bend(fit: Fit, levels: list[Level], fine: int, pair: Pair, report: Repor
             stage = Stage("lddmm", number, len(levels), config.optimizer.max_iter)
             rules = LevelRules(number == 0, number >= fine, LEAST if level is not levels[-1] else 0.0)
             fit = fit_level(fit, level, pair, stage, rules, report)
+        fit.moved = _moved(fit, seen, was, pair.moving.grid)
     with threads_for(levels[-1].work):
         fit = simpler_if_as_good(fit, levels[-1], pair, len(levels), report)
         return fit if pair.judge is None else _no_worse(fit, before, levels[-1], pair, pair.judge)
+
+
+def _moved(fit: Fit, seen: Tensor, was: Tensor, moving: Grid) -> float:
+    """How far a fit moved positions ``[N, D]`` of the fixed frame that both sides show, rms in pixels of the moving image.
+
+    Args:
+        fit: the fit.
+        seen: the positions.
+        was: where they were in the moving frame before ``[N, D]``.
+        moving: canvas of the moving image in its frame.
+    """
+    now = to_moving(fit, seen)
+    shown = moving.contains(now)
+    if not bool(shown.any()):
+        return math.inf
+    return float((now - was)[shown].square().sum(dim=-1).mean().sqrt()) / min(moving.spacing)
 
 
 def _no_worse(fit: Fit, before: Fit, level: Level, pair: Pair, judge: Judge) -> Fit:

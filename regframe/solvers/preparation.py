@@ -264,8 +264,6 @@ def _even(data: Tensor) -> Tensor:
 
 def _marks(apart: Tensor) -> Tensor:
     """Pixels ``[H, W]`` of printed marks, from each pixel's distance ``[H, W]`` to the background colour."""
-    from scipy.spatial import cKDTree
-
     none = torch.zeros_like(apart, dtype=torch.bool)
     smooth = ndimage.gaussian_filter(apart.numpy(), 0.5)
     if not smooth.max() > smooth.min():
@@ -277,6 +275,8 @@ def _marks(apart: Tensor) -> Tensor:
     small = np.flatnonzero((areas > SPECK) & (areas < SMALL * areas.max()))
     if len(small) < MARKS:
         return none
+    from scipy.spatial import cKDTree  # a tenth of a second, which few images need
+
     centres = np.array(ndimage.center_of_mass(mask, labels, small))
     found = cKDTree(centres).query(centres, k=2)
     distances, nearest = np.asarray(found[0]), np.asarray(found[1])
@@ -357,11 +357,11 @@ def _cut_straight(mask: Tensor) -> bool:
 
 def _polygonal(mask: Tensor) -> bool:
     """Whether the pixels of a mask ``[H, W]`` fill a convex polygon of few sides."""
-    from scipy.spatial import ConvexHull
-
     rows = mask.nonzero().numpy().astype(np.float64)
     if len(rows) < 16 or np.ptp(rows, axis=0).min() < 2:
         return False
+    from scipy.spatial import ConvexHull
+
     hull = ConvexHull(rows)
     corners = rows[hull.vertices]
     sides = _straight_pieces(np.vstack([corners, corners[:1]]), BOWED * max(mask.shape))
@@ -385,11 +385,11 @@ def _straight_pieces(line: NDArray[np.float64], tolerance: float) -> int:
 
 def _rectangular(mask: Tensor) -> float:
     """Share of its smallest enclosing rectangle, turned as need be, that the pixels of a mask ``[H, W]`` fill."""
-    from scipy.spatial import ConvexHull
-
     rows = mask.nonzero().to(torch.float64)
     if len(rows) < 16 or float(rows.amax(dim=0).sub(rows.amin(dim=0)).amin()) < 2:
         return 0.0
+    from scipy.spatial import ConvexHull
+
     corners = torch.cat([rows + torch.tensor([dy, dx]) for dy in (-0.5, 0.5) for dx in (-0.5, 0.5)]).numpy()
     hull = corners[ConvexHull(corners).vertices]
     areas = []

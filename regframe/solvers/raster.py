@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -35,9 +35,11 @@ from ..starts import images, pose
 from ..starts.evidence import Judge
 from ..starts.landmarks import Landmarks
 from ..verdict import Finding, unknown_scale
-from . import cellwise
 from .preparation import Look
 from .unseen import MOSTLY, not_finite
+
+if TYPE_CHECKING:
+    from . import cellwise
 
 SMALLEST = 8
 """Least size of an image, in pixels along the shorter of its two longest axes: 8 pixels are the least that can be halved once
@@ -202,6 +204,8 @@ def by_cells(done: Run, pair: Compared, task: Task, recipe: Recipe) -> Run:
     """``done`` with its map refined by the cells of two densities, where these are known to be the same ones (`cellwise`)."""
     if not pair.counted or task.metric is not None or task.config.sigma_landmarks is not None:
         return done
+    from . import cellwise  # with what fits points, which other images do not wait for
+
     began = pullback(done.sides, done.start)
     found = cellwise.refined(done.fit.on_host(), (pair.fixed, pair.moving), began, task.config)
     if found is None:
@@ -215,7 +219,7 @@ def by_cells(done: Run, pair: Compared, task: Task, recipe: Recipe) -> Run:
 
 def _on_device(sides: tuple[Halvings, Halvings], task: Task) -> tuple[Halvings, Halvings]:
     """Both sides where the task's fit runs; all that is searched, judged or drawn beside the fit stays on the host."""
-    most = task.config.pyramid.max_pixels
+    most = task.config.most_pixels
     values = max(len(side.image.data) * min(math.prod(side.grid.shape), most) for side in sides)
     device = devices.chosen(task.device, values)
     return sides[0].on(device), sides[1].on(device)
@@ -419,6 +423,7 @@ def _figures(done: Run, affine: Affine, phi: Transform) -> dict[str, Any]:
             "regularizer": last[-1]["regularizer"] if last else None,
         },
         "convergence": fit.reasons,
+        "effort": {"finest_level": list(fit.matching.shape), "last_level_moved_px": fit.moved},
         "n_evaluations": fit.n_evaluations,
         "shared_structure": fit.shared,
         "neighbouring_sections": fit.sections,

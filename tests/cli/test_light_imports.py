@@ -28,6 +28,13 @@ LARGE = (
     "sklearn",
     "sympy",
     "distributed",
+    # of parts of them, and of regframe's own, what only other kinds of pairs and files need
+    "scipy.spatial",
+    "regframe.solvers.cellwise",
+    "regframe.solvers.points.align",
+    "regframe.solvers.mixed.nuclei",
+    "regframe_image.fluoview",
+    "regframe_image.zeiss",
 )
 
 

@@ -15,7 +15,6 @@ from ...verdict import Finding
 from .. import raster, recipes, samples
 from ..images import Images
 from ..recipes import SURE
-from . import nuclei
 from .drawing import draw, regular
 
 Side = Literal["fixed", "moving"]
@@ -53,6 +52,8 @@ class Mixed(Solver):
             done = raster.run(pair, task, recipes.drawn(points))
             seen = None
             if raster.pairs(done.sides, task) is None:
+                from . import nuclei  # which no other kind of pair waits for
+
                 fit, seen = nuclei.settle(done.fit, pair.fixed, pair.moving, points, side, task.config)
                 done = dataclasses.replace(done, fit=fit)
             found = raster.fitted(pair, done, pair.moving.grid)

@@ -17,7 +17,6 @@ from ...starts.given import given
 from ...verdict import Finding
 from .. import recipes, samples
 from ..recipes import SURE
-from .align import align
 
 
 class Points(Solver):
@@ -58,6 +57,8 @@ class Points(Solver):
         ]
 
     def fit(self, task: Task) -> Fitted:  # noqa: D102
+        from .align import align  # which images do not wait for
+
         assert isinstance(task.fixed, PointSet)
         assert isinstance(task.moving, PointSet)
         grids = clouds.canvas(task.fixed), clouds.canvas(task.moving)
