@@ -85,10 +85,9 @@ def refitted(
     if field is None:
         return None
     found = joined(transform, field)
-    if not pulled_away(found, p, q, fixed):
-        return found
-    last = _field(found, fixed, p, q)
-    return joined(transform, field if last is None else _after(field, last))
+    last = put_back(found, p, q, fixed)
+    last_field = None if last is None else _field(found, fixed, p, last)
+    return found if last_field is None else joined(transform, _after(field, last_field))
 
 
 def figures(found: Result, p: Tensor, q: Tensor, where: str = "") -> dict[str, Any]:
@@ -101,9 +100,15 @@ def figures(found: Result, p: Tensor, q: Tensor, where: str = "") -> dict[str, A
     return metrics | conclude([said, *kept, *folds(metrics), *round_trip(metrics)])
 
 
-def pulled_away(transform: Transform, p: Tensor, q: Tensor, fixed: Grid) -> bool:
-    """Whether a fit of the images left a landmark farther off than a click can be (`HELD`): then landmarks have the last word."""
-    return bool(len(p)) and float((transform.points(p) - q).norm(dim=1).max()) > HELD * ACCURACY * fixed.pixel
+def put_back(transform: Transform, p: Tensor, q: Tensor, fixed: Grid) -> Tensor | None:
+    """Where a map that followed the images has still to take pairs ``p -> q`` (``[M, D]`` each): landmarks have the last word.
+
+    Of a pair that the images left farther off than a click can be (`HELD`) its own fixed position, of the others where the map
+    takes them now: what images told about those is kept. None where no pair is so far off.
+    """
+    now = transform.points(p)
+    far = (now - q).norm(dim=1) > HELD * ACCURACY * fixed.pixel
+    return torch.where(far[:, None], q, now) if bool(far.any()) else None
 
 
 def apart(z: Array, otherwise: float) -> float:
