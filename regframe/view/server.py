@@ -284,7 +284,8 @@ class Page:
     def _followed(self, given: Mapping[str, Any]) -> Any:
         """The list after a change, judged under a map; with ``follow`` the map goes along: then also ``maps``, or the ``problem``
         for which it cannot."""
-        session, more = self.session, {}
+        session = self.session
+        more: dict[str, Any] = {}
         if given.get("follow") is True and pairs.used(session.pairs.now):
             try:
                 session.follow()
