@@ -7,6 +7,7 @@ import { Outline } from "./region.js";
 import { $, coded, get, listen, made, number, send, soon } from "./talk.js";
 
 const MEANING = { pass: "Confirmed", warn: "Not confirmed", fail: "Contradicted, or no evidence" };
+const STAGES = { lddmm: "bend", following: "bend", pose: "placement", straight: "no bend" }; // as on a terminal
 const MODES = { overlay: "Moving picture", swipe: "Edge", flicker: "Speed", checker: "Squares", difference: "", side: "" };
 const views = { a: $("view-a"), b: $("view-b") };
 
@@ -476,7 +477,7 @@ listen({
   progress: (step) => {
     $("bar").hidden = false;
     $("bar").value = (step.level + step.done / Math.max(1, step.total)) / Math.max(1, step.n_levels);
-    $("progress").textContent = `${step.stage}, level ${step.level + 1} of ${step.n_levels}, step ${step.done}`;
+    $("progress").textContent = `${STAGES[step.stage] || step.stage}, level ${step.level + 1} of ${step.n_levels}, step ${step.done}`;
   },
   problem: ({ text }) => notice(text),
   settled: () => { window.regframe.settled += 1; outline.tell(); },
