@@ -153,9 +153,20 @@ def warm(seen: Seen) -> float:
     return float(statistics.median(later)) if later else float("nan")
 
 
-def dragged(seen: Seen) -> list[tuple[float, float, float]]:
+def drag(page: Any, start: tuple[float, float], end: tuple[float, float]) -> None:
+    """Press at one place of the screen, move to another one, let go."""
+    page.mouse.move(*start)
+    page.mouse.down()
+    page.mouse.move(*end, steps=4)
+    page.mouse.up()
+
+
+def dragged(seen: Seen, shift: tuple[int, int]) -> list[tuple[float, float, float]]:
     """Seconds from letting go of a landmark to the bend on the screen, and to the answer of the images on it, and the processor
-    time of all processes until then; four times."""
+    time of all processes until then; four times.
+
+    Five pairs are set first, each partner (y, x) = ``shift`` fixed pixels from where it is expected.
+    """
     page = seen.page
     width, height = page.evaluate(
         "() => [window.regframe.pictures.canvas.width, window.regframe.pictures.canvas.height]"
@@ -168,6 +179,9 @@ def dragged(seen: Seen) -> list[tuple[float, float, float]]:
         seen.until(f"window.regframe.list().pairs.length === {n}")
         time.sleep(0.4)
     page.keyboard.press("Escape")
+    for y, x in spots if any(shift) else ():
+        drag(page, seen.at(y, x), seen.at(y + shift[0], x + shift[1]))
+        time.sleep(0.4)
     page.check("#follow")
     time.sleep(3)
     out = []
@@ -175,10 +189,7 @@ def dragged(seen: Seen) -> list[tuple[float, float, float]]:
         shown = page.evaluate("() => window.regframe.list().pairs")[k]["shown"]
         changes, settled = page.evaluate("() => [window.regframe.changes, window.regframe.settled]")
         start, end = seen.at(*shown), seen.at(shown[0] + 4, shown[1] + 3)
-        page.mouse.move(*start)
-        page.mouse.down()
-        page.mouse.move(*end, steps=4)
-        page.mouse.up()
+        drag(page, start, end)
         began, used = time.monotonic(), spent()
         ready = "window.regframe.ready === window.regframe.maps().fresh.key"
         seen.until(f"window.regframe.changes > {changes} && {ready}")
@@ -246,7 +257,7 @@ def main() -> None:
             first = page.evaluate("() => window.regframe.first")
             time.sleep(8)  # the process that aligns opens both sides meanwhile
             tile = warm(seen)
-            drags = dragged(seen) if given.drag else []
+            drags = dragged(seen, SHIFT if given.made else (0, 0)) if given.drag else []
             bad = faults(seen, given.axe)
             print(
                 f"{given.name}: first picture {first or float('nan'):.0f} ms, warm tile {tile:.0f} ms, refit shown "

@@ -105,6 +105,7 @@ class Looked:
         accuracy: float,
         box: tuple[Array, Array] | None = None,
         report: Callable[[Progress], object] | None = None,
+        pixels: int = PIXELS,
     ) -> Beyond | None:
         """What the images ask for beyond a map; None where they ask for nothing, or cannot tell.
 
@@ -115,9 +116,10 @@ class Looked:
             accuracy: their standard deviation, in the fixed unit.
             box: lower and upper corner of what is looked at, in the fixed unit; the whole canvas where None.
             report: called after each step; what it raises ends the fit.
+            pixels: of the fixed side that are looked at, at most; with more, both sides are halved until they are few enough.
         """
         cuts, transform = base.metrics.get("neighbouring_sections"), base.transform
-        fixed = None if cuts else self._fixed(box)
+        fixed = None if cuts else self._fixed(box, pixels)
         if fixed is None:
             return None
         size = self._sides[1].grid.pixel * _size(transform, fixed.grid)  # of a moving pixel, in the fixed unit
@@ -131,6 +133,7 @@ class Looked:
         config = Config.model_validate(
             {
                 "transform": "lddmm",
+                "n_slices": 1,
                 "pyramid": {"levels": _LEVELS, "max_pixels": 1 << 40},
                 "optimizer": {"max_iter": _STEPS},
             }
@@ -147,8 +150,8 @@ class Looked:
             fit = fit_on(Pair(*both, self._pair.ready, config, held, recipe), shared, report)
         return None if fit is None or fit.space is None else Beyond(fit, fixed.grid)
 
-    def _fixed(self, box: tuple[Array, Array] | None) -> Image | None:
-        """The fixed side, or the part of it in a box, with `PIXELS` pixels at most; None where there are too few."""
+    def _fixed(self, box: tuple[Array, Array] | None, pixels: int) -> Image | None:
+        """The fixed side, or the part of it in a box, with so many pixels at most; None where there are too few."""
         side = self._sides[0]
         times = 0
         while True:
@@ -156,7 +159,7 @@ class Looked:
             image = image if box is None else _cut(image, *box)
             if min(image.grid.shape) < _LEAST:
                 return None
-            if math.prod(image.grid.shape) <= PIXELS:
+            if math.prod(image.grid.shape) <= pixels:
                 return image
             times += 1
 

@@ -13,6 +13,9 @@ from typing import Any, Protocol, Self
 _FEW = 4
 """Number of steps below which a stage without a loss gets no plain lines; others get one for each quarter of their steps."""
 
+STAGES = {"lddmm": "bend", "following": "bend", "pose": "placement", "straight": "no bend"}
+"""What stages are called on the screen, in the words of docs/glossary.md; others, and all in ``log.jsonl``, by their names."""
+
 
 class Step(Protocol):
     """What is shown of a `regframe.Progress`."""
@@ -129,7 +132,8 @@ class Bars(Screen):
 
 
 def _name(step: Step) -> str:
-    return step.stage if step.n_levels == 1 else f"{step.stage:<11} level {step.level} of {step.n_levels}"
+    stage = STAGES.get(step.stage, step.stage)
+    return stage if step.n_levels == 1 else f"{stage:<11} level {step.level} of {step.n_levels}"
 
 
 def _energy(step: Step) -> str:

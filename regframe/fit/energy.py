@@ -129,7 +129,8 @@ class Energy:
         self.n_evaluations += 1
         x = x.detach()
         q, u = self.maps.split(x)
-        mismatch, v_grad, m_grad = self._mismatch(self.path(x, self.level.moving_grid))
+        path = self.path(x, self.level.moving_grid)
+        mismatch, v_grad, m_grad = self._mismatch(path)
         if not self.steep:
             self._look(mismatch, v_grad, m_grad)
         matching, slope = self._weighed(_cheap(mismatch))
@@ -138,6 +139,11 @@ class Energy:
         h_grad = homogeneous.compose(self._outer[0], slope * m_grad, self._outer[1])
         gradient[: q.shape[0]] = self.maps.increment.gradient(q, h_grad)
         regularizer = pairs = 0.0
+        if self.landmarks is not None:
+            pairs, q_pairs, v_pairs = self._pairs(q, path.velocity)
+            gradient[: q.shape[0]] += q_pairs.to(gradient)
+            if v_pairs is not None:  # both terms go back through the waves at once
+                v_grad, slope = torch.add(v_pairs, v_grad * slope), 1.0
         if u is not None and self.maps.space is not None:
             regularizer = 0.5 * _cheap(torch.linalg.vector_norm(u, dtype=torch.float64)) ** 2
             v_pull, out = self.maps.space.adjoint(v_grad), gradient[q.shape[0] :]
@@ -145,17 +151,26 @@ class Energy:
                 torch.addcmul(u, v_pull, slope.to(u), out=out)
             else:
                 torch.add(u, v_pull, alpha=slope, out=out)
-        if self.landmarks is not None:
-            p, target, sigma = self.landmarks
-            with torch.enable_grad():
-                at = x.requires_grad_(True)
-                term = ((self.maps.points(at, p) - target) ** 2).sum() / (2 * sigma**2)
-                if at.numel():  # a map without variables stays where it is
-                    gradient += torch.autograd.grad(term, at)[0]
-            pairs = _cheap(term.detach().to(mismatch.device))
         self._parts = (mismatch, matching, regularizer, pairs)
         total = matching + regularizer + pairs
         return total if isinstance(total, Tensor) else torch.tensor(total, dtype=torch.float64), gradient
+
+    def _pairs(self, q: Tensor, velocity: Tensor) -> tuple[Any, Tensor, Tensor | None]:
+        """The landmark term, a number or a scalar on the level's device, and its gradients in ``q`` ``[K]`` and in the velocity
+        ``[T, D, *S]``; None for the velocity of maps that do not bend."""
+        assert self.landmarks is not None
+        p, target, sigma = self.landmarks
+        with torch.enable_grad():
+            q = q.detach().requires_grad_(True)
+            bends = self.maps.space is not None
+            v = velocity.detach().requires_grad_(True) if bends else None
+            term = ((self.maps.carried(q, v, p) - target) ** 2).sum() / (2 * sigma**2)
+            inputs = [one for one in (q, v) if one is not None and one.numel()]
+            found = iter(
+                torch.autograd.grad(term, inputs) if inputs else ()
+            )  # a map without variables stays where it is
+        q_grad = next(found) if q.numel() else q.detach()
+        return _cheap(term.detach().to(self.device)), q_grad, next(found) if v is not None else None
 
     def _look(self, mismatch: Tensor, v_grad: Tensor, m_grad: Tensor) -> None:
         """Check what a metric gave, and whether it has a gradient: the one place of an evaluation that reads from the device."""

@@ -62,12 +62,18 @@ class MapSpace:
         """Positions ``[N, D]`` (float64) mapped moving → fixed, or to the moving frame, on their device; differentiable in
         ``x``."""
         q, u = self.split(x)
+        velocity = self.space.velocity(u) if self.space is not None and u is not None else None
+        return self.carried(q, velocity, at, to_moving)
+
+    def carried(self, q: Tensor, velocity: Tensor | None, at: Tensor, to_moving: bool = False) -> Tensor:
+        """As `points`, with the velocity ``[T, D, *S]`` (None where maps do not bend) in place of its variables; differentiable
+        in ``q`` and in the velocity."""
         pullback = self.pullback(q)
         pullback, back = (matrix.to(at.device) for matrix in (pullback, homogeneous.inverse(pullback)))
         if to_moving:
             at = reference.carry(pullback, at)
-        if self.space is not None and u is not None:
-            grid, velocity = self.space.grid, self.space.velocity(u).to(torch.float64)
+        if self.space is not None and velocity is not None:
+            grid, velocity = self.space.grid, velocity.to(torch.float64)
             there = at.to(velocity.device)
             flowed = ops.flow_points(there, velocity, grid.spacing, grid.origin, self.space.n_steps, to_moving)
             at = flowed.to(at.device)

@@ -437,22 +437,17 @@ def _side_facts(role: str, data: Image | PointSet, grid: Grid) -> dict[str, str]
 
 
 def _cards(metrics: dict[str, Any]) -> list[tuple[str, str]]:
-    """The few figures that readers look for first, as far as they are present."""
+    """The few figures that readers look for first, as far as they are present; experts find all of them in their table."""
 
-    def get(*path: str) -> float | None:
-        value: Any = metrics
-        for key in path:
-            value = value.get(key) if isinstance(value, dict) else None
+    def get(name: str) -> float | None:
+        value = metrics.get(name)
         return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
 
     wanted: tuple[tuple[str, float | None, Callable[[float], str]], ...] = (
         ("confidence", get("confidence"), verdict.spoken),
-        ("time", get("seconds"), lambda v: f"{v:.2g} s" if v < 10 else f"{v:.0f} s"),
-        ("evaluations", get("n_evaluations"), lambda v: f"{v:.0f}"),
-        ("round trip at most", get("roundtrip_px", "max"), lambda v: f"{v:.2g} px"),
         ("matching tissue", get("matching_fraction"), lambda v: f"{100 * v:.0f} %"),
-        ("folding", get("folding_fraction"), lambda v: f"{100 * v:.2g} %"),
-        ("least Jacobian", get("jacobian_min"), lambda v: f"{v:.2f}"),
+        ("folded tissue", get("folding_fraction") or None, lambda v: f"{100 * v:.2g} %"),
+        ("time", get("seconds"), lambda v: f"{v:.2g} s" if v < 10 else f"{v:.0f} s"),
     )
     return [(name, show(value)) for name, value, show in wanted if value is not None]
 

@@ -9,6 +9,7 @@
 | ``qupath`` | QuPath | GeoJSON points of one side, names in ``properties.name``; x, y in pixels from the corner of the first |
 | ``napari`` | napari | points layer of one side: ``index, axis-0, axis-1`` |
 | ``imagej`` | Fiji, ImageJ | multipoint of one side as a table of results: `` , X, Y``, pixels from the corner of the first |
+| ``stalign`` | STalign | ``.npy`` of one side, see `regframe.io.stalign`: y, x in the side's own unit; nothing in it is run |
 
 Positions that a program counts in pixels are those of the finest level of the side, and are converted with its grid.
 """
@@ -24,10 +25,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from ..data import AXES, Grid, PointSet
-from ..io import bigwarp
+from ..io import bigwarp, stalign
 from ..io.tables import read_landmarks, to_unit_of
 from .pairs import Pair
 
@@ -93,11 +95,14 @@ def read(text: str, sides: Sides) -> Read:
     return list(zip(names, f, m, counts, strict=False))
 
 
-def read_side(text: str, grid: Grid) -> list[tuple[str, Point]]:
-    """Named positions of one side: QuPath's GeoJSON, or a points table of napari or ImageJ; in the side's unit.
+def read_side(text: str | bytes, grid: Grid) -> list[tuple[str, Point]]:
+    """Named positions of one side: QuPath's GeoJSON, a points table of napari or ImageJ, or the bytes of STalign's ``.npy``; in
+    the side's unit.
 
     ValueError, in one sentence, for anything else.
     """
+    if isinstance(text, bytes):
+        return _stalign(text, grid)
     if text.lstrip()[:1] in ("{", "["):
         return _qupath(text, grid)
     rows = [row for row in csv.reader(io.StringIO(text.lstrip("\ufeff"))) if row]
@@ -181,7 +186,15 @@ def write_imagej(pairs: Sequence[Pair], sides: Sides, side: str) -> str:
     return "".join(rows)
 
 
-WRITERS: dict[str, tuple[str, Callable[[Sequence[Pair], Sides], str]]] = {
+def write_stalign(pairs: Sequence[Pair], sides: Sides, side: str) -> bytes:
+    """The positions of one side as STalign's array ``[N, 2]`` of y, x, in its unit; names have no place in it."""
+    out = io.BytesIO()
+    rows = [pair.fixed if side == "fixed" else pair.moving for pair in pairs]
+    np.save(out, np.array(rows, dtype=np.float64).reshape(-1, sides.fixed.ndim), allow_pickle=False)
+    return out.getvalue()
+
+
+WRITERS: dict[str, tuple[str, Callable[[Sequence[Pair], Sides], str | bytes]]] = {
     "csv": ("landmarks.csv", write_csv),
     "bigwarp": ("landmarks.bigwarp.csv", write_bigwarp),
     "bigwarp-json": ("landmarks.bigwarp.json", write_bigwarp_json),
@@ -192,6 +205,8 @@ WRITERS: dict[str, tuple[str, Callable[[Sequence[Pair], Sides], str]]] = {
     "napari-moving": ("moving.napari.csv", lambda pairs, sides: write_napari(pairs, sides, "moving")),
     "imagej-fixed": ("fixed.imagej.csv", lambda pairs, sides: write_imagej(pairs, sides, "fixed")),
     "imagej-moving": ("moving.imagej.csv", lambda pairs, sides: write_imagej(pairs, sides, "moving")),
+    "stalign-fixed": ("fixed.npy", lambda pairs, sides: write_stalign(pairs, sides, "fixed")),
+    "stalign-moving": ("moving.npy", lambda pairs, sides: write_stalign(pairs, sides, "moving")),
 }
 """What is written, by name: the file's name and its writer."""
 OF_VOLUMES = ("csv", "bigwarp", "bigwarp-json")
@@ -253,6 +268,21 @@ def _qupath(text: str, grid: Grid) -> list[tuple[str, Point]]:
     if not found:
         raise ValueError("wanted GeoJSON with points, got none")
     return found
+
+
+def _stalign(data: bytes, grid: Grid) -> list[tuple[str, Point]]:
+    with tempfile.TemporaryDirectory(prefix="regframe-") as folder:
+        path = Path(folder) / "points.npy"
+        path.write_bytes(data)
+        try:
+            points = stalign.read_npy(path, grid.unit)
+        except ValueError as error:
+            raise ValueError(str(error).replace(repr(str(path)), "the file").replace(str(path), "the file")) from error
+    if points.ndim != grid.ndim:
+        raise ValueError(f"wanted landmarks in {grid.ndim} dimensions, got some in {points.ndim}")
+    rows: list[list[float]] = points.coords.tolist()
+    names = points.table.get("name") or [str(i) for i in range(1, len(rows) + 1)]
+    return [(str(name), tuple(row)) for name, row in zip(names, rows, strict=True)]
 
 
 def _position(grid: Grid, x: float, y: float) -> Point:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import json
 import re
@@ -20,7 +21,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from ..io.outputs import to_json
-from . import pairfiles
+from . import pairfiles, pairs
 from .display import png
 from .drawn import Drawing
 from .gate import Gate
@@ -268,7 +269,7 @@ class Page:
         ndim = self.session.fixed.grid.ndim
         self.session.pairs.put([Pair.of(pair, ndim) for pair in found], given["revision"])
         self.session.changed()
-        return self.session.landmarks(str(given.get("key", "")))
+        return self._followed(given)
 
     def step(self, request: Request, body: Any) -> Any:
         """Undo or redo."""
@@ -278,7 +279,20 @@ class Page:
             raise ValueError("wanted undo or redo, got another word")
         self.session.pairs.step(ways[way])
         self.session.changed()
-        return self.session.landmarks(str(_mapping(body).get("key", "")))
+        return self._followed(_mapping(body))
+
+    def _followed(self, given: Mapping[str, Any]) -> Any:
+        """The list after a change, judged under a map; with ``follow`` the map goes along: then also ``maps``, or the ``problem``
+        for which it cannot."""
+        session = self.session
+        more: dict[str, Any] = {}
+        if given.get("follow") is True and pairs.used(session.pairs.now):
+            try:
+                session.follow()
+                more = {"maps": session.maps()}
+            except ValueError as error:
+                more = {"problem": " ".join(str(error).split())}
+        return session.landmarks(str(given.get("key", ""))) | more
 
     def predict(self, request: Request, body: Any) -> Any:
         """The partner of a position."""
@@ -287,16 +301,20 @@ class Page:
         return {"at": self.session.predicted(str(given.get("key")), _side(given.get("side")), at)}
 
     def import_(self, request: Request, body: Any) -> Any:
-        """Pairs out of the text of a file, or of a file for each side."""
+        """Pairs out of what a file holds, or a file for each side: text, or ``{"base64": …}`` of bytes."""
         given, session = _mapping(body), self.session
         sides = session.grids()
-        texts = {name: given.get(name) for name in ("both", "fixed", "moving")}
-        if isinstance(texts["both"], str):
-            found = pairfiles.read(texts["both"], sides)
-        elif isinstance(texts["fixed"], str) and isinstance(texts["moving"], str):
+        both, one, other = (_content(given.get(name)) for name in ("both", "fixed", "moving"))
+        if isinstance(both, bytes):
+            raise ValueError(
+                "wanted a file .npy for each side, got one alone; choose both together, the fixed side's first"
+            )
+        if both is not None:
+            found = pairfiles.read(both, sides)
+        elif one is not None and other is not None:
             session.check_flat("a file of landmarks of each side")
-            fixed = pairfiles.read_side(texts["fixed"], sides.fixed)
-            found = pairfiles.together(fixed, pairfiles.read_side(texts["moving"], sides.moving))
+            fixed = pairfiles.read_side(one, sides.fixed)
+            found = pairfiles.together(fixed, pairfiles.read_side(other, sides.moving))
         else:
             raise ValueError("wanted the text of a file of landmarks, got none")
         session.pairs.put(session.pairs.added(found))
@@ -312,7 +330,8 @@ class Page:
             self.session.check_flat("landmarks in that program's file")
         file, write = pairfiles.WRITERS[name]
         text = write(self.session.pairs.now, self.session.grids())
-        return Response(text, headers={"content-type": "text/plain; charset=utf-8",
+        kind = "application/octet-stream" if isinstance(text, bytes) else "text/plain; charset=utf-8"
+        return Response(text, headers={"content-type": kind,
                                        "content-disposition": f'attachment; filename="{file}"'})  # fmt: skip
 
     # ---- the map ----------------------------------------------------------------------------------------------------
@@ -474,6 +493,16 @@ def _mapping(body: Any) -> dict[str, Any]:
     if not isinstance(body, dict):
         raise ValueError("wanted named values, got something else")
     return body
+
+
+def _content(value: Any) -> str | bytes | None:
+    """What a file holds, as the page sends it; None where it sends nothing."""
+    if isinstance(value, Mapping):
+        try:
+            return base64.b64decode(str(value.get("base64", "")), validate=True)
+        except ValueError as error:
+            raise ValueError("wanted the bytes of a file as base64, got something else") from error
+    return value if isinstance(value, str) else None
 
 
 _PLAIN = re.compile(r"[-+0-9.eE]{1,30}")

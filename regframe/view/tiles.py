@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from ..data import Grid, Level, Pyramid
+from ..maps.affine import Affine
 from ..maps.base import Transform
 from ..slides.tiles import halved_grid
 from ..slides.warp import SlideOptions, SlideWarp
@@ -121,10 +123,15 @@ class Warped:
         self._plans: dict[tuple[int, bool], SlideWarp] = {}
         self._pyramids = (pyramid, _everywhere(pyramid))
         self._transform = transform
+        parts = transform.parts()
+        self._still = all(isinstance(part, Affine) and _is_identity(part) for part in parts)
 
     def pixels(self, level: int, region: tuple[slice, slice]) -> tuple[Array, Array]:
         """Pixels ``[C, h, w]`` of a region of a level, and where the image is ``[h, w]`` uint8: 255, beyond it 0."""
         plan = self._plan(level, False)
+        if self._still and plan.source.grid == self._canvas.at(level):  # the file's own pixels
+            pixels = np.asarray(plan.source.read(region))
+            return pixels, np.full(pixels.shape[1:], 255, np.uint8)
         if plan.covered(region):
             pixels = plan.pixels(region)
             return pixels, np.full(pixels.shape[1:], 255, np.uint8)
@@ -141,6 +148,10 @@ class Warped:
             plan = SlideWarp(self._pyramids[mask], self._transform, grid, Path("shown.zarr"), options)
             self._plans[level, mask] = plan
         return plan
+
+
+def _is_identity(part: Affine) -> bool:
+    return part.source_unit == part.target_unit and bool((part.matrix == torch.eye(len(part.matrix))).all())
 
 
 def _everywhere(pyramid: Pyramid) -> Pyramid:

@@ -824,8 +824,8 @@ def test_a_fit_says_a_line_per_level(capsys: pytest.CaptureFixture[str]) -> None
     steps = [Progress("lddmm", i, 10, level, 2, 1 / (i + 1)) for level in (0, 1) for i in (1, 2, 3)]
     lines = shown([*steps, Progress("affine", 1, 10, loss=2.0)], capsys)
     assert lines == [
-        "lddmm       level 0 of 2: 3 iterations, energy 0.25",
-        "lddmm       level 1 of 2: 3 iterations, energy 0.25",
+        "bend        level 0 of 2: 3 iterations, energy 0.25",
+        "bend        level 1 of 2: 3 iterations, energy 0.25",
         "affine: 1 iterations, energy 2",
     ]
 

@@ -18,6 +18,7 @@ import regframe
 from regframe.cli import main
 from regframe.correction.here import correct
 from regframe.correction.images import Looked
+from regframe.correction.landmarks import put_back
 from regframe.correction.region import Region
 from regframe.data import Grid, Image
 from regframe.maps.affine import Affine
@@ -92,6 +93,18 @@ def test_a_fault_is_mended_and_nothing_else_moves(tmp_path: Path) -> None:
     twice = correct(found, around(50.0), *marks(true))  # by landmarks alone, on top of it
     assert len(twice.metrics["corrections"]) == 2
     assert sum("which nothing else has confirmed" in reason for reason in twice.reasons) == 1
+
+
+def test_landmarks_have_the_last_word_where_images_pulled_far() -> None:
+    """Only a pair that lies farther off than a click can be is put back; what the images told about the others is kept."""
+    same, grid = Affine.identity(2, "px"), Grid((100, 100))
+    p = torch.tensor([[20.0, 20.0], [60.0, 70.0]], dtype=torch.float64)
+    near, far = p + torch.tensor([[0.0, 1.2]]), p + torch.tensor([[0.0, 1.2], [3.0, 0.0]])
+    assert put_back(same, p, near, grid) is None
+    back = put_back(same, p, far, grid)
+    assert back is not None
+    assert torch.equal(back, torch.stack([p[0], far[1]]))
+    assert put_back(same, p[:0], p[:0], grid) is None
 
 
 def test_a_region_with_a_hole_and_its_seam() -> None:

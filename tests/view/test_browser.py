@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import statistics
 import time
@@ -65,7 +66,7 @@ class Page:
     """A page in the browser, and what it did that it should not."""
 
     def __init__(self, browser: Any, setting: Setting, width: int = 1400, height: int = 900, **look: Any) -> None:
-        gate, self.session = application(setting, warm=True)
+        gate, self.session = application(setting)  # the process that aligns starts where a test asks for it
         self.running = Running(gate)
         self.running.start()
         self.context = browser.new_context(viewport={"width": width, "height": height}, **look)
@@ -133,6 +134,14 @@ class Page:
     def count(self, n: int) -> None:
         self.until(f"window.regframe.list().pairs.length === {n}")
 
+    def as_first(self) -> None:
+        """How a page looks that was just opened, but for what was kept."""
+        self.page.set_viewport_size({"width": 1400, "height": 900})
+        self.page.emulate_media(color_scheme="light")
+        self.mode("overlay")
+        self.amount(50)
+        self.page.click("#fit")
+
     def close(self) -> None:
         self.context.close()
         self.session.close()
@@ -159,8 +168,25 @@ def opened(browser: Any, sides: dict[str, Path], tmp_path: Path) -> Iterator[Cal
         page.close()
 
 
-def test_the_ways_to_show_two_pictures(opened: Callable[..., Page]) -> None:
-    page = opened()
+@pytest.fixture(scope="module")
+def one_page(browser: Any, sides: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    both = Source(sides["fixed"], "image"), Source(sides["moving"], "image")
+    page = Page(browser, Setting(*both, tmp_path_factory.mktemp("shared") / "out"))
+    yield page
+    page.close()
+
+
+@pytest.fixture
+def shared(one_page: Page) -> Iterator[Page]:
+    """A page of the pair for all tests of a module that change neither landmarks nor map."""
+    one_page.as_first()
+    yield one_page
+    assert one_page.wrong == []
+    assert one_page.pairs() == []
+
+
+def test_the_ways_to_show_two_pictures(shared: Page) -> None:
+    page = shared
     page.mode("overlay")
     page.amount(0)
     fixed = page.shot()
@@ -408,29 +434,28 @@ def test_two_tables(browser: Any, tmp_path: Path) -> None:
         page.close()
 
 
-@pytest.mark.parametrize("dark", [False, True])
-@pytest.mark.parametrize("width", [1400, 390])
-def test_small_and_dark(opened: Callable[..., Page], width: int, dark: bool) -> None:
-    page = opened(width=width, height=850, look={"color_scheme": "dark" if dark else "light"})
-    page.open_all()
-    assert page.page.evaluate("() => document.documentElement.scrollWidth") <= width
-    back = page.page.evaluate("() => getComputedStyle(document.body).backgroundColor")
-    assert (int(back[4:].split(",")[0]) < 60) == dark
+def test_small_and_dark(shared: Page) -> None:
+    shared.open_all()
+    for width, dark in itertools.product((1400, 390), (False, True)):
+        shared.page.set_viewport_size({"width": width, "height": 850})
+        shared.page.emulate_media(color_scheme="dark" if dark else "light")
+        assert shared.page.evaluate("() => document.documentElement.scrollWidth") <= width
+        back = shared.page.evaluate("() => getComputedStyle(document.body).backgroundColor")
+        assert (int(back[4:].split(",")[0]) < 60) == dark
 
 
-def test_how_fast(opened: Callable[..., Page]) -> None:
-    page = opened()
-    first = page.page.evaluate("() => window.regframe.first")
+def test_how_fast(shared: Page) -> None:
+    first = shared.page.evaluate("() => window.regframe.first")
     print(f"first picture after {first / 1000:.2f} s")
-    own = Session(page.session.setting)  # none of its tiles was made yet
+    own = Session(shared.session.setting)  # none of its tiles was made yet
     made = []
     for i in range(4):
         began = time.perf_counter()
         own.tile("moving", own.current.key, own.canvas.top, i % 2, i // 2, "")
         made.append(1000 * (time.perf_counter() - began))
     print(f"a tile is made in {statistics.median(made):.0f} ms in the median")
-    key, top = page.session.current.key, page.session.canvas.top
-    took = page.page.evaluate(
+    key, top = shared.session.current.key, shared.session.canvas.top
+    took = shared.page.evaluate(
         """async ([key, top]) => { const took = [];
         for (let i = 0; i < 16; i += 1) { const began = performance.now();
           await (await fetch(`/tiles/moving/${key}/${top}/${i % 2}/${Math.floor(i / 2) % 2}?style=`)).arrayBuffer();

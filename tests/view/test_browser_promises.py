@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.server
+import itertools
 import json
 import shlex
 import socket
@@ -17,14 +18,14 @@ import click.testing
 import numpy as np
 import pytest
 import torch
-from test_browser import CHROMIUM, SHIFT, Page, browser, opened, sides
+from test_browser import CHROMIUM, SHIFT, Page, browser, one_page, opened, shared, sides
 
 import regframe
 from regframe.cli import main
 from regframe.report import results
 
 pytestmark = pytest.mark.slow
-__all__ = ["browser", "opened", "sides"]  # fixtures
+__all__ = ["browser", "one_page", "opened", "shared", "sides"]  # fixtures
 AFFINE = regframe.Config.model_validate({"transform": "affine", "pyramid": {"max_pixels": 60_000}})
 SPOTS = [(200, 250), (220, 760), (800, 240), (780, 800), (500, 520)]
 
@@ -201,13 +202,10 @@ def test_a_telephone(opened: Callable[..., Page]) -> None:
 @pytest.mark.skipif(
     find_spec("axe_playwright_python") is None, reason="needs axe-playwright-python, which holds axe-core"
 )
-@pytest.mark.parametrize("dark", [False, True])
-@pytest.mark.parametrize("width", [1400, 390])
-def test_axe_finds_nothing_serious(opened: Callable[..., Page], width: int, dark: bool) -> None:
+def test_axe_finds_nothing_serious(opened: Callable[..., Page]) -> None:
     import axe_playwright_python
 
-    look = {"color_scheme": "dark" if dark else "light", "bypass_csp": True}
-    page = opened("cells", width=width, height=850, look=look)
+    page = opened("cells", height=850, look={"bypass_csp": True})
     page.mode("overlay")
     page.page.click("#add")
     for n, at in enumerate([*SPOTS, (400, 300)], 1):
@@ -220,15 +218,18 @@ def test_axe_finds_nothing_serious(opened: Callable[..., Page], width: int, dark
     page.until("window.regframe.maps().fresh && window.regframe.ready === window.regframe.maps().fresh.key")
     page.page.evaluate("() => document.querySelectorAll('details').forEach((part) => { part.open = true; })")
     page.page.add_script_tag(path=str(Path(axe_playwright_python.__file__).with_name("axe.min.js")))
-    found = page.page.evaluate(
-        "async () => (await axe.run()).violations.map((v) => [v.id, v.impact, v.nodes[0].html.slice(0, 120)])"
-    )
-    assert [one for one in found if one[1] in ("serious", "critical")] == []
+    for width, scheme in itertools.product((1400, 390), ("light", "dark")):
+        page.page.set_viewport_size({"width": width, "height": 850})
+        page.page.emulate_media(color_scheme=scheme)
+        found = page.page.evaluate(
+            "async () => (await axe.run()).violations.map((v) => [v.id, v.impact, v.nodes[0].html.slice(0, 120)])"
+        )
+        assert [one for one in found if one[1] in ("serious", "critical")] == [], (width, scheme)
 
 
-def test_another_site_and_another_name(opened: Callable[..., Page], tmp_path: Path) -> None:
+def test_another_site_and_another_name(shared: Page) -> None:
     """A page of another origin in the same browser, and a name of another site that leads to this machine."""
-    page = opened()
+    page = shared
     home = f"http://127.0.0.1:{page.running.port}"
 
     class Elsewhere(http.server.BaseHTTPRequestHandler):
@@ -284,9 +285,9 @@ def test_another_site_and_another_name(opened: Callable[..., Page], tmp_path: Pa
         rebound.close()
 
 
-def test_a_gigabyte_is_cut_off(opened: Callable[..., Page]) -> None:
+def test_a_gigabyte_is_cut_off(shared: Page) -> None:
     """Sent in pieces without saying how much: the server hangs up after the first few MiB, and answers others meanwhile."""
-    page = opened()
+    page = shared
     cookie = "; ".join(f"{one['name']}={one['value']}" for one in page.context.cookies())
     host = f"127.0.0.1:{page.running.port}"
     head = (f"POST /api/import HTTP/1.1\r\nHost: {host}\r\nOrigin: http://{host}\r\nCookie: {cookie}\r\n"

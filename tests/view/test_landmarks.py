@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import itertools
 import json
 from collections.abc import Callable
@@ -141,7 +143,7 @@ def test_files_of_both_sides_read_back(name: str) -> None:
         assert name == "explorer" or label == pair.name
 
 
-@pytest.mark.parametrize("name", ["qupath", "napari", "imagej"])
+@pytest.mark.parametrize("name", ["qupath", "napari", "imagej", "stalign"])
 def test_files_of_one_side_read_back(name: str) -> None:
     pairs = pairs_of(4)
     texts = [pairfiles.WRITERS[f"{name}-{side}"][1](pairs, SIDES) for side in ("fixed", "moving")]
@@ -166,6 +168,9 @@ def test_layouts_as_their_programs_document_them() -> None:
     assert pairfiles.read_side(" ,X,Y\n1,8.5,7.5\n", SIDES.moving) == [("1", (7.0, 8.0))]
     point = {"type": "Feature", "geometry": {"type": "Point", "coordinates": [8.5, 7.5]}, "properties": {"name": "A"}}
     assert pairfiles.read_side(json.dumps([point]), SIDES.moving) == [("A", (7.0, 8.0))]
+    out = io.BytesIO()
+    np.save(out, {"A": [(8.0, 7.0)]}, allow_pickle=True)  # what STalign's point_annotator saves
+    assert pairfiles.read_side(out.getvalue(), SIDES.moving) == [("A0", (7.0, 8.0))]
 
 
 @pytest.mark.parametrize(
@@ -197,6 +202,13 @@ def test_landmarks_over_the_wire(opened: Callable[..., Any], tmp_path: Path) -> 
     assert client.put("/api/landmarks", json={"revision": 1, "pairs": [{"id": 1}]}).status_code == 400
     assert client.post("/api/landmarks/undo", json={}).json()["pairs"] == []
     assert len(client.post("/api/landmarks/redo", json={}).json()["pairs"]) == 6
+    revision = session.pairs.revision
+    answer = client.put("/api/landmarks", json={"revision": revision, "pairs": pairs, "follow": True}).json()
+    assert answer["maps"]["fresh"]["title"] == "Corrected by landmarks"
+    line = [pair | {"fixed": [i, i], "moving": [i, i]} for i, pair in enumerate(pairs)]
+    answer = client.put("/api/landmarks", json={"revision": revision + 1, "pairs": line, "follow": True}).json()
+    assert "on one line" in answer["problem"]
+    client.post("/api/landmarks/undo", json={})
     maps = client.post("/api/follow", json={}).json()
     assert maps["fresh"]["title"] == "Corrected by landmarks"
     at = client.post(
@@ -205,6 +217,13 @@ def test_landmarks_over_the_wire(opened: Callable[..., Any], tmp_path: Path) -> 
     assert at == pytest.approx(pairs[0]["moving"], abs=0.6)
     for name in pairfiles.WRITERS:
         assert client.get(f"/api/export/{name}").status_code == 200
+    both = {side: base64.b64encode(client.get(f"/api/export/stalign-{side}").content) for side in ("fixed", "moving")}
+    answer = client.post("/api/import", json={side: {"base64": data.decode()} for side, data in both.items()})
+    added = answer.json()["pairs"][6:]
+    assert [row["fixed"] for row in added] == [pytest.approx(pair["fixed"]) for pair in pairs]
+    assert "for each side" in client.post("/api/import", json={"both": {"base64": ""}}).json()["problem"]
+    assert client.post("/api/import", json={"fixed": {"base64": "!"}, "moving": ""}).status_code == 400
+    client.post("/api/landmarks/undo", json={})
     own = client.get("/api/export/csv").text
     client.put("/api/landmarks", json={"revision": session.pairs.revision, "pairs": []})
     assert len(client.post("/api/import", json={"both": own}).json()["pairs"]) == 6

@@ -17,7 +17,7 @@ from regframe.evaluation import match_probability
 from regframe.view.display import Look
 from regframe.view.session import Session, Setting
 from regframe.view.source import Side, Source
-from regframe.view.tiles import TILE, Kept
+from regframe.view.tiles import TILE, Canvas, Kept, Warped
 
 
 def picture(answer: Any) -> np.ndarray[Any, Any]:
@@ -41,6 +41,19 @@ def test_tiles_are_the_pixels_of_resample(opened: Callable[..., Any], pair: tupl
     assert (
         picture(client.get(f"/tiles/fixed/{shown.key}/{level}/0/0"))[..., :3] == fixed.data.numpy().transpose(1, 2, 0)
     ).all()
+
+
+def test_the_files_own_pixels_are_what_a_warp_would_give(pair: tuple[Path, Path]) -> None:
+    """A side that is not moved is read, not warped, at the resolutions that it has itself."""
+    side = Side.of(Source(pair[0]))
+    assert side.pyramid is not None
+    canvas = Canvas(side.pyramid.levels[0].grid)
+    still = Warped(side.pyramid, regframe.Affine.identity(2, side.grid.unit), canvas)
+    for level in (canvas.top, canvas.top - 1, canvas.top - 3):
+        region = tuple(slice(n // 3, n) for n in canvas.at(level).shape)
+        read, seen = still.pixels(level, region)
+        assert (seen == 255).all()
+        assert np.array_equal(read, still._plan(level, False).pixels(region))
 
 
 def test_coarse_levels_are_means(opened: Callable[..., Any], pair: tuple[Path, Path]) -> None:

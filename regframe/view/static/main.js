@@ -4,9 +4,10 @@ import { colours, drawings, layers } from "./controls.js";
 import { Marks } from "./marks.js";
 import { Pictures } from "./pictures.js";
 import { Outline } from "./region.js";
-import { $, get, listen, made, number, send, soon } from "./talk.js";
+import { $, coded, get, listen, made, number, send, soon } from "./talk.js";
 
 const MEANING = { pass: "Confirmed", warn: "Not confirmed", fail: "Contradicted, or no evidence" };
+const STAGES = { lddmm: "bend", following: "bend", pose: "placement", straight: "no bend" }; // as on a terminal
 const MODES = { overlay: "Moving picture", swipe: "Edge", flicker: "Speed", checker: "Squares", difference: "", side: "" };
 const views = { a: $("view-a"), b: $("view-b") };
 
@@ -109,21 +110,29 @@ function newList(found) {
 
 const bare = (pair) => ({ id: pair.id, name: pair.name, fixed: pair.fixed, moving: pair.moving, on: pair.on, trusted: pair.trusted });
 
+let changing = 0; // of them on their way
+let heard = 0; // the last revision that the server spoke of
 let turn = Promise.resolve(); // changes of the list wait for each other: each begins with what the one before left
 
 function inTurn(work) {
+  changing += 1;
   turn = turn.then(async () => {
     const found = await tried(work);
-    if (found) newList(found);
-    return Boolean(found);
+    changing -= 1;
+    if (!found) return;
+    newList(found);
+    if (found.problem) notice(found.problem);
+    if (found.maps) newMaps(found.maps);
+    if (!changing && heard > list.revision) await reload(); // another window's change, heard of meanwhile
   });
   return turn;
 }
 
 async function commit(pairs) { // what the list becomes, as a function of what it is by then
-  const put = () => send("/api/landmarks", { revision: list.revision, key: shown, pairs: pairs(list.pairs).map(bare) }, "PUT");
-  if (await inTurn(put)) await followed();
+  await inTurn(() => send("/api/landmarks", { ...now(), revision: list.revision, pairs: pairs(list.pairs).map(bare) }, "PUT"));
 }
+
+const now = () => ({ key: shown, follow: $("follow").checked });
 
 async function followed() {
   if ($("follow").checked && list.used) {
@@ -360,7 +369,7 @@ $("fit").addEventListener("click", () => pictures.fit());
 $("add").addEventListener("click", () => setAdding(!adding));
 for (const way of ["undo", "redo"]) {
   $(way).addEventListener("click", async () => {
-    if (await inTurn(() => send(`/api/landmarks/${way}`, { key: shown }))) await followed();
+    await inTurn(() => send(`/api/landmarks/${way}`, now()));
   });
 }
 $("follow").addEventListener("change", followed);
@@ -388,15 +397,16 @@ function tellSaved(found) {
   $("saved").replaceChildren(made("p", {}, `Saved in ${found.folder}. The same without a browser:`), made("code", {}, found.command));
 }
 
-const NAMES = { csv: "regframe (CSV)", bigwarp: "BigWarp (CSV)", explorer: "Xenium Explorer keypoints", "qupath-fixed": "QuPath, fixed side",
+const NAMES = { csv: "regframe (CSV)", bigwarp: "BigWarp (CSV)", "bigwarp-json": "BigWarp, Warpy (JSON)", explorer: "Xenium Explorer keypoints", "qupath-fixed": "QuPath, fixed side",
   "qupath-moving": "QuPath, moving side", "napari-fixed": "napari, fixed side", "napari-moving": "napari, moving side",
-  "imagej-fixed": "ImageJ, fixed side", "imagej-moving": "ImageJ, moving side" };
+  "imagej-fixed": "ImageJ, fixed side", "imagej-moving": "ImageJ, moving side", "stalign-fixed": "STalign, fixed side",
+  "stalign-moving": "STalign, moving side" };
 $("export").append(...state.exports.map((name) => made("option", { value: name }, NAMES[name] || name)));
 $("export-go").addEventListener("click", () => {
   made("a", { href: `/api/export/${$("export").value}`, download: "" }).click();
 });
 $("import").addEventListener("change", (event) => tried(async () => {
-  const texts = await Promise.all([...event.target.files].map((file) => file.text()));
+  const texts = await Promise.all([...event.target.files].map((file) => (/\.npy$/i.test(file.name) ? coded(file) : file.text())));
   if (texts.length > 2) throw new Error("wanted one file of both sides, or two of one side each, got more");
   const value = texts.length === 1 ? { both: texts[0] } : { fixed: texts[0], moving: texts[1] };
   newList(await send("/api/import", { ...value, key: shown }));
@@ -460,11 +470,14 @@ const nudged = soon(250, async () => {
 
 listen({
   maps: (found) => newMaps(found),
-  landmarks: ({ revision }) => { if (revision !== list.revision) reload(); },
+  landmarks: ({ revision }) => {
+    heard = revision;
+    if (!changing && revision !== list.revision) reload();
+  },
   progress: (step) => {
     $("bar").hidden = false;
     $("bar").value = (step.level + step.done / Math.max(1, step.total)) / Math.max(1, step.n_levels);
-    $("progress").textContent = `${step.stage}, level ${step.level + 1} of ${step.n_levels}, step ${step.done}`;
+    $("progress").textContent = `${STAGES[step.stage] || step.stage}, level ${step.level + 1} of ${step.n_levels}, step ${step.done}`;
   },
   problem: ({ text }) => notice(text),
   settled: () => { window.regframe.settled += 1; outline.tell(); },

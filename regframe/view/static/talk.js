@@ -24,6 +24,13 @@ export async function send(path, value = {}, method = "POST") {
   return (await answered(response)).json();
 }
 
+export const coded = (file) => new Promise((resolve, reject) => { // the bytes of a file that is not text
+  const reader = new FileReader();
+  reader.onload = () => resolve({ base64: reader.result.slice(reader.result.indexOf(",") + 1) });
+  reader.onerror = () => reject(new Problem(`${file.name} could not be read`));
+  reader.readAsDataURL(file);
+});
+
 export function listen(handlers) {
   const source = new EventSource("/api/events");
   for (const [word, handle] of Object.entries(handlers)) {
