@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import map_coordinates
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -20,7 +21,7 @@ from fake_result import fake_result
 import regframe as rf
 from benchmarks import entries, learn2reg, slices
 from benchmarks.learn2reg import __main__ as learn2reg_command
-from benchmarks.learn2reg import fields
+from benchmarks.learn2reg import fields, made
 from benchmarks.slices import __main__ as slices_command
 
 SIZE = (12, 10, 14)
@@ -195,6 +196,24 @@ def test_a_folder_that_is_no_task_is_refused_in_a_sentence(
     (tmp_path / "A_dataset.json").write_text(text)
     assert learn2reg_command.main([str(tmp_path), "-o", str(tmp_path / "out"), "--no-run"]) == 2
     assert wanted in capsys.readouterr().err
+
+
+def test_a_made_task_has_the_maps_that_it_says(data_dir: Path, tmp_path: Path) -> None:
+    pytest.importorskip("SimpleITK")
+    task = learn2reg.read_task(made.lay_out(data_dir, tmp_path / "Made", pairs=1, step=5))
+    [case] = task.cases
+    assert {method["name"] for method in task.methods} >= {"LogJacDetStd", "TRE_lm", "DSC"}
+    root = tmp_path / "Made"
+    fixed, moving = (np.loadtxt(path, delimiter=",") for path in learn2reg.points_of(case, root, "landmarks"))
+    assert 1 < np.linalg.norm(fixed - moving, axis=1).max() < made.SIZE
+    here, there = (fields.numbers_of(root / name) for name in (case.fixed, case.moving))
+    spread = there.std()
+    seen, meant = (
+        map_coordinates(volume, at.T, order=1) for volume, at in ((here, fixed), (there, moving))
+    )  # the same tissue at both
+    assert np.abs(seen - meant).mean() < 0.2 * spread
+    assert np.abs(map_coordinates(here, moving.T, order=1) - meant).mean() > 0.3 * spread
+    assert fields.spacing_of(root / case.fixed) == pytest.approx((0.25,) * 3)
 
 
 # slices

@@ -209,6 +209,16 @@ def test_modules_ask_for_what_regframe_takes(stub: Path) -> None:
         subprocess.run(["bash", "-c", script(text, common | values, "stub")], check=True)
 
 
+def test_containers_of_nextflow_write_as_who_owns_the_work_folder() -> None:
+    text = (FLOWS / "nextflow" / "nextflow.config").read_text()
+    options = dict(re.findall(r"(docker|podman)\.runOptions = '(.*)'", text))
+    page = (ROOT / "docs" / "install.md").read_text()
+    for engine, option in (("docker", "--user $(id -u):$(id -g)"), ("podman", "--userns=keep-id:uid=1000,gid=1000")):
+        assert options[engine] == f'--entrypoint "" {option}'
+        [line] = re.findall(rf"^{engine} run (.*)$", page, re.MULTILINE)
+        assert option in line.replace('"', "")
+
+
 # Snakemake
 
 
@@ -469,6 +479,9 @@ def test_kubernetes_runs_our_commands() -> None:
     for pod in pods:  # what is mounted is there
         volumes = {volume["name"] for volume in pod.get("volumes", [])}
         assert all(mount["name"] in volumes for c in pod["containers"] for mount in c.get("volumeMounts", []))
+    users = {container["securityContext"]["runAsUser"] for container in containers}
+    assert {pod["securityContext"]["fsGroup"] for pod in pods if pod.get("volumes")} == users
+    assert all(f"--uid {user}" in (ROOT / "Containerfile").read_text() for user in users)
     service = cluster["spec"]["scheduler"]["service"]
     assert service["selector"]["dask.org/cluster-name"] == cluster["metadata"]["name"]
 

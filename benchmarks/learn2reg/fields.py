@@ -6,12 +6,14 @@ regframe turns a volume to the axes (z, y, x) of LPS when it reads it; a field o
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 import regframe
 from regframe.data import Grid
@@ -125,11 +127,22 @@ def displacements(folder: Path, fixed: Path, moving: Path) -> Array:
 
 def write_field(path: Path, field: Array) -> None:
     """Write displacements ``[X, Y, Z, 3]`` as a NIfTI file of four axes, float32, aside and renamed."""
+    write_volume(path, np.asarray(field, dtype=np.float32))
+
+
+def write_volume(path: Path, numbers: NDArray[Any], spacing: Sequence[float] | None = None) -> None:
+    """Write ``[X, Y, Z, ...]`` as a NIfTI file whose axes are in that order, aside and renamed.
+
+    Args:
+        path: the file.
+        numbers: of a type that NIfTI knows.
+        spacing: of the voxels along each axis, mm; 1 where it is not given.
+    """
     sitk = _sitk()
     path.parent.mkdir(parents=True, exist_ok=True)
-    image = sitk.GetImageFromArray(
-        np.ascontiguousarray(np.asarray(field, dtype=np.float32).transpose()), isVector=False
-    )
+    image = sitk.GetImageFromArray(np.ascontiguousarray(numbers.transpose()), isVector=False)
+    if spacing is not None:
+        image.SetSpacing([float(one) for one in spacing])
     aside = path.with_name(f".{os.getpid()}.{path.name}")
     sitk.WriteImage(image, str(aside), useCompression=True)
     aside.replace(path)

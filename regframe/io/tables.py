@@ -604,7 +604,7 @@ def _names_without_header(path: Path, rows: list[list[str]], explicit: list[str]
         return list(_VISIUM)
     raise ValueError(
         f"wanted a header that names the columns of {str(path)!r}, got the row {_join(rows[0])}; "
-        "add one, or name the columns in order, e.g. columns='x,y'"
+        "add one, or name the columns in order, e.g. columns='x,y' (--columns, or --moving-set columns=x,y)"
     )
 
 
@@ -656,7 +656,7 @@ def _recognised_columns(table: PointTable) -> dict[str, tuple[str, str | None]]:
         )
         raise ValueError(
             f"wanted one choice of position columns in {str(table.path)!r}, got {candidates}; "
-            "choose with columns='x=NAME,y=NAME'"
+            "choose with columns='x=NAME,y=NAME' (--columns, or --moving-set columns=x=NAME,y=NAME)"
         )
     ((style, unit), group) = next(iter(whole.items()))
     stray = [name for key, other in groups.items() if key[0] == style and key[1] != unit for name in other.get("z", ())]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,21 @@ def test_the_environment_of_conda_wants_what_the_package_wants() -> None:
     plain = {entry for entry in found["dependencies"] if isinstance(entry, str)}
     assert promised() <= plain
     assert {"python >=3.11,<3.15", "cxx-compiler", "ninja", "pybind11 >=2.13", "setuptools >=80"} <= plain
+
+
+def test_the_image_builds_what_the_package_wants_and_keeps_no_compiler() -> None:
+    text = (ROOT / "Containerfile").read_text(encoding="utf-8")
+    build, final = (part.partition("\n")[2] for part in re.split(r"^FROM ", text, flags=re.MULTILINE)[1:])
+    wanted = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["build-system"]["requires"]
+    assert all(f'"{one}"' in build or f" {one} " in build for one in wanted if not one.startswith("torch"))
+    assert ".ci/wheel" in build
+    assert not re.search(r"g\+\+|gcc|cxx|build-essential", final)
+    [extras] = re.findall(r"regframe\[([\w,]+)\] @ file://", final)
+    assert set(extras.split(",")) <= set(PROJECT["optional-dependencies"])
+    assert "\nUSER regframe\n" in final
+    assert final.endswith('\nENTRYPOINT ["regframe"]\nCMD ["--help"]\n')
+    done = subprocess.run(["bash", "-n", ROOT / ".ci" / "check_image"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_citation_is_of_this_version() -> None:
