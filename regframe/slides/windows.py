@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
@@ -193,27 +192,56 @@ def _surfaces(
     than the CPU all of a tile at once.
     """
     f, m = one.to(device), other.to(device)
-    for corners in [[start] for start in starts.tolist()] if f.is_cpu else [starts.tolist()]:
+    sums = [_summed_areas(v) for v in (m, m * m)]
+    each = 1 if f.is_cpu else max(1, len(starts))
+    for corners in [starts[i : i + each].tolist() for i in range(0, len(starts), each)]:
         if corners:
-            windows = [f[y : y + WINDOW, x : x + WINDOW] for y, x in corners]
-            around = [m[y - SEARCH : y + WINDOW + SEARCH, x - SEARCH : x + WINDOW + SEARCH] for y, x in corners]
-            yield from _compared(windows, around).cpu().numpy()
+            windows = torch.stack([f[y : y + WINDOW, x : x + WINDOW] for y, x in corners])
+            around = torch.stack(
+                [m[y - SEARCH : y + WINDOW + SEARCH, x - SEARCH : x + WINDOW + SEARCH] for y, x in corners]
+            )
+            total, square = (torch.stack([_box_sums(s, y - SEARCH, x - SEARCH) for y, x in corners]) for s in sums)
+            yield from _compared(windows, around, total, square).cpu().numpy()
 
 
-def _compared(windows: list[Tensor], around: list[Tensor]) -> Tensor:
-    """The correlations ``[N, 2 R + 1, 2 R + 1]`` of N windows ``[W, W]`` with wider ones ``[W + 2 R, W + 2 R]``."""
+def _summed_areas(image: Tensor) -> Tensor:
+    """Sums ``[W + 1, H + 1]`` float64 of an image ``[H, W]`` over everything to the left and above, columns first.
+
+    Both sums run along what is contiguous in memory, which is ten times faster than the other way.
+    """
+    rows = image.cumsum(1, dtype=torch.float64)
+    out = rows.new_zeros(image.shape[1] + 1, image.shape[0] + 1)
+    out[1:, 1:] = rows.T
+    return out.cumsum_(1)
+
+
+def _box_sums(sums: Tensor, y: int, x: int) -> Tensor:
+    """Sums over boxes of `WINDOW` pixels ``[2 R + 1, 2 R + 1]``, the first of which begins at ``(y, x)``; from summed areas."""
+    span = 2 * SEARCH + 1
+    low, high = (sums[x + d : x + d + span] for d in (0, WINDOW))
+    found = high[:, y + WINDOW : y + WINDOW + span] - high[:, y : y + span]
+    return found.sub_(low[:, y + WINDOW : y + WINDOW + span] - low[:, y : y + span]).T
+
+
+def _compared(windows: Tensor, around: Tensor, total: Tensor, square: Tensor) -> Tensor:
+    """The correlations of N windows with wider ones, by displacement.
+
+    Args:
+        windows: ``[N, W, W]``.
+        around: ``[N, W + 2 R, W + 2 R]``.
+        total: sums of the wider ones over the boxes that the windows are laid on ``[N, 2 R + 1, 2 R + 1]`` float64.
+        square: sums of their squares, likewise.
+
+    Returns:
+        ``[N, 2 R + 1, 2 R + 1]`` float32.
+    """
     n = smooth_size(WINDOW + 2 * SEARCH)
     span = 2 * SEARCH + 1
-    f, m = (torch.stack([part - part.mean() for part in side]) for side in (windows, around))
-    length = torch.stack([part.norm() for part in f]).to(torch.float64)
-    product = torch.fft.irfft2(torch.fft.rfft2(f, s=(n, n)).conj() * torch.fft.rfft2(m, s=(n, n)), s=(n, n))
-    sums = [F.pad(v.to(torch.float64), (1, 0, 1, 0)).cumsum(1).cumsum(2) for v in (m, m * m)]
-    total, square = (
-        s[:, WINDOW:, WINDOW:] - s[:, :-WINDOW, WINDOW:] - s[:, WINDOW:, :-WINDOW] + s[:, :-WINDOW, :-WINDOW]
-        for s in sums
-    )
-    spread = (square - total**2 / WINDOW**2).clamp(min=0).sqrt() * length[:, None, None]
-    product = product[:, :span, :span]
+    f = windows - windows.mean(dim=(1, 2), keepdim=True)
+    length = torch.linalg.vector_norm(f, dim=(1, 2), dtype=torch.float64)[:, None, None]
+    across = torch.fft.rfft2(f, s=(n, n)).conj_physical_().mul_(torch.fft.rfft2(around, s=(n, n)))
+    product = torch.fft.irfft2(across, s=(n, n))[:, :span, :span]
+    spread = square.addcmul(total, total, value=-1 / WINDOW**2).clamp_(min=0).sqrt_().mul_(length)
     return torch.where(spread > 1e-6 * WINDOW**2, product / spread.clamp(min=1e-12), 0.0).to(torch.float32)
 
 
