@@ -179,10 +179,14 @@ def pool_of(client: Any, otherwise: Callable[[], Pool]) -> Pool:
 
 
 def check_size(task: Callable[..., Any], cure: str) -> None:
-    """ValueError for a task that is too large to be sent many times (`TASK_BYTES`); ``cure`` says what to do."""
-    size = len(pickle.dumps(task))
+    """ValueError for a task that cannot be sent, or is too large for that (`TASK_BYTES`); ``cure`` says what to do."""
+    wanted = f"wanted a task of paths and options, at most {TASK_BYTES} bytes"
+    try:
+        size = len(pickle.dumps(task))
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise ValueError(f"{wanted}, got one that cannot be sent ({error}); {cure}") from error
     if size > TASK_BYTES:
-        raise ValueError(f"wanted a task of paths and options, at most {TASK_BYTES} bytes, got {size}; {cure}")
+        raise ValueError(f"{wanted}, got {size}; {cure}")
 
 
 # ------------------------------------------------------------------------------------------------------- kept answers

@@ -37,7 +37,7 @@ from ..display.bars import shown
 from ..fit.mixture import flattest
 from ..fit.threads import on_threads, workers_of
 from ..fit.uncertainty import FLOOR
-from ..io.tasks import Kept, Pool, Threads, pool_of
+from ..io.tasks import Kept, Pool, Threads, check_size, pool_of
 from ..maps.affine import Affine
 from ..maps.base import Transform
 from ..maps.bends import split_last
@@ -191,6 +191,7 @@ class _Spread:
         if not sweep.is_here(self.pool):
             assert self.kept.folder is not None
             task = sweep.SweepTask(*pair, str(self.kept.folder.absolute()), number, uuid.uuid4().hex)
+            check_size(task.run, "pass the paths of the images, or pyramids that read from files")
             task.write(result, map_, factor, tiles_.look, self.device)
         return sweep.measured(tiles_, task, self.pool, self.kept, number, self.told)
 

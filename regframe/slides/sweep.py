@@ -23,7 +23,7 @@ from ..contracts import Progress
 from ..data import Grid, Level, Pyramid
 from ..fit.threads import on_threads
 from ..io import store
-from ..io.tasks import Kept, Pool, Threads, answers, check_size, read_record, write_record
+from ..io.tasks import Kept, Pool, Threads, answers, read_record, write_record
 from ..maps.base import Transform
 from ..result import Result
 from . import tiles
@@ -86,11 +86,7 @@ def measured(
         kept: measurements of an earlier run; new ones are added.
         number: number of the round, which names its measurements.
         progress: called after every tile.
-
-    Raises ValueError for images that cannot be sent to other processes.
     """
-    if task is not None:
-        check_size(task.run, "pass the paths of the images, or pyramids that read from files")
     name = f"pixels of {sweep.level.grid.pixel:.4g} {sweep.level.grid.unit}"
     count = len(sweep.places)
     run = sweep.run if task is None else task.run
