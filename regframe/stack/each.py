@@ -181,6 +181,10 @@ class Each:
             return Registered(GUIDE, k, np.eye(3), 0.0, f"blank: {error}", 0.0)
         return self._register(image, self._compared(k), GUIDE, k)
 
+    def followed(self, a: int, b: int, start: Floats) -> Found:
+        """The pair of section ``b`` (moving) and ``a`` settled from ``start`` ``[3, 3]``, where other pairs put it."""
+        return self.settled(a, b, start, self.likeness(self.section(a), a, b, start))
+
     def searched(self, a: int, b: int) -> Found:
         """A second search for a pair: from `TURNS` turns, hull middle on hull middle, the `BEST` of which are settled."""
         hulls = [hull_middle(self.section(k)) for k in (a, b)]
@@ -382,6 +386,7 @@ def fingerprint(each: Each) -> str:
 TASKS: dict[str, Callable[..., Any]] = {
     "pair": Each.pair,
     "guided": Each.guided,
+    "followed": Each.followed,
     "searched": Each.searched,
     "bent": Each.bent,
 }

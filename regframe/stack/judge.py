@@ -18,11 +18,15 @@ from ..verdict import DIFFER, HALF, Finding
 from .each import TURNS, ncc_of
 from .pairs import Pictures, Work
 from .posegraph import GUIDE, Floats, carry, rms
-from .sections import Flags
+from .sections import Flags, smaller
 from .settle import Density, settle
 
 FARTHEST_MOVE = 8
 """Largest number of places by which a section is moved while a better order is searched for: a slide holds several sections."""
+
+SCANNED_AT = 96
+"""Pixels along the longer side of the pictures on which a section is tried turned over, under every turn; the best is settled on
+larger ones."""
 
 
 class Judge:
@@ -99,26 +103,31 @@ class Judge:
         middle, home = at.mean(axis=0), grid.coords().numpy()[both].mean(axis=0) if both.any() else at.mean(axis=0)
         probes = carry(self.poses[k], self.work.nodes[k].probes)
 
-        def laid(matrix: Floats) -> tuple[Floats, Flags]:
+        def laid(image: Image, matrix: Floats) -> tuple[Floats, Flags]:
             onto = Affine(torch.from_numpy(matrix), *self.work.units)
-            layers = np.stack([after.density[k], after.tissue[k]]).astype(np.float32)
-            moved = resample(Image(torch.from_numpy(layers), grid), onto, grid, 0.0).data.numpy()
+            moved = resample(image, onto, image.grid, 0.0).data.numpy()
             return moved[0].astype(np.float64), moved[1] > 0.5
 
+        own, theirs = (
+            Image(torch.from_numpy(np.stack(layers).astype(np.float32)), grid)
+            for layers in ((after.density[k], after.tissue[k]), (mean, both))
+        )
+        few, target = smaller(own, SCANNED_AT), smaller(theirs, SCANNED_AT).data.numpy()
         starts = []
         for angle in np.linspace(0, 2 * math.pi, TURNS, endpoint=False):
             c, s = math.cos(angle), math.sin(angle)
             start = np.array([[c, s, 0.0], [s, -c, 0.0], [0.0, 0.0, 1.0]])
             start[:2, 2] = home - start[:2, :2] @ middle
-            density, tissue = laid(start)
-            starts.append((ncc_of(density, mean, tissue | both), len(starts), start))
+            density, tissue = laid(few, start)
+            where = tissue | (target[1] > 0.5)
+            starts.append((ncc_of(density, target[0].astype(np.float64), where), len(starts), start))
         start = max(starts)[2]
         one, other = (
             Density(v.astype(np.float32), t, np.array(grid.spacing), np.array(grid.origin))
             for v, t in ((mean, both), (after.density[k], after.tissue[k]))
         )
         size = float(np.sqrt(((probes - probes.mean(axis=0)) ** 2).sum(axis=1).mean()))
-        return laid(settle(one, other, start, probes, size, "rigid"))
+        return laid(own, settle(one, other, start, probes, size, "rigid"))
 
     def out_of_order(self) -> dict[str, Any]:
         """Whether neighbours would be more alike in another order of the sections.

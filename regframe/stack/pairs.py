@@ -36,6 +36,9 @@ FARTHEST = 4
 """Largest distance along the stack, in places, at which a neighbour is searched for where nearer ones fail."""
 DOUBTED = 0.5
 """Correlation of a pair, over the median of all pairs, below which the pair is searched for a second time."""
+FOLLOWED = 0.75
+"""Correlation of a pair settled from where two others put it, over the smaller one of these, from which it is kept; on clean
+stacks the next but one is less alike than the next by a tenth."""
 PARTIAL = 0.75
 """Ratio of a section's tissue area to that of its neighbours, below which only its tissue is compared and not the emptiness
 beside it."""
@@ -163,7 +166,7 @@ class Work:
         if self.place is not None:
             do = functools.partial(ask, self.place, task)
         kept = Kept(None) if kind is None else self.kept
-        names = ["-".join([task, *map(str, item)]) if kind is not None else "" for item in items]
+        names = ["-".join([task, *(str(k) for k in item if isinstance(k, int))]) for item in items]
         found = answers(self.pool, do, items, kept, names, kind or object)
         out: dict[int, Any] = {}
         for number in range(len(items)):
@@ -192,8 +195,9 @@ class Work:
     def link(self, reach: int, chained: bool) -> None:
         """Register every section to its neighbours within ``reach``; to farther ones where these fail."""
         order = self.good
-        pairs = [(order[i], order[i + d]) for d in range(1, reach + 1) for i in range(len(order) - d)]
-        self._register("pairs", pairs)
+        self._register("pairs", list(itertools.pairwise(order)))
+        for d in range(2, reach + 1):
+            self._follow(f"pairs {d} apart", [(order[i], order[i + 1], order[i + d]) for i in range(len(order) - d)])
         self.retry()
         if chained:
             return
@@ -213,6 +217,27 @@ class Work:
             self.evaluations += found.n_evaluations
             if not found.verdict.startswith("blank"):
                 self.links.append(found.link)
+
+    def _follow(self, stage: str, threes: list[tuple[int, int, int]]) -> None:
+        """Add a link from the first to the last of each three sections, in their order.
+
+        Where both are joined to the one between them by pairs that pass, the link is settled from where these two put it, and
+        kept unless it is much less alike than they are. Any other pair is registered: an error is never handed on unseen.
+        """
+        at = {(link.fixed, link.moving): link for link in self.links}
+        ways = {(a, c): (at[a, b], at[b, c]) for a, b, c in threes if (a, b) in at and (b, c) in at}
+        sure = [pair for pair, way in ways.items() if all(link.verdict == "pass" and link.weight > 0 for link in way)]
+        starts = [(*pair, ways[pair][0].matrix @ ways[pair][1].matrix) for pair in sure]
+        made: dict[tuple[int, int], Link] = {}
+        for pair, found in zip(sure, self.ask(stage, "followed", [*starts], Found), strict=True):
+            if found.ncc >= max(ALIKE, FOLLOWED * min(link.ncc for link in ways[pair])):
+                weight = weight_of(found.ncc, self.planes[pair[1]] - self.planes[pair[0]], "pass")
+                made[pair] = Link(*pair, found.matrix, found.ncc, "pass", weight)
+        pairs = [(a, c) for a, _, c in threes]
+        before = len(self.links)
+        self._register(stage, [pair for pair in pairs if pair not in made])
+        made |= {(link.fixed, link.moving): link for link in self.links[before:]}
+        self.links[before:] = [made[pair] for pair in pairs]
 
     def retry(self) -> None:
         """Search again for pairs that are much less alike than most, or turned over: from all turns, hull middle on hull middle.

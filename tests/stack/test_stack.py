@@ -302,7 +302,8 @@ def test_sections_come_together(quick: list[tuple[str, str]]) -> None:
     found = rf.align_stack(images, spacing_z=3.0, options=rf.StackOptions(check_mirrors=False))
     assert max(off(found, images).values()) < 0.05
     assert found.verdict == "pass", found.reasons
-    assert set(quick) == {(f"s{i:03d}", f"s{j:03d}") for i in range(7) for j in (i + 1, i + 2) if j < 7}
+    assert set(quick) == {(f"s{i:03d}", f"s{i + 1:03d}") for i in range(6)}  # two confirmed pairs lead to the third
+    assert [(link.fixed, link.moving) for link in found.links] == [(i, i + d) for d in (1, 2) for i in range(7 - d)]
     m = found.metrics
     assert m["coherence"]["after"]["ncc"] > m["coherence"]["before"]["ncc"] + 0.2
     assert m["coherence"]["after"]["dice"] > 0.95
@@ -342,6 +343,21 @@ def test_a_neighbour_that_fails_is_replaced_by_the_one_behind_it(quick: list[tup
     assert four["neighbours"] == [6]
     assert "placed by s006 instead" in " ".join(four["reasons"])
     assert ("s001", "s004") in quick  # what lies farther was tried, too
+
+
+def test_a_pair_is_searched_for_itself_where_others_are_no_guide(
+    quick: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = known(5)
+    BROKEN.add("s001")  # its pairs fail
+    rf.align_stack(images, options=rf.StackOptions(check_mirrors=False))
+    assert ("s000", "s002") in quick
+    assert ("s002", "s004") not in quick
+    BROKEN.clear()
+    quick.clear()
+    monkeypatch.setattr(pairs, "FOLLOWED", 1.5)  # all are much less alike than that
+    rf.align_stack(images, options=rf.StackOptions(check_mirrors=False))
+    assert ("s002", "s004") in quick
 
 
 def test_a_section_that_nothing_matches_is_left_out(
