@@ -113,7 +113,7 @@ class Judge:
             for layers in ((after.density[k], after.tissue[k]), (mean, both))
         )
         few, target = smaller(own, SCANNED_AT), smaller(theirs, SCANNED_AT).data.numpy()
-        starts = []
+        starts: list[tuple[float, int, Floats]] = []
         for angle in np.linspace(0, 2 * math.pi, TURNS, endpoint=False):
             c, s = math.cos(angle), math.sin(angle)
             start = np.array([[c, s, 0.0], [s, -c, 0.0], [0.0, 0.0, 1.0]])
