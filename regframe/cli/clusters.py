@@ -54,6 +54,7 @@ def kept_beside(out: Path) -> Path:
     """The folder where what a run measures is kept until its output is written."""
     from ..plugins import PARTIAL
 
+    out = out.absolute()  # "." has no name
     return out.with_name(out.name + PARTIAL)
 
 
