@@ -153,6 +153,9 @@ def run_refinement(
 
     from .. import verdict
 
+    if scheduler is not None:
+        with bad_input():
+            scheduler = _reached(scheduler, sides)
     with bad_input(), Bars() as progress:
         there = contextlib.nullcontext() if scheduler is None else cluster_at(scheduler, workers, "tiles")
         with there as pool:
@@ -162,3 +165,17 @@ def run_refinement(
     for finding in verdict.of_refinement(refined.metrics["refinement"]["rounds"]):
         click.echo(f"refined, {finding.sentence}", err=True)
     return refined
+
+
+def _reached(scheduler: str, sides: tuple[Pyramid, Pyramid]) -> str | None:
+    """The address of a scheduler whose workers can read both sides; None, with a note, where a side is read as a whole."""
+    from .. import batch
+    from ..io.tasks import is_sent
+
+    whole = [side.name for side in sides if not is_sent(side)]
+    if not whole:
+        return scheduler
+    with batch.Cluster(scheduler):  # an address is no less wrong where nothing is sent there
+        pass
+    click.echo(f"Note: {whole[0]} is read as a whole, and looked at here", err=True)
+    return None

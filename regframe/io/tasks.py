@@ -178,15 +178,26 @@ def pool_of(client: Any, otherwise: Callable[[], Pool]) -> Pool:
     )
 
 
-def check_size(task: Callable[..., Any], cure: str) -> None:
+def check_size(task: Any, cure: str) -> None:
     """ValueError for a task that cannot be sent, or is too large for that (`TASK_BYTES`); ``cure`` says what to do."""
-    wanted = f"wanted a task of paths and options, at most {TASK_BYTES} bytes"
+    size = _sent(task)
+    if isinstance(size, Exception) or size > TASK_BYTES:
+        got = f"one that cannot be sent ({size})" if isinstance(size, Exception) else str(size)
+        raise ValueError(f"wanted a task of paths and options, at most {TASK_BYTES} bytes, got {got}; {cure}")
+
+
+def is_sent(part: Any) -> bool:
+    """Whether a part of a task can be sent to other processes and is small enough for that."""
+    size = _sent(part)
+    return not isinstance(size, Exception) and size <= TASK_BYTES
+
+
+def _sent(part: Any) -> int | Exception:
+    """Bytes that are sent of it, or why it cannot be."""
     try:
-        size = len(pickle.dumps(task))
+        return len(pickle.dumps(part))
     except (pickle.PicklingError, AttributeError, TypeError) as error:
-        raise ValueError(f"{wanted}, got one that cannot be sent ({error}); {cure}") from error
-    if size > TASK_BYTES:
-        raise ValueError(f"{wanted}, got {size}; {cure}")
+        return error
 
 
 # ------------------------------------------------------------------------------------------------------- kept answers

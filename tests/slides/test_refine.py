@@ -298,12 +298,28 @@ def quick(monkeypatch: pytest.MonkeyPatch, coarse: Result) -> None:
     monkeypatch.setattr(rf, "refine", lambda *_, **__: dataclasses.replace(coarse, metrics=metrics))
 
 
-def test_the_command_replaces_the_run(folder: Path, truth: Transform) -> None:
+def test_the_command_replaces_the_run(folder: Path) -> None:
     outcome = run("refine", folder, "--workers", 1)
     assert "1 of 1 tiles kept" in outcome.stderr
-    assert error(rf.load(folder).transform, truth) < 0.3
     assert {p.name for p in folder.iterdir()} >= {"transform.ome.zarr", "metrics.json", "report.html"}
     assert "run" in yaml.safe_load((folder / outputs.CONFIG).read_text())
+
+
+def test_the_command_goes_on_where_it_was_interrupted(
+    folder: Path, truth: Transform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sweep, "look_at", stop)
+        said = run("refine", folder, "--workers", 1, code=130).stderr
+    kept = folder.with_name("OUT.partial")
+    assert f"interrupted; 0 tiles are kept in {kept}: run the same command again to go on" in said
+    assert "refinement" not in rf.load(folder).metrics
+    run("refine", folder, "--workers", 1)
+    assert error(rf.load(folder).transform, truth) < 0.3
+    assert not kept.exists()
 
 
 def test_the_command_says_what_it_wants(folder: Path, written: Path, tmp_path: Path, quick: None) -> None:
