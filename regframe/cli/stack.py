@@ -181,11 +181,20 @@ def _workers(options: dict[str, Any], n: int) -> Iterator[Any]:
     if not available() or side_by_side < 2 or (workers is None and n < _WORTH_SPREADING):
         yield None
         return
-    try:
-        with Cluster(workers=side_by_side) as pool:
+    with contextlib.ExitStack() as held:
+        pool = None
+        try:
+            pool = held.enter_context(Cluster(workers=side_by_side))
+        except (RuntimeError, OSError) as error:
+            if workers is not None:
+                raise ValueError(f"wanted {side_by_side} processes for the pairs, got none: {error}") from error
+            click.echo(
+                f"Note: no processes could be started ({error}); pairs are registered one after another", err=True
+            )
+        try:
             yield pool
-    except ConnectionError as error:
-        raise BadInput(str(error)) from error
+        except ConnectionError as error:
+            raise BadInput(str(error)) from error
 
 
 def image_files(given: tuple[Path, ...]) -> list[Path]:
