@@ -6,7 +6,6 @@ what they achieve together.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -147,27 +146,25 @@ def look_at(
             sds.append(found[1] * np.array(grid.spacing))
     judging = np.flatnonzero(within & ~parity)
     a, b = (without_mean(image, FINE) for image in (one, other))
-    judges, tables, chances = [], [], []
-    for i, surface in zip(judging, _surfaces(a, b, starts[judging] - first, look.device), strict=True):
-        chance = _deviation(surface)
-        if chance > 0:
-            judges.append(middles[i])
-            tables.append(surface.astype(np.float16))
-            chances.append((chance, max(_deviation(np.diff(surface, axis=d)) for d in (0, 1))))
-    size = 2 * SEARCH + 1
+    surfaces = _surfaces(a, b, starts[judging] - first, look.device)
+    own = _deviations(surfaces)
+    steps = np.maximum(*(_deviations(np.diff(surfaces, axis=d)) for d in (1, 2)))
+    seen = own > 0
     return Seen(
         np.array(places).reshape(-1, 2),
         np.array(shifts).reshape(-1, 2),
         np.array(sds).reshape(-1, 2),
-        np.array(judges).reshape(-1, 2),
-        np.array(tables, dtype=np.float16).reshape(-1, size, size),
-        np.array(chances).reshape(-1, 2),
+        middles[judging[seen]],
+        surfaces[seen].astype(np.float16),
+        np.stack([own[seen], steps[seen]], axis=1),
     )
 
 
-def _deviation(values: NDArray[np.float32]) -> float:
-    """Standard deviation of the values without the few that stand out."""
-    return 1.4826 * float(np.median(np.abs(values - np.median(values))))
+def _deviations(values: NDArray[np.float32]) -> Array:
+    """Standard deviation ``[N]`` of N surfaces ``[N, h, w]``, each without the few values that stand out."""
+    flat = values.reshape(len(values), values.shape[1] * values.shape[2])
+    found: Array = 1.4826 * np.median(np.abs(flat - np.median(flat, axis=1, keepdims=True)), axis=1).astype(np.float64)
+    return found
 
 
 def _projected(pixels: NDArray[Any], weight: Tensor) -> Tensor:
@@ -185,23 +182,21 @@ def without_mean(image: Tensor, size: int) -> Tensor:
 
 def _surfaces(
     one: Tensor, other: Tensor, starts: NDArray[np.int64], device: torch.device | str = "cpu"
-) -> Iterator[NDArray[np.float32]]:
-    """Normalised cross-correlation ``[2 R + 1, 2 R + 1]`` of each window of ``one`` with ``other``.
+) -> NDArray[np.float32]:
+    """Normalised cross-correlations ``[N, 2 R + 1, 2 R + 1]`` of N windows of ``one``, by displacement of ``other``.
 
-    It is given by displacement of ``other``. Windows are compared one by one, which stay in a core's cache; on another device
-    than the CPU all of a tile at once.
+    All windows are compared at once: Python's lock is held for moments only, and other threads look at other tiles meanwhile.
     """
+    if not len(starts):
+        return np.zeros((0, 2 * SEARCH + 1, 2 * SEARCH + 1), np.float32)
     f, m = one.to(device), other.to(device)
     sums = [_summed_areas(v) for v in (m, m * m)]
-    each = 1 if f.is_cpu else max(1, len(starts))
-    for corners in [starts[i : i + each].tolist() for i in range(0, len(starts), each)]:
-        if corners:
-            windows = torch.stack([f[y : y + WINDOW, x : x + WINDOW] for y, x in corners])
-            around = torch.stack(
-                [m[y - SEARCH : y + WINDOW + SEARCH, x - SEARCH : x + WINDOW + SEARCH] for y, x in corners]
-            )
-            total, square = (torch.stack([_box_sums(s, y - SEARCH, x - SEARCH) for y, x in corners]) for s in sums)
-            yield from _compared(windows, around, total, square).cpu().numpy()
+    corners = starts.tolist()
+    windows = torch.stack([f[y : y + WINDOW, x : x + WINDOW] for y, x in corners])
+    around = torch.stack([m[y - SEARCH : y + WINDOW + SEARCH, x - SEARCH : x + WINDOW + SEARCH] for y, x in corners])
+    total, square = (torch.stack([_box_sums(s, y - SEARCH, x - SEARCH) for y, x in corners]) for s in sums)
+    found: NDArray[np.float32] = _compared(windows, around, total, square).cpu().numpy()
+    return found
 
 
 def _summed_areas(image: Tensor) -> Tensor:
