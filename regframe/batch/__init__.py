@@ -5,8 +5,9 @@ same workers. ``manifest`` is the table, ``places`` what its cells name, ``work`
 starts its process, ``pools`` who does the work, ``run`` the whole, ``summary`` the page and the table at its end.
 """
 
+from ..io.tasks import InTurn, Pool
 from .manifest import Job, ManifestError, parse_size, read_manifest
-from .pools import Cluster, InTurn, Plan, Pool, machine, spread
+from .pools import Cluster, Plan, machine, spread
 from .run import JobEvent, run_batch
 from .work import Limits, Outcome
 

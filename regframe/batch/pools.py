@@ -12,7 +12,6 @@ import importlib.util
 import logging
 import multiprocessing
 import os
-import pickle
 import queue
 import sys
 import threading
@@ -25,6 +24,9 @@ from typing import Any, Protocol
 import regframe
 
 from ..devices import VISIBLE
+from ..io.tasks import InTurn as InTurn
+from ..io.tasks import Item, check_size
+from ..io.tasks import Pool as Pool
 from ..machine import allowed, quota
 from ..versions import version
 
@@ -35,9 +37,6 @@ REPLACED = 10
 """Number of times that each worker on this machine is replaced between two finished tasks: more is no accident."""
 PATIENCE = 5.0
 """Seconds without a process after which a worker counts as lost; Dask starts the next one at once, if it does."""
-TASK_BYTES = 1 << 16
-"""Largest task in bytes: paths, options and numbers fit, an array does not."""
-
 ANSWER = 20
 """Seconds that a scheduler has to answer: ten times what one over a slow line takes."""
 BACK = 300.0
@@ -49,24 +48,6 @@ _AGAIN = 0.5
 """Seconds between two looks for a scheduler that was lost."""
 _FIRST = 1 << 30
 """Priority of tasks that go before all others, larger than the priorities of jobs, which count down from 0."""
-
-Item = tuple[Any, ...]
-
-
-class Pool(Protocol):
-    """Calls a function with many arguments."""
-
-    name: str
-    workers: int
-
-    def run(
-        self, function: Callable[..., Any], items: Sequence[Item], started: Callable[[int, str], object] | None = None
-    ) -> Iterator[tuple[int, Any]]:
-        """Yields index and result of each item as it finishes; where the call raised, the exception is the result.
-
-        ``started`` is called with the index and the name of the worker. Closing the iterator stops what is running.
-        """
-        ...
 
 
 class Plan(Protocol):
@@ -112,11 +93,7 @@ def spread(
         Exception: what a shard raised. Finished shards are kept, so that the same call continues from there.
     """
     task = plan.run if run is None else run
-    size = len(pickle.dumps(task))
-    if size > TASK_BYTES:
-        raise ValueError(
-            f"wanted a task of paths and options, at most {TASK_BYTES} bytes, got {size}; pass `run` over paths"
-        )
+    check_size(task, "pass `run` over paths")
     made = set(plan.done()) if hasattr(plan, "done") else set()
     done = len(made)
     for indices in getattr(plan, "rounds", None) or (range(plan.shards),):
@@ -199,26 +176,6 @@ def _worker() -> Any:
     with contextlib.suppress(ValueError):
         return sys.modules["distributed.worker"].get_worker()
     return None
-
-
-class InTurn:
-    """Runs tasks one after another, in this process."""
-
-    name = "one after another"
-    workers = 1
-
-    def run(
-        self, function: Callable[..., Any], items: Sequence[Item], started: Callable[[int, str], object] | None = None
-    ) -> Iterator[tuple[int, Any]]:
-        """See `Pool`."""
-        for index, item in enumerate(items):
-            if started is not None:
-                started(index, "here")
-            try:
-                result = function(*item)
-            except Exception as error:  # noqa: BLE001 - handed on, as a cluster would
-                result = error
-            yield index, result
 
 
 class _Tasks:

@@ -13,9 +13,9 @@ from typing import Literal
 
 from ..io import outputs
 from ..io.inputs import check_apart
+from ..io.tasks import Pool
 from . import summary
 from .manifest import Job
-from .pools import Pool
 from .work import LOCK, Limits, Outcome, Stopped, finished, read_record, run_job
 
 

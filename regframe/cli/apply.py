@@ -38,6 +38,7 @@ from ._common import (
     workers_option,
 )
 from .asread import as_read, finest_of
+from .clusters import cluster_at, scheduler_option
 from .streams import STREAM, streamed
 from .whereabouts import full_pixel, in_full_resolution, in_pixels, off_canvas, pixels_of
 
@@ -163,11 +164,7 @@ def _carries(
 @workers_option(
     "Threads for large images made here; one per core otherwise. With --scheduler: what a cluster must have more of."
 )
-@click.option(
-    "--scheduler",
-    metavar="ADDRESS",
-    help="A Dask scheduler, or its scheduler file, whose workers make the tiles of .zarr or .tif outputs.",
-)
+@scheduler_option("make the tiles of .zarr or .tif outputs")
 def image(
     order: Order,
     adapter: str | None,
@@ -380,21 +377,13 @@ def _spread(
     from .. import batch
     from ..slides import job as slides_job
 
-    waits = click.get_current_context().obj  # function to call once this process only waits for the cluster
-    with batch.Cluster(address, first=True) as pool:
-        if here is not None and pool.workers <= here:
+    with cluster_at(address, here, f"{plan.shards} shards") as pool:
+        if pool is None:
             plan.write(here, overwrite, progress)
             return
-        pool.say = functools.partial(click.echo, err=True)
-        click.echo(f"{plan.shards} shards on {pool.name}", err=True)
-        if callable(waits):
-            waits()
-        try:
-            with plan.started(overwrite):
-                run = functools.partial(slides_job.run_shard, job)
-                batch.spread(plan, pool, run, progress, lambda: plan.finish(overwrite))
-        except ConnectionError as error:
-            raise BadInput(str(error)) from error
+        with plan.started(overwrite):
+            run = functools.partial(slides_job.run_shard, job)
+            batch.spread(plan, pool, run, progress, lambda: plan.finish(overwrite))
 
 
 def _background(text: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,7 @@ from ._common import (
     verbose_option,
     workers_option,
 )
+from .clusters import cluster_at, kept_beside, kept_when_interrupted, scheduler_option
 
 if TYPE_CHECKING:
     from ..data import Pyramid
@@ -45,7 +47,10 @@ threads_option = workers_option("Threads of the refinement; one per core otherwi
 @click.option("-o", "--output", type=path_type, metavar="NEW", help="Folder to write; OUT itself where not given.")
 @moved_options
 @device_option("Where tiles are carried and windows compared.  [default: cpu]")
-@threads_option
+@workers_option(
+    "Threads of the refinement; one per core otherwise. With --scheduler: what a cluster must have more of."
+)
+@scheduler_option("look at the tiles")
 @overwrite_option
 @require_option
 @json_option
@@ -60,6 +65,7 @@ def refine(
     moving: Path | None,
     device: str | None,
     workers: int | None,
+    scheduler: str | None,
     overwrite: bool,
     require: str,
     as_json: bool,
@@ -67,7 +73,7 @@ def refine(
     """Compare both images tile by tile at full resolution and correct the map where that can be shown to help.
 
     A tile whose held-out windows do not get better leaves the map as it was. OUT is replaced when all is done, its
-    warped data left out, which another map made.
+    warped data left out, which another map made. Run the same command again to go on with one that was interrupted.
     """
     from ..io import outputs
     from ..remote.address import locate
@@ -90,10 +96,12 @@ def refine(
         if out.resolve() != result_folder.resolve():
             read.append(result_folder / outputs.TRANSFORM)
         outputs.check_folder(out, overwrite or output is None, read)
-    refined = run_refinement(result, levels(run), workers, device or "cpu")
-    sides = open_recorded(run)
-    with bad_input():
-        results.write_run(out, refined, sides, run, overwrite or output is None)
+    folder = kept_beside(out)
+    with kept_when_interrupted(folder, "tiles"):
+        refined = run_refinement(result, levels(run), workers, device or "cpu", scheduler, folder)
+        sides = open_recorded(run)
+        with bad_input():
+            results.write_run(out, refined, sides, run, overwrite or output is None)
     if as_json:
         emit_json({**refined.metrics, "output": str(out)})
     else:
@@ -123,14 +131,51 @@ def levels(run: Mapping[str, Mapping[str, Any]]) -> tuple[Pyramid, Pyramid]:
     return found[0], found[1]
 
 
-def run_refinement(result: Result, sides: tuple[Pyramid, Pyramid], workers: int | None, device: str = "cpu") -> Result:
-    """Run `regframe.refine` and print its progress and what it did on stderr."""
+def run_refinement(
+    result: Result,
+    sides: tuple[Pyramid, Pyramid],
+    workers: int | None,
+    device: str = "cpu",
+    scheduler: str | None = None,
+    folder: Path | None = None,
+) -> Result:
+    """Run `regframe.refine` and print its progress and what it did on stderr.
+
+    Args:
+        result: the registration.
+        sides: every resolution of the fixed and of the moving image.
+        workers: threads; beside a scheduler, what it must have more of.
+        device: where tiles are carried and windows compared.
+        scheduler: address of a Dask scheduler whose workers look at the tiles.
+        folder: where measurements are kept as they come.
+    """
     import regframe
 
     from .. import verdict
 
+    if scheduler is not None:
+        with bad_input():
+            scheduler = _reached(scheduler, sides)
     with bad_input(), Bars() as progress:
-        refined = regframe.refine(result, *sides, workers=workers, progress=progress, device=device)
+        there = contextlib.nullcontext() if scheduler is None else cluster_at(scheduler, workers, "tiles")
+        with there as pool:
+            refined = regframe.refine(
+                result, *sides, workers=workers, progress=progress, device=device, client=pool, folder=folder
+            )
     for finding in verdict.of_refinement(refined.metrics["refinement"]["rounds"]):
         click.echo(f"refined, {finding.sentence}", err=True)
     return refined
+
+
+def _reached(scheduler: str, sides: tuple[Pyramid, Pyramid]) -> str | None:
+    """The address of a scheduler whose workers can read both sides; None, with a note, where a side is read as a whole."""
+    from .. import batch
+    from ..io.tasks import is_sent
+
+    whole = [side.name for side in sides if not is_sent(side)]
+    if not whole:
+        return scheduler
+    with batch.Cluster(scheduler):  # an address is no less wrong where nothing is sent there
+        pass
+    click.echo(f"Note: {whole[0]} is read as a whole, and looked at here", err=True)
+    return None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,13 +27,21 @@ from ._common import (
     require_option,
     section_type,
     verbose_option,
+    workers_option,
 )
+from .clusters import cluster_at, kept_beside, kept_when_interrupted, scheduler_option
 from .register import resolved_config
 
 if TYPE_CHECKING:
     from ..data import Image
 
 ORDERS = ("natural", "number", "given")
+_LEAST = 2 << 30
+"""Memory of the machine for each process that is started without being asked, in bytes: one takes 0.4 GiB and what it reads of
+the sections."""
+_WORTH_SPREADING = 8
+"""Number of sections from which their pairs are spread over processes without being asked: these take two seconds to start, as
+long as a few pairs."""
 
 
 @click.command(short_help="Align serial sections into one volume.")
@@ -79,6 +89,8 @@ ORDERS = ("natural", "number", "given")
 @click.option("--config", "config_file", type=path_type, metavar="FILE.yaml", help="Settings for every pair.")
 @click.option("--set", "settings", metavar="K=V", multiple=True, help="One setting, such as pyramid.max_pixels=300000.")
 @device_option("Where every pair is fitted; auto: on a GPU where there is one and they are large.  [default: cpu]")
+@workers_option("Pairs side by side here, in a process each; from cores and memory otherwise, one by one without Dask.")
+@scheduler_option("register the pairs")
 @click.option("--reach", type=click.IntRange(1, 8), default=2, show_default=True, help="Neighbours to a side.")
 @overwrite_option
 @require_option
@@ -89,7 +101,8 @@ def stack(ctx: click.Context, /, **options: Any) -> None:
     """Align serial SECTIONS (files, or one folder of them) and write a volume, a map per section, figures and a report.
 
     Each section is registered to several neighbours, and all pairs are reconciled at once, so that errors do not add up.
-    Sections without tissue are left out, damaged ones are bridged and named.
+    Sections without tissue are left out, damaged ones are bridged and named. Run the same command again to go on with one
+    that was interrupted.
     """
     out: Path = options["out"]
     with bad_input():
@@ -114,20 +127,24 @@ def stack(ctx: click.Context, /, **options: Any) -> None:
                 guide = guide.replace(grid=guide.grid.to_unit(images[0].grid.unit))
     reference: str = options["reference"]
     wanted: int | str = int(reference) if reference.lstrip("-").isdigit() else reference
-    with Bars() as progress, bad_input():
+    folder = kept_beside(out)
+    with kept_when_interrupted(folder, "pairs"):
         chosen_options = align.StackOptions(options["reach"], guide, options["hold"])
-        found = align.align_stack(
-            images,
-            positions=positions,
-            spacing_z=options["spacing_z"],
-            reference=wanted,
-            transform=options["transform"],
-            options=chosen_options,
-            config=config,
-            progress=progress,
-        )
-    with bad_input():
-        stacks.save(found, out, images, options["overwrite"])
+        with Bars() as progress, bad_input(), _workers(options, len(images)) as pool:
+            found = align.align_stack(
+                images,
+                positions=positions,
+                spacing_z=options["spacing_z"],
+                reference=wanted,
+                transform=options["transform"],
+                options=chosen_options,
+                config=config,
+                progress=progress,
+                client=pool,
+                folder=folder,
+            )
+        with bad_input():
+            stacks.save(found, out, images, options["overwrite"])
     if options["as_json"]:
         emit_json({**found.metrics, "output": str(out)})
     else:
@@ -142,6 +159,42 @@ def stack(ctx: click.Context, /, **options: Any) -> None:
             )
         click.echo(f"wrote {out} (report: {out / 'report.html'})")
     finish(found.metrics, ctx, options["require"])
+
+
+@contextlib.contextmanager
+def _workers(options: dict[str, Any], n: int) -> Iterator[Any]:
+    """Who registers the pairs of ``n`` sections: a cluster, processes here, or None for this process."""
+    from ..batch import Cluster, machine
+    from ..batch.pools import available
+
+    scheduler, workers = options["scheduler"], options["workers"]
+    if scheduler is not None:
+        if workers is not None:
+            raise ValueError("wanted --workers or --scheduler, got both; the workers are the cluster's")
+        with cluster_at(scheduler, None, f"the pairs of {n} sections") as pool:
+            yield pool
+        return
+    if not available() and workers is not None and workers > 1:
+        raise ValueError("wanted Dask for --workers, got none; install it with: pip install 'regframe[batch]'")
+    cores, memory = machine()
+    side_by_side = min(workers or min(cores, memory // _LEAST), n - 1)
+    if not available() or side_by_side < 2 or (workers is None and n < _WORTH_SPREADING):
+        yield None
+        return
+    with contextlib.ExitStack() as held:
+        pool = None
+        try:
+            pool = held.enter_context(Cluster(workers=side_by_side))
+        except (RuntimeError, OSError) as error:
+            if workers is not None:
+                raise ValueError(f"wanted {side_by_side} processes for the pairs, got none: {error}") from error
+            click.echo(
+                f"Note: no processes could be started ({error}); pairs are registered one after another", err=True
+            )
+        try:
+            yield pool
+        except ConnectionError as error:
+            raise BadInput(str(error)) from error
 
 
 def image_files(given: tuple[Path, ...]) -> list[Path]:

@@ -12,12 +12,17 @@ what they achieve together.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
+import hashlib
 import math
+import tempfile
 import time
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,25 +32,27 @@ from torch import Tensor
 
 from .. import devices
 from ..contracts import Progress
-from ..data import Grid, Level, Pyramid
+from ..data import Grid, Pyramid
 from ..display.bars import shown
 from ..fit.mixture import flattest
-from ..fit.threads import on_threads, run_each, workers_of
+from ..fit.threads import on_threads, workers_of
 from ..fit.uncertainty import FLOOR
+from ..io.tasks import Kept, Pool, Threads, check_size, pool_of
 from ..maps.affine import Affine
 from ..maps.base import Transform
 from ..maps.bends import split_last
+from ..maps.known import known
 from ..maps.pieces import in_pieces
 from ..result import Result
 from ..verdict import CHANCE, FEW, GAIN, SLIGHT
-from . import tiles
+from ..versions import version
+from . import sweep, tiles
 from .field import Array, Evidence, Field, Process, joined, length_before
 from .place import place_pyramid
-from .windows import FINE, SEARCH, WINDOW, Look, Seen, correlations, look_at, without_mean
+from .unfinished import going_on
+from .warp import add_to_hash, middle_of
+from .windows import FINE, SEARCH, WINDOW, Look, Seen, correlations, without_mean
 
-TILE = 8 * WINDOW
-"""Side of a tile, in pixels of the level. A tile is read, kept or rejected as a whole; it holds 32 windows that measure and 32
-that judge."""
 REACH = 3.0
 """Largest error of the map that is searched for in the first round, in pixels of the level at which it was registered."""
 STRIDE = 8
@@ -64,8 +71,6 @@ LOOKED_AT = 24_000_000
 """Largest number of values of both sides from which the weights of the channels are computed: 100 MB in float32."""
 MOST_POSITIONS = 150_000
 """Largest number of positions at which round trip and change of area of a refined map are computed."""
-TISSUE = 0.02
-"""Least share of a tile that tissue must cover for the tile to be examined."""
 Report = Callable[[Progress], object]
 
 
@@ -77,6 +82,8 @@ def refine(
     workers: int | None = None,
     progress: bool | Callable[[Progress], object] | None = None,
     device: str = "cpu",
+    client: Any = None,
+    folder: str | Path | None = None,
 ) -> Result:
     """Improve the map of two images at full resolution, tile by tile, wherever an improvement can be shown.
 
@@ -88,11 +95,17 @@ def refine(
         result: the registration of two 2D images.
         fixed: every resolution of the fixed image, or anything `regframe.open_pyramid` reads.
         moving: every resolution of the moving image, or anything `regframe.open_pyramid` reads.
-        workers: threads; None takes one per core.
+        workers: threads; None takes one per core. Without effect beside a ``client``.
         progress: True draws bars; a function is called after every tile; the stage is the round (``pixels of 0.5 µm``), with the
             number of tiles done and in all.
         device: where tiles are carried and windows compared: ``cpu``, ``cuda`` or ``cuda:N``; ``auto`` is the CPU, because much
             of the time goes into reading. Another device changes the result by rounding alone.
+        client: a ``dask.distributed.Client`` whose workers look at the tiles, one task each, or a
+            ``concurrent.futures.Executor``. The result has the same bytes as one from threads. The workers see the same files
+            under the same paths: the images, passed as paths or as pyramids that read from files, and ``folder``.
+        folder: where the measurements are kept as they come, so that the same call goes on where it was interrupted; of
+            another pair, map or version they are begun anew. It may be removed once the result is saved. None keeps them no
+            longer than the call.
 
     Returns:
         The result with the refined map; ``metrics["refinement"]`` says what was done: ``rounds``, each with ``pixel`` (fixed
@@ -100,7 +113,11 @@ def refine(
         ``shift`` (median, p90 and largest; fixed unit) and ``seconds``.
 
     Raises:
-        ValueError: for points and volumes, and for images that are not those of the result.
+        ValueError: for points and volumes, for images that are not those of the result, and for images in memory beside a
+            ``client``.
+        ConnectionError: the client lost its scheduler.
+        BlockingIOError: another process uses ``folder``.
+        OSError: ``folder`` cannot be written.
     """
     from .. import plugins
 
@@ -118,11 +135,18 @@ def refine(
         raise ValueError(
             "wanted the result of two images to refine, got one of points or labels; refine needs intensities"
         )
-    workers, where = workers_of(workers), devices.chosen(device, 0)
+    count, where = workers_of(workers), devices.chosen(device, 0)
     fixed, moving = place_pyramid(fixed, result.fixed_grid), place_pyramid(moving, result.moving_grid)
     coarse = (result.fixed_grid if result.weight_grid is None else result.weight_grid).pixel
-    with on_threads(1), torch.no_grad(), shown(progress) as told:
-        field, rounds = _rounds(result, fixed, moving, coarse / fixed.grid.pixel, workers, told, where)
+    pool = pool_of(client, lambda: Threads(count))
+    with (
+        on_threads(1),
+        torch.no_grad(),
+        shown(progress) as told,
+        _kept(folder, not sweep.is_here(pool), result, fixed, moving, device) as kept,
+    ):
+        spread = _Spread(pool, kept, device, told)
+        field, rounds = _rounds(result, fixed, moving, coarse / fixed.grid.pixel, spread, where)
     report: dict[str, Any] = {"kept": sum(r["kept"] for r in rounds), "rounds": rounds}
     metrics = dict(result.metrics)
     transform = result.transform
@@ -137,13 +161,75 @@ def refine(
 # ---------------------------------------------------------------------------------------------------------- the rounds
 
 
+@dataclass(frozen=True)
+class _Spread:
+    """Who looks at the tiles, and where their measurements are kept.
+
+    Args:
+        pool: the workers.
+        kept: measurements of an earlier run; new ones are added.
+        device: where tiles are carried, as the caller said it.
+        told: called after every tile.
+    """
+
+    pool: Pool
+    kept: Kept
+    device: str
+    told: Report | None
+
+    def over(
+        self,
+        tiles_: sweep.Sweep,
+        number: int,
+        pair: tuple[Pyramid, Pyramid],
+        result: Result,
+        map_: Transform,
+        factor: float,
+    ) -> list[Seen]:
+        """The measurements in each tile of a sweep, the round ``number``, under ``map_``."""
+        task = None
+        if not sweep.is_here(self.pool):
+            assert self.kept.folder is not None
+            task = sweep.SweepTask(*pair, str(self.kept.folder.absolute()), number, uuid.uuid4().hex)
+            check_size(task.run, "pass the paths of the images, or pyramids that read from files")
+            task.write(result, map_, factor, tiles_.look, self.device)
+        return sweep.measured(tiles_, task, self.pool, self.kept, number, self.told)
+
+
+@contextlib.contextmanager
+def _kept(
+    folder: str | Path | None, shared: bool, result: Result, fixed: Pyramid, moving: Pyramid, device: str
+) -> Iterator[Kept]:
+    """Where measurements are kept: ``folder``, a temporary one that is ``shared`` with other processes, or nowhere."""
+    if folder is not None:
+        what = f"refinement of {moving.name} on {fixed.name}"
+        with going_on(Path(folder), _fingerprint(result, fixed, moving, device), what) as store:
+            yield Kept(store)
+    elif shared:
+        with tempfile.TemporaryDirectory(prefix="regframe-refine-") as name:
+            yield Kept(Path(name))
+    else:
+        yield Kept(None)
+
+
+def _fingerprint(result: Result, fixed: Pyramid, moving: Pyramid, device: str) -> str:
+    """Hash of everything on which measurements depend."""
+    sha = hashlib.sha256(repr((version(), devices.chosen(device, 0).type, result.weight_grid)).encode())
+    for part in result.transform.parts():
+        add_to_hash(part, sha)
+    for side, grid in ((fixed, result.fixed_grid), (moving, result.moving_grid)):
+        facts = (side.name, str(side.dtype), side.channels, [level.grid for level in side.levels], grid)
+        sha.update(repr(facts).encode())
+        sha.update(np.ascontiguousarray(side.levels[-1].read(middle_of(side.levels[-1]))).tobytes())
+    return sha.hexdigest()
+
+
 def _rounds(
     result: Result,
     fixed: Pyramid,
     moving: Pyramid,
     coarse: float,
-    workers: int,
-    progress: Callable[[Progress], object] | None,
+    spread: _Spread,
     device: torch.device,
 ) -> tuple[Field | None, list[dict[str, Any]]]:
     """The field, or None where nothing was kept; and the record of every round.
@@ -162,7 +248,10 @@ def _rounds(
     while True:
         began = time.perf_counter()
         transform = result.transform if field is None else joined(result.transform, field)
-        level, seen = _seen(fixed, moving, transform, factor, look, workers, progress)
+        there = known(transform, result.moving_grid, result.fixed_grid)
+        around = sweep.Sweep.of(fixed, moving, there, factor, look)
+        seen = spread.over(around, len(rounds), (fixed, moving), result, there, factor)
+        level = around.level
         noise = NOISE * level.grid.pixel * length_before(tail)
         process = Process(head, corners.min(axis=0), corners.max(axis=0), tail.source_unit, noise)
         new, stays, entry = _Round(result.transform, transform, field, seen, level.grid, process, pool).settle()
@@ -173,33 +262,6 @@ def _rounds(
         if factor <= finest:
             return field, rounds
         factor = max(finest, factor // STRIDE)
-
-
-def _seen(
-    fixed: Pyramid,
-    moving: Pyramid,
-    transform: Transform,
-    factor: float,
-    look: Look,
-    workers: int,
-    progress: Report | None,
-) -> tuple[Level, list[Seen]]:
-    """The level with pixels of ``factor`` finest pixels, and the measurements in each of its tiles with tissue."""
-    level = tiles.choose(fixed, factor)
-    places = _tissue_tiles(level.grid, look)
-    pull = transform.inverse()
-    source = tiles.choose(moving, tiles.needed(moving, pull, level.grid.spacing))
-    name = f"pixels of {level.grid.pixel:.4g} {level.grid.unit}"
-    seen = [Seen.nothing("")] * len(places)
-
-    def task(index: int) -> Seen:
-        return look_at(level, source, moving.grid, pull, places[index], look)
-
-    for done, (index, found) in enumerate(run_each(task, range(len(places)), workers), start=1):
-        seen[index] = found
-        if progress is not None:
-            progress(Progress(name, done, len(places)))
-    return level, seen
 
 
 class _Judged(NamedTuple):
@@ -437,25 +499,6 @@ def _look(result: Result, fixed: Pyramid, moving: Pyramid, coarse: float) -> Loo
     weights = [roots[0] @ u[:, 0], roots[1] @ v[0]]
     weights = [w / w.norm().clamp(min=1e-12) for w in weights]
     return Look(weights[0], weights[1], tissue, grid)
-
-
-def _tissue_tiles(grid: Grid, look: Look) -> list[tuple[slice, slice]]:
-    """The tiles of a level that contain enough tissue (`TISSUE`)."""
-    found = []
-    for y in range(0, grid.shape[0], TILE):
-        for x in range(0, grid.shape[1], TILE):
-            region = slice(y, min(y + TILE, grid.shape[0])), slice(x, min(x + TILE, grid.shape[1]))
-            if min(r.stop - r.start for r in region) < WINDOW:
-                continue
-            inner = []
-            for r, o, s, oo, ss, n in zip(
-                region, grid.origin, grid.spacing, look.grid.origin, look.grid.spacing, look.grid.shape, strict=True
-            ):
-                a, b = (r.start * s + o - oo) / ss, ((r.stop - 1) * s + o - oo) / ss
-                inner.append(slice(min(max(0, math.floor(a)), n - 1), min(n, math.ceil(b) + 1)))
-            if look.tissue[tuple(inner)].mean() > TISSUE:
-                found.append(region)
-    return found
 
 
 def _rim(grid: Grid) -> Tensor:

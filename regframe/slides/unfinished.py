@@ -181,6 +181,25 @@ class OnDisk(Unfinished):
 
 
 @contextlib.contextmanager
+def going_on(folder: Path, wanted: str, what: str) -> Iterator[Path]:
+    """Hold a folder of kept answers, and give the place in it where they are; those of another plan are dropped.
+
+    Args:
+        folder: the folder, which is made where it is not there.
+        wanted: hash of the plan.
+        what: the plan in words.
+
+    Raises BlockingIOError where another process uses the folder, FileExistsError where it holds what is not of regframe, OSError
+    where it cannot be written.
+    """
+    place = OnDisk(folder, folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with place.locked():
+        place.prepare(True, wanted, what, (folder / STORE).mkdir)
+        yield folder / STORE
+
+
+@contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Hold the folder's lock; BlockingIOError where another process has it. The system releases it when a process dies."""
     path = folder / LOCK

@@ -472,12 +472,9 @@ class SlideWarp:
         ):  # what one device began, another goes on with in other bits
             sha.update(b"cuda")
         for part in self.transform.parts():
-            _hash(part, sha)
+            add_to_hash(part, sha)
         coarsest = pyramid.levels[-1]
-        middle = tuple(
-            slice(n // 2 // c * c, min(n, n // 2 // c * c + min(c, 512)))
-            for n, c in zip(coarsest.grid.shape, coarsest.chunk[1:], strict=True)
-        )
+        middle = middle_of(coarsest)
         with self._reading(middle):
             sha.update(np.ascontiguousarray(coarsest.read(middle)).tobytes())
         return sha.hexdigest()
@@ -523,14 +520,22 @@ class SlideWarp:
             ) from error
 
 
-def _hash(part: Transform, sha: Any) -> None:
+def middle_of(level: Level) -> tuple[slice, ...]:
+    """A chunk in the middle of a level, at most 512 pixels along each axis: what tells one image from another."""
+    return tuple(
+        slice(n // 2 // c * c, min(n, n // 2 // c * c + min(c, 512)))
+        for n, c in zip(level.grid.shape, level.chunk[1:], strict=True)
+    )
+
+
+def add_to_hash(part: Transform, sha: Any) -> None:
     """Add an elementary map to a hash; of a map in pieces the map and the labels of each piece."""
     sha.update(repr(type(part).__name__).encode())
     if isinstance(part, Pieces):
         for cells in (part.source, part.target):
             sha.update(repr(cells.grid).encode() + cells.labels.numpy().tobytes())
         for one in (each for piece in part.maps for each in piece.parts()):
-            _hash(one, sha)
+            add_to_hash(one, sha)
         return
     for entry in dataclasses.fields(part):  # type: ignore[arg-type]
         value = getattr(part, entry.name)

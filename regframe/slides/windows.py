@@ -6,13 +6,11 @@ what they achieve together.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
@@ -148,27 +146,25 @@ def look_at(
             sds.append(found[1] * np.array(grid.spacing))
     judging = np.flatnonzero(within & ~parity)
     a, b = (without_mean(image, FINE) for image in (one, other))
-    judges, tables, chances = [], [], []
-    for i, surface in zip(judging, _surfaces(a, b, starts[judging] - first, look.device), strict=True):
-        chance = _deviation(surface)
-        if chance > 0:
-            judges.append(middles[i])
-            tables.append(surface.astype(np.float16))
-            chances.append((chance, max(_deviation(np.diff(surface, axis=d)) for d in (0, 1))))
-    size = 2 * SEARCH + 1
+    surfaces = _surfaces(a, b, starts[judging] - first, look.device)
+    own = _deviations(surfaces)
+    steps = np.maximum(*(_deviations(np.diff(surfaces, axis=d)) for d in (1, 2)))
+    seen = own > 0
     return Seen(
         np.array(places).reshape(-1, 2),
         np.array(shifts).reshape(-1, 2),
         np.array(sds).reshape(-1, 2),
-        np.array(judges).reshape(-1, 2),
-        np.array(tables, dtype=np.float16).reshape(-1, size, size),
-        np.array(chances).reshape(-1, 2),
+        middles[judging[seen]],
+        surfaces[seen].astype(np.float16),
+        np.stack([own[seen], steps[seen]], axis=1),
     )
 
 
-def _deviation(values: NDArray[np.float32]) -> float:
-    """Standard deviation of the values without the few that stand out."""
-    return 1.4826 * float(np.median(np.abs(values - np.median(values))))
+def _deviations(values: NDArray[np.float32]) -> Array:
+    """Standard deviation ``[N]`` of N surfaces ``[N, h, w]``, each without the few values that stand out."""
+    flat = values.reshape(len(values), values.shape[1] * values.shape[2])
+    found: Array = 1.4826 * np.median(np.abs(flat - np.median(flat, axis=1, keepdims=True)), axis=1).astype(np.float64)
+    return found
 
 
 def _projected(pixels: NDArray[Any], weight: Tensor) -> Tensor:
@@ -186,34 +182,61 @@ def without_mean(image: Tensor, size: int) -> Tensor:
 
 def _surfaces(
     one: Tensor, other: Tensor, starts: NDArray[np.int64], device: torch.device | str = "cpu"
-) -> Iterator[NDArray[np.float32]]:
-    """Normalised cross-correlation ``[2 R + 1, 2 R + 1]`` of each window of ``one`` with ``other``.
+) -> NDArray[np.float32]:
+    """Normalised cross-correlations ``[N, 2 R + 1, 2 R + 1]`` of N windows of ``one``, by displacement of ``other``.
 
-    It is given by displacement of ``other``. Windows are compared one by one, which stay in a core's cache; on another device
-    than the CPU all of a tile at once.
+    All windows are compared at once: Python's lock is held for moments only, and other threads look at other tiles meanwhile.
     """
+    if not len(starts):
+        return np.zeros((0, 2 * SEARCH + 1, 2 * SEARCH + 1), np.float32)
     f, m = one.to(device), other.to(device)
-    for corners in [[start] for start in starts.tolist()] if f.is_cpu else [starts.tolist()]:
-        if corners:
-            windows = [f[y : y + WINDOW, x : x + WINDOW] for y, x in corners]
-            around = [m[y - SEARCH : y + WINDOW + SEARCH, x - SEARCH : x + WINDOW + SEARCH] for y, x in corners]
-            yield from _compared(windows, around).cpu().numpy()
+    sums = [_summed_areas(v) for v in (m, m * m)]
+    corners = starts.tolist()
+    windows = torch.stack([f[y : y + WINDOW, x : x + WINDOW] for y, x in corners])
+    around = torch.stack([m[y - SEARCH : y + WINDOW + SEARCH, x - SEARCH : x + WINDOW + SEARCH] for y, x in corners])
+    total, square = (torch.stack([_box_sums(s, y - SEARCH, x - SEARCH) for y, x in corners]) for s in sums)
+    found: NDArray[np.float32] = _compared(windows, around, total, square).cpu().numpy()
+    return found
 
 
-def _compared(windows: list[Tensor], around: list[Tensor]) -> Tensor:
-    """The correlations ``[N, 2 R + 1, 2 R + 1]`` of N windows ``[W, W]`` with wider ones ``[W + 2 R, W + 2 R]``."""
+def _summed_areas(image: Tensor) -> Tensor:
+    """Sums ``[W + 1, H + 1]`` float64 of an image ``[H, W]`` over everything to the left and above, columns first.
+
+    Both sums run along what is contiguous in memory, which is ten times faster than the other way.
+    """
+    rows = image.cumsum(1, dtype=torch.float64)
+    out = rows.new_zeros(image.shape[1] + 1, image.shape[0] + 1)
+    out[1:, 1:] = rows.T
+    return out.cumsum_(1)
+
+
+def _box_sums(sums: Tensor, y: int, x: int) -> Tensor:
+    """Sums over boxes of `WINDOW` pixels ``[2 R + 1, 2 R + 1]``, the first of which begins at ``(y, x)``; from summed areas."""
+    span = 2 * SEARCH + 1
+    low, high = (sums[x + d : x + d + span] for d in (0, WINDOW))
+    found = high[:, y + WINDOW : y + WINDOW + span] - high[:, y : y + span]
+    return found.sub_(low[:, y + WINDOW : y + WINDOW + span] - low[:, y : y + span]).T
+
+
+def _compared(windows: Tensor, around: Tensor, total: Tensor, square: Tensor) -> Tensor:
+    """The correlations of N windows with wider ones, by displacement.
+
+    Args:
+        windows: ``[N, W, W]``.
+        around: ``[N, W + 2 R, W + 2 R]``.
+        total: sums of the wider ones over the boxes that the windows are laid on ``[N, 2 R + 1, 2 R + 1]`` float64.
+        square: sums of their squares, likewise.
+
+    Returns:
+        ``[N, 2 R + 1, 2 R + 1]`` float32.
+    """
     n = smooth_size(WINDOW + 2 * SEARCH)
     span = 2 * SEARCH + 1
-    f, m = (torch.stack([part - part.mean() for part in side]) for side in (windows, around))
-    length = torch.stack([part.norm() for part in f]).to(torch.float64)
-    product = torch.fft.irfft2(torch.fft.rfft2(f, s=(n, n)).conj() * torch.fft.rfft2(m, s=(n, n)), s=(n, n))
-    sums = [F.pad(v.to(torch.float64), (1, 0, 1, 0)).cumsum(1).cumsum(2) for v in (m, m * m)]
-    total, square = (
-        s[:, WINDOW:, WINDOW:] - s[:, :-WINDOW, WINDOW:] - s[:, WINDOW:, :-WINDOW] + s[:, :-WINDOW, :-WINDOW]
-        for s in sums
-    )
-    spread = (square - total**2 / WINDOW**2).clamp(min=0).sqrt() * length[:, None, None]
-    product = product[:, :span, :span]
+    f = windows - windows.mean(dim=(1, 2), keepdim=True)
+    length = torch.linalg.vector_norm(f, dim=(1, 2), dtype=torch.float64)[:, None, None]
+    across = torch.fft.rfft2(f, s=(n, n)).conj_physical_().mul_(torch.fft.rfft2(around, s=(n, n)))
+    product = torch.fft.irfft2(across, s=(n, n))[:, :span, :span]
+    spread = square.addcmul(total, total, value=-1 / WINDOW**2).clamp_(min=0).sqrt_().mul_(length)
     return torch.where(spread > 1e-6 * WINDOW**2, product / spread.clamp(min=1e-12), 0.0).to(torch.float32)
 
 

@@ -33,7 +33,17 @@ the least gain (0.057) of the 12 maps of `SETTLED` that became better by it."""
 
 
 class Images(Solver):
-    """Two images of one dimension, compared pixel by pixel: a search for the pose, then a fit coarse to fine."""
+    """Two images of one dimension, compared pixel by pixel: a search for the pose, then a fit coarse to fine.
+
+    Args:
+        again: whether a map that is doubtful by the metric of the solver's own choice is fitted again by another one, and the
+            likelier of both taken.
+    """
+
+    def __init__(self, again: bool = True) -> None:
+        if not isinstance(again, bool):
+            raise ValueError(f"wanted true or false as the option 'again' of the solver images, got {again!r}")
+        self.again = again
 
     name: ClassVar[str] = "images"
     models: ClassVar[tuple[str, ...]] = recipes.MODELS
@@ -80,7 +90,7 @@ class Images(Solver):
             flat = task.fixed.grid.ndim == 2  # a volume is fitted again only where it is lost: that takes long
             sure = fitted.figures["confidence"] if flat else None
             doubted = done.fit.lost or (flat and _doubted(pair, fitted.figures))
-            if task.metric is not None or done.cells is not None or not doubted:
+            if task.metric is not None or done.cells is not None or not doubted or not self.again:
                 return fitted
             other = self.otherwise_compared(task, pair)
             again = raster.again(done, other, task, recipe_of(other))

@@ -9,7 +9,9 @@ import contextlib
 import csv
 import math
 import re
+import tempfile
 import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,13 +27,16 @@ from ..display.bars import shown
 from ..io import claims, outputs
 from ..io.inputs import check_apart
 from ..io.spreadsheet import text_cell
+from ..io.tasks import InTurn, Kept, Pool, pool_of
 from ..maps.affine import Affine
 from ..maps.base import Transform
 from ..registration import settled
 from ..result import Result
+from ..slides.unfinished import going_on
+from ..solvers.images import Images
 from ..solvers.raster import check_metric
 from ..versions import versions
-from . import posegraph
+from . import each, posegraph
 from .judge import Judge
 from .pairs import Bent, Work
 from .posegraph import GUIDE, Floats, Link
@@ -149,6 +154,8 @@ def align_stack(
     options: StackOptions | None = None,
     config: Config | None = None,
     progress: bool | Callable[[Progress], object] | None = None,
+    client: Any = None,
+    folder: str | Path | None = None,
 ) -> Stack:
     """Align serial sections, given in order, into one stack.
 
@@ -165,8 +172,17 @@ def align_stack(
         config: settings of `register` for every pair.
         progress: True draws bars; a function is called before each pair or section; stages are ``pairs``, ``doubtful pairs``,
             ``guide`` …
+        client: a ``dask.distributed.Client`` whose workers register the pairs and bend the sections, one task each, or a
+            ``concurrent.futures.Executor``; None does so here, one after another. The stack has the same bytes either way. The
+            workers see the same files under the same paths: the sections are put in ``folder`` for them.
+        folder: where the pairs are kept as they come, so that the same call goes on where it was interrupted; of other
+            sections, settings or version they are begun anew. It may be removed once the stack is saved. None keeps them no
+            longer than the call.
 
     Raises:
+        ConnectionError: the client lost its scheduler.
+        BlockingIOError: another process uses ``folder``.
+        OSError: ``folder`` cannot be written.
         ValueError: fewer than two sections with tissue, volumes, several units, positions that do not ascend, settings that name
             no metric, start or solver.
     """
@@ -184,8 +200,10 @@ def align_stack(
     if not (math.isfinite(spacing) and spacing > 0):
         raise ValueError(f"wanted a positive distance of the sections, got {spacing_z}")
     chained = reference == "chain"
-    with shown(progress) as told:
-        work = Work(sections, planes, config, transform, told)
+    pool = pool_of(client, InTurn)
+    with shown(progress) as told, contextlib.ExitStack() as held:
+        work = Work(sections, planes, _once(config, sections[0]), transform, told, options.guide)
+        held.enter_context(_spread(work, pool, folder))
         posed = _posed(work, reference, options, spacing)
         poses = posed.poses
         canvas = work.canvas(poses)
@@ -217,6 +235,42 @@ def align_stack(
         for k in range(len(sections))
     )
     return Stack(results, grid, tuple(p - min(planes) for p in planes), work.names, tuple(work.links), metrics)
+
+
+def _once(config: Config, image: Image) -> Config:
+    """The settings with which a pair is fitted once: what is doubtful is settled, and searched again, by the stack itself.
+
+    Settings that name a metric or another solver, and those of sections that another solver takes, stay as they are.
+    """
+    if config.metric != "auto" or config.solver not in ("auto", Images.name):
+        return config
+    if not isinstance(plugins.find_solver(image, image), Images):
+        return config
+    return config.model_copy(
+        update={"solver": Images.name, "solver_options": {"again": False, **config.solver_options}}
+    )
+
+
+@contextlib.contextmanager
+def _spread(work: Work, pool: Pool, folder: str | Path | None) -> Iterator[None]:
+    """Let ``pool`` do the tasks of ``work``, and keep their answers in ``folder``, or in a temporary one where they need one."""
+    here = isinstance(pool, InTurn)
+    work.pool = pool
+    with contextlib.ExitStack() as held:
+        if folder is not None:
+            what = f"stack of {len(work.images)} sections"
+            store = held.enter_context(going_on(Path(folder), each.fingerprint(work.each), what))
+        elif here:
+            yield
+            return
+        else:
+            store = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="regframe-stack-")))
+        work.kept = Kept(store)
+        if not here:
+            place = store / "sections"
+            each.write(work.each, place)
+            work.place = each.Place(str(place.absolute()), uuid.uuid4().hex)
+        yield
 
 
 def _checked(config: Config) -> Config:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -13,15 +12,21 @@ import torch
 
 from .. import verdict
 from ..data import Image
+from ..maps.affine import Affine
 from ..maps.resample import resample
-from ..registration import register
-from ..strangers import PluginFault
 from ..verdict import DIFFER, HALF, Finding
-from .pairs import Pictures, Work, ncc_of
+from .each import TURNS, ncc_of
+from .pairs import Pictures, Work
 from .posegraph import GUIDE, Floats, carry, rms
+from .sections import Flags, smaller
+from .settle import Density, settle
 
 FARTHEST_MOVE = 8
 """Largest number of places by which a section is moved while a better order is searched for: a slide holds several sections."""
+
+SCANNED_AT = 96
+"""Pixels along the longer side of the pictures on which a section is tried turned over, under every turn; the best is settled on
+larger ones."""
 
 
 class Judge:
@@ -61,52 +66,68 @@ class Judge:
 
     def mirrored(self) -> list[int]:
         """Sections that lay turned over, or fit their neighbours better turned over; judged on the small pictures."""
-        work, found = self.work, []
+        work, found = self.work, list[int]()
         reference = [k for k in self.order if np.linalg.det(self.poses[k][:2, :2]) > 0]
         flipped = {k for k in self.order if np.linalg.det(self.poses[k][:2, :2]) < 0}
         if len(flipped) > len(reference):
             flipped = set(reference)
-        config = work.config.model_copy(update={"transform": "rigid"})
-        grid = self.after.grid
         usual = float(np.median([self.after.ncc(a, b) for a, b in itertools.pairwise(self.order)] or [1.0]))
         for i, k in enumerate(self.order):
             work.tell("checked for turning over", i + 1, len(self.order))
             near = [
                 self.order[j] for j in (i - 1, i + 1) if 0 <= j < len(self.order) and self.order[j] not in self.poor
             ]
-            if not near or k in flipped:
+            if not near or k in flipped or not self.area[k]:
                 continue
-            density = torch.from_numpy(self.after.density[k].astype(np.float32))
-            x = float(np.argwhere(self.after.tissue[k])[:, 1].mean()) if self.area[k] else 0.0
-            shift = round(2 * x) - (density.shape[1] - 1)
-            over = Image(torch.roll(density.flip(1), shift, dims=1)[None], grid)
-            mean = np.mean([self.after.density[n] for n in near], axis=0)
-            try:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")
-                    trial = register(
-                        Image(torch.from_numpy(mean.astype(np.float32))[None], grid),
-                        over,
-                        init="identity",
-                        config=config,
-                    )
-            except PluginFault:
-                raise
-            except ValueError:
-                continue
-            there = resample(over, trial.transform, grid).data[0].numpy().astype(np.float64)
-            where = [self.after.tissue[k] | self.after.tissue[n] for n in near]
-            gains = [
-                ncc_of(there, self.after.density[n], w) - self.after.ncc(k, n) for n, w in zip(near, where, strict=True)
-            ]
-            turned = np.mean([gain + self.after.ncc(k, n) for gain, n in zip(gains, near, strict=True)])
-            if min(gains) > DIFFER and turned > usual - 2 * DIFFER:
+            density, tissue = self._turned_over(k, near)
+            turned = [ncc_of(density, self.after.density[n], tissue | self.after.tissue[n]) for n in near]
+            gains = [there - self.after.ncc(k, n) for there, n in zip(turned, near, strict=True)]
+            if min(gains) > DIFFER and np.mean(turned) > usual - 2 * DIFFER:
                 found.append(k)
         for k in flipped:
             self.said.setdefault(k, verdict.turned_back())
         for k in found:
             self.said.setdefault(k, verdict.turned_over())
         return sorted({*found, *flipped})
+
+    def _turned_over(self, k: int, near: Sequence[int]) -> tuple[Floats, Flags]:
+        """Density and tissue ``[h, w]`` of section ``k`` on the canvas, turned over and laid on its neighbours ``near``.
+
+        It lies there under the turn, of `TURNS` about the middle of its tissue, at which it is most like the mean of the
+        neighbours, settled.
+        """
+        after, grid = self.after, self.after.grid
+        both = np.logical_or.reduce([after.tissue[n] for n in near])
+        mean = np.mean([after.density[n] for n in near], axis=0)
+        at = grid.coords().numpy()[after.tissue[k]]
+        middle, home = at.mean(axis=0), grid.coords().numpy()[both].mean(axis=0) if both.any() else at.mean(axis=0)
+        probes = carry(self.poses[k], self.work.nodes[k].probes)
+
+        def laid(image: Image, matrix: Floats) -> tuple[Floats, Flags]:
+            onto = Affine(torch.from_numpy(matrix), *self.work.units)
+            moved = resample(image, onto, image.grid, 0.0).data.numpy()
+            return moved[0].astype(np.float64), moved[1] > 0.5
+
+        own, theirs = (
+            Image(torch.from_numpy(np.stack(layers).astype(np.float32)), grid)
+            for layers in ((after.density[k], after.tissue[k]), (mean, both))
+        )
+        few, target = smaller(own, SCANNED_AT), smaller(theirs, SCANNED_AT).data.numpy()
+        starts: list[tuple[float, int, Floats]] = []
+        for angle in np.linspace(0, 2 * math.pi, TURNS, endpoint=False):
+            c, s = math.cos(angle), math.sin(angle)
+            start = np.array([[c, s, 0.0], [s, -c, 0.0], [0.0, 0.0, 1.0]])
+            start[:2, 2] = home - start[:2, :2] @ middle
+            density, tissue = laid(few, start)
+            where = tissue | (target[1] > 0.5)
+            starts.append((ncc_of(density, target[0].astype(np.float64), where), len(starts), start))
+        start = max(starts)[2]
+        one, other = (
+            Density(v.astype(np.float32), t, np.array(grid.spacing), np.array(grid.origin))
+            for v, t in ((mean, both), (after.density[k], after.tissue[k]))
+        )
+        size = float(np.sqrt(((probes - probes.mean(axis=0)) ** 2).sum(axis=1).mean()))
+        return laid(own, settle(one, other, start, probes, size, "rigid"))
 
     def out_of_order(self) -> dict[str, Any]:
         """Whether neighbours would be more alike in another order of the sections.

@@ -1,4 +1,4 @@
-"""Registers pairs of sections, repeats doubtful ones, and bends sections onto their neighbours.
+"""A stack while it is aligned: which pairs are registered and searched again, which sections bent, what is kept of it all.
 
 Where a constant names no source, neither a paper nor a calibration is recorded for it; ``benchmarks/bench_stack.py`` measures
 what they achieve together.
@@ -7,60 +7,41 @@ what they achieve together.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import math
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from scipy import ndimage
 
 from ..config import Config
 from ..contracts import Progress
 from ..data import Grid, Image
+from ..io.tasks import InTurn, Kept, Pool, answers
 from ..maps.affine import Affine
 from ..maps.base import Transform
 from ..maps.resample import resample
-from ..maps.sequence import Sequence as Chain
-from ..registration import register
 from ..result import Result
-from ..solvers.raster import check_image
-from ..strangers import PluginFault
 from ..verdict import DIFFER
 from . import posegraph
+from .each import ALIKE, Each, Found, Onto, Place, Registered, ask, done, ncc_of, weight_of
 from .posegraph import CONTRADICTS, GUIDE, LEAST_SCALE, Floats, Link, carry, rms
-from .sections import LOOKED_AT, Flags, Section, hull_middle, placed, turned_over
-from .settle import RIM, missing, settle
+from .sections import LOOKED_AT, Flags, turned_over
 
+T = TypeVar("T")
 FARTHEST = 4
 """Largest distance along the stack, in places, at which a neighbour is searched for where nearer ones fail."""
-SEARCHED_AT = 40_000
-"""Pixels of the finest level at which pairs are registered; the remaining error is removed by `settle` (at `SETTLED_AT`), which
-is cheaper."""
-ALIKE = 0.15
-"""Correlation of two densities from which a pair is used although `register` calls it a failure."""
 DOUBTED = 0.5
 """Correlation of a pair, over the median of all pairs, below which the pair is searched for a second time."""
-TURNS = 36
-"""Number of turns from which a second search starts: one every 10 degrees."""
-BEST = 4
-"""Number of these turns, those under which the sections correlate most, that are settled."""
-INSIDE = (1.5, 6.0)
-"""Standard deviations, in pixels of the small pictures, of the finest and the coarsest structure by which the insides of two
-sections are compared."""
+FOLLOWED = 0.75
+"""Correlation of a pair settled from where two others put it, over the smaller one of these, from which it is kept; on clean
+stacks the next but one is less alike than the next by a tenth."""
 PARTIAL = 0.75
 """Ratio of a section's tissue area to that of its neighbours, below which only its tissue is compared and not the emptiness
 beside it."""
-TRUST = {"pass": 1.0, "warn": 0.5}
-"""Weight of a pair by the verdict of its registration."""
-DISTRUST = 0.1
-"""Weight of a pair with any other verdict: small enough to matter only where no other pair decides."""
-FIGURES = ("roundtrip_px", "jacobian_min", "jacobian_max", "folding_fraction", "bending_px", "n_evaluations")
-"""Figures of a registration that are kept for the map of a bent section."""
 BENDS = 2
 """Number of rounds in which every section is bent onto the average of its neighbours."""
 
@@ -92,15 +73,6 @@ class Pictures:
             "nmi": _nmi(self.density[a], self.density[b], one | other),
             "dice": 2 * float((one & other).sum()) / total if total else 0.0,
         }
-
-
-def ncc_of(a: Floats, b: Floats, where: Flags) -> float:
-    """Pearson's correlation of two pictures ``[h, w]`` over ``where``; 0 for fewer than 16 pixels, or where one is constant."""
-    if where.sum() < 16:
-        return 0.0
-    x, y = a[where] - a[where].mean(), b[where] - b[where].mean()
-    norm = math.sqrt(float(x @ x) * float(y @ y))
-    return float(x @ y) / norm if norm > 0 else 0.0
 
 
 def _nmi(a: Floats, b: Floats, where: Flags, bins: int = 32) -> float:
@@ -141,6 +113,12 @@ class Work:
         config: settings of `register` for every pair.
         transform: ``rigid``, ``affine`` or ``lddmm``; pairs are affine for ``lddmm``.
         progress: called before each pair or section.
+        guide: a volume of the organ; None without one.
+
+    Attributes:
+        pool: who does the tasks of `each`: this process, one after another, unless set.
+        kept: answers of an earlier run.
+        place: where the sections are for a pool of other processes; None for this one.
 
     Raises ValueError for fewer than two sections with tissue.
     """
@@ -152,57 +130,74 @@ class Work:
         config: Config,
         transform: str,
         progress: Callable[[Progress], object] | None = None,
+        guide: Image | None = None,
     ) -> None:
         self.images, self.planes = images, planes
         self._progress = progress
         self.names = tuple(image.name for image in images)
         self.kind = "rigid" if transform == "rigid" else "affine"
         self.config = config
-        self.sections = [Section.of(image) for image in images]
+        self.each = Each(images, planes, config, self.kind, guide)
+        self.pool: Pool = InTurn()
+        self.kept = Kept(None)
+        self.place: Place | None = None
+        self.sections = [self.each.section(k) for k in range(len(images))]
         self.good = [k for k, section in enumerate(self.sections) if not section.empty]
         if len(self.good) < 2:
             raise ValueError(f"wanted at least two sections with tissue, got {len(self.good)}; check files and channel")
         self.links: list[Link] = []
         self.pixel = images[0].grid.pixel
-        self.partial = self._partial()
+        self.each.partial = self._partial()
         self.nodes = {k: self.sections[k].node for k in self.good}
         self.size = float(np.median([node.size for node in self.nodes.values()]))
-        unit = images[0].grid.unit
-        self.units = (unit, unit)
+        self.units = self.each.units
         self.evaluations = 0
+
+    def ask(self, stage: str, task: str, items: list[tuple[Any, ...]], kind: type[T] | None = None) -> list[T]:
+        """The answers to a task of `Each`, one for every item, in their order.
+
+        Args:
+            stage: what progress calls it.
+            task: name of the task.
+            items: its arguments.
+            kind: what the answers are kept as; None where they are not kept.
+        """
+        do = functools.partial(done, self.each, task)
+        if self.place is not None:
+            do = functools.partial(ask, self.place, task)
+        kept = Kept(None) if kind is None else self.kept
+        names = ["-".join([task, *(str(k) for k in item if isinstance(k, int))]) for item in items]
+        found = answers(self.pool, do, items, kept, names, kind or object)
+        out: dict[int, Any] = {}
+        for number in range(len(items)):
+            self.tell(stage, number, len(items))
+            index, answer = next(found)
+            out[index] = answer
+        return [out[index] for index in range(len(items))]
 
     def tell(self, stage: str, done: int, total: int) -> None:
         """Report that ``done`` of ``total`` pairs or sections of a stage are done."""
         if self._progress is not None:
             self._progress(Progress(stage, done, total))
 
-    def _partial(self) -> dict[int, Image]:
-        """Sections with less tissue than `PARTIAL` of their neighbours, weighted by their tissue: torn edges do not count."""
+    def _partial(self) -> frozenset[int]:
+        """Sections with less tissue than `PARTIAL` of their neighbours: torn edges do not count."""
         area = {k: float(s.mask.sum()) * s.density.grid.pixel**2 for k, s in enumerate(self.sections)}
-        out = {}
+        out = set()
         for i, k in enumerate(self.good):
             around = [self.good[j] for j in range(max(0, i - 3), min(len(self.good), i + 4)) if j != i]
             if area[k] < PARTIAL * float(np.median([area[n] for n in around])):
-                out[k] = self._tissue_of(k)
-        return out
-
-    def _tissue_of(self, k: int) -> Image:
-        """Section ``k`` with weight 1 on its tissue and two pixels around it, 0 elsewhere."""
-        section, image = self.sections[k], self.images[k]
-        near = ndimage.binary_dilation(section.mask, iterations=2).astype(np.float32)
-        mask = Image(torch.from_numpy(near)[None], section.density.grid)
-        weight = resample(mask, Affine.identity(2, image.grid.unit), image.grid).data[0]
-        return image.replace(weight=weight if image.weight is None else weight * image.weight)
+                out.add(k)
+        return frozenset(out)
 
     # pairs
 
     def link(self, reach: int, chained: bool) -> None:
         """Register every section to its neighbours within ``reach``; to farther ones where these fail."""
         order = self.good
-        pairs = [(order[i], order[i + d]) for d in range(1, reach + 1) for i in range(len(order) - d)]
-        for done, (a, b) in enumerate(pairs):
-            self.tell("pairs", done, len(pairs))
-            self.links.append(self._pair(a, b))
+        self._register("pairs", list(itertools.pairwise(order)))
+        for d in range(2, reach + 1):
+            self._follow(f"pairs {d} apart", [(order[i], order[i + 1], order[i + d]) for i in range(len(order) - d)])
         self.retry()
         if chained:
             return
@@ -214,9 +209,35 @@ class Work:
                 for i in range(len(order) - d)
                 if (order[i], "after") in alone or (order[i + d], "before") in alone
             ]
-            for done, (a, b) in enumerate(pair for pair in more if pair not in tried):
-                self.tell(f"pairs {d} apart", done, len(more))
-                self.links.append(self._pair(a, b))
+            self._register(f"pairs {d} apart", [pair for pair in more if pair not in tried])
+
+    def _register(self, stage: str, pairs: list[tuple[int, int]], task: str = "pair") -> None:
+        """Add a link for each pair, registered by a task of `Each`."""
+        for found in self.ask(stage, task, [*pairs], Registered):
+            self.evaluations += found.n_evaluations
+            if not found.verdict.startswith("blank"):
+                self.links.append(found.link)
+
+    def _follow(self, stage: str, threes: list[tuple[int, int, int]]) -> None:
+        """Add a link from the first to the last of each three sections, in their order.
+
+        Where both are joined to the one between them by pairs that pass, the link is settled from where these two put it, and
+        kept unless it is much less alike than they are. Any other pair is registered: an error is never handed on unseen.
+        """
+        at = {(link.fixed, link.moving): link for link in self.links}
+        ways = {(a, c): (at[a, b], at[b, c]) for a, b, c in threes if (a, b) in at and (b, c) in at}
+        sure = [pair for pair, way in ways.items() if all(link.verdict == "pass" and link.weight > 0 for link in way)]
+        starts = [(*pair, ways[pair][0].matrix @ ways[pair][1].matrix) for pair in sure]
+        made: dict[tuple[int, int], Link] = {}
+        for pair, found in zip(sure, self.ask(stage, "followed", [*starts], Found), strict=True):
+            if found.ncc >= max(ALIKE, FOLLOWED * min(link.ncc for link in ways[pair])):
+                weight = weight_of(found.ncc, self.planes[pair[1]] - self.planes[pair[0]], "pass")
+                made[pair] = Link(*pair, found.matrix, found.ncc, "pass", weight)
+        pairs = [(a, c) for a, _, c in threes]
+        before = len(self.links)
+        self._register(stage, [pair for pair in pairs if pair not in made])
+        made |= {(link.fixed, link.moving): link for link in self.links[before:]}
+        self.links[before:] = [made[pair] for pair in pairs]
 
     def retry(self) -> None:
         """Search again for pairs that are much less alike than most, or turned over: from all turns, hull middle on hull middle.
@@ -226,27 +247,9 @@ class Work:
         """
         usual = float(np.median([link.ncc for link in self.links] or [0.0]))
         poor = [i for i, link in enumerate(self.links) if link.ncc < DOUBTED * usual or turned_over(link.matrix)]
-        for done, i in enumerate(poor):
-            self.tell("doubtful pairs", done, len(poor))
-            a, b = self.links[i].fixed, self.links[i].moving
-            hulls = [hull_middle(self.sections[k]) for k in (a, b)]
-            trials: list[tuple[float, int, Floats]] = []
-            for angle in np.linspace(0, 2 * math.pi, TURNS, endpoint=False):
-                c, s = math.cos(angle), math.sin(angle)
-                start = np.array([[c, -s, 0.0], [s, c, 0.0], [0.0, 0.0, 1.0]])
-                start[:2, 2] = hulls[0] - start[:2, :2] @ hulls[1]
-                trials.append((self._likeness(self.sections[a], a, b, start), len(trials), start))
-            peaks = sorted(
-                (
-                    trial
-                    for k, trial in enumerate(trials)
-                    if trial[0] >= max(trials[k - 1][0], trials[k + 1 - TURNS][0])
-                ),
-                reverse=True,
-            )
-            found = [self._settled(a, b, start, ncc) for ncc, _, start in peaks[:BEST]]
-            best = max(found, key=lambda pair: self._inside(a, b, pair[0]))
-            self._prefer(i, *best)
+        again = [(self.links[i].fixed, self.links[i].moving) for i in poor]
+        for i, best in zip(poor, self.ask("doubtful pairs", "searched", [*again], Found), strict=True):
+            self._prefer(i, best.matrix, best.ncc)
 
     def _prefer(self, i: int, matrix: Floats, ncc: float, expected: bool = False) -> bool:
         """Give pair ``i`` another map where it is better by more than chance; returns whether it was given.
@@ -256,14 +259,14 @@ class Work:
         """
         link = self.links[i]
         if expected or (turned_over(link.matrix) and not turned_over(matrix)):
-            better = self._inside(link.fixed, link.moving, matrix) > (
-                self._inside(link.fixed, link.moving, link.matrix) - 2 * DIFFER
+            better = self.each.inside(link.fixed, link.moving, matrix) > (
+                self.each.inside(link.fixed, link.moving, link.matrix) - 2 * DIFFER
             )
         else:
             better = ncc > max(link.ncc, 0.0) + DIFFER
         if better:
             verdict = link.verdict if link.verdict == "pass" else "warn"
-            weight = _weight(ncc, self.planes[link.moving] - self.planes[link.fixed], verdict)
+            weight = weight_of(ncc, self.planes[link.moving] - self.planes[link.fixed], verdict)
             self.links[i] = dataclasses.replace(link, matrix=matrix, ncc=ncc, weight=weight)
         return better
 
@@ -280,10 +283,10 @@ class Work:
             if link.fixed not in poses or link.moving not in poses:
                 continue
             expected = np.linalg.inv(poses[link.fixed]) @ poses[link.moving]
-            there = self._likeness(self.sections[link.fixed], link.fixed, link.moving, expected)
-            matrix, ncc = self._settled(link.fixed, link.moving, expected, there)
-            if ncc >= ALIKE:
-                changed |= self._prefer(i, matrix, ncc, expected=True)
+            there = self.each.likeness(self.sections[link.fixed], link.fixed, link.moving, expected)
+            found = self.each.settled(link.fixed, link.moving, expected, there)
+            if found.ncc >= ALIKE:
+                changed |= self._prefer(i, found.matrix, found.ncc, expected=True)
         return changed
 
     def _alone(self) -> set[tuple[int, str]]:
@@ -296,109 +299,11 @@ class Work:
         ends = {(self.good[0], "before"), (self.good[-1], "after")}
         return {(k, side) for k in self.good for side in ("before", "after")} - held - ends
 
-    def _pair(self, a: int, b: int) -> Link:
-        """The pair of section ``b`` (moving) registered to section ``a``."""
-        return self._register(self.partial.get(a, self.images[a]), self.partial.get(b, self.images[b]), a, b)
-
-    def _register(self, fixed: Image, moving: Image, a: int, b: int) -> Link:
-        """The pair of ``b`` and ``a``, from the images ``moving`` (section ``b``) and ``fixed``.
-
-        ``fixed`` shows section ``a``, or a plane of the guide.
-        """
-        pyramid = self.config.pyramid
-        if a != GUIDE:
-            pyramid = pyramid.model_copy(update={"max_pixels": min(pyramid.max_pixels, SEARCHED_AT)})
-        config = self.config.model_copy(update={"transform": self.kind, "pyramid": pyramid})
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # a missing pixel size is reported once for the whole stack
-                result = register(fixed, moving, config=config)
-        except PluginFault:  # it would fail on every pair
-            raise
-        except ValueError as error:
-            return Link(a, b, np.eye(3), 0.0, f"fail: {error}", 0.0)
-        self.evaluations += int(result.metrics["n_evaluations"])
-        assert isinstance(result.affine, Affine)
-        matrix = result.affine.matrix.numpy()
-        one = self.sections[a] if a != GUIDE else Section.of(fixed)
-        ncc = self._likeness(one, a, b, matrix)
-        if a != GUIDE:
-            matrix, ncc = self._settled(a, b, matrix, ncc)
-        apart = self.planes[b] - self.planes[a] if a != GUIDE else 1
-        use = result.verdict != "fail" or ncc >= ALIKE
-        return Link(
-            a,
-            b,
-            matrix,
-            ncc,
-            result.verdict,
-            _weight(abs(ncc) if a == GUIDE else ncc, apart, result.verdict) if use else 0.0,
-        )
-
-    def _likeness(self, one: Section, a: int, b: int, matrix: Floats) -> float:
-        """Likeness, -1 … 1, of section ``b`` under ``matrix`` and ``one`` (section ``a``, or a plane of the guide).
-
-        It is the correlation of their densities over the tissue of either, without what one of them has lost, times the share
-        of the tissue that remains.
-        """
-        other, grid = self.sections[b], one.density.grid
-        onto = Affine(torch.from_numpy(matrix), *self.units)
-        warped = resample(other.density, onto, grid, 0.0).data[0].numpy().astype(np.float64)
-        mask = Image(torch.from_numpy(other.mask.astype(np.float32))[None], other.density.grid)
-        tissue = resample(mask, onto, grid, 0.0).data[0].numpy() > 0.5
-        where = one.mask | tissue
-        for k, own in ((a, one.mask), (b, tissue)):
-            where = where & own if k in self.partial else where
-        whole = float(where.sum())
-        where = where & ~missing(one.mask, tissue, RIM * other.node.size / grid.pixel)
-        share = float(where.sum()) / whole if whole else 0.0
-        return share * ncc_of(one.density.data[0].numpy().astype(np.float64), warped, where)
-
-    def _inside(self, a: int, b: int, matrix: Floats) -> float:
-        """Correlation of structure of the widths `INSIDE` within the tissue of both, away from outlines and holes."""
-        one, other, grid = self.sections[a], self.sections[b], self.sections[a].density.grid
-        onto = Affine(torch.from_numpy(matrix), *self.units)
-        warped = resample(other.density, onto, grid, 0.0).data[0].numpy()
-        mask = Image(torch.from_numpy(other.mask.astype(np.float32))[None], other.density.grid)
-        both = one.mask & (resample(mask, onto, grid, 0.0).data[0].numpy() > 0.5)
-        within = ndimage.binary_erosion(both, iterations=3)
-
-        def fine(values: NDArray[np.float32]) -> Floats:
-            weight = within.astype(np.float64)
-            small, large = (
-                ndimage.gaussian_filter(values * weight, width)
-                / np.maximum(ndimage.gaussian_filter(weight, width), 1e-3)
-                for width in INSIDE
-            )
-            return np.asarray(small - large)
-
-        return ncc_of(fine(one.density.data[0].numpy()), fine(warped), within)
-
-    def _settled(self, a: int, b: int, matrix: Floats, ncc: float) -> tuple[Floats, float]:
-        """The map and the likeness of a pair after settling.
-
-        The given ones are returned where settling makes the two sections less alike by more than chance.
-        """
-        fixed, moving = (dataclasses.replace(self.sections[k].fine, partial=k in self.partial) for k in (a, b))
-        found = settle(fixed, moving, matrix, self.nodes[b].probes, self.nodes[b].size, self.kind)
-        likeness = self._likeness(self.sections[a], a, b, found)
-        return (found, likeness) if likeness > ncc - DIFFER else (matrix, ncc)
-
     def link_guide(self, guide: Image, spacing: float) -> None:
         """Register every section to the nearest plane of the guide; ``spacing`` is the distance of two planes of the stack."""
-        for done, k in enumerate(self.good):
-            self.tell("guide", done, len(self.good))
-            z = (self.planes[k] - min(self.planes)) * spacing
-            plane = round(z / guide.grid.spacing[0])
-            if not 0 <= plane < guide.grid.shape[0]:
-                continue
-            flat = Grid(guide.grid.shape[1:], guide.grid.spacing[1:], guide.grid.origin[1:], guide.grid.unit)
-            image = Image(guide.data[:, plane].contiguous(), flat, guide.channels, name=f"{guide.name} plane {plane}")
-            try:
-                check_image(image, "guide")
-            except ValueError:
-                continue
-            self.links.append(self._register(image, self.partial.get(k, self.images[k]), GUIDE, k))
+        heights = {k: (self.planes[k] - min(self.planes)) * spacing for k in self.good}
+        near = [(k, round(z / guide.grid.spacing[0])) for k, z in heights.items()]
+        self._register("guide", [(k, plane) for k, plane in near if 0 <= plane < guide.grid.shape[0]], "guided")
 
     # poses
 
@@ -485,26 +390,23 @@ class Work:
         neighbour is among the ``poor``, or where the bend makes it less like its neighbours.
         """
         order = [k for k in self.good if k in maps]
-        flat = {k: placed(self.images[k], maps[k], canvas, self.sections[k].background) for k in order}
         current, figures, rounds = dict(maps), dict[int, dict[str, Any]](), list[dict[str, Any]]()
         for turn in range(BENDS):
-            shown = flat if turn == 0 else {
-                k: placed(self.images[k], current[k], canvas, self.sections[k].background) for k in order
-            }  # fmt: skip
             pictures = self.pictures(current, canvas)
             proposed, kept = dict(current), 0
-            for done, (a, k, b) in enumerate(zip(order, order[1:], order[2:], strict=False)):
-                self.tell(f"bending, round {turn + 1}", done, max(len(order) - 2, 1))
-                if a in poor or b in poor:
+            threes = [
+                (a, k, b)
+                for a, k, b in zip(order, order[1:], order[2:], strict=False)
+                if a not in poor and b not in poor
+            ]
+            items: list[tuple[Any, ...]] = [
+                (k, maps[k], ((a, current[a]), (b, current[b])), canvas) for a, k, b in threes
+            ]
+            found: list[Onto] = self.ask(f"bending, round {turn + 1}", "bent", items)
+            for (a, k, b), onto in zip(threes, found, strict=True):
+                if onto.transform is None:
                     continue
-                before, after = (self.planes[k] - self.planes[a]), (self.planes[b] - self.planes[k])
-                share = after / (before + after)
-                mean = share * shown[a].data.to(torch.float32) + (1 - share) * shown[b].data.to(torch.float32)
-                result = self._bent_onto(shown[a].replace(data=mean, weight=None, name="neighbours"), flat[k])
-                if result is None:
-                    continue
-                bent = Chain((maps[k], result.transform))
-                there = self.pictures({k: bent}, canvas)
+                there = self.pictures({k: onto.transform}, canvas)
                 gain = np.mean(
                     [
                         ncc_of(there.density[k], pictures.density[n], there.tissue[k] | pictures.tissue[n])
@@ -513,8 +415,8 @@ class Work:
                     ]
                 )
                 if gain > 0:
-                    proposed[k], kept = bent, kept + 1
-                    figures[k] = {name: result.metrics[name] for name in FIGURES}
+                    proposed[k], kept = onto.transform, kept + 1
+                    figures[k] = onto.figures
             current = proposed
             after_round = self.pictures(current, canvas)
             rounds.append({
@@ -523,19 +425,6 @@ class Work:
                 "ncc": float(np.mean([after_round.ncc(a, b) for a, b in itertools.pairwise(order)])),
             })  # fmt: skip
         return Bent(current, figures, rounds)
-
-    def _bent_onto(self, target: Image, section: Image) -> Result | None:
-        """Register a section, as it lies on the canvas, to ``target`` with a bend; None where that fails or folds."""
-        config = self.config.model_copy(update={"transform": "lddmm"})
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # remarks on the pair are in its verdict
-                result = register(target, section.replace(weight=None), init="identity", config=config)
-        except PluginFault:
-            raise
-        except ValueError:
-            return None
-        return None if result.metrics["folding_fraction"] > 0 or result.verdict == "fail" else result
 
     def result(self, k: int, bent: Bent, pose: Floats, canvas: Grid, section: dict[str, Any]) -> Result:
         """Section ``k`` as a `Result`: its map, its pose, and its entry in the stack's metrics."""
@@ -555,15 +444,6 @@ class Work:
         return Result(
             bent.maps[k], canvas, self.images[k].grid, metrics, config, Affine(torch.from_numpy(pose), *self.units)
         )
-
-
-def _weight(ncc: float, apart: int, verdict: str) -> float:
-    """Weight of a pair: (correlation / distance of the sections in the stack)², times the trust in its verdict.
-
-    The error of a correct pair comes from the change of the anatomy, which grows with the distance.
-    """
-    trust = TRUST.get(verdict, DISTRUST)
-    return (max(ncc, 0.05) / max(apart, 1)) ** 2 * trust
 
 
 def _edges(grid: Grid) -> Floats:

@@ -179,7 +179,7 @@ class Section:
             max=float(np.quantile(apart[:: max(1, len(apart) // 500)].numpy(), 0.995))
         )  # drop specks, which are not tissue
         density = Image(apart[None], grid, ("density",), weight=ready.weight, name=image.name)
-        fine, density = (_smaller(density, most).replace(weight=None) for most in (SETTLED_AT, LOOKED_AT))
+        fine, density = (smaller(density, most).replace(weight=None) for most in (SETTLED_AT, LOOKED_AT))
         values = density.data[0].numpy()
         mask, edge = np.zeros_like(values, dtype=np.bool_), math.inf
         if values.max() > values.min():
@@ -230,7 +230,7 @@ def hull_middle(section: Section) -> Floats:
     return np.asarray(section.density.grid.coords().numpy()[hull].mean(axis=0))
 
 
-def _smaller(density: Image, most: int) -> Image:
+def smaller(density: Image, most: int) -> Image:
     """``density`` averaged over whole blocks of pixels, so that its longer side has at most ``most`` pixels."""
     grid = density.grid
     step = max(1, math.ceil(max(grid.shape) / most))

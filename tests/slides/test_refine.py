@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from regframe.maps.resample import _fusible
 from regframe.maps.sequence import Sequence
 from regframe.result import Result
 from regframe.slides import field as slides_field
-from regframe.slides import levels, refine, windows
+from regframe.slides import levels, sweep, windows
 from regframe.slides.field import Evidence, Field, Process, joined
 
 SIDE = 1024
@@ -133,6 +134,53 @@ def test_it_is_the_same_on_any_number_of_workers(
     assert [(step.done, step.total) for step in seen] == [(1, 1)]
 
 
+@pytest.fixture(scope="module")
+def stored(pair: tuple[Pyramid, Pyramid], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The pair in files, which other processes can read."""
+    folder = tmp_path_factory.mktemp("pair")
+    for name, side in zip(("fixed", "moving"), pair, strict=True):
+        rf.warp_slide(side, Affine.identity(2), side.grid, folder / f"{name}.zarr", workers=1)
+    return folder / "fixed.zarr", folder / "moving.zarr"
+
+
+def test_it_has_the_same_bytes_from_the_workers_of_a_client(
+    coarse: Result, stored: tuple[Path, Path], refined: Result, tmp_path: Path
+) -> None:
+    with ThreadPoolExecutor(2) as client:
+        other = rf.refine(coarse, *stored, client=client, folder=tmp_path / "kept")
+    assert torch.equal(other.transform.points(middle()), refined.transform.points(middle()))
+    assert (tmp_path / "kept" / "store" / "0-000000.npz").is_file()
+
+
+def test_images_in_memory_are_not_sent_to_workers(coarse: Result, pair: tuple[Pyramid, Pyramid]) -> None:
+    with ThreadPoolExecutor(1) as client, pytest.raises(ValueError, match=r"at most 65536 bytes, .*pass the paths"):
+        rf.refine(coarse, *pair, client=client)
+    with pytest.raises(ValueError, match=r"wanted a dask\.distributed\.Client .* as client, got str"):
+        rf.refine(coarse, *pair, client="tcp://here:8786")
+
+
+def test_an_interrupted_refinement_goes_on(
+    coarse: Result, pair: tuple[Pyramid, Pyramid], refined: Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(_: rf.Progress) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        rf.refine(coarse, *pair, workers=1, folder=tmp_path, progress=stop)
+    look = sweep.look_at
+    monkeypatch.setattr(sweep, "look_at", lambda *_: pytest.fail("the tile was looked at again"))
+    other = rf.refine(coarse, *pair, workers=1, folder=tmp_path)
+    assert torch.equal(other.transform.points(middle()), refined.transform.points(middle()))
+    with pytest.raises(pytest.fail.Exception):  # of another map nothing is taken over
+        rf.refine(dataclasses.replace(coarse, transform=refined.transform), *pair, workers=1, folder=tmp_path)
+    monkeypatch.setattr(sweep, "look_at", look)
+    place = tmp_path / "store" / "0-000000.npz"
+    rf.refine(coarse, *pair, workers=1, folder=tmp_path)
+    place.write_bytes(place.read_bytes()[:-9])  # what is damaged is measured again
+    other = rf.refine(coarse, *pair, workers=1, folder=tmp_path)
+    assert torch.equal(other.transform.points(middle()), refined.transform.points(middle()))
+
+
 def test_slides_are_warped_by_it(refined: Result, pair: tuple[Pyramid, Pyramid], tmp_path: Path) -> None:
     rf.warp_slide(pair[1], refined.transform, refined.fixed_grid, tmp_path / "w.zarr", workers=1)
     found = rf.open(tmp_path / "w.zarr")
@@ -163,7 +211,7 @@ def test_glass_is_not_looked_at(coarse: Result) -> None:
     tissue = np.zeros((96, 96), dtype=np.bool_)
     tissue[40:50, 70:80] = True  # of the middle tile of the last column
     look = windows.Look(torch.ones(1), torch.ones(1), tissue, grid.resampled((32.0, 32.0)))
-    assert refine._tissue_tiles(grid, look) == [
+    assert sweep.tissue_tiles(grid, look) == [
         (slice(1024, 2048), slice(2048, 3072)),
     ]
 
@@ -250,12 +298,28 @@ def quick(monkeypatch: pytest.MonkeyPatch, coarse: Result) -> None:
     monkeypatch.setattr(rf, "refine", lambda *_, **__: dataclasses.replace(coarse, metrics=metrics))
 
 
-def test_the_command_replaces_the_run(folder: Path, truth: Transform) -> None:
+def test_the_command_replaces_the_run(folder: Path) -> None:
     outcome = run("refine", folder, "--workers", 1)
     assert "1 of 1 tiles kept" in outcome.stderr
-    assert error(rf.load(folder).transform, truth) < 0.3
     assert {p.name for p in folder.iterdir()} >= {"transform.ome.zarr", "metrics.json", "report.html"}
     assert "run" in yaml.safe_load((folder / outputs.CONFIG).read_text())
+
+
+def test_the_command_goes_on_where_it_was_interrupted(
+    folder: Path, truth: Transform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sweep, "look_at", stop)
+        said = run("refine", folder, "--workers", 1, code=130).stderr
+    kept = folder.with_name("OUT.partial")
+    assert f"interrupted; 0 tiles are kept in {kept}: run the same command again to go on" in said
+    assert "refinement" not in rf.load(folder).metrics
+    run("refine", folder, "--workers", 1)
+    assert error(rf.load(folder).transform, truth) < 0.3
+    assert not kept.exists()
 
 
 def test_the_command_says_what_it_wants(folder: Path, written: Path, tmp_path: Path, quick: None) -> None:

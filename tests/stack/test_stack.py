@@ -7,6 +7,7 @@ import dataclasses
 import itertools
 import json
 import math
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 import regframe as rf
 from regframe.cli import main
 from regframe.report import stacks
-from regframe.stack import pairs, posegraph, sections, settle
+from regframe.stack import each, pairs, posegraph, sections, settle
 from regframe.stack.posegraph import GUIDE, Link, Node
 
 Floats = NDArray[np.float64]
@@ -261,8 +262,8 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     BROKEN.clear()
     SPARED.clear()
     TRUTH["image"] = np.eye(3)  # what is tried turned over
-    monkeypatch.setattr(pairs, "register", fake)
-    monkeypatch.setattr(pairs, "settle", lambda fixed, moving, start, *rest: start)
+    monkeypatch.setattr(each, "register", fake)
+    monkeypatch.setattr(each, "settle", lambda fixed, moving, start, *rest: start)
     monkeypatch.setattr(pairs.Work, "_prefer", lambda *_, **__: False)  # a second look finds nothing
     return asked
 
@@ -301,7 +302,8 @@ def test_sections_come_together(quick: list[tuple[str, str]]) -> None:
     found = rf.align_stack(images, spacing_z=3.0, options=rf.StackOptions(check_mirrors=False))
     assert max(off(found, images).values()) < 0.05
     assert found.verdict == "pass", found.reasons
-    assert set(quick) == {(f"s{i:03d}", f"s{j:03d}") for i in range(7) for j in (i + 1, i + 2) if j < 7}
+    assert set(quick) == {(f"s{i:03d}", f"s{i + 1:03d}") for i in range(6)}  # two confirmed pairs lead to the third
+    assert [(link.fixed, link.moving) for link in found.links] == [(i, i + d) for d in (1, 2) for i in range(7 - d)]
     m = found.metrics
     assert m["coherence"]["after"]["ncc"] > m["coherence"]["before"]["ncc"] + 0.2
     assert m["coherence"]["after"]["dice"] > 0.95
@@ -343,12 +345,27 @@ def test_a_neighbour_that_fails_is_replaced_by_the_one_behind_it(quick: list[tup
     assert ("s001", "s004") in quick  # what lies farther was tried, too
 
 
+def test_a_pair_is_searched_for_itself_where_others_are_no_guide(
+    quick: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = known(5)
+    BROKEN.add("s001")  # its pairs fail
+    rf.align_stack(images, options=rf.StackOptions(check_mirrors=False))
+    assert ("s000", "s002") in quick
+    assert ("s002", "s004") not in quick
+    BROKEN.clear()
+    quick.clear()
+    monkeypatch.setattr(pairs, "FOLLOWED", 1.5)  # all are much less alike than that
+    rf.align_stack(images, options=rf.StackOptions(check_mirrors=False))
+    assert ("s002", "s004") in quick
+
+
 def test_a_section_that_nothing_matches_is_left_out(
     quick: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     images = known(7)
     BROKEN.add("s003")
-    monkeypatch.setattr(pairs, "ALIKE", 0.9)
+    monkeypatch.setattr(each, "ALIKE", 0.9)
     found = rf.align_stack(images, options=rf.StackOptions(check_mirrors=False))
     assert found.results[3] is None
     assert "none of its neighbours matched it" in found.metrics["sections"][3]["reasons"]
@@ -430,6 +447,47 @@ def test_real_registrations_and_the_one_turned_over() -> None:
         if k != 2 and first != 2:
             moved = result.transform.points(torch.from_numpy(probes)).numpy()
             assert posegraph.rms(moved - posegraph.carry(home @ truth[k], probes)) < 1.5
+
+
+def bytes_of(found: rf.Stack) -> list[bytes]:
+    """Poses and figures of a stack, whatever made it."""
+    poses = [
+        b"" if r is None else r.affine.points(torch.from_numpy(nodes(1)[0].probes)).numpy().tobytes()
+        for r in found.results
+    ]
+    return [*poses, repr([(link.matrix.tolist(), link.weight, link.ncc) for link in found.links]).encode()]
+
+
+def test_pairs_spread_over_workers_have_the_same_bytes_and_are_kept(
+    quick: list[tuple[str, str]], tmp_path: Path
+) -> None:
+    images, options = known(5), rf.StackOptions(check_mirrors=False)
+    alone = rf.align_stack(images, options=options)
+    with ThreadPoolExecutor(2) as client:
+        spread = rf.align_stack(images, options=options, client=client, folder=tmp_path)
+    assert bytes_of(spread) == bytes_of(alone)
+    quick.clear()
+    assert bytes_of(rf.align_stack(images, options=options, folder=tmp_path)) == bytes_of(alone)
+    assert not quick  # all pairs were kept
+    (tmp_path / "store" / "pair-1-2.npz").unlink()
+    assert bytes_of(rf.align_stack(images, options=options, folder=tmp_path)) == bytes_of(alone)
+    assert quick == [("s001", "s002")]
+    rf.align_stack(images, options=dataclasses.replace(options, reach=1), transform="affine", folder=tmp_path)
+    assert len(quick) > 4  # of other settings nothing is taken over
+
+
+def test_a_guide_and_bends_are_spread(quick: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each task gets from the folder what it has in this process: a plane of the guide, the maps of both neighbours."""
+    monkeypatch.setattr(each.Each, "_bent_onto", lambda self, target, section: target.data.sum() and None)
+    images = known(4)
+    TRUTH.update({f"g plane {k}": np.eye(3) for k in range(8)})
+    planes = torch.stack([torch.from_numpy(tissue(k)) for k in range(4)])[None]
+    guide = rf.Image(planes, rf.Grid((4, H, W), (2.0, 1.0, 1.0)), name="g")
+    options = rf.StackOptions(guide=guide, check_mirrors=False)
+    found = [rf.align_stack(images, spacing_z=2.0, transform="lddmm", options=options)]
+    with ThreadPoolExecutor(2) as client:
+        found.append(rf.align_stack(images, spacing_z=2.0, transform="lddmm", options=options, client=client))
+    assert bytes_of(found[0]) == bytes_of(found[1])
 
 
 def test_bending_makes_neighbours_more_alike() -> None:
