@@ -24,6 +24,8 @@ ROUNDS, PAIRS = "rounds", "pairs"
 """Folders in that of a group: of the maps of its images, and of the pairs that were tried."""
 TEMPLATE, VARIANCE = "template.ome.zarr", "variance.ome.zarr"
 """The mean and the variance of what the images show, where none of them is the reference."""
+LOST = "lost.ome.zarr"
+"""The map of the tissue that each image has lost."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,8 @@ class Group:
         template: with ``reference="none"`` the mean of what all images show, in the space of the results; None otherwise. The
             space is then that of no image: ``reference`` is the one whose canvas and pose it has.
         variance: the variance of what they show, per pixel of ``template``.
+        lost: map of lost tissue, in the space of the results at up to 512 pixels a side: the channel ``tissue``, 1 where tissue
+            is expected, then one per image with a place, 1 where its tissue is gone (`regframe.group.lost`); None of volumes.
     """
 
     names: tuple[str, ...]
@@ -52,6 +56,7 @@ class Group:
     sources: tuple[str, ...] = ()
     template: Image | None = None
     variance: Image | None = None
+    lost: Image | None = None
 
     @property
     def verdict(self) -> str:
@@ -87,8 +92,8 @@ class Group:
     def save(self, path: str | Path, overwrite: bool = False) -> None:
         """Write the group as a folder, complete or not at all.
 
-        It holds ``metrics.json``, ``rounds.csv``, ``pairs.csv``, and ``rounds/NNN_NAME/`` with a map each, which
-        `regframe.load` and every command read; `regframe.load_group` reads the whole.
+        It holds ``metrics.json``, ``rounds.csv``, ``pairs.csv``, ``lost.ome.zarr``, and ``rounds/NNN_NAME/`` with a map each,
+        which `regframe.load` and every command read; `regframe.load_group` reads the whole.
 
         Raises FileExistsError where ``path`` exists and may not be replaced, OSError where it cannot be written.
         """
@@ -131,14 +136,15 @@ def write_files(group: Group, folder: Path) -> None:
         drift = image["drift"] or {}
         rows.append({
             "image": image["name"], "verdict": image["verdict"], "channel": image["channel"], "via": "; ".join(image["via"]),
-            "residual_px": image["residual_px"], **{key: drift.get(key) for key in DRIFTS},
+            "residual_px": image["residual_px"], "lost_fraction": image.get("lost_fraction"),
+            **{key: drift.get(key) for key in DRIFTS},
             "map": "" if result is None else f"{ROUNDS}/{place.name}", "reasons": "; ".join(image["reasons"]),
         })  # fmt: skip
         if result is not None:
             place.mkdir(parents=True)
             result.save(place / outputs.TRANSFORM)
             (place / outputs.METRICS).write_text(outputs.to_json(result.metrics, indent=2) + "\n", encoding="utf-8")
-    for name, image in ((TEMPLATE, group.template), (VARIANCE, group.variance)):
+    for name, image in ((TEMPLATE, group.template), (VARIANCE, group.variance), (LOST, group.lost)):
         if image is not None:
             plugins.find_adapter(image).save(image, folder / name)
     _table(folder / "rounds.csv", rows)
@@ -229,8 +235,8 @@ def load_group(path: str | Path) -> Group:
     results = [load(folder / ROUNDS / folder_of(names, k)) if here else None for k, here in enumerate(placed)]
     kept = Kept(folder / PAIRS, names)
     pairs = tuple(pair for a, b in tried if (pair := kept.find(a, b)) is not None)
-    mean, variance = (_image(folder / name) for name in (TEMPLATE, VARIANCE))
-    return Group(names, tuple(results), pairs, reference, told, sources, mean, variance)
+    images = [_image(folder / name) for name in (TEMPLATE, VARIANCE, LOST)]
+    return Group(names, tuple(results), pairs, reference, told, sources, *images)
 
 
 def _image(path: Path) -> Image | None:
