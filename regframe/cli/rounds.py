@@ -122,7 +122,10 @@ def rounds(ctx: click.Context, /, **options: Any) -> None:
     else:
         say_placed(group, out, kept)
         for name, one in (matched or {}).items():
-            click.echo(f"  {name}: {one['share']:.0%} of {one['n']} nuclei matched ({one['chance']:.1%} by chance)")
+            most = "" if one["ceiling"] is None else f", {one['ceiling']:.0%} between halves of one image"
+            click.echo(
+                f"  {name}: {one['share']:.0%} of {one['n']} nuclei matched ({one['chance']:.1%} by chance{most})"
+            )
         for slide in slides:
             click.echo(f"wrote {slide}")
     finish(group.metrics, ctx, options["require"])

@@ -9,6 +9,7 @@ distances at hand (EM), and what is found on nuclei shifted against each other s
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import math
 from collections.abc import Mapping, Sequence
@@ -75,11 +76,14 @@ class Nuclei:
         coords: their middles ``[N, 2]``, in the image's unit.
         size: standard deviation of a nucleus, in that unit.
         ids: their labels ``[N]``; counted from 1 where they were found in the pixels.
+        ceiling: share of the nuclei that are matched between two halves of the image's own pixels: what finding them in pixels
+            leaves of a perfect match, 0 … 1; None of label images.
     """
 
     coords: Floats
     size: float
     ids: NDArray[np.int64]
+    ceiling: float | None = None
 
 
 def found(image: Image) -> Nuclei:
@@ -101,6 +105,22 @@ def found(image: Image) -> Nuclei:
         index = np.rint(at).astype(np.intp)
         at = at[smooth[index[:, 0], index[:, 1]] > DIM * edge]
     return Nuclei(_physical(at, image.grid), radius / 2 * image.grid.pixel, np.arange(1, len(at) + 1))
+
+
+def ceiling(image: Image) -> float:
+    """Share of the nuclei of one channel that are matched between two halves of its pixels, 0 … 1.
+
+    The halves are the black and the white fields of a chessboard, each filled up by the mean of its four neighbours: the same
+    nuclei, seen through noise that is not the same.
+    """
+    values = image.data[0].to(torch.float32).nan_to_num()
+    beside = torch.nn.functional.pad(values[None, None], (1, 1, 1, 1), mode="reflect")[0, 0]
+    beside = (beside[:-2, 1:-1] + beside[2:, 1:-1] + beside[1:-1, :-2] + beside[1:-1, 2:]) / 4
+    rows, columns = (torch.arange(n) for n in values.shape)
+    black = (rows[:, None] + columns) % 2 == 0
+    halves = [found(image.replace(data=torch.where(own, values, beside)[None], weight=None)) for own in (black, ~black)]
+    one, other = halves
+    return match(one.coords, other.coords, np.ones(len(one.coords), dtype=bool), one.size).share
 
 
 def _radius(foreground: NDArray[np.bool_]) -> float | None:
@@ -450,16 +470,21 @@ def _nuclei(group: Group, k: int, source: Any, labels: Any) -> Nuclei:
     channels, wanted = group.metrics["images"][k]["channels"], group.metrics["images"][k]["channel"]
     index = channels.index(wanted) if wanted in channels else 0
     if isinstance(source, Image):
-        return found(source.replace(data=source.data[index : index + 1], channels=(source.channels[index],)))
-    one = options_of(group, k, source) | ({"channels": index} if len(channels) > 1 else {})
-    image = plugins.open(source, **one)
-    assert isinstance(image, Image)
-    return found(image)
+        image = source.replace(data=source.data[index : index + 1], channels=(source.channels[index],))
+    else:
+        one = options_of(group, k, source) | ({"channels": index} if len(channels) > 1 else {})
+        image = plugins.open(source, **one)
+        assert isinstance(image, Image)
+    return dataclasses.replace(found(image), ceiling=ceiling(image))
 
 
 def figures(group: Group, found_: Mapping[str, tuple[Matches, Nuclei]]) -> dict[str, dict[str, Any]]:
-    """The figures of the matches of each image but the reference: shares, standard deviation, median distance (in its px)."""
+    """The figures of the matches of each image but the reference: shares, standard deviation, median distance (in its px).
+
+    ``ceiling`` is the lower one of the two images, None where the nuclei of either are those of a label image.
+    """
     pixel = group[group.reference].fixed_grid.pixel
+    base = found_[group.names[group.reference]][1]
     out = {}
     for name, (matches, own) in found_.items():
         if name == group.names[group.reference]:
@@ -468,6 +493,7 @@ def figures(group: Group, found_: Mapping[str, tuple[Matches, Nuclei]]) -> dict[
         away = float(np.median(matches.residual[sure])) / pixel if sure.any() else None
         sd = matches.sd / pixel if math.isfinite(matches.sd) else None
         out[name] = {"n": matches.n, "n_own": len(own.ids), "share": matches.share, "chance": matches.chance,
+                     "ceiling": None if base.ceiling is None or own.ceiling is None else min(base.ceiling, own.ceiling),
                      "residual_px": away, "sd_px": sd}  # fmt: skip
     return out
 
