@@ -121,7 +121,8 @@ def aligned(
     )
     return Group(
         tuple(m.name for m in members), judged, tuple(work.tried), work.reference, metrics,
-        tuple(m.said for m in members), found and found.image, found and found.variance, gone and gone.image,
+        tuple(m.said for m in members), None if found is None else found.image, None if found is None else found.variance,
+        None if gone is None else gone.image,
     )  # fmt: skip
 
 

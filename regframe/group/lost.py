@@ -119,7 +119,7 @@ def _smooth(values: NDArray[Any], reach: NDArray[np.bool_], width: float) -> Flo
     """Values smoothed over where an image reaches; 0 elsewhere."""
     known = reach.astype(np.float64)
     total, weight = (ndimage.gaussian_filter(one, width) for one in (values * known, known))
-    return np.where(reach, total / np.maximum(weight, 1e-6), 0.0)
+    return np.asarray(np.where(reach, total / np.maximum(weight, 1e-6), 0.0))
 
 
 def _gains(shown: Floats, reach: NDArray[np.bool_], base: int) -> Floats:
@@ -132,13 +132,13 @@ def _gains(shown: Floats, reach: NDArray[np.bool_], base: int) -> Floats:
     for values, own in zip(wide, reach, strict=True):
         both = tissue & own
         gains.append(float(np.median(values[both] / wide[base][both])) if both.any() else 1.0)
-    return np.maximum(np.array(gains), 1e-9)
+    return np.asarray(np.maximum(np.array(gains), 1e-9))
 
 
 def _expected(shown: Floats, reach: NDArray[np.bool_]) -> Floats:
     """The second strongest signal of all images at each place ``[h, w]``; the stronger where only two reach."""
     order = np.sort(np.where(reach, shown, 0.0), axis=0)
-    return np.where(reach.sum(axis=0) > 2, order[-2], order[-1])
+    return np.asarray(np.where(reach.sum(axis=0) > 2, order[-2], order[-1]))
 
 
 def _share(shown: Floats, expected: Floats, reach: NDArray[np.bool_], there: NDArray[np.bool_]) -> Floats:
