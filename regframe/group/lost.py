@@ -4,7 +4,7 @@ What an image shows at a place is how far its pixels depart from its background 
 the common space and scaled to the others; where the images are stained differently, whether there is tissue at all. What is
 expected there is the second strongest of all images (of two images the stronger): tissue that one image alone shows is dirt
 sooner than tissue that all others lost. Tissue is lost where an image shows less than half of what is expected. The matching
-weights of the fits say less: they are low wherever there is nothing to match, glass between nuclei too (``benchmarks/RESULTS.md``).
+weights of the fits say less: they are low wherever nothing is to match, glass between nuclei too (``benchmarks/RESULTS.md``).
 """
 
 from __future__ import annotations
