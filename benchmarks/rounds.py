@@ -1,11 +1,11 @@
 """Rounds of one section whose maps are known: registered, merged, measured on the pixels of every channel; killed and resumed.
 
-    python benchmarks/rounds.py [--size 1024] [--rounds 8] [--seed 0] [--keep FOLDER]
+    python benchmarks/rounds.py [--size 1024] [--rounds 8] [--seed 0] [--keep FOLDER] [--speed]
 
 Every round shows the nuclei (DAPI) and three markers of its own, shifted by up to 40 px, turned by up to 1° and bent by up to
 3 px against the first; it is dimmer than the one before, has lost a tenth of its tissue, and its camera adds noise. One round is
 blurred, one shows another section. ``--kills N`` ends the command N times by SIGKILL and compares the bytes of what the same
-command then writes.
+command then writes. ``--speed`` has the merged slide of a kept folder written by one worker and by two.
 """
 
 from __future__ import annotations
@@ -140,6 +140,14 @@ class Rounds:
     seed: int
     size: int
 
+    def kept(self, k: int) -> NDArray[np.float32]:
+        """Where a round still has its tissue, on its own canvas ``[H, W]``, 0 … 1; everywhere in the first."""
+        if k == 0:
+            return np.ones((self.size, self.size), np.float32)
+        drawn = np.random.default_rng((self.seed, 11, k)).standard_normal((self.size // 8, self.size // 8))
+        lost = zoom(gaussian_filter(drawn, 3.0, mode="wrap"), 8, order=1)[: self.size, : self.size]
+        return gaussian_filter((lost < np.quantile(lost, 1 - LOST)).astype(np.float32), 1.0)
+
     def markers(self, k: int) -> tuple[str, ...]:
         """Names of the channels of a round."""
         return ("DAPI", *(f"M{3 * k + i}" for i in range(3)))
@@ -162,17 +170,14 @@ def make(folder: Path, size: int, n: int, seed: int, odd: bool = True) -> Rounds
     )
     at = np.stack(np.meshgrid(np.arange(float(size)), np.arange(float(size)), indexing="ij"), axis=-1).reshape(-1, 2)
     for k, path in enumerate(paths):
+        if path.exists():  # of an earlier call with the same folder, size and seed
+            continue
+        rng = np.random.default_rng((seed, 13, k))
         own = truths[k]
         assert own is not None
         where = (own(at) + PAD).T.reshape(2, size, size)
         shown = other if k == stranger else tissue
-        lost = gaussian_filter(rng.standard_normal((size // 8, size // 8)), 3.0, mode="wrap")
-        lost = zoom(lost, 8, order=1)[:size, :size]
-        kept = (
-            gaussian_filter((lost < np.quantile(lost, 1 - LOST)).astype(np.float32), 1.0)
-            if k
-            else np.ones((size, size))
-        )
+        kept = found.kept(k)
         planes = []
         for name in found.markers(k):
             base = found.plane(shown, name) if k != stranger else shown.stain(seed + 9, 1.0 if name == "DAPI" else 0.3)
@@ -187,7 +192,11 @@ def make(folder: Path, size: int, n: int, seed: int, odd: bool = True) -> Rounds
                    "EmissionWavelengthUnit": ["nm"] * 4}  # fmt: skip
         metadata = {"axes": "CYX", "Channel": channel, "PhysicalSizeX": 0.5, "PhysicalSizeY": 0.5,
                     "PhysicalSizeXUnit": "µm", "PhysicalSizeYUnit": "µm"}  # fmt: skip
-        tifffile.imwrite(path, np.stack(planes), ome=True, metadata=metadata, tile=(256, 256), photometric="minisblack")
+        aside = path.with_name(f"new-{path.name}")
+        tifffile.imwrite(
+            aside, np.stack(planes), ome=True, metadata=metadata, tile=(256, 256), photometric="minisblack"
+        )
+        aside.rename(path)
     return found
 
 
@@ -212,6 +221,7 @@ def in_channels(merged: Path, made: Rounds, reference: int, tissue: Tissue) -> d
     assert known is not None
     size = made.size
     pyramid = rf.open_pyramid(merged)
+    pixels = pyramid.levels[0].read((slice(0, size), slice(0, size)))
     at = np.stack(np.meshgrid(np.arange(float(size)), np.arange(float(size)), indexing="ij"), -1).reshape(-1, 2)
     where = (known(at) + PAD).T.reshape(2, size, size)
     step = WINDOW if size < 512 else 2 * WINDOW
@@ -223,7 +233,7 @@ def in_channels(merged: Path, made: Rounds, reference: int, tissue: Tissue) -> d
         if made.stranger >= 0 and (plane in made.markers(made.stranger)[1:] or f"round{made.stranger + 1:02d}" in name):
             continue
         wanted = map_coordinates(made.plane(tissue, plane), where, order=3, mode="nearest")
-        seen = pyramid.levels[0].read((slice(0, size), slice(0, size)))[i].astype(np.float64)
+        seen = pixels[i].astype(np.float64)
         windows = [(slice(y, y + WINDOW), slice(x, x + WINDOW)) for y, x in starts]
         contrast = [float(wanted[w].std()) for w in windows]
         most = float(np.median(contrast))
@@ -234,6 +244,36 @@ def in_channels(merged: Path, made: Rounds, reference: int, tissue: Tissue) -> d
         ]
         if shifts:
             out[name] = float(np.median(np.linalg.norm(shifts, axis=1)))
+    return out
+
+
+def losses(group: rf.Group, made: Rounds, tissue: Tissue) -> dict[str, tuple[float, float, float, float]]:
+    """Dice, precision and recall of the area that each round but the reference is said to have lost, and the share truly lost.
+
+    What counts is tissue of the section on the reference's canvas that the round's canvas holds too.
+    """
+    lost, reference = group.lost, made.truths[group.reference]
+    assert lost is not None
+    assert reference is not None
+    at = lost.grid.coords().reshape(-1, 2)
+    grid = group[group.reference].fixed_grid
+    pixels = (at - torch.tensor(grid.origin)) / torch.tensor(grid.spacing)
+    there = reference(pixels.numpy())  # in the first round's
+    on = map_coordinates(tissue.mask, (there + PAD).T, order=1, mode="constant") > 0.5
+    out = {}
+    for n, name in enumerate(lost.channels[1:], 1):
+        k = group.names.index(name)
+        if k in (group.reference, made.stranger):
+            continue
+        own = group[k].moving_grid
+        back = group[k].transform.inverse().points(at)  # known to 0.1 px; the map has pixels of several
+        index = ((back - torch.tensor(own.origin)) / torch.tensor(own.spacing)).numpy()
+        inside = on & ((index >= 0) & (index <= made.size - 1)).all(axis=1)
+        gone = map_coordinates(made.kept(k), index.T, order=1, mode="nearest") < 0.5
+        known, said = gone & inside, lost.data[n].numpy().ravel() > 0
+        hit = int((known & said).sum())
+        out[name] = (2 * hit / max(1, int(known.sum() + said.sum())), hit / max(1, int(said.sum())),
+                     hit / max(1, int(known.sum())), float(known.sum() / inside.sum()))  # fmt: skip
     return out
 
 
@@ -266,7 +306,9 @@ def killed(made: Rounds, folder: Path, wanted: str, seconds: float, times: int, 
     """Number of runs, of ``times``, that were killed at a random moment and that the same command ended with other bytes."""
     rng, wrong = np.random.default_rng(1), 0
     for n in range(times):
-        out, merged = folder / f"k{n}", folder / f"k{n}.ome.zarr"
+        own = folder / f"k{n}"  # of the same names, which the files hold
+        own.mkdir()
+        out, merged = own / "OUT", own / "OUT.ome.zarr"
         call = command(made, out, merged, more)
         for _ in range(2):
             child = subprocess.Popen(call, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -276,9 +318,22 @@ def killed(made: Rounds, folder: Path, wanted: str, seconds: float, times: int, 
                 child.send_signal(signal.SIGKILL)
                 child.wait()
         run(call)
-        left = [p.name for p in folder.iterdir() if p.name.startswith((f"k{n}", f".k{n}")) and p not in (out, merged)]
+        left = [p.name for p in own.iterdir() if p not in (out, merged)]
         wrong += bytes_of(out, merged) != wanted or bool(left)
     return wrong
+
+
+def sped_up(group: rf.Group, folder: Path) -> tuple[float, float, bool]:
+    """Seconds in which one worker and two write the merged slide, and whether they wrote the same bytes."""
+    seconds, written = [], []
+    for workers in (1, 2):
+        place = folder / f"by{workers}" / "merged.ome.zarr"
+        place.parent.mkdir(exist_ok=True)
+        began = time.perf_counter()
+        rf.merge_group(group, place, workers=workers, overwrite=True)
+        seconds.append(time.perf_counter() - began)
+        written.append(bytes_of(place))
+    return seconds[0], seconds[1], written[0] == written[1]
 
 
 def main() -> None:
@@ -288,12 +343,21 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kills", type=int, default=0)
-    parser.add_argument("--keep", type=Path)
+    parser.add_argument("--keep", type=Path, help="folder of the rounds and the output, used again if there")
+    parser.add_argument(
+        "--speed", action="store_true", help="write the slide of the kept folder by one worker and by two"
+    )
     parser.add_argument("more", nargs="*", help="further options of the command, after --")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         folder = given.keep or Path(scratch)
         folder.mkdir(exist_ok=True)
+        if given.speed:
+            one, two, same = sped_up(rf.load_group(folder / "OUT"), folder)
+            print(
+                f"merged by one worker {one:.1f} s, by two {two:.1f} s: {one / two:.2f} × as fast; same bytes: {same}"
+            )
+            return
         made = make(folder, given.size, given.rounds, given.seed)
         tissue = Tissue.make(given.size, given.seed)
         out, merged = folder / "OUT", folder / "OUT.ome.zarr"
@@ -309,6 +373,10 @@ def main() -> None:
                 line = f"median {np.median(off):.3f} px, 90 % within {np.quantile(off, 0.9):.3f}"
             why = image["reasons"][0][:70] if image["verdict"] != "pass" else ""
             print(f"  {image['name']} {image['verdict']:5} {line}  {what} {why}")
+        for name, (dice, precision, recall, share) in losses(group, made, tissue).items():
+            said_lost = said["images"][group.names.index(name)]["lost_fraction"]
+            print(f"  lost by {name}: {said_lost:.1%} of its tissue (known: {share:.1%}), Dice {dice:.3f}, "
+                  f"precision {precision:.3f}, recall {recall:.3f}")  # fmt: skip
         found = in_channels(merged, made, group.reference, tissue)
         print("on the pixels of the merged slide, median px by channel:", {k: round(v, 3) for k, v in found.items()})
         print(f"worst channel {max(found.values()):.3f} px (bar 0.3)")

@@ -17,6 +17,7 @@ import click
 
 import regframe
 from regframe.cli import main
+from regframe.group.together import Together
 
 SNAPSHOT = Path(__file__).resolve().parents[1] / "tests" / "promises" / "api.txt"
 
@@ -45,13 +46,14 @@ def _of(name: str, value: Any) -> Iterator[str]:
 
 
 def _members(name: str, cls: type[Any]) -> Iterator[str]:
-    """Fields, methods and properties that ``cls`` defines itself, and how it is made."""
+    """Fields, methods and properties that ``cls`` or `Together` defines, and how it is made."""
     fields = {field.name for field in dataclasses.fields(cls)} if dataclasses.is_dataclass(cls) else set()
     if "__init__" in vars(cls) or fields:
         yield f"  {name}{_signature(cls)}"
     for key, field in getattr(cls, "model_fields", {}).items():  # of settings
         yield f"  {name}.{key} = {field.default!r}  [setting]"
-    for key, member in vars(cls).items():
+    shared = vars(Together) if issubclass(cls, Together) else {}  # no name of the package, but its users' too
+    for key, member in {**shared, **vars(cls)}.items():
         if (key.startswith("_") and key != "__call__") or key.startswith("model_"):
             continue
         if isinstance(member, (staticmethod, classmethod)):

@@ -24,6 +24,7 @@ from . import interrupts, streams
 if TYPE_CHECKING:
     from ..contracts import Adapter
     from ..data import Grid, Image, PointSet, Pyramid
+    from ..group.together import Together
     from ..remote.address import Remote
     from ..result import Result
 
@@ -558,6 +559,19 @@ require_option = click.option(
     show_default=True,
     help="Verdict from which the exit code is 0; with pass, a map that is not confirmed ends with 3 too.",
 )
+
+
+def say_placed(found: Together, out: Path, kept: bool) -> None:
+    """Say what a group or a mosaic came to, which of its images want a look, and where it lies."""
+    click.echo(repr(found))
+    for reason in found.reasons:
+        click.echo(f"  {reason}")
+    for image in found.metrics["images"]:
+        if image["verdict"] != "pass":
+            click.echo(f"  {image['name']}: {image['verdict']}: {image['reasons'][0]}")
+    click.echo(
+        f"{out} was finished before and is as it was" if kept else f"wrote {out} (report: {out / 'report.html'})"
+    )
 
 
 def finish(metrics: Mapping[str, Any], ctx: click.Context, require: str = "warn") -> None:

@@ -22,6 +22,7 @@ from ._common import (
     overwrite_option,
     path_type,
     require_option,
+    say_placed,
     verbose_option,
     workers_option,
 )
@@ -90,15 +91,7 @@ def mosaic(ctx: click.Context, /, **options: Any) -> None:
     if options["as_json"]:
         emit_json({**found.metrics, "output": str(out), "kept": kept, "slide": slide})
     else:
-        click.echo(repr(found))
-        for reason in found.reasons:
-            click.echo(f"  {reason}")
-        for entry in found.metrics["images"]:
-            if entry["verdict"] != "pass":
-                click.echo(f"  {entry['name']}: {entry['verdict']}: {entry['reasons'][0]}")
-        click.echo(
-            f"{out} was finished before and is as it was" if kept else f"wrote {out} (report: {out / 'report.html'})"
-        )
+        say_placed(found, out, kept)
         if slide is not None:
             click.echo(f"wrote {slide}")
     finish(found.metrics, ctx, options["require"])

@@ -22,6 +22,7 @@ from ._common import (
     overwrite_option,
     path_type,
     require_option,
+    say_placed,
     verbose_option,
     workers_option,
 )
@@ -119,9 +120,12 @@ def rounds(ctx: click.Context, /, **options: Any) -> None:
     if options["as_json"]:
         emit_json({**group.metrics, "output": str(out), "kept": kept, "merged": slides, "matches": matched})
     else:
-        _say(group, out, kept)
+        say_placed(group, out, kept)
         for name, one in (matched or {}).items():
-            click.echo(f"  {name}: {one['share']:.0%} of {one['n']} nuclei matched ({one['chance']:.1%} by chance)")
+            most = "" if one["ceiling"] is None else f", {one['ceiling']:.0%} between halves of one image"
+            click.echo(
+                f"  {name}: {one['share']:.0%} of {one['n']} nuclei matched ({one['chance']:.1%} by chance{most})"
+            )
         for slide in slides:
             click.echo(f"wrote {slide}")
     finish(group.metrics, ctx, options["require"])
@@ -249,15 +253,3 @@ def _merged(group: Group, out: Path, options: dict[str, Any]) -> list[str]:
                 folder.note_begun(out, each, options["overwrite"])
                 each.write(options["workers"], options["overwrite"], progress)
     return [str(each.path) for each in plan.plans]
-
-
-def _say(group: Group, out: Path, kept: bool) -> None:
-    click.echo(repr(group))
-    for reason in group.reasons:
-        click.echo(f"  {reason}")
-    for image in group.metrics["images"]:
-        if image["verdict"] != "pass":
-            click.echo(f"  {image['name']}: {image['verdict']}: {image['reasons'][0]}")
-    click.echo(
-        f"{out} was finished before and is as it was" if kept else f"wrote {out} (report: {out / 'report.html'})"
-    )

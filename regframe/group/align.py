@@ -24,6 +24,7 @@ from . import judge, routes
 from .channels import Wanted
 from .group import Group
 from .kept import Kept
+from .lost import lost
 from .members import Member, fingerprint, opened
 from .pairs import Pair, fit, timeless
 from .routes import Routes, Step
@@ -106,6 +107,8 @@ def aligned(
         found = template([member.image for member in members], results, work.reference, agreeing)
         results = list(found.results)
         metrics = judge.on_mean(metrics, members, found)
+    gone = lost(members, results, work.reference)
+    metrics = judge.with_losses(metrics, gone)
     metrics |= {
         "transform": config.transform,
         "reference": {"kind": str(reference), "image": members[work.reference].name},
@@ -118,7 +121,8 @@ def aligned(
     )
     return Group(
         tuple(m.name for m in members), judged, tuple(work.tried), work.reference, metrics,
-        tuple(m.said for m in members), *((found.image, found.variance) if found else ()),
+        tuple(m.said for m in members), None if found is None else found.image, None if found is None else found.variance,
+        None if gone is None else gone.image,
     )  # fmt: skip
 
 

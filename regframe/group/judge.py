@@ -24,6 +24,7 @@ from .pairs import Pair, bend_of, matrix_of
 from .routes import Routes
 
 if TYPE_CHECKING:
+    from .lost import Lost
     from .template import Template
 
 FINE = (1.0, 2.0)
@@ -78,6 +79,13 @@ def on_mean(whole: dict[str, Any], members: Sequence[Member], mean: Template) ->
         "drift_px": {"median": float(np.median(drift)), "max": float(np.max(drift))} if drift else None,
         "template": {"bias_px": mean.bias_px, "shape_px": mean.shape_px},
     }
+
+
+def with_losses(whole: dict[str, Any], gone: Lost | None) -> dict[str, Any]:
+    """The figures of a group with the share of the tissue that each image has lost; None where that is not known."""
+    fractions = [None] * len(whole["images"]) if gone is None else gone.fractions
+    images = [image | {"lost_fraction": fraction} for image, fraction in zip(whole["images"], fractions, strict=True)]
+    return whole | {"images": images}
 
 
 def own(whole: dict[str, Any], k: int) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from ..slides.job import identity_of
 from ..slides.levels import pyramid_of
 from ..stack.posegraph import Floats, Node
 from ..stack.sections import Section
+from ..stack.settle import Density
 from ..versions import version
 from .channels import Choice, Wanted, chosen, is_colour
 from .volumes import check_axes, tissue_of
@@ -44,6 +45,7 @@ class Member:
         probes: positions ``[N, 2]`` on its tissue, in its unit.
         empty: why it shows no tissue, or ``""``.
         options: options of the adapter that reads ``source``.
+        density: how far its pixels depart from its background, small; None of a volume.
     """
 
     name: str
@@ -56,6 +58,7 @@ class Member:
     probes: Floats
     empty: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
+    density: Density | None = None
 
     @property
     def said(self) -> str:
@@ -111,12 +114,13 @@ def _member(name: str, source: Any, pyramid: Pyramid, choice: Choice, options: d
         image = found
     image = image.replace(name=name)
     if image.grid.ndim == 3:
+        density = None
         node, probes, empty = tissue_of(image, PROBES)
     else:
         section = Section.of(image)
-        node, probes, empty = section.node, _probes(section), section.empty
+        node, probes, empty, density = section.node, _probes(section), section.empty, section.fine
     colour = is_colour(pyramid)
-    return Member(name, source, image, tuple(pyramid.channels), choice, colour, node, probes, empty, options)
+    return Member(name, source, image, tuple(pyramid.channels), choice, colour, node, probes, empty, options, density)
 
 
 def _probes(section: Section) -> Floats:

@@ -8,15 +8,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..contracts import Progress
-from ..data import Grid, Image, Pyramid
-from ..remote.address import locate
-from ..slides.job import identity_of
+from ..data import Grid, Pyramid
 from ..slides.merged import Layer, MergedWarp, merged
 from ..slides.place import place_pyramid
 from ..slides.warp import SlideOptions, SlideWarp
 from .channels import NUCLEAR, is_colour
 from .group import Group
 from .members import pyramid_at
+from .together import identity, options_of, sources_of
 
 Repeats = Literal["keep", "drop"]
 SAME_WAVE = 15.0
@@ -109,7 +108,7 @@ def planned(
             continue
         transform = group[k].transform
         if is_colour(pyramids[k]):
-            beside.append(_beside(pyramids[k], transform, grid, path, group.names[k], _identity(sources[k])))
+            beside.append(_beside(pyramids[k], transform, grid, path, group.names[k], identity(sources[k])))
             continue
         take, called = names.of(k, pyramids[k])
         minus = () if dark is None else _matched(pyramids[k], pyramids[dark], take)
@@ -122,29 +121,15 @@ def planned(
                 f"wanted a background that shares a wavelength, a name or the order of its channels with others, got {subtract}; "
                 "leave --subtract out"
             )
-    identity = repr([_identity(source) for source in sources])
-    slide = merged(tuple(layers), grid, path, path.name, background, None, identity) if layers else None
+    made_of = repr([identity(source) for source in sources])
+    slide = merged(tuple(layers), grid, path, path.name, background, None, made_of) if layers else None
     lost = [group.names[k] for k in range(len(group.names)) if k not in pyramids or k == dark]
     return Merge(slide, tuple(beside), tuple(names.dropped), tuple(lost))
 
 
-def sources_of(group: Group, images: Sequence[Any] | None) -> list[Any]:
-    """What each image of a group is read from: ``images``, or its own sources; ValueError where these are no files."""
-    if images is None:
-        lost = [source for source in group.sources if not locate(source).exists()]
-        if lost:
-            raise ValueError(f"wanted the images of the group, got {lost[0]!r}, which is no file; pass them as images=")
-        return [locate(source) for source in group.sources]
-    found = list(images)
-    if len(found) != len(group.names):
-        raise ValueError(f"wanted {len(group.names)} images, got {len(found)}; give one for each, in the group's order")
-    return found
-
-
 def _finest(group: Group, k: int, source: Any) -> dict[str, Any]:
     """The options by which a file was opened, but for the level: all of them are carried."""
-    stated = {} if isinstance(source, Image) else group.metrics["images"][k].get("options", {})
-    return {name: value for name, value in stated.items() if name != "level"}
+    return {name: value for name, value in options_of(group, k, source).items() if name != "level"}
 
 
 def _place(group: Group, name: str) -> int:
@@ -157,18 +142,14 @@ def _place(group: Group, name: str) -> int:
     return k
 
 
-def _beside(pyramid: Pyramid, transform: Any, grid: Grid, path: Path, name: str, identity: str) -> SlideWarp:
+def _beside(pyramid: Pyramid, transform: Any, grid: Grid, path: Path, name: str, made_of: str) -> SlideWarp:
     """The warp of an image in colours onto the canvas, beside the slide."""
     ends = next(
         (end for end in (".ome.zarr", ".ome.tif", ".ome.tiff", ".zarr", ".tif", ".tiff") if path.name.endswith(end)), ""
     )
     plain = "".join(c if c.isalnum() or c in "._-" else "_" for c in name)
     target = path.with_name(f"{path.name[: len(path.name) - len(ends)]}.{plain}{ends or '.ome.zarr'}")
-    return SlideWarp(pyramid, transform, grid, target, SlideOptions(), identity)
-
-
-def _identity(source: Any) -> str:
-    return "" if isinstance(source, Image) else identity_of(locate(source))
+    return SlideWarp(pyramid, transform, grid, target, SlideOptions(), made_of)
 
 
 class _Names:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,15 +10,24 @@ from typing import Any
 import numpy as np
 
 from ..contracts import Progress
-from ..data import Grid, Image
-from ..group.group import check_folder, folder_of
+from ..data import Grid
 from ..group.members import pyramid_at
-from ..io import claims, outputs
-from ..io.spreadsheet import text_cell
+from ..group.together import (
+    Together,
+    check_folder,
+    damaged,
+    folder_of,
+    identity,
+    options_of,
+    read_figures,
+    sources_of,
+    write_figures,
+    write_maps,
+    write_table,
+)
+from ..io import outputs
 from ..io.store import load
-from ..remote.address import locate
 from ..result import Result
-from ..slides.job import identity_of
 from ..slides.mosaicked import Field, Flat, MosaicWarp, Seam, mosaicked
 from ..slides.place import place_pyramid
 from .layout import write_layout
@@ -30,7 +37,7 @@ FIELDS, SLIDE, REGISTERED = "fields", "mosaic.ome.zarr", "TileConfiguration.regi
 
 
 @dataclass(frozen=True)
-class Mosaic:
+class Mosaic(Together):
     """Fields of view on one canvas.
 
     Args:
@@ -47,27 +54,6 @@ class Mosaic:
     canvas: Grid
     metrics: dict[str, Any]
     sources: tuple[str, ...] = ()
-
-    @property
-    def verdict(self) -> str:
-        """``pass``, ``warn`` or ``fail``."""
-        return str(self.metrics["verdict"])
-
-    @property
-    def reasons(self) -> tuple[str, ...]:
-        """The reasons for the verdict, one sentence each."""
-        return tuple(self.metrics["reasons"])
-
-    def __getitem__(self, name: str | int) -> Result:
-        """The result of a field by name or number; ValueError where there is none."""
-        k = self.names.index(name) if isinstance(name, str) and name in self.names else name
-        if not isinstance(k, int) or not -len(self.names) <= k < len(self.names):
-            raise ValueError(f"wanted one of {', '.join(self.names)}, or its number, got {name!r}; name one of these")
-        found = self.results[k]
-        if found is None:
-            why = "; ".join(self.metrics["images"][k]["reasons"])
-            raise ValueError(f"wanted a field with a place, got {self.names[k]}: {why}")
-        return found
 
     def __repr__(self) -> str:
         off = self.metrics["residual_px"]
@@ -127,7 +113,7 @@ def planned(
     sources = sources_of(mosaic, images)
     pyramids = {
         k: place_pyramid(
-            pyramid_at(sources[k], mosaic.names[k], {} if isinstance(sources[k], Image) else _options(mosaic, k)),
+            pyramid_at(sources[k], mosaic.names[k], options_of(mosaic, k, sources[k])),
             result.moving_grid,
         )
         for k, result in enumerate(mosaic.results)
@@ -138,30 +124,9 @@ def planned(
         Field(pyramid if flat is None else flat.flattened(pyramid), mosaic[k].transform)
         for k, pyramid in pyramids.items()
     )
-    identity = [_identity(source) for source in sources]
+    made_of = [identity(source) for source in sources]
     terms = None if flat is None else flat.terms.tolist()
-    return mosaicked(fields, mosaic.canvas, path, path.name, seam, repr((identity, terms)))
-
-
-def sources_of(mosaic: Mosaic, images: Sequence[Any] | None) -> list[Any]:
-    """What each field is read from; ValueError where that is no file, or another number is given."""
-    if images is not None:
-        found = list(images)
-        if len(found) != len(mosaic.names):
-            raise ValueError(f"wanted {len(mosaic.names)} fields, got {len(found)}; give one for each, in their order")
-        return found
-    lost = [source for source in mosaic.sources if not locate(source).exists()]
-    if lost:
-        raise ValueError(f"wanted the fields of the mosaic, got {lost[0]!r}, which is no file; pass them as images=")
-    return [locate(source) for source in mosaic.sources]
-
-
-def _options(mosaic: Mosaic, k: int) -> dict[str, Any]:
-    return dict(mosaic.metrics["images"][k].get("options", {}))
-
-
-def _identity(source: Any) -> str:
-    return "" if isinstance(source, Image) else identity_of(locate(source))
+    return mosaicked(fields, mosaic.canvas, path, path.name, seam, repr((made_of, terms)))
 
 
 def _flat(mosaic: Mosaic, sources: Sequence[Any]) -> Flat:
@@ -170,10 +135,7 @@ def _flat(mosaic: Mosaic, sources: Sequence[Any]) -> Flat:
     from . import fields, flat
 
     kept = [k for k, result in enumerate(mosaic.results) if result is not None]
-    views = [
-        fields.view(sources[k], mosaic.names[k], {} if isinstance(sources[k], Image) else _options(mosaic, k))
-        for k in kept
-    ]
+    views = [fields.view(sources[k], mosaic.names[k], options_of(mosaic, k, sources[k])) for k in kept]
     links = []
     for pair in mosaic.metrics["pairs"]:
         a, b = mosaic.names.index(pair["fixed"]), mosaic.names.index(pair["moving"])
@@ -207,7 +169,7 @@ def _shared(matrix: np.ndarray[Any, Any], one: Grid, other: Grid) -> np.ndarray[
 def check(path: Path, overwrite: bool, inputs: Sequence[object] = ()) -> None:
     """Refuse an output folder that could not be written, in advance; only the folder of a mosaic may be replaced.
 
-    Raises what `regframe.group.group.check_output` raises.
+    Raises what `regframe.group.together.check_folder` raises.
     """
     check_folder(path, is_mosaic, "a mosaic", overwrite, inputs)
 
@@ -223,40 +185,23 @@ def write(mosaic: Mosaic, path: Path, overwrite: bool = False, *extras: Callable
 
 
 def _files(mosaic: Mosaic, folder: Path) -> None:
-    told = {key: value for key, value in mosaic.metrics.items() if key != "seconds"}
-    told |= {"sources": list(mosaic.sources), "spacing": list(mosaic.canvas.spacing)}
-    (folder / outputs.METRICS).write_text(outputs.to_json(told, indent=2) + "\n", encoding="utf-8")
+    write_figures(mosaic, folder, {"spacing": list(mosaic.canvas.spacing)})
     rows = []
-    for k, result in enumerate(mosaic.results):
-        entry, place = mosaic.metrics["images"][k], folder / FIELDS / folder_of(mosaic.names, k)
+    for entry, place in zip(mosaic.metrics["images"], write_maps(mosaic, folder / FIELDS), strict=True):
         shown = ("y_px", "x_px", "turn_degrees", "moved_px", "overlaps", "confidence", "residual_px")
         rows.append({
-            "field": entry["name"], "verdict": entry["verdict"], **{key: entry[key] for key in shown},
-            "map": "" if result is None else f"{FIELDS}/{place.name}", "reasons": "; ".join(entry["reasons"]),
+            "field": entry["name"], "verdict": entry["verdict"], **{key: entry[key] for key in shown}, "map": place,
+            "reasons": "; ".join(entry["reasons"]),
         })  # fmt: skip
-        if result is not None:
-            place.mkdir(parents=True)
-            result.save(place / outputs.TRANSFORM)
-            (place / outputs.METRICS).write_text(outputs.to_json(result.metrics, indent=2) + "\n", encoding="utf-8")
-    (folder / FIELDS).mkdir(exist_ok=True)
-    _table(folder / "fields.csv", rows)
+    write_table(folder / "fields.csv", rows)
     keys = ("fixed", "moving", "confidence", "used", "likeness", "share", "sd_px", "residual_px")
-    _table(folder / "pairs.csv", [{key: pair[key] for key in keys} for pair in mosaic.metrics["pairs"]])
+    write_table(folder / "pairs.csv", [{key: pair[key] for key in keys} for pair in mosaic.metrics["pairs"]])
     places = [
         None if entry["y_px"] is None else np.array([entry["y_px"], entry["x_px"]])
         for entry in mosaic.metrics["images"]
     ]
     files = [Path(source).name for source in mosaic.sources]
     write_layout(folder / REGISTERED, files if len(set(files)) == len(files) else mosaic.names, places)
-
-
-def _table(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        writer = csv.DictWriter(file, list(rows[0]) if rows else ["fixed", "moving"])
-        writer.writeheader()
-        for row in rows:
-            plain = {k: f"{v:.6g}" if isinstance(v, float) else "" if v is None else v for k, v in row.items()}
-            writer.writerow({key: text_cell(value) for key, value in plain.items()})
 
 
 def is_mosaic(path: Path) -> bool:
@@ -270,23 +215,14 @@ def load_mosaic(path: str | Path) -> Mosaic:
     Raises FileNotFoundError where there is none, ValueError where the folder is not that of a mosaic or is damaged.
     """
     folder = Path(path)
-    claims.heal(folder)
-    if not folder.exists():
-        raise FileNotFoundError(
-            f"wanted a folder that `regframe mosaic` wrote, got {str(folder)!r}, which does not exist"
-        )
-    if not is_mosaic(folder):
-        raise ValueError(f"wanted a folder that `regframe mosaic` wrote, got {folder}; name its output")
+    told = read_figures(folder, is_mosaic, "regframe mosaic")
     try:
-        told = json.loads((folder / outputs.METRICS).read_text(encoding="utf-8"))
         names = tuple(str(image["name"]) for image in told["images"])
         placed = [bool(image["placed"]) for image in told["images"]]
         canvas = told["canvas"]
         grid = Grid(tuple(canvas["shape"]), tuple(told.pop("spacing")), tuple(canvas["origin"]), canvas["unit"])
         sources = tuple(str(source) for source in told["sources"])
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"wanted the figures of a mosaic in {folder / outputs.METRICS}, got {error}; run it again"
-        ) from error
+        raise damaged(folder, error) from error
     results = [load(folder / FIELDS / folder_of(names, k)) if here else None for k, here in enumerate(placed)]
     return Mosaic(names, tuple(results), grid, told, sources)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from ..data import Grid, Image
 from ..group.group import Group
@@ -30,6 +31,10 @@ MOST_CELLS = 12
 """Images up to which the matrix shows an overlay of every pair; of more it shows verdicts alone."""
 MOST_FRAMES = 24
 """Images at most that are shown one after another; of more every second, third … one."""
+LOSSES = 220
+"""Pixels along the longer side of the pictures of lost tissue."""
+LOST_COLOUR = np.array([0.85, 0.15, 0.1], dtype=np.float32)
+"""Colour of lost tissue, red, green and blue."""
 SECONDS = 0.9
 """Seconds for which each is shown: long enough to look at a place, short enough to see it jump."""
 
@@ -65,6 +70,7 @@ def render(group: Group, images: Sequence[Image]) -> str:
         names=group.names,
         matrix=shown.matrix(),
         frames=frames,
+        losses=shown.losses(),
         period=f"{SECONDS * max(len(frames), 1):.3g}",
         on=f"{100 / max(len(frames), 1):.4g}",
         drift=Picture(
@@ -155,6 +161,23 @@ class _Shown:
                 out.append({"uri": uri, "name": name, "verdict": "pass"})
         return [frame | {"delay": f"{SECONDS * n:.3g}"} for n, frame in enumerate(out)]
 
+    def losses(self) -> list[dict[str, str]]:
+        """Every image with a place, tissue that it has lost in red; nothing where that is not known."""
+        lost, out = self.group.lost, []
+        told = {image["name"]: image for image in self.group.metrics["images"]}
+        shown = () if lost is None else tuple(enumerate(lost.channels))[1:]
+        for n, name in shown[:: -(-len(shown) // MOST_FRAMES) or 1]:
+            assert lost is not None
+            k = self.group.names.index(name)
+            grid = _canvas(lost.grid, LOSSES)
+            picture = self.looks[k].rgb(_carried(self.images[k], self.group[k].transform, grid))
+            plane = lost.replace(data=lost.data[n : n + 1].to(torch.float32), channels=(name,))
+            gone = _carried(plane, Affine.identity(grid.ndim, grid.unit), grid)[0].clip(0, 1)[..., None]
+            marked = picture * (1 - 0.6 * gone) + LOST_COLOUR * 0.6 * gone
+            share = told[name].get("lost_fraction")
+            out.append({"uri": jpeg(marked.astype(np.float32), 80), "name": name, "said": _percent(share)})
+        return out
+
 
 def _canvas(grid: Grid, most: int) -> Grid:
     """The same canvas, of a volume its middle plane, with at most ``most`` pixels along its longer side."""
@@ -209,5 +232,10 @@ def _row(image: dict[str, Any]) -> dict[str, str]:
         "scale": "–" if drift is None else f"{drift['scale']:.4f}",
         "bend": "–" if drift is None else f"{drift['bend_px']:.2g}",
         "residual": "–" if image["residual_px"] is None else f"{image['residual_px']:.2g}",
+        "lost": _percent(image.get("lost_fraction")),
         "reasons": "; ".join(image["reasons"]),
     }
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{share:.1%}"

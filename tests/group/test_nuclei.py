@@ -56,6 +56,19 @@ def test_nuclei_are_found_in_the_pixels(radius: float) -> None:
     assert found.size == pytest.approx(radius / 2 * 0.5, rel=0.35)
 
 
+def test_the_ceiling_falls_with_the_light() -> None:
+    rng = np.random.default_rng(2)
+    points = np.zeros((200, 200))
+    points[tuple(np.rint(apart(rng, 300, 11.0, 200)).astype(int).T)] = 1
+    nucleus = ndimage.gaussian_filter(points, 3.0) * 2 * np.pi * 9
+    shares = [
+        nuclei.ceiling(rf.Image.from_array(rng.poisson(nucleus * light + 20).astype(np.uint16), "yx"))
+        for light in (400, 12)
+    ]
+    assert shares[0] > 0.9
+    assert shares[1] < shares[0] - 0.1
+
+
 @pytest.mark.parametrize(("lost", "extra", "jitter"), [(0.1, 0.1, 0.75), (0.3, 0.3, 0.75), (0.5, 0.5, 0.5)])
 def test_made_nuclei_are_matched_and_the_probability_is_right(lost: float, extra: float, jitter: float) -> None:
     probability: list[float] = []
@@ -123,6 +136,7 @@ def test_the_command_writes_the_table(tmp_path: Path, monkeypatch: pytest.Monkey
     result = CliRunner().invoke(main, [*arguments, "--matches", str(tmp_path / "m.csv")])
     assert result.exit_code == 0, result.output
     assert "nuclei matched" in result.output
+    assert "between halves of one image" in result.output
     with (tmp_path / "m.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert tuple(rows[0]) == nuclei.COLUMNS

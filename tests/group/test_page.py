@@ -56,4 +56,4 @@ def test_of_many_the_verdicts_alone(known: Register, monkeypatch: pytest.MonkeyP
     images = rounds(3)
     text = groups.render(rf.register_group(images, transform="affine"), images)
     assert text.count("animation-delay") == 2
-    assert text.count("<img") == 3 + 2 + 1  # the diagonal, the frames, the chart
+    assert text.count("<img") == 3 + 2 + 2 + 1  # the diagonal, the frames, tissue lost, the chart

@@ -76,7 +76,7 @@ def test_a_stranger_is_named_and_the_rest_is_as_without_it(known: Register) -> N
     assert "d" in group.reasons[0]
     assert group.metrics["images"][3]["verdict"] == "fail"
     assert "matches none of" in group.metrics["images"][3]["reasons"][0]
-    with pytest.raises(ValueError, match="wanted an image that could be placed, got d"):
+    with pytest.raises(ValueError, match="wanted one that could be placed, got d"):
         group["d"]
     assert max(error(r, m) for r, m in zip(group.results, MAPS, strict=False) if r is not None) < 1e-3
 
