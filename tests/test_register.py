@@ -264,16 +264,23 @@ def test_nuclei(data_dir: Path) -> None:
     assert [ids[k] for k in cKDTree(every).query(found)[1]] == whole
 
 
-@pytest.mark.parametrize(
-    ("fixed", "moving", "least"),
-    [("fair/c.jpg", "fair/disc.jpg", 0.8), ("ants/r16slice.jpg", "ants/r64slice.jpg", 0.9)],
-)
-def test_classics(data_dir: Path, fixed: str, moving: str, least: float) -> None:
-    """The disc becomes a C by 0.87 to 0.99 as the last bits of its pixels or the instruction set have it; slices by 0.96."""
-    folder = data_dir / "15_2d_classics"
-    result = rf.register(rf.open(folder / fixed), rf.open(folder / moving))
+def test_slices_of_two_brains(data_dir: Path) -> None:
+    """They explain 0.96 of each other."""
+    folder = data_dir / "15_2d_classics" / "ants"
+    result = rf.register(rf.open(folder / "r16slice.jpg"), rf.open(folder / "r64slice.jpg"))
     explained = result.metrics["explained_variance"]
-    assert explained["final"] > max(least, explained["affine"])
+    assert explained["final"] > max(0.9, explained["affine"])
+    assert result.metrics["folding_fraction"] == 0
+    assert result.verdict in ("pass", "warn")
+
+
+def test_a_disc_becomes_a_c(data_dir: Path) -> None:
+    """By 0.87 to 0.99, or the bend tears, which the last bits of the pixels decide; then it is given up, and a doubt is said."""
+    folder = data_dir / "15_2d_classics" / "fair"
+    result = rf.register(rf.open(folder / "c.jpg"), rf.open(folder / "disc.jpg"))
+    explained = result.metrics["explained_variance"]
+    bent = explained["final"] > max(0.8, explained["affine"])
+    assert bent or (result.verdict == "warn" and explained["final"] >= explained["start"] - 0.02)
     assert result.metrics["folding_fraction"] == 0
     assert result.verdict in ("pass", "warn")
 

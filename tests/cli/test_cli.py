@@ -158,7 +158,7 @@ def test_register_writes_the_folder(pair: tuple[Path, Path], tmp_path: Path, fak
     assert {p.name for p in out.iterdir()} == FILES
     assert not leftovers(out.parent)
     assert "Result(pass" in outcome.stdout
-    assert "lddmm" in outcome.stderr
+    assert "bend" in outcome.stderr
     assert fake.calls[0]["config"].seed == 7
     assert fake.calls[0]["config"].optimizer.max_iter == 12
     assert fake.calls[0]["init"] is None  # as the settings say
