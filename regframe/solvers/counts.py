@@ -25,13 +25,14 @@ with few levels of grey are more likely."""
 EMPTY = 0.05
 """Least share of pixels that hold nothing."""
 LEVELS = 128
-"""Largest number of different values above 0."""
+"""Largest number of different values above 0. With the other conditions none of 51 real pictures is taken for counts: as they are,
+less their darkest value, cut to masks at the median, or in six greys."""
 WHOLE = 0.1
 """Largest distance of a value (but for the largest one, where a scale may end) from a multiple of the smallest, over that one;
 rounding to 8 bits leaves less."""
 DISPERSION = (0.5, 2.0)
-"""Range of the mean square difference of neighbours, over the mean of their sum. It is 1 of independent things; less of things
-that keep a distance, and more of clusters; masks, labels and pictures with few levels of grey have under 0.3."""
+"""Range of the mean square difference of neighbours, over the mean of their sum. It is 1 of independent things (0.80 to
+1.00 of `density` 500 to 503 of the proving ground); less of things that keep a distance, and more of clusters."""
 SIGMA = 2.0
 """Standard deviation of the Gaussian that counts are summed with, pixels."""
 LOOKED_AT = 1 << 22
@@ -58,7 +59,7 @@ def counting(image: Image) -> Image:
 
 
 def _one(values: NDArray[np.generic]) -> float | None:
-    """The value ``[H, W]`` that one thing has, of a picture of counts; None of any other."""
+    """The value of one thing in a picture of counts ``[H, W]``; None where it is no such picture."""
     rows = max(1, math.ceil(values.size / LOOKED_AT))
     seen = np.asarray(values[::rows], dtype=np.float64)  # whole rows, for neighbours are compared
     if not np.isfinite(seen).all() or seen.min() != 0 or np.count_nonzero(seen) > (1 - EMPTY) * seen.size:
