@@ -25,8 +25,8 @@ with few levels of grey are more likely."""
 EMPTY = 0.05
 """Least share of pixels that hold nothing."""
 LEVELS = 128
-"""Largest number of different values above 0. With the other conditions none of 51 real pictures is taken for counts: as they are,
-less their darkest value, cut to masks at the median, or in six greys."""
+"""Largest number of different values above 0. With the other conditions none of 51 real pictures is taken for counts: as they
+are, less their darkest value, cut to masks at the median, or in six greys."""
 WHOLE = 0.1
 """Largest distance of a value (but for the largest one, where a scale may end) from a multiple of the smallest, over that one;
 rounding to 8 bits leaves less."""
