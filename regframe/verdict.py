@@ -210,7 +210,8 @@ def decided(figures: Mapping[str, Any]) -> Iterable[Finding]:
         yield Finding("pass", f"an {asked} fit matched no better than its start: only {fitted} were fitted from there")
     torn = figures.get("torn")
     if torn is not None:
-        sentence = f"a bend would change areas {torn:.0f}-fold somewhere, which tissue does not do: the map without it was kept"
+        instead = "it was bent less" if figures.get("model") == "lddmm" else "the map without it was kept"
+        sentence = f"a bend would change areas {torn:.0f}-fold somewhere, which tissue does not do: {instead}"
         yield Finding("warn", sentence, torn, 10 * VIOLENT)
 
 
@@ -418,7 +419,8 @@ def _evidence(figures: Mapping[str, Any], confidence: float, ndim: int) -> Itera
     if cells := figures.get("cells"):
         seen = f"cells that were held out have partners in place, {cells['sure']:.0f} standard errors beyond chance; {seen}"
     alike = figures["counted"] and found["nats"] >= BEYOND_CHANCE and found["sure"] - against >= SURE
-    evident = ndim == 2 and (alike or (figures["evidence"] or 0.0) >= EVIDENT) and _factor(figures) <= VIOLENT
+    nats = figures["evidence" if figures.get("torn") is None else "evidence_affine"] or 0.0
+    evident = ndim == 2 and (alike or nats >= EVIDENT) and _factor(figures) <= VIOLENT
     if place < NO_EVIDENCE and not evident:
         sentence = f"no evidence for this map (confidence {percent}): {seen}{elsewhere}"
         yield Finding("fail", sentence, place, NO_EVIDENCE, f"do both show one tissue? {LANDMARKS}, {CROP}, or {SIZE}")

@@ -19,7 +19,6 @@ from torch import Tensor
 
 from ..config import Config
 from ..data import Grid, Image
-from ..maps.homogeneous import determinant
 from ..reference import carry
 from ..verdict import VIOLENT
 from . import fluid
@@ -34,6 +33,7 @@ from .precondition import descend, precondition
 from .prior import FREE, PICTURES, VOLUMES, Prior, velocity_space
 from .steps import Report, Stage, Steps
 from .threads import threads_for
+from .whole import Whole, strain
 
 LEAST_EVIDENCE = 0.25
 """Least weight of an observation, 0 … 1, however little fine structure both sides share: coarse structure is evidence too."""
@@ -54,9 +54,8 @@ LEAST = 1.0
 """Nats that `PATIENCE` steps of a bent fit must gain together on every level but the finest, however few the observations:
 coarse levels need not be minimised to the last digit."""
 TORN = 10 * VIOLENT
-"""Change of area, as a ratio, beyond which a bend is none of tissue, whatever it explains, and the affine map is kept."""
-SINGLE = 0.001
-"""Share of a level's pixels that may be squeezed or stretched more than that: differences of neighbours are rough."""
+"""Change of area, as a ratio, beyond which a bend is none of tissue, whatever it explains: one that does not is looked for; where
+none is found the affine map is kept."""
 LOST = 0.75
 """Share of the judge's nats at the start that a fit must have lost for simpler ones to be looked at: a start was fitted to what
 the judge sees, too, if coarser, so that lesser differences between both say nothing."""
@@ -166,12 +165,14 @@ class LevelRules:
             it raise the weight of observations.
         least: nats that `PATIENCE` steps of a bent fit must gain together, however few the observations.
         held: True where the map stays as it is, and only the weights are found.
+        whole: change of area, as a ratio, that has a price (`whole.Whole`).
     """
 
     constant_weights: bool = False
     fine: bool = True
     least: float = 0.0
     held: bool = False
+    whole: float = math.inf
 
 
 @dataclass
@@ -196,7 +197,7 @@ class Fit(Standing):
         straight_nats: that of the affine fit before it was bent; None where there is no judge or no bend was tried.
         asked: kind of the affine part that was asked for, which ``increment`` may be simpler than.
         lost: whether the affine fit led away from a start that the judge preferred (see `LOST`).
-        torn: by how much a bend that was given up for it changed areas, or None.
+        torn: by how much a bend changed areas that was given up for it, or fitted again within what tissue does; or None.
         following: whether the bend was found by `fluid.follow`.
         held_out: what pixels gained by a bend that followed others (`fluid.held_out`); None where that was not asked.
         held: whether the map is the one that was held to the landmarks; None where ``sigma_landmarks`` is not set.
@@ -319,7 +320,8 @@ def fit_level(fit: Fit, level: Level, pair: Pair, stage: Stage, rules: LevelRule
             change = precondition(energy, predicted)
             least = max(WORTHWHILE * energy.observations, rules.least)
             descent = dataclasses.replace(descent, worthwhile=least)
-        outcome = descend(energy, fit.x, descent, change, Steps(stage, energy, fit.history, report, done))
+        within = energy if math.isinf(rules.whole) else Whole(energy, fit.x, rules.whole)
+        outcome = descend(within, fit.x, descent, change, Steps(stage, energy, fit.history, report, done))
         fit.n_evaluations += energy.n_evaluations
         done += outcome.iterations
         fit.x = outcome.x
@@ -543,21 +545,59 @@ def fit_bend(fit: Fit, levels: list[Level], fine: int, pair: Pair, report: Repor
     space = velocity_space(pair.moving.grid, config, prior, fit.start)
     fit.bend(space.on(levels[0].fixed.device))
     seen = levels[0].fixed_grid.coords().reshape(-1, levels[0].fixed_grid.ndim)  # [N, D]
-    for number, level in enumerate(levels):
-        was = to_moving(fit, seen)  # [N, D]
-        with threads_for(level.work):
-            if number > 0 and config.sigma_regularizer is None and prior.adapts is not None:
-                adapt_prior(fit, level.moving_grid, prior.adapts)
-            assert fit.space is not None
-            finer = 2 if min(space.waves.spacing) >= CHORD * min(level.moving_grid.spacing) else 1
-            fit.maps = fit.maps.with_space(fit.space.with_finer(finer))
-            stage = Stage("lddmm", number, len(levels), config.optimizer.max_iter)
-            rules = LevelRules(number == 0, number >= fine, LEAST if level is not levels[-1] else 0.0)
-            fit = fit_level(fit, level, pair, stage, rules, report)
-        fit.moved = _moved(fit, seen, was, pair.moving.grid)
+
+    def bent(fit: Fit, first: int = 0, most: float = math.inf) -> list[Fit]:
+        """The fit after each of the levels from the ``first`` on, with a price on areas changed by ``most``."""
+        after = []
+        for number, level in enumerate(levels[first:], first):
+            was = to_moving(fit, seen)  # [N, D]
+            with threads_for(level.work):
+                if number > 0 and config.sigma_regularizer is None and prior.adapts is not None:
+                    adapt_prior(fit, level.moving_grid, prior.adapts)
+                assert fit.space is not None
+                finer = 2 if min(space.waves.spacing) >= CHORD * min(level.moving_grid.spacing) else 1
+                fit.maps = fit.maps.with_space(fit.space.with_finer(finer))
+                stage = Stage("lddmm", number, len(levels), config.optimizer.max_iter)
+                least = LEAST if level is not levels[-1] else 0.0
+                fit = fit_level(
+                    fit, level, pair, stage, LevelRules(number == 0, number >= fine, least, whole=most), report
+                )
+            fit.moved = _moved(fit, seen, was, pair.moving.grid)
+            after.append(_kept(fit))
+        return after
+
+    states = [_kept(fit), *bent(fit)]
+    fit = states[-1] if config.sigma_regularizer is not None else _whole(states, bent)
     with threads_for(levels[-1].work):
         fit = simpler_if_as_good(fit, levels[-1], pair, len(levels), report)
         return fit if pair.judge is None else _no_worse(fit, before, levels[-1], pair, pair.judge)
+
+
+def _kept(fit: Fit) -> Fit:
+    """A copy of the state of a fit, which further levels do not change."""
+    return dataclasses.replace(fit, history=list(fit.history), reasons=list(fit.reasons))
+
+
+def _whole(states: list[Fit], again: Callable[[Fit, int, float], list[Fit]]) -> Fit:
+    """The last fit of ``states``, or where that one has `TORN` the last one of a second try.
+
+    Which descent tears is a matter of the last bits where a bend is strong. The second one, on which changes of area have a price
+    (`whole.Whole`), goes on from before the first level that changed them more than `VIOLENT`-fold. Where it does so too, the
+    first one stays.
+
+    Args:
+        states: the fit before the first level, and after each.
+        again: fits the levels from a number on, with a price on changes of area beyond a ratio; gives the fit after each.
+    """
+    last, strains = states[-1], [_strain(fit) for fit in states[1:]]
+    if strains[-1] <= TORN:
+        return last
+    first = next(number for number, much in enumerate(strains) if much > VIOLENT)
+    second = again(_kept(states[first]), first, VIOLENT)[-1]
+    chosen = last if _strain(second) > VIOLENT else second
+    chosen.n_evaluations = last.n_evaluations + second.n_evaluations - states[first].n_evaluations
+    chosen.torn = strains[-1]
+    return chosen
 
 
 def _moved(fit: Fit, seen: Tensor, was: Tensor, moving: Grid) -> float:
@@ -580,33 +620,23 @@ def _no_worse(fit: Fit, before: Fit, level: Level, pair: Pair, judge: Judge) -> 
     """A fit that was bent, or the affine one ``before`` the bend, carried to the last level, where the judge prefers it."""
     ends = [judge(functools.partial(to_moving, one), one.pullback) for one in (fit, before)]
     fit.straight_nats = before.straight_nats = ends[1]
-    torn = 1.0 if fit.space is None else _strain(fit, level)
-    if ends[0] - ends[1] >= 0 and torn <= TORN:
+    much = _strain(fit)
+    if ends[0] - ends[1] >= 0 and much <= TORN:
         return fit
+    torn = much if fit.torn is None and much > TORN else fit.torn
     stage = Stage("straight", int(fit.history[-1]["level"]) if fit.history else 0, 1, pair.config.optimizer.max_iter)
     spent = fit.n_evaluations - before.n_evaluations
     bending_gain, history = fit.bending_gain, fit.history
     fit = fit_level(before, level, pair, stage, LevelRules())
     fit.n_evaluations += spent
-    fit.bending_gain, fit.history, fit.torn = bending_gain, history, torn if torn > TORN else None
+    fit.bending_gain, fit.history, fit.torn = bending_gain, history, torn
     return fit
 
 
-def _strain(fit: Fit, level: Level) -> float:
-    """The largest change of area or volume by the bend alone, either way, of the pixels both share, but for `SINGLE`."""
-    ndim = level.fixed_grid.ndim
+def _strain(fit: Fit) -> float:
+    """`whole.strain` of a fit on its last level."""
     assert fit.last is not None
-    assert fit.overlap is not None
-    at = fit.last.positions(fit.x).to(torch.float64)
-    inner = tuple(slice(0, n - 1) for n in at.shape[:-1])
-    steps = [at.diff(dim=d)[inner] / level.fixed_grid.spacing[d] for d in range(ndim)]
-    area = torch.linalg.det(torch.stack(steps, dim=-1)) / determinant(fit.pullback)
-    area = area[fit.overlap[inner] > 0.5]
-    if not area.numel():
-        return 1.0
-    ordered = area.sort().values
-    few = int(SINGLE * (len(ordered) - 1))
-    return max(float(ordered[-1 - few]), 1 / max(float(ordered[few]), 1e-6))
+    return strain(fit.last, fit.x)
 
 
 def simpler_if_as_good(fit: Fit, level: Level, pair: Pair, n_levels: int, report: Report = None) -> Fit:
