@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -208,11 +209,27 @@ def errors(result: rf.Result, known: Truth, reference: Truth, tissue: Tissue) ->
     there = known(at)
     on = map_coordinates(tissue.mask, (there + PAD).T, order=1, mode="constant") > 0.5
     on &= ((there >= 0) & (there < known.size)).all(axis=1)
-    grid = result.moving_grid
-    physical = torch.from_numpy(at[on] * np.array(grid.spacing) + np.array(grid.origin))
-    found = result.transform.points(physical).numpy()
-    fixed = result.fixed_grid
-    return np.linalg.norm(reference((found - np.array(fixed.origin)) / np.array(fixed.spacing)) - there[on], axis=1)
+    moving, fixed = pixels_of(result.moving_grid, known.size), pixels_of(result.fixed_grid, known.size)
+    found = fixed(result.transform.points(moving(at[on], True)), False).numpy()
+    return np.linalg.norm(reference(found) - there[on], axis=1)
+
+
+def pixels_of(grid: rf.Grid, size: int) -> Callable[[Any, bool], torch.Tensor]:
+    """Takes pixels ``[N, 2]`` of a file of ``size`` pixels per axis to physical positions, or back.
+
+    Args:
+        grid: grid of the level that was registered, on the same canvas.
+        size: pixels per axis of the file.
+    """
+    level = torch.tensor(grid.spacing, dtype=torch.float64)
+    spacing = level * torch.tensor(grid.shape) / size
+    origin = torch.tensor(grid.origin, dtype=torch.float64) - (level - spacing) / 2
+
+    def convert(at: Any, to_physical: bool) -> torch.Tensor:
+        at = torch.as_tensor(at, dtype=torch.float64)
+        return at * spacing + origin if to_physical else (at - origin) / spacing
+
+    return convert
 
 
 def in_channels(merged: Path, made: Rounds, reference: int, tissue: Tissue) -> dict[str, float]:
@@ -256,18 +273,16 @@ def losses(group: rf.Group, made: Rounds, tissue: Tissue) -> dict[str, tuple[flo
     assert lost is not None
     assert reference is not None
     at = lost.grid.coords().reshape(-1, 2)
-    grid = group[group.reference].fixed_grid
-    pixels = (at - torch.tensor(grid.origin)) / torch.tensor(grid.spacing)
-    there = reference(pixels.numpy())  # in the first round's
+    pixels = pixels_of(group[group.reference].fixed_grid, made.size)
+    there = reference(pixels(at, False).numpy())  # in the first round's
     on = map_coordinates(tissue.mask, (there + PAD).T, order=1, mode="constant") > 0.5
     out = {}
     for n, name in enumerate(lost.channels[1:], 1):
         k = group.names.index(name)
         if k in (group.reference, made.stranger):
             continue
-        own = group[k].moving_grid
         back = group[k].transform.inverse().points(at)  # known to 0.1 px; the map has pixels of several
-        index = ((back - torch.tensor(own.origin)) / torch.tensor(own.spacing)).numpy()
+        index = pixels_of(group[k].moving_grid, made.size)(back, False).numpy()
         inside = on & ((index >= 0) & (index <= made.size - 1)).all(axis=1)
         gone = map_coordinates(made.kept(k), index.T, order=1, mode="nearest") < 0.5
         known, said = gone & inside, lost.data[n].numpy().ravel() > 0
