@@ -106,10 +106,10 @@ def rounds(ctx: click.Context, /, **options: Any) -> None:
     its end changes nothing.
     """
     out: Path = options["out"]
-    members, config = _members(options)
     for name, beside in (("subtract", "merged"), ("workers", "merged"), ("labels", "matches")):
         if options[name] and options[beside] is None:
             raise BadInput(f"wanted --{beside} FILE beside --{name}, got none; name what to write")
+    members, config = _members(options)
     try:
         group, kept = _group(members, config, options)
         matched = None if options["matches"] is None else _matched(group, options)
