@@ -80,7 +80,7 @@ def plan(folder: str, path: str, delay: float = 0.0, **options: Any) -> SlideWar
     data = pixels((3, 300, 340))
     pyramid = on_disk(Path(folder), data, delay=delay)
     grid = rf.Grid((310, 350))
-    cut = SlideOptions(**({"chunk": 16, "shard": 64} | options))
+    cut = SlideOptions(**({"chunk": 32, "shard": 64} | options))
     return SlideWarp(pyramid, bent(pyramid.grid), grid, rf.locate(path), cut)
 
 
