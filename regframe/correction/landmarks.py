@@ -92,13 +92,27 @@ def refitted(
 
 
 def figures(found: Result, p: Tensor, q: Tensor, where: str = "") -> dict[str, Any]:
-    """The base's figures, those of the map taken anew, and the remark that landmarks moved it (``where``, in words)."""
+    """The base's figures, those of the map taken anew, and the remark that landmarks moved it (``where``, in words).
+
+    ``landmarks`` has the ``moving`` and ``fixed`` positions of all that moved the map, those of earlier corrections first: the
+    report draws them.
+    """
     away = ((found.transform.points(p) - q).norm(dim=1) / found.fixed_grid.pixel).tolist()
     metrics = {**found.metrics, **map_figures(found), "landmark_residual_px": away}
+    metrics["landmarks"] = _all_landmarks(found.metrics.get("landmarks"), p.tolist(), q.tolist())
     kept = [Finding(**item) for item in metrics.get("findings", ()) if not _of_map(item["sentence"])]
     several = "a landmark" if len(away) == 1 else f"{len(away)} landmarks"
     said = Finding("warn", f"corrected {where}by {several} by hand, which nothing else has confirmed")
     return metrics | conclude([said, *kept, *folds(metrics), *round_trip(metrics)])
+
+
+def _all_landmarks(before: Any, moving: list[Any], fixed: list[Any]) -> dict[str, list[Any]]:
+    """Landmarks of earlier corrections and of this one; of two that share a position on either side the later one."""
+    pairs = list(zip(moving, fixed, strict=True))
+    if before:
+        kept = zip(before["moving"], before["fixed"], strict=True)
+        pairs = [(m, f) for m, f in kept if m not in moving and f not in fixed] + pairs
+    return {"moving": [m for m, _ in pairs], "fixed": [f for _, f in pairs]}
 
 
 def put_back(transform: Transform, p: Tensor, q: Tensor, fixed: Grid) -> Tensor | None:
