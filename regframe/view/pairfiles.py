@@ -193,7 +193,8 @@ def write_imagej(pairs: Sequence[Pair], sides: Sides, side: str) -> str:
 def write_imagej_roi(pairs: Sequence[Pair], sides: Sides, side: str) -> bytes:
     """The positions of one side as ImageJ's multipoint, in pixels; names have no place in it."""
     grid = sides.fixed if side == "fixed" else sides.moving
-    return imagej.written([_pixel(grid, pair.fixed if side == "fixed" else pair.moving) for pair in pairs])
+    places = (pair.fixed if side == "fixed" else pair.moving for pair in pairs)
+    return imagej.written([_pixel(grid, place) for place in places])
 
 
 def write_stalign(pairs: Sequence[Pair], sides: Sides, side: str) -> bytes:
@@ -307,7 +308,7 @@ def _position(grid: Grid, x: float, y: float) -> Point:
     return grid.origin[0] + grid.spacing[0] * y, grid.origin[1] + grid.spacing[1] * x
 
 
-def _pixel(grid: Grid, at: Point) -> Point:
+def _pixel(grid: Grid, at: Point) -> tuple[float, float]:
     return (at[0] - grid.origin[0]) / grid.spacing[0], (at[1] - grid.origin[1]) / grid.spacing[1]
 
 
