@@ -46,6 +46,7 @@ HELD = 4.0
 """Standard deviations (`ACCURACY`) that a fit of the images may leave a landmark off: beyond that, they contradict it, and who
 placed it is believed. One click in a hundred is 3 off; of made faults (`benchmarks/bench_correct.py`, seeds 51 and 62) such a
 click costs less with 4."""
+_EARLIER = "before the correction: "
 _REACH = 0.6
 """Correlation length of the bend over the median distance of a pair from its nearest neighbour: neighbours are bent together, and
 a single pair moves what lies around it."""
@@ -99,8 +100,9 @@ def figures(found: Result, p: Tensor, q: Tensor, where: str = "") -> dict[str, A
     """
     away = ((found.transform.points(p) - q).norm(dim=1) / found.fixed_grid.pixel).tolist()
     metrics = {**found.metrics, **map_figures(found), "landmark_residual_px": away}
+    metrics.pop("confidence", None)  # it was that of the map before
     metrics["landmarks"] = _all_landmarks(found.metrics.get("landmarks"), p.tolist(), q.tolist())
-    kept = [Finding(**item) for item in metrics.get("findings", ()) if not _of_map(item["sentence"])]
+    kept = [_before(Finding(**item)) for item in metrics.get("findings", ()) if not _of_map(item["sentence"])]
     several = "a landmark" if len(away) == 1 else f"{len(away)} landmarks"
     said = Finding("warn", f"corrected {where}by {several} by hand, which nothing else has confirmed")
     return metrics | conclude([said, *kept, *folds(metrics), *round_trip(metrics)])
@@ -197,6 +199,13 @@ def _bounds(back: Transform, fixed: Grid) -> tuple[Array, Array]:
     ends = list(itertools.product(*zip(low, high, strict=True)))
     corners = back.points(torch.tensor(ends, dtype=torch.float64))
     return corners.amin(dim=0).numpy(), corners.amax(dim=0).numpy()
+
+
+def _before(said: Finding) -> Finding:
+    """A remark of the judge on how sure the map was, told as one on the map before."""
+    if "(confidence " not in said.sentence or said.sentence.startswith(_EARLIER):
+        return said
+    return dataclasses.replace(said, sentence=_EARLIER + said.sentence, remedy="")
 
 
 def _of_map(sentence: str) -> bool:
