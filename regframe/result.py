@@ -177,7 +177,8 @@ class Result:
         Raises ValueError where nothing says what a side was.
         """
         if not (isinstance(fixed, (Image, PointSet)) and isinstance(moving, (Image, PointSet))):
-            fixed, moving = plugins.pages().sides(self, fixed, moving)
+            opened: tuple[Image | PointSet, Image | PointSet] = plugins.pages().sides(self, fixed, moving)
+            fixed, moving = opened
         axes = notebook.axes_of(axes, f"{fixed.name} and {moving.name}", self.fixed_grid.unit)
         grid = self.fixed_grid
         left, right, bottom, top = notebook.edges(grid.shape, grid.spacing, grid.origin)
