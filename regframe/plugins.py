@@ -202,7 +202,7 @@ def _owner(entry: Entry) -> Entry:
 
 def pages() -> Any:
     """The module that draws the page of a result: ``write(result, path, fixed, moving)`` returns the file that it wrote,
-    ``viewer(result, fixed, moving, size)`` a widget of a notebook.
+    ``viewer(result, fixed, moving, size)`` a widget of a notebook, ``sides(result, fixed, moving)`` both sides, opened.
 
     It is found through the entry point of the group `PAGES`, so that `regframe.Result` can show itself without importing a
     page; where the installed package is older than the group, it is regframe's own.

@@ -19,6 +19,7 @@ from .formats import starts
 from .maps.affine import Affine
 from .result import Result
 from .solvers.far import brought_near, check_place
+from .starts.exchanged import exchanged
 from .starts.given import first_pose, given
 from .starts.landmarks import Landmarks
 from .starts.stated import RUNNER_UP
@@ -101,6 +102,8 @@ def _registered(
         fitted, found = _fitted(solver, near)
         if verdict.worst(found) == "fail":
             fitted, found = _otherwise(solver, near, fitted, found)
+        if verdict.worst(found) == "fail" and _exchanged(task):
+            found = [verdict.exchanged_landmarks(), *found]
     result = assembled(back(fitted), task, [*plan.doubts, *found, *plan.remarks], time.perf_counter() - began)
     begun = plugins.entry("start", start).cls if start is not None else None
     result.metrics["versions"] |= strangers.versions_of(solver, task.metric, begun, task.fixed, task.moving)
@@ -334,6 +337,14 @@ def _of_landmarks(task: Task) -> list[Finding]:
         verdict.odd_landmark(words, float(value))
         for words, value in zip(found.sentences(pixel, name), off.tolist(), strict=True)
     ]
+
+
+def _exchanged(task: Task) -> bool:
+    """Whether the landmarks that a fit of two images began from have their sides exchanged."""
+    fixed, moving, start = task.fixed, task.moving, task.start
+    if not (isinstance(start, Landmarks) and isinstance(fixed, Image) and isinstance(moving, Image)):
+        return False
+    return fixed.grid.ndim == moving.grid.ndim and exchanged(fixed, moving, start, task.config)
 
 
 def _of_sizes(task: Task) -> list[Finding]:

@@ -156,19 +156,29 @@ class Result:
         axes.set(xlim=(left, right), ylim=(bottom, top), aspect="equal")
         return axes
 
-    def overlay(self, fixed: Image | PointSet, moving: Image | PointSet, axes: Any = None) -> Any:
+    def overlay(
+        self,
+        fixed: Image | PointSet | str | Path | None = None,
+        moving: Image | PointSet | str | Path | None = None,
+        axes: Any = None,
+    ) -> Any:
         """Draw both sides in the fixed space, the moving one carried by the map.
 
         Images lie over each other, fixed in magenta, moving in green, both in black; points are blue and orange dots.
 
         Args:
-            fixed: the fixed data.
-            moving: the moving data, as it came.
+            fixed: the fixed data, or a path to open; what the run recorded where None.
+            moving: the moving data, as it came, likewise.
             axes: matplotlib axes to draw on; new ones where None.
 
         Returns:
             The axes, x and y in the fixed unit.
+
+        Raises ValueError where nothing says what a side was.
         """
+        if not (isinstance(fixed, (Image, PointSet)) and isinstance(moving, (Image, PointSet))):
+            opened: tuple[Image | PointSet, Image | PointSet] = plugins.pages().sides(self, fixed, moving)
+            fixed, moving = opened
         axes = notebook.axes_of(axes, f"{fixed.name} and {moving.name}", self.fixed_grid.unit)
         grid = self.fixed_grid
         left, right, bottom, top = notebook.edges(grid.shape, grid.spacing, grid.origin)

@@ -61,9 +61,15 @@ def spoken(confidence: float) -> str:
     return "under 1 %" if confidence < 0.01 else f"{100 * confidence:.0f} %"
 
 
+SPOKEN_FOR = 0.9
+"""Confidence from which a map that is not confirmed owes that to a remark, which the headline then points to."""
+
+
 def headline(verdict: str, confidence: float | None) -> str:
     """A verdict in words, with its confidence where there is one."""
     title = MEANING[verdict][0] if verdict in MEANING else verdict
+    if verdict == "warn" and confidence is not None and confidence >= SPOKEN_FOR:
+        title += ": see the remarks"
     return title if confidence is None else f"{title} · confidence {spoken(confidence)}"
 
 
@@ -118,6 +124,15 @@ def odd_landmark(sentence: str, off: float) -> Finding:
         off,
         None,
         remedy="look at it on both sides, mend it or leave it out",
+    )
+
+
+def exchanged_landmarks() -> Finding:
+    """Pairs of landmarks near which images are alike only with the fixed and the moving side of the pairs exchanged."""
+    return Finding(
+        "fail",
+        "the landmarks look exchanged: the images are alike where they say, if their fixed side is the moving one",
+        remedy="exchange the columns fixed_… and moving_… of the landmarks",
     )
 
 

@@ -56,6 +56,16 @@ def test_what_is_printed_is_short(shown: object, words: tuple[str, ...]) -> None
     assert "&lt;script&gt;" in page
 
 
+def test_a_map_is_printed_by_its_size() -> None:
+    nodes = rf.Grid((9, 7), 2.0, (), "µm")
+    flow, field = rf.Flow(torch.zeros(2, 2, 9, 7), nodes, 4), rf.Displacement(torch.zeros(2, 9, 7), nodes)
+    assert repr(rf.Sequence((flow, field))) == (
+        "Sequence(transforms=(Flow(9 × 7 nodes, 2 time slices, 4 steps, µm), Displacement(9 × 7 nodes, µm)))"
+    )
+    assert repr(flow.inverse()).endswith("reverse)")
+    assert repr(field.inverse()).endswith("inverted)")
+
+
 def test_a_result_shows_its_verdict_and_why() -> None:
     grid = rf.Grid((40, 60), 0.5, (), "µm")
     result = fake_result(grid, grid, verdict="warn", confidence=0.6)

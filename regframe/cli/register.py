@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     "--moving-landmarks",
     type=path_type,
     metavar="M",
-    help="Points of the moving side, where --landmarks has those of the fixed side alone (tables, or .npy of STalign).",
+    help="Points of the moving side, where --landmarks has those of the fixed side alone (tables, .npy, ImageJ's .roi).",
 )
 @click.option(
     "--metric", metavar="NAME", help="Similarity metric: a name that `regframe plugins` lists, or FILE.py:CLASS."

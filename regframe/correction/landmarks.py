@@ -46,6 +46,7 @@ HELD = 4.0
 """Standard deviations (`ACCURACY`) that a fit of the images may leave a landmark off: beyond that, they contradict it, and who
 placed it is believed. One click in a hundred is 3 off; of made faults (`benchmarks/bench_correct.py`, seeds 51 and 62) such a
 click costs less with 4."""
+_EARLIER = "before the correction: "
 _REACH = 0.6
 """Correlation length of the bend over the median distance of a pair from its nearest neighbour: neighbours are bent together, and
 a single pair moves what lies around it."""
@@ -92,13 +93,28 @@ def refitted(
 
 
 def figures(found: Result, p: Tensor, q: Tensor, where: str = "") -> dict[str, Any]:
-    """The base's figures, those of the map taken anew, and the remark that landmarks moved it (``where``, in words)."""
+    """The base's figures, those of the map taken anew, and the remark that landmarks moved it (``where``, in words).
+
+    ``landmarks`` has the ``moving`` and ``fixed`` positions of all that moved the map, those of earlier corrections first: the
+    report draws them.
+    """
     away = ((found.transform.points(p) - q).norm(dim=1) / found.fixed_grid.pixel).tolist()
     metrics = {**found.metrics, **map_figures(found), "landmark_residual_px": away}
-    kept = [Finding(**item) for item in metrics.get("findings", ()) if not _of_map(item["sentence"])]
+    metrics.pop("confidence", None)  # it was that of the map before
+    metrics["landmarks"] = _all_landmarks(found.metrics.get("landmarks"), p.tolist(), q.tolist())
+    kept = [_before(Finding(**item)) for item in metrics.get("findings", ()) if not _of_map(item["sentence"])]
     several = "a landmark" if len(away) == 1 else f"{len(away)} landmarks"
     said = Finding("warn", f"corrected {where}by {several} by hand, which nothing else has confirmed")
     return metrics | conclude([said, *kept, *folds(metrics), *round_trip(metrics)])
+
+
+def _all_landmarks(before: Any, moving: list[Any], fixed: list[Any]) -> dict[str, list[Any]]:
+    """Landmarks of earlier corrections and of this one; of two that share a position on either side the later one."""
+    pairs = list(zip(moving, fixed, strict=True))
+    if before:
+        kept = zip(before["moving"], before["fixed"], strict=True)
+        pairs = [(m, f) for m, f in kept if m not in moving and f not in fixed] + pairs
+    return {"moving": [m for m, _ in pairs], "fixed": [f for _, f in pairs]}
 
 
 def put_back(transform: Transform, p: Tensor, q: Tensor, fixed: Grid) -> Tensor | None:
@@ -183,6 +199,13 @@ def _bounds(back: Transform, fixed: Grid) -> tuple[Array, Array]:
     ends = list(itertools.product(*zip(low, high, strict=True)))
     corners = back.points(torch.tensor(ends, dtype=torch.float64))
     return corners.amin(dim=0).numpy(), corners.amax(dim=0).numpy()
+
+
+def _before(said: Finding) -> Finding:
+    """A remark of the judge on how sure the map was, told as one on the map before."""
+    if "(confidence " not in said.sentence or said.sentence.startswith(_EARLIER):
+        return said
+    return dataclasses.replace(said, sentence=_EARLIER + said.sentence, remedy="")
 
 
 def _of_map(sentence: str) -> bool:

@@ -7,5 +7,6 @@ of another program, ``fields`` turns a map into the matrices and displacement fi
 What is written lies in a hidden folder first (``claims``: whose each is, and what becomes of those of the dead), is found to be
 ``whole``, and gets its name in one step (``replacing``). ``inputs`` must stay as they are meanwhile; ``spreadsheet`` keeps text
 in the cells of a table text. ``tasks`` are run here or by the workers of others, their answers kept. Landmarks of other
-programs: ``bigwarp`` (with Warpy) in JSON, ``stalign`` in ``.npy``.
+programs: ``bigwarp`` (with Warpy) in JSON, ``stalign`` in ``.npy``,
+``imagej`` in ``.roi``.
 """

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from .. import gate
 from ..data import AXES, Grid, PointSet, canonical_unit, unit_ratio
-from . import bigwarp, stalign
+from . import bigwarp, imagej, stalign
 from .text import numeric, read_text, with_points
 
 _STYLES = (
@@ -138,6 +138,11 @@ def read_table(path: str | os.PathLike[str], columns: str | None = None) -> Poin
     path = Path(path)
     if path.is_dir() or not path.exists():
         raise FileNotFoundError(f"wanted a table of points, got {str(path)!r}, which is not a file")
+    if path.suffix.lower() in (".geojson", ".json"):
+        raise ValueError(
+            f"wanted a table of points (CSV), got JSON {str(path)!r}; outlines go through `regframe apply shapes`, points of "
+            "QuPath through the page of `regframe view` (Import)"
+        )
     explicit = [name for _, name in _parse_columns(columns)] if columns else []
     text = read_text(path, lambda row: _names_positions(row, explicit))
     rows, lines = text.rows, text.lines
@@ -202,7 +207,7 @@ def read_points(
 
     Args:
         path: a text table, gzipped or not (see `read_table`), or one that was read already; or an ``.npy`` of points, also
-            of STalign (`regframe.io.stalign`).
+            of STalign (`regframe.io.stalign`), or points of ImageJ (``.roi``, ``RoiSet.zip``; `regframe.io.imagej`).
         columns: which columns are the positions where their names do not say so (``"x=T_x,y=T_y"``, or the names
             alone where they end or begin with the axis), or the names of a header-less file's columns in order
             (``"x,y"``).
@@ -213,6 +218,8 @@ def read_points(
     """
     if not isinstance(path, PointTable) and str(path).lower().endswith(".npy"):
         return stalign.read_npy(path, unit)
+    if not isinstance(path, PointTable) and str(path).lower().endswith(imagej.SUFFIXES):
+        return imagej.read_roi(path)
     table = path if isinstance(path, PointTable) else read_table(path, columns)
     names, declared = position_columns(table, columns)
     coords = table.numbers(names)
@@ -255,7 +262,8 @@ def read_landmarks(
 
     Args:
         path: the file of both sides, or that of the fixed one where ``partners`` is given.
-        partners: points of the moving side, in a table or STalign's ``.npy`` (`regframe.io.stalign`); joined as `paired` says.
+        partners: points of the moving side, in a table, STalign's ``.npy`` (`regframe.io.stalign`) or ImageJ's ``.roi``
+            (`regframe.io.imagej`); joined as `paired` says.
 
     Returns fixed ``[N, D]``, moving ``[N, D]`` (float64, in the order (z,) y, x) and the unit of either side where it is stated
     (``fixed_y_um``), else None: the image's own. Raises ValueError where columns are missing, or units or numbers of axes differ.
@@ -264,10 +272,10 @@ def read_landmarks(
         (a, one), (b, other) = map(_of_one_side, (path, partners))
         pairs = paired(a, b)
         return pairs.fixed.coords, pairs.moving.coords, (one, other)
-    if str(path).lower().endswith(".npy"):
+    if str(path).lower().endswith((".npy", *imagej.SUFFIXES)):
         raise ValueError(
             f"wanted a file of each side, got one of one side {str(path)!r}; give that of the moving side beside it "
-            "(--moving-landmarks M.npy)"
+            f"(--moving-landmarks M{Path(path).suffix})"
         )
     elsewhere = _elsewhere(path)
     if elsewhere is not None:
@@ -303,6 +311,8 @@ def read_landmarks(
 def _of_one_side(path: str | os.PathLike[str]) -> tuple[PointSet, str | None]:
     """Points of one side, and their unit where the file states it."""
     points = read_points(path)
+    if str(path).lower().endswith(imagej.SUFFIXES):
+        return points, "px"
     declared = None if str(path).lower().endswith(".npy") else position_columns(read_table(path), None)[1]
     return points, declared
 

@@ -27,6 +27,11 @@ class Displacement(OnGrid):
     grid: Grid
     inverted: bool = False
 
+    def __repr__(self) -> str:
+        """Sizes in place of numbers."""
+        nodes, backwards = " × ".join(map(str, self.grid.shape)), ", inverted" if self.inverted else ""
+        return f"Displacement({nodes} nodes, {self.grid.unit}{backwards})"
+
     def __post_init__(self) -> None:
         object.__setattr__(self, "field", tensor_of(self.field).detach().cpu())
         if tuple(self.field.shape) != (self.grid.ndim, *self.grid.shape):

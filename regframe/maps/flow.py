@@ -32,6 +32,13 @@ class Flow(OnGrid):
     n_steps: int | None = None
     reverse: bool = False
 
+    def __repr__(self) -> str:
+        """Sizes in place of numbers."""
+        nodes, backwards = " × ".join(map(str, self.grid.shape)), ", reverse" if self.reverse else ""
+        return (
+            f"Flow({nodes} nodes, {len(self.velocity)} time slices, {self.n_steps} steps, {self.grid.unit}{backwards})"
+        )
+
     def __post_init__(self) -> None:
         object.__setattr__(self, "velocity", tensor_of(self.velocity).detach().cpu())
         if self.velocity.ndim != 2 + self.grid.ndim or tuple(self.velocity.shape[2:]) != self.grid.shape:

@@ -56,6 +56,12 @@ def viewer(result: Result, fixed: Any, moving: Any, size: int) -> Any:
     return notebook.viewer(result, sides[0], sides[1], size)
 
 
+def sides(result: Result, fixed: Any, moving: Any) -> tuple[Image | PointSet, Image | PointSet]:
+    """Both sides, opened where they are not given, as the run recorded them; ValueError where nothing says what a side was."""
+    found, _ = _sides(result.folder, fixed, moving)
+    return found[0], found[1]
+
+
 def _sides(saved: Path | None, fixed: Any, moving: Any) -> tuple[list[Image | PointSet], dict[str, dict[str, Any]]]:
     """Both sides, opened where they are not given, and how; ValueError where nothing says what a side was."""
     run = {side: dict(how) for side, how in recorded(saved).items()}

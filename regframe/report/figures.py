@@ -321,6 +321,7 @@ def arrow_map(picture: Array, canvas: Grid, start: NDArray[np.float64], end: NDA
             f'<path d="M{ax:.1f} {ay:.1f}L{bx:.1f} {by:.1f}" stroke="#c2410c" stroke-width="2"/>'
             f'<circle cx="{ax:.1f}" cy="{ay:.1f}" r="4" fill="none" stroke="#1f5fae" stroke-width="2"/>'
             f'<circle cx="{bx:.1f}" cy="{by:.1f}" r="2.5" fill="#c2410c"/>'
-            f'<text x="{ax + 6:.1f}" y="{ay - 5:.1f}" style="fill:#1c2530;font-weight:700">{i + 1}</text>'
+            f'<text x="{min(ax + 6, width - 24):.1f}" y="{ay - 5 if ay > 16 else ay + 16:.1f}" '
+            f'style="fill:#1c2530;font-weight:700">{i + 1}</text>'
         )
     return svg(width, height, "".join(parts))

@@ -30,6 +30,9 @@ from .words import Places
 MAX_PX = 900
 """Pixels along the longer side of the large pictures."""
 
+_DRAWN = ("pieces", "landmarks")
+"""Entries of a result's metrics that the page draws, and does not list among its figures."""
+
 MAX_BYTES = 5_000_000
 """Largest page in bytes, small enough to be mailed; pictures are compressed more strongly until it is reached."""
 
@@ -112,7 +115,7 @@ def render(
         cards=_cards(result.metrics),
         sides=[_side_facts("Fixed", fixed, result.fixed_grid), _side_facts("Moving", moving, result.moving_grid)],
         pieces=pieces.shown(result, fixed, moving, max_px),
-        table=list(_flatten({name: value for name, value in result.metrics.items() if name != "pieces"})),
+        table=list(_flatten({name: value for name, value in result.metrics.items() if name not in _DRAWN})),
         config=list(_flatten(result.config.model_dump(mode="json"))),
         more=more[0],
         left_out=more[1],
@@ -242,18 +245,19 @@ def _draw_points(result: Result, fixed: PointSet, moving: PointSet, max_px: int)
 
 
 def _landmarks(result: Result, canvas: Grid, picture: Array) -> Picture | None:
-    """Given pairs of landmarks over ``picture``, with arrows from each fixed one to where the map takes its partner."""
-    options = result.config.init_options
-    if result.config.init != "landmarks" or not {"fixed", "moving"} <= set(options):
+    """The landmarks that moved the map, else those it began from, over ``picture``; arrows run from each fixed one to where the
+    map takes its partner."""
+    pairs = result.metrics.get("landmarks") or (result.config.init_options if result.config.init == "landmarks" else {})
+    if not {"fixed", "moving"} <= set(pairs) or not len(pairs["fixed"]):
         return None
-    fixed, moving = (torch.tensor(options[side], dtype=torch.float64) for side in ("fixed", "moving"))
+    fixed, moving = (torch.tensor(pairs[side], dtype=torch.float64) for side in ("fixed", "moving"))
     if fixed.shape != moving.shape or fixed.shape[-1] != result.transform.ndim:
         return None
     carried = result.transform.points(moving)
     away = torch.linalg.vector_norm(carried - fixed, dim=1) / result.fixed_grid.pixel
     drawn = figures.arrow_map(picture, canvas, fixed[:, -2:].numpy(), carried[:, -2:].numpy())
     note = (
-        f"Arrows run from each of the {len(away)} fixed landmarks to where the map takes its partner; at the median "
+        f"An arrow runs from each fixed landmark (of {len(away)}) to where the map takes its partner; at the median "
         f"{float(away.median()):.3g} px apart, at most {float(away.max()):.3g} px (number {int(away.argmax()) + 1})."
     )
     return Picture("Landmarks", svg_uri(drawn), note)

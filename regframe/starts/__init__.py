@@ -5,7 +5,8 @@
 search for one where ``init`` is ``auto``. ``views`` prepares the images that the search compares, ``evidence`` compares them
 at many poses, ``weighing`` weighs the best of these by their evened fine structure, ``priors`` tells which poses are likely
 beforehand; ``pose`` defines what searches of images return; ``given`` reads the argument ``init``; ``scale`` reads what the
-units tell about the scale between the two sides; ``disagreement`` finds the pairs of landmarks that are wrong.
+units tell about the scale between the two sides; ``disagreement`` finds the pairs of landmarks that are wrong, ``exchanged``
+tells whether their sides are the wrong way round.
 """
 
 from __future__ import annotations

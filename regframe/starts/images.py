@@ -334,11 +334,11 @@ def _candidates(pair: _Pair, closer: int = 1) -> Iterator[_Candidates]:
         favour = torch.ones(len(poses), dtype=torch.float32)
         favour[: len(first)] += EQUAL
         favour[torch.linalg.det(poses[:, :, :-1]) > 0] /= 1 - UNMIRRORED
-        poses, fit = _refine(by, onto, poses, sizes, kind)
+        poses, fit = refine(by, onto, poses, sizes, kind)
         chosen = _distinct(poses, fit.score * favour, f, m, FINALISTS)
         made = []
         for model in kinds[kinds.index(kind) :]:
-            refined, fit = _refine(by, onto, poses[chosen], FINE_SIZE, model)
+            refined, fit = refine(by, onto, poses[chosen], FINE_SIZE, model)
             fit = compare(*seen(f, FINE_SIZE), m, refined) if fine else fit
             made.append(pair.weighed(refined, fit, model, favour[chosen]))
         yield functools.reduce(_Candidates.and_those, made)
@@ -360,11 +360,11 @@ def _counterparts(pair: _Pair, poses: Tensor) -> _Candidates:
         made += [_after(pose, one) if side is f else _after(one, pose) for pose in poses]
     kinds, favour = KINDS[: 1 + KINDS.index(affine_kind(pair.transform))], torch.ones(len(made))
     first = "rigid" if (pair.known and pair.prior.size is not None) or pair.transform == "rigid" else "similarity"
-    coarse, _ = _refine(f, m, torch.stack(made), COARSE_SIZE, first)
+    coarse, _ = refine(f, m, torch.stack(made), COARSE_SIZE, first)
     favour[torch.linalg.det(coarse[:, :, :-1]) > 0] /= 1 - UNMIRRORED
     out = []
     for model in kinds[kinds.index(first) :]:
-        refined, fit = _refine(f, m, coarse, FINE_SIZE, model)
+        refined, fit = refine(f, m, coarse, FINE_SIZE, model)
         out.append(pair.weighed(refined, fit, model, favour))
     return functools.reduce(_Candidates.and_those, out)
 
@@ -553,7 +553,7 @@ def _best_lag(a: Tensor, area: float, lags: _Lags, turns: Tensor) -> tuple[Tenso
     return best, place
 
 
-def _refine(fixed: Views, moving: Views, poses: Tensor, sizes: dict[int, int], kind: str) -> tuple[Tensor, Match]:
+def refine(fixed: Views, moving: Views, poses: Tensor, sizes: dict[int, int], kind: str) -> tuple[Tensor, Match]:
     """Refine N pullbacks ``[N, D, D+1]`` by `STEPS` damped Gauss-Newton steps each; returns them and how they match.
 
     Minimises the sum of the logarithms of the two residual variances (intensity, edges). The linear regression between the sides
@@ -571,7 +571,7 @@ def _refine(fixed: Views, moving: Views, poses: Tensor, sizes: dict[int, int], k
 def _refine_few(
     on: tuple[Tensor, Tensor, Tensor, float], moving: Views, poses: Tensor, kind: str
 ) -> tuple[Tensor, Match]:
-    """`_refine` of as many poses as can be refined at once, on a lattice as `evidence.seen` gives it."""
+    """`refine` of as many poses as can be refined at once, on a lattice as `evidence.seen` gives it."""
     image, mask, at, spacing = on
     ndim = mask.ndim
     radius = max(mask.shape) / 2

@@ -8,10 +8,12 @@
 | ``explorer`` | Xenium Explorer keypoints | ``fixedX, fixedY, alignmentX, alignmentY``, pixels of full resolution |
 | ``qupath`` | QuPath | GeoJSON points of one side, names in ``properties.name``; x, y in pixels from the corner of the first |
 | ``napari`` | napari | points layer of one side: ``index, axis-0, axis-1`` |
-| ``imagej`` | Fiji, ImageJ | multipoint of one side as a table of results: `` , X, Y``, pixels from the corner of the first |
+| ``imagej`` | Fiji, ImageJ | multipoint of one side as a table of results: `` , X, Y``, pixels |
+| ``imagej-roi`` | Fiji, ImageJ | multipoint ``.roi`` of one side, or a ``RoiSet.zip``, see `regframe.io.imagej`; pixels |
 | ``stalign`` | STalign | ``.npy`` of one side, see `regframe.io.stalign`: y, x in the side's own unit; nothing in it is run |
 
-Positions that a program counts in pixels are those of the finest level of the side, and are converted with its grid.
+Positions that a program counts in pixels are those of the finest level of the side, and are converted with its grid. They count
+from the middle of the first pixel where nothing else is said: ImageJ's of points do so since 1.52u (2020).
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ import numpy as np
 import torch
 
 from ..data import AXES, Grid, PointSet
-from ..io import bigwarp, stalign
+from ..io import bigwarp, imagej, stalign
 from ..io.tables import read_landmarks, to_unit_of
 from .pairs import Pair
 
@@ -96,24 +98,26 @@ def read(text: str, sides: Sides) -> Read:
 
 
 def read_side(text: str | bytes, grid: Grid) -> list[tuple[str, Point]]:
-    """Named positions of one side: QuPath's GeoJSON, a points table of napari or ImageJ, or the bytes of STalign's ``.npy``; in
-    the side's unit.
+    """Named positions of one side: QuPath's GeoJSON, a points table of napari or ImageJ, or the bytes of STalign's ``.npy`` or of
+    ImageJ's ``.roi`` and ``RoiSet.zip``; in the side's unit.
 
-    ValueError, in one sentence, for anything else.
+    ValueError, in one sentence, for anything else; ImportError where the package that reads selections of ImageJ is missing.
     """
     if isinstance(text, bytes):
+        if imagej.is_rois(text):
+            return [(name, _position(grid, x, y)) for name, (y, x) in imagej.parsed(text)]
         return _stalign(text, grid)
     if text.lstrip()[:1] in ("{", "["):
         return _qupath(text, grid)
     rows = [row for row in csv.reader(io.StringIO(text.lstrip("\ufeff"))) if row]
     header = [cell.strip().lower() for cell in rows[0]] if rows else []
-    for y, x, shift in (("axis-0", "axis-1", 0.0), ("y", "x", 0.5)):
+    for y, x in (("axis-0", "axis-1"), ("y", "x")):
         if y in header and x in header:
             try:
                 found = [(float(row[header.index(y)]), float(row[header.index(x)])) for row in rows[1:]]
             except (ValueError, IndexError) as error:
                 raise ValueError(f"wanted numbers in the columns {y} and {x}, got something else") from error
-            return [(str(i), _position(grid, b - shift, a - shift)) for i, (a, b) in enumerate(found, 1)]
+            return [(str(i), _position(grid, b, a)) for i, (a, b) in enumerate(found, 1)]
     raise ValueError(
         "wanted GeoJSON points, or a table with the columns axis-0, axis-1 (napari) or X, Y (ImageJ), got another file"
     )
@@ -182,8 +186,15 @@ def write_imagej(pairs: Sequence[Pair], sides: Sides, side: str) -> str:
     rows = [" ,X,Y\n"]
     for i, pair in enumerate(pairs, 1):
         y, x = _pixel(grid, pair.fixed if side == "fixed" else pair.moving)
-        rows.append(f"{i},{x + 0.5!r},{y + 0.5!r}\n")
+        rows.append(f"{i},{x!r},{y!r}\n")
     return "".join(rows)
+
+
+def write_imagej_roi(pairs: Sequence[Pair], sides: Sides, side: str) -> bytes:
+    """The positions of one side as ImageJ's multipoint, in pixels; names have no place in it."""
+    grid = sides.fixed if side == "fixed" else sides.moving
+    places = (pair.fixed if side == "fixed" else pair.moving for pair in pairs)
+    return imagej.written([_pixel(grid, place) for place in places])
 
 
 def write_stalign(pairs: Sequence[Pair], sides: Sides, side: str) -> bytes:
@@ -205,12 +216,20 @@ WRITERS: dict[str, tuple[str, Callable[[Sequence[Pair], Sides], str | bytes]]] =
     "napari-moving": ("moving.napari.csv", lambda pairs, sides: write_napari(pairs, sides, "moving")),
     "imagej-fixed": ("fixed.imagej.csv", lambda pairs, sides: write_imagej(pairs, sides, "fixed")),
     "imagej-moving": ("moving.imagej.csv", lambda pairs, sides: write_imagej(pairs, sides, "moving")),
+    "imagej-roi-fixed": ("fixed.roi", lambda pairs, sides: write_imagej_roi(pairs, sides, "fixed")),
+    "imagej-roi-moving": ("moving.roi", lambda pairs, sides: write_imagej_roi(pairs, sides, "moving")),
     "stalign-fixed": ("fixed.npy", lambda pairs, sides: write_stalign(pairs, sides, "fixed")),
     "stalign-moving": ("moving.npy", lambda pairs, sides: write_stalign(pairs, sides, "moving")),
 }
 """What is written, by name: the file's name and its writer."""
 OF_VOLUMES = ("csv", "bigwarp", "bigwarp-json")
 """Those of them that hold landmarks of volumes; the others' programs know planes alone."""
+
+
+def offered(flat: bool) -> list[str]:
+    """Names of the files that can be written here: of a flat pair, else of volumes; without ImageJ's where roifile is missing."""
+    names = list(WRITERS if flat else OF_VOLUMES)
+    return [name for name in names if imagej.can() or not name.startswith("imagej-roi")]
 
 
 def _bigwarp(rows: list[list[str]], ndim: int) -> bool:
@@ -289,7 +308,7 @@ def _position(grid: Grid, x: float, y: float) -> Point:
     return grid.origin[0] + grid.spacing[0] * y, grid.origin[1] + grid.spacing[1] * x
 
 
-def _pixel(grid: Grid, at: Point) -> Point:
+def _pixel(grid: Grid, at: Point) -> tuple[float, float]:
     return (at[0] - grid.origin[0]) / grid.spacing[0], (at[1] - grid.origin[1]) / grid.spacing[1]
 
 

@@ -197,7 +197,7 @@ class Page:
                 {"name": d.name, "side": d.side, "count": len(d.coords), "offsets": d.offsets, "left_out": d.left_out}
                 for d in self.drawings
             ],
-            "exports": list(pairfiles.WRITERS if session.planes is None else pairfiles.OF_VOLUMES),
+            "exports": pairfiles.offered(flat=session.planes is None),
             "output": str(session.setting.output),
             "said": session.said,
         }  # fmt: skip
@@ -307,7 +307,7 @@ class Page:
         both, one, other = (_content(given.get(name)) for name in ("both", "fixed", "moving"))
         if isinstance(both, bytes):
             raise ValueError(
-                "wanted a file .npy for each side, got one alone; choose both together, the fixed side's first"
+                "wanted a file .npy, .roi or .zip for each side, got one alone; choose both together, the fixed side's first"
             )
         if both is not None:
             found = pairfiles.read(both, sides)
@@ -455,7 +455,8 @@ class Running:
 
 
 def _told(answer: Callable[[Request, Any], Any]) -> Endpoint:
-    """An endpoint out of a plain function, which runs on a thread; a ValueError or OSError is told in one sentence."""
+    """An endpoint out of a plain function, which runs on a thread; a ValueError, OSError or ImportError is told in one
+    sentence."""
 
     async def endpoint(request: Request) -> Response:
         body: Any = None
@@ -471,7 +472,7 @@ def _told(answer: Callable[[Request, Any], Any]) -> Endpoint:
             found = await run_in_threadpool(answer, request, body)
         except Stale as error:
             return _problem(str(error), 409)
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, ImportError) as error:
             return _problem(" ".join(str(error).split()) or type(error).__name__, 400)
         return found if isinstance(found, Response) else Response(
             to_json(found), headers={"content-type": "application/json", "cache-control": "no-store"}

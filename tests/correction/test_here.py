@@ -92,6 +92,7 @@ def test_a_fault_is_mended_and_nothing_else_moves(tmp_path: Path) -> None:
     assert torch.equal(again.transform.inverse().points(at), found.transform.inverse().points(at))
     twice = correct(found, around(50.0), *marks(true))  # by landmarks alone, on top of it
     assert len(twice.metrics["corrections"]) == 2
+    assert len(found.metrics["landmarks"]["fixed"]) == len(twice.metrics["landmarks"]["fixed"]) == 5  # the same ones
     assert sum("which nothing else has confirmed" in reason for reason in twice.reasons) == 1
 
 

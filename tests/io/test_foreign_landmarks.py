@@ -1,11 +1,14 @@
-"""Landmarks of BigWarp, Warpy and STalign, in the layouts that these programs document: read, written, read again."""
+"""Landmarks of BigWarp, Warpy, STalign and ImageJ, in the layouts that these programs document: read, written, read again."""
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pickle
+import struct
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +20,7 @@ from fake_result import fake_result
 import regframe as rf
 from regframe.cli import main
 from regframe.data import Grid
-from regframe.io import bigwarp, stalign
+from regframe.io import bigwarp, imagej, stalign
 from regframe.view import pairfiles, pairs
 
 FIXED = np.array([[10.0, 20.5], [30.25, 5.0], [7.0, 8.0], [22.0, 31.0]])  # y, x
@@ -181,3 +184,77 @@ def test_a_folder_of_the_live_page_can_be_refined(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(sys.modules["regframe.cli.refine"], "levels", reached)
     done = CliRunner().invoke(main, ["refine", str(tmp_path / "run")])
     assert "reached the images" in f"{done.output} {done.exception}"
+
+
+def selection(places: list[tuple[float, float]], name: str = "", kind: int = 10) -> bytes:
+    """Points x, y as ImageJ's RoiEncoder lays them out: a header of 64 bytes, whole numbers from the box's corner, the same as
+    floats, a second header that says where the name lies. 10 is a selection of points, 0 a polygon."""
+    x, y = ([round(place[axis]) for place in places] for axis in (0, 1))
+    n, left, top = len(places), min(x), min(y)
+    end = 64 + 12 * n
+    head = b"Iout" + struct.pack(">hBxhhhhH", 228, kind, top, left, max(y) + 1, max(x) + 1, n) + bytes(30)
+    head += struct.pack(">hhBBhii", 0, 128, 0, 0, 0, 0, end)  # 128: there are positions between pixels
+    whole = struct.pack(f">{2 * n}h", *(v - left for v in x), *(v - top for v in y))
+    floats = struct.pack(f">{2 * n}f", *(p[0] for p in places), *(p[1] for p in places))
+    second = bytes(16) + struct.pack(">ii", end + 64, len(name)) + bytes(40)
+    return head + whole + floats + second + name.encode("utf-16-be")
+
+
+@pytest.fixture
+def roifile() -> None:
+    pytest.importorskip("roifile", reason="needs roifile: pip install 'regframe[roi]'")
+
+
+@pytest.mark.usefixtures("roifile")
+def test_imagej(tmp_path: Path) -> None:
+    (tmp_path / "f.roi").write_bytes(selection([(8.0, 7.0), (20.5, 10.25), (31.0, 22.0)]))
+    found = rf.read_points(tmp_path / "f.roi")
+    assert found.coords.tolist() == [[7.0, 8.0], [10.25, 20.5], [22.0, 31.0]]
+    assert found.unit == "px"
+    with zipfile.ZipFile(tmp_path / "m.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for i, place in enumerate([(9.0, 7.0), (21.5, 10.25), (32.0, 22.0)]):
+            archive.writestr(f"../../{i}.roi", selection([place], f"spot {i}"))
+        archive.writestr("read me.txt", "no selection")
+    moving = rf.read_points(tmp_path / "m.zip")
+    assert moving.table["selection"] == ["spot 0", "spot 1", "spot 2"]
+    fixed, to, units = rf.read_landmarks(tmp_path / "f.roi", tmp_path / "m.zip")
+    assert units == ("px", "px")
+    assert (to - fixed).tolist() == [[0.0, 1.0]] * 3
+    with pytest.raises(ValueError, match=r"--moving-landmarks M\.roi"):
+        rf.read_landmarks(tmp_path / "f.roi")
+    again = imagej.parsed(imagej.written([(7.0, 8.0), (19_000.25, 12_345.5), (-3.5, 70_000.0)]))
+    assert [at for _, at in again] == [(7.0, 8.0), (19_000.25, 12_345.5), (-3.5, 70_000.0)]
+
+
+@pytest.mark.usefixtures("roifile")
+def test_what_is_no_points_of_imagej_is_refused() -> None:
+    sound = selection([(8.0, 7.0)])
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.roi", bytes(1 << 25))
+    empty = io.BytesIO()
+    zipfile.ZipFile(empty, "w").close()
+    many = bytearray(sound)
+    many[16:18] = b"\xff\xff"
+    for data, words in (
+        (selection([(8.0, 7.0), (1.0, 2.0), (3.0, 5.0)], kind=0), "type polygon"),
+        (sound[:70], "damaged"),
+        (bytes(many), "damaged"),
+        (b"Iout" + bytes(80), "type polygon|got none|damaged"),
+        (sound[:64] + b"\0" * 4 + struct.pack(">2f", float("nan"), 1), "finite"),
+        (out.getvalue(), "MB of selections"),
+        (out.getvalue()[:200], "RoiSet.zip"),
+        (empty.getvalue(), "got none"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            imagej.parsed(data)
+    with pytest.raises(ValueError, match="1 to"):
+        imagej.written([])
+
+
+def test_imagej_without_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(imagej, "can", lambda: False)
+    with pytest.raises(ImportError, match=r"regframe\[roi\]"):
+        imagej.parsed(b"Iout")
+    assert not any("roi" in name for name in pairfiles.offered(flat=True))
+    assert pairfiles.offered(flat=False) == list(pairfiles.OF_VOLUMES)

@@ -43,6 +43,10 @@ def test_a_run_shows_itself_again(files: tuple[Path, Path], tmp_path: Path, monk
         assert (tmp_path / "out" / "report.html").read_bytes() == first
     elsewhere = rf.load("out").report(tmp_path / "b.html", moving=rf.PointSet(torch.rand((30, 2)) * 40, name="spots"))
     assert "spots" in elsewhere.read_text(encoding="utf-8")
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    pyplot.switch_backend("agg")
+    assert rf.load("out").overlay().get_title() == "fixed one.png and moving.png"
+    pyplot.close("all")
 
 
 def test_a_map_saved_from_python_has_its_page_beside_it(files: tuple[Path, Path], tmp_path: Path) -> None:
@@ -50,6 +54,8 @@ def test_a_map_saved_from_python_has_its_page_beside_it(files: tuple[Path, Path]
     result = rf.load(tmp_path / "mine.ome.zarr")
     with pytest.raises(ValueError, match="wanted the fixed data to draw, which nothing records; pass fixed="):
         result.report()
+    with pytest.raises(ValueError, match="pass fixed="):
+        result.overlay()
     page = result.report(fixed=files[0], moving=rf.open(files[1]))
     assert page == tmp_path / "mine.report.html"
     first = page.read_text(encoding="utf-8")

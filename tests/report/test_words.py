@@ -59,6 +59,11 @@ def test_landmarks_are_drawn_with_their_residuals(side: str) -> None:
     page = results.render(dataclasses.replace(result, config=config), data, data, 100, 50)
     assert 'alt="Landmarks"' in page
     assert "at most 2.83 px (number 1)" in page
+    moved = {"fixed": [[5.0, 5.0]], "moving": [[9.0, 8.0]]}  # a map corrected by others than it began from shows those
+    later = dataclasses.replace(result, config=config, metrics={**result.metrics, "landmarks": moved})
+    page = results.render(later, data, data, 100, 50)
+    assert "(of 1)" in page
+    assert "at most 10 px" in page
 
 
 def test_figures_for_experts_are_folded_away() -> None:

@@ -399,14 +399,15 @@ function tellSaved(found) {
 
 const NAMES = { csv: "regframe (CSV)", bigwarp: "BigWarp (CSV)", "bigwarp-json": "BigWarp, Warpy (JSON)", explorer: "Xenium Explorer keypoints", "qupath-fixed": "QuPath, fixed side",
   "qupath-moving": "QuPath, moving side", "napari-fixed": "napari, fixed side", "napari-moving": "napari, moving side",
-  "imagej-fixed": "ImageJ, fixed side", "imagej-moving": "ImageJ, moving side", "stalign-fixed": "STalign, fixed side",
+  "imagej-fixed": "ImageJ table, fixed side", "imagej-moving": "ImageJ table, moving side", "imagej-roi-fixed": "ImageJ multipoint (.roi), fixed side", "imagej-roi-moving": "ImageJ multipoint (.roi), moving side",
+  "stalign-fixed": "STalign, fixed side",
   "stalign-moving": "STalign, moving side" };
 $("export").append(...state.exports.map((name) => made("option", { value: name }, NAMES[name] || name)));
 $("export-go").addEventListener("click", () => {
   made("a", { href: `/api/export/${$("export").value}`, download: "" }).click();
 });
 $("import").addEventListener("change", (event) => tried(async () => {
-  const texts = await Promise.all([...event.target.files].map((file) => (/\.npy$/i.test(file.name) ? coded(file) : file.text())));
+  const texts = await Promise.all([...event.target.files].map((file) => (/\.(npy|roi|zip)$/i.test(file.name) ? coded(file) : file.text())));
   if (texts.length > 2) throw new Error("wanted one file of both sides, or two of one side each, got more");
   const value = texts.length === 1 ? { both: texts[0] } : { fixed: texts[0], moving: texts[1] };
   newList(await send("/api/import", { ...value, key: shown }));
