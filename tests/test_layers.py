@@ -41,7 +41,7 @@ ROWS: dict[int, set[str]] = {
     5: {"starts", "result"},
     6: {"solvers", "slides", "io", "evaluation"},
     7: {"composition", "correction", "registration", "formats", "stack", "group", "pieces", "mosaic"},
-    8: {"report", "batch", "testing", "view", "cli"},
+    8: {"report", "batch", "testing", "view", "cli", "__main__"},
 }
 """Rooms by row: a module imports from its own row and from those above."""
 ROW = {room: row for row, rooms in ROWS.items() for room in rooms}
@@ -119,7 +119,7 @@ def room(module: str) -> str:
 
 def test_every_module_has_a_row() -> None:
     found = {p.stem for p in CORE.glob("*.py")} | {p.parent.name for p in CORE.glob("*/__init__.py")}
-    assert found - {"__init__", "__main__"} <= set(ROW), "give the new module its row in ROWS"
+    assert found - {"__init__"} <= set(ROW), "give the new module its row in ROWS"
     assert set(ROW) - {"_C", "_host"} <= found, "take the room that is gone out of ROWS"
 
 

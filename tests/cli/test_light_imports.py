@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -92,6 +93,16 @@ def test_an_option_of_the_command_says_the_version() -> None:
     from regframe.versions import version
 
     assert CliRunner().invoke(main, ["--version"]).stdout == f"regframe {version()}\n"
+
+
+def test_the_command_is_there_as_a_module(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    from regframe.versions import version
+
+    monkeypatch.setattr(sys, "argv", ["regframe", "--version"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("regframe", run_name="__main__")
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"regframe {version()}\n"
 
 
 # ---- a first look with numpy alone is never surer than the whole one ----------------------------------------------------
