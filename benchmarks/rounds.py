@@ -11,9 +11,10 @@ command then writes. ``--speed`` has the merged slide of a kept folder written b
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import json
-import os
+import re
 import signal
 import subprocess
 import sys
@@ -301,11 +302,16 @@ def command(made: Rounds, out: Path, merged: Path, more: list[str]) -> list[str]
 def run(call: list[str]) -> tuple[dict[str, Any], float, float]:
     """What a command printed, its peak memory in MiB, and the seconds it took."""
     began = time.perf_counter()
-    child = subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-    assert child.stdout is not None
-    text = child.stdout.read()
-    _, _, usage = os.wait4(child.pid, 0)
-    return json.loads(text), usage.ru_maxrss / 1024, time.perf_counter() - began
+    with tempfile.TemporaryFile() as said:
+        child = subprocess.Popen(call, stdout=said, stderr=subprocess.DEVNULL)
+        peak = 0.0  # of the command alone; what is reported at its end counts this process, from which it was forked
+        while child.poll() is None:
+            with contextlib.suppress(OSError, TypeError):
+                status = Path(f"/proc/{child.pid}/status").read_text(encoding="utf-8")
+                peak = max(peak, int(re.search(r"VmHWM:\s+(\d+)", status)[1]) / 1024)  # type: ignore[index]
+            time.sleep(0.1)
+        said.seek(0)
+        return json.loads(said.read()), peak, time.perf_counter() - began
 
 
 def bytes_of(*places: Path) -> str:

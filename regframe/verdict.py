@@ -217,7 +217,9 @@ def ambiguous(figures: Mapping[str, Any]) -> Iterable[Finding]:
 
 def decided(figures: Mapping[str, Any]) -> Iterable[Finding]:
     """What was decided by what is likely beforehand and not by the data (`regframe.starts.priors`): a remark."""
-    if figures.get("pose_decided"):
+    if figures.get("mirror_fits") and (figures.get("confidence") or 0.0) < DECISIVE:
+        yield Finding("warn", figures["pose_decided"], remedy=f"see whether left and right are; {LANDMARKS} to decide")
+    elif figures.get("pose_decided"):
         yield Finding("pass", figures["pose_decided"])
     kind, asked = figures.get("straight_kind"), figures.get("straight_asked")
     if asked is not None and kind != asked:

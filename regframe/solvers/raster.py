@@ -401,6 +401,7 @@ def _figures(done: Run, affine: Affine, phi: Transform) -> dict[str, Any]:
         "pose_margin": None if found is None else found.margin,
         "pose_score": None if found is None else found.score,
         "pose_decided": "" if found is None else found.decided,
+        "mirror_fits": found is not None and found.mirror,
         "straight_kind": fit.increment.kind,
         "straight_asked": fit.asked,
         "torn": fit.torn,

@@ -176,6 +176,10 @@ def _search(fixed: Halvings, moving: Halvings, config: Config) -> Pose:
         leading = found.poses[_distinct(found.poses, scores, f, m, HALVES)]
         found = found.and_those(_counterparts(pair, leading))
         scores = scored(found)
+        best = int(scores.argmax())
+        if best >= looked_for:  # refined from a better pose than the leading one was, which is owed the same
+            found = found.and_those(_counterparts(pair, found.poses[[best]]))
+            scores = scored(found)
     favoured = torch.where(scores > 0, scores * found.favour, scores / found.favour)
     chosen = _distinct(found.poses, favoured, f, m, FINALISTS)
     best = chosen[0]
@@ -192,7 +196,11 @@ def _search(fixed: Halvings, moving: Halvings, config: Config) -> Pose:
     score, others = float(scores[best]), scores[rivals]
     second = float(others.max()) if len(others) else 0.0
     margin = max(0.0, 1 - max(second, CHANCE) / max(score, 1e-9))
-    matrix, decided = physical(found.poses[best]), _decided(found, scores, best, rivals)
+    matrix = physical(found.poses[best])
+    image = _mirror_image(found, best, chosen[1:]) if f.ndim == 2 else None
+    if image is not None:
+        return Pose(matrix, score, margin, physical(found.poses[image]), float(scores[image]), MIRRORED, True)
+    decided = _decided(found, best, rivals)
     if not len(others):
         return Pose(matrix, score, margin, decided=decided)
     runner_up = physical(found.poses[rivals[int(others.argmax())]])
@@ -383,7 +391,25 @@ def _distinct(poses: Tensor, scores: Tensor, fixed: Views, moving: Views, most: 
     return chosen
 
 
-def _decided(found: _Candidates, scores: Tensor, best: int, rivals: list[int]) -> str:
+MIRRORED = "the mirror image fits as well: the one that is not mirrored, as the files lie, was taken"
+"""What is said where that was decided by what is likely and not by the data."""
+
+
+def _mirror_image(found: _Candidates, best: int, others: list[int]) -> int | None:
+    """The mirrored one of ``others`` that would have won if mirrored slides were as frequent as others; None where none would, or
+    where the ``best`` pose is mirrored itself.
+
+    Two halves of an organ differ by less than two animals do, so that what lies within `UNMIRRORED` of the best tells little.
+    """
+    hands = torch.linalg.det(found.poses[:, :, :-1])
+    mirrored = [i for i in others if hands[i] < 0]
+    if hands[best] < 0 or not mirrored:
+        return None
+    rival = mirrored[int(found.evidence[mirrored].argmax())]
+    return rival if float(found.evidence[rival]) >= (1 - UNMIRRORED) * float(found.evidence[best]) > 0 else None
+
+
+def _decided(found: _Candidates, best: int, rivals: list[int]) -> str:
     """What was decided by priors and not by the evidence, in words, or nothing."""
     if not rivals:
         return ""
@@ -393,7 +419,7 @@ def _decided(found: _Candidates, scores: Tensor, best: int, rivals: list[int]) -
         return ""
     hands = [float(torch.linalg.det(found.poses[i, :, :-1])) for i in (best, rival)]
     if hands[0] > 0 > hands[1]:
-        return "the mirror image fits as well: the one that is not mirrored, as the files lie, was taken"
+        return MIRRORED
     sizes = [float(torch.linalg.svdvals(found.poses[i, :, :-1]).log().mean()) for i in (best, rival)]
     if abs(sizes[0] - sizes[1]) > priors.SIZE * 2:
         return (

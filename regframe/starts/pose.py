@@ -48,6 +48,7 @@ class Pose:
         runner_up: matrix of the best different pose, or None.
         runner_up_score: its score, or None.
         decided: what was decided by what is likely and not by the data, in a sentence; empty where nothing was.
+        mirror: whether it is that the sides are not mirrored.
     """
 
     matrix: Tensor
@@ -56,3 +57,4 @@ class Pose:
     runner_up: Tensor | None = None
     runner_up_score: float | None = None
     decided: str = ""
+    mirror: bool = False

@@ -15,6 +15,7 @@ from regframe.fit.halvings import Halvings
 from regframe.reference import carry
 from regframe.starts import priors
 from regframe.starts.evidence import Judge
+from regframe.starts.images import search
 
 
 def _linear(size: float = 1.0, turn: float = 0.0, stretch: float = 1.0, mirror: bool = False) -> torch.Tensor:
@@ -122,3 +123,13 @@ def test_what_the_priors_decided_is_said() -> None:
     result = rf.register(image, image, transform="rigid")
     assert float(torch.linalg.det(result.affine.matrix[:2, :2])) > 0
     assert any("as the files lie" in reason for reason in result.reasons)
+    assert result.metrics["mirror_fits"]
+    assert result.metrics["runner_up"]["mirrored"]
+
+
+def test_where_left_and_right_differ_nothing_is_said_of_mirrors() -> None:
+    rng = np.random.default_rng(1)
+    image = rf.Image.from_array(gaussian_filter(rng.standard_normal((160, 160)), 4).astype(np.float32), "yx")
+    found = search(image, image, rf.Config())
+    assert not found.mirror
+    assert not found.decided
