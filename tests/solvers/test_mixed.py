@@ -125,7 +125,7 @@ def test_a_strange_point_and_a_lost_one_change_little() -> None:
     assert np.linalg.norm(at - after, axis=1).mean() < 1.0
 
 
-@pytest.mark.parametrize("side", ["moving", "fixed"])
+@pytest.mark.parametrize("side", ["moving", pytest.param("fixed", marks=pytest.mark.slow)])
 def test_points_that_do_not_belong_do_not_pass(side: str) -> None:
     image, points = picture(middles(4)), cloud(middles(5))
     result = rf.register(image, points) if side == "moving" else rf.register(points, image)
@@ -184,7 +184,9 @@ def test_the_command_line_takes_a_table_and_a_picture(tmp_path: Path) -> None:
     (tmp_path / "cells.csv").write_text(f"id,x,y\n{rows}", encoding="utf-8")
     files = [str(tmp_path / name) for name in ("dapi.tif", "cells.csv")]
     out = tmp_path / "out"
-    done = CliRunner().invoke(main, ["register", *files, "-o", str(out), "--json", "--save-warped"])
+    done = CliRunner().invoke(
+        main, ["register", *files, "-o", str(out), "--json", "--save-warped", "--init", "identity"]
+    )
     assert done.exit_code == 0, done.output
     assert json.loads((out / "metrics.json").read_text())["nuclei"]["seen"] > 40
     assert (out / "report.html").is_file()
@@ -197,7 +199,8 @@ def test_the_command_line_takes_a_table_and_a_picture(tmp_path: Path) -> None:
     assert np.linalg.norm(table.coords.numpy() - after, axis=1).mean() < 0.5
 
 
-def test_volumes_have_nuclei_too() -> None:
+@pytest.mark.parametrize("init", ["identity", pytest.param("auto", marks=pytest.mark.slow)])
+def test_volumes_have_nuclei_too(init: str) -> None:
     rng, out = np.random.default_rng(0), []
     while len(out) < 24:
         at = rng.uniform(6, 34, 3)
@@ -210,5 +213,5 @@ def test_volumes_have_nuclei_too() -> None:
     for at in after:
         data = np.maximum(data, ((z - at) ** 2).sum(axis=-1) < 16)
     image = rf.Image.from_array(gaussian_filter(data, 0.7).astype(np.float32), axes="zyx")
-    result = rf.register(image, cloud(before))
+    result = rf.register(image, cloud(before), init=init)
     assert np.linalg.norm(result.to_fixed(torch.from_numpy(before)).numpy() - after, axis=1).mean() < 0.5
