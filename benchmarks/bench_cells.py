@@ -132,7 +132,7 @@ def test_labels_agree(data: Path, number: int, small: bool, report: Callable[[st
         pytest.skip("too large for a quick run")
     fixed, moving = rc.read_cells(case.fixed), rc.read_cells(case.moving)
     images = [rf.open(cells, adapter="cells", **case.options) for cells in (fixed, moving)]
-    result = rf.register(*images)
+    result = rf.register(*images, transform="affine" if small and number else None)
     p, q = moving.coords.numpy(), fixed.coords.numpy()
     alike = {
         "identity": case.score(p, fixed, moving),
@@ -170,7 +170,8 @@ def test_xenium_quadrant(data: Path, quadrant: int, small: bool, report: Callabl
     fixed, moving = (rf.open(at, adapter="cells", columns="y,x", unit="um") for at in (cells, moved))
     assert isinstance(fixed, rf.Image)
     said = []
-    for name, target in (("cells", fixed), ("inverted image", fixed.replace(data=fixed.data.max() - fixed.data))):
+    targets = {"cells": fixed, "inverted image": fixed.replace(data=fixed.data.max() - fixed.data)}
+    for name, target in list(targets.items())[-1 if small else 0 :]:  # the harder one for a quick run
         result = rf.register(target, moving)
         error = np.linalg.norm(result.to_fixed(torch.from_numpy(moved)).numpy() - part[kept], axis=1)
         said.append(

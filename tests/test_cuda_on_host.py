@@ -4,6 +4,7 @@ What this cannot show is said in ``cuda_on_host/cuda_on_host.h``: it is about re
 """
 
 import fcntl
+import hashlib
 import math
 import os
 import shutil
@@ -29,14 +30,28 @@ pytestmark = [
 ]
 
 
-def build(folder):
-    """Compiles everything into one library in ``folder``; returns its path."""
+def command():
+    """The compiler and its flags, without what is compiled."""
     torch_folder = Path(torch.__file__).parent
     includes = [HOST, ROOT / "csrc", torch_folder / "include", torch_folder / "include/torch/csrc/api/include"]
     includes.append(Path(sysconfig.get_path("include")))
     flags = ["-std=c++17", "-O1", "-g0", "-fPIC", "-Wno-psabi", "-Wno-unknown-pragmas", "-U_FORTIFY_SOURCE"]
     flags += ["-DUSE_CUDA", "-DTORCH_TARGET_VERSION=0x020a000000000000", "-include", "cuda_runtime.h"]
-    flags += [f"-I{path}" for path in includes]
+    return [CXX, *flags, *(f"-I{path}" for path in includes)]
+
+
+def key():
+    """What the library depends on, in one word: every source, the compiler, its flags and torch."""
+    version = subprocess.run([CXX, "--version"], capture_output=True, text=True, check=True).stdout
+    digest = hashlib.sha256(repr((command(), version, torch.__version__)).encode())
+    for folder in (ROOT / "csrc", HOST):
+        for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+            digest.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def build(folder):
+    """Compiles everything into one library in ``folder``; returns its path."""
     sources = [*sorted((ROOT / "csrc" / "cuda").glob("*.cu")), ROOT / "csrc" / "library.cpp", HOST / "cuda_on_host.cpp"]
     objects = [folder / f"{source.name}.o" for source in sources]
     running = []
@@ -44,13 +59,13 @@ def build(folder):
         if len(running) == max(2, os.cpu_count() or 1):
             finish(running.pop(0))
         running.append(
-            subprocess.Popen([CXX, *flags, "-x", "c++", "-c", source, "-o", target], stderr=subprocess.PIPE, text=True)
+            subprocess.Popen([*command(), "-x", "c++", "-c", source, "-o", target], stderr=subprocess.PIPE, text=True)
         )
     for process in running:
         finish(process)
     library, linked = folder / "cuda_on_host.so", folder / "linked.so"
     # the functions of torch that cuda_on_host.cpp stands in for must be its own, also where torch has them
-    link = ["-shared", "-Wl,-Bsymbolic", f"-L{torch_folder / 'lib'}", "-ltorch_cpu"]
+    link = ["-shared", "-Wl,-Bsymbolic", f"-L{Path(torch.__file__).parent / 'lib'}", "-ltorch_cpu"]
     finish(subprocess.Popen([CXX, *objects, "-o", linked, *link], stderr=subprocess.PIPE, text=True))
     return linked.rename(library)
 
@@ -61,10 +76,19 @@ def finish(process):
 
 
 @pytest.fixture(scope="session")
-def library(tmp_path_factory):
-    """The library, compiled once for all processes of a test run: the first one compiles with every core, others wait for it."""
-    here = tmp_path_factory.getbasetemp()
-    folder = (here.parent if "PYTEST_XDIST_WORKER" in os.environ else here) / "cuda_on_host"
+def library(tmp_path_factory, request):
+    """The library, compiled once for all processes of a test run: the first one compiles with every core, others wait for it.
+
+    It lies in pytest's cache, where there is one, and is compiled again once anything that it depends on has changed.
+    """
+    here, name = tmp_path_factory.getbasetemp(), key()
+    kept = here.parent if "PYTEST_XDIST_WORKER" in os.environ else here
+    if hasattr(request.config, "cache"):
+        kept = request.config.cache.mkdir("cuda_on_host")
+        for other in kept.iterdir():
+            if other.name != name:
+                shutil.rmtree(other, ignore_errors=True)
+    folder = kept / name
     folder.mkdir(exist_ok=True)
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

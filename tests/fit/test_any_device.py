@@ -100,7 +100,7 @@ def mode(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeTensorMode]:
 def test_an_evaluation_stays_on_the_device(mode: FakeTensorMode, name: str, ndim: int) -> None:
     level = _level(ndim)
     metric = _prepared(rf.metric(name), level)
-    for model in MODELS if name == "contrast" else list(MODELS)[:-1]:
+    for model in MODELS if name == "contrast" else ("affine", "lddmm"):
         energy, x = _energy(level, metric, model, name == "contrast")
         with mode:
             there, variables = _on_gpu(energy, x, mode)

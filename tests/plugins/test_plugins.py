@@ -573,12 +573,52 @@ def stranger(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return python
 
 
-def test_strangers_plugins_pass_the_kit(stranger: Path) -> None:
+VISITS = """
+import json, os, sys
+import regframe.cli.apply, regframe.cli.register, regframe.registration, regframe.report.results
+for line in sys.stdin:
+    folder, code = json.loads(line)
+    child = os.fork()
+    if not child:
+        os.chdir(folder)
+        said = os.open("said.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        errors = os.open("errors.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(said, 1)
+        os.dup2(errors, 2)
+        exec(code, {})
+        sys.exit(0)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def visits(stranger: Path) -> Iterator[subprocess.Popen[str]]:
+    """A process of the stranger's Python that has loaded the core, and forks one of its own for every code that it is told."""
+    with subprocess.Popen(
+        [str(stranger), "-c", VISITS], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},  # a fork has the threads that it starts
+    ) as process:  # fmt: skip
+        yield process
+
+
+def visit(visits: subprocess.Popen[str], folder: Path, code: str) -> str:
+    """What the code prints that runs in a folder, in a process of the stranger's Python."""
+    assert visits.stdin is not None
+    assert visits.stdout is not None
+    print(json.dumps([str(folder), code]), file=visits.stdin, flush=True)
+    ended = visits.stdout.readline().strip()
+    said, errors = (
+        (folder / name).read_text(encoding="utf-8") if (folder / name).exists() else ""
+        for name in ("said.txt", "errors.txt")
+    )
+    assert ended == "0", said + errors
+    return said
+
+
+def test_strangers_plugins_pass_the_kit(visits: subprocess.Popen[str], tmp_path: Path) -> None:
     names = [*(name.replace("_", "-") for name in EXAMPLES), "fresh-one"]
     code = f"from regframe.cli import main; main(['plugins', '--check', '--json', *{names!r}])"
-    done = subprocess.run([str(stranger), "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    checks = json.loads(done.stdout)["checks"]
+    checks = json.loads(visit(visits, tmp_path, code))["checks"]
     provided = {"example_mi", "imzml", "mesh", "meshes", "viewer_matrix", "bigwarp", "rawslide", "fresh_one"}
     assert {check["name"] for check in checks} == provided
     allowed = {"cuda", "fused", "order_of_points", "apply_keeps_ids", "pyramid"}  # pyramid: of what is read as a whole
@@ -627,13 +667,10 @@ main(["apply", "image", "run", "ions.imzML", "-o", "moved.imzML", "--to", "fixed
 """
 
 
-def test_mass_spectrometry_is_aligned_to_a_stain(stranger: Path, tmp_path: Path) -> None:
+def test_mass_spectrometry_is_aligned_to_a_stain(visits: subprocess.Popen[str], tmp_path: Path) -> None:
     """A modality that the core has never seen, through the command line: opened, aligned, carried, written."""
     (tmp_path / "in").mkdir()
-    done = subprocess.run(
-        [str(stranger), "-c", MASS_SPECTROMETRY], capture_output=True, text=True, check=False, cwd=tmp_path / "in"
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    visit(visits, tmp_path / "in", MASS_SPECTROMETRY)
     result = rf.load(tmp_path / "in" / "run")
     at = result.fixed_grid.coords()
     error = (result.to_moving(at) - (at + torch.tensor([60.0, -40.0]))).norm(dim=-1)
@@ -641,13 +678,12 @@ def test_mass_spectrometry_is_aligned_to_a_stain(stranger: Path, tmp_path: Path)
     assert {"moved.imzML", "moved.ibd"} <= {path.name for path in (tmp_path / "in").iterdir()}
 
 
-def test_a_strangers_metric_is_listed(stranger: Path) -> None:
+def test_a_strangers_metric_is_listed(visits: subprocess.Popen[str], tmp_path: Path) -> None:
     code = (
         "import json; from regframe import plugins; "
         "print(json.dumps({e.name: [e.provider, e.options] for e in plugins.metrics()}))"
     )
-    done = subprocess.run([str(stranger), "-c", code], capture_output=True, text=True, check=True)
-    listed = json.loads(done.stdout)
+    listed = json.loads(visit(visits, tmp_path, code))
     assert listed["example_mi"] == ["example-mi 0.1.0 (mi)", ["bins"]]
     assert "contrast" in listed
     assert "example_mi" not in names(plugins.metrics())
@@ -661,7 +697,7 @@ def test_a_strangers_metric_is_listed_by_the_command(stranger: Path) -> None:
     assert "example-mi 0.1.0 (mi)" in done.stdout
 
 
-def test_a_strangers_metric_aligns_a_pair(stranger: Path, data_dir: Path, tmp_path: Path) -> None:
+def test_a_strangers_metric_aligns_a_pair(visits: subprocess.Popen[str], data_dir: Path, tmp_path: Path) -> None:
     folder = data_dir / "01_seed_cells"
     pairs = "fixed_y,fixed_x,moving_y,moving_x\n160,200,150,190\n100,50,100,60\n75,100,75,100\n"
     (tmp_path / "three.csv").write_text(pairs)
@@ -669,9 +705,7 @@ def test_a_strangers_metric_aligns_a_pair(stranger: Path, data_dir: Path, tmp_pa
         "register", str(folder / "cells2_crop.jpg"), str(folder / "cells.jpg"), "--landmarks", "three.csv",
         "--metric", "example_mi", "--metric-set", "bins=24", "--transform", "affine", "-o", "run",
     ]  # fmt: skip
-    code = f"from regframe.cli import main; main({arguments!r})"
-    done = subprocess.run([str(stranger), "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    visit(visits, tmp_path, f"from regframe.cli import main; main({arguments!r})")
     assert yaml.safe_load((tmp_path / "run" / "config.resolved.yaml").read_text())["metric"] == "example_mi"
     result = rf.load(tmp_path / "run")  # the map needs no plug-in to be used
     at = result.fixed_grid.coords()

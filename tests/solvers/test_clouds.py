@@ -358,7 +358,7 @@ def test_command_line_from_tables_to_moved_tables(tmp_path: Path) -> None:
 def test_position_sd_is_as_large_as_the_errors() -> None:
     """Shapes of known maps under noise, some points gone: two thirds of the errors within one sd, nearly all within two."""
     found: dict[str, list[Floats]] = {"rigid": [], "lddmm": []}
-    for seed in range(6):
+    for seed in range(3):
         rng = np.random.default_rng(seed)
         p = rng.uniform(0, 100, (900, 2))
         bent = p + 3 * np.sin(p[:, ::-1] / 20 + seed)

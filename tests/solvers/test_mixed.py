@@ -70,13 +70,16 @@ def test_a_drawing_holds_its_points_and_knows_where_nobody_looked() -> None:
     assert torch.allclose(weighted.data, 2 * drawn.data)
 
 
-@pytest.mark.parametrize("invert", [False, True])
-@pytest.mark.parametrize("side", ["moving", "fixed"])
-def test_every_point_finds_its_own_nucleus(side: str, invert: bool) -> None:
+@pytest.mark.parametrize(
+    ("side", "invert", "init"),
+    [("moving", False, "auto"), ("moving", True, "identity"), ("fixed", False, "identity"), ("fixed", True, "auto")],
+)
+def test_every_point_finds_its_own_nucleus(side: str, invert: bool, init: str) -> None:
     before = middles()
     after = moved(before)
     points, image = cloud(before), picture(after, invert=invert)
-    result = rf.register(image, points) if side == "moving" else rf.register(points, image)
+    sides = (image, points) if side == "moving" else (points, image)
+    result = rf.register(*sides, init=init)
     at = result.to_fixed(points.coords) if side == "moving" else result.to_moving(points.coords)
     error = np.linalg.norm(at.numpy() - after, axis=1)
     assert error.mean() < 0.5
@@ -94,7 +97,7 @@ def test_looking_at_nuclei_beats_the_drawing_alone(monkeypatch: pytest.MonkeyPat
     points, image = cloud(before), picture(after, 1)
 
     def error() -> float:
-        at = rf.register(image, points).to_fixed(points.coords).numpy()
+        at = rf.register(image, points, init="identity").to_fixed(points.coords).numpy()
         return float(np.linalg.norm(at - after, axis=1).mean())
 
     settled = error()
@@ -102,13 +105,13 @@ def test_looking_at_nuclei_beats_the_drawing_alone(monkeypatch: pytest.MonkeyPat
     assert settled < 0.6 * error()
 
 
-@pytest.mark.parametrize("kind", ["rigid", "similarity", "affine"])
-def test_straight_maps_settle_too(kind: str) -> None:
+@pytest.mark.parametrize(("kind", "init"), [("rigid", "auto"), ("similarity", "identity"), ("affine", "identity")])
+def test_straight_maps_settle_too(kind: str, init: str) -> None:
     before = middles(2)
     angle, centre = 0.1, SIZE / 2
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     after = (before - centre) @ turn.T + centre + [2, -3]
-    result = rf.register(picture(after), cloud(before), transform=kind)
+    result = rf.register(picture(after), cloud(before), transform=kind, init=init)
     assert np.linalg.norm(result.to_fixed(torch.from_numpy(before)).numpy() - after, axis=1).mean() < 0.4
     assert result.metrics["nuclei"] is not None
 
@@ -118,11 +121,11 @@ def test_a_strange_point_and_a_lost_one_change_little() -> None:
     after = moved(before)
     rng = np.random.default_rng(3)
     dirty = np.concatenate([before[6:], rng.uniform(0, SIZE, (6, 2))])
-    at = rf.register(picture(after), cloud(dirty)).to_fixed(torch.from_numpy(before)).numpy()
+    at = rf.register(picture(after), cloud(dirty), init="identity").to_fixed(torch.from_numpy(before)).numpy()
     assert np.linalg.norm(at - after, axis=1).mean() < 1.0
 
 
-@pytest.mark.parametrize("side", ["moving", "fixed"])
+@pytest.mark.parametrize("side", ["moving", pytest.param("fixed", marks=pytest.mark.slow)])
 def test_points_that_do_not_belong_do_not_pass(side: str) -> None:
     image, points = picture(middles(4)), cloud(middles(5))
     result = rf.register(image, points) if side == "moving" else rf.register(points, image)
@@ -143,7 +146,7 @@ def test_a_lattice_is_doubted() -> None:
     lattice = np.stack([y.ravel(), x.ravel()], axis=1).astype(np.float64)
     assert drawing.regular(cloud(lattice))
     assert not drawing.regular(cloud(middles()))
-    result = rf.register(picture(lattice), cloud(lattice))
+    result = rf.register(picture(lattice), cloud(lattice), init="identity")
     assert result.verdict != "pass"
     assert any("lattice" in reason for reason in result.reasons)
 
@@ -181,7 +184,9 @@ def test_the_command_line_takes_a_table_and_a_picture(tmp_path: Path) -> None:
     (tmp_path / "cells.csv").write_text(f"id,x,y\n{rows}", encoding="utf-8")
     files = [str(tmp_path / name) for name in ("dapi.tif", "cells.csv")]
     out = tmp_path / "out"
-    done = CliRunner().invoke(main, ["register", *files, "-o", str(out), "--json", "--save-warped"])
+    done = CliRunner().invoke(
+        main, ["register", *files, "-o", str(out), "--json", "--save-warped", "--init", "identity"]
+    )
     assert done.exit_code == 0, done.output
     assert json.loads((out / "metrics.json").read_text())["nuclei"]["seen"] > 40
     assert (out / "report.html").is_file()
@@ -194,7 +199,8 @@ def test_the_command_line_takes_a_table_and_a_picture(tmp_path: Path) -> None:
     assert np.linalg.norm(table.coords.numpy() - after, axis=1).mean() < 0.5
 
 
-def test_volumes_have_nuclei_too() -> None:
+@pytest.mark.parametrize("init", ["identity", pytest.param("auto", marks=pytest.mark.slow)])
+def test_volumes_have_nuclei_too(init: str) -> None:
     rng, out = np.random.default_rng(0), []
     while len(out) < 24:
         at = rng.uniform(6, 34, 3)
@@ -207,5 +213,5 @@ def test_volumes_have_nuclei_too() -> None:
     for at in after:
         data = np.maximum(data, ((z - at) ** 2).sum(axis=-1) < 16)
     image = rf.Image.from_array(gaussian_filter(data, 0.7).astype(np.float32), axes="zyx")
-    result = rf.register(image, cloud(before))
+    result = rf.register(image, cloud(before), init=init)
     assert np.linalg.norm(result.to_fixed(torch.from_numpy(before)).numpy() - after, axis=1).mean() < 0.5

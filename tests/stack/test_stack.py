@@ -664,7 +664,7 @@ def test_nissl_sections_come_together(data_dir: Path, tmp_path: Path) -> None:
 
     images = []
     with zipfile.ZipFile(data_dir / "13_nissl_serial" / "nissl_contig_0300_0339.zip") as archive:
-        for name in sorted((n for n in archive.namelist() if n.endswith(".jpg")), key=lambda n: n[-8:-4])[14:19]:
+        for name in sorted((n for n in archive.namelist() if n.endswith(".jpg")), key=lambda n: n[-8:-4])[14:18]:
             path = tmp_path / Path(name).name
             path.write_bytes(archive.read(name))
             images.append(rf.open(path))
@@ -674,4 +674,4 @@ def test_nissl_sections_come_together(data_dir: Path, tmp_path: Path) -> None:
     assert after["dice"] > 0.93
     assert found.metrics["drift"]["loops_px"]["max"] < 1.0
     assert all(a.residual < 1.0 for a in found.links)
-    assert len(list(itertools.chain(found.links))) == 7
+    assert len(list(itertools.chain(found.links))) == 5
