@@ -2,8 +2,8 @@
 
 ``python benchmarks/bench_view.py FIXED MOVING [--run OUT] [--drag]`` serves one pair with ``regframe view`` in a process of its
 own, and drives Debian's Chromium by playwright. ``--made N`` makes a pair of N pixels square with a known shift instead,
-``--pyramid N`` a tiled slide of N pixels square, shown on itself, or with ``--other`` on a bent, turned copy of it in other colours,
-through the known map; all in ``--folder``. ``--axe FILE`` is axe.min.js; ``--shots DIR`` keeps
+``--pyramid N`` a tiled slide of N pixels square, shown on itself, or with ``--other`` on a bent, turned copy of it in other
+colours, through the known map; all in ``--folder``. ``--axe FILE`` is axe.min.js; ``--shots DIR`` keeps
 pictures of the page.
 """
 
@@ -72,8 +72,8 @@ def pyramid(folder: Path, size: int) -> Path:
 
 
 def bent(folder: Path, slide: Path, size: int) -> Path:
-    """A run whose fixed side is a copy of the slide as another stain and scanner would show it, bent and turned: written by regframe
-    itself, with the map that it was written by."""
+    """A run whose fixed side is a copy of the slide as another stain and scanner would show it, bent and turned by regframe
+    itself, with that map."""
     import regframe as rf
     from benchmarks.bench_refine import changed
     from benchmarks.bench_warp_slide import known_map

@@ -195,8 +195,8 @@ class _Nodes:
         return np.minimum(least, most), np.maximum(least, most)
 
     def _extremes(self, first: Array, last: Array, spans: Array) -> tuple[Array, Array]:
-        """Smallest and largest value ``[N, D]`` of nodes ``first`` to ``last`` ``[N, D]``, ``spans`` ``[D]`` of them at most; nodes off
-        the grid are zero."""
+        """Smallest and largest value ``[N, D]`` of nodes ``first`` to ``last`` ``[N, D]``, at most ``spans`` ``[D]`` of them; off
+        the grid they are zero."""
         known = np.ones((len(first), *(1,) * len(spans)), dtype=bool)
         places: list[Array] = []
         for d, (n, span) in enumerate(zip(self.grid.shape, spans, strict=True)):
