@@ -189,8 +189,9 @@ class _Nodes:
         spans = (last - first + 1).max(axis=0, initial=1)
         least, most = np.zeros_like(low), np.zeros_like(low)
         few = max(1, _NODES_AT_ONCE // int(spans.prod()))
-        for part in (slice(i, i + few) for i in range(0, len(low), few)):
-            least[part], most[part] = self._extremes(first[part], last[part], spans)
+        for i in range(0, len(low), few):
+            some = slice(i, i + few)
+            least[some], most[some] = self._extremes(first[some], last[some], spans)
         least, most = least * self.factor, most * self.factor
         return np.minimum(least, most), np.maximum(least, most)
 
@@ -204,7 +205,7 @@ class _Nodes:
             wide = (len(at), *(span if axis == d else 1 for axis in range(len(spans))))
             known = known & ((at >= 0) & (at < n) & (at <= last[:, d, None])).reshape(wide)
             places.append(at.clip(0, n - 1).reshape(wide))
-        values = self.field[(slice(None), *places)].astype(np.float64)  # [D, N, *K]
+        values = np.stack([component[tuple(places)] for component in self.field]).astype(np.float64)  # [D, N, *K]
         axes = tuple(range(2, values.ndim))
         lo, hi = (
             extreme(np.where(known, values, of_none), axis=axes).T
