@@ -2,13 +2,15 @@
 
 ``python benchmarks/bench_view.py FIXED MOVING [--run OUT] [--drag]`` serves one pair with ``regframe view`` in a process of its
 own, and drives Debian's Chromium by playwright. ``--made N`` makes a pair of N pixels square with a known shift instead,
-``--pyramid N`` a tiled slide of N pixels square, both in ``--folder``. ``--axe FILE`` is axe.min.js; ``--shots DIR`` keeps
+``--pyramid N`` a tiled slide of N pixels square, shown on itself, or with ``--other`` on a bent, turned copy of it in other
+colours, through the known map; all in ``--folder``. ``--axe FILE`` is axe.min.js; ``--shots DIR`` keeps
 pictures of the page.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import re
 import statistics
@@ -67,6 +69,29 @@ def pyramid(folder: Path, size: int) -> Path:
         for k in range(1, 5):
             file.write(each(size >> k), shape=(size >> k, size >> k, 3), subfiletype=1, **how)
     return path
+
+
+def bent(folder: Path, slide: Path, size: int) -> Path:
+    """A run whose fixed side is a copy of the slide as another stain and scanner would show it, bent and turned by regframe
+    itself, with that map."""
+    import regframe as rf
+    from benchmarks.bench_refine import changed
+    from benchmarks.bench_warp_slide import known_map
+    from regframe.evaluation import map_figures
+    from regframe.io import outputs
+    from regframe.verdict import conclude
+
+    run, other = folder / "run", folder / "other.ome.zarr"
+    if run.exists():
+        return run
+    pyramid, map_ = changed(rf.open_pyramid(slide)), known_map(size)
+    rf.warp_slide(pyramid, map_, pyramid.grid, other)
+    result = rf.Result(map_, pyramid.grid, pyramid.grid, {}, rf.Config(), map_.parts()[-1])
+    metrics = {"model": "lddmm", "n_evaluations": 0, "seconds": 0.0, **map_figures(result), **conclude([])}
+    sides = {"fixed": other, "moving": slide}
+    sources = {side: {"path": path, "adapter": "image", "options": {}} for side, path in sides.items()}
+    outputs.write(run, dataclasses.replace(result, metrics=metrics), sources)
+    return run
 
 
 @contextmanager
@@ -230,6 +255,7 @@ def main() -> None:
     parser.add_argument("--run", type=Path, help="a finished run of the pair, instead of its files")
     parser.add_argument("--made", type=int)
     parser.add_argument("--pyramid", type=int)
+    parser.add_argument("--other", action="store_true")
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--drag", action="store_true")
     parser.add_argument("--axe", type=Path)
@@ -245,9 +271,9 @@ def main() -> None:
         if given.made:
             words = [str(path) for path in made(folder, given.made)]
         if given.pyramid:
-            words = [
-                str(pyramid(folder, given.pyramid) if not (folder / "slide.tif").exists() else folder / "slide.tif")
-            ] * 2
+            slide = folder / "slide.tif"
+            slide = slide if slide.exists() else pyramid(folder, given.pyramid)
+            words = [str(bent(folder, slide, given.pyramid))] if given.other else [str(slide)] * 2
         browser = drive.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         with served(words, Path(spare)) as (address, pid):
             page = browser.new_context(viewport={"width": 1400, "height": 900}, bypass_csp=True).new_page()

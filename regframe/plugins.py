@@ -541,7 +541,8 @@ def _article(kind: Kind) -> str:
 
 
 def _listing(entries: Iterable[Entry]) -> str:
-    return ", ".join(f"{entry.name} (from {entry.provider})" for entry in entries) or "none"
+    """Names, those of strangers with their package."""
+    return ", ".join(e.name if e.shipped else f"{e.name} (from {e.provider})" for e in entries) or "none"
 
 
 def _parameters(cls: type) -> tuple[dict[str, inspect.Parameter], bool]:

@@ -60,19 +60,25 @@ def evaluate(
     from ..evaluation import evaluate as measure
     from ..io.tables import paired
     from .swapped import swapped
+    from .whereabouts import likely_factor
 
     result = load_result(result_folder)
     sides: list[PointSet] = []
     with bad_input():
         files = _read(result, landmarks, (fixed_landmarks, moving_landmarks), (fixed_spacing, moving_spacing))
-        for (path, table, spacing), grid in zip(files, (result.fixed_grid, result.moving_grid), strict=True):
+        grids = result.fixed_grid, result.moving_grid
+        for side, (path, table, spacing), grid in zip(("fixed", "moving"), files, grids, strict=True):
             points = in_unit(table, grid, spacing)
             sides.append(points)
             outside = int((~grid.contains(points.coords)).sum()) if points.ndim == grid.ndim else 0
             if outside:
+                factor = likely_factor(points, grid)
+                way = "check the order of the axes, or state the spacing they are in" if factor is None else (
+                    f"multiplied by {factor:.6g} they would not: --{side}-spacing {factor * (spacing or 1.0):.6g}"
+                )  # fmt: skip
                 click.echo(
                     f"Warning: {outside} of {len(points)} landmarks of {path} lie outside the image "
-                    f"({describe_grid(grid)}); check the order of the axes, or state the spacing they are in",
+                    f"({describe_grid(grid)}); {way}",
                     err=True,
                 )
         pairs = paired(sides[0], sides[1])

@@ -95,6 +95,10 @@ def view(places: tuple[Path | Remote, ...], **options: Any) -> None:
 
 
 def _setting(places: tuple[Path | Remote, ...], options: dict[str, Any]) -> Setting:
+    if len(places) == 1 and isinstance(places[0], Path) and places[0].is_file():
+        raise BadInput(
+            f"wanted a folder OUT of a run, or two files FIXED MOVING, got {str(places[0])!r} alone; name both sides"
+        )
     if len(places) == 1 and isinstance(places[0], Path):
         return _of_run(places[0], options)
     if len(places) != 2:

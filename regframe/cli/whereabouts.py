@@ -68,14 +68,14 @@ def off_canvas(points: PointSet, grid: Grid, side: str, given: float | None) -> 
 
     if points.ndim != grid.ndim or not len(points) or bool(grid.contains(points.coords).any()):
         return None
-    factor = _factor(points, grid)
+    factor = likely_factor(points, grid)
     way = "check the unit and the order of x and y" if factor is None else (
         f"multiplied by {factor:.6g} they would: --input-spacing {factor * (given or 1.0):.6g}"
     )  # fmt: skip
     return f"none of {len(points)} points lies on the {side} canvas ({describe_grid(grid)}); {way}"
 
 
-def _factor(points: PointSet, grid: Grid) -> float | None:
+def likely_factor(points: PointSet, grid: Grid) -> float | None:
     """The factor between usual units of a position, or one pixel, that brings nearly all points onto a canvas."""
     for factor in (grid.pixel, 1 / grid.pixel, 1e-3, 1e3):
         at = points.coords * factor

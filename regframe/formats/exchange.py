@@ -59,7 +59,9 @@ def format_of(path: Path, name: str | None = None, reading: bool = True) -> type
     ends = [(len(end), each) for each in known for end in each.suffixes if lower.endswith(end)]
     found = found or max(ends, key=lambda one: one[0], default=(0, None))[1]  # .bigwarp.csv says more than .csv
     if found is None:
-        raise ValueError(f"wanted a format out of {names}, got {path.name!r}, whose suffix says none; name one")
+        raise ValueError(
+            f"wanted a format out of {names}, got {path.name!r}, whose suffix says none; name one (--format)"
+        )
     return found
 
 

@@ -97,7 +97,13 @@ def of_file(
     """
     from . import exchange  # likewise
 
-    chosen = exchange.format_of(path)
+    try:
+        chosen = exchange.format_of(path)
+    except ValueError as error:
+        raise ValueError(
+            f"wanted a start in words (rotate=90, mirror, scale=2), a saved result or the file of an affine map, got "
+            f"{path.name!r}, which is none of these"
+        ) from error
     bare = chosen.default_unit is None and not chosen.in_pixels
     own: dict[str, Any] = {}
     grids: list[Grid] = []

@@ -85,7 +85,11 @@ def _row(entry: dict[str, Any]) -> dict[str, str]:
     def said(key: str, form: str) -> str:
         return "–" if entry[key] is None else format(entry[key], form)
 
-    place = "–" if entry["y_px"] is None else f"{entry['y_px']:.2f}, {entry['x_px']:.2f}"
+    place = (
+        "–"
+        if entry["y_px"] is None
+        else ", ".join(format(round(entry[axis], 2) + 0.0, ".2f") for axis in ("y_px", "x_px"))
+    )
     return {
         "name": entry["name"], "verdict": entry["verdict"], "place": place, "turn": said("turn_degrees", ".3f"),
         "moved": said("moved_px", ".2f"), "overlaps": str(entry["overlaps"]), "residual": said("residual_px", ".3f"),

@@ -87,7 +87,9 @@ def render(stack: Stack, images: Sequence[Image], volume: Image, out: Path = Pat
         cuts=_cuts(stack, before, volume),
         coherence=Picture("Neighbours", svg_uri(_coherence(m)), "Correlation of every section with the next one."),
         poses=Picture(
-            "Pairs", svg_uri(_residuals(stack)), "How far every registered pair is from the poses in the end."
+            "Pairs",
+            svg_uri(_residuals(stack)),
+            "How far every registered pair is from where its sections lie in the end.",
         ),
         montage=montage(stack, volume),
         sections=[_row(section) for section in m["sections"]],

@@ -31,6 +31,8 @@ _Slices = tuple[slice, ...]
 _SPLIT = 8
 """Number of boxes per axis in which the source region of a tile is bounded. Smaller boxes have tighter bounds; 64 of them cost
 far less than decoding one chunk."""
+_NODES_AT_ONCE = 1 << 18
+"""Nodes whose steps are looked at together."""
 _MARGIN = 2
 """Width in pixels of the margin around the exact bounds: one pixel for interpolation, one for rounding."""
 _BAND = 1 << 26
@@ -184,19 +186,36 @@ class _Nodes:
         shape = np.array(self.grid.shape)
         first = np.clip(np.floor((low - origin) / spacing - 1e-6), -1, shape).astype(np.int64)
         last = np.clip(np.ceil((high - origin) / spacing + 1e-6), -1, shape).astype(np.int64)
+        spans = (last - first + 1).max(axis=0, initial=1)
         least, most = np.zeros_like(low), np.zeros_like(low)
-        for i, (a, b) in enumerate(zip(first, last, strict=True)):
-            inner = self.field[
-                (slice(None), *(slice(max(0, int(s)), int(e) + 1) for s, e in zip(a, b, strict=True)))
-            ].reshape(len(shape), -1)
-            if inner.shape[1] == 0:
-                continue
-            lo, hi = inner.min(axis=1).astype(np.float64), inner.max(axis=1).astype(np.float64)
-            if (a < 0).any() or (b >= shape).any():  # missing nodes count as zero
-                lo, hi = np.minimum(lo, 0), np.maximum(hi, 0)
-            least[i], most[i] = lo, hi
+        few = max(1, _NODES_AT_ONCE // int(spans.prod()))
+        for i in range(0, len(low), few):
+            some = slice(i, i + few)
+            least[some], most[some] = self._extremes(first[some], last[some], spans)
         least, most = least * self.factor, most * self.factor
         return np.minimum(least, most), np.maximum(least, most)
+
+    def _extremes(self, first: Array, last: Array, spans: Array) -> tuple[Array, Array]:
+        """Smallest and largest value ``[N, D]`` of nodes ``first`` to ``last`` ``[N, D]``, at most ``spans`` ``[D]`` of them; off
+        the grid they are zero."""
+        known = np.ones((len(first), *(1,) * len(spans)), dtype=bool)
+        places: list[Array] = []
+        for d, (n, span) in enumerate(zip(self.grid.shape, spans, strict=True)):
+            at = first[:, d, None] + np.arange(span)  # [N, K]
+            wide = (len(at), *(span if axis == d else 1 for axis in range(len(spans))))
+            known = known & ((at >= 0) & (at < n) & (at <= last[:, d, None])).reshape(wide)
+            places.append(at.clip(0, n - 1).reshape(wide))
+        values = np.stack([component[tuple(places)] for component in self.field]).astype(np.float64)  # [D, N, *K]
+        axes = tuple(range(2, values.ndim))
+        lo, hi = (
+            extreme(np.where(known, values, of_none), axis=axes).T
+            for extreme, of_none in ((np.min, np.inf), (np.max, -np.inf))
+        )
+        none = ~known.any(axis=tuple(range(1, known.ndim)))
+        lo[none], hi[none] = 0.0, 0.0
+        beyond = (first < 0).any(axis=1) | (last >= np.array(self.grid.shape)).any(axis=1)
+        lo[beyond], hi[beyond] = np.minimum(lo[beyond], 0), np.maximum(hi[beyond], 0)
+        return lo, hi
 
 
 def _step_boxes(nodes: _Nodes, low: Array, high: Array, implicit: bool) -> tuple[Array, Array]:

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import contextlib
 import json
+import os
 import re
 import socket
 import threading
@@ -189,6 +190,7 @@ class Page:
             }  # fmt: skip
         return {
             "canvas": session.canvas.told(),
+            "cores": os.cpu_count() or 1,
             "planes": [] if session.planes is None else session.planes.told(),
             "sides": sides,
             "maps": session.maps(),

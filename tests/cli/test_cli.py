@@ -678,6 +678,9 @@ def test_evaluate_with_scaled_landmarks(tmp_path: Path, saved: tuple[Path, Resul
     files = ("--fixed-landmarks", tmp_path / "f.csv", "--moving-landmarks", tmp_path / "m.csv")
     outcome = run("evaluate", saved[0], *files, "--fixed-spacing", 0.1, "--moving-spacing", 0.25, "--json")
     assert json.loads(outcome.stdout)["tre_px"]["max"] < 1e-6
+    (tmp_path / "f.csv").write_text("y,x\n" + "".join(f"{y * 1000},{x * 1000}\n" for y, x in marks.tolist()))
+    outcome = run("evaluate", saved[0], *files)
+    assert "multiplied by 0.001 they would not: --fixed-spacing 0.001" in outcome.stderr
 
 
 # ---- info, plugins, doctor, demo ----------------------------------------------------------------------------------

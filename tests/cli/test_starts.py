@@ -54,7 +54,7 @@ def test_the_settings_of_a_run_repeat_it(place: Path, options: tuple[str, ...]) 
         (("--init", "identity", "--init-set", "far=1"), r"options of the start 'identity' (it has none), got 'far'"),
         (("--init", "matrix"), "wanted the options rows for the start 'matrix'"),
         (("--init", "matrix", "--init-set", "rows=[[1, 2]]"), "3 or 4 rows of as many finite numbers"),
-        (("--solver", "meshes"), "wanted the name of a solver, got 'meshes'; there is images (from regframe"),
+        (("--solver", "meshes"), "wanted the name of a solver, got 'meshes'; there is images, "),
         (("--solver", "points"), "wanted a pair that the solver 'points' registers"),
     ],
 )

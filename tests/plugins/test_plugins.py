@@ -393,7 +393,7 @@ def test_a_clash_names_both_culprits_when_the_name_is_looked_up(install: Install
     message = (
         r"wanted one metric called 'twice', but other 3 \(two\) and stranger 2.0 \(one\) each provide one; take other/"
     )
-    with pytest.raises(plugins.PluginError, match=message + r".*there is contrast \(from regframe"):
+    with pytest.raises(plugins.PluginError, match=message + r".*there is contrast, kernel"):
         rf.metric("twice")
     assert type(rf.metric("other/twice")) is not type(rf.metric("stranger/twice"))
 
@@ -420,10 +420,10 @@ def test_one_class_from_two_entry_points_is_no_clash(install: Install) -> None:
 
 
 def test_unknown_names_list_what_is_there(install: Install) -> None:
-    message = r"wanted the name of a metric, got 'nccc'; there is contrast \(from regframe \S+ \(metrics\)\), kernel"
+    message = r"wanted the name of a metric, got 'nccc'; there is contrast, kernel"
     with pytest.raises(ValueError, match=message):
         rf.metric("nccc")
-    with pytest.raises(plugins.PluginError, match=r"wanted the name of an adapter, got 'cels'; there is cells \(from"):
+    with pytest.raises(plugins.PluginError, match=r"wanted the name of an adapter, got 'cels'; there is cells, image"):
         rf.open(torch.zeros(2, 2), adapter="cels")
     install(FakePoint("bad", broken(ImportError("x"))))
     with (

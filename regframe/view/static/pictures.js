@@ -11,6 +11,7 @@ function drop(world, item) {
 export class Pictures {
   constructor(state, views, changed) {
     this.canvas = state.canvas;
+    this.atOnce = Math.min(4, Math.max(2, state.cores)); // tiles asked for together: more of them would only wait for a core
     this.plane = ""; // of a pair of volumes: which one is shown, as "z:12"
     this.sides = state.sides;
     this.style = { fixed: "", moving: "" };
@@ -50,7 +51,7 @@ export class Pictures {
   open(element) {
     const viewer = new OSD.Viewer({
       element, drawer: "canvas", showNavigationControl: false, showNavigator: false, animationTime: 0.3, springStiffness: 10,
-      maxZoomPixelRatio: 16, minZoomImageRatio: 0.5, visibilityRatio: 0.2, timeout: 120000, imageLoaderLimit: 4, maxTilesPerFrame: 4,
+      maxZoomPixelRatio: 16, minZoomImageRatio: 0.5, visibilityRatio: 0.2, timeout: 120000, imageLoaderLimit: this.atOnce, maxTilesPerFrame: 4,
       gestureSettingsMouse: { clickToZoom: false, dblClickToZoom: false }, gestureSettingsTouch: { clickToZoom: false, dblClickToZoom: false },
       gestureSettingsPen: { clickToZoom: false, dblClickToZoom: false }, loadTilesWithAjax: false, crossOriginPolicy: false,
     });
