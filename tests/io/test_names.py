@@ -102,7 +102,8 @@ def there_and_back(folder):
     straight = dataclasses.replace(bent, transform=affine, affine=affine)
     for suffix in sys.argv[3:]:
         path = folder / (folder.name if suffix == "ants" else f"{folder.name}.{suffix}")
-        for result in (straight,) if suffix in ("mat", "txt", "npy") else (straight, bent):
+        only = {"mat": (straight,), "txt": (straight,), "npy": (straight,), "nii": (bent,), "nii.gz": (bent,), "npz": (bent,)}
+        for result in only.get(suffix, (straight, bent)):  # the others keep a straight map in another way than a bend
             rf.write_map(result, path, "ants" if suffix == "ants" else None, overwrite=True)
             back = rf.read_map(path, grid, grid, "ants" if suffix == "ants" else None)
             at = torch.tensor([[5.0, 7.0], [9.0, 11.0]], dtype=torch.float64)
