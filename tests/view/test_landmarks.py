@@ -220,13 +220,17 @@ def test_landmarks_over_the_wire(opened: Callable[..., Any], tmp_path: Path) -> 
     assert at == pytest.approx(pairs[0]["moving"], abs=0.6)
     for name in pairfiles.offered(flat=True):
         assert client.get(f"/api/export/{name}").status_code == 200
-    both = {side: base64.b64encode(client.get(f"/api/export/stalign-{side}").content) for side in ("fixed", "moving")}
-    answer = client.post("/api/import", json={side: {"base64": data.decode()} for side, data in both.items()})
-    added = answer.json()["pairs"][6:]
-    assert [row["fixed"] for row in added] == [pytest.approx(pair["fixed"]) for pair in pairs]
+    coded = [name for name in ("stalign", "imagej-roi") if f"{name}-fixed" in pairfiles.offered(flat=True)]
+    for name in coded:
+        both = {
+            side: base64.b64encode(client.get(f"/api/export/{name}-{side}").content) for side in ("fixed", "moving")
+        }
+        answer = client.post("/api/import", json={side: {"base64": data.decode()} for side, data in both.items()})
+        added = answer.json()["pairs"][6:]
+        assert [row["fixed"] for row in added] == [pytest.approx(pair["fixed"], abs=1e-4) for pair in pairs]
+        client.post("/api/landmarks/undo", json={})
     assert "for each side" in client.post("/api/import", json={"both": {"base64": ""}}).json()["problem"]
     assert client.post("/api/import", json={"fixed": {"base64": "!"}, "moving": ""}).status_code == 400
-    client.post("/api/landmarks/undo", json={})
     own = client.get("/api/export/csv").text
     client.put("/api/landmarks", json={"revision": session.pairs.revision, "pairs": []})
     assert len(client.post("/api/import", json={"both": own}).json()["pairs"]) == 6
