@@ -391,7 +391,7 @@ def _distinct(poses: Tensor, scores: Tensor, fixed: Views, moving: Views, most: 
     return chosen
 
 
-MIRRORED = "the mirror image fits as well: the one that is not mirrored, as the files lie, was taken"
+MIRRORED = "the mirror image fits about as well: the one that is not mirrored, as the files lie, was taken"
 """What is said where that was decided by what is likely and not by the data."""
 
 

@@ -924,7 +924,7 @@ def test_which_format_a_path_is_of(tmp_path: Path) -> None:
     assert exchange.format_of(tmp_path / "run_").name == "ants"
     with pytest.raises(ValueError, match="whose suffix says none"):
         exchange.format_of(tmp_path / "b")
-    with pytest.raises(ValueError, match=r"wanted the name of a format, got 'tiff'; there is ants \(from"):
+    with pytest.raises(ValueError, match="wanted the name of a format, got 'tiff'; there is ants, "):
         exchange.format_of(tmp_path / "b", "tiff")
 
 
