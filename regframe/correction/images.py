@@ -83,7 +83,7 @@ class Looked:
         task = Task(fixed=fixed, moving=moving, metric=None, start="auto", config=Config(), progress=None)
         solver.check(task)
         self._pair = solver.compare(task)
-        self._sides = Halvings(self._pair.fixed), Halvings(self._pair.moving)
+        self._sides = self._pair.halvings()
 
     @classmethod
     def of(cls, fixed: object, moving: object) -> Looked | None:

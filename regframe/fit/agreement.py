@@ -44,6 +44,8 @@ CONTRAST = 0.05
 """Difference between neighbouring pixels, in standard deviations of the image, from which there is something to see."""
 SEEN = 0.7
 """Share of a window that both sides have to show."""
+TISSUE = 0.25
+"""Share of a window that has to be tissue, where tissue is known from glass: outlines are evidence, bare glass is none."""
 ENOUGH = 8
 """Windows that a coarser resolution has to have to speak for the map in place of a finer one that has them."""
 LEAST = {2: 96, 3: 24}
@@ -87,7 +89,7 @@ NONE = Agreement(0, 0, 0, 0, 0.0, 1.0, 0.0, 0)
 """Where the overlap holds no window, or an image is thinner than one."""
 
 
-def agreement(target: Tensor, warped: Tensor, inside: Tensor, grid: Grid) -> Agreement:
+def agreement(target: Tensor, warped: Tensor, inside: Tensor, grid: Grid, tissue: Tensor | None = None) -> Agreement:
     """Compare windows of two aligned images at all resolutions, and report the one that says most; the drift is that of the
     resolution with most sure neighbours.
 
@@ -96,12 +98,14 @@ def agreement(target: Tensor, warped: Tensor, inside: Tensor, grid: Grid) -> Agr
         warped: the moving image on its grid ``[C_m, *S]``.
         inside: weight ``[*S]``, 0 … 1; what is not fully seen does not count.
         grid: of ``target``; an axis of one pixel is left out.
+        tissue: where either shows tissue ``[*S]``, 0 … 1; windows without it are not asked. None asks all.
     """
+    asked = torch.ones_like(inside) if tissue is None else tissue
     best = steady = NONE
     pixel = 1.0
     while True:
         flat = [d for d, n in enumerate(grid.shape) if n == 1]
-        one = _windows(_flat(target, flat), _flat(warped, flat), _flat(inside[None], flat)[0], pixel)
+        one = _windows(*(_flat(side, flat) for side in (target, warped)), *_flat(torch.stack([inside, asked]), flat), pixel)
         one = replace(one, where=_position(one.where, grid))
         enough = one.windows >= min(ENOUGH, max(best.windows, 1))  # a few windows lie on an outline by chance
         best = one if best is NONE or (enough and one.nats > best.nats) else best
@@ -109,8 +113,8 @@ def agreement(target: Tensor, warped: Tensor, inside: Tensor, grid: Grid) -> Agr
         thick = [d for d in range(grid.ndim) if grid.shape[d] > 1]
         if min(grid.shape[d] for d in thick) < LEAST[2 if len(thick) == 2 else 3]:
             return replace(best, drift=steady.drift, neighbours=steady.neighbours)
-        stacked, grid = halve(torch.cat([target, warped, inside[None]]), grid, thick)
-        target, warped, inside = stacked[: len(target)], stacked[len(target) : -1], stacked[-1]
+        stacked, grid = halve(torch.cat([target, warped, inside[None], asked[None]]), grid, thick)
+        target, warped, inside, asked = stacked[: len(target)], stacked[len(target) : -2], stacked[-2], stacked[-1]
         pixel *= 2
 
 
@@ -128,8 +132,9 @@ def _flat(data: Tensor, axes: list[int]) -> Tensor:
     return data.squeeze([d + 1 for d in axes]) if axes else data
 
 
-def _windows(target: Tensor, warped: Tensor, inside: Tensor, pixel: float) -> Agreement:
-    """`agreement` at one resolution, of ``pixel`` pixels of the finest; ``where`` is an index of it."""
+def _windows(target: Tensor, warped: Tensor, inside: Tensor, asked: Tensor, pixel: float) -> Agreement:
+    """`agreement` at one resolution, of ``pixel`` pixels of the finest, in windows of what is ``asked``; ``where`` is an index of
+    it."""
     ndim = inside.ndim
     seen = (inside > 0.95).to(torch.float32)
     if ndim not in WINDOW or min(seen.shape) < WINDOW[ndim] or float(seen.sum()) < WINDOW[ndim] ** ndim:
@@ -139,7 +144,8 @@ def _windows(target: Tensor, warped: Tensor, inside: Tensor, pixel: float) -> Ag
     axis = _principal(target, seen)
     fixed = torch.stack([(target * axis).sum(dim=0), edges(target)])
     moving = torch.stack([(predicted * axis).sum(dim=0), edges(warped)])
-    shown = _blocks(seen, WINDOW[ndim], WINDOW[ndim], ndim).flatten(1).mean(dim=1) > SEEN
+    shown, known = (_blocks(of, WINDOW[ndim], WINDOW[ndim], ndim).flatten(1).mean(dim=1) for of in (seen, asked))
+    shown = (shown > SEEN) & (known >= TISSUE)
     if not bool(shown.any()):
         return NONE
     likeness = _everywhere(_fine(fixed, seen), _fine(moving, seen), seen, shown)

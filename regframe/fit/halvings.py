@@ -157,10 +157,11 @@ class Halvings:
 
     Args:
         image: the side; its ``weight`` is its mask.
+        stained: where it shows stained tissue and not glass ``[h, w]``, on any number of pixels; None where that is not known.
     """
 
-    def __init__(self, image: Image) -> None:
-        self.image, self.grid = image, image.grid
+    def __init__(self, image: Image, stained: Tensor | None = None) -> None:
+        self.image, self.grid, self.stained = image, image.grid, stained
         weight = None if image.weight is None else image.weight.to(torch.float32)
         data, mean, scale = _standardized(image)
         frame = Frame.of(image.grid)

@@ -148,6 +148,11 @@ class Compared:
         """The metric, prepared for the two images of one pyramid level."""
         return _prepared(self.metric, level)
 
+    def halvings(self) -> tuple[Halvings, Halvings]:
+        """Both sides at every resolution."""
+        fixed, moving = self.looks
+        return Halvings(self.fixed, fixed.stained), Halvings(self.moving, moving.stained)
+
 
 def _prepared(metric: Metric, level: Level) -> Metric:
     """A metric, prepared for the two images of one pyramid level."""
@@ -185,7 +190,7 @@ class Run:
 
 def run(pair: Compared, task: Task, recipe: Recipe) -> Run:
     """Find a start for two images, then fit their map by ``recipe``."""
-    sides = Halvings(pair.fixed), Halvings(pair.moving)
+    sides = pair.halvings()
     start, found = images.begin(*sides, task.start, task.config)
     judge = _judge(sides, start, task, recipe)
     return Run(sides, start, found, fit(pair, sides, start, task, recipe, judge), judge)
@@ -195,7 +200,7 @@ def again(done: Run, pair: Compared, task: Task, recipe: Recipe) -> Run:
     """Fit the map of ``pair``, the same sides compared otherwise, from the start that was found for ``done``."""
     sides, judge = done.sides, done.judge
     if judge is None or pair.fixed is not sides[0].image or pair.moving is not sides[1].image:
-        sides = Halvings(pair.fixed), Halvings(pair.moving)
+        sides = pair.halvings()
         judge = _judge(sides, done.start, task, recipe)
     return dataclasses.replace(done, sides=sides, fit=fit(pair, sides, done.start, task, recipe, judge), judge=judge)
 
@@ -336,9 +341,10 @@ def fitted(pair: Compared, done: Run, moving_grid: Grid) -> Fitted:
     final = _coincidence(*laid)
     place = final if fit.space is None else _coincidence(*_overlaid(*done.sides, affine, affine))
     figures["coincidence"] = {"affine": place, "final": final}
-    figures["agreement"] = _agreement(laid, fixed.grid, _zoom(affine, moving.grid, fixed.grid))
+    tissue = _stained(*done.sides, phi, laid[-1])
+    figures["agreement"] = _agreement(laid, tissue, fixed.grid, _zoom(affine, moving.grid, fixed.grid))
     figures["preparation"] = {
-        side: dataclasses.asdict(look) | _reading(image)
+        side: look.figures() | _reading(image)
         for side, look, image in zip(("fixed", "moving"), pair.looks, (fixed, moving), strict=True)
     }
     figures["counted"] = pair.counted
@@ -472,19 +478,39 @@ def _overlaid(fixed: Halvings, moving: Halvings, affine: Affine, phi: Transform)
     return one.data, resample(other, phi, one.grid).data, inside, one.grid
 
 
+def _stained(fixed: Halvings, moving: Halvings, phi: Transform, grid: Grid) -> Tensor | None:
+    """Where on ``grid`` either side shows stained tissue ``[*S]``, the moving one under ``phi``; None where it is not known of both:
+    bare glass on bare glass has nothing to say."""
+    if fixed.stained is None or moving.stained is None:
+        return None
+    one, other = (_covering(side.stained, side.image.grid) for side in (fixed, moving) if side.stained is not None)
+    still = Affine.identity(grid.ndim, one.grid.unit)
+    return torch.maximum(resample(one, still, grid).data[0], resample(other, phi, grid).data[0])
+
+
+def _covering(mask: Tensor, grid: Grid) -> Image:
+    """A mask ``[*s]`` as an image of the extent of ``grid``."""
+    spacing = tuple(s * n / m for s, n, m in zip(grid.spacing, grid.shape, mask.shape, strict=True))
+    origin = tuple(o + (b - s) / 2 for o, s, b in zip(grid.origin, grid.spacing, spacing, strict=True))
+    return Image(mask[None].to(torch.float32), Grid(tuple(mask.shape), spacing, origin, grid.unit))
+
+
 def _zoom(affine: Affine, moving: Grid, fixed: Grid) -> float:
     """Size of a moving pixel in fixed pixels."""
     zoom: float = float(determinant(affine.matrix).abs()) ** (1 / affine.ndim) * moving.pixel / fixed.pixel
     return zoom
 
 
-def _agreement(laid: tuple[Tensor, Tensor, Tensor, Grid], fixed: Grid, zoom: float) -> dict[str, Any]:
-    """`agreement.agreement` of the aligned images for ``metrics.json``; ``unit`` is a pixel of theirs in those of ``fixed``, and
-    ``coarse`` one of the coarser side, a moving one being ``zoom`` of them; ``where_unit`` is the unit of ``where``."""
+def _agreement(
+    laid: tuple[Tensor, Tensor, Tensor, Grid], tissue: Tensor | None, fixed: Grid, zoom: float
+) -> dict[str, Any]:
+    """`agreement.agreement` of the aligned images, where they show ``tissue`` ``[*S]`` if that is known, for ``metrics.json``;
+    ``unit`` is a pixel of theirs in those of ``fixed``, and ``coarse`` one of the coarser side, a moving one being ``zoom`` of
+    them; ``where_unit`` is the unit of ``where``."""
     target, warped, inside, grid = laid
     seen = min(textured(target, inside), textured(warped, inside))
     sizes = {"unit": grid.pixel / fixed.pixel, "coarse": max(1.0, zoom)}
-    found = agreement(*laid)
+    found = agreement(*laid, tissue)
     where = {"where": list(found.where), "where_unit": fixed.unit}
     return dataclasses.asdict(found) | where | sizes | {"textured": seen}
 

@@ -76,6 +76,9 @@ class Views:
         self.ndim = ndim = side.grid.ndim
         data, mask, grid = side.at(side.times_until(lambda grid: max(grid.shape) <= FINEST[ndim]))
         weight = trust(data, filled=side.image.counted is None)
+        if side.stained is not None:
+            tissue = F.interpolate(side.stained[None, None].to(weight.dtype), size=tuple(weight.shape), mode="area")[0, 0]
+            weight = torch.minimum(weight, EMPTY + (1 - EMPTY) * tissue)
         if mask is not None:
             weight = weight * mask
         known = (weight > 0).to(data.dtype)  # pixels of weight 0 must not be averaged into others, on any octave

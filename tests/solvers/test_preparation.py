@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from scipy.ndimage import gaussian_filter, rotate
+from scipy.ndimage import affine_transform, gaussian_filter, rotate
+from skimage.data import immunohistochemistry
 
 import regframe as rf
 from regframe.fit.likeness import BLOCK, coincidence, shared_structure
@@ -166,6 +167,52 @@ def test_printed_marks_do_not_count() -> None:
     assert float(found.weight[80:-80, 80:-80].min()) == 1
     assert look.marks_fraction > 0.1
     assert preparation.prepare(image(slide()))[1].marks_fraction == 0
+
+
+def printed(turn: float, shift: tuple[float, float], number: int) -> np.ndarray:
+    """A stained section ``[360, 360, 3]``, turned by so many degrees and shifted, on a slide with printed blocks and an uneven
+    glass, which stay where they are."""
+    side, angle = 360, math.radians(turn)
+    y, x = np.mgrid[:256, :256]
+    inside = ((y - 128) / 95) ** 2 + ((x - 120) / 75) ** 2 < 1
+    matrix = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+    offset = 128 - matrix @ (side / 2 + np.array(shift))
+
+    def laid(values: np.ndarray) -> np.ndarray:
+        return affine_transform(values.astype(np.float64), matrix, offset, (side, side), order=1)
+
+    picture = np.stack([laid(channel) for channel in immunohistochemistry()[::2, ::2].transpose(2, 0, 1)], axis=-1)
+    y, x = np.mgrid[:side, :side]
+    glass, blocks = 236 + 4 * np.sin(2 * np.pi * y / 24) * np.sin(2 * np.pi * x / 24), np.zeros((side, side))
+    for k in range(6):
+        for at in (4, side - 24):
+            blocks[60 * k + 8 : 60 * k + 48, at : at + 20] = 90
+            if k % 2:
+                blocks[at : at + 20, 60 * k + 8 : 60 * k + 48] = 90
+    cover = laid(inside)[..., None]
+    out = (glass - gaussian_filter(blocks, 3))[..., None] * (1 - cover) + picture * cover
+    return (out + np.random.default_rng(number).normal(0, 2, out.shape)).clip(0, 255).astype(np.uint8)
+
+
+def test_stained_tissue_is_set_apart_from_what_is_printed_on_glass() -> None:
+    array = printed(0, (0, 0), 0)
+    stained = preparation.prepare(image(array))[1].stained
+    assert stained is not None
+    assert not bool(stained[:60].any() | stained[300:].any() | stained[:, :60].any() | stained[:, 300:].any())
+    y, x = np.mgrid[:360, :360]
+    inside = torch.from_numpy(((y - 180) / 95) ** 2 + ((x - 172) / 75) ** 2 < 0.8)
+    assert float(stained[inside].to(torch.float32).mean()) > 0.6
+    # tissue all over the picture has no glass to be set apart from
+    assert preparation.prepare(image(immunohistochemistry()[::2, ::2]))[1].stained is None
+    assert preparation.prepare(image(255 - array))[1].stained is None
+
+
+@pytest.mark.parametrize("turn", [25.0, -140.0])
+def test_the_tissue_is_aligned_and_not_what_is_printed_on_the_slide(turn: float) -> None:
+    result = rf.register(printed(0, (0, 0), 0), printed(turn, (20, -25), 1), transform="rigid")
+    linear = result.affine.matrix[:2, :2]
+    found = math.degrees(math.atan2(float(linear[1, 0] - linear[0, 1]), float(linear[0, 0] + linear[1, 1])))
+    assert found == pytest.approx(turn, abs=0.5)
 
 
 def test_fragments_of_tissue_are_no_marks() -> None:
