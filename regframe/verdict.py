@@ -127,12 +127,27 @@ def odd_landmark(sentence: str, off: float) -> Finding:
     )
 
 
+EXCHANGE = "exchange the columns fixed_… and moving_… of the landmarks"
+"""Remedy where the sides of the pairs are the wrong way round."""
+
+
 def exchanged_landmarks() -> Finding:
-    """Pairs of landmarks near which images are alike only with the fixed and the moving side of the pairs exchanged."""
+    """Pairs of landmarks near which both sides are alike only with the fixed and the moving side of the pairs exchanged."""
     return Finding(
         "fail",
-        "the landmarks look exchanged: the images are alike where they say, if their fixed side is the moving one",
-        remedy="exchange the columns fixed_… and moving_… of the landmarks",
+        "the landmarks look exchanged: both sides are alike where they say, if their fixed side is the moving one",
+        remedy=EXCHANGE,
+    )
+
+
+def landmarks_fit_exchanged(own: float, other: float, unit: str) -> Finding:
+    """Pairs that the map fits far better with both sides exchanged: ``other`` in place of ``own``, in the fixed unit."""
+    return Finding(
+        "warn",
+        f"the landmarks look exchanged: the map fits them to {other:.3g} {unit} with their fixed side as the moving one, "
+        f"to {own:.3g} {unit} as they were given",
+        own,
+        remedy=EXCHANGE,
     )
 
 
