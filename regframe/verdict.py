@@ -814,18 +814,18 @@ def contradicted(names: Sequence[str]) -> Finding:
     )
 
 
-def of_group(images: Sequence[Mapping[str, Any]]) -> Iterable[Finding]:
-    """All findings on a group, from the ``name``, ``placed`` and ``verdict`` of its images."""
+def of_group(images: Sequence[Mapping[str, Any]], word: str = "images") -> Iterable[Finding]:
+    """All findings on a group, from the ``name``, ``placed`` and ``verdict`` of its images, which are called ``word``."""
     n = len(images)
     lost = [image["name"] for image in images if not image["placed"]]
     if lost:
         severity: Severity = "fail" if len(lost) > n / 2 or len(lost) == n - 1 else "warn"
-        yield Finding(severity, f"{len(lost)} of {n} images could not be placed: {some(lost)}", len(lost), n / 2)
+        yield Finding(severity, f"{len(lost)} of {n} {word} could not be placed: {some(lost)}", len(lost), n / 2)
     doubtful = [image["name"] for image in images if image["placed"] and image["verdict"] != "pass"]
     if doubtful:
-        yield Finding("warn", f"{len(doubtful)} of {n} images want a look: {some(doubtful)}", len(doubtful), 0)
+        yield Finding("warn", f"{len(doubtful)} of {n} {word} want a look: {some(doubtful)}", len(doubtful), 0)
     if not lost and not doubtful:
-        yield Finding("pass", f"all {n} images have their place")
+        yield Finding("pass", f"all {n} {word} have their place")
 
 
 # ---- slides in pieces -----------------------------------------------------------------------------------------------------
