@@ -337,7 +337,7 @@ def _landmarks(path: Path, fixed: Image | PointSet, moving: Image | PointSet, op
 
     import regframe
 
-    from ..data import Image, PointSet, describe_grid
+    from ..data import Image, PointSet, describe_grid, unit_ratio
     from ..io.tables import to_unit_of
 
     fixed_points, moving_points, units = regframe.read_landmarks(path, options["moving_landmarks"])
@@ -348,7 +348,13 @@ def _landmarks(path: Path, fixed: Image | PointSet, moving: Image | PointSet, op
         data = sides[side]
         points = PointSet(coords, unit or (data.grid.unit if isinstance(data, Image) else data.unit))
         if not isinstance(data, Image):
-            return points.coords
+            ratio = unit_ratio(points.unit, data.unit)
+            if ratio is None:
+                raise ValueError(
+                    f"wanted {side} landmarks of {path} in {data.unit}, as the positions of {side}, got {points.unit}; convert "
+                    f"them, or state the unit of the table (--{side}-set unit={points.unit})"
+                )
+            return points.coords * ratio
         of_file = points.unit == "px" != data.grid.unit
         return to_unit_of(points, (_own_grid(side, options) if of_file else None) or data.grid).coords
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -91,3 +92,25 @@ def test_register_says_it_before_it_fits(tmp_path: Path) -> None:
     assert done.exit_code == 2
     assert "with both sides exchanged all lie inside: exchange the columns fixed_… and moving_…" in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_landmarks_of_tables_are_taken_in_their_own_unit(tmp_path: Path) -> None:
+    """Micrometres for tables in millimetres are converted, pixels are refused."""
+    at = np.random.default_rng(1).uniform(0, 3, (60, 2))
+    for name, shift in (("fixed", 0.0), ("moving", 1.5)):
+        rows = "\n".join(f"{y + shift},{x}" for y, x in at)
+        (tmp_path / f"{name}.csv").write_text(f"y_mm,x_mm\n{rows}\n", encoding="utf-8")
+    pairs = "\n".join(f"{1e3 * y},{1e3 * x},{1e3 * (y + 1.5)},{1e3 * x}" for y, x in at[:4])
+    for unit, code in (("um", (0, 3)), ("px", (2,))):
+        header = ",".join(f"{side}_{axis}_{unit}" for side in ("fixed", "moving") for axis in "yx")
+        (tmp_path / "p.csv").write_text(f"{header}\n{pairs}\n", encoding="utf-8")
+        files = [str(tmp_path / f"{name}.csv") for name in ("fixed", "moving")]
+        words = ["--landmarks", str(tmp_path / "p.csv"), "--transform", "rigid", "-o", str(tmp_path / unit), "--json"]
+        done = CliRunner().invoke(main, ["register", *files, *words])
+        assert done.exit_code in code, done.output
+        if unit == "px":
+            assert "wanted fixed landmarks" in done.stderr
+            assert "got px" in done.stderr
+            continue
+        start = json.loads((tmp_path / unit / "metrics.json").read_text(encoding="utf-8"))
+        assert max(start["landmark_residual_px"]) < 1e-6
