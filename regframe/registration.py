@@ -19,8 +19,9 @@ from .formats import starts
 from .maps.affine import Affine
 from .result import Result
 from .solvers.far import brought_near, check_place
-from .starts.exchanged import exchanged
-from .starts.given import first_pose, given
+from .starts.exchanged import exchanged, fit_exchanged
+from .starts.given import check_sides, first_pose, given
+from .starts.identity import unit_of
 from .starts.landmarks import Landmarks
 from .starts.stated import RUNNER_UP
 from .starts.stated import said as said_in
@@ -102,8 +103,8 @@ def _registered(
         fitted, found = _fitted(solver, near)
         if verdict.worst(found) == "fail":
             fitted, found = _otherwise(solver, near, fitted, found)
-        if verdict.worst(found) == "fail" and _exchanged(task):
-            found = [verdict.exchanged_landmarks(), *found]
+        if isinstance(near.start, Landmarks):
+            found = [*_of_sides(solver, near, fitted, near.start, verdict.worst(found)), *found]
     result = assembled(back(fitted), task, [*plan.doubts, *found, *plan.remarks], time.perf_counter() - began)
     begun = plugins.entry("start", start).cls if start is not None else None
     result.metrics["versions"] |= strangers.versions_of(solver, task.metric, begun, task.fixed, task.moving)
@@ -165,6 +166,8 @@ def planned(
         task = dataclasses.replace(
             task, start=first_pose(named, config.init_options, dataclasses.replace(task, start="auto"))
         )
+    if isinstance(task.start, Landmarks):
+        check_sides(task.fixed, task.moving, task.start)
     if config.init == RUNNER_UP:
         _check_runner_up(task)
     solver = _solver(task)
@@ -339,12 +342,21 @@ def _of_landmarks(task: Task) -> list[Finding]:
     ]
 
 
-def _exchanged(task: Task) -> bool:
-    """Whether the landmarks that a fit of two images began from have their sides exchanged."""
-    fixed, moving, start = task.fixed, task.moving, task.start
-    if not (isinstance(start, Landmarks) and isinstance(fixed, Image) and isinstance(moving, Image)):
-        return False
-    return fixed.grid.ndim == moving.grid.ndim and exchanged(fixed, moving, start, task.config)
+def _of_sides(solver: Solver, task: Task, fitted: Fitted, pairs: Landmarks, word: str) -> list[Finding]:
+    """What is to be said of landmarks whose fixed and moving sides look exchanged, after a fit that began from them.
+
+    ``word`` is the verdict so far: where it is ``fail``, both sides are asked, clouds as densities.
+    """
+    if fitted.transform.ndim != pairs.fixed.shape[1] or fitted.transform.ndim != pairs.moving.shape[1]:
+        return []
+    if word == "fail":
+        other = None if isinstance(task.fixed, Image) and isinstance(task.moving, Image) else solver.otherwise(task)
+        fixed, moving = (task.fixed, task.moving) if other is None else (other.task.fixed, other.task.moving)
+        images = isinstance(fixed, Image) and isinstance(moving, Image) and fixed.grid.ndim == moving.grid.ndim
+        if images and exchanged(fixed, moving, pairs, task.config):  # type: ignore[arg-type]
+            return [verdict.exchanged_landmarks()]
+    found = fit_exchanged(fitted.transform, pairs)
+    return [] if found is None else [verdict.landmarks_fit_exchanged(*found, unit_of(task.fixed))]
 
 
 def _of_sizes(task: Task) -> list[Finding]:

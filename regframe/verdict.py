@@ -127,12 +127,27 @@ def odd_landmark(sentence: str, off: float) -> Finding:
     )
 
 
+EXCHANGE = "exchange the columns fixed_… and moving_… of the landmarks"
+"""Remedy where the sides of the pairs are the wrong way round."""
+
+
 def exchanged_landmarks() -> Finding:
-    """Pairs of landmarks near which images are alike only with the fixed and the moving side of the pairs exchanged."""
+    """Pairs of landmarks near which both sides are alike only with the fixed and the moving side of the pairs exchanged."""
     return Finding(
         "fail",
-        "the landmarks look exchanged: the images are alike where they say, if their fixed side is the moving one",
-        remedy="exchange the columns fixed_… and moving_… of the landmarks",
+        "the landmarks look exchanged: both sides are alike where they say, if their fixed side is the moving one",
+        remedy=EXCHANGE,
+    )
+
+
+def landmarks_fit_exchanged(own: float, other: float, unit: str) -> Finding:
+    """Pairs that the map fits far better with both sides exchanged: ``other`` in place of ``own``, in the fixed unit."""
+    return Finding(
+        "warn",
+        f"the landmarks look exchanged: the map fits them to {other:.3g} {unit} with their fixed side as the moving one, "
+        f"to {own:.3g} {unit} as they were given",
+        own,
+        remedy=EXCHANGE,
     )
 
 
@@ -799,18 +814,18 @@ def contradicted(names: Sequence[str]) -> Finding:
     )
 
 
-def of_group(images: Sequence[Mapping[str, Any]]) -> Iterable[Finding]:
-    """All findings on a group, from the ``name``, ``placed`` and ``verdict`` of its images."""
+def of_group(images: Sequence[Mapping[str, Any]], word: str = "images") -> Iterable[Finding]:
+    """All findings on a group, from the ``name``, ``placed`` and ``verdict`` of its images, which are called ``word``."""
     n = len(images)
     lost = [image["name"] for image in images if not image["placed"]]
     if lost:
         severity: Severity = "fail" if len(lost) > n / 2 or len(lost) == n - 1 else "warn"
-        yield Finding(severity, f"{len(lost)} of {n} images could not be placed: {some(lost)}", len(lost), n / 2)
+        yield Finding(severity, f"{len(lost)} of {n} {word} could not be placed: {some(lost)}", len(lost), n / 2)
     doubtful = [image["name"] for image in images if image["placed"] and image["verdict"] != "pass"]
     if doubtful:
-        yield Finding("warn", f"{len(doubtful)} of {n} images want a look: {some(doubtful)}", len(doubtful), 0)
+        yield Finding("warn", f"{len(doubtful)} of {n} {word} want a look: {some(doubtful)}", len(doubtful), 0)
     if not lost and not doubtful:
-        yield Finding("pass", f"all {n} images have their place")
+        yield Finding("pass", f"all {n} {word} have their place")
 
 
 # ---- slides in pieces -----------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import dataclasses
 import os
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -155,3 +156,18 @@ print([name for name in ("matplotlib", "pandas", "dask", "distributed") if name 
         [sys.executable, "-c", script], capture_output=True, text=True, check=False, env={**os.environ}
     )
     assert done.stdout.strip() == "[]", done.stdout + done.stderr
+
+
+def test_shapes_are_drawn_as_outlines() -> None:
+    """The edges, not the corners alone; points as crosses; very many as dots."""
+    ring = [[0.0, 0.0], [200.0, 0.0], [200.0, 100.0], [0.0, 100.0], [0.0, 0.0]]
+    picture = display.outlines([np.array(ring)], np.array([[180.0, 50.0]]))
+    drawn = (picture < 0.9).any(axis=-1)
+    assert (drawn.sum(axis=0) > 0.8 * drawn.shape[0] * 200 / 216).sum() >= 2  # two whole sides
+    middle = drawn[30:-30, 20:-20]
+    assert 3 <= middle.sum() <= 60  # the cross
+    started = time.perf_counter()
+    many = display.outlines([np.array(ring) + i for i in range(display.MOST_DRAWN + 1)], np.zeros((0, 2)))
+    assert time.perf_counter() - started < 5
+    assert (many < 1).any()
+    assert display.outlines([], np.zeros((0, 2))).shape == (8, 8, 3)

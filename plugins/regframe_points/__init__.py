@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -21,9 +22,12 @@ _HEAD = 4096
 """Bytes at the beginning of a file, unpacked, by which text is told from other data."""
 _SUFFIXES = (".csv", ".tsv", ".txt", ".csv.gz", ".tsv.gz", ".txt.gz", ".pts", ".fcsv")
 
+_IMAGEJ = (".roi", ".zip")
+
 
 class PointsAdapter(regframe.Adapter):
-    """Positions in a text table (CSV, TSV, white space, elastix ``.pts``) with all of its other columns, or in an array.
+    """Positions in a text table (CSV, TSV, white space, elastix ``.pts``) with all of its other columns, in points of ImageJ
+    (``.roi``, ``RoiSet.zip``), or in an array.
 
     Args:
         columns: which columns are the positions, where their names leave it open: ``"x=NAME,y=NAME"``; for a file
@@ -43,14 +47,16 @@ class PointsAdapter(regframe.Adapter):
         self.unit = unit
 
     def matches(self, source: Any) -> float:
-        """1 for a `PointSet`, 0.6 for a text file with a table's suffix, else 0."""
+        """1 for a `PointSet`, 0.9 for points of ImageJ, 0.6 for a text file with a table's suffix, else 0."""
         if isinstance(source, regframe.PointSet):
             return 1.0
-        if not isinstance(source, (str, Path)) or not str(source).lower().endswith(_SUFFIXES):
+        if not isinstance(source, (str, Path)) or not str(source).lower().endswith((*_SUFFIXES, *_IMAGEJ)):
             return 0.0
         path = Path(source)
         if not path.is_file():
             return 0.0
+        if str(source).lower().endswith(_IMAGEJ):
+            return 0.9 if _selections(path) else 0.0
         head = regframe.gate.head_of(path, _HEAD)
         return 0.6 if regframe.is_text(head) else 0.1
 
@@ -60,7 +66,12 @@ class PointsAdapter(regframe.Adapter):
             return source
         if isinstance(source, np.ndarray) or torch.is_tensor(source):
             return self._from_array(np.asarray(source))
-        return regframe.read_points(source, self.columns, self.unit)
+        points = regframe.read_points(source, self.columns, self.unit)
+        if self.unit and points.unit != regframe.canonical_unit(self.unit) and str(source).lower().endswith(_IMAGEJ):
+            raise ValueError(
+                f"wanted positions in px, as selections of ImageJ have them, got unit={self.unit!r}; leave it out"
+            )
+        return points
 
     def _from_array(self, array: np.ndarray[Any, Any]) -> regframe.PointSet:
         axes = [name.strip().lower() for name in (self.columns or "").split(",")]
@@ -94,6 +105,19 @@ class PointsAdapter(regframe.Adapter):
         rows = "".join(f"c{i},{3.5 * (i % 7)},{i / 8},kind {i % 4}\n" for i in range(40))
         path.write_text(f"id,x_um,y_um,kind\n{rows}", encoding="utf-8")
         return path
+
+
+def _selections(path: Path) -> bool:
+    """Whether a file is a selection of ImageJ's, or a set of them; of a set no more than its list of contents is read."""
+    with path.open("rb") as file:
+        if file.read(4) == b"Iout":
+            return True
+        file.seek(0)
+        try:
+            with zipfile.ZipFile(file) as archive:
+                return any(name.lower().endswith(".roi") for name in archive.namelist())
+        except (zipfile.BadZipFile, ValueError, RuntimeError, OSError, EOFError):
+            return False
 
 
 @regframe.hookimpl

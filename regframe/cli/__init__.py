@@ -7,8 +7,8 @@ One module per command: ``register``, ``refine``, ``correct``, ``view``, ``apply
 ``progress`` is the display of all, ``interrupts`` how all end when told to, ``leftovers`` what doctor says of interrupted runs,
 ``streams`` puts standard input and output in place of files, ``asread`` says how a run read a file that is moved,
 ``whereabouts`` whether points lie where they belong, ``swapped`` whether x and y of landmarks are exchanged,
-``forecast`` what a run would take, ``clusters`` the Dask workers of a command,
-``outside`` lists the commands of installed packages.
+``folders`` what a folder of several results is, ``forecast`` what a run would take,
+``clusters`` the Dask workers of a command, ``outside`` lists the commands of installed packages.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from ..gate.limits import parse_size, set_most_bytes
 from ..gate.meant import meant
 from ..gate.screen import printable
 from ..strangers import fault_of, returned
-from . import interrupts, streams
+from . import folders, interrupts, streams
 
 if TYPE_CHECKING:
     from ..contracts import Adapter
@@ -281,11 +281,12 @@ class _ResultType(_InputType):
         super().__init__("a folder that `regframe register` wrote")
 
     def find(self, path: Path) -> None:
-        """Give a folder its name whose writer died between two renames."""
+        """Give a folder its name whose writer died between two renames; ValueError for a folder of several results."""
         if not path.exists():
             from ..io.claims import heal
 
             heal(path)
+        folders.check_single(path)
 
 
 class _NumberType(click.types.FloatParamType):
@@ -526,14 +527,15 @@ def recorded_run(folder: Path, fixed: Path | None, moving: Path | None) -> dict[
             f"wanted a folder that `regframe register` wrote, got {folder}; name the files of a map that was saved alone with "
             "--fixed and --moving where the command takes them"
         )
-    written = gate.read_yaml(folder / outputs.CONFIG) or {}
+    config = folder / outputs.CONFIG
+    written = gate.read_yaml(config) or {} if config.is_file() else {}
     run: dict[str, Any] = written.get("run") or {}
     for side, given in (("fixed", fixed), ("moving", moving)):
         how = run.setdefault(side, {})
         if given is not None:
             how["path"] = str(given.resolve())
         if not how.get("path"):
-            raise ValueError(f"wanted the {side} file, which {outputs.CONFIG} does not name; pass --{side} FILE")
+            raise ValueError(f"wanted the {side} file, which {folder} does not record; pass --{side} FILE")
         if not locate(how["path"]).exists():
             raise FileNotFoundError(
                 f"wanted the {side} file at {how['path']}, which does not exist; pass --{side} FILE"

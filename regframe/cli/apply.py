@@ -449,12 +449,13 @@ def points(
     match_probability says how likely the position shows tissue that both sides have, position_sd how far off it may be
     (standard deviation per axis, in the unit of the destination; both blank outside the fixed canvas),
     in_canvas whether it lies on the canvas of the destination; with "regframe_" before them where the table has such
-    columns already. A .pts file holds positions alone.
+    columns already. A .pts file and ImageJ's .roi hold positions alone. Points of ImageJ (.roi, RoiSet.zip) count pixels of the
+    slide at full resolution, and go back in such pixels.
     """
     import regframe
 
     from .. import plugins
-    from ..io import outputs
+    from ..io import imagej, outputs
 
     to = order.to
     result = load_result(order.result_folder)
@@ -464,6 +465,9 @@ def points(
         bad_input(),
         streamed(on_disk(order.input_file, "an input"), on_disk(order.output, "an output")) as (input_file, output),
     ):
+        if output.name.lower().endswith(".zip"):
+            raise ValueError(f"wanted a name ending in .roi (points of ImageJ) or .csv, got {output.name!r}")
+        to_roi = output.name.lower().endswith(".roi")
         unit = "px" if order.input_spacing else source.unit
         adapter = adapter or _own_reader(input_file)
         if adapter is None:
@@ -478,17 +482,22 @@ def points(
             reader, table, notes = _native(input_file, adapter, options, unit)
             say_notes(reader, input_file, "input")
         away = "moving" if to == "fixed" else "fixed"
-        full = in_full_resolution(table) and order.input_spacing is None
+        rois = input_file.name.lower().endswith(imagej.SUFFIXES)
+        full = (rois or in_full_resolution(table)) and order.input_spacing is None
         pixels = pixels_of(order.result_folder, away, source) if full else source
         placed = in_unit(table, pixels, order.input_spacing)
         warning = off_canvas(placed, source, away, order.input_spacing)
         carried = regframe.carry_points(result, placed, to)
-        if full and carried.points.unit != "px":
+        if (full or to_roi) and carried.points.unit != "px":
             other = result.fixed_grid if to == "fixed" else result.moving_grid
             carried = in_pixels(carried, pixels_of(order.result_folder, to, other))
         extra = {name: values.tolist() for name, values in carried.columns(table.table).items()}
         extra |= _regions(carried.points, table, labels, labels_set, label_names)
-        writer = None if reader is None else plugins.find_writer(reader, carried.points, output, input_file)
+        writer = (
+            None
+            if reader is None or rois or to_roi
+            else plugins.find_writer(reader, carried.points, output, input_file)
+        )
         with outputs.staged(output, order.overwrite) as path:
             if writer is None:
                 regframe.write_points(carried.points, path, {name: _texts(values) for name, values in extra.items()})
@@ -497,6 +506,8 @@ def points(
     click.echo(f"wrote {order.output}: {len(carried.points)} points in {carried.points.unit}", err=True)
     if warning:
         click.echo(f"Warning: {warning}", err=True)
+    if to_roi:
+        notes += ("a .roi holds positions alone; write a .csv for names and the new columns",)
     for note in notes:
         click.echo(f"Note: {note}", err=True)
 

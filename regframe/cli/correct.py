@@ -86,7 +86,7 @@ def correct(
         pairs = [] if landmarks is None else _pairs(landmarks, grids)
         data = sources[0].data(), sources[1].data()
         found = corrected_here(result, rings, pairs, Looked.of(*data))
-        text = steps.written([steps.opened(result_folder), steps.mended(rings, pairs)])
+        text = steps.written(steps.History((steps.opened(result_folder), steps.mended(rings, pairs)), tuple(pairs)))
         kept = {side: run[side] for side in ("fixed", "moving")} | {"landmarks": None, "init": "auto"}
         results.write_run(
             output, found, data, kept, options["overwrite"],

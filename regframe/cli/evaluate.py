@@ -85,7 +85,7 @@ def evaluate(
         figures = measure(result, pairs.fixed, pairs.moving) | {"paired_on": pairs.column}
     click.echo(pairs.words, err=True)
     places = files[0][0], files[-1][0]
-    odd = None if landmarks else swapped(result, pairs.fixed.coords, pairs.moving.coords, places)
+    odd = swapped(result, pairs.fixed.coords, pairs.moving.coords, places)
     if odd:
         click.echo(f"Warning: {odd}", err=True)
     if as_json:

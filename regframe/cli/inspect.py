@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..gate.screen import printable
+from . import folders
 from ._common import (
     BadInput,
     adapter_options,
@@ -71,6 +72,8 @@ def info(
             outputs.check_file(thumbnail, overwrite, [path])
     if isinstance(path, Path) and (outputs.is_output(path) or path.name == outputs.TRANSFORM):
         found, pyramid = _result_facts(path), None
+    elif isinstance(path, Path) and (several := folders.of(path)) is not None:
+        found, pyramid = {"kind": several.kind, "report": several.page, "results": several.results}, None
     else:
         options = adapter_options(pairs, "--set")
         pyramid, reader = open_levels(path, adapter, options)

@@ -160,7 +160,10 @@ def _mosaic(views: list[View], layout: Any, options: dict[str, Any]) -> tuple[Mo
         if found.metrics["n_placed"]:
             shown = mosaic.planned(found, options["out"] / mosaic.SLIDE, None, options["seam"], options["flat_field"])
         mosaic.write(
-            found, options["out"], options["overwrite"], lambda path: mosaics.write(found, shown, path / outputs.REPORT)
+            found,
+            options["out"],
+            options["overwrite"],
+            lambda path: mosaics.write(found, shown, path / outputs.REPORT, options["out"]),
         )
     return found, False
 

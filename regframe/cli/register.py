@@ -37,6 +37,8 @@ from ._common import (
 from .refine import levels, run_refinement, threads_option
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ..config import Config
     from ..contracts import Adapter
     from ..data import Image, PointSet
@@ -331,33 +333,55 @@ def _own_grid(side: str, options: dict[str, Any]) -> Any:
 
 def _landmarks(path: Path, fixed: Image | PointSet, moving: Image | PointSet, options: dict[str, Any]) -> Any:
     """The pairs of a table; pixels of an image with a length unit are those of its finest level."""
+    import torch
+
     import regframe
 
-    from ..data import Image, PointSet, describe_grid
+    from ..data import Image, PointSet, describe_grid, unit_ratio
     from ..io.tables import to_unit_of
 
     fixed_points, moving_points, units = regframe.read_landmarks(path, options["moving_landmarks"])
-    pairs = []
-    for side, data, coords, unit in (
-        ("fixed", fixed, fixed_points, units[0]),
-        ("moving", moving, moving_points, units[1]),
-    ):
-        own = data.grid.unit if isinstance(data, Image) else data.unit
-        points = PointSet(coords, unit or own)
-        if isinstance(data, Image):
-            of_file = points.unit == "px" != data.grid.unit
-            points = to_unit_of(points, (_own_grid(side, options) if of_file else None) or data.grid)
-            outside = (~data.grid.contains(points.coords)).nonzero().flatten().tolist()
-            if outside:
-                where = ", ".join(f"{v:.6g}" for v in points.coords[outside[0]].tolist())
-                turned = bool(data.grid.contains(points.coords.flip(1)).all())
-                likely = "; with x and y exchanged all lie inside: exchange the columns" if turned else ""
+    sides = {"fixed": fixed, "moving": moving}
+
+    def placed(side: str, coords: Tensor, unit: str | None) -> Tensor:
+        """Positions of a side in its unit."""
+        data = sides[side]
+        points = PointSet(coords, unit or (data.grid.unit if isinstance(data, Image) else data.unit))
+        if not isinstance(data, Image):
+            ratio = unit_ratio(points.unit, data.unit)
+            if ratio is None:
                 raise ValueError(
-                    f"wanted landmarks of {path} inside the {side} image ({describe_grid(data.grid)}), "
-                    f"got ({where}) in row {outside[0] + 1}; check the order of the axes and the unit{likely}"
+                    f"wanted {side} landmarks of {path} in {data.unit}, as the positions of {side}, got {points.unit}; convert "
+                    f"them, or state the unit of the table (--{side}-set unit={points.unit})"
                 )
-        pairs.append(points.coords)
-    return regframe.landmarks(pairs[1], pairs[0])
+            return points.coords * ratio
+        of_file = points.unit == "px" != data.grid.unit
+        return to_unit_of(points, (_own_grid(side, options) if of_file else None) or data.grid).coords
+
+    def outside(side: str, coords: Tensor) -> list[int]:
+        """Rows that lie outside of an image."""
+        data = sides[side]
+        inside = data.grid.contains(coords) if isinstance(data, Image) else torch.ones(len(coords), dtype=torch.bool)
+        return [int(row) for row in (~inside).nonzero().flatten()]
+
+    pairs = {"fixed": placed("fixed", fixed_points, units[0]), "moving": placed("moving", moving_points, units[1])}
+    for side, data in sides.items():
+        wrong = outside(side, pairs[side])
+        if not wrong or not isinstance(data, Image):
+            continue
+        where = ", ".join(f"{v:.6g}" for v in pairs[side][wrong[0]].tolist())
+        likely = ""
+        if not outside(side, pairs[side].flip(1)):
+            likely = "; with x and y exchanged all lie inside: exchange the columns"
+        elif not outside("fixed", placed("fixed", moving_points, units[1])) and not outside(
+            "moving", placed("moving", fixed_points, units[0])
+        ):
+            likely = "; with both sides exchanged all lie inside: exchange the columns fixed_… and moving_…"
+        raise ValueError(
+            f"wanted landmarks of {path} inside the {side} image ({describe_grid(data.grid)}), "
+            f"got ({where}) in row {wrong[0] + 1}; check the order of the axes and the unit{likely}"
+        )
+    return regframe.landmarks(fixed=pairs["fixed"], moving=pairs["moving"])
 
 
 def _saver(adapter: Adapter, source: Path | Remote, result: Result) -> Any:

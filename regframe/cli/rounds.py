@@ -146,7 +146,9 @@ def _group(members: list[Member], config: Config, options: dict[str, Any]) -> tu
 
         shown = [member.image for member in members]
         found = run.write(
-            options["overwrite"], progress, lambda group, folder: groups.write(group, shown, folder / outputs.REPORT)
+            options["overwrite"],
+            progress,
+            lambda group, folder: groups.write(group, shown, folder / outputs.REPORT, options["out"]),
         )
     return found, False
 

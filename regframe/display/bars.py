@@ -125,7 +125,7 @@ class Bars(Screen):
             return
         if self.live is None:
             if step.loss is not None:
-                self.line(f"{_name(step)}: {step.done} iterations, {_energy(step)}")
+                self.line(f"{_name(step)}: {step.done} iteration{'' if step.done == 1 else 's'}, {_energy(step)}")
         elif whole:  # the stage converged before its limit, or reported every step before doing it
             n = max(step.done if step.loss is not None else step.total, 1)
             self.live.update(self._task, total=n, completed=n)
@@ -133,7 +133,7 @@ class Bars(Screen):
 
 def _name(step: Step) -> str:
     stage = STAGES.get(step.stage, step.stage)
-    return stage if step.n_levels == 1 else f"{stage:<11} level {step.level} of {step.n_levels}"
+    return stage if step.n_levels == 1 else f"{stage:<11} level {step.level + 1} of {step.n_levels}"
 
 
 def _energy(step: Step) -> str:

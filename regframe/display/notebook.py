@@ -73,6 +73,12 @@ def dots(coords: NDArray[np.float64]) -> NDArray[np.float32]:
     return np.asarray(np.repeat((1 - ink)[..., None], 3, axis=-1), dtype=np.float32)
 
 
+MOST_DRAWN = 20_000
+"""Lines and points that are drawn one by one: a third of a second."""
+_MARK = np.array([[-1, 0], [1, 0], [0, 0], [0, -1], [0, 1]], dtype=np.float64)
+"""A point as a cross, (y, x), around its middle."""
+
+
 def ink(picture: NDArray[np.float32]) -> NDArray[np.float32]:
     """The amount of signal ``[h, w]``, 0 … 1, of colours ``[h, w, 3]``: dark on a bright border, or bright on a dark one."""
     grey = picture.mean(axis=-1)
@@ -103,6 +109,24 @@ def lines(drawn: Sequence[NDArray[np.float64]], window: tuple[float, float, floa
         at = (line[:, ::-1] - np.array([left, top])) * scale
         pen.line([(float(x), float(y)) for x, y in at[np.isfinite(at).all(axis=1)].clip(-1e4, 1e4)], fill="#1f5fae")
     return np.asarray(picture, dtype=np.float32) / np.float32(255)
+
+
+def outlines(drawn: Sequence[NDArray[np.float64]], points: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Lines ``[n, 2]`` (y, x) and points ``[N, 2]`` in blue on white, the longer side of their box `THUMBNAIL` pixels.
+
+    Of more than `MOST_DRAWN` the vertices alone, as `dots` draws them.
+    """
+    whole = np.concatenate([*drawn, points.reshape(-1, 2)])
+    if len(drawn) + len(points) > MOST_DRAWN:
+        return dots(whole)
+    known = whole[np.isfinite(whole).all(axis=1)]
+    if not len(known):
+        return np.ones((8, 8, 3), dtype=np.float32)
+    low, high = known.min(axis=0), known.max(axis=0)
+    margin = 0.04 * max(float((high - low).max()), 1e-300)
+    marks = [at + 0.4 * margin * _MARK for at in points]
+    (top, left), (bottom, right) = low - margin, high + margin
+    return lines([*drawn, *marks], (left, right, bottom, top))
 
 
 def uri(picture: NDArray[Any]) -> str:

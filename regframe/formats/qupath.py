@@ -104,7 +104,12 @@ class Alignment(_InPixels):
     suffixes = (".qupath.txt",)
 
     def write(self, result: Result, path: Path, *, to: Side, unit: str, tolerance: float) -> Written:
-        """Write six numbers in two rows; a map that bends is refused."""
+        """Write six numbers in two rows; a map that bends is refused, and a name under which they would be read otherwise."""
+        if not self.recognises(path):
+            raise ValueError(
+                f"wanted a name ending in {self.suffixes[0]} for QuPath's alignment, which tells it from a bare matrix, got "
+                f"{path.name!r}; take {path.name.partition('.')[0] + self.suffixes[0]}"
+            )
         if not _straight(result.transform):
             raise ValueError(
                 "wanted an affine map for QuPath's image alignment, got one that bends; write warpy, or fit with "
@@ -149,6 +154,11 @@ class Warpy(_InPixels):
 
     def write(self, result: Result, path: Path, *, to: Side, unit: str, tolerance: float) -> Written:
         """Write the matrix of an affine map exactly, a bend as a thin-plate spline through up to 1000 landmarks."""
+        if not (self.recognises(path) or path.name.lower().endswith(self.suffixes)):
+            raise ValueError(
+                f"wanted a name that QuPath's extension Warpy looks for (transform_2_1.json: project entries), or one ending in "
+                f"{self.suffixes[0]}, got {path.name!r}; without it the file is not known as Warpy's"
+            )
         left, reached = self._ends(result.fixed_grid, result.moving_grid, to)
         if _straight(result.transform):
             forward = bends.product(result.transform.parts(), 2).numpy()

@@ -35,6 +35,10 @@ _MOST_IN_ALL = 1 << 26
 _MOST_ENTRIES = 50_000
 """Selections of a set, at most."""
 
+OUTLINES = "outlines of ImageJ are moved as GeoJSON: import them in QuPath, export GeoJSON, `regframe apply shapes`"
+"""What to do with a selection that is no points."""
+_COLUMNS = ("y_px", "x_px")
+
 Named = tuple[str, tuple[float, float]]
 """Name and position (y, x), in pixels from the middle of the first one."""
 
@@ -76,7 +80,7 @@ def written(places: Sequence[tuple[float, float]]) -> bytes:
     """
     roifile = _needed("write")
     if not 0 < len(places) <= _MOST_ENTRIES:
-        raise ValueError(f"wanted 1 to {_MOST_ENTRIES} points for a file of ImageJ, got {len(places)}")
+        raise ValueError(f"wanted 1 to {_MOST_ENTRIES} points for a file of ImageJ, got {len(places)}; write a .csv")
     coords = np.array(places, dtype=np.float64)[:, ::-1]
     roi = roifile.ImagejRoi.frompoints(coords, name="landmarks")
     roi.roitype = roifile.ROI_TYPE.POINT
@@ -98,8 +102,24 @@ def read_roi(path: str | os.PathLike[str]) -> PointSet:
     except ValueError as error:
         raise ValueError(f"{error} ({str(path)!r})") from error
     coords = torch.tensor([at for _, at in found], dtype=torch.float64)
-    table = {"selection": [name for name, _ in found], "y": coords[:, 0].tolist(), "x": coords[:, 1].tolist()}
-    return PointSet(coords, "px", table=table, columns=("y", "x"), name=path.name)
+    table = {"selection": [name for name, _ in found]}
+    table |= {name: [repr(v) for v in coords[:, d].tolist()] for d, name in reversed(list(enumerate(_COLUMNS)))}
+    return PointSet(coords, "px", table=table, columns=_COLUMNS, name=path.name)
+
+
+def of_points(points: PointSet, name: str) -> bytes:
+    """Points in pixels as one multipoint, positions alone; ``name`` is that of the file, for the sentences.
+
+    Raises what `written` raises, and ValueError for another unit, a volume or positions that are not finite.
+    """
+    if points.unit != "px" or points.ndim != 2:
+        raise ValueError(
+            f"wanted points of a plane in px for {name!r}, got {points.ndim} components in {points.unit}; write a .csv"
+        )
+    coords = points.coords.detach().cpu()
+    if not bool(coords.isfinite().all()):
+        raise ValueError(f"wanted finite positions for {name!r}, got some that are none; write a .csv")
+    return written([(y, x) for y, x in coords.tolist()])
 
 
 def _points(roifile: ModuleType, data: bytes) -> tuple[str, np.ndarray]:
@@ -113,7 +133,9 @@ def _points(roifile: ModuleType, data: bytes) -> tuple[str, np.ndarray]:
             raise
         raise ValueError("wanted a selection as ImageJ saves it, got damaged bytes or another file") from error
     if kind != roifile.ROI_TYPE.POINT:
-        raise ValueError(f"wanted points in a file of ImageJ, got a selection of the type {kind.name.lower()}")
+        raise ValueError(
+            f"wanted points in a file of ImageJ, got a selection of the type {kind.name.lower()}; {OUTLINES}"
+        )
     if places.ndim != 2 or places.shape[1] != 2 or not np.isfinite(places).all():
         raise ValueError("wanted finite positions in a file of ImageJ, got others")
     return gate.printable(name), places

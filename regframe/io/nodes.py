@@ -51,10 +51,10 @@ def find_store(path: str | Path) -> Path:
         if (folder / "zarr.json").is_file():
             return folder
     if not path.exists():
-        raise FileNotFoundError(f"wanted a regframe store or a folder with {STORE_NAME} in it, got nothing at {path}")
+        raise FileNotFoundError(f"wanted a result of regframe, got nothing at {path}")
     raise FileNotFoundError(
-        f"wanted a regframe store or a folder with {STORE_NAME} in it, got {path} without zarr.json; name the "
-        "folder that `regframe register … -o FOLDER` wrote, or a saved NAME.ome.zarr"
+        f"wanted a result of regframe, got {path}, which holds no map; name the folder that `regframe register … -o FOLDER` "
+        "wrote, or a saved NAME.ome.zarr"
     )
 
 

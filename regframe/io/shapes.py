@@ -14,6 +14,7 @@ import torch
 
 from .. import gate
 from ..maps.shapes import Filler, Shapes
+from . import imagej
 from .tables import replace_file
 
 
@@ -61,6 +62,10 @@ def write_shapes(
 
 
 def _parse(path: Path, max_bytes: int) -> Any:
+    if path.name.lower().endswith(imagej.SUFFIXES):
+        raise ValueError(
+            f"wanted a GeoJSON file, got {str(path)!r}; {imagej.OUTLINES}; points of ImageJ: `regframe apply points`"
+        )
     try:
         with path.open("rb") as file:
             packed = file.read(2) == b"\x1f\x8b"

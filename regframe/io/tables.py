@@ -531,10 +531,14 @@ def write_points(
     """Write the points with their table: same rows, same order, position columns replaced, columns ``extra`` appended.
 
     A unit suffix of a position column follows the points' unit; without a table the columns are the axes with the unit
-    (``y_px,x_px``). ``.tsv`` writes tabs, ``.gz`` compresses, ``.pts`` is elastix's, with positions alone. Numbers are written so
-    that they read back the same. The file is written aside and then renamed.
+    (``y_px,x_px``). ``.tsv`` writes tabs, ``.gz`` compresses, ``.pts`` is elastix's and ``.roi`` ImageJ's multipoint (points
+    in px), both with positions alone. Numbers of tables are written so that they read back the same. The file is written aside
+    and then renamed.
     """
     path = Path(path)
+    if path.suffix.lower() == ".roi":
+        replace_file(path, imagej.of_points(points, path.name))
+        return
     coords = points.coords.detach().cpu()
     if path.suffix.lower() == ".pts":
         index = points.unit == "px" and any(_split_unit(_normal(name))[1] == "px" for name in points.columns)

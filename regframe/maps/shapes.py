@@ -138,13 +138,24 @@ class Shapes:
 
     def _repr_html_(self) -> str:
         kinds = [int((self.kinds == kind).sum()) for kind in (POINTS, LINE, RING)]
-        words = zip(kinds, ("runs of points", "lines", "rings"), strict=True)
+        one, many = ("set of points", "line", "outline"), ("sets of points", "lines", "outlines")
+        words = zip(kinds, one, many, strict=True)
         facts = [
             ("shapes", f"{len(self):,}"),
-            ("paths", ", ".join(f"{n:,} {word}" for n, word in words if n) or "–"),
+            (
+                "of these",
+                ", ".join(f"{n:,} {single if n == 1 else several}" for n, single, several in words if n) or "–",
+            ),
             ("vertices", f"{len(self.coords):,} in {self.unit}"),
         ]
-        return notebook.table(self.name, facts, notebook.dots(self.coords.numpy()))
+        coords, ends = self.coords.numpy(), self.offsets.tolist()
+        paths = [
+            coords[first:end]
+            for first, end, kind in zip(ends, ends[1:], self.kinds.tolist(), strict=False)
+            if kind != POINTS
+        ]
+        alone = torch.repeat_interleave(self.kinds == POINTS, self.offsets.diff())
+        return notebook.table(self.name, facts, notebook.outlines(paths, coords[alone.numpy()]))
 
     def to_positions(self, grid: Grid, spacing: float | None = None) -> Shapes:
         """The shapes as positions in the space of ``grid``, in its unit.

@@ -160,7 +160,7 @@ def _metrics(
             result.metrics.update(verdict.conclude(findings) | {"confidence": entry["confidence"], "field": entry})
     off = [link.residual for link in solved.links if link.weight > 0 and math.isfinite(link.residual)]
     return {
-        **verdict.conclude(verdict.of_group(entries)),
+        **verdict.conclude(verdict.of_group(entries, "fields")),
         "n_images": len(views),
         "n_placed": len(solved.poses),
         "residual_px": float(np.sqrt(np.mean(np.square(off)))) if off else None,

@@ -17,6 +17,7 @@ from ..maps.resample import resample
 from . import figures
 from .page import Picture, fill, jpeg, svg_uri
 from .pictures import Array, Look, canvas_of, look_of, overlay, plane_of, shrink
+from .words import quoted, small
 
 _HEADLINES = {
     "pass": ("Confirmed", "Every image has its place."),
@@ -39,12 +40,16 @@ SECONDS = 0.9
 """Seconds for which each is shown: long enough to look at a place, short enough to see it jump."""
 
 
-def write(group: Group, images: Sequence[Image], path: Path) -> None:
-    """Write the report of ``group`` as one HTML file; ``images`` are those that were registered, in the group's order."""
-    path.write_text(render(group, images), encoding="utf-8")
+def write(group: Group, images: Sequence[Image], path: Path, out: Path = Path("OUT")) -> None:
+    """Write the report of ``group`` as one HTML file.
+
+    ``images`` are those that were registered, in the group's order; ``out`` is the group's folder, for the lines that the page
+    shows.
+    """
+    path.write_text(render(group, images, out), encoding="utf-8")
 
 
-def render(group: Group, images: Sequence[Image]) -> str:
+def render(group: Group, images: Sequence[Image], out: Path = Path("OUT")) -> str:
     """The page as text; ValueError for another number of images than the group has."""
     if len(images) != len(group.names):
         raise ValueError(
@@ -54,10 +59,10 @@ def render(group: Group, images: Sequence[Image]) -> str:
     m = group.metrics
     cards = [("images placed", f"{m['n_placed']} of {m['n_images']}"), ("pairs tried", str(len(m["pairs"])))]
     if m["residual_px"] is not None:
-        cards.append(("residual, median", f"{m['residual_px']:.2g} px"))
+        cards.append(("pairs disagree by, median", f"{small(m['residual_px'])} px"))
     if m["drift_px"]:
-        cards.append(("drift, median", f"{m['drift_px']['median']:.3g} px"))
-        cards.append(("drift, most", f"{m['drift_px']['max']:.3g} px"))
+        cards.append(("moved, median", f"{m['drift_px']['median']:.3g} px"))
+        cards.append(("moved, at most", f"{m['drift_px']['max']:.3g} px"))
     shown = _Shown(group, images)
     frames = shown.frames()
     return fill(
@@ -76,9 +81,11 @@ def render(group: Group, images: Sequence[Image]) -> str:
         drift=Picture(
             "Drift",
             svg_uri(_drift(m)),
-            "How far each image lay from its place, and how far its map is from its other pairs.",
+            "How far each image lay from its place (blue), how much its map bends (orange), and by how much its pairs disagree "
+            "(green).",
         ),
         images=[_row(image) for image in m["images"]],
+        out=quoted(out),
         reference=group.names[group.reference],
         space=group.names[group.reference] if group.template is None else "the mean of all",
         canvas=" × ".join(str(n) for n in images[group.reference].grid.shape),
@@ -231,7 +238,7 @@ def _row(image: dict[str, Any]) -> dict[str, str]:
         "turn": "–" if drift is None else f"{drift['turn_degrees']:.2f}°",
         "scale": "–" if drift is None else f"{drift['scale']:.4f}",
         "bend": "–" if drift is None else f"{drift['bend_px']:.2g}",
-        "residual": "–" if image["residual_px"] is None else f"{image['residual_px']:.2g}",
+        "residual": small(image["residual_px"]),
         "lost": _percent(image.get("lost_fraction")),
         "reasons": "; ".join(image["reasons"]),
     }

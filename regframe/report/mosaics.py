@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from ..mosaic.mosaic import Mosaic
+from ..mosaic.mosaic import SLIDE, Mosaic
 from ..slides.mosaicked import MosaicWarp, mosaicked
 from . import figures
 from .page import Picture, fill, svg_uri
 from .pictures import canvas_of, look_of, plane_of
 from .pieces import COLOURS
+from .words import quoted, small
 
 _HEADLINES = {
     "pass": ("Confirmed", "Every field has its place."),
@@ -24,12 +25,15 @@ MOST = 900
 """Pixels along the longer side of the picture."""
 
 
-def write(mosaic: Mosaic, plan: MosaicWarp | None, path: Path) -> None:
-    """Write the report of ``mosaic`` as one HTML file; ``plan`` is that of its slide, None where no field has a place."""
-    path.write_text(render(mosaic, plan), encoding="utf-8")
+def write(mosaic: Mosaic, plan: MosaicWarp | None, path: Path, out: Path = Path("OUT")) -> None:
+    """Write the report of ``mosaic`` as one HTML file.
+
+    ``plan`` is that of its slide, None where no field has a place; ``out`` the mosaic's folder, for the page's lines.
+    """
+    path.write_text(render(mosaic, plan, out), encoding="utf-8")
 
 
-def render(mosaic: Mosaic, plan: MosaicWarp | None) -> str:
+def render(mosaic: Mosaic, plan: MosaicWarp | None, out: Path = Path("OUT")) -> str:
     """The page as text."""
     m = mosaic.metrics
     title, summary = _HEADLINES[mosaic.verdict]
@@ -39,10 +43,10 @@ def render(mosaic: Mosaic, plan: MosaicWarp | None) -> str:
         ("overlaps", f"{len(used)} of {len(m['pairs'])} tried"),
     ]
     if m["residual_px"] is not None:
-        cards.append(("residual, rms", f"{m['residual_px']:.2g} px"))
+        cards.append(("overlaps disagree by", f"{small(m['residual_px'])} px"))
     moved = [entry["moved_px"] for entry in m["images"] if entry["moved_px"] is not None]
     if moved:
-        cards.append(("from the stated places, most", f"{max(moved):.3g} px"))
+        cards.append(("from the stated places, at most", f"{max(moved):.3g} px"))
     return fill(
         "mosaic.html",
         verdict=mosaic.verdict,
@@ -54,6 +58,8 @@ def render(mosaic: Mosaic, plan: MosaicWarp | None) -> str:
         layout=m["layout"],
         fields=[_row(entry) for entry in m["images"]],
         pairs=[_pair(pair) for pair in m["pairs"]],
+        out=quoted(out),
+        slide=quoted(out / SLIDE),
         canvas=" × ".join(str(n) for n in mosaic.canvas.shape),
         first=next((name for name, result in zip(mosaic.names, mosaic.results, strict=True) if result is not None), ""),
     )
@@ -81,6 +87,10 @@ def _drawn(mosaic: Mosaic, plan: MosaicWarp) -> str:
     return figures.svg(wide, tall, "".join(parts))
 
 
+def _turn(degrees: float | None) -> str:
+    return "–" if degrees is None else f"{round(degrees, 3) + 0.0:.3f}"
+
+
 def _row(entry: dict[str, Any]) -> dict[str, str]:
     def said(key: str, form: str) -> str:
         return "–" if entry[key] is None else format(entry[key], form)
@@ -91,8 +101,8 @@ def _row(entry: dict[str, Any]) -> dict[str, str]:
         else ", ".join(format(round(entry[axis], 2) + 0.0, ".2f") for axis in ("y_px", "x_px"))
     )
     return {
-        "name": entry["name"], "verdict": entry["verdict"], "place": place, "turn": said("turn_degrees", ".3f"),
-        "moved": said("moved_px", ".2f"), "overlaps": str(entry["overlaps"]), "residual": said("residual_px", ".3f"),
+        "name": entry["name"], "verdict": entry["verdict"], "place": place, "turn": _turn(entry["turn_degrees"]),
+        "moved": said("moved_px", ".2f"), "overlaps": str(entry["overlaps"]), "residual": small(entry["residual_px"]),
         "reasons": "; ".join(entry["reasons"]),
     }  # fmt: skip
 
@@ -104,5 +114,5 @@ def _pair(pair: dict[str, Any]) -> dict[str, str]:
     return {
         "names": f"{pair['moving']} on {pair['fixed']}", "used": "yes" if pair["used"] else "no",
         "confidence": said("confidence", ".0%"), "likeness": said("likeness", ".2f"), "share": said("share", ".1%"),
-        "residual": said("residual_px", ".3f"),
+        "residual": small(pair["residual_px"]),
     }  # fmt: skip

@@ -56,7 +56,7 @@ function render({ model, el }) {
     word.textContent = MODES[mode][1];
     for (const button of buttons) button.setAttribute("aria-pressed", String(button.dataset.mode === mode));
     stage.style.cursor = mode === "swipe" ? "ew-resize" : "default";
-    if (mode === "swipe") style.clipPath = `inset(0 0 0 ${value}%)`;
+    if (mode === "swipe") style.clipPath = `inset(-2px -2px -2px ${value}%)`;
     if (mode === "opacity") style.opacity = value / 100;
     if (mode === "flicker") {
       timer = setInterval(() => { style.visibility = style.visibility ? "" : "hidden"; }, 1500 - 11 * value);

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ from ..stack.posegraph import GUIDE
 from . import figures
 from .page import Picture, fill, jpeg, svg_uri
 from .pictures import Array, Look, look_of, shrink
-from .words import typed
+from .words import quoted, small, typed
 
 _HEADLINES = {
     "pass": ("Confirmed", "Every section has its place among its neighbours."),
@@ -72,11 +71,11 @@ def render(stack: Stack, images: Sequence[Image], volume: Image, out: Path = Pat
         ("mutual information", f"{one['nmi']:.2f} → {other['nmi']:.2f}"),
     ]
     if loops:
-        cards.append(("loops, median", f"{loops['median']:.2g} px"))
+        cards.append(("round three sections, off by", f"{small(loops['median'])} px"))
     if pairs:
-        cards.append(("pairs, median", f"{pairs['median']:.2g} px"))
+        cards.append(("pairs disagree by, median", f"{small(pairs['median'])} px"))
     if m["drift"].get("chain_departs_px") is not None:
-        cards.append(("a chain would be off", f"{m['drift']['chain_departs_px']:.2g} px"))
+        cards.append(("one after another would drift", f"{small(m['drift']['chain_departs_px'])} px"))
     return fill(
         "stack.html",
         verdict=stack.verdict,
@@ -85,19 +84,24 @@ def render(stack: Stack, images: Sequence[Image], volume: Image, out: Path = Pat
         reasons=stack.reasons,
         cards=cards,
         cuts=_cuts(stack, before, volume),
-        coherence=Picture("Neighbours", svg_uri(_coherence(m)), "Correlation of every section with the next one."),
+        coherence=Picture(
+            "Neighbours",
+            svg_uri(_coherence(m)),
+            "Correlation of every section with the next one, before (orange) and after (blue).",
+        ),
         poses=Picture(
             "Pairs",
             svg_uri(_residuals(stack)),
-            "How far every registered pair is from where its sections lie in the end.",
+            "How far every registered pair is from where its sections lie in the end; blue: with the next section, other "
+            "colours: with one farther away.",
         ),
         montage=montage(stack, volume),
         sections=[_row(section) for section in m["sections"]],
         seconds=f"{m['seconds']:.0f}",
         canvas=" × ".join(str(n) for n in stack.grid.shape),
         reference=m["reference"]["name"],
-        volume=json.dumps(str(Path(files, align.VOLUME)), ensure_ascii=False),
-        section=json.dumps(str(Path(files, section)), ensure_ascii=False),
+        volume=quoted(out / align.VOLUME),
+        section=quoted(out / section),
         typed=shlex.quote(str(Path(files, section))),
         spacing=f"{m['spacing_z']['value']:.4g} {m['spacing_z']['unit']}",
     )
@@ -188,7 +192,7 @@ def _row(section: dict[str, Any]) -> dict[str, str]:
         "ncc": f"{ncc['before']:.2f} → {ncc['after']:.2f}" if ncc else "–",
         "turn": f"{pose['turn_degrees']:.1f}°" + (" turned over" if pose["mirrored"] else "") if pose else "–",
         "scale": f"{pose['scale']:.3f}" if pose else "–",
-        "residual": f"{section['residual_px']:.2g}" if pose else "–",
+        "residual": small(section["residual_px"]) if pose else "–",
     }
 
 

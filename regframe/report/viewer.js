@@ -32,7 +32,7 @@
     clearInterval(timer);
     style.clipPath = style.maskImage = style.opacity = style.visibility = "";
     word.textContent = words[mode];
-    if (mode === "swipe") style.clipPath = `inset(0 0 0 ${value}%)`;
+    if (mode === "swipe") style.clipPath = `inset(-2px -2px -2px ${value}%)`;
     if (mode === "opacity") style.opacity = value / 100;
     if (mode === "check") {
       const side = 2 * stage.clientWidth / (2 + Math.round(value / 5));

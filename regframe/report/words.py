@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +43,18 @@ def typed(path: str) -> str:
         return str(Path(path).relative_to(Path.cwd())) if Path(path).is_absolute() else path
     except (ValueError, OSError):
         return path
+
+
+def quoted(path: Path) -> str:
+    """A path as it would be typed into Python in the present folder."""
+    return json.dumps(typed(str(path)), ensure_ascii=False)
+
+
+def small(value: float | None) -> str:
+    """The size of an error: two digits, none below a thousandth of its unit; ``–`` where it is not known."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    return "under 0.001" if value < 1e-3 else f"{value:.2g}"
 
 
 def expected(result: Result) -> str:

@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import plugins, strangers
 from ..config import Config
 from ..contracts import Candidate, Task
-from ..data import Grid, Image, tensor_of
+from ..data import Grid, Image, PointSet, tensor_of
 from ..fit.frames import affine_kind
 from ..maps.affine import Affine
 from ..maps.base import Transform
@@ -19,6 +19,13 @@ from .identity import unit_of
 from .landmarks import Landmarks, fit_points, landmarks
 from .pose import nearest_of_kind
 from .scale import Scale
+
+MARGIN = 0.1
+"""Share of the extent of a cloud of points, on either side of it, within which a landmark still counts as on it: tissue goes on
+beyond the last cell. A choice."""
+SHARE = 0.5
+"""Share of the landmarks of a side that have to lie outside a cloud, all being inside with both sides exchanged, before that is
+said: a few may be set beside the cells on purpose. A choice."""
 
 
 def given(fixed: Grid, moving: Grid, init: Any, config: Config) -> Tensor | None:
@@ -119,24 +126,52 @@ def _of_transform(init: Any, fixed: Grid, moving: Grid) -> Tensor:
     return parts[0].matrix
 
 
+def check_sides(fixed: Image | PointSet, moving: Image | PointSet, pairs: Landmarks) -> None:
+    """ValueError where landmarks lie beside their sides, and all on them with fixed and moving exchanged.
+
+    Of an image, flat or a volume, one that lies outside of it is enough; of a cloud of points `SHARE` of them.
+    """
+    sides = {"fixed": (fixed, pairs.fixed), "moving": (moving, pairs.moving)}
+    if any(coords.shape[1] != _ndim(data) for data, coords in sides.values()):
+        return
+    turned = bool(_on(fixed, pairs.moving).all() & _on(moving, pairs.fixed).all())
+    for name, (data, coords) in sides.items():
+        outside = int((~_on(data, coords)).sum())
+        if turned and outside and (isinstance(data, Image) or outside >= SHARE * len(coords)):
+            raise ValueError(
+                f"wanted {name} landmarks inside the {name} side, got {outside} of {len(coords)} outside, and all inside with "
+                "both sides exchanged; swap fixed and moving of the landmarks"
+            )
+
+
 def check_landmarks(pairs: Landmarks, fixed: Image, moving: Image) -> None:
     """Refuse landmarks of another dimension than their image, or outside it.
 
     Landmarks outside usually mean a wrong unit, or x and y exchanged.
     """
+    check_sides(fixed, moving, pairs)
     for coords, image, side in ((pairs.fixed, fixed, "fixed"), (pairs.moving, moving, "moving")):
         if coords.shape[1] != image.grid.ndim:
             raise ValueError(f"wanted {side} landmarks of {image.grid.ndim} components, got {coords.shape[1]}")
         outside = int((~image.grid.contains(coords)).sum())
         if outside:
-            other = (moving if side == "fixed" else fixed).grid
-            theirs = pairs.moving if side == "fixed" else pairs.fixed
-            if image.grid.ndim == other.ndim and bool(other.contains(coords).all() & image.grid.contains(theirs).all()):
-                raise ValueError(
-                    f"wanted {side} landmarks inside the {side} image, got {outside} of {len(coords)} outside, and all inside "
-                    "with both sides exchanged; swap fixed and moving of the landmarks"
-                )
             raise ValueError(
                 f"wanted {side} landmarks inside the {side} image, got {outside} of {len(coords)} outside; "
                 "check their unit and the order of x and y"
             )
+
+
+def _ndim(data: Image | PointSet) -> int:
+    return data.grid.ndim if isinstance(data, Image) else data.ndim
+
+
+def _on(data: Image | PointSet, coords: torch.Tensor) -> torch.Tensor:
+    """Whether positions ``[N, D]`` lie on an image's canvas, or on the box of a cloud with its `MARGIN`, ``[N]`` bool."""
+    if isinstance(data, Image):
+        return data.grid.contains(coords)
+    known = data.coords[data.coords.isfinite().all(dim=1)].to(torch.float64)
+    if not len(known):
+        return torch.zeros(len(coords), dtype=torch.bool)
+    low, high = known.amin(dim=0), known.amax(dim=0)
+    margin = MARGIN * (high - low)
+    return ((coords >= low - margin) & (coords <= high + margin)).all(dim=1)

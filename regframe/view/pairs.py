@@ -76,10 +76,13 @@ class Pair:
 
 
 class Pairs:
-    """A list of pairs that remembers its earlier states; safe to use from several threads."""
+    """A list of pairs that remembers its earlier states; safe to use from several threads.
+
+    Raises ValueError for two pairs with one number or for too many.
+    """
 
     def __init__(self, pairs: Iterable[Pair] = ()) -> None:
-        self._states: list[tuple[Pair, ...]] = [tuple(pairs)]
+        self._states: list[tuple[Pair, ...]] = [_checked(pairs)]
         self._place = 0
         self.revision = 0
         self._lock = threading.Lock()
@@ -99,11 +102,7 @@ class Pairs:
 
         Raises `Stale` where ``revision`` is not the present one, ValueError for two pairs with one number or for too many.
         """
-        fresh = tuple(pairs)
-        if len(fresh) > MOST:
-            raise ValueError(f"wanted at most {MOST} pairs, got {len(fresh)}")
-        if len({pair.id for pair in fresh}) != len(fresh):
-            raise ValueError("wanted another number for each pair, got one twice")
+        fresh = _checked(pairs)
         with self._lock:
             if revision is not None and revision != self.revision:
                 raise Stale(
@@ -188,6 +187,15 @@ def plain(pairs: Iterable[Pair]) -> list[dict[str, Any]]:
 def renamed(pair: Pair, name: str) -> Pair:
     """A pair under another name."""
     return replace(pair, name=name[:_NAME])
+
+
+def _checked(pairs: Iterable[Pair]) -> tuple[Pair, ...]:
+    found = tuple(pairs)
+    if len(found) > MOST:
+        raise ValueError(f"wanted at most {MOST} pairs, got {len(found)}")
+    if len({pair.id for pair in found}) != len(found):
+        raise ValueError("wanted another number for each pair, got one twice")
+    return found
 
 
 def _finite(value: Any) -> bool:

@@ -492,7 +492,7 @@ class Session:
                 raise ValueError("wanted a map to save, got none; align first")
             if self._data is None:
                 self._data = setting.fixed.data(), setting.moving.data()
-            text = steps.written(shown.steps)
+            text = steps.written(steps.History(shown.steps, self.pairs.now))
             steps.keep(self._beside(".steps.json"), text)
             begun = () if shown.verb == "correct" else shown.words or ()
             words = dict(zip(begun[::2], begun[1::2], strict=False))
@@ -516,13 +516,13 @@ class Session:
         """Repeat the steps of a file and write the folder: what ``--replay`` does, without a page."""
         from ..report import results
 
-        done = steps.read(path)
+        history = steps.read(path)
         self._data = self.setting.fixed.data(), self.setting.moving.data()
-        found = steps.repeated(done, self.setting.result, self._data, self.start)
-        self.current = self._added("Repeated", found, False, done)
+        found = steps.repeated(history.steps, self.setting.result, self._data, self.start)
+        self.current = self._added("Repeated", found, False, history.steps)
         results.write_run(
             self.setting.output, found, self._data, {**self.setting.run, "landmarks": None, "init": "auto"},
-            self.setting.overwrite, lambda folder: _step_file(folder, steps.written(done)),
+            self.setting.overwrite, lambda folder: _step_file(folder, steps.written(history)),
         )  # fmt: skip
 
     def keep(self) -> None:
@@ -532,10 +532,10 @@ class Session:
         )
 
     def _recovered(self) -> str:
-        """Take up the landmarks that an earlier view kept; a sentence on that, or nothing."""
+        """Take up the landmarks that an earlier view kept, else those of the shown folder; a sentence on that, or nothing."""
         path = self._beside(".session.json")
         if not path.is_file():
-            return ""
+            return self._of_folder()
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
             kept = [pairs.Pair.of(pair, self.fixed.grid.ndim) for pair in found["pairs"]]
@@ -544,6 +544,21 @@ class Session:
             return f"{path.name} could not be read and was set aside as {path.name}.unreadable"
         self.pairs = pairs.Pairs(kept)
         return f"{len(kept)} landmarks of an earlier view were taken up from {path.name}" if kept else ""
+
+    def _of_folder(self) -> str:
+        """Take up the landmarks that the shown folder was saved with; a sentence on that, or nothing."""
+        setting = self.setting
+        if setting.folder is None or setting.result is None:
+            return ""
+        try:
+            kept = [
+                pairs.Pair.of(pair, self.fixed.grid.ndim)
+                for pair in pairs.plain(steps.landmarks_of(setting.result, setting.folder))
+            ]
+            self.pairs = pairs.Pairs(kept)
+        except (ValueError, OSError) as error:
+            return f"the landmarks of {setting.folder.name} could not be read: {error}"
+        return f"{len(kept)} landmarks of {setting.folder.name} are shown" if kept else ""
 
     def _beside(self, suffix: str) -> Path:
         return self.setting.output.with_name(self.setting.output.name + suffix)

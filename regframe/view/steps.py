@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +30,26 @@ _MOST = 64 << 20
 """Largest file of steps that is read, in bytes."""
 
 
-def written(steps: Sequence[Step]) -> str:
-    """The steps as JSON."""
-    return to_json({"format": _FORMAT, "steps": list(steps)}, indent=1) + "\n"
+@dataclass(frozen=True)
+class History:
+    """How a map came about.
+
+    Args:
+        steps: what was done, in order.
+        pairs: the landmarks as they were when it was saved, those that are off too.
+    """
+
+    steps: tuple[Step, ...]
+    pairs: tuple[Pair, ...] = ()
 
 
-def read(path: Path) -> list[Step]:
-    """The steps of a file; ValueError, in one sentence, for another file."""
+def written(history: History) -> str:
+    """A history as JSON."""
+    return to_json({"format": _FORMAT, "steps": history.steps, "landmarks": plain(history.pairs)}, indent=1) + "\n"
+
+
+def read(path: Path) -> History:
+    """The history in a file; ValueError, in one sentence, for another file."""
     if path.stat().st_size > _MOST:
         raise ValueError(f"wanted the steps of a view in {path}, got a file of more than {_MOST >> 20} MiB")
     try:
@@ -47,7 +61,26 @@ def read(path: Path) -> list[Step]:
         raise ValueError(f"wanted the steps of a view in {path}, got another file")
     if found.get("format") != _FORMAT:
         raise ValueError(f"wanted steps of version {_FORMAT} in {path}, got {found.get('format')!r}; update regframe")
-    return steps
+    pairs = found.get("landmarks", [])
+    if not isinstance(pairs, list):
+        raise ValueError(f"wanted a list of landmarks in {path}, got something else")
+    return History(tuple(steps), tuple(map(Pair.of, pairs)))
+
+
+def landmarks_of(result: Result, folder: Path) -> tuple[Pair, ...]:
+    """The landmarks of a saved result: those of its history, else those that its fit began from; none where there are none.
+
+    ValueError, in one sentence, for a history that cannot be read.
+    """
+    path = folder / STEPS
+    if path.is_file():
+        found = read(path).pairs
+        if found:
+            return found
+    config = result.config
+    begun = config.init_options if config.init == "landmarks" else {}
+    sides = zip(begun.get("fixed", ()), begun.get("moving", ()), strict=False)
+    return tuple(Pair(i, str(i), tuple(fixed), tuple(moving)) for i, (fixed, moving) in enumerate(sides, 1))
 
 
 def opened(folder: Path) -> Step:

@@ -827,9 +827,9 @@ def test_a_fit_says_a_line_per_level(capsys: pytest.CaptureFixture[str]) -> None
     steps = [Progress("lddmm", i, 10, level, 2, 1 / (i + 1)) for level in (0, 1) for i in (1, 2, 3)]
     lines = shown([*steps, Progress("affine", 1, 10, loss=2.0)], capsys)
     assert lines == [
-        "bend        level 0 of 2: 3 iterations, energy 0.25",
         "bend        level 1 of 2: 3 iterations, energy 0.25",
-        "affine: 1 iterations, energy 2",
+        "bend        level 2 of 2: 3 iterations, energy 0.25",
+        "affine: 1 iteration, energy 2",
     ]
 
 
@@ -852,7 +852,7 @@ def test_a_terminal_gets_bars(monkeypatch: pytest.MonkeyPatch) -> None:
             bars(step)
     text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", terminal.getvalue())
     last = text[text.rindex("affine") :].splitlines()
-    assert "level 0 of 2" in last[0]
+    assert "level 1 of 2" in last[0]
     assert "3 / 3" in last[0]
     assert "energy 1.25" in last[0]
     assert "7 / 7" in last[1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +56,57 @@ def test_spots_go_back_in_pixels_of_full_resolution(run: Path) -> None:
     result = rf.load(run / "run" / "transform.ome.zarr")  # 0.5 µm a pixel, on both sides
     expected = result.to_fixed(torch.tensor([[100.0, 50.0], [20.0, 150.0]], dtype=torch.float64)) / 0.5
     assert torch.allclose(out.coords, expected)
+
+
+def test_points_of_imagej_go_back_in_pixels_of_full_resolution(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a .roi, as a table, out of a RoiSet.zip; a table goes into a .roi; and `info` says what the file is."""
+    pytest.importorskip("roifile", reason="needs roifile: pip install 'regframe[roi]'")
+    result = rf.load(run / "run" / "transform.ome.zarr")  # 0.5 µm a pixel, on both sides
+    at = torch.tensor([[200.0, 100.0], [40.25, 300.5]], dtype=torch.float64)
+    expected = result.to_fixed(at * 0.5) / 0.5
+    rf.write_points(rf.PointSet(at, "px"), run / "in.roi")
+    with zipfile.ZipFile(run / "RoiSet.zip", "w") as archive:
+        archive.write(run / "in.roi", "cells.roi")
+    (run / "um.csv").write_text("x_um,y_um\n50,100\n150.25,20.125\n")
+
+    def carried(name: str, out: str) -> rf.PointSet:
+        words = [
+            "apply",
+            "points",
+            str(run / "run"),
+            str(run / name),
+            "-o",
+            str(run / out),
+            "--to",
+            "fixed",
+            "--overwrite",
+        ]
+        done = CliRunner().invoke(main, words)
+        assert done.exit_code == 0, done.output
+        assert ("positions alone" in done.stderr) == out.endswith(".roi")
+        return rf.read_points(run / out)
+
+    for name in ("in.roi", "RoiSet.zip", "um.csv"):
+        found = carried(name, "out.roi")
+        assert found.unit == "px"
+        assert torch.allclose(found.coords, expected, atol=1e-4), name  # the file holds float32
+    table = carried("RoiSet.zip", "out.csv")
+    assert torch.allclose(table.coords, expected, atol=1e-4)
+    assert list(table.table) == ["selection", "x_px", "y_px", "match_probability", "position_sd", "in_canvas"]
+    assert table.table["in_canvas"] == ["true", "true"]
+    done = CliRunner().invoke(main, ["info", str(run / "RoiSet.zip"), "--json"])
+    facts = json.loads(done.stdout)
+    assert (facts["kind"], facts["n"], facts["unit"]) == ("points", 2, "px")
+    assert facts["bounds"] == [at.amin(0).tolist(), at.amax(0).tolist()]
+    for words, says in (
+        ("apply points run in.roi -o out.zip --to fixed", "ending in .roi"),
+        ("apply shapes run in.roi -o out.geojson --to fixed", "`regframe apply points`"),
+        ("info in.roi --set unit=um", "leave it out"),
+    ):
+        monkeypatch.chdir(run)
+        done = CliRunner().invoke(main, words.split())
+        assert done.exit_code == 2
+        assert says in done.output
 
 
 @pytest.mark.parametrize(

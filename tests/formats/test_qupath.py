@@ -145,6 +145,22 @@ def test_what_it_cannot_hold_is_told(tmp_path: Path) -> None:
             rf.read_map(bad, FIXED, MOVING)
 
 
+@pytest.mark.parametrize(
+    ("name", "format", "right"),
+    [
+        ("a.json", "qupath", r"take a\.qupath\.txt"),
+        ("a.txt", "qupath", r"take a\.qupath\.txt"),
+        ("a.json", "warpy", r"transform_2_1\.json"),
+    ],
+)
+def test_a_name_under_which_it_would_be_read_otherwise_is_refused(
+    tmp_path: Path, name: str, format: str, right: str
+) -> None:
+    with pytest.raises(ValueError, match=right):
+        rf.write_map(result(), tmp_path / name, format, **FINE)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_command_counts_the_files_own_pixels(tmp_path: Path) -> None:
     """A run on the second level of a slide: the numbers are those of the first."""
     fine = np.kron(np.random.default_rng(0).integers(0, 255, (12, 12), dtype=np.uint8), np.ones((16, 16), np.uint8))

@@ -160,7 +160,10 @@ def test_a_pair_is_not_registered_twice_and_the_bytes_are_the_same(known: Regist
     again = CliRunner().invoke(main, [*arguments, str(tmp_path / "cut")])
     assert again.exit_code == 0, again.output
     assert len(known.calls) == len(set(known.calls)) == 6
-    assert bytes_of(tmp_path / "cut") == bytes_of(tmp_path / "whole")
+    files = bytes_of(tmp_path / "cut")  # its page says how this very folder is read
+    own, other = (f"load_group(&#34;{tmp_path / name}&#34;)".encode() for name in ("cut", "whole"))
+    assert files["report.html"].count(own) == 1
+    assert files | {"report.html": files["report.html"].replace(own, other)} == bytes_of(tmp_path / "whole")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["cut", "in", "whole"]
     third = CliRunner().invoke(main, [*arguments, str(tmp_path / "cut")])
     assert third.exit_code == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 
 import pytest
@@ -72,3 +73,13 @@ def test_figures_for_experts_are_folded_away() -> None:
     assert page.count("<details>") == 4
     assert "<details open" not in page
     assert "prefers-color-scheme: dark" in page
+
+
+def test_small_errors_and_own_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the pages of stacks, rounds and mosaics show: no digits that no pixel shows, and paths as they would be typed here."""
+    assert [words.small(value) for value in (None, math.nan, 2.2e-5, 0.0, 0.0234, 3.456)] == [
+        "–", "–", "under 0.001", "under 0.001", "0.023", "3.5",
+    ]  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    assert words.quoted(tmp_path / "a b" / "c.ome.zarr") == '"a b/c.ome.zarr"'
+    assert words.quoted(Path("/elsewhere") / 'x"y') == '"/elsewhere/x\\"y"'

@@ -13,6 +13,8 @@ import tifffile
 from scipy import ndimage
 from test_browser import Page, browser, opened, sides
 
+import regframe
+from regframe.report import results
 from regframe.view.session import Setting
 from regframe.view.source import Source
 
@@ -51,6 +53,47 @@ def test_correct_here(opened: Callable[..., Page]) -> None:
     page.page.locator("#view-a .openseadragon-canvas").focus()
     page.page.keyboard.press("Enter")  # by keys alone: the middle of the view
     page.until("window.regframe.outline.closed")
+
+
+def test_a_saved_folder_opens_with_its_landmarks(
+    opened: Callable[..., Page], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three pairs set, one named and one off, saved; the folder opened again shows them, and goes on from them."""
+    monkeypatch.setattr(results, "write", lambda *_: None)  # the report is not what is looked at
+    page = opened()
+    page.mode("overlay")
+    page.page.click("#add")
+    for n, at in enumerate([(300, 300), (300, 700), (700, 500)], 1):
+        page.page.mouse.click(*page.at(*at))
+        page.count(n)
+    page.page.keyboard.press("Escape")
+    page.drag(page.at(700, 500), page.at(709, 486))
+    page.until("window.regframe.list().pairs[2].residual > 5")
+    name = page.page.locator("#pairs input[type=text]").first
+    name.fill("<b>vessel</b>")
+    name.press("Enter")
+    page.until("window.regframe.list().pairs.some((pair) => pair.name === '<b>vessel</b>')")
+    page.page.locator("#pairs input[type=checkbox]").last.uncheck()
+    page.until("window.regframe.list().pairs.some((pair) => !pair.on)")
+    page.page.click("#save")
+    page.until("document.querySelector('#saved code')", 60)
+    kept = page.pairs()
+
+    folder = tmp_path / "out"
+    again = opened(result=regframe.load(folder), folder=folder, output=tmp_path / "next")
+    again.mode("overlay")
+    again.count(3)
+    assert "3 landmarks of out" in again.page.inner_text("#notice")
+    same = ("id", "name", "fixed", "moving", "on", "trusted")
+    assert [[pair[key] for key in same] for pair in again.pairs()] == [[pair[key] for key in same] for pair in kept]
+    again.until("window.regframe.ready === window.regframe.maps().current.key")
+    again.page.locator("#pairs input[type=checkbox]:not(:checked)").check()
+    again.until("window.regframe.list().used === 3")
+    seen = again.shot(wait=1)
+    for n in (2, 1, 0):
+        again.page.locator("#pairs button[aria-label^=Delete]").first.click()
+        again.count(n)
+    assert (np.abs(seen - again.shot(wait=1)).max(axis=2) > 20).sum() > 100  # their marks were drawn
 
 
 def test_slices(browser: Any, tmp_path: Path) -> None:

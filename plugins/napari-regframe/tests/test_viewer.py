@@ -192,6 +192,15 @@ def test_layers_without_a_unit_lie_where_they_are_drawn() -> None:
     assert np.allclose(places.positions(inches, inches.data, result.fixed_grid), [[5000.0, 6000.0]])
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_the_moving_layer_is_another_one_from_the_start(viewer: Any, first: bool) -> None:
+    """Whether the panel was open before the images or not."""
+    panel = viewer.window.add_plugin_dock_widget("napari-regframe", "Align two layers")[1] if first else None
+    layers = [viewer.add_image(np.zeros((20, 30)), name=name) for name in ("a", "b")]
+    panel = panel or viewer.window.add_plugin_dock_widget("napari-regframe", "Align two layers")[1]
+    assert {panel.fixed.value, panel.moving.value} == set(layers)
+
+
 # ---- carrying --------------------------------------------------------------------------------------------------------
 
 
@@ -209,7 +218,7 @@ def test_points_and_shapes_are_carried(viewer: Any, to: str) -> None:
     )
     box = np.array([[10.0, 10.0], [10.0, 60.0], [40.0, 60.0], [40.0, 10.0]])
     drawn = viewer.add_shapes([box, box, box[:3]], shape_type=["rectangle", "ellipse", "path"], units=("um", "um"))
-    panel = viewer.window.add_plugin_dock_widget("napari-regframe", "Carry a layer")[1]
+    panel = viewer.window.add_plugin_dock_widget("napari-regframe", "Move a layer")[1]
     panel.by.value, panel.to.value = viewer.layers["map"], to
     panel.layer.value = dots
     (moved,) = panel.carry()

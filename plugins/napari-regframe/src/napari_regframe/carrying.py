@@ -30,7 +30,7 @@ def carry(layer: Any, result: rf.Result, to: str) -> list[LayerData]:
     Points keep their features, names of properties and colours; shapes their features and colours, rectangles and ellipses become
     polygons; labels keep their ids; images are warped when they are looked at.
 
-    Raises ValueError, in one sentence, for a layer that the alignment cannot carry.
+    Raises ValueError, in one sentence, for a layer that the alignment cannot move.
     """
     kind = type(layer).__name__
     if kind == "Points":
@@ -41,7 +41,7 @@ def carry(layer: Any, result: rf.Result, to: str) -> list[LayerData]:
         found = _pixels(layer, result, to)
     else:
         raise ValueError(
-            f"wanted points, shapes, labels or an image to carry, got the {kind.lower()} layer {layer.name!r}"
+            f"wanted points, shapes, labels or an image to move, got the {kind.lower()} layer {layer.name!r}"
         )
     kept = {RESULT: {"result": result, "side": to}}
     return [(data, {**how, "metadata": kept}, type_) for data, how, type_ in found]
@@ -98,7 +98,7 @@ def _enlarged(result: rf.Result, to: str) -> float:
 def _shapes(layer: Any, result: rf.Result, to: str) -> list[LayerData]:
     source, target = _sides(result, to)
     if source.ndim != 2 or target.ndim != 2:
-        raise ValueError(f"wanted shapes of a plane, got {layer.name!r} beside a volume; carry its corners as points")
+        raise ValueError(f"wanted shapes of a plane, got {layer.name!r} beside a volume; move its corners as points")
     features = []
     for data, kind in zip(layer.data, layer.shape_type, strict=True):
         corners = _outline(np.asarray(data, dtype=np.float64), kind)
@@ -146,7 +146,7 @@ def _outline(corners: Array, kind: str) -> Array:
 def _pixels(layer: Any, result: rf.Result, to: str) -> list[LayerData]:
     source, target = _sides(result, to)
     if to == "moving" and result.section:
-        raise ValueError(f"wanted points to carry into a volume, got {layer.name!r}; a plane fills no volume")
+        raise ValueError(f"wanted points to move into a volume, got {layer.name!r}; a plane fills no volume")
     pyramid = _in_unit(pyramid_of(layer), grid_of(layer), source)
     name = _name(layer, to)
     found = []

@@ -1,4 +1,4 @@
-"""The two panels: align two layers, carry a layer to the other side."""
+"""The two panels: align two layers, move a layer to the other side."""
 
 from __future__ import annotations
 
@@ -91,6 +91,13 @@ class Align(Container):  # type: ignore[misc]
         self._worker.start()
         return self._worker
 
+    def reset_choices(self, *args: Any) -> None:
+        """Offer the layers that are there now; another one as the moving side where both would be the same."""
+        super().reset_choices(*args)
+        others = [layer for layer in self.moving.choices if layer is not self.fixed.value]
+        if self.moving.value is self.fixed.value and others:
+            self.moving.value = others[0]
+
     def end(self) -> None:
         """Stop what is running; the layers stay as they were."""
         if self._worker is not None:
@@ -135,7 +142,7 @@ class Align(Container):  # type: ignore[misc]
 
 
 class Carry(Container):  # type: ignore[misc]
-    """Carries a layer to the other side by an alignment that is in the viewer.
+    """Moves a layer to the other side by an alignment that is in the viewer.
 
     Args:
         viewer: the viewer whose layers are offered.
@@ -146,14 +153,16 @@ class Carry(Container):  # type: ignore[misc]
         self.layer = ComboBox(
             label="layer", choices=lambda _: self._named(lambda one: isinstance(one, (Image, Labels, Points, Shapes)))
         )
-        self.by = ComboBox(label="by", choices=lambda _: self._named(lambda one: carrying.result_of(one) is not None))
-        self.to = ComboBox(label="to the side", choices=["fixed", "moving"])
-        self.go = PushButton(text="Carry")
+        self.by = ComboBox(
+            label="by the alignment of", choices=lambda _: self._named(lambda one: carrying.result_of(one) is not None)
+        )
+        self.to = ComboBox(label="to", choices=["fixed", "moving"])
+        self.go = PushButton(text="Move")
         self.says = Label(value="")
         super().__init__(widgets=[self.layer, self.by, self.to, self.go, self.says])
         _words(
             self.says,
-            "A layer drawn on one image is brought to the other by the alignment of the layer chosen under 'by'.",
+            "What was drawn on one image is moved to the other, as a new layer.",
         )
         self.go.changed.connect(self.carry)
         for event in (viewer.layers.events.inserted, viewer.layers.events.removed):
@@ -166,7 +175,7 @@ class Carry(Container):  # type: ignore[misc]
         self.by.reset_choices()
 
     def carry(self) -> list[Layer]:
-        """Add the carried layer and return it; none where it cannot be carried, which the panel then says."""
+        """Add the moved layer and return it; none where it cannot be moved, which the panel then says."""
         try:
             if self.layer.value is None or self.by.value is None:
                 raise ValueError(
