@@ -651,7 +651,9 @@ def _native(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     if array.dtype == np.float16:
         array = array.astype(np.float32)
     if array.dtype.kind not in "uif":
-        raise ValueError(f"wanted a numeric array, got dtype {array.dtype}")
+        raise ValueError(
+            f"wanted a numeric array, got dtype {array.dtype}; turn it into numbers first (of complex ones: their magnitude)"
+        )
     array = array.astype(array.dtype.newbyteorder("="), copy=False)
     array = np.ascontiguousarray(array)
     array = array.view(f"{array.dtype.kind}{array.dtype.itemsize}")  # C's long long is another type than long to torch

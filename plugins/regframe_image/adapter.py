@@ -335,6 +335,8 @@ class ImageAdapter(regframe.Adapter):
         if kind == "Zarr":
             return open_zarr(path, self.series), path.name
         assert isinstance(path, Path)
+        if kind is None and not path.exists():
+            raise FileNotFoundError(f"wanted an existing file or folder, got {str(path)!r}, which does not exist")
         if kind in ("ND2", "LIF", "CZI", "VSI", "OIB"):
             return open_microscope(path, kind, self.series), path.name
         if kind is not None:
@@ -365,8 +367,8 @@ class ImageAdapter(regframe.Adapter):
         unknown = [a for a, n in zip(axes, shape, strict=True) if a not in "tzcsyx" and n > 1]
         if unknown or not {"y", "x"} <= set(axes):
             raise ValueError(
-                f"wanted named axes for {name} of shape {shape}, got {axes!r}; "
-                "state them, e.g. axes='zyx', 'cyx' or 'yxc'"
+                f"wanted named axes for {name} of shape {shape}, got {axes!r}; state them, e.g. axes='zyx', 'cyx' or 'yxc' "
+                "(--fixed-set or --moving-set axes=zyx)"
             )
         return axes
 
@@ -515,7 +517,9 @@ def _torch_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
     if dtype == np.float16:
         return np.dtype(np.float32)
     if dtype.kind not in "uif":
-        raise ValueError(f"wanted a numeric array, got dtype {dtype}")
+        raise ValueError(
+            f"wanted a numeric array, got dtype {dtype}; turn it into numbers first (of complex ones: their magnitude)"
+        )
     return dtype.newbyteorder("=")
 
 

@@ -43,17 +43,23 @@ class BadInput(click.ClickException):
 
 @contextlib.contextmanager
 def bad_input() -> Iterator[None]:
-    """Turn what a wrong file, value or path raises (ValueError, OSError) into `BadInput`."""
+    """Turn what a wrong file, value or path raises (ValueError, OSError), or a reader that is an extra, into `BadInput`."""
     try:
         yield
     except (ValueError, OSError) as error:
         raise BadInput(sentence(fault_of(error) or error)) from error
+    except ImportError as error:
+        if not str(error).startswith("wanted the package "):
+            raise
+        raise BadInput(sentence(error)) from error
 
 
 def sentence(error: BaseException) -> str:
     """The message of an exception on one line; for pydantic's errors with the name of the setting."""
     if hasattr(error, "errors") and type(error).__name__ == "ValidationError":
         return "; ".join(_setting_problem(item) for item in error.errors())
+    if isinstance(error, FileNotFoundError) and error.filename is not None:
+        return printable(f"wanted an existing file or folder, got {str(error.filename)!r}, which does not exist")
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return printable(f"{error.filename}: {error.strerror}")
     text = str(error.args[1]) if isinstance(error, OSError) and len(error.args) > 1 else str(error)
@@ -274,6 +280,17 @@ class _InputType(_PlaceType):
         """Nothing more is looked for."""
 
 
+class _FileType(click.Path):
+    """A path on this disk that is read, refused before the command loads what it needs where nothing is."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """A `pathlib.Path` of something; `BadInput` for a path of nothing."""
+        path = Path(str(super().convert(value, param, ctx)))
+        if not path.exists():
+            raise BadInput(printable(f"wanted an existing file or folder, got {str(value)!r}, which does not exist"))
+        return path
+
+
 class _ResultType(_InputType):
     """The folder of a saved result on this disk."""
 
@@ -307,7 +324,7 @@ class _NumberType(click.types.FloatParamType):
 number_type = _NumberType()
 place_type = _PlaceType(path_type=Path)
 input_type = _InputType()
-section_type = _InputType("a section")
+file_type = _FileType(path_type=Path)
 result_type = _ResultType()
 
 

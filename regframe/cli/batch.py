@@ -14,6 +14,7 @@ from ._common import (
     BadInput,
     bad_input,
     emit_json,
+    file_type,
     folder_option,
     json_option,
     path_type,
@@ -36,7 +37,7 @@ _SHARE = 0.9
 
 
 @click.command(short_help="Run a table of registrations.")
-@click.argument("manifest", type=path_type, metavar="MANIFEST.csv")
+@click.argument("manifest", type=file_type, metavar="MANIFEST.csv")
 @folder_option("DIR", "Folder to write; a folder in it per job.")
 @click.option("--config", "config_file", type=path_type, metavar="F.yaml", help="Settings of the rows that name none.")
 @click.option(

@@ -15,12 +15,12 @@ from ._common import (
     adapter_options,
     bad_input,
     emit_json,
+    file_type,
     finish,
     folder_option,
     input_options,
     json_option,
     overwrite_option,
-    path_type,
     require_option,
     say_placed,
     verbose_option,
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 @click.command(short_help="Put fields that overlap at their borders together.")
-@click.argument("images", type=path_type, nargs=-1, required=True)
+@click.argument("images", type=file_type, nargs=-1, required=True)
 @folder_option()
 @click.option(
     "--layout",

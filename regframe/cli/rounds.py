@@ -14,6 +14,7 @@ from ._common import (
     adapter_options,
     bad_input,
     emit_json,
+    file_type,
     finish,
     folder_option,
     input_options,
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
 
 @click.command(short_help="Bring many images of one tissue into one space.")
-@click.argument("images", type=path_type, nargs=-1, required=True)
+@click.argument("images", type=file_type, nargs=-1, required=True)
 @folder_option()
 @click.option(
     "--reference",

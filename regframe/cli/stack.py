@@ -19,13 +19,13 @@ from ._common import (
     finish,
     folder_option,
     input_options,
+    input_type,
     json_option,
     level_option,
     open_side,
     overwrite_option,
     path_type,
     require_option,
-    section_type,
     verbose_option,
     workers_option,
 )
@@ -45,7 +45,7 @@ long as a few pairs."""
 
 
 @click.command(short_help="Align serial sections into one volume.")
-@click.argument("sections", type=section_type, nargs=-1, required=True)
+@click.argument("sections", type=input_type, nargs=-1, required=True)
 @folder_option()
 @click.option(
     "--order",
@@ -226,7 +226,7 @@ def image_files(given: tuple[Path, ...]) -> list[Path]:
         return found
     for path in given:
         if not path.exists():
-            raise ValueError(f"wanted a section, got {str(path)!r}, which does not exist")
+            raise ValueError(f"wanted an existing file or folder, got {str(path)!r}, which does not exist")
     return list(given)
 
 

@@ -413,9 +413,12 @@ def _polygonal(mask: Tensor) -> bool:
     rows = mask.nonzero().numpy().astype(np.float64)
     if len(rows) < 16 or np.ptp(rows, axis=0).min() < 2:
         return False
-    from scipy.spatial import ConvexHull
+    from scipy.spatial import ConvexHull, QhullError
 
-    hull = ConvexHull(rows)
+    try:
+        hull = ConvexHull(rows)
+    except QhullError:  # on one slanting line, or so close to one that no triangle is certain
+        return False
     corners = rows[hull.vertices]
     sides = _straight_pieces(np.vstack([corners, corners[:1]]), BOWED * max(mask.shape))
     return sides <= SIDES and len(rows) >= RECTANGULAR * hull.volume

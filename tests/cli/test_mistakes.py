@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +66,8 @@ PAIR = ("register", "fixed.png", "fixed.png", "-o", "none", "--dry-run")
         ((*PAIR, "--landmarks", "mm.csv"), "state the image's spacing (--fixed-mpp, --moving-mpp"),
         ((*PAIR, "--landmarks", "xy.csv"), "with x and y exchanged all lie inside: exchange the columns"),
         ((*PAIR, "--fixed-mpp", "0.5", "--transform", "rigid"), "(--fixed-mpp, --moving-mpp)"),
+        ((*PAIR, "--fixed-mask", "no.png"), "wanted an existing file or folder, got"),
+        ((*PAIR, "--config", "no.yaml"), "wanted an existing file or folder, got 'no.yaml', which does not exist"),
         (("info", "noxy.csv"), "--moving-set columns=x=NAME,y=NAME"),
         (
             ("apply", "points", "notes", "german.csv", "-o", "x.csv", "--to", "fixed"),
@@ -78,6 +81,16 @@ def test_what_is_refused_says_what_to_do(place: Path, args: tuple[str, ...], say
     assert code == 2, output
     assert says in output, output
     assert not (place / "none").exists()
+
+
+@pytest.mark.parametrize("command", ["register", "rounds", "mosaic", "stack"])
+def test_a_reader_that_is_not_installed_is_named(command: str, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "SimpleITK", None)
+    (place / "volume.nii").write_bytes(b"\x5c\x01\0\0" + bytes(340) + b"n+1\0" + bytes(100))
+    code, output = answer(place, command, "volume.nii", "fixed.png", "-o", "none")
+    assert code == 2, output
+    assert "wanted the package SimpleITK to read" in output
+    assert "get it with: pip install 'regframe[itk]'" in output
 
 
 def test_one_side_of_landmarks_is_named(place: Path) -> None:

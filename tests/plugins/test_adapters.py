@@ -161,8 +161,11 @@ def test_levels_of_a_pyramid(tmp_path: Path) -> None:
 def test_axes_of_stacks(tmp_path: Path) -> None:
     stack = np.arange(4 * 6 * 7, dtype=np.uint16).reshape(4, 6, 7)
     tifffile.imwrite(tmp_path / "a.tif", stack, photometric="minisblack")
-    with pytest.raises(ValueError, match=r"wanted named axes for a\.tif of shape \(4, 6, 7\), got 'qyx'; state them"):
+    with pytest.raises(
+        ValueError, match=r"wanted named axes for a\.tif of shape \(4, 6, 7\), got 'qyx'; state them"
+    ) as said:
         rf.open(tmp_path / "a.tif")
+    assert "--moving-set axes=zyx" in str(said.value)
     assert image(tmp_path / "a.tif", axes="zyx").data.shape == (1, 4, 6, 7)
     assert image(tmp_path / "a.tif", axes="cyx", channels=[2, "0"]).channels == ("2", "0")
     plane = image(tmp_path / "a.tif", axes="zyx", z=2)

@@ -222,6 +222,14 @@ def test_what_says_nothing_does_not_move_the_map(what: str, data_dir: Path) -> N
         assert 0 < look["stray_fraction"] < 0.01
 
 
+def test_a_slanting_line_of_pixels_is_no_straight_canvas() -> None:
+    """Its pixels span no area, so they have no convex hull."""
+    mask = torch.eye(100, dtype=torch.bool)
+    assert not preparation._polygonal(mask)
+    assert not preparation._polygonal(mask.flip(0))
+    assert preparation._polygonal(torch.ones(100, 100).tril().bool())
+
+
 def test_what_was_not_imaged_stays_so_when_it_is_carried(data_dir: Path) -> None:
     fixed, moving, _, imaged = views(data_dir)
     moving = np.where(imaged, moving, np.nan).astype(np.float32)
