@@ -105,7 +105,8 @@ def agreement(target: Tensor, warped: Tensor, inside: Tensor, grid: Grid, tissue
     pixel = 1.0
     while True:
         flat = [d for d, n in enumerate(grid.shape) if n == 1]
-        one = _windows(*(_flat(side, flat) for side in (target, warped)), *_flat(torch.stack([inside, asked]), flat), pixel)
+        seen, wanted = _flat(torch.stack([inside, asked]), flat)
+        one = _windows(_flat(target, flat), _flat(warped, flat), seen, wanted, pixel)
         one = replace(one, where=_position(one.where, grid))
         enough = one.windows >= min(ENOUGH, max(best.windows, 1))  # a few windows lie on an outline by chance
         best = one if best is NONE or (enough and one.nats > best.nats) else best

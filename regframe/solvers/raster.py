@@ -479,8 +479,8 @@ def _overlaid(fixed: Halvings, moving: Halvings, affine: Affine, phi: Transform)
 
 
 def _stained(fixed: Halvings, moving: Halvings, phi: Transform, grid: Grid) -> Tensor | None:
-    """Where on ``grid`` either side shows stained tissue ``[*S]``, the moving one under ``phi``; None where it is not known of both:
-    bare glass on bare glass has nothing to say."""
+    """Where on ``grid`` either side shows stained tissue ``[*S]``, the moving one under ``phi``: bare glass on bare glass has
+    nothing to say. None where it is not known of both."""
     if fixed.stained is None or moving.stained is None:
         return None
     one, other = (_covering(side.stained, side.image.grid) for side in (fixed, moving) if side.stained is not None)

@@ -77,7 +77,8 @@ class Views:
         data, mask, grid = side.at(side.times_until(lambda grid: max(grid.shape) <= FINEST[ndim]))
         weight = trust(data, filled=side.image.counted is None)
         if side.stained is not None:
-            tissue = F.interpolate(side.stained[None, None].to(weight.dtype), size=tuple(weight.shape), mode="area")[0, 0]
+            stained = side.stained[None, None].to(weight.dtype)
+            tissue = F.interpolate(stained, size=tuple(weight.shape), mode="area")[0, 0]
             weight = torch.minimum(weight, EMPTY + (1 - EMPTY) * tissue)
         if mask is not None:
             weight = weight * mask
