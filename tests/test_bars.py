@@ -30,8 +30,8 @@ def test_lines_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) ->
             told(step)
     lines = capsys.readouterr().err.splitlines()
     assert [line.split(":")[0].split() for line in lines[:2]] == [
-        ["affine", "level", "0", "of", "2"],
         ["affine", "level", "1", "of", "2"],
+        ["affine", "level", "2", "of", "2"],
     ]
     assert lines[2:] == [f"shards: {k} of 8" for k in (2, 4, 6, 8)]
 
