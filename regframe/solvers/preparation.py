@@ -401,7 +401,8 @@ def _stained(data: Tensor, background: Tensor, seen: Tensor) -> Tensor | None:
     glass, tissue = float(np.median(colour[low])), float(np.median(colour[high]))
     if glass > GLASS * tissue or (colour[low] > threshold / 2).mean() > BETWEEN:
         return None
-    return torch.from_numpy((colour > math.sqrt(max(glass, GLASS**2 * tissue) * tissue)) & known)
+    between = math.sqrt(max(glass, GLASS**2 * tissue) * tissue)  # pale tissue has less colour than Otsu's threshold
+    return torch.from_numpy((colour > between) & known)
 
 
 def _cut_straight(mask: Tensor) -> bool:

@@ -491,8 +491,7 @@ def _stained(fixed: Halvings, moving: Halvings, phi: Transform, grid: Grid) -> T
 def _covering(mask: Tensor, grid: Grid) -> Image:
     """A mask ``[*s]`` as an image of the extent of ``grid``."""
     spacing = tuple(s * n / m for s, n, m in zip(grid.spacing, grid.shape, mask.shape, strict=True))
-    origin = tuple(o + (b - s) / 2 for o, s, b in zip(grid.origin, grid.spacing, spacing, strict=True))
-    return Image(mask[None].to(torch.float32), Grid(tuple(mask.shape), spacing, origin, grid.unit))
+    return Image(mask[None].to(torch.float32), grid.resampled(spacing))
 
 
 def _zoom(affine: Affine, moving: Grid, fixed: Grid) -> float:

@@ -74,6 +74,17 @@ def test_what_is_not_seen_does_not_count() -> None:
     assert agreement(one, other, torch.zeros_like(inside), grid).windows == 0
 
 
+def test_windows_of_bare_glass_are_not_asked() -> None:
+    base, other = texture((192, 192), 6), texture((192, 192), 7)
+    other[:, :96] = base[:, :96]  # tissue on the left; what lies on the glass beside it is not the same
+    tissue = torch.zeros(192, 192)
+    tissue[:, :96] = 1
+    every, found = agreement(*compared(base, other)), agreement(*compared(base, other), tissue)
+    assert (every.windows, found.windows) == (64, 32)
+    assert found.agree == 32
+    assert every.nats < found.nats
+
+
 def test_a_drawing_has_outlines_alone() -> None:
     y, x = np.mgrid[:128, :128]
     disc = torch.from_numpy(((y - 64) ** 2 + (x - 64) ** 2 < 40**2).astype(np.float32))[None]
