@@ -28,6 +28,9 @@ IMAGES: dict[str, Recipe] = {
     "dirt": Recipe(
         turn=45, bend=(0, 6), fixed_looks=(looks.hot,), looks=(looks.hot, looks.wedge, looks.ink), some=True
     ),
+    "slide": Recipe(
+        pairs.section_on_glass, bend=(0, 6), looks=(looks.stain, looks.tone), glass=True, side=(900, 901)
+    ),
     "sizes": Recipe(scale=(-3.32, 0), turn=45, declared=1.0, side=(420, 620)),
     "density": Recipe(pairs.density, bend=(0, 8), fixed_looks=(looks.sparse,), looks=(looks.sparse,)),
     "mixture": Recipe(
@@ -60,12 +63,13 @@ KINDS: dict[str, Callable[[str, int, Path | None], Made]] = (
     {name: partial(pairs.image, recipe=recipe) for name, recipe in IMAGES.items()}
     | {name: partial(make, recipe=recipe) for name, recipe in CELLS.items()}
     | {name: partial(pairs.volumes, most=most) for name, most in VOLUMES.items()}
-    | {"unrelated": pairs.unrelated, "strangers": strangers, "strange-volumes": pairs.strange_volumes}
+    | {"unrelated": pairs.unrelated, "strange-slides": pairs.strange_slides}
+    | {"strangers": strangers, "strange-volumes": pairs.strange_volumes}
 )
 """Every kind, by name."""
 
-UNRELATED = ("unrelated", "strangers", "strange-volumes")
-"""The kinds whose two sides do not belong together: images, cells and points, volumes."""
+UNRELATED = ("unrelated", "strange-slides", "strangers", "strange-volumes")
+"""The kinds whose two sides do not belong together: images, slides, cells and points, volumes."""
 
 WITHOUT_DATA = (
     "pose",
@@ -77,6 +81,7 @@ WITHOUT_DATA = (
     "torn",
     "light",
     "dirt",
+    "slide",
     "sizes",
     "mixture",
     "unrelated",

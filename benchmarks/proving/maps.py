@@ -206,6 +206,12 @@ def pose(matrix: Array, old: Sequence[int], shift: Array) -> tuple[Linear, tuple
     return Linear(matrix, centre - matrix @ middle), tuple(int(n) for n in shape)
 
 
+def held(matrix: Array, shape: Sequence[int], shift: Array) -> tuple[Linear, tuple[int, ...]]:
+    """As `pose`, on a canvas of the texture's own ``shape``; what is moved beyond it is lost."""
+    size = np.array(shape)
+    return Linear(matrix, (size - 1) / 2 + shift * size - matrix @ ((size - 1) / 2)), tuple(shape)
+
+
 def indices(shape: Sequence[int]) -> Array:
     """Positions ``[N, D]`` of all pixels."""
     grid = np.meshgrid(*[np.arange(n, dtype=np.float64) for n in shape], indexing="ij")

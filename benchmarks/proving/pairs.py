@@ -15,7 +15,7 @@ from scipy.ndimage import gaussian_filter, map_coordinates
 
 import regframe as rf
 
-from . import looks, maps, serial, sources
+from . import glass, looks, maps, serial, sources
 from .looks import Look, Picture
 from .sources import Array, Mask, Pixels, Source, Texture
 
@@ -145,6 +145,12 @@ def density(rng: Rng, data: Path | None) -> Drawn:
     return Drawn(texture, texture)
 
 
+def section_on_glass(rng: Rng, data: Path | None) -> Drawn:
+    """A whole section on its slide, on both sides."""
+    texture = glass.section(rng, data)
+    return Drawn(texture, texture, upscale=1.0)
+
+
 def _choice(rng: Rng, of: Sequence[T]) -> T:
     return of[int(rng.integers(len(of)))]
 
@@ -166,6 +172,7 @@ class Recipe:
         some: whether each of ``looks`` happens only with a chance of a half.
         declared: chance that both sides state their pixel size.
         side: range of the longer side of the fixed image, px.
+        glass: whether the sides are slides of one format, with what is printed on them and lies on them.
     """
 
     draw: Draw = any_picture
@@ -180,6 +187,7 @@ class Recipe:
     some: bool = False
     declared: float = 0.3
     side: tuple[int, int] = (320, 520)
+    glass: bool = False
 
 
 @dataclass
@@ -252,6 +260,8 @@ class _Scene:
         scale = max(scale, min(1.0, SMALLEST / min(texture.shape)))
         matrix = scale * maps.rotation(turn) @ np.diag([1.0, -1.0 if mirror else 1.0])
         last, canvas = maps.pose(matrix, texture.shape, rng.uniform(-0.1, 0.1, 2))
+        if recipe.glass:
+            last, canvas = maps.held(matrix, texture.shape, rng.uniform(-0.08, 0.08, 2))
         self.story.append(f"{math.degrees(turn):.0f}°{' mirrored' if mirror else ''} ×{scale:.2f}")
         return maps.Chain((*out, last)), canvas, scale
 
@@ -303,6 +313,9 @@ class _Scene:
         raw, inside = maps.render(second, chain, canvas, 1 / scale)
         raw, inside = creased(raw, inside, chain)
         moving = self.picture(raw, inside, second, recipe.looks, recipe.some)
+        if recipe.glass:
+            fixed, moving, what = glass.on_glass(rng, fixed, moving)
+            self.story.append(what)
         mask = drawn.fixed.tissue_mask()
         at = _lattice(mask if drawn.moving is drawn.fixed else mask & drawn.moving.tissue_mask())
         q, p = at - a, chain.push(at - b)
@@ -465,6 +478,27 @@ def unrelated(kind: str, seed: int, data: Path | None) -> Made:
         sides.append(_image(looks.depth(rng, picture.data), 1.0, False))
     none = np.zeros((0, 2))
     return Made(kind, seed, sides[0], sides[1], none, none, story=tuple(scene.story), sources=(first.name, second.name))
+
+
+def strange_slides(kind: str, seed: int, data: Path | None) -> Made:
+    """Sections of different tissues, each turned on its slide; in most pairs both slides bear one print."""
+    rng = seeded(kind, seed)
+    scene = _Scene(rng, Recipe(glass=True, looks=(looks.stain, looks.tone)), data)
+    first = second = glass.section(rng, data)
+    while second.tissue == first.tissue:
+        second = glass.section(rng, data)
+    textures = (first, second.on(first.shape))
+    pictures = []
+    for texture in textures:
+        chain, canvas, _ = scene.moved(texture)
+        raw, inside = maps.render(texture, chain, canvas, 1.0)
+        pictures.append(scene.picture(raw, inside, texture, scene.recipe.looks, False))
+    fixed, moving, what = glass.on_glass(rng, *pictures)
+    sides = [_image(looks.depth(rng, picture.data), 1.0, False) for picture in (fixed, moving)]
+    none = np.zeros((0, 2))
+    return Made(
+        kind, seed, sides[0], sides[1], none, none, story=(*scene.story, what), sources=(first.name, second.name)
+    )
 
 
 def sampled(image: rf.Image, at: Array, sigma: float = 1.0) -> Array:

@@ -102,6 +102,16 @@ class Texture:
         data = np.ascontiguousarray(self.data[:, *box])
         return Texture(self.name, self.tissue, data, self.spacing, self.stained, self.symmetric)
 
+    def on(self, shape: tuple[int, ...]) -> Texture:
+        """The middle of the texture, as much as ``shape`` holds, on a canvas of that shape filled with its `ground`."""
+        kept = tuple(min(n, m) for n, m in zip(self.shape, shape, strict=True))
+        part = self.cropped(tuple((n - k) // 2 for n, k in zip(self.shape, kept, strict=True)), kept)
+        before = [(n - k) // 2 for n, k in zip(shape, kept, strict=True)]
+        ground = self.ground()
+        data = np.broadcast_to(ground.reshape(-1, *[1] * len(shape)), (len(ground), *shape)).copy()
+        data[:, *(slice(b, b + k) for b, k in zip(before, kept, strict=True))] = part.data
+        return replace(part, data=data)
+
 
 @dataclass(frozen=True)
 class Source:

@@ -74,8 +74,15 @@ optical densities, glass and tissue what lies below and above Otsu's threshold o
 BETWEEN = 0.15
 """Largest share of the glass whose colour is above half of Otsu's threshold, likewise: more is pale tissue. Of 24 pictures of
 sections 15 whole ones on bare glass have 0.01 to 0.13, the others, among them all that tissue fills, 0.16 to 0.45."""
+DARK = 0.1
+"""Optical density in every channel, from which what lies on bare glass and is not stained is an object: print, dust."""
+BAY = 0.06
+"""Half the width of bays of the tissue, over the picture's shorter side, in which pale, grey tissue may lie: nothing there is
+print."""
 STAINED = 0.02
 """Least share of the picture that is stained tissue, for it to be set apart."""
+GREY = 0.08
+"""Largest colour of what is no stain, over its largest optical density: black ink on tinted glass."""
 COLOURED = 2.0
 """Standard deviation in pixels of the smoothing of colours before tissue is set apart by them: dust is no tissue."""
 
@@ -209,6 +216,8 @@ def prepare(image: Image) -> tuple[Image, Look]:
         through = (data - dark) / (sample.high - dark)
         ink |= _ink(through, light, known)
         stained = _stained(through, light, known & ~ink)
+        if stained is not None:
+            marks |= _printed(through, light, stained, known & ~ink)
     drawn = marks | ink
     if bool(drawn.any()):
         index = [torch.arange(n).div(sample.step, rounding_mode="floor").clamp(max=m - 1)
@@ -389,7 +398,9 @@ def _stained(data: Tensor, background: Tensor, seen: Tensor) -> Tensor | None:
         seen: ``[H, W]``, pixels that may be tissue.
     """
     density = _density(data, background)
+    most = ndimage.gaussian_filter(density.max(axis=0), COLOURED)
     colour = ndimage.gaussian_filter(density.max(axis=0) - density.min(axis=0), COLOURED)
+    colour[colour < GREY * most] = 0.0  # black ink is never quite grey, and of pale tissue it would have the colour
     known = seen.numpy()
     if not known.any() or not colour[known].max() > colour[known].min():
         return None
@@ -403,6 +414,34 @@ def _stained(data: Tensor, background: Tensor, seen: Tensor) -> Tensor | None:
         return None
     between = math.sqrt(max(glass, GLASS**2 * tissue) * tissue)  # pale tissue has less colour than Otsu's threshold
     return torch.from_numpy((colour > between) & known)
+
+
+def _printed(data: Tensor, background: Tensor, stained: Tensor, seen: Tensor) -> Tensor:
+    """Pixels ``[H, W]`` of objects on bare glass that are dark without being stained, such as print, dust and the edge of a cover
+    slip, where stained tissue is set apart from glass; what touches the tissue, or lies in a bay or a hole of it, may be tissue.
+
+    Args:
+        data: transmitted light ``[3, H, W]``, 0 … 1.
+        background: transmitted light ``[3]`` of the empty glass.
+        stained: ``[H, W]``, the tissue, as `_stained` has it.
+        seen: ``[H, W]``, pixels that may be print.
+    """
+    dark = (_density(data, background).min(axis=0) > DARK) & seen.numpy() & ~stained.numpy()
+    labels, number = ndimage.label(dark, np.ones((3, 3)))
+    touching = np.unique(labels[_closed(stained.numpy(), max(RIM, BAY * min(stained.shape)))])
+    alone = np.ones(number + 1, dtype=bool)
+    alone[[0, *touching]] = False
+    return torch.from_numpy(ndimage.binary_dilation(alone[labels], iterations=2))
+
+
+def _closed(mask: NDArray[np.bool_], radius: float) -> NDArray[np.bool_]:
+    """A mask ``[H, W]``, `RIM` wider, without holes and without bays narrower than ``radius`` on both sides."""
+    if not mask.any():
+        return mask
+    wide = math.ceil(radius) + 1
+    grown = ndimage.distance_transform_edt(~np.pad(mask, wide)) <= radius
+    kept = ndimage.distance_transform_edt(grown) > radius - RIM
+    return np.asarray(ndimage.binary_fill_holes(kept)[wide:-wide, wide:-wide], dtype=bool)
 
 
 def _cut_straight(mask: Tensor) -> bool:

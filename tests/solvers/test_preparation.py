@@ -220,8 +220,26 @@ def test_fragments_of_tissue_are_no_marks() -> None:
     array = np.pad(slide(), ((60, 60), (60, 60), (0, 0)), constant_values=240)
     for cy, cx, r in zip(rng.integers(3, 270, 300), rng.integers(3, 310, 300), rng.uniform(1.5, 5, 300), strict=True):
         y, x = np.mgrid[: array.shape[0], : array.shape[1]]
-        array[(y - cy) ** 2 + (x - cx) ** 2 < r**2] = 170
+        array[(y - cy) ** 2 + (x - cx) ** 2 < r**2] = (170, 140, 165)  # stained, as the tissue is
     assert preparation.prepare(image(array))[1].marks_fraction == 0
+
+
+def test_what_is_dark_and_grey_on_bare_glass_is_hidden_unless_it_touches_the_tissue() -> None:
+    array = printed(0, (0, 0), 0)
+    array[20:60, 100:104] = 60  # a bar
+    array[300:303, 200:203] = 120  # a speck
+    array[160:195, 70:115] = 60  # what lies across the edge of the tissue
+    array[62:70, 180:181] = (170, 60, 150)  # a stained thread
+    prepared, look = preparation.prepare(image(array))
+    assert prepared.weight is not None
+    hidden = prepared.weight == 0
+    assert bool(hidden[20:60, 100:104].all())
+    assert bool(hidden[300:303, 200:203].all())
+    assert bool(hidden[16:40, 8:20].all())  # a printed block
+    assert not bool(hidden[90:270, 110:230].any())  # the tissue
+    assert not bool(hidden[160:195, 70:115].any())
+    assert look.marks_fraction == pytest.approx(float(hidden.to(torch.float32).mean()), abs=1e-6)
+    assert preparation.prepare(image(255 - array))[1].marks_fraction == 0
 
 
 def test_a_mask_that_was_there_stays() -> None:
