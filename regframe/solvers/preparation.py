@@ -215,9 +215,11 @@ def prepare(image: Image) -> tuple[Image, Look]:
         light = (background - dark) / (sample.high - dark)
         through = (data - dark) / (sample.high - dark)
         ink |= _ink(through, light, known)
-        stained = _stained(through, light, known & ~ink)
-        if stained is not None:
-            marks |= _printed(through, light, stained, known & ~ink)
+        tint = _Colour.of(through, light, known & ~ink)
+        if tint is not None:
+            marks |= _printed(through, light, tint)
+            set_apart = tint.stained()
+            stained = None if set_apart is None else torch.from_numpy(set_apart)
     drawn = marks | ink
     if bool(drawn.any()):
         index = [torch.arange(n).div(sample.step, rounding_mode="floor").clamp(max=m - 1)
@@ -387,48 +389,76 @@ def _density(data: Tensor, background: Tensor) -> NDArray[np.float32]:
     return np.asarray(-through.log())
 
 
-def _stained(data: Tensor, background: Tensor, seen: Tensor) -> Tensor | None:
-    """Pixels ``[H, W]`` of stained tissue, by their colour; None where that does not set them apart from glass.
-
-    What is printed on glass, its dust, bubbles and the seams of its picture are grey, however dark: a stain is not.
+@dataclass(frozen=True)
+class _Colour:
+    """How coloured a stained section is, pixel by pixel; what is printed on glass, its dust, bubbles and the seams of its picture
+    are grey, however dark: a stain is not.
 
     Args:
-        data: transmitted light ``[3, H, W]``, 0 … 1.
-        background: transmitted light ``[3]`` of the empty glass.
-        seen: ``[H, W]``, pixels that may be tissue.
+        colour: range of the three optical densities, smoothed, ``[H, W]``; 0 where it is no colour.
+        known: ``[H, W]``, pixels that may be tissue.
+        threshold: Otsu's, of ``colour``.
+        glass: median of what lies below it.
+        tissue: median of what lies above it.
     """
-    density = _density(data, background)
-    most = ndimage.gaussian_filter(density.max(axis=0), COLOURED)
-    colour = ndimage.gaussian_filter(density.max(axis=0) - density.min(axis=0), COLOURED)
-    colour[colour < GREY * most] = 0.0  # black ink is never quite grey, and of pale tissue it would have the colour
-    known = seen.numpy()
-    if not known.any() or not colour[known].max() > colour[known].min():
-        return None
-    threshold = float(threshold_otsu(colour[known]))  # type: ignore[no-untyped-call]
-    high = (colour > threshold) & known
-    low = known & ~high
-    if not low.any() or high.sum() < STAINED * known.sum():
-        return None
-    glass, tissue = float(np.median(colour[low])), float(np.median(colour[high]))
-    if glass > GLASS * tissue or (colour[low] > threshold / 2).mean() > BETWEEN:
-        return None
-    between = math.sqrt(max(glass, GLASS**2 * tissue) * tissue)  # pale tissue has less colour than Otsu's threshold
-    return torch.from_numpy((colour > between) & known)
+
+    colour: NDArray[np.float32]
+    known: NDArray[np.bool_]
+    threshold: float
+    glass: float
+    tissue: float
+
+    @classmethod
+    def of(cls, data: Tensor, background: Tensor, seen: Tensor) -> _Colour | None:
+        """That of a picture; None where colour does not set tissue apart from glass.
+
+        Args:
+            data: transmitted light ``[3, H, W]``, 0 … 1.
+            background: transmitted light ``[3]`` of the empty glass.
+            seen: ``[H, W]``, pixels that may be tissue.
+        """
+        density = _density(data, background)
+        most = ndimage.gaussian_filter(density.max(axis=0), COLOURED)
+        colour = ndimage.gaussian_filter(density.max(axis=0) - density.min(axis=0), COLOURED)
+        colour[colour < GREY * most] = 0.0  # black ink is never quite grey, and of pale tissue it would have the colour
+        known = seen.numpy()
+        if not known.any() or not colour[known].max() > colour[known].min():
+            return None
+        threshold = float(threshold_otsu(colour[known]))  # type: ignore[no-untyped-call]
+        high = (colour > threshold) & known
+        low = known & ~high
+        if not low.any() or high.sum() < STAINED * known.sum():
+            return None
+        glass, tissue = float(np.median(colour[low])), float(np.median(colour[high]))
+        return cls(colour, known, threshold, glass, tissue) if glass <= GLASS * tissue else None
+
+    def stained(self) -> NDArray[np.bool_] | None:
+        """Pixels ``[H, W]`` of stained tissue; None where too much of the rest may be pale tissue."""
+        if (self.colour[self.known & (self.colour <= self.threshold)] > self.threshold / 2).mean() > BETWEEN:
+            return None
+        # pale tissue has less colour than Otsu's threshold
+        between = math.sqrt(max(self.glass, GLASS**2 * self.tissue) * self.tissue)
+        return (self.colour > between) & self.known
+
+    def tinted(self) -> NDArray[np.bool_]:
+        """Pixels ``[H, W]`` that may be stained tissue, however pale."""
+        least = min(self.threshold / 2, math.sqrt(max(self.glass, GLASS**2 * self.tissue) * self.tissue))
+        return (self.colour > least) & self.known
 
 
-def _printed(data: Tensor, background: Tensor, stained: Tensor, seen: Tensor) -> Tensor:
+def _printed(data: Tensor, background: Tensor, colour: _Colour) -> Tensor:
     """Pixels ``[H, W]`` of objects on bare glass that are dark without being stained, such as print, dust and the edge of a cover
     slip, where stained tissue is set apart from glass; what touches the tissue, or lies in a bay or a hole of it, may be tissue.
 
     Args:
         data: transmitted light ``[3, H, W]``, 0 … 1.
         background: transmitted light ``[3]`` of the empty glass.
-        stained: ``[H, W]``, the tissue, as `_stained` has it.
-        seen: ``[H, W]``, pixels that may be print.
+        colour: of the same picture.
     """
-    dark = (_density(data, background).min(axis=0) > DARK) & seen.numpy() & ~stained.numpy()
+    tissue = colour.tinted()
+    dark = (_density(data, background).min(axis=0) > DARK) & colour.known & ~tissue
     labels, number = ndimage.label(dark, np.ones((3, 3)))
-    touching = np.unique(labels[_closed(stained.numpy(), max(RIM, BAY * min(stained.shape)))])
+    touching = np.unique(labels[_closed(tissue, max(RIM, BAY * min(tissue.shape)))])
     alone = np.ones(number + 1, dtype=bool)
     alone[[0, *touching]] = False
     return torch.from_numpy(ndimage.binary_dilation(alone[labels], iterations=2))
@@ -439,7 +469,7 @@ def _closed(mask: NDArray[np.bool_], radius: float) -> NDArray[np.bool_]:
     if not mask.any():
         return mask
     wide = math.ceil(radius) + 1
-    grown = ndimage.distance_transform_edt(~np.pad(mask, wide)) <= radius
+    grown = ndimage.distance_transform_edt(~np.pad(mask, wide, mode="edge")) <= radius
     kept = ndimage.distance_transform_edt(grown) > radius - RIM
     return np.asarray(ndimage.binary_fill_holes(kept)[wide:-wide, wide:-wide], dtype=bool)
 
