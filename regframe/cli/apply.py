@@ -382,7 +382,7 @@ def _spread(
             plan.write(here, overwrite, progress)
             return
         with plan.started(overwrite):
-            run = functools.partial(slides_job.run_shard, job)
+            run = functools.partial(slides_job.run_shard, dataclasses.replace(job, made_of=plan.fingerprint))
             batch.spread(plan, pool, run, progress, lambda: plan.finish(overwrite))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +29,7 @@ from ._common import (
     verbose_option,
     workers_option,
 )
+from .clusters import cluster_at, scheduler_option
 from .register import resolved_config
 from .stack import image_files
 
@@ -92,6 +95,7 @@ if TYPE_CHECKING:
     help="Label image of the nuclei of an image, for --matches; found in the channel aligned by otherwise.",
 )
 @workers_option("Threads that write the merged slide; one per core otherwise.")
+@scheduler_option("write the merged slide")
 @click.option("--config", "config_file", type=path_type, metavar="FILE.yaml", help="Settings for every pair.")
 @click.option("--set", "settings", metavar="K=V", multiple=True, help="One setting, such as pyramid.max_pixels=300000.")
 @overwrite_option
@@ -107,7 +111,8 @@ def rounds(ctx: click.Context, /, **options: Any) -> None:
     its end changes nothing.
     """
     out: Path = options["out"]
-    for name, beside in (("subtract", "merged"), ("workers", "merged"), ("labels", "matches")):
+    pairs = (("subtract", "merged"), ("workers", "merged"), ("scheduler", "merged"), ("labels", "matches"))
+    for name, beside in pairs:
         if options[name] and options[beside] is None:
             raise BadInput(f"wanted --{beside} FILE beside --{name}, got none; name what to write")
     members, config = _members(options)
@@ -250,9 +255,32 @@ def _merged(group: Group, out: Path, options: dict[str, Any]) -> list[str]:
         click.echo(f"merged: {name} is left out, a repeat of the reference's", err=True)
     for name in plan.left_out:
         click.echo(f"merged: {name} is no part of it", err=True)
-    with Bars() as progress, bad_input():
-        for each in plan.plans:
-            if options["overwrite"] or not folder.was_written(out, each):
-                folder.note_begun(out, each, options["overwrite"])
+    left = [
+        number for number, each in enumerate(plan.plans) if options["overwrite"] or not folder.was_written(out, each)
+    ]
+    shards = sum(plan.plans[number].shards for number in left)
+    with Bars() as progress, bad_input(), _workers(options, shards) as pool:
+        for number in left:
+            each = plan.plans[number]
+            folder.note_begun(out, each, options["overwrite"])
+            if pool is None:
                 each.write(options["workers"], options["overwrite"], progress)
+            else:
+                job = merge.MergeJob(
+                    str(out.absolute()),
+                    str(options["merged"].absolute()),
+                    repeats=options["repeats"],
+                    subtract=options["subtract"],
+                )
+                job.write(plan, number, pool, options["overwrite"], progress)
     return [str(each.path) for each in plan.plans]
+
+
+@contextlib.contextmanager
+def _workers(options: dict[str, Any], shards: int) -> Iterator[Any]:
+    """Who computes the shards: the workers of a scheduler, or None for this process."""
+    if options["scheduler"] is None or not shards:
+        yield None
+        return
+    with cluster_at(options["scheduler"], options["workers"], f"{shards} shards") as pool:
+        yield pool

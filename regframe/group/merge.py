@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import contextlib
+import functools
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from ..contracts import Progress
-from ..data import Grid, Pyramid
+from ..data import Grid, Image, Pyramid
+from ..fit.threads import on_threads
+from ..io.tasks import Pool, pool_of
 from ..slides.merged import Layer, MergedWarp, merged
 from ..slides.place import place_pyramid
 from ..slides.warp import SlideOptions, SlideWarp
+from ..slides.zarrshards import quiet_zarr
 from .channels import NUCLEAR, is_colour
-from .group import Group
+from .group import Group, load_group, write
 from .members import pyramid_at
 from .together import identity, options_of, sources_of
 
@@ -45,6 +51,59 @@ class Merge:
         return (*([] if self.slide is None else [self.slide]), *self.colours)
 
 
+@dataclass(frozen=True)
+class MergeJob:
+    """What `merge_group` writes of a group in a folder, described by plain values that can be sent to another machine.
+
+    Args:
+        group: the folder of the group.
+        path: the merged slide.
+        images: where the images of the group lie, in its order; its own sources where empty.
+        repeats: as in `merge_group`.
+        subtract: as in `merge_group`.
+        made_of: hash of the plans, which tells the group from another one that lay at the same place before.
+    """
+
+    group: str
+    path: str
+    images: tuple[str, ...] = ()
+    repeats: Repeats = "keep"
+    subtract: str | None = None
+    made_of: str = ""
+
+    def write(
+        self, plan: Merge, number: int, pool: Pool, overwrite: bool, progress: Callable[[Progress], object] | None
+    ) -> None:
+        """Have the shards of plan ``number`` of ``plan``, which is this job's, computed by a pool; raises what a shard raised."""
+        one = plan.plans[number]
+        task = functools.partial(run_shard, replace(self, made_of=one.fingerprint), number)
+        with one.started(overwrite):
+            finished = len(one.done())
+            for batch in one.rounds:
+                left = sorted(set(batch) - one.done())
+                ended = pool.run(task, [(index,) for index in left])
+                with contextlib.closing(ended):  # type: ignore[type-var]
+                    for _, answer in ended:
+                        if isinstance(answer, BaseException):
+                            raise answer
+                        finished += 1
+                        if progress is not None:
+                            progress(Progress("shards", finished, one.shards))
+            one.finish(overwrite)
+
+
+@functools.lru_cache(maxsize=2)
+def _plan_of(job: MergeJob) -> Merge:
+    return planned(load_group(job.group), Path(job.path), list(job.images) or None, job.repeats, job.subtract)
+
+
+def run_shard(job: MergeJob, number: int, index: int) -> int:
+    """Compute shard ``index`` of plan ``number`` of a job, while another process holds its output open; returns ``index``."""
+    with on_threads(1), quiet_zarr():  # one thread per task: every core runs a task of its own
+        _plan_of(job).plans[number].run(index)
+    return index
+
+
 def merge_group(
     group: Group,
     path: str | Path,
@@ -55,6 +114,7 @@ def merge_group(
     workers: int | None = None,
     overwrite: bool = False,
     progress: Callable[[Progress], object] | None = None,
+    client: Any = None,
 ) -> tuple[Path, ...]:
     """Write all channels of all images of a group as one slide, on the finest pixels of the reference.
 
@@ -68,23 +128,59 @@ def merge_group(
         repeats: ``drop`` leaves the channel by which images were aligned out of all but the reference; ``keep`` keeps all.
         subtract: name of an image that shows the background alone: each of its channels is subtracted from those that saw the
             same light, and it is no part of the slide.
-        workers: threads; None takes one per core.
+        workers: threads; None takes one per core. Without effect beside a ``client``.
         overwrite: replace outputs that exist, and drop unfinished ones that were begun from something else.
         progress: called after every shard.
+        client: a ``dask.distributed.Client`` whose workers compute the shards, one task each, or a
+            ``concurrent.futures.Executor`` of processes. They have to see the images and the folder of ``path`` under the same
+            names; the slide has the same bytes.
 
     Returns:
         The files that were written, the slide first.
 
     Raises:
         ValueError: an image that cannot be opened or is no longer the one that was aligned, a background that is none of them, a
-            name that ends in neither suffix.
+            name that ends in neither suffix, images in memory beside a ``client``.
         FileExistsError: an output exists.
+        ConnectionError: the client lost its scheduler.
         OSError: an output cannot be written; a second call goes on from what was done.
     """
     plan = planned(group, Path(path), images, repeats, subtract)
-    for each in plan.plans:
-        each.write(workers, overwrite, progress)
+    if client is None:
+        for each in plan.plans:
+            each.write(workers, overwrite, progress)
+    else:
+        with _job(group, Path(path), images, repeats, subtract) as job:
+            pool = pool_of(client, _nobody)
+            for number in range(len(plan.plans)):
+                job.write(plan, number, pool, overwrite, progress)
     return tuple(Path(str(each.path)) for each in plan.plans)
+
+
+def _nobody() -> Pool:
+    raise AssertionError("asked only where there is a client")
+
+
+@contextlib.contextmanager
+def _job(
+    group: Group, path: Path, images: Sequence[Any] | None, repeats: Repeats, subtract: str | None
+) -> Iterator[MergeJob]:
+    """The job of a group, which is written for its workers into a folder beside the slide as long as they need it."""
+    given = list(images or [])
+    if any(isinstance(one, Image) for one in given):
+        raise ValueError(
+            "wanted files as images beside a client, got an image in memory, which other processes do not see; save it "
+            "(regframe.save) and pass its path"
+        )
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.absolute().parent) as folder:
+        write(group, Path(folder) / "group")
+        yield MergeJob(
+            str(Path(folder) / "group"),
+            str(path.absolute()),
+            tuple(str(Path(str(one)).absolute()) for one in given),
+            repeats,
+            subtract,
+        )
 
 
 def planned(

@@ -44,6 +44,7 @@ class SlideJob:
         background: value beyond the image's pixels, as in `SlideOptions`.
         finest: the finest pixels of the side ``to``, as in `canvas_grid`.
         device: where intensities are carried, as in `SlideOptions`.
+        made_of: hash of the plan, which tells files from others that lay at the same places before; workers keep their plans.
     """
 
     result: str
@@ -60,6 +61,7 @@ class SlideJob:
     background: Background = "auto"
     finest: Grid | None = None
     device: str = "cpu"
+    made_of: str = ""
 
     def plan(self) -> SlideWarp | None:
         """The plan of `warp_slide`.

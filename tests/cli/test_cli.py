@@ -501,6 +501,31 @@ def test_a_slide_job_is_paths_alone(
     assert torch.equal(found.data, expected.data)
 
 
+def test_a_worker_that_lives_on_takes_the_new_result_at_the_same_place(
+    pair: tuple[Path, Path], tmp_path: Path, saved: tuple[Path, Result], lazy: None
+) -> None:
+    result = tmp_path / "result"
+    saved[1].save(result)
+    job = slides_job.SlideJob(str(result), str(pair[1]), str(tmp_path / "w.zarr"), "fixed", options=(("level", 0),))
+    first = job.plan()
+    assert first is not None
+    shift = torch.tensor([[1.0, 0, 5], [0, 1, 3], [0, 0, 1]], dtype=torch.float64)
+    old = saved[1].transform
+    moved = dataclasses.replace(saved[1], transform=regframe.Affine(shift, old.source_unit, old.target_unit))
+    written = []
+    for made, plan in ((saved[1], first), (moved, None)):
+        made.save(result, overwrite=True)
+        plan = plan or job.plan()
+        assert plan is not None
+        with plan.started(overwrite=True):
+            task = dataclasses.replace(job, made_of=plan.fingerprint)
+            for index in range(plan.shards):
+                slides_job.run_shard(task, index)
+            plan.finish(overwrite=True)
+        written.append(regframe.open(tmp_path / "w.zarr"))
+    assert not torch.equal(written[0].data, written[1].data)
+
+
 def test_apply_image_refuses_points(tmp_path: Path, saved: tuple[Path, Result]) -> None:
     table = tmp_path / "cells.csv"
     table.write_text("x,y\n1,2\n")

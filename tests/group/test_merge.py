@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +22,7 @@ import regframe as rf
 from regframe.cli import main
 from regframe.group import merge, pairs
 from regframe.group.group import Group
+from regframe.io.tasks import Threads
 from regframe.slides.merged import merged
 from regframe.slides.warp import SlideOptions
 
@@ -215,3 +220,59 @@ def test_a_pixel_size_that_was_stated_is_stated_again(known: Register, tmp_path:
     found = rf.open_pyramid(tmp_path / "m.ome.zarr")
     assert (found.grid.spacing, found.grid.unit) == ((0.5, 0.5), "µm")
     assert found.channels == ("a 0", "a 1", "b 0", "b 1")
+
+
+def test_workers_of_others_write_the_same_bytes(group: Group, files: list[Path], tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / name).mkdir()
+    rf.merge_group(group, tmp_path / "a" / "m.ome.zarr")
+    seen: list[rf.Progress] = []
+    images = [rf.open(file, adapter="image") for file in files]
+    with ThreadPoolExecutor(2) as client:
+        rf.merge_group(group, tmp_path / "b" / "m.ome.zarr", client=client, progress=seen.append)
+        assert bytes_of(tmp_path / "a") == bytes_of(tmp_path / "b")  # and nothing lies beside the slide
+        assert seen[-1].done == seen[-1].total
+        with pytest.raises(ValueError, match="wanted files as images beside a client, got an image in memory"):
+            rf.merge_group(group, tmp_path / "c.ome.zarr", images=images, client=client)
+    with pytest.raises(ValueError, match=r"wanted a dask\.distributed\.Client"):
+        rf.merge_group(group, tmp_path / "c.ome.zarr", client="tcp://127.0.0.1:8786")
+
+
+def test_a_shard_that_fails_elsewhere_is_said_and_the_same_call_goes_on(
+    group: Group, files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost(job: merge.MergeJob, number: int, index: int) -> int:
+        raise OSError("the disk of worker 2 is full")
+
+    with ThreadPoolExecutor(1) as client:
+        with monkeypatch.context() as patch:
+            patch.setattr(merge, "run_shard", lost)
+            with pytest.raises(OSError, match="the disk of worker 2 is full"):
+                rf.merge_group(group, tmp_path / "m.ome.zarr", client=client)
+        assert not (tmp_path / "m.ome.zarr").exists()
+        (path,) = rf.merge_group(group, tmp_path / "m.ome.zarr", client=client)
+    assert rf.open_pyramid(path).grid.shape == rf.open_pyramid(files[0]).grid.shape
+
+
+def test_the_command_spreads_it_over_a_scheduler(
+    known: Register, files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ["rounds", *map(str, files), "--transform", "affine", "--reference", "a"]
+    asked: list[tuple[str, int | None]] = []
+
+    @contextlib.contextmanager
+    def cluster_at(address: str, here: int | None, what: str) -> Iterator[Threads]:
+        asked.append((address, here))
+        yield Threads(2)
+
+    monkeypatch.setattr(sys.modules["regframe.cli.rounds"], "cluster_at", cluster_at)
+    for name, more in (("x", []), ("y", ["--scheduler", "tcp://somewhere:8786"])):
+        (tmp_path / name).mkdir()
+        merged_to = ["-o", str(tmp_path / name / "OUT"), "--merged", str(tmp_path / name / "m.ome.zarr")]
+        done = CliRunner().invoke(main, [*arguments, *merged_to, *more])
+        assert done.exit_code == 0, done.output
+    assert asked == [("tcp://somewhere:8786", None)]
+    assert bytes_of(tmp_path / "x" / "m.ome.zarr") == bytes_of(tmp_path / "y" / "m.ome.zarr")
+    alone = CliRunner().invoke(main, [*arguments, "-o", str(tmp_path / "z"), "--scheduler", "s"])
+    assert alone.exit_code == 2
+    assert "wanted --merged FILE beside --scheduler" in alone.output
