@@ -314,12 +314,14 @@ def run(call: list[str]) -> tuple[dict[str, Any], float, float]:
         return json.loads(said.read()), peak, time.perf_counter() - began
 
 
-def bytes_of(*places: Path) -> str:
-    """Hash of all files below some places, in which the report names the folder that it lies in."""
+def bytes_of(*places: Path, beside: Path | None = None) -> str:
+    """Hash of all files below some places; the report in them names the folder that it lies in, and that of the rounds
+    (``beside``)."""
     sha = hashlib.sha256()
     for place in places:
         for path in sorted(p for p in [place, *place.rglob("*")] if p.is_file()):
             content = path.read_bytes().replace(str(place.parent).encode(), b"")
+            content = content if beside is None else content.replace(str(beside).encode(), b"")
             sha.update(str(path.relative_to(place.parent)).replace(place.name, "x").encode() + content)
     return sha.hexdigest()
 
@@ -341,7 +343,7 @@ def killed(made: Rounds, folder: Path, wanted: str, seconds: float, times: int, 
                 child.wait()
         run(call)
         left = [p.name for p in own.iterdir() if p not in (out, merged)]
-        wrong += bytes_of(out, merged) != wanted or bool(left)
+        wrong += bytes_of(out, merged, beside=folder) != wanted or bool(left)
     return wrong
 
 
@@ -403,7 +405,7 @@ def main() -> None:
         print("on the pixels of the merged slide, median px by channel:", {k: round(v, 3) for k, v in found.items()})
         print(f"worst channel {max(found.values()):.3f} px (bar 0.3)")
         if given.kills:
-            wanted = bytes_of(out, merged)
+            wanted = bytes_of(out, merged, beside=folder)
             print(
                 f"killed: {killed(made, folder, wanted, seconds, given.kills, given.more)} of {given.kills} ended otherwise"
             )
