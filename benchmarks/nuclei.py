@@ -51,13 +51,22 @@ def once(seed: int, part: str, labels: bool) -> tuple[tuple[int, ...], list[floa
         one, other = (nuclei.of_labels(rf.Image.from_array(m, "yx", labels=True)) for m in (mask, other_mask))
     else:
         one, other = (nuclei.found(rf.Image.from_array(values.astype(np.float32), "yx")) for values in shown)
-    moved = np.stack([ndimage.map_coordinates(band, other.coords.T, order=1) for band in there], axis=1)
-    back = (one.coords - middle - shift) @ turn + middle
-    on = np.asarray(((back >= 0) & (back <= shape - 1)).all(axis=1))
-    found = nuclei.match(one.coords, moved, on, one.size)
+
+    def forward(at: np.ndarray) -> np.ndarray:
+        return np.stack([ndimage.map_coordinates(band, at.T, order=1, mode="nearest") for band in there], axis=1)
+
+    def back(at: np.ndarray) -> np.ndarray:
+        return np.asarray((at - middle - shift) @ turn + middle)
+
+    def within(at: np.ndarray) -> np.ndarray:
+        return np.asarray(((at >= 0) & (at <= shape - 1)).all(axis=1))
+
+    fixed, moving = one.shared(lambda at: within(back(at))), other.shared(lambda at: within(forward(at)))
+    moved, on = forward(moving), within(back(fixed))
+    found = nuclei.match(fixed, moved, on, one.size)
     own, its = (
         values[tuple(np.clip(np.rint(coords).astype(int), 0, shape - 1).T)]
-        for values, coords in ((mask, one.coords[found.fixed]), (other_mask, other.coords[found.moving]))
+        for values, coords in ((mask, fixed[found.fixed]), (other_mask, moving[found.moving]))
     )
     right, sure = (own == its) & (own > 0), found.probability >= 0.5
     areas = [np.bincount(m.ravel(), minlength=int(mask.max()) + 1)[1:] for m in (mask, other_mask)]

@@ -12,7 +12,7 @@ import csv
 import dataclasses
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from .. import plugins
 from ..data import Grid, Image
 from ..io import outputs
 from ..io.spreadsheet import text_cell
+from ..result import Result
 from ..stack.posegraph import Floats
 from .group import Group
 from .together import options_of, sources_of
@@ -62,6 +63,8 @@ LOWEST = 0.2
 ROUND = 0.9
 """Area of a part of the picture above a level, over that of the ellipse of the same second moments, from which it is one nucleus:
 an ellipse has 1, one that the border halves 0.946, two that touch 0.894, of whatever shape."""
+VISIBLE = 0.1
+"""Share of a nucleus of a label image that the other image has to show, for it to be matched by that part."""
 LEAST_AREA = 0.1
 """Area of such a part, over that of the usual nucleus, below which it is noise; 0.15 loses small nuclei."""
 DIM = 0.8
@@ -78,12 +81,38 @@ class Nuclei:
         ids: their labels ``[N]``; counted from 1 where they were found in the pixels.
         ceiling: share of the nuclei that are matched between two halves of the image's own pixels: what finding them in pixels
             leaves of a perfect match, 0 … 1; None of label images.
+        labels: the label image that they are the objects of; None where they were found in the pixels.
     """
 
     coords: Floats
     size: float
     ids: NDArray[np.int64]
     ceiling: float | None = None
+    labels: Image | None = None
+
+    def shared(self, shown: Callable[[Floats], NDArray[np.bool_]]) -> Floats:
+        """The middles ``[N, 2]`` of what both images show of each nucleus: where the border of the other image cuts one of a
+        label image, that of the part on it, for there the other's part has its own.
+
+        Args:
+            shown: which positions ``[K, 2]``, in this image's unit, the other image shows ``[K]``.
+        """
+        if self.labels is None or not len(self.ids):
+            return self.coords
+        values, grid = self.labels.data[0].numpy(), self.labels.grid
+        order = np.where(values != 0, np.searchsorted(self.ids, values) + 1, 0)
+        boxes = ndimage.find_objects(order)
+        ends = [[(r.start, r.stop - 1) for r in box] for box in boxes]
+        corners = np.array([[(y, x) for y in rows for x in columns] for rows, columns in ends], dtype=np.float64)
+        seen = shown(_physical(corners.reshape(-1, 2), grid)).reshape(-1, 4)
+        out = self.coords.copy()
+        for i in np.flatnonzero(seen.any(axis=1) & ~seen.all(axis=1)):
+            at = np.argwhere(order[boxes[i]] == i + 1) + [r.start for r in boxes[i]]
+            own = _physical(at.astype(np.float64), grid)
+            inside = shown(own)
+            if inside.sum() >= VISIBLE * len(own):
+                out[i] = own[inside].mean(axis=0)
+        return out
 
 
 def found(image: Image) -> Nuclei:
@@ -146,7 +175,7 @@ def of_labels(labels: Image) -> Nuclei:
     at = np.array(ndimage.center_of_mass(np.ones_like(values, dtype=np.uint8), values, ids)).reshape(-1, 2)
     area = np.bincount(np.searchsorted(ids, values[values != 0]), minlength=len(ids))
     size = math.sqrt(float(np.median(area)) / math.pi) / 2 if len(ids) else 1.0
-    return Nuclei(_physical(at, labels.grid), size * labels.grid.pixel, ids.astype(np.int64))
+    return Nuclei(_physical(at, labels.grid), size * labels.grid.pixel, ids.astype(np.int64), labels=labels)
 
 
 def _physical(at: Floats, grid: Grid) -> Floats:
@@ -446,17 +475,28 @@ def match_nuclei(
         for k, result in enumerate(group.results)
         if result is not None
     }
-    base = every[group.reference]
-    there = group[group.reference].transform.points(
-        torch.from_numpy(base.coords)
-    )  # where it is: the mean may lie elsewhere
+    base, middle = every[group.reference], group[group.reference]  # where it is: the mean may lie elsewhere
     out = {}
     for k, own in every.items():
-        moved = group[k].transform.points(torch.from_numpy(own.coords)).numpy()
-        back = group[k].transform.inverse().points(there)
-        on = np.asarray(group[k].moving_grid.contains(back).numpy(), dtype=bool)
-        out[group.names[k]] = (match(there.numpy(), moved, on, base.size), own)
+        shown = _shown(middle, group[k])
+        fixed, moving = base.shared(shown), own.shared(_shown(group[k], middle))
+        there, moved = (
+            result.transform.points(torch.from_numpy(at)).numpy()
+            for result, at in ((middle, fixed), (group[k], moving))
+        )
+        out[group.names[k]] = (match(there, moved, shown(fixed), base.size), own)
     return out
+
+
+def _shown(one: Result, other: Result) -> Callable[[Floats], NDArray[np.bool_]]:
+    """Which positions of an image lie on another one; both by their maps to the space of the group."""
+    back = other.transform.inverse()
+
+    def shown(at: Floats) -> NDArray[np.bool_]:
+        there = back.points(one.transform.points(torch.from_numpy(at)))
+        return np.asarray(other.moving_grid.contains(there).numpy(), dtype=bool)
+
+    return shown
 
 
 def _nuclei(group: Group, k: int, source: Any, labels: Any) -> Nuclei:

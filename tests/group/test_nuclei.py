@@ -117,16 +117,40 @@ def test_real_nuclei_between_two_made_rounds(data_dir: Path) -> None:
     gone = rng.choice(np.arange(1, masks.max() + 1), masks.max() // 10, replace=False)
     warped = ndimage.map_coordinates(np.where(np.isin(masks, gone), 0, masks), there, order=0, mode="constant")
     one, other = (nuclei.of_labels(rf.Image.from_array(m.astype(np.int32), "yx", labels=True)) for m in (masks, warped))
-    moved = np.stack([ndimage.map_coordinates(band, other.coords.T, order=1) for band in there], axis=1)
-    back = (one.coords - middle - shift) @ turn + middle
-    on = np.asarray(((back >= 0) & (back <= n - 1)).all(axis=1))
-    found = nuclei.match(one.coords, moved, on, one.size)
+
+    def forward(at: np.ndarray) -> np.ndarray:
+        return np.stack([ndimage.map_coordinates(band, at.T, order=1, mode="nearest") for band in there], axis=1)
+
+    def within(at: np.ndarray) -> np.ndarray:
+        return np.asarray(((at >= 0) & (at <= n - 1)).all(axis=1))
+
+    fixed = one.shared(lambda at: within((at - middle - shift) @ turn + middle))
+    moved = forward(other.shared(lambda at: within(forward(at))))
+    found = nuclei.match(fixed, moved, within((fixed - middle - shift) @ turn + middle), one.size)
     right, sure = one.ids[found.fixed] == other.ids[found.moving], found.probability >= 0.5
-    both = np.intersect1d(one.ids[on], other.ids)
+    seen = [set(np.flatnonzero(np.bincount(m.ravel()) >= 12)[1:].tolist()) for m in (masks, warped)]
+    both = seen[0] & seen[1]  # those that a border cuts too
     assert (right & sure).sum() / sure.sum() >= 0.98
     assert (right & sure).sum() / len(both) >= 0.95
     assert calibration(found.probability.tolist(), right.tolist()) <= 0.03
     assert found.chance < 0.05
+
+
+def test_a_nucleus_that_the_other_border_cuts_is_matched_by_the_part_that_both_show() -> None:
+    values = np.zeros((40, 60), np.int32)
+    values[4:10, 20:30] = 7  # on the other image as a whole
+    values[14:20, 36:46] = 3  # the other image ends at column 39: four columns of it
+    values[24:30, 39:59] = 9  # one column of twenty
+    values[34:38, 50:54] = 2  # none
+    image = rf.Image.from_array(values, "yx", (0.5, 0.5), (10.0, 0.0), "µm", labels=True)
+    one = nuclei.of_labels(image)
+    at = one.shared(lambda at: at[:, 1] <= 39 * 0.5)
+    columns = dict(zip(one.ids.tolist(), (at[:, 1] / 0.5).tolist(), strict=True))
+    assert columns == {7: 24.5, 3: 37.5, 9: 48.5, 2: 51.5}
+    assert np.array_equal(at[:, 0], one.coords[:, 0])
+    assert np.array_equal(one.shared(lambda at: np.ones(len(at), dtype=bool)), one.coords)
+    bare = nuclei.Nuclei(one.coords, 1.0, one.ids)
+    assert np.array_equal(bare.shared(lambda at: at[:, 1] <= 39 * 0.5), one.coords)
 
 
 def test_the_command_writes_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
