@@ -35,17 +35,24 @@ DOCUMENTS = (
     "stack",
     "atlas",
     "wrong",
+    "mosaic",
+    "pieces",
+    "qupath",
+    "rounds",
+    "metrics",
 )
-"""Pages whose commands run, as printed, in the folder that ``regframe demo --data`` writes."""
+"""Pages whose commands run, as printed, in the folder that ``regframe demo --data`` writes; `test_blocks.py` runs them."""
 
 
 def commands(page: str) -> list[list[str]]:
-    """Arguments of each ``regframe`` command in a page's ``console`` blocks, and in the README's ``sh`` blocks."""
+    """Arguments of each ``regframe`` command in a page's ``console`` blocks, and in README ``sh`` blocks and jobs."""
     text = (ROOT / "README.md" if page == "README" else ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
     blocks = re.findall(r"^```(console|sh)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     if page != "README":
         blocks = [block for block in blocks if block[0] == "console"]
     lines = [line.removeprefix("$ ") for _, body in blocks for line in body.replace("\\\n", " ").splitlines()]
+    if page == "README":
+        lines += re.findall(r"^\|[^|\n]*\|[^|\n]*\| `([^`\n]+)` \|$", text, re.MULTILINE)
     return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("regframe ")]
 
 
@@ -70,9 +77,9 @@ def test_what_is_written_is_what_the_documents_name(made: Path) -> None:
             for k, word in enumerate(command):
                 option = command[k - 1] if k else ""
                 name = word.partition("/")[0]
-                if option in ("-o", "--output", "--thumbnail"):
+                if option in ("-o", "--output", "--thumbnail", "--merged", "--matches"):
                     written.add(name)
-                elif "." in word and not word.startswith("-") and "=" not in word and "://" not in word:
+                elif re.search(r"\.[a-z]", word) and not word.startswith("-") and "=" not in word and "://" not in word:
                     assert name in there | written, f"{page}: `{shlex.join(command)}` needs {word}"
     text = (made / "jobs.csv").read_text()
     assert all(name in there for line in text.splitlines()[1:] for name in line.split(",")[1:])
@@ -140,18 +147,3 @@ def test_commands_are_named_as_the_demo_was_called(
     monkeypatch.setattr("sys.argv", [called])
     monkeypatch.setattr("shutil.which", lambda name: str(tmp_path / found) if found else None)
     assert all(line.startswith(f"{wanted} ") for line in next_commands(Path("demo-output/inputs")))
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("default")  # a section without a pixel size is remarked on, as its page says
-@pytest.mark.parametrize("page", DOCUMENTS)
-def test_commands_run_as_they_are_printed(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    found = [command for command in commands(page) if command[0] != "demo"]
-    assert found
-    before = [] if page in ("README", "shapes") else [["register", "fixed.png", "moving.png", "-o", "run"]]
-    if any(command[:1] == ["register"] and "run" in command for command in found):
-        before = []
-    for command in [["demo", "--data", "."], *before, *found]:
-        done = CliRunner().invoke(main, command)
-        assert done.exit_code == 0, (command, done.output)

@@ -37,7 +37,8 @@ ASHLAR reads all."""
 ASKED = 6
 """Pairs by which the direction of a stage is told."""
 ENOUGH = 0.5
-"""Share of these pairs whose overlap is sure, from which no other direction is tried."""
+"""Share of these pairs, of those beside and of those above each other, whose overlap is sure, from which no other direction is
+tried."""
 
 
 @dataclass(frozen=True)
@@ -145,10 +146,10 @@ class Finder:
             [None if p is None else (p[::-1] if swap else p) * signs for p in places] for swap, signs in DIRECTIONS
         ]
         for way in turned:
-            pairs = self._near(way, 0)[:ASKED]
-            found = [self.pair(a, b, way[b] - way[a], self.around) for a, b in pairs]  # type: ignore[operator]
-            scores.append(sum(one.confidence for one in found if one is not None))
-            if pairs and scores[-1] >= ENOUGH * len(pairs):
+            kinds = [pairs for pairs in self._by_axis(way) if pairs]
+            sure = [sum(self._confidence(a, b, way) for a, b in pairs) for pairs in kinds]
+            scores.append(sum(sure))
+            if kinds and all(score >= ENOUGH * len(pairs) for score, pairs in zip(sure, kinds, strict=True)):
                 break
         best = int(np.argmax(scores))
         if scores[best] < ENOUGH:  # nothing says: as most makers have it
@@ -156,6 +157,20 @@ class Finder:
         swap, signs = DIRECTIONS[best]
         words = ["x and y exchanged"] * swap + [f"{a} turned round" for a, s in zip("yx", signs, strict=True) if s < 0]
         return turned[best], ", ".join(words)
+
+    def _by_axis(self, places: Sequence[Floats | None]) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+        """The widest overlaps of fields above each other, and of those beside each other; neither tells the other's direction."""
+        above: list[tuple[int, int]] = []
+        beside: list[tuple[int, int]] = []
+        for a, b in self._near(places, 0):
+            dy, dx = np.abs(places[b] - places[a])  # type: ignore[operator]
+            (above if dy > dx else beside).append((a, b))
+        return above[: ASKED // 2], beside[: ASKED // 2]
+
+    def _confidence(self, a: int, b: int, places: Sequence[Floats | None]) -> float:
+        """How sure the overlap of two fields at these places is."""
+        found = self.pair(a, b, places[b] - places[a], self.around)  # type: ignore[operator]
+        return 0.0 if found is None else found.confidence
 
     def searched(self) -> list[Overlap]:
         """All pairs, each at any shift; ValueError for too many fields."""

@@ -18,7 +18,7 @@ from .. import plugins
 from ..data import Grid, Image
 from ..maps.affine import Affine
 from ..maps.resample import resample
-from . import demo, lessons, visium
+from . import demo, lessons, parts, visium
 from .tables import table
 
 Array = NDArray[Any]
@@ -46,10 +46,8 @@ def write_pair(folder: Path, pair: demo.Pair) -> list[Path]:
     table(folder / "cells.csv", ("id", "x", "y", "type"), rows)
     _true_pairs(folder, pair)
     ring, dot = [[160, 140], [350, 160], [330, 370], [160, 140]], [390, 250]
-    shapes = [{"type": "Polygon", "coordinates": [ring]}, {"type": "Point", "coordinates": dot}]
-    features = [{"type": "Feature", "geometry": shape, "properties": {}} for shape in shapes]
-    text = json.dumps({"type": "FeatureCollection", "features": features}, indent=1)
-    (folder / "drawn.geojson").write_text(text + "\n", encoding="utf-8")
+    shapes: list[dict[str, Any]] = [{"type": "Polygon", "coordinates": [ring]}, {"type": "Point", "coordinates": dot}]
+    _collection(folder / "drawn.geojson", shapes)
     height, width = pair.moving.grid.shape
     Picture.fromarray(np.tri(height, width, dtype=np.uint8)).save(folder / "mask.png")
     names = ("fixed.png", "moving.png", "cells.csv", "three.csv", "f.csv", "m.csv", "drawn.geojson", "mask.png")
@@ -88,6 +86,8 @@ def write(folder: Path) -> tuple[list[Path], list[str]]:
         _sections,
         lessons.write,
         visium.write,
+        parts.write,
+        _corrections,
     )
     for writer in writers:
         made += [folder / name for name in writer(folder, pair)]
@@ -96,8 +96,9 @@ def write(folder: Path) -> tuple[list[Path], list[str]]:
     made.append(folder / "jobs.csv")
     try:
         made.append(_h5ad(folder / "cells.h5ad"))
+        made += [folder / name for name in parts.write_genes(folder)]
     except ImportError:
-        left_out.append("cells.h5ad needs anndata: pip install 'regframe[anndata]'")
+        left_out.append("cells.h5ad, fixed.h5ad and moving.h5ad need anndata: pip install 'regframe[anndata]'")
     return made, left_out
 
 
@@ -246,6 +247,31 @@ def _sections(folder: Path, pair: demo.Pair) -> list[str]:
         unit = pair.moving.grid.unit
         _save(resample(pair.moving, Affine(matrix, unit, unit), coarse), folder / "sections" / f"s{k:02}.png")
     return ["sections"]
+
+
+def _corrections(folder: Path, pair: demo.Pair) -> list[str]:
+    """``here.geojson``, a rectangle of the fixed image, ``pairs.csv``, true landmarks in it; ``ihc.geojson``, shapes drawn on the
+    slide; ``rounds.csv``, a table of the rounds."""
+    left, top, right, bottom = 150, 150, 350, 350
+    ring = [[left, top], [right, top], [right, bottom], [left, bottom], [left, top]]
+    _collection(folder / "here.geojson", [{"type": "Polygon", "coordinates": [ring]}])
+    at = torch.tensor([[y, x] for y in (210.0, 290.0) for x in (210.0, 290.0)] + [[250.0, 250.0]], dtype=torch.float64)
+    rows = torch.cat([at, pair.truth.inverse().points(at)], dim=1).tolist()
+    header = ("name", "fixed_y", "fixed_x", "moving_y", "moving_x")
+    table(folder / "pairs.csv", header, [(k, *(f"{v:.3f}" for v in row)) for k, row in enumerate(rows, 1)])
+    drawn = json.loads((folder / "drawn.geojson").read_text(encoding="utf-8"))["features"]
+    shapes = [dict(feature["geometry"]) for feature in drawn]  # the slide has twice as many pixels
+    for shape in shapes:
+        shape["coordinates"] = (2 * np.asarray(shape["coordinates"])).tolist()
+    _collection(folder / "ihc.geojson", shapes)
+    return ["here.geojson", "pairs.csv", "ihc.geojson", *parts.write_tables(folder)]
+
+
+def _collection(path: Path, shapes: list[dict[str, Any]]) -> None:
+    """Write shapes as GeoJSON."""
+    features = [{"type": "Feature", "geometry": shape, "properties": {}} for shape in shapes]
+    text = json.dumps({"type": "FeatureCollection", "features": features}, indent=1)
+    path.write_text(text + "\n", encoding="utf-8")
 
 
 def _h5ad(path: Path) -> Path:

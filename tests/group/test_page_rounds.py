@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import shlex
 from pathlib import Path
@@ -17,15 +18,14 @@ FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 def test_the_page_runs(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    names = {name: MAPS[k] for k, name in enumerate("abc")}
+    names = {f"r{k + 1}": MAPS[k] for k in range(3)}
     monkeypatch.setattr(pairs, "register", Register(names))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "rounds").mkdir()
     for k, image in enumerate(rounds(3)):
         marker = shown(section(50 + k), MAPS[k], 70 + k, f"CD{k}")
-        for folder in (tmp_path, tmp_path / "rounds"):
-            as_path(image, folder, marker)
-    (tmp_path / "rounds.csv").write_text("file,name\n" + "".join(f"rounds/{n}.ome.tif,{n}\n" for n in "abc"))
+        as_path(dataclasses.replace(image, name=f"r{k + 1}"), tmp_path / "rounds", marker)
+    (tmp_path / "rounds.csv").write_text("file,name\n" + "".join(f"rounds/{n}.ome.tif,{n}\n" for n in names))
     found = FENCE.findall((root / "docs" / "rounds.md").read_text(encoding="utf-8"))
     lines = [line for kind, body in found if kind == "console" for line in body.splitlines()]
     assert len(lines) == 6

@@ -164,6 +164,22 @@ def test_the_stage_of_ome_is_read_in_its_direction(tmp_path: Path, stage: tuple[
     assert off(found, scale=0.5) < 0.3
 
 
+def test_wide_overlaps_along_one_axis_do_not_tell_the_other_ones_direction(tmp_path: Path) -> None:
+    """Two rows of three fields: the widest overlaps are all of neighbours in a row, which fit whichever way y runs."""
+    paths, high, wide, down, along = [], 110, 80, 86, 50
+    for k in range(6):
+        y, x = (k // 3) * down, (k % 3) * along
+        sides = {f"PhysicalSize{axis}": 0.5 for axis in "XY"} | {f"PhysicalSize{axis}Unit": "µm" for axis in "XY"}
+        stage = {"PositionX": [x / 2], "PositionXUnit": ["µm"], "PositionY": [y / 2], "PositionYUnit": ["µm"]}
+        metadata = {"axes": "YX", **sides, "Plane": stage}
+        paths.append(tmp_path / f"f{k}.ome.tif")
+        pixels = tissue()[y : y + high, x : x + wide].astype(np.uint16)
+        tifffile.imwrite(paths[-1], pixels, ome=True, metadata=metadata)
+    found = rf.register_mosaic(paths)
+    assert found.metrics["layout"] == {"source": "the stage's positions in the files", "directions": ""}
+    assert found.metrics["n_placed"] == 6
+
+
 def test_origins_of_ome_zarr_are_places_as_multiview_stitcher_writes_them(tmp_path: Path) -> None:
     paths = []
     for image in fields():
