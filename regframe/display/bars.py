@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import sys
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from types import TracebackType
@@ -154,16 +155,36 @@ def _console() -> Any:
     return None
 
 
+_lock = threading.Lock()
+_at_work = 0
+"""Number of blocks of `shown` that are open in this process."""
+
+
+def in_notebook() -> bool:
+    """Whether this process runs the cells of a notebook that can draw."""
+    return not sys.stderr.isatty() and _console() is not None
+
+
 @contextlib.contextmanager
 def shown(progress: Any) -> Iterator[Callable[[Any], object] | None]:
-    """The callback of an argument ``progress``: True gives `Bars`, None and False nothing, a function itself.
+    """The callback of an argument ``progress``: True gives `Bars`, False nothing, a function itself.
+
+    None gives `Bars` in a notebook and nothing elsewhere, nor within another such block, such as for each pair of a stack.
 
     Raises ValueError for anything else.
     """
-    if progress is True:
-        with Bars() as bars:
-            yield bars
-    elif progress is None or progress is False or callable(progress):
-        yield progress or None
-    else:
+    global _at_work
+    if not (progress is None or isinstance(progress, bool) or callable(progress)):
         raise ValueError(f"wanted progress=True, False or a function of one step, got {progress!r}")
+    with _lock:
+        alone = _at_work == 0
+        _at_work += 1
+    try:
+        if progress is True or (progress is None and alone and in_notebook()):
+            with Bars() as bars:
+                yield bars
+        else:
+            yield progress or None
+    finally:
+        with _lock:
+            _at_work -= 1

@@ -16,6 +16,7 @@ from ..composition import compose
 from ..config import Config
 from ..contracts import Progress
 from ..data import Grid
+from ..display.bars import shown
 from ..maps.affine import Affine
 from ..registration import settled
 from ..result import Result
@@ -55,7 +56,7 @@ def register_group(
     transform: str | None = None,
     config: Config | None = None,
     folder: str | Path | None = None,
-    progress: Callable[[Progress], object] | None = None,
+    progress: bool | Callable[[Progress], object] | None = None,
 ) -> Group:
     """Bring many images of one tissue into the space of one of them; nothing has to be set.
 
@@ -71,7 +72,8 @@ def register_group(
         config: settings of `register` for every pair.
         folder: where finished pairs are kept: the same call goes on with those that are missing, a call with other images,
             channels or settings is refused. In memory where None.
-        progress: called before each pair; the stage is ``pairs``.
+        progress: True draws a bar, None draws it in a notebook, False none; a function is called before each pair, with the stage
+            ``pairs``.
 
     Raises:
         ValueError: fewer than two images with tissue, points, images among volumes, several units, a reference or channel that
@@ -80,7 +82,8 @@ def register_group(
     began = time.perf_counter()
     config = checked(config, transform)
     members = opened(images, names, channel)
-    return aligned(members, reference, config, None if folder is None else Path(folder), progress, began)
+    with shown(progress) as told:
+        return aligned(members, reference, config, None if folder is None else Path(folder), told, began)
 
 
 def aligned(

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from ..contracts import Progress
 from ..data import Grid, Image, Pyramid
+from ..display.bars import shown
 from ..fit.threads import on_threads
 from ..io.tasks import Pool, pool_of
 from ..slides.merged import Layer, MergedWarp, merged
@@ -113,7 +114,7 @@ def merge_group(
     subtract: str | None = None,
     workers: int | None = None,
     overwrite: bool = False,
-    progress: Callable[[Progress], object] | None = None,
+    progress: bool | Callable[[Progress], object] | None = None,
     client: Any = None,
 ) -> tuple[Path, ...]:
     """Write all channels of all images of a group as one slide, on the finest pixels of the reference.
@@ -130,7 +131,7 @@ def merge_group(
             same light, and it is no part of the slide.
         workers: threads; None takes one per core. Without effect beside a ``client``.
         overwrite: replace outputs that exist, and drop unfinished ones that were begun from something else.
-        progress: called after every shard.
+        progress: True draws a bar, None draws it in a notebook, False none; a function is called after every shard.
         client: a ``dask.distributed.Client`` whose workers compute the shards, one task each, or a
             ``concurrent.futures.Executor`` of processes. They have to see the images and the folder of ``path`` under the same
             names; the slide has the same bytes.
@@ -146,14 +147,15 @@ def merge_group(
         OSError: an output cannot be written; a second call goes on from what was done.
     """
     plan = planned(group, Path(path), images, repeats, subtract)
-    if client is None:
-        for each in plan.plans:
-            each.write(workers, overwrite, progress)
-    else:
-        with _job(group, Path(path), images, repeats, subtract) as job:
-            pool = pool_of(client, _nobody)
-            for number in range(len(plan.plans)):
-                job.write(plan, number, pool, overwrite, progress)
+    with shown(progress) as told:
+        if client is None:
+            for each in plan.plans:
+                each.write(workers, overwrite, told)
+        else:
+            with _job(group, Path(path), images, repeats, subtract) as job:
+                pool = pool_of(client, _nobody)
+                for number in range(len(plan.plans)):
+                    job.write(plan, number, pool, overwrite, told)
     return tuple(Path(str(each.path)) for each in plan.plans)
 
 
