@@ -65,8 +65,8 @@ def register(
         effort: of the fit of images: ``low`` (a preview, whose finest level has at most `regframe.config.PREVIEW` pixels),
             ``full`` (every level), or ``auto``, which does what loses no accuracy: every level, too, so far; ``config.effort``
             where None. ``metrics["effort"]`` of the result says how fine the fit went, and how far its last level moved things.
-        progress: True draws bars, None draws them in a notebook, False none; a function is called with a `Progress` after every
-            step.
+        progress: True draws bars; None draws them in a notebook and at a Python prompt, and not in scripts; False never does. A
+            function is called with a `Progress` after every step.
 
     Raises:
         ValueError: for data that cannot be registered, with one sentence that says what was wanted, what came, what to do.

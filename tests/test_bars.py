@@ -1,10 +1,11 @@
-"""``progress=True``: bars from Python, on a terminal, in a notebook, and as lines where there is neither."""
+"""``progress``: bars from Python, on a terminal, in a notebook, and as lines where there is neither."""
 
 from __future__ import annotations
 
 import io
 import sys
-from concurrent.futures import ThreadPoolExecutor
+import threading
+import types
 
 import pytest
 import torch
@@ -92,3 +93,43 @@ def test_what_progress_may_be(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err == ""
     with pytest.raises(ValueError, match="wanted progress=True, False or a function of one step, got 'yes'"):
         rf.register(fixed, moving, config=quick, progress="yes")  # type: ignore[arg-type]
+
+
+class ZMQInteractiveShell:
+    """Named as the shell of a notebook's kernel."""
+
+
+def drawn() -> bool:
+    """Whether bars are drawn where nothing is said."""
+    with bars.shown(None) as told:
+        return told is not None
+
+
+def test_bars_by_default_only_where_somebody_watches(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not drawn()  # a test
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.delattr(sys, "ps1", raising=False)
+    assert not drawn()  # a script on a terminal
+    monkeypatch.setattr(sys, "ps1", ">>> ", raising=False)
+    assert drawn()
+    with bars.shown(None) as told, bars.shown(None) as inner:  # a registration within a stack
+        assert told is not None
+        assert inner is None
+    with bars.shown(False):
+        assert not drawn()  # who wants silence has it of what is called within, too
+    assert drawn()
+    seen: list[bool] = []
+    one = threading.Thread(target=lambda: seen.append(drawn()))
+    one.start()
+    one.join()
+    assert seen == [False]
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    assert not drawn()  # a prompt whose messages go to a file
+
+
+def test_a_cell_of_a_notebook_shows_bars_unasked(monkeypatch: pytest.MonkeyPatch) -> None:
+    shell: object = ZMQInteractiveShell()
+    monkeypatch.setitem(sys.modules, "IPython", types.SimpleNamespace(get_ipython=lambda: shell))
+    assert drawn()
+    shell = object()  # of IPython in a terminal that is redirected
+    assert not drawn()

@@ -16,6 +16,8 @@ _FEW = 4
 
 STAGES = {"lddmm": "bend", "following": "bend", "pose": "placement", "straight": "no bend"}
 """What stages are called on the screen, in the words of docs/glossary.md; others, and all in ``log.jsonl``, by their names."""
+_SHOWN: list[bool] = []
+"""One entry for each call of regframe that is running in this process, and whether it draws bars."""
 
 
 class Step(Protocol):
@@ -155,36 +157,44 @@ def _console() -> Any:
     return None
 
 
-_lock = threading.Lock()
-_at_work = 0
-"""Number of blocks of `shown` that are open in this process."""
+def _asked() -> bool:
+    """Whether somebody watches: a cell of a notebook, or a Python prompt on a terminal; not a script, a test, or a thread.
+
+    Only the outermost of calls that are made by each other shows how far it is.
+    """
+    if _SHOWN or threading.current_thread() is not threading.main_thread():
+        return False
+    if _in_notebook():
+        return True
+    prompt = hasattr(sys, "ps1") or bool(sys.flags.interactive)
+    return prompt and sys.stderr is not None and sys.stderr.isatty()
 
 
-def in_notebook() -> bool:
-    """Whether this process runs the cells of a notebook that can draw."""
-    return not sys.stderr.isatty() and _console() is not None
+def _in_notebook() -> bool:
+    """Whether this process is the kernel of a notebook, and runs a cell."""
+    kernel = sys.modules.get("IPython")
+    shell = None if kernel is None else kernel.get_ipython()
+    return shell is not None and type(shell).__name__ == "ZMQInteractiveShell"
 
 
 @contextlib.contextmanager
 def shown(progress: Any) -> Iterator[Callable[[Any], object] | None]:
-    """The callback of an argument ``progress``: True gives `Bars`, False nothing, a function itself.
+    """The callback of an argument ``progress``: True gives `Bars`, False nothing, a function itself, None what suits the place.
 
-    None gives `Bars` in a notebook and nothing elsewhere, nor within another such block, such as for each pair of a stack.
+    With None there are bars in a notebook and at a Python prompt on a terminal, and nothing elsewhere. Calls of regframe
+    within another show nothing of their own, unless they are told to.
 
     Raises ValueError for anything else.
     """
-    global _at_work
-    if not (progress is None or isinstance(progress, bool) or callable(progress)):
+    if progress is not None and not isinstance(progress, bool) and not callable(progress):
         raise ValueError(f"wanted progress=True, False or a function of one step, got {progress!r}")
-    with _lock:
-        alone = _at_work == 0
-        _at_work += 1
+    drawn = progress is True or (progress is None and _asked())
+    _SHOWN.append(drawn)
     try:
-        if progress is True or (progress is None and alone and in_notebook()):
+        if drawn:
             with Bars() as bars:
                 yield bars
         else:
-            yield progress or None
+            yield progress if callable(progress) else None
     finally:
-        with _lock:
-            _at_work -= 1
+        _SHOWN.pop()

@@ -55,7 +55,8 @@ def register_mosaic(
         channel: the channel to place by, as in `regframe.register_group`.
         transform: ``rigid``: shifts and small turns; ``translation``: shifts alone.
         reach: how far a field may lie from where it is said to, in pixels; 8 % of its longer side where None.
-        progress: True or, in a notebook, None draws bars; a function is called before each pair.
+        progress: True draws bars (None does in a notebook and at a Python prompt); a function is called before each
+            pair.
 
     Raises:
         ValueError: fewer than two fields, points, volumes, ids, several units, pixel sizes or sets of channels, a layout that

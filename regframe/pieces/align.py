@@ -59,7 +59,8 @@ def register_pieces(
         pieces: ``auto``; a number N, the N largest pieces of a slide, parted where they touch; or ``6x8``, cores on a grid of so
             many rows and columns.
         config: all settings of the registration of each piece; the start is that of the matching.
-        progress: True or, in a notebook, None draws bars; a function is called with a `Progress` after every step.
+        progress: True draws bars (None does in a notebook and at a Python prompt); a function is called with a
+            `Progress` after every step.
 
     Raises:
         ValueError: for data that are no 2D images, a slide without tissue, ``pieces`` that say nothing, no grid of that size, or

@@ -96,8 +96,8 @@ def refine(
         fixed: every resolution of the fixed image, or anything `regframe.open_pyramid` reads.
         moving: every resolution of the moving image, or anything `regframe.open_pyramid` reads.
         workers: threads; None takes one per core. Without effect beside a ``client``.
-        progress: True or, in a notebook, None draws bars; a function is called after every tile; the stage is the round
-            (``pixels of 0.5 µm``), with the number of tiles done and in all.
+        progress: True draws bars (None does in a notebook and at a Python prompt); a function is called after every
+            tile; the stage is the round (``pixels of 0.5 µm``), with the number of tiles done and in all.
         device: where tiles are carried and windows compared: ``cpu``, ``cuda`` or ``cuda:N``; ``auto`` is the CPU, because much
             of the time goes into reading. Another device changes the result by rounding alone.
         client: a ``dask.distributed.Client`` whose workers look at the tiles, one task each, or a

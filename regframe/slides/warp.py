@@ -140,8 +140,8 @@ def warp_slide(
         options: which level is read, what lies beyond the image, how the output is cut.
         workers: threads; None takes one per core.
         overwrite: replace the output if it exists, and drop an unfinished one that was begun from something else.
-        progress: True draws a bar, None draws it in a notebook; a function is called after every shard, with the stage
-            ``shards``, the number done and the total.
+        progress: True draws a bar (None does in a notebook and at a Python prompt); a function is called after every
+            shard, with the stage ``shards``, the number done and the total.
 
     Returns:
         ``path``.

@@ -170,8 +170,8 @@ def align_stack(
             size along the stack stays), ``lddmm`` (affine, then bent onto the average of their neighbours).
         options: guide, trusted places, number of neighbours.
         config: settings of `register` for every pair.
-        progress: True or, in a notebook, None draws bars; a function is called before each pair or section; stages are
-            ``pairs``, ``doubtful pairs``, ``guide`` …
+        progress: True draws bars (None does in a notebook and at a Python prompt); a function is called before each
+            pair or section; stages are ``pairs``, ``doubtful pairs``, ``guide`` …
         client: a ``dask.distributed.Client`` whose workers register the pairs and bend the sections, one task each, or a
             ``concurrent.futures.Executor``; None does so here, one after another. The stack has the same bytes either way. The
             workers see the same files under the same paths: the sections are put in ``folder`` for them.
