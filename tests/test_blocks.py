@@ -136,8 +136,11 @@ class Mine(regframe.Metric):
         self.power = power
 
     def __call__(self, warped, fixed, weight):
-        difference = (warped.mean(dim=0) - fixed.mean(dim=0)).abs() ** self.power
-        return (difference * weight).sum() / weight.sum().clamp_min(1e-30)
+        weight = weight / weight.sum()
+        one, other = (x.mean(dim=0) - (x.mean(dim=0) * weight).sum() for x in (warped, fixed))
+        both = (one * other * weight).sum()
+        alone = (one.square() * weight).sum() * (other.square() * weight).sum()
+        return 1 - (both.square() / alone.clamp_min(1e-12)) ** (self.power / 2)
 ''')
 """,
     "scverse": MADE
