@@ -56,32 +56,6 @@ def test_a_cell_of_a_notebook_without_widgets_gets_lines(monkeypatch: pytest.Mon
         assert shown.live is None
 
 
-def test_in_a_notebook_bars_are_drawn_unless_they_are_declined(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not bars.in_notebook()
-    with bars.shown(None) as told:
-        assert told is None
-    drawn: list[bars.Bars] = []
-    monkeypatch.setattr(bars, "in_notebook", lambda: True)
-    monkeypatch.setattr(bars.Bars, "__enter__", lambda self: drawn.append(self) or self)
-    with bars.shown(None) as told:
-        assert told is drawn[0]
-        with bars.shown(None) as inner, ThreadPoolExecutor(1) as pool:  # a pair of the stack that the bar is of
-            assert inner is None
-            assert pool.submit(lambda: bars.shown(None).__enter__()).result() is None
-    with bars.shown(False) as told:
-        assert told is None
-    assert len(drawn) == 1
-
-
-def test_a_block_that_ended_with_an_error_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bars, "in_notebook", lambda: True)
-    monkeypatch.setattr(bars.Bars, "widget", lambda self, console: None)
-    with pytest.raises(ZeroDivisionError), bars.shown(None):
-        raise ZeroDivisionError
-    with bars.shown(None) as told:
-        assert isinstance(told, bars.Bars)
-
-
 def test_what_progress_may_be(capsys: pytest.CaptureFixture[str]) -> None:
     coarse = torch.rand((1, 1, 8, 8), generator=torch.Generator().manual_seed(3))
     image = torch.nn.functional.interpolate(coarse, size=(64, 64), mode="bicubic")[0]

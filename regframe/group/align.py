@@ -72,8 +72,8 @@ def register_group(
         config: settings of `register` for every pair.
         folder: where finished pairs are kept: the same call goes on with those that are missing, a call with other images,
             channels or settings is refused. In memory where None.
-        progress: True draws a bar, None draws it in a notebook, False none; a function is called before each pair, with the stage
-            ``pairs``.
+        progress: True draws a bar (None does in a notebook and at a Python prompt); a function is called before each pair, with
+            the stage ``pairs``.
 
     Raises:
         ValueError: fewer than two images with tissue, points, images among volumes, several units, a reference or channel that

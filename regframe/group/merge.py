@@ -131,7 +131,7 @@ def merge_group(
             same light, and it is no part of the slide.
         workers: threads; None takes one per core. Without effect beside a ``client``.
         overwrite: replace outputs that exist, and drop unfinished ones that were begun from something else.
-        progress: True draws a bar, None draws it in a notebook, False none; a function is called after every shard.
+        progress: True draws a bar (None does in a notebook and at a Python prompt); a function is called after every shard.
         client: a ``dask.distributed.Client`` whose workers compute the shards, one task each, or a
             ``concurrent.futures.Executor`` of processes. They have to see the images and the folder of ``path`` under the same
             names; the slide has the same bytes.
