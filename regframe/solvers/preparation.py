@@ -167,7 +167,7 @@ class _Sample:
 
     def apart(self, background: Tensor) -> Tensor:
         """Distance ``[h, w]`` of each pixel's colour from the background ``[C]``, in intensities."""
-        distance: Tensor = (self.data - background[:, None, None]).norm(dim=0)
+        distance: Tensor = (self.data - background[:, None, None]).square().sum(dim=0).sqrt()
         return distance
 
 
@@ -205,7 +205,8 @@ def prepare(image: Image) -> tuple[Image, Look]:
             image = dataclasses.replace(
                 image, data=filled(image.data, whole)
             )  # halved, it would mix with what lies beside it
-    marks = _marks(sample.apart(background) * ~padded)
+    apart = sample.apart(background)
+    marks = _marks(apart * ~padded)
     brightfield = sample.lit(background)
     known = (sample.trusted > 0) & ~padded & ~marks
     ink = torch.zeros_like(padded) if image.labels or image.counted is not None else _strokes(image, sample, known)
@@ -225,7 +226,7 @@ def prepare(image: Image) -> tuple[Image, Look]:
         index = [torch.arange(n).div(sample.step, rounding_mode="floor").clamp(max=m - 1)
                  for n, m in zip(image.grid.shape, drawn.shape, strict=True)]  # fmt: skip
         image = _without(image, drawn[index[0]][:, index[1]])
-    apart = sample.apart(background)[~padded]
+    apart = apart[~padded]
     tissue = 0.0
     if float(apart.amax()) > float(apart.amin()):
         threshold = float(threshold_otsu(apart.numpy()))  # type: ignore[no-untyped-call]
@@ -458,6 +459,8 @@ def _printed(data: Tensor, background: Tensor, colour: _Colour) -> Tensor:
     tissue = colour.tinted()
     dark = (_density(data, background).min(axis=0) > DARK) & colour.known & ~tissue
     labels, number = ndimage.label(dark, np.ones((3, 3)))
+    if not number:
+        return torch.from_numpy(dark)
     touching = np.unique(labels[_closed(tissue, max(RIM, BAY * min(tissue.shape)))])
     alone = np.ones(number + 1, dtype=bool)
     alone[[0, *touching]] = False
@@ -468,10 +471,12 @@ def _closed(mask: NDArray[np.bool_], radius: float) -> NDArray[np.bool_]:
     """A mask ``[H, W]``, `RIM` wider, without holes and without bays narrower than ``radius`` on both sides."""
     if not mask.any():
         return mask
-    wide = math.ceil(radius) + 1
-    grown = ndimage.distance_transform_edt(~np.pad(mask, wide, mode="edge")) <= radius
-    kept = ndimage.distance_transform_edt(grown) > radius - RIM
-    return np.asarray(ndimage.binary_fill_holes(kept)[wide:-wide, wide:-wide], dtype=bool)
+    coarse, wide = mask[::2, ::2], math.ceil(radius / 2) + 1
+    grown = ndimage.distance_transform_edt(~np.pad(coarse, wide, mode="edge")) <= radius / 2
+    kept = ndimage.distance_transform_edt(grown) > (radius - RIM) / 2
+    whole = ndimage.binary_fill_holes(kept)[wide:-wide, wide:-wide]
+    out: NDArray[np.bool_] = whole.repeat(2, axis=0).repeat(2, axis=1)[: mask.shape[0], : mask.shape[1]] | mask
+    return out
 
 
 def _cut_straight(mask: Tensor) -> bool:

@@ -111,17 +111,26 @@ class _Dark:
 
     def even(self) -> Mask:
         """Where ``[H, W]`` that is the same along a line in any direction."""
-        at = np.argwhere(self.deep)
         out = np.zeros_like(self.deep)
-        least = np.full(len(at), np.inf, dtype=np.float32)
+        wide = np.pad(self.data, ((0, 0), (ALONG, ALONG), (ALONG, ALONG)), mode="edge")
+        across = wide.shape[2]
+        bands = wide.reshape(len(wide), -1)
         steps = np.arange(-ALONG, ALONG + 1)
+        rows, columns = np.nonzero(self.deep)
+        left = (rows + ALONG) * across + columns + ALONG  # those that no direction has shown to be even
+        most = len(steps) * (EVEN * self.depth[rows, columns]) ** 2
         for angle in np.arange(WAYS) * math.pi / WAYS:
-            y, x = (
-                np.clip(at[:, d, None] + np.round(steps * way).astype(int), 0, self.deep.shape[d] - 1)
-                for d, way in enumerate((math.sin(angle), math.cos(angle)))
+            beside = np.round(steps * math.sin(angle)).astype(int) * across + np.round(steps * math.cos(angle)).astype(
+                int
             )
-            least = np.minimum(least, sum(band[y, x].var(axis=1) for band in self.data))
-        out[tuple(at.T)] = np.sqrt(least) < EVEN * self.depth[tuple(at.T)]
+            spread = np.zeros(len(left), np.float32)
+            for band in bands:
+                away = band[left[:, None] + beside] - band[left, None]
+                spread += np.einsum("ij,ij->i", away, away) - away.sum(axis=1) ** 2 / len(steps)
+            even = spread < most
+            at = left[even]
+            out[at // across - ALONG, at % across - ALONG] = True
+            left, most = left[~even], most[~even]
         return out
 
 
