@@ -11,8 +11,8 @@
 Every check is a method whose failure says what was wanted and what came. ``regframe plugins --check`` runs the same checks on
 what is installed (`check_installed`), without pytest. ``docs/plugins.md`` lists them. ``scaffold`` writes a new plug-in that
 passes them; ``demo`` makes a pair whose map is known, ``samples`` the inputs that README and docs name, ``lessons`` those of the
-tutorials, ``parts`` fields and a microarray, ``visium`` two folders of Visium, all with ``tables``, ``cases`` a pair small enough to send,
-``bench`` measures kernels and a fit.
+tutorials, ``parts`` fields and a microarray, ``visium`` two folders of Visium, all with ``tables``, ``cases`` a pair small
+enough to send, ``bench`` measures kernels and a fit.
 """
 
 from __future__ import annotations
