@@ -681,20 +681,20 @@ FEW = 2
 confirmed by a neighbour."""
 
 
-def of_refinement(rounds: Sequence[Mapping[str, Any]]) -> Iterable[Finding]:
-    """One remark per round of a refinement (``metrics["refinement"]["rounds"]``): what was kept and how much it helped."""
+def of_refinement(rounds: Sequence[Mapping[str, Any]], unit: str) -> Iterable[Finding]:
+    """One remark per round of a refinement (``metrics["refinement"]["rounds"]``): what was kept and how much it helped.
+
+    Lengths are told in ``unit``, that of the fixed side.
+    """
     for entry in rounds:
         why = ", ".join(f"{n} {reason}" for reason, n in sorted(entry["rejected"].items()))
-        unit = entry.get("unit", "")  # results of earlier versions do not say it
-        size = f"{entry['pixel']:.4g} {unit}".strip()
-        sentence = f"pixels of {size}: {entry['kept']} of {entry['tiles']} tiles kept"
+        sentence = f"pixels of {entry['pixel']:.4g} {unit}: {entry['kept']} of {entry['tiles']} tiles kept"
         sentence += f" ({why})" if why else ""
         if entry["kept"]:
             before, after = entry["correlation"]
             sentence += (
                 f"; fine structure of held-out windows {before:.2f} → {after:.2f}, "
-                f"moved by {entry['shift']['median']:.3g} {unit}".rstrip()
-                + " in the median"
+                f"moved by {entry['shift']['median']:.3g} {unit} in the median"
             )
         yield Finding("pass", sentence, entry["kept"], None)
 

@@ -15,6 +15,7 @@ from .. import verdict
 from ..io import outputs
 from ..io.paths import shown
 from ..io.spreadsheet import text_cell
+from ..report.words import unbroken
 from . import work
 from .work import Outcome
 
@@ -105,6 +106,7 @@ def page(outcomes: Sequence[Outcome], out: Path) -> str:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
+    environment.filters["unbroken"] = unbroken
     width = 300 if len(outcomes) <= 60 else 200 if len(outcomes) <= 300 else 130
     groups = []
     for state in STATES:

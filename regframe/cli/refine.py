@@ -162,7 +162,7 @@ def run_refinement(
             refined = regframe.refine(
                 result, *sides, workers=workers, progress=progress, device=device, client=pool, folder=folder
             )
-    for finding in verdict.of_refinement(refined.metrics["refinement"]["rounds"]):
+    for finding in verdict.of_refinement(refined.metrics["refinement"]["rounds"], refined.fixed_grid.unit):
         click.echo(f"refined, {finding.sentence}", err=True)
     return refined
 

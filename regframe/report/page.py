@@ -16,6 +16,7 @@ import PIL.Image
 
 from ..io.paths import shown
 from .pictures import Array
+from .words import unbroken
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ def fill(template: str, **facts: Any) -> str:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("regframe", "report"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
+    environment.filters["unbroken"] = unbroken
     return shown(
         environment.get_template(template).render(
             {**facts, "viewer_script": markupsafe.Markup(own), "viewer_digest": digest(own)}

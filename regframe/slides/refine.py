@@ -321,13 +321,7 @@ class _Round:
         status = {i: tile.status for i, tile in enumerate(self.seen)}
         measured = self._measured(status)
         looked_at = sum(1 for why in status.values() if not why)
-        entry: dict[str, Any] = {
-            "pixel": self.grid.pixel,
-            "unit": self.grid.unit,
-            "tiles": len(self.seen),
-            "kept": 0,
-            "rejected": {},
-        }
+        entry: dict[str, Any] = {"pixel": self.grid.pixel, "tiles": len(self.seen), "kept": 0, "rejected": {}}
         new, kept, held = self._proposed(measured, status)
         stays: list[Evidence] = []
         if new is not None:

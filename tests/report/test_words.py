@@ -83,3 +83,11 @@ def test_small_errors_and_own_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.chdir(tmp_path)
     assert words.quoted(tmp_path / "a b" / "c.ome.zarr") == '"a b/c.ome.zarr"'
     assert words.quoted(Path("/elsewhere") / 'x"y') == '"/elsewhere/x\\"y"'
+
+
+def test_no_line_of_a_page_ends_within_an_option() -> None:
+    said = words.unbroken("<b> goes on; give --moving-mpp 0.5, -o or --set a.b=c, not half-way at 3-5 or x--y")
+    assert said == (
+        '&lt;b&gt; goes on; give <span class="option">--moving-mpp</span> 0.5, <span class="option">-o</span> or '
+        '<span class="option">--set</span> a.b=c, not half-way at 3-5 or x--y'
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -100,7 +101,8 @@ def test_a_known_residual_comes_back(coarse: Result, refined: Result, truth: Tra
     (entry,) = refined.metrics["refinement"]["rounds"]
     assert entry["kept"] == entry["tiles"] == 1
     assert entry["correlation"][1] > entry["correlation"][0] + 0.1
-    assert "1 of 1 tiles kept" in next(iter(verdict.of_refinement(refined.metrics["refinement"]["rounds"]))).sentence
+    said = next(iter(verdict.of_refinement(refined.metrics["refinement"]["rounds"], "µm"))).sentence
+    assert re.fullmatch(r"pixels of \S+ µm: 1 of 1 tiles kept; fine structure .*, moved by \S+ µm in the median", said)
 
 
 def test_the_map_is_smooth_and_exactly_invertible(refined: Result) -> None:
