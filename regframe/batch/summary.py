@@ -12,10 +12,10 @@ from typing import Any
 from urllib.parse import quote
 
 from .. import verdict
+from ..display.lines import unbroken
 from ..io import outputs
 from ..io.paths import shown
 from ..io.spreadsheet import text_cell
-from ..report.words import unbroken
 from . import work
 from .work import Outcome
 

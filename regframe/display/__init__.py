@@ -1,1 +1,2 @@
-"""How data, results and long work show themselves: ``notebook`` in a notebook's cell, ``bars`` while something runs."""
+"""How data, results and long work show themselves: ``notebook`` in a notebook's cell, ``bars`` while something runs,
+``lines`` on pages."""

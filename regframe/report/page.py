@@ -14,9 +14,9 @@ import markupsafe
 import numpy as np
 import PIL.Image
 
+from ..display.lines import unbroken
 from ..io.paths import shown
 from .pictures import Array
-from .words import unbroken
 
 
 @dataclass(frozen=True)

@@ -4,18 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import markupsafe
-
 from ..result import Result
-
-_OPTION = re.compile(r"(?<![\w-])-{1,2}[A-Za-z][\w-]*")
-"""An option of a command, without its value."""
 
 
 @dataclass(frozen=True)
@@ -49,12 +43,6 @@ def typed(path: str) -> str:
         return str(Path(path).relative_to(Path.cwd())) if Path(path).is_absolute() else path
     except (ValueError, OSError):
         return path
-
-
-def unbroken(text: str) -> markupsafe.Markup:
-    """A sentence for a page in which no line ends within an option such as ``--moving-mpp``; everything else is escaped."""
-    said = str(markupsafe.escape(text))
-    return markupsafe.Markup(_OPTION.sub(r'<span class="option">\g<0></span>', said))
 
 
 def quoted(path: Path) -> str:

@@ -11,6 +11,7 @@ import torch
 from fake_result import fake_result
 
 import regframe as rf
+from regframe.display import lines
 from regframe.report import results, words
 from regframe.report.words import Places
 
@@ -86,7 +87,7 @@ def test_small_errors_and_own_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_no_line_of_a_page_ends_within_an_option() -> None:
-    said = words.unbroken("<b> goes on; give --moving-mpp 0.5, -o or --set a.b=c, not half-way at 3-5 or x--y")
+    said = lines.unbroken("<b> goes on; give --moving-mpp 0.5, -o or --set a.b=c, not half-way at 3-5 or x--y")
     assert said == (
         '&lt;b&gt; goes on; give <span class="option">--moving-mpp</span> 0.5, <span class="option">-o</span> or '
         '<span class="option">--set</span> a.b=c, not half-way at 3-5 or x--y'
