@@ -15,7 +15,15 @@ POLICY = "OMP_WAIT_POLICY"
 _STIRRED = 1 << 20
 """Values of a tensor that torch surely changes on all its threads: it takes a thread per 32 768."""
 
+MAPPED = 32 << 20
+"""Bytes from which an array has pages of its own, which go back to the system with it: the most that glibc takes by itself."""
+KEPT = 256 << 20
+"""Bytes of freed memory that a process keeps for the next arrays, before it gives them back to the system."""
+_MALLOPT = {-3: MAPPED, -1: KEPT}  # M_MMAP_THRESHOLD and M_TRIM_THRESHOLD of malloc.h
+_DASK = ("MALLOC_TRIM_THRESHOLD_", "65536")  # what Dask gives every worker, nobody having asked for it
+
 _parked: list[threading.Thread] = []
+_keeping: list[bool] = []
 
 
 def allowed() -> int:
@@ -70,6 +78,36 @@ def waiting() -> str:
 def torch_came_first() -> bool:
     """Whether torch was loaded before regframe, in an environment that says nothing of how threads wait."""
     return bool(getattr(sys.modules.get("regframe"), "torch_came_first", False))
+
+
+def keep_freed() -> bool:
+    """Have this process keep memory that it frees for what it needs next; returns whether it does.
+
+    A fit frees and asks for arrays of the same sizes over and over. glibc gives many of them back to the system in between, which
+    clears every page again when it is asked for; it gives back nearly all of them in the workers of Dask, which ask it to: on a
+    virtual machine a quarter of the time of a stack of sections. What else the environment states (``MALLOC_…_``,
+    ``GLIBC_TUNABLES``) stays as it is, and so does every other allocator.
+    """
+    if not _keeping:
+        _keeping.append(not _stated() and all(_mallopt(name, value) for name, value in _MALLOPT.items()))
+    return _keeping[0]
+
+
+def _stated() -> bool:
+    """Whether the environment says how memory is to be kept, or brings an allocator of its own."""
+    words = (os.environ.get("GLIBC_TUNABLES", ""), os.environ.get("LD_PRELOAD", ""))
+    limits = (pair for pair in os.environ.items() if pair[0].startswith("MALLOC_") and pair != _DASK)
+    return any("malloc" in word for word in words) or any(limits)
+
+
+def _mallopt(name: int, value: int) -> bool:
+    """Set one of glibc's limits of its allocator; False where there is no such allocator."""
+    if not sys.platform.startswith("linux"):
+        return False
+    import ctypes
+
+    library = ctypes.CDLL(None)
+    return hasattr(library, "gnu_get_libc_version") and bool(library.mallopt(name, value))
 
 
 def settle() -> None:

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import torch
 
-from ..machine import cores, settle
+from ..machine import cores, keep_freed, settle
 
 T = TypeVar("T")
 
@@ -27,7 +27,8 @@ def workers_of(wanted: int | None) -> int:
 
 @contextlib.contextmanager
 def on_threads(n: int) -> Iterator[None]:
-    """Run torch on ``n`` threads inside the block."""
+    """Run torch on ``n`` threads inside the block; freed memory is kept for the next arrays from then on."""
+    keep_freed()
     before = torch.get_num_threads()
     if n != before:
         torch.set_num_threads(n)

@@ -122,3 +122,47 @@ def test_doctor_says_what_it_found(monkeypatch: pytest.MonkeyPatch) -> None:
     found = json.loads(done.stdout)
     assert found["cores"] == 2
     assert found["processor"]["quota"] == 1.5
+
+
+FREED = """
+import resource, sys
+import numpy as np
+from regframe import machine
+kept = machine.keep_freed() if len(sys.argv) > 1 else False
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(200):
+    np.ones(1 << 17)
+print(kept, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+"""Two hundred arrays of 1 MiB, one after another: 256 pages each."""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's allocator")
+def test_freed_memory_is_kept_for_what_comes_next() -> None:
+    """In a worker of Dask too, which asks glibc to give everything back; what a user states is left alone."""
+
+    def faults(*words: str, **stated: str) -> tuple[str, int]:
+        bare = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("MALLOC_", "GLIBC_", "LD_PRELOAD"))
+        }
+        run = subprocess.run(
+            [sys.executable, "-c", FREED, *words],
+            env=bare | stated,
+            check=True,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        kept, count = run.stdout.split()
+        return kept, int(count)
+
+    assert machine.keep_freed() in (True, False)  # twice is as good as once
+    if faults("keep")[0] != "True":
+        pytest.skip("another allocator than glibc's")
+    dask = {"MALLOC_TRIM_THRESHOLD_": "65536"}
+    assert faults(**dask)[1] > 40_000
+    assert faults("keep", **dask)[1] < 8_000
+    assert faults("keep", MALLOC_TRIM_THRESHOLD_="131072")[0] == "False"
+    assert faults("keep", GLIBC_TUNABLES="glibc.malloc.trim_threshold=131072")[0] == "False"
