@@ -171,8 +171,8 @@ struct ImageGrid {
   int32_t corner[1 << D];  // offset of each corner of a cell, in elements; an axis of one pixel has both corners in it
 };
 
-// offset (in elements), fractions f [D] and first corner [D] (in nodes) of the velocity cell at position + shift [D]
-template <class L, int D, class T>
+// Offset (in elements, kNode for a node), fractions f [D] and first corner [D] (in nodes) of the velocity cell at position + shift [D].
+template <class L, int D, int kNode = D, class T>
 RF_HD typename L::Int locate(const FlowGrid<T, D>& grid, const typename L::Real* position, const typename L::Real* shift,
                              typename L::Real* f, typename L::Real* corner) {
   using Real = typename L::Real;
@@ -187,7 +187,7 @@ RF_HD typename L::Int locate(const FlowGrid<T, D>& grid, const typename L::Real*
     f[d] = x - corner[d];
     cell = cell * grid.padded[d] + i;
   }
-  return cell * D;
+  return cell * kNode;
 }
 
 template <class L, int D, class T>

@@ -33,7 +33,7 @@ inline void check_flow(const Tensor& velocity, const Tensor& other, int64_t ndim
                   "velocity_spacing and velocity_origin need one number per axis");
   STD_TORCH_CHECK(n_steps >= velocity.size(0) && n_steps % velocity.size(0) == 0 && n_steps < (int64_t(1) << 31),
                   "n_steps must be a multiple of the time slices of velocity, got ", n_steps);
-  int64_t nodes = ndim;
+  int64_t nodes = ndim == 3 ? 4 : ndim;  // numbers of a node, see cpu/kernels.h
   for (int64_t d = 0; d < ndim; ++d) {
     STD_TORCH_CHECK(velocity.size(2 + d) < (int64_t(1) << 22), "velocity has too many nodes along an axis");
     nodes *= velocity.size(2 + d) + 2 * kPad;

@@ -22,7 +22,7 @@ struct WarpTask {
   Frame<T, D> frame;
   FlowGrid<T, D> flow;
   ImageGrid<T, D> grid;
-  const T* velocity;  // [T, *padded, D]
+  const T* velocity;  // [T, *padded, kNode]
   const T* image;     // [C, *S]
   int64_t channels, image_pixels, out_pixels;
 };
@@ -71,17 +71,21 @@ struct InformationTask {
   int64_t cells() const { return static_cast<int64_t>(rows) * columns; }
 };
 
+// numbers per node of a velocity and of its gradient: D, and in a volume one more, so that a node is read and added to at once
+template <int D>
+constexpr int kNode = D == 3 ? 4 : D;
+
 // points in nodes of the padded velocity grid: (x - origin) / spacing + kPad
 template <class T, int D>
 struct PointsTask {
   FlowGrid<T, D> flow;
-  const T* velocity;  // [T, *padded, D]
+  const T* velocity;  // [T, *padded, kNode]
   double spacing[D], origin[D];
   bool to_moving;
 };
 
 // Rows are the lines of the tile along its last axis, all other axes flattened: begin ... end-1.
-// `accumulator` [T, *padded, D] belongs to the calling thread alone, and so does `matrix` [D, D+1].
+// `accumulator` [T, *padded, kNode] belongs to the calling thread alone, and so does `matrix` [D, D+1].
 #define RF_DECLARE_KERNELS(isa)                                                                                             \
   namespace isa {                                                                                                           \
   template <class T, int D>                                                                                                 \

@@ -136,6 +136,38 @@ struct Lanes<float> {
 #endif
   }
 
+  // four registers [4, kLanes] of base[index] ... base[index + 3]
+  static RF_HD void quads(const float* base, Int index, Real* p) {
+#if RF_AVX512
+    __m512 r[4];  // lanes j, 4 + j, 8 + j, 12 + j
+    for (int j = 0; j < 4; ++j) {
+      r[j] = _mm512_castps128_ps512(_mm_loadu_ps(base + index[j]));
+      r[j] = _mm512_insertf32x4(r[j], _mm_loadu_ps(base + index[4 + j]), 1);
+      r[j] = _mm512_insertf32x4(r[j], _mm_loadu_ps(base + index[8 + j]), 2);
+      r[j] = _mm512_insertf32x4(r[j], _mm_loadu_ps(base + index[12 + j]), 3);
+    }
+    const __m512 a = _mm512_unpacklo_ps(r[0], r[1]), b = _mm512_unpackhi_ps(r[0], r[1]);
+    const __m512 c = _mm512_unpacklo_ps(r[2], r[3]), d = _mm512_unpackhi_ps(r[2], r[3]);
+    p[0] = (Real)_mm512_shuffle_ps(a, c, 0x44);
+    p[1] = (Real)_mm512_shuffle_ps(a, c, 0xee);
+    p[2] = (Real)_mm512_shuffle_ps(b, d, 0x44);
+    p[3] = (Real)_mm512_shuffle_ps(b, d, 0xee);
+#elif RF_AVX2
+    __m256 r[4];  // lanes j, 4 + j
+    for (int j = 0; j < 4; ++j)
+      r[j] = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(base + index[j])), _mm_loadu_ps(base + index[4 + j]), 1);
+    const __m256 a = _mm256_unpacklo_ps(r[0], r[1]), b = _mm256_unpackhi_ps(r[0], r[1]);
+    const __m256 c = _mm256_unpacklo_ps(r[2], r[3]), d = _mm256_unpackhi_ps(r[2], r[3]);
+    p[0] = (Real)_mm256_shuffle_ps(a, c, 0x44);
+    p[1] = (Real)_mm256_shuffle_ps(a, c, 0xee);
+    p[2] = (Real)_mm256_shuffle_ps(b, d, 0x44);
+    p[3] = (Real)_mm256_shuffle_ps(b, d, 0xee);
+#else
+    for (int i = 0; i < kLanes; ++i)
+      for (int k = 0; k < 4; ++k) p[k][i] = base[index[i] + k];
+#endif
+  }
+
   // [kLanes, 4] of four registers [4, kLanes], with the numbers of a lane at interleaved(lane)
   static constexpr int interleaved(int lane) { return (lane % 4) * (kLanes / 4) + lane / 4; }
   static RF_HD void interleave(const Real* p, float* to) {
@@ -226,6 +258,11 @@ struct Lanes<double> {
   static RF_HD void gather_pair(const double* base, Int index, Real& first, Real& second) {
     first = gather(base, index);
     second = gather(base + 1, index);
+  }
+
+  static RF_HD void quads(const double* base, Int index, Real* p) {
+    for (int i = 0; i < kLanes; ++i)
+      for (int k = 0; k < 4; ++k) p[k][i] = base[index[i] + k];
   }
 
   static constexpr int interleaved(int lane) { return lane; }

@@ -9,6 +9,7 @@
 #include <vector>
 #endif
 
+#include "cpu/kernels.h"
 #include "prepare.h"
 
 namespace regframe {
@@ -35,10 +36,11 @@ inline int64_t plane_grain(int64_t elements) {
   return std::max<int64_t>(1, kWorthAThread / std::max<int64_t>(1, elements));
 }
 
-// [T, D, *S] -> [T, *padded, D], in nodes per step
+// [T, D, *S] -> [T, *padded, kNode], in nodes per step
 template <class T, int D>
 std::unique_ptr<T[]> pad_velocity(const FlowGrid<T, D>& flow, const Tensor& velocity, const std::vector<double>& spacing) {
-  std::unique_ptr<T[]> out(new T[flow.n_slices * flow.slice]());
+  const int64_t slice = flow.slice / D * kNode<D>;
+  std::unique_ptr<T[]> out(new T[flow.n_slices * slice]());
   const T* from = velocity.const_data_ptr<T>();
   const int64_t first = D == 3 ? velocity.size(2) : 1, height = velocity.size(D), width = velocity.size(D + 1);
   double scale[D];  // length per unit time -> nodes per step
@@ -50,8 +52,8 @@ std::unique_ptr<T[]> pad_velocity(const FlowGrid<T, D>& flow, const Tensor& velo
         for (int64_t y = 0; y < height; ++y) {
           const T* row = from + (((t * D + d) * first + z) * height + y) * width;
           const int64_t plane = D == 3 ? (z + kPad) * flow.padded[1] : 0;
-          T* to = out.get() + t * flow.slice + ((plane + y + kPad) * flow.padded[D - 1] + kPad) * D + d;
-          for (int64_t x = 0; x < width; ++x) to[x * D] = static_cast<T>(row[x] * scale[d]);
+          T* to = out.get() + t * slice + ((plane + y + kPad) * flow.padded[D - 1] + kPad) * kNode<D> + d;
+          for (int64_t x = 0; x < width; ++x) to[x * kNode<D>] = static_cast<T>(row[x] * scale[d]);
         }
     }
   });
@@ -63,10 +65,13 @@ template <class T, int D>
 class Accumulators {
  public:
   Accumulators(const FlowGrid<T, D>& flow, int64_t threads) : flow_(flow), threads_(threads) {
-    size_ = flow.n_slices * flow.slice;
-    sums_.reset(new double[threads * size_]());
+    slice_ = flow.slice / D * kNode<D>;
+    size_ = (flow.n_slices * slice_ + kLine - 1) / kLine * kLine;
+    memory_.reset(new double[threads * size_ + kLine]());
+    const auto address = reinterpret_cast<uintptr_t>(memory_.get());
+    sums_ = memory_.get() + (kLine - address / sizeof(double) % kLine) % kLine;
   }
-  double* of(int64_t thread) { return sums_.get() + thread * size_; }  // [T, *padded, D]
+  double* of(int64_t thread) { return sums_ + thread * size_; }  // [T, *padded, kNode]
 
   // added in the order of the threads: the same bytes for the same number of threads
   Tensor collect(const Tensor& velocity, const std::vector<double>& spacing, double factor = 1.0) const {
@@ -80,11 +85,11 @@ class Accumulators {
         for (int d = 0; d < D; ++d) {
           const double scale = factor / (flow_.n_steps * spacing[d]);
           for (int64_t y = 0; y < height; ++y) {
-            const double* from = sums_.get() + t * flow_.slice + ((plane + y + kPad) * flow_.padded[D - 1] + kPad) * D + d;
+            const double* from = sums_ + t * slice_ + ((plane + y + kPad) * flow_.padded[D - 1] + kPad) * kNode<D> + d;
             T* row = to + (((t * D + d) * first + z) * height + y) * width;
             for (int64_t x = 0; x < width; ++x) {
               double sum = 0;
-              for (int64_t thread = 0; thread < threads_; ++thread) sum += from[thread * size_ + x * D];
+              for (int64_t thread = 0; thread < threads_; ++thread) sum += from[thread * size_ + x * kNode<D>];
               row[x] = static_cast<T>(sum * scale);
             }
           }
@@ -95,9 +100,12 @@ class Accumulators {
   }
 
  private:
+  static constexpr int64_t kLine = 8;  // doubles in a line of the cache: no node lies in two of them
+
   const FlowGrid<T, D>& flow_;
-  int64_t threads_, size_;
-  std::unique_ptr<double[]> sums_;
+  int64_t threads_, slice_, size_;
+  std::unique_ptr<double[]> memory_;
+  double* sums_;
 };
 
 // the matrix gradients of all threads, [threads, D, D+1] in nodes, added to `to` [D, D+1] in their order
