@@ -135,7 +135,7 @@ def _finest(task: Task) -> float:
     pyramid = task.config.pyramid
     grid = images[0].grid
     pixels = math.prod(grid.shape) / float(2 ** (grid.ndim * pyramid.finest))
-    while pixels > task.config.most_pixels:
+    while pixels > task.config.most_of(grid.shape):
         pixels /= float(2**grid.ndim)
     return pixels
 

@@ -224,7 +224,7 @@ def by_cells(done: Run, pair: Compared, task: Task, recipe: Recipe) -> Run:
 
 def _on_device(sides: tuple[Halvings, Halvings], task: Task) -> tuple[Halvings, Halvings]:
     """Both sides where the task's fit runs; all that is searched, judged or drawn beside the fit stays on the host."""
-    most = task.config.most_pixels
+    most = task.config.most_of(sides[0].grid.shape)
     values = max(len(side.image.data) * min(math.prod(side.grid.shape), most) for side in sides)
     device = devices.chosen(task.device, values)
     return sides[0].on(device), sides[1].on(device)

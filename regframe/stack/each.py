@@ -208,7 +208,7 @@ class Each:
         """
         pyramid = self.config.pyramid
         if a != GUIDE:
-            pyramid = pyramid.model_copy(update={"max_pixels": min(pyramid.max_pixels, SEARCHED_AT)})
+            pyramid = pyramid.model_copy(update={"max_pixels": min(self.config.most_pixels, SEARCHED_AT)})
         config = self.config.model_copy(update={"transform": self.kind, "pyramid": pyramid})
         try:
             with warnings.catch_warnings():

@@ -356,6 +356,16 @@ def test_the_pyramid_is_as_asked(pyramid: Pyramid, sizes: list[int]) -> None:
     assert [level.fixed_grid.shape[0] for level in levels] == sizes
 
 
+@pytest.mark.parametrize(
+    ("shape", "most"),
+    [((2000, 2000), 1_500_000), ((256, 256, 256), 2_200_000), ((1, 2000, 2000), 1_500_000)],
+)
+def test_a_volume_is_fitted_on_more_values_than_a_picture(shape: tuple[int, ...], most: int) -> None:
+    assert rf.Config().most_of(shape) == most
+    assert rf.Config(pyramid=Pyramid(max_pixels=4095)).most_of(shape) == 4095
+    assert rf.Config(effort="low").most_of(shape) == 100_000
+
+
 @pytest.mark.parametrize("shape", [(150, 211), (64, 70, 81), (5, 90, 100)])
 def test_every_level_shows_the_same_thing_at_the_same_place(shape: tuple[int, ...]) -> None:
     ndim = len(shape)
