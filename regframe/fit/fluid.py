@@ -337,16 +337,23 @@ def smoothed(values: Tensor, deviation: float) -> Tensor:
     """``[C, *S]`` under a Gaussian of this standard deviation in pixels, axis by axis, cut off at 3 of them; 0 outside."""
     if deviation <= 0:
         return values
+    # another device may round what it multiplies in float32 to 10 bits (TF32)
+    out = values.contiguous() if values.is_cpu else values.to(torch.float64)
+    for d, n in enumerate(values.shape[1:], 1):
+        band = _band(n, deviation).to(out)
+        lines = out.reshape(-1, n, math.prod(values.shape[d + 1 :]))
+        out = (lines[..., 0] @ band if lines.shape[2] == 1 else band @ lines).reshape(values.shape)
+    return out.to(values.dtype)
+
+
+def _band(n: int, deviation: float) -> Tensor:
+    """The matrix ``[n, n]`` that smooths ``n`` values in a row. Most of it is 0, and yet to multiply with it is several times as
+    fast as to convolve."""
     reach = max(1, math.ceil(3 * deviation))
-    steps = torch.arange(-reach, reach + 1, dtype=torch.float32, device=values.device)
+    steps = torch.arange(-reach, reach + 1, dtype=torch.float32)
     kernel = torch.exp(-(steps**2) / (2 * deviation**2))
     kernel = kernel / kernel.sum()
-    ndim = values.ndim - 1
-    convolve = F.conv2d if ndim == 2 else F.conv3d
-    # cuDNN may round what it convolves in float32 to 10 bits (TF32)
-    out = (values if values.is_cpu else values.to(torch.float64))[:, None]
-    kernel = kernel.to(out.dtype)
-    for d in range(ndim):
-        size = [len(kernel) if k == d else 1 for k in range(ndim)]
-        out = convolve(out, kernel.reshape(1, 1, *size), padding=tuple(reach if k == d else 0 for k in range(ndim)))
-    return out[:, 0].to(values.dtype)
+    near = min(reach, n - 1)
+    row = torch.zeros(2 * n - 1)
+    row[n - 1 - near : n + near] = kernel[reach - near : reach + near + 1]
+    return row.unfold(0, n, 1).flip(0)  # row i has its middle at i

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import TypeVar
 
@@ -11,6 +11,7 @@ import torch
 
 from ..machine import cores, keep_freed, settle
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 PIXELS_PER_THREAD = 150_000
@@ -50,6 +51,16 @@ def threads_for(pixels: int) -> Iterator[None]:
     settle()
     with on_threads(max(1, min(torch.get_num_threads(), pixels // PIXELS_PER_THREAD, cores()))):
         yield
+
+
+def side_by_side(run: Callable[[S], T], values: Sequence[S]) -> list[T]:
+    """``run`` of every value, in their order: on the threads that torch may use here, which they share out among themselves."""
+    threads = min(torch.get_num_threads(), cores())
+    workers = min(threads, len(values))
+    if workers < 2:
+        return [run(value) for value in values]
+    with ThreadPoolExecutor(workers, "regframe", torch.set_num_threads, (threads // workers,)) as pool:
+        return list(pool.map(run, values))
 
 
 def run_each(run: Callable[[int], T], indices: Iterable[int], workers: int) -> Iterator[tuple[int, T]]:

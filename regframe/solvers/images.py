@@ -10,7 +10,7 @@ from .. import plugins, verdict
 from ..contracts import Fitted, Known, Solver, Task
 from ..data import Image, PointSet, describe_grid
 from ..fit.pyramid import Recipe
-from ..fit.threads import threads_for
+from ..fit.threads import side_by_side, threads_for
 from ..verdict import CONFIRMED, NO_EVIDENCE, TOGETHER, Finding
 from . import raster, recipes, samples
 from .counts import counting, evened
@@ -108,7 +108,7 @@ class Images(Solver):
 
     def compare(self, task: Task) -> Compared:
         """Both sides prepared, and the metric by which to compare them."""
-        (fixed, one), (moving, other) = map(prepare, _sides(task))
+        (fixed, one), (moving, other) = side_by_side(prepare, _sides(task))
         stained = one.brightfield and other.brightfield
         if task.metric is not None:
             return Compared(fixed, moving, (one, other), task.metric, "as asked for", stained)
@@ -131,7 +131,7 @@ class Images(Solver):
         """
         said = f"a map by {type(pair.metric).name} was doubtful"
         if pair.counted:
-            (fixed, one), (moving, other) = map(prepare, _sides(task))
+            (fixed, one), (moving, other) = side_by_side(prepare, _sides(task))
             why = f"{said} by roots of counts, and is likelier by the counts themselves"
             return Compared(fixed, moving, (one, other), plugins.metric(self.default), why, counted=True)
         why = f"{said}, and is likelier by local correlation, which bears uneven light and stain"

@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from scipy.ndimage import gaussian_filter, map_coordinates
+from scipy.ndimage import gaussian_filter, gaussian_filter1d, map_coordinates
 from torch import Tensor
 
 import regframe as rf
@@ -198,3 +198,15 @@ def test_of_a_small_gain_a_part_of_the_bend_is_taken() -> None:
     whole, half = (fluid.follow(levels, start, [lncc], PRIOR, HOW, share) for share in (1.0, 0.5))
     shifts = [landing(one, start, inner()) - inner() for one in (whole, half)]
     assert float(shifts[1].norm(dim=1).mean() / shifts[0].norm(dim=1).mean()) == pytest.approx(0.5, abs=0.05)
+
+
+@pytest.mark.parametrize("shape", [(40, 31), (3, 90), (12, 9, 20)])
+@pytest.mark.parametrize("deviation", [0.4, 2.0, 9.0])
+def test_smoothing_is_a_gaussian_with_zeros_beyond(shape: tuple[int, ...], deviation: float) -> None:
+    values = torch.randn((2, *shape), generator=torch.Generator().manual_seed(1))
+    reach = math.ceil(3 * deviation)
+    wanted = values.numpy().astype(np.float64)
+    for axis in range(1, values.ndim):
+        wanted = gaussian_filter1d(wanted, deviation, axis=axis, mode="constant", radius=reach)
+    np.testing.assert_allclose(fluid.smoothed(values, deviation).numpy(), wanted, atol=2e-6)
+    assert torch.equal(fluid.smoothed(values, 0.0), values)

@@ -166,3 +166,23 @@ def test_freed_memory_is_kept_for_what_comes_next() -> None:
     assert faults("keep", **dask)[1] < 8_000
     assert faults("keep", MALLOC_TRIM_THRESHOLD_="131072")[0] == "False"
     assert faults("keep", GLIBC_TUNABLES="glibc.malloc.trim_threshold=131072")[0] == "False"
+
+
+def test_two_things_are_done_side_by_side_on_the_threads_that_torch_may_use() -> None:
+    def of(value: int) -> tuple[int, int, str]:
+        return value, torch.get_num_threads(), threading.current_thread().name
+
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        assert [found[:2] for found in threads.side_by_side(of, (3, 1, 2))] == [(3, 1), (1, 1), (2, 1)]
+        torch.set_num_threads(2)
+        found = threads.side_by_side(of, (3, 1))
+        assert [value for value, _, _ in found] == [3, 1]
+        if machine.cores() > 1:
+            assert all(inner == 1 and name.startswith("regframe") for _, inner, name in found)
+        assert torch.get_num_threads() == 2
+        with pytest.raises(ZeroDivisionError):
+            threads.side_by_side(lambda value: 1 // value, (1, 0))
+    finally:
+        torch.set_num_threads(before)
