@@ -118,13 +118,13 @@ def check_extent(image: Image, lost: Tensor | None, side: str) -> None:
     if not found.pixels:
         what = f"one whose pixels that count are all {value}"
     elif found.pixels == 1:
-        what = f"one in which a single pixel differs from {value}, the value of all others"
+        what = f"one in which a single pixel differs from {value}"
     else:
         across = "one pixel" if round(found.width) == 1 else f"{found.width:.0f} pixels"
         what = f"one in which the {found.pixels} pixels that differ from {value} lie in a strip {across} wide"
     raise ValueError(
-        f"wanted a {side} image that shows something at least {SMALLEST} pixels wide and high, got {what}, in which there is "
-        "nothing to align; check the file, level, channel and mask"
+        f"wanted a {side} image that shows something at least {SMALLEST} pixels wide and high, got {what}; nothing there says "
+        "where it belongs: check the file, level, channel and mask"
     )
 
 

@@ -118,7 +118,7 @@ IMAGES = {
     "1 x 1 image": ("a.png", one_pixel, r"1\D+1|pixel"),
     "constant image": ("a.png", constant, "constant|one value|same value"),
     "hardly anything but NaN": ("a.tif", mostly_nan, "NaN in 9"),
-    "one bright pixel": ("a.png", single((20, 31)), "a single pixel differs from 0, 0, 0"),
+    "one bright pixel": ("a.png", single((20, 31)), "a single pixel differs from 0, 0, 0;"),
     "one row": ("a.png", single(*((20, x) for x in range(52))), "the 52 pixels that differ .* a strip one pixel wide"),
     "one column": (
         "a.png",
