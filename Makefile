@@ -38,7 +38,7 @@ $(BIN)/python:
 	  { echo "wanted Python 3.11 or later, got $$($(PYTHON) --version 2>&1); pass PYTHON=python3.12" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 
-# the package, compiled, with what `regframe demo` and `regframe view` need: what is done is said, and pip shows its progress
+# the package, compiled, with what every command of the README needs: what is done is said, and pip shows its progress
 $(RUNTIME): $(SOURCES) | $(BIN)/python
 	@command -v $${CXX:-g++} >/dev/null || { echo "wanted a C++ compiler, found no $${CXX:-g++}; install g++" >&2; exit 2; }
 	@echo "[1/4] tools that build"
@@ -46,7 +46,7 @@ $(RUNTIME): $(SOURCES) | $(BIN)/python
 	@echo "[2/4] torch: 0.2 to 2 GB, minutes on a slow line"
 	@$(PIP) $(TORCH)
 	@echo "[3/4] what regframe reads and draws with, and regframe itself, compiled: about two minutes"
-	@PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) --no-build-isolation -e ".[view]"
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) --no-build-isolation -e ".[view,anndata,itk]"
 	@touch $(RUNTIME)
 
 # all tools of the developers on top

@@ -147,3 +147,16 @@ def test_commands_are_named_as_the_demo_was_called(
     monkeypatch.setattr("sys.argv", [called])
     monkeypatch.setattr("shutil.which", lambda name: str(tmp_path / found) if found else None)
     assert all(line.startswith(f"{wanted} ") for line in next_commands(Path("demo-output/inputs")))
+
+
+NEEDED = {".h5ad": "anndata", ".nrrd": "itk", ".h5": "itk", "view": "view"}
+"""Endings of the words of a command, and the extra that it needs."""
+
+
+def test_make_demo_installs_what_the_commands_of_the_readme_need() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    found = re.search(r"^\$\(RUNTIME\):.*?^\t.* -e \"\.\[([\w,]+)\]\"", makefile, re.MULTILINE | re.DOTALL)
+    assert found is not None
+    words = [word for command in commands("README") for word in command]
+    needed = {extra for end, extra in NEEDED.items() if any(word.endswith(end) for word in words)}
+    assert needed == set(found[1].split(","))

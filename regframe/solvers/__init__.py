@@ -2,9 +2,9 @@
 
 ``raster`` holds what all solvers that compare images share; ``preparation`` finds background, padding, printed marks and ink,
 ``strokes`` lines that were drawn over a picture, ``counts`` pictures that hold few things a pixel, ``unseen`` what holds no
-data; ``plain`` looks first, with numpy alone; ``recipes`` states, for each kind of pair, how its fit differs from the default;
-``far`` brings data near their origin; ``samples`` are small pairs whose maps are known; ``cellwise`` settles densities of the
-same cells on the cells themselves.
+data, ``extent`` how far what a picture shows reaches; ``plain`` looks first, with numpy alone; ``recipes`` states, for each
+kind of pair, how its fit differs from the default; ``far`` brings data near their origin; ``samples`` are small pairs whose
+maps are known; ``cellwise`` settles densities of the same cells on the cells themselves.
 """
 
 from __future__ import annotations

@@ -35,6 +35,7 @@ from ..starts import images, pose
 from ..starts.evidence import Judge
 from ..starts.landmarks import Landmarks
 from ..verdict import Finding, unknown_scale
+from .extent import extent
 from .preparation import Look
 from .unseen import MOSTLY, not_finite
 
@@ -42,8 +43,8 @@ if TYPE_CHECKING:
     from . import cellwise
 
 SMALLEST = 8
-"""Least size of an image, in pixels along the shorter of its two longest axes: 8 pixels are the least that can be halved once
-(`Halvings.at`)."""
+"""Least size of an image, in pixels along the shorter of its two longest axes, and of what it shows along its narrowest
+direction: 8 pixels are the least that can be halved once (`Halvings.at`)."""
 PROBED = 150_000
 """About how many pixels the figures of a map (round trip, areas, explained variance) are computed at: taking more changes no
 digit that is printed."""
@@ -58,7 +59,7 @@ WILD = (1e-30, 1e30)
 
 
 def check_image(image: Image, side: str) -> None:
-    """Refuse an image that holds nothing to align: too small, not finite, constant."""
+    """Refuse an image that holds nothing to align: too small, not finite, constant but for a spot or a thin line."""
     longest = sorted(image.grid.shape)[-2:]
     if min(longest) < SMALLEST:
         raise ValueError(
@@ -70,7 +71,7 @@ def check_image(image: Image, side: str) -> None:
                 else "check that it is the right file and level"
             )
         )
-    data = image.data
+    data, lost = image.data, None
     if data.dtype.is_floating_point:
         infinite = int(torch.isinf(data).sum())
         if infinite:
@@ -101,6 +102,30 @@ def check_image(image: Image, side: str) -> None:
             f"wanted a {side} image with contrast, got a constant one (every pixel {float(flat[0, 0]):g}); "
             "check the file, level and channel"
         )
+    check_extent(image, lost, side)
+
+
+def check_extent(image: Image, lost: Tensor | None, side: str) -> None:
+    """Refuse an image of which nothing but a spot or a thin line differs from the rest, ``lost`` and weight 0 aside."""
+    counts = None if lost is None else ~lost
+    if image.weight is not None:
+        weighed = image.weight > 0
+        counts = weighed if counts is None else counts & weighed
+    found = extent(image.data, counts, SMALLEST)
+    if found is None:
+        return
+    value = ", ".join(f"{value:g}" for value in found.common[:4]) + (", …" if len(found.common) > 4 else "")
+    if not found.pixels:
+        what = f"one whose pixels that count are all {value}"
+    elif found.pixels == 1:
+        what = f"one in which a single pixel differs from {value}"
+    else:
+        across = "one pixel" if round(found.width) == 1 else f"{found.width:.0f} pixels"
+        what = f"one in which the {found.pixels} pixels that differ from {value} lie in a strip {across} wide"
+    raise ValueError(
+        f"wanted a {side} image that shows something at least {SMALLEST} pixels wide and high, got {what}; nothing there says "
+        "where it belongs: check the file, level, channel and mask"
+    )
 
 
 def check_metric(metric: Metric | None) -> None:

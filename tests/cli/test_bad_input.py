@@ -95,6 +95,17 @@ def mostly_nan(path: Path) -> None:
     tifffile.imwrite(path, array)
 
 
+def single(*places: tuple[int, int]) -> Callable[[Path], None]:
+    """Writes a black picture with these pixels white."""
+
+    def write(path: Path) -> None:
+        array = np.zeros((*SIZE, 3), np.uint8)
+        array[tuple(np.transpose(places))] = 255
+        PIL.Image.fromarray(array).save(path)
+
+    return write
+
+
 def empty(path: Path) -> None:
     path.write_bytes(b"")
 
@@ -107,6 +118,18 @@ IMAGES = {
     "1 x 1 image": ("a.png", one_pixel, r"1\D+1|pixel"),
     "constant image": ("a.png", constant, "constant|one value|same value"),
     "hardly anything but NaN": ("a.tif", mostly_nan, "NaN in 9"),
+    "one bright pixel": ("a.png", single((20, 31)), "a single pixel differs from 0, 0, 0;"),
+    "one row": ("a.png", single(*((20, x) for x in range(52))), "the 52 pixels that differ .* a strip one pixel wide"),
+    "one column": (
+        "a.png",
+        single(*((y, 31) for y in range(48))),
+        "the 48 pixels that differ .* a strip one pixel wide",
+    ),
+    "a diagonal": (
+        "a.png",
+        single(*((y, y) for y in range(48))),
+        "the 48 pixels that differ .* a strip one pixel wide",
+    ),
     "inf": ("a.tif", with_value(np.inf), "inf|finite"),
 }
 
